@@ -1,0 +1,55 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OperationKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OPERATION_KIND_UNSPECIFIED: _ClassVar[OperationKind]
+    OPERATION_KIND_CREATE: _ClassVar[OperationKind]
+    OPERATION_KIND_UPDATE: _ClassVar[OperationKind]
+    OPERATION_KIND_DELETE: _ClassVar[OperationKind]
+OPERATION_KIND_UNSPECIFIED: OperationKind
+OPERATION_KIND_CREATE: OperationKind
+OPERATION_KIND_UPDATE: OperationKind
+OPERATION_KIND_DELETE: OperationKind
+
+class TypeUse(_message.Message):
+    __slots__ = ("name", "revision")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    revision: int
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class Operation(_message.Message):
+    __slots__ = ("kind", "type", "key", "row", "null_fields", "default_fields", "complete", "ordinal")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    NULL_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    kind: OperationKind
+    type: int
+    key: bytes
+    row: bytes
+    null_fields: _containers.RepeatedScalarFieldContainer[int]
+    default_fields: _containers.RepeatedScalarFieldContainer[int]
+    complete: bool
+    ordinal: int
+    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., key: _Optional[bytes] = ..., row: _Optional[bytes] = ..., null_fields: _Optional[_Iterable[int]] = ..., default_fields: _Optional[_Iterable[int]] = ..., complete: bool = ..., ordinal: _Optional[int] = ...) -> None: ...
+
+class Payload(_message.Message):
+    __slots__ = ("types", "operations")
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    types: _containers.RepeatedCompositeFieldContainer[TypeUse]
+    operations: _containers.RepeatedCompositeFieldContainer[Operation]
+    def __init__(self, types: _Optional[_Iterable[_Union[TypeUse, _Mapping]]] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...

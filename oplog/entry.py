@@ -1,0 +1,210 @@
+"""The values everything else speaks in: operations, entries, tickets, receipts.
+
+Plain frozen data, no I/O. Must not know SQLAlchemy, Postgres or the wire formats. The one
+hard thing: text that ends up in the log (aggregate names, metadata) is checked here, before
+any SQL, because Postgres refuses NUL and lone surrogates halfway through a transaction.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from oplog.errors import EntryError, InvalidMetadataError
+
+MAX_AGGREGATE_BYTES = 1024
+"""Longest aggregate name, in UTF-8 bytes: it is part of a btree key (limit 2704 bytes)."""
+MAX_METADATA_KEY_BYTES = 128
+MAX_METADATA_VALUE_BYTES = 1024
+MAX_METADATA_VALUES = 256
+"""Most metadata values of one transaction, over all its keys."""
+MAX_ENTRY_BYTES = 16 * 1024 * 1024
+"""Largest entry, in bytes before compression and sealing."""
+
+
+class OpType(enum.IntEnum):
+    """What an operation did to its row. The numbers are the wire format's."""
+
+    CREATE = 1
+    UPDATE = 2
+    DELETE = 3
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """The effect of a transaction on one row.
+
+    `key` maps primary-key columns to values; `fields` holds what was written, by column
+    name: every column for a create, the changed ones for an update (set to NULL is present
+    as None), nothing for a delete. Values are Python's natural ones for the column's
+    Postgres type; a value Python cannot hold (infinite timestamps, dates BC) is a str in
+    Postgres' text form.
+    """
+
+    kind: OpType
+    type_name: str
+    key: Mapping[str, Any]
+    fields: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+
+    @classmethod
+    def create(
+        cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> Operation:
+        """A row that did not exist before. `fields` need not repeat the key."""
+        return cls(OpType.CREATE, type_name, dict(key), {**key, **fields})
+
+    @classmethod
+    def update(
+        cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> Operation:
+        """New values for some columns of an existing row."""
+        return cls(OpType.UPDATE, type_name, dict(key), dict(fields))
+
+    @classmethod
+    def delete(cls, type_name: str, *, key: Mapping[str, Any]) -> Operation:
+        """The row is gone."""
+        return cls(OpType.DELETE, type_name, dict(key), _NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """All operations of one transaction on one aggregate, before it is stored."""
+
+    aggregate: str
+    operations: tuple[Operation, ...] = field(default=())
+
+    def __init__(self, aggregate: str, operations: Iterable[Operation]) -> None:
+        object.__setattr__(self, "aggregate", check_aggregate_name(aggregate))
+        object.__setattr__(self, "operations", tuple(operations))
+        if not self.operations:
+            raise EntryError(
+                f"entry for aggregate {aggregate!r} holds no operation",
+                hint="append an entry only when something changed",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """An aggregate's version as read at one moment; version 0 means never written."""
+
+    aggregate: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof of one stored entry; keep it to ask for the outcome of a lost COMMIT."""
+
+    entry_id: UUID
+    aggregate: str
+    version: int
+    entry_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEntry:
+    """An entry as read back.
+
+    `position` is causal and has gaps; `sequence` is contiguous and None until the entry is
+    archived. `metadata` maps keys to lists of values. `recorded_at` is the database's clock
+    when the entry was written, shortly before COMMIT; never order by it.
+    """
+
+    position: int
+    sequence: int | None
+    aggregate: str
+    version: int
+    operations: tuple[Operation, ...]
+    metadata: Mapping[str, list[str]]
+    transaction_id: int
+    transaction_position: int
+    entry_id: UUID
+    entry_hash: bytes
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step in the history of a row; `fields` as in `Operation`."""
+
+    position: int
+    kind: OpType
+    fields: Mapping[str, Any]
+    metadata: Mapping[str, list[str]]
+    recorded_at: datetime
+
+
+def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
+    """UTF-8 bytes of `text`, or `error` if Postgres could not store it as text."""
+    if not isinstance(text, str):
+        raise error(
+            f"{what} is a {type(text).__name__}, not a str",
+            hint="convert it with str() and say in the key what it is",
+        )
+    if "\x00" in text:
+        raise error(
+            f"{what} holds a NUL character: {text!r:.80}",
+            hint="Postgres text cannot hold NUL; remove or encode it",
+        )
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as cause:
+        raise error(
+            f"{what} holds a lone surrogate at character {cause.start}",
+            hint="the text was decoded with errors='surrogateescape'; decode it properly",
+        ) from cause
+
+
+def check_aggregate_name(name: str) -> str:
+    """`name`, if it can name an aggregate; else `EntryError`."""
+    data = check_text(name, "aggregate name", EntryError)
+    if not data:
+        raise EntryError(
+            "the aggregate name is empty",
+            hint="name the group of rows that change together, such as 'account/42'",
+        )
+    if len(data) > MAX_AGGREGATE_BYTES:
+        raise EntryError(
+            f"aggregate name of {len(data)} bytes is over {MAX_AGGREGATE_BYTES}: {name[:60]!r}…",
+            hint="declare a shorter template for this table in aggregates={...}",
+        )
+    return name
+
+
+def check_metadata(key: str, value: object) -> list[str]:
+    """The list of values for `key`, each checked; else `InvalidMetadataError`."""
+    key_bytes = check_text(key, "metadata key", InvalidMetadataError)
+    if not 0 < len(key_bytes) <= MAX_METADATA_KEY_BYTES:
+        raise InvalidMetadataError(
+            f"metadata key of {len(key_bytes)} bytes: {key[:60]!r}",
+            hint=f"use 1 to {MAX_METADATA_KEY_BYTES} bytes",
+        )
+    if isinstance(value, str):
+        values = [value]
+    elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)):
+        values = list(value)
+    else:
+        raise InvalidMetadataError(
+            f"metadata {key!r} is a {type(value).__name__}",
+            hint="give a str or a list of str",
+        )
+    if not values:
+        raise InvalidMetadataError(
+            f"metadata {key!r} has no value", hint="leave the key out, or give it a value"
+        )
+    for item in values:
+        data = check_text(item, f"metadata {key!r}", InvalidMetadataError)
+        if len(data) > MAX_METADATA_VALUE_BYTES:
+            raise InvalidMetadataError(
+                f"metadata {key!r} has a value of {len(data)} bytes",
+                hint=f"at most {MAX_METADATA_VALUE_BYTES} bytes; put long text in a table",
+            )
+    return values

@@ -1,0 +1,264 @@
+"""Every error the library raises, in one tree under `OplogError`.
+
+Holds names, exit codes and whether a retry can help. Must not know the database, the
+session or the wire formats: any module may raise from here. The hard part is honesty:
+`retryable` means "the same work, run again from its start, may succeed", nothing weaker.
+
+Database errors that users know (`IntegrityError`, `OperationalError`, ...) are not
+wrapped; they pass through unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OplogError(Exception):
+    """Root of the tree.
+
+    `hint` says what to do about it; `retryable` whether re-running the work may help;
+    `exit_code` is what the command line returns for it (DESIGN: 1 failed, 2 usage,
+    3 differences or corruption, 10 schema version, 11 lease, 12 key, 13 store).
+    """
+
+    retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n  hint: {self.hint}" if self.hint else message
+
+
+# -- configuration ----------------------------------------------------------------------
+
+
+class ConfigurationError(OplogError):
+    """The log was set up or called in a way that cannot work."""
+
+    exit_code = 2
+
+
+class UnknownTypeError(ConfigurationError):
+    """A type name or a mapped class that the catalog does not know."""
+
+    exit_code = 1
+
+
+class NotCapturableError(ConfigurationError):
+    """A table, column or statement whose effect cannot be recorded exactly; it was refused."""
+
+    exit_code = 1
+
+
+class UnloggedWriteError(ConfigurationError):
+    """Tracked rows changed without an entry."""
+
+    exit_code = 1
+
+
+class SchemaVersionError(ConfigurationError):
+    """The log's tables are missing, or older or newer than this library expects."""
+
+    exit_code = 10
+
+
+# -- conflicts --------------------------------------------------------------------------
+
+
+class ConflictError(OplogError):
+    """Somebody else was there first."""
+
+
+class TicketConflictError(ConflictError):
+    """The aggregate changed after its ticket was taken; nothing was written."""
+
+    retryable = True
+
+
+class IdempotencyConflictError(ConflictError):
+    """The idempotency key was already used for a different request."""
+
+
+# -- commit -----------------------------------------------------------------------------
+
+
+class CommitError(OplogError):
+    """The outcome of a COMMIT is not what the application was about to believe."""
+
+
+class CommitOutcomeUnknownError(CommitError):
+    """The answer to COMMIT was lost; the transaction may or may not have happened."""
+
+
+class CommitWouldRollBackError(CommitError):
+    """A failed statement was swallowed: COMMIT would silently have rolled everything back."""
+
+
+# -- entries ----------------------------------------------------------------------------
+
+
+class EntryError(OplogError):
+    """An entry that cannot be built, stored or read."""
+
+
+class InvalidMetadataError(EntryError):
+    """Metadata that cannot be stored: NUL, lone surrogate, empty or over-long key or value."""
+
+
+class EntryTooLargeError(EntryError):
+    """The entry is over the size limit; split the transaction."""
+
+
+class DecodeError(EntryError):
+    """Stored bytes that are not what this library writes."""
+
+    exit_code = 3
+
+
+class UpcastError(EntryError):
+    """A step between two revisions of a type is missing or failed."""
+
+
+class SealError(EntryError):
+    """The sealed bytes were altered, moved to another entry, or cut short."""
+
+    exit_code = 3
+
+
+class WrongKeyError(SealError):
+    """The key with this id is not the key the entry was sealed with."""
+
+    exit_code = 12
+
+
+class KeyUnavailableError(SealError):
+    """The keyring has no key with this id."""
+
+    exit_code = 12
+
+
+class ChainBrokenError(EntryError):
+    """An aggregate's versions have a gap, or its hash chain does not link."""
+
+    exit_code = 3
+
+
+# -- replay -----------------------------------------------------------------------------
+
+
+class ReplayError(OplogError):
+    """The log could not be turned back into tables."""
+
+
+class SchemaDriftError(ReplayError):
+    """The live tables no longer have the shape that the log describes."""
+
+
+class VerificationError(ReplayError):
+    """Live tables and log differ."""
+
+    exit_code = 3
+
+
+class CaptureMismatchError(ReplayError):
+    """What was about to be logged is not what the database stored (strict mode)."""
+
+    exit_code = 3
+
+
+# -- archive ----------------------------------------------------------------------------
+
+
+class ArchiveError(OplogError):
+    """Something is wrong with the archive in the object store."""
+
+
+class StoreUnavailableError(ArchiveError):
+    """The object store did not answer in time."""
+
+    retryable = True
+    exit_code = 13
+
+
+class ManifestInvalidError(ArchiveError):
+    """A head or a snapshot manifest contradicts itself or what it names."""
+
+    exit_code = 3
+
+
+class SegmentCorruptError(ArchiveError):
+    """A segment's bytes do not match its name."""
+
+    exit_code = 3
+
+
+class SegmentMissingError(ArchiveError):
+    """An object that a head refers to is not there."""
+
+    exit_code = 3
+
+
+class LeaseLostError(ArchiveError):
+    """Another worker has taken over."""
+
+    exit_code = 11
+
+
+class LogForkedError(ArchiveError):
+    """The database no longer holds commits that were already published."""
+
+    exit_code = 3
+
+
+class ObjectConflictError(ArchiveError):
+    """An object with this name exists and holds other bytes."""
+
+    exit_code = 3
+
+
+class HeadRolledBackError(ArchiveError):
+    """The newest head is older than one already seen."""
+
+    exit_code = 3
+
+
+__all__ = [
+    "ArchiveError",
+    "CaptureMismatchError",
+    "ChainBrokenError",
+    "CommitError",
+    "CommitOutcomeUnknownError",
+    "CommitWouldRollBackError",
+    "ConfigurationError",
+    "ConflictError",
+    "DecodeError",
+    "EntryError",
+    "EntryTooLargeError",
+    "HeadRolledBackError",
+    "IdempotencyConflictError",
+    "InvalidMetadataError",
+    "KeyUnavailableError",
+    "LeaseLostError",
+    "LogForkedError",
+    "ManifestInvalidError",
+    "NotCapturableError",
+    "ObjectConflictError",
+    "OplogError",
+    "ReplayError",
+    "SchemaDriftError",
+    "SchemaVersionError",
+    "SealError",
+    "SegmentCorruptError",
+    "SegmentMissingError",
+    "StoreUnavailableError",
+    "TicketConflictError",
+    "UnknownTypeError",
+    "UnloggedWriteError",
+    "UpcastError",
+    "VerificationError",
+    "WrongKeyError",
+]

@@ -1,0 +1,50 @@
+"""What the library says about itself while it works.
+
+Frozen facts handed to the callable given as `Oplog(on_event=...)`: operators count them,
+tests stop or kill the process at them. They carry ids, counts, bytes and seconds, never the
+contents of rows. The callable runs inside the transaction: it must be quick and must not
+touch the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesDrafted:
+    """The rows are flushed and the entries are built; nothing of the log is sent yet."""
+
+    entries: int
+    operations: int
+    sealed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesAppended:
+    """Tickets are redeemed and entries are written; durable once COMMIT has returned.
+
+    `committed` says that COMMIT went out with them and has returned.
+    """
+
+    entry_ids: tuple[UUID, ...]
+    committed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRetried:
+    """`run` starts the work again after a conflict."""
+
+    attempt: int
+    pause_seconds: float
+    reason: str
+
+
+Event = EntriesDrafted | EntriesAppended | WorkRetried
+EventSink = Callable[[Event], None]
+
+
+def ignore_event(event: Event) -> None:
+    """The sink of whoever did not ask."""
