@@ -1,0 +1,371 @@
+"""Which tables are logged, under which names, grouped how, and which columns never are.
+
+Holds what the application declares. Must not know a connection: what the database really
+has is compared later, by `binding`. The hard thing is saying no early: a table or column
+that cannot be logged exactly is refused by name before the first write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+import sqlalchemy as sa
+from google.protobuf import descriptor, message
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError, NoInspectionAvailable
+from sqlalchemy.orm import DeclarativeBase, Mapper
+
+from oplog.errors import ConfigurationError, NotCapturableError, UnknownTypeError
+from oplog.value import Kind, declared_kind
+
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+Step = Callable[[dict[str, Any]], dict[str, Any]]
+"""A pure function from one revision's columns to the next or previous one's."""
+
+_FIELD = descriptor.FieldDescriptor
+_SMALL_INTS = (_FIELD.CPPTYPE_INT32, _FIELD.CPPTYPE_INT64)
+_MESSAGE_KINDS: Mapping[Kind, tuple[int, ...]] = {
+    Kind.BOOL: (_FIELD.TYPE_BOOL,),
+    Kind.FLOAT4: (_FIELD.TYPE_FLOAT, _FIELD.TYPE_DOUBLE),
+    Kind.FLOAT8: (_FIELD.TYPE_DOUBLE,),
+    Kind.BYTES: (_FIELD.TYPE_BYTES,),
+    Kind.TEXT: (_FIELD.TYPE_STRING,),
+}
+
+
+class AggregateTemplate:
+    """A name with column names in braces, such as `order/{order_id}`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            parsed = list(Formatter().parse(text))
+        except ValueError as cause:
+            raise ConfigurationError(
+                f"aggregate template {text!r} cannot be read: {cause}",
+                hint="write column names in braces, such as 'order/{order_id}'",
+            ) from cause
+        self._pieces: list[tuple[str, str | None]] = []
+        for literal, name, spec, conversion in parsed:
+            if name is not None and (spec or conversion or not name):
+                raise ConfigurationError(
+                    f"aggregate template {text!r} has more than a column name in braces",
+                    hint="write plain column names, such as 'order/{order_id}'",
+                )
+            self._pieces.append((literal, name))
+        self.columns = tuple(name for _, name in self._pieces if name is not None)
+
+    def render(self, texts: Mapping[str, str | None]) -> str:
+        """The aggregate's name for a row; `texts` are column values in Postgres' text form."""
+        out = []
+        for literal, name in self._pieces:
+            out.append(literal)
+            if name is not None:
+                text = texts[name]
+                out.append("null" if text is None else text)
+        return "".join(out)
+
+
+@dataclass(frozen=True)
+class DeclaredType:
+    """A table that the application wants logged."""
+
+    type_name: str
+    table: sa.Table
+    template: AggregateTemplate
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    message_class: type[message.Message] | None = None
+    revision: int | None = None
+
+    def list_columns(self) -> list[sa.Column[Any]]:
+        """The logged columns: neither excluded nor computed by the database."""
+        return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
+
+    def find_kind(self, column: sa.Column[Any]) -> Kind:
+        """How the model's type travels; `NotCapturableError` if it has no SQL type."""
+        try:
+            sql_type = column.type.compile(dialect=_DIALECT)
+        except CompileError as cause:
+            raise NotCapturableError(
+                f"column {self.table.fullname}.{column.name} has no SQL type: {cause}",
+                hint="give the column a type, or list it in exclude={...} with the reason",
+            ) from cause
+        try:
+            return declared_kind(sql_type)
+        except NotCapturableError as cause:
+            raise NotCapturableError(
+                f"column {self.table.fullname}.{column.name}: {cause.args[0]}",
+                hint=cause.hint or "list it in exclude={...} with the reason",
+            ) from cause
+
+
+class TypeCatalog:
+    """Type name ↔ table, message, revision, aggregate. One per application."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, DeclaredType] = {}
+        self._by_table: dict[sa.Table, DeclaredType] = {}
+        self._untracked: dict[str, str] = {}
+        self._steps: dict[tuple[str, int, int], Step] = {}
+
+    @classmethod
+    def from_models(
+        cls,
+        models: type[DeclarativeBase] | sa.MetaData,
+        *,
+        aggregates: Mapping[str, str] | None = None,
+        untracked: Mapping[str, str] | None = None,
+        exclude: Mapping[str, str] | None = None,
+    ) -> TypeCatalog:
+        """Every table of `models`, under its own name, unless listed in `untracked`.
+
+        `aggregates` maps table names to templates (default `<table>/<primary key joined by
+        />`; a constant groups the whole table), `untracked` table names and `exclude`
+        `table.column` names to the reason. Raises `ConfigurationError` for names that are
+        not in the models and `NotCapturableError` for a column without an exact form.
+        """
+        metadata = models if isinstance(models, sa.MetaData) else models.metadata
+        catalog = cls()
+        tables = {table.fullname: table for table in metadata.tables.values()}
+        untracked, aggregates = dict(untracked or {}), dict(aggregates or {})
+        _check_names("untracked", untracked, tables)
+        _check_names("aggregates", aggregates, tables)
+        excluded = _split_excluded(exclude or {}, tables)
+        catalog._untracked = untracked
+        for name, table in tables.items():
+            if name not in untracked:
+                catalog._add(_declare(name, table, aggregates.get(name), excluded.get(name, {})))
+        return catalog
+
+    def register(
+        self,
+        type_name: str,
+        model: type[Any] | sa.Table,
+        *,
+        message: type[message.Message],
+        revision: int = 1,
+        aggregate: str | None = None,
+        exclude: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log the table of `model` under `type_name` with a compiled protobuf message.
+
+        Takes the place of what `from_models` derived for the same table. Raises
+        `NotCapturableError` for a class that is not mapped to one table, and
+        `ConfigurationError` when a logged column has no field or one it does not fit.
+        """
+        table = model if isinstance(model, sa.Table) else _find_local_table(model)
+        if revision < 1:
+            raise ConfigurationError(
+                f"type {type_name!r} has revision {revision}", hint="count revisions from 1"
+            )
+        before = self._by_table.get(table)
+        excluded = dict(exclude or {})
+        if before is not None:
+            del self._types[before.type_name]
+            excluded = {**before.excluded, **excluded}
+            aggregate = aggregate or before.template.text
+        if type_name in self._types:
+            raise ConfigurationError(
+                f"type name {type_name!r} is taken by table "
+                f"{self._types[type_name].table.fullname}",
+                hint="type names are public and for ever: choose another",
+            )
+        for name in excluded:
+            _check_excluded(table, name)
+        declared = _declare(type_name, table, aggregate, excluded, message, revision)
+        _check_message(declared, message)
+        self._add(declared)
+
+    def upcast(self, type_name: str, *, from_revision: int, step: Step) -> None:
+        """Read entries of `from_revision` as the next revision, through `step`."""
+        self._steps[type_name, from_revision, from_revision + 1] = step
+
+    def downcast(self, type_name: str, *, to_revision: int, step: Step) -> None:
+        """Read entries of the revision after `to_revision` as `to_revision`, through `step`."""
+        self._steps[type_name, to_revision + 1, to_revision] = step
+
+    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
+        """The declared step between two neighbouring revisions, or None."""
+        return self._steps.get((type_name, from_revision, to_revision))
+
+    @property
+    def types(self) -> Mapping[str, DeclaredType]:
+        """Declared types by name."""
+        return self._types
+
+    @property
+    def untracked(self) -> Mapping[str, str]:
+        """Tables that are not logged, with the reason."""
+        return self._untracked
+
+    def find_table(self, table: Any) -> DeclaredType | None:
+        """The type of a table, or None if it is not logged."""
+        return self._by_table.get(table)
+
+    def find_types(self, model: Any) -> list[DeclaredType]:
+        """The types that hold a mapped class's rows (several for joined inheritance).
+
+        Also takes a `Table` or a type name. `UnknownTypeError` if none is logged.
+        """
+        if isinstance(model, str):
+            found = [self._types[model]] if model in self._types else []
+        elif isinstance(model, sa.Table):
+            found = [t for t in [self._by_table.get(model)] if t]
+        else:
+            found = [t for table in _list_tables(model) if (t := self._by_table.get(table))]
+        if not found:
+            raise UnknownTypeError(
+                f"{getattr(model, '__name__', model)!r} is not a type of this log",
+                hint=f"the catalog has {', '.join(sorted(self._types)) or 'no types'}",
+            )
+        return found
+
+    def check_keys(self) -> None:
+        """Raise `NotCapturableError` for a table whose rows cannot be told apart."""
+        unkeyed = sorted(t.table.fullname for t in self._types.values() if not t.table.primary_key)
+        if unkeyed:
+            raise NotCapturableError(
+                f"no primary key: {', '.join(unkeyed)}",
+                hint="declare one (for an association table primary_key=True on both columns), "
+                'or list the table in untracked={...: "reason"}',
+            )
+
+    def _add(self, declared: DeclaredType) -> None:
+        self._types[declared.type_name] = declared
+        self._by_table[declared.table] = declared
+
+
+def _declare(
+    type_name: str,
+    table: sa.Table,
+    aggregate: str | None,
+    excluded: Mapping[str, str],
+    message_class: type[message.Message] | None = None,
+    revision: int | None = None,
+) -> DeclaredType:
+    if aggregate is None:
+        escaped = table.fullname.replace("{", "{{").replace("}", "}}")
+        keys = "/".join(f"{{{column.name}}}" for column in table.primary_key)
+        aggregate = f"{escaped}/{keys}"
+    template = AggregateTemplate(aggregate)
+    names = {column.name for column in table.columns}
+    for name in template.columns:
+        if name not in names or name in excluded:
+            raise ConfigurationError(
+                f"aggregate template {aggregate!r} names column {name!r}, which table "
+                f"{table.fullname} does not {'log' if name in names else 'have'}",
+                hint=f"its columns are {', '.join(sorted(names))}",
+            )
+    declared = DeclaredType(type_name, table, template, dict(excluded), message_class, revision)
+    for column in declared.list_columns():
+        declared.find_kind(column)
+    return declared
+
+
+def _check_names(what: str, given: Iterable[str], tables: Mapping[str, sa.Table]) -> None:
+    unknown = sorted(set(given) - set(tables))
+    if unknown:
+        raise ConfigurationError(
+            f"{what} names {', '.join(unknown)}, not a table of the models",
+            hint=f"the tables are {', '.join(sorted(tables))}",
+        )
+
+
+def _split_excluded(
+    exclude: Mapping[str, str], tables: Mapping[str, sa.Table]
+) -> dict[str, dict[str, str]]:
+    split: dict[str, dict[str, str]] = {}
+    for path, reason in exclude.items():
+        table, _, column = path.rpartition(".")
+        if table not in tables:
+            raise ConfigurationError(
+                f"exclude names {path!r}, and {table!r} is not a table of the models",
+                hint="write 'table.column'",
+            )
+        _check_excluded(tables[table], column)
+        split.setdefault(table, {})[column] = reason
+    return split
+
+
+def _check_excluded(table: sa.Table, column: str) -> None:
+    names = {c.name for c in table.columns}
+    if column not in names:
+        raise ConfigurationError(
+            f"exclude names {table.fullname}.{column}, and the table has no such column",
+            hint=f"its columns are {', '.join(sorted(names))}",
+        )
+    if column in {c.name for c in table.primary_key}:
+        raise ConfigurationError(
+            f"exclude names {table.fullname}.{column}, which is in the primary key",
+            hint="without its key a row cannot be found again; leave the table untracked instead",
+        )
+
+
+def _find_local_table(model: Any) -> sa.Table:
+    mapper = _inspect(model)
+    if not isinstance(mapper.local_table, sa.Table):
+        raise NotCapturableError(
+            f"{model.__name__} is mapped to {type(mapper.local_table).__name__}, not to a table",
+            hint="register the class of each table apart",
+        )
+    return mapper.local_table
+
+
+def _list_tables(model: Any) -> list[Any]:
+    return list(_inspect(model).tables)
+
+
+def _inspect(model: Any) -> Mapper[Any]:
+    try:
+        found = sa.inspect(model)
+    except NoInspectionAvailable:
+        found = None
+    if not isinstance(found, Mapper):
+        raise NotCapturableError(
+            f"{getattr(model, '__name__', model)!r} is not a mapped class",
+            hint="map it with SQLAlchemy's ORM, or give its Table",
+        )
+    return found
+
+
+def _check_message(declared: DeclaredType, message_class: type[message.Message]) -> None:
+    fields = {f.name: f for f in message_class.DESCRIPTOR.fields}
+    for column in declared.list_columns():
+        path = f"{declared.table.fullname}.{column.name}"
+        found = fields.get(column.name)
+        if found is None:
+            raise ConfigurationError(
+                f"message {message_class.DESCRIPTOR.full_name} has no field for column {path}",
+                hint="add the field, or list the column in exclude={...} with the reason",
+            )
+        kind = declared.find_kind(column)
+        if not _fits(kind, found, column):
+            raise NotCapturableError(
+                f"field {message_class.DESCRIPTOR.full_name}.{found.name} cannot hold every "
+                f"value of column {path}",
+                hint=f"declare it as {_suggest(kind)}",
+            )
+
+
+def _fits(kind: Kind, found: Any, column: sa.Column[Any]) -> bool:
+    if found.is_repeated:
+        return False
+    if kind is Kind.INT:
+        wide = isinstance(column.type, sa.BigInteger)
+        return found.cpp_type in (_SMALL_INTS[1:] if wide else _SMALL_INTS)
+    return found.type in _MESSAGE_KINDS[kind]
+
+
+def _suggest(kind: Kind) -> str:
+    return {
+        Kind.BOOL: "bool",
+        Kind.INT: "sint64",
+        Kind.FLOAT4: "float",
+        Kind.FLOAT8: "double",
+        Kind.BYTES: "bytes",
+        Kind.TEXT: "string (Postgres' text form)",
+    }[kind]

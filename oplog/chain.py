@@ -1,0 +1,138 @@
+r"""Hashes of entries: what makes an altered, moved or missing entry show.
+
+Pure, over stored bytes only; needs no keys, so whoever may not read entries can still check
+them. Must not know the database or the types. The hard thing is that `hash_entry` is also
+computed in SQL, where the ticket is locked, and both must agree to the byte:
+
+    sha256('oplog/v1/entry\0' || prev_hash || int8send(version)
+           || timestamptz_send(recorded_at) || body_hash)
+
+Every hash starts with a label of its own, so that no input of one is an input of another;
+what has no fixed length is preceded by its length, in 4 bytes, big endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import NoReturn
+from uuid import UUID
+
+from oplog.entry import check_text
+from oplog.errors import DecodeError, EntryError
+
+HASH_BYTES = 32
+"""Length of every hash here, in bytes."""
+ZERO_HASH = bytes(HASH_BYTES)
+"""What the first entry of an aggregate has as its `prev_hash`."""
+
+_BODY_LABEL = b"oplog/v1/body\0"
+_ENTRY_LABEL = b"oplog/v1/entry\0"
+_METADATA_LABEL = b"oplog/v1/metadata\0"
+_LENGTH = struct.Struct(">I")
+_BODY_START = struct.Struct(">I16s")
+_ENTRY_NUMBERS = struct.Struct(">qq")
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+"""Where Postgres counts timestamps from."""
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def hash_metadata(pairs: Sequence[tuple[str, str]]) -> bytes:
+    """Hash of a transaction's metadata, as (key, value) pairs in stored order.
+
+    Another order is another hash: values of one key keep theirs. Raises `EntryError` for
+    text that Postgres could not have stored.
+    """
+    parts = [_METADATA_LABEL, _LENGTH.pack(len(pairs))]
+    for pair in pairs:
+        for text in pair:
+            data = check_text(text, "metadata", EntryError)
+            parts += (_LENGTH.pack(len(data)), data)
+    return sha256(b"".join(parts)).digest()
+
+
+def hash_body(
+    *,
+    format: int,
+    entry_id: UUID,
+    aggregate: str,
+    key_id: str,
+    metadata_hash: bytes,
+    transaction_size: int,
+    idempotency_key: str | None,
+    data: bytes,
+) -> bytes:
+    """Hash of all of an entry that is known before its ticket is locked.
+
+    `data` are the bytes as stored, `transaction_size` is how many entries the transaction
+    has. No idempotency key and an empty one differ. Raises `EntryError` for text that
+    Postgres could not have stored, `DecodeError` for a number or hash of a wrong size.
+    """
+    if len(metadata_hash) != HASH_BYTES:
+        _refuse_length("metadata_hash", metadata_hash)
+    name = check_text(aggregate, "aggregate name", EntryError)
+    key_name = check_text(key_id, "key id", EntryError)
+    try:
+        head = [
+            _BODY_LABEL,
+            _BODY_START.pack(format, entry_id.bytes),
+            _LENGTH.pack(len(name)),
+            name,
+            _LENGTH.pack(len(key_name)),
+            key_name,
+            metadata_hash,
+            _LENGTH.pack(transaction_size),
+        ]
+    except struct.error as cause:
+        raise _out_of_range(f"format {format}, transaction size {transaction_size}") from cause
+    if idempotency_key is None:
+        head.append(b"\0")
+    else:
+        request = check_text(idempotency_key, "idempotency key", EntryError)
+        head += (b"\1", _LENGTH.pack(len(request)), request)
+    head.append(_LENGTH.pack(len(data)))
+    digest = sha256(b"".join(head))
+    digest.update(data)  # apart, so that 16 MiB are not copied first
+    return digest.digest()
+
+
+def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_hash: bytes) -> bytes:
+    """Hash of an entry in its aggregate's chain: the next entry's `prev_hash`.
+
+    `recorded_at` is aware, to the microsecond, as Postgres stores it. Raises `EntryError`
+    for a naive one, `DecodeError` for a number or hash of a wrong size.
+    """
+    if len(prev_hash) != HASH_BYTES:
+        _refuse_length("prev_hash", prev_hash)
+    if len(body_hash) != HASH_BYTES:
+        _refuse_length("body_hash", body_hash)
+    if recorded_at.utcoffset() is None:
+        raise EntryError(
+            f"recorded_at {recorded_at.isoformat()} has no time zone",
+            hint="read it as timestamptz; guessing a zone would change the hash",
+        )
+    # Whole microseconds: a float of seconds rounds the last one differently from Postgres.
+    microseconds = (recorded_at - _EPOCH) // _MICROSECOND
+    try:
+        numbers = _ENTRY_NUMBERS.pack(version, microseconds)
+    except struct.error as cause:
+        raise _out_of_range(f"version {version}") from cause
+    return sha256(b"".join((_ENTRY_LABEL, prev_hash, numbers, body_hash))).digest()
+
+
+def _refuse_length(name: str, value: bytes) -> NoReturn:
+    # Fixed-length parts carry no length in front; another length would be ambiguous.
+    raise DecodeError(
+        f"{name} has {len(value)} bytes; a hash has {HASH_BYTES}",
+        hint="the stored row is damaged; restore it from the archive or a backup",
+    )
+
+
+def _out_of_range(what: str) -> DecodeError:
+    return DecodeError(
+        f"{what}: out of the range of its column",
+        hint="the stored row is damaged; restore it from the archive or a backup",
+    )

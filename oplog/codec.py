@@ -1,0 +1,304 @@
+"""Row effects to payload bytes and back.
+
+Pure. `Effect` is an operation in wire values, which replay turns into SQL text without a
+detour through Python objects; `Operation` is the same for people. Must not know sealing or
+the database. The hard thing is absence: a column set to NULL, a column set to its type's
+default and a column not written must stay three different things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Protocol
+
+from google.protobuf import message
+
+from oplog._proto.oplog.v1 import entry_pb2
+from oplog.entry import MAX_ENTRY_BYTES, Operation, OpType
+from oplog.errors import DecodeError, EntryError, EntryTooLargeError, UnknownTypeError
+from oplog.shape import Column, Shape
+from oplog.value import UNSURE, Wire
+
+_KINDS = {kind.value: kind for kind in OpType}
+
+
+@dataclass(slots=True)
+class Effect:
+    """What a transaction did to one row, in wire values (None is NULL).
+
+    `key` is the primary key before the operation, in `shape.key_columns` order. `values`
+    maps written columns to wire values; `complete` says that they are all logged columns.
+    """
+
+    kind: OpType
+    shape: Shape
+    key: tuple[Wire | None, ...]
+    values: Mapping[str, Wire | None]
+    complete: bool
+    ordinal: int
+
+
+class TypeLookup(Protocol):
+    """Where decoding finds the shape an entry was written with."""
+
+    def find_shape(self, type_name: str, revision: int) -> Shape:
+        """The stored shape; `UnknownTypeError` if the log does not know it."""
+        ...
+
+
+class RowCodec:
+    """Encodes and decodes rows of one shape; the per-shape work is done once."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self._build: Callable[..., message.Message] = shape.message_class
+        self._parse = shape.message_class.FromString  # type: ignore[attr-defined]
+        self._fields = {c.name: (c.field, c.number) for c in shape.columns}
+        descriptor = shape.message_class.DESCRIPTOR  # type: ignore[attr-defined]
+        presence = {f.number: f.has_presence for f in descriptor.fields}
+        self._tracked = all(presence[c.number] for c in shape.columns)
+        self._without_presence = tuple(c for c in shape.columns if not presence[c.number])
+        getter = attrgetter(*(c.field for c in shape.columns))
+        single = len(shape.columns) == 1
+        self._read_all: Callable[[Any], tuple[Any, ...]] = (
+            (lambda row: (getter(row),)) if single else getter
+        )
+        self._place = {c.number: n for n, c in enumerate(shape.columns)}
+
+    def encode_row(self, values: Mapping[str, Wire | None]) -> tuple[bytes, list[int], list[int]]:
+        """Message bytes, numbers of NULL fields, numbers of defaults not on the wire."""
+        present: dict[str, Wire] = {}
+        nulls: list[int] = []
+        for name, value in values.items():
+            field, number = self._fields[name]
+            if value is None:
+                nulls.append(number)
+            else:
+                present[field] = value
+        try:
+            row = self._build(**present).SerializeToString()
+        except (TypeError, ValueError) as cause:
+            raise EntryError(
+                f"a value of type {self.shape.type_name!r} does not fit its message: {cause}",
+                hint="widen the field in the .proto file and register a new revision",
+            ) from cause
+        defaults = (
+            []
+            if self._tracked
+            else [
+                c.number
+                for c in self._without_presence
+                if c.field in present and not present[c.field]
+            ]
+        )
+        return row, nulls, defaults
+
+    def decode_row(
+        self, row: bytes, nulls: Sequence[int], *, defaults: Sequence[int], complete: bool
+    ) -> dict[str, Wire | None]:
+        """Written columns by name; the inverse of `encode_row`."""
+        try:
+            parsed = self._parse(row)
+        except message.DecodeError as cause:
+            raise DecodeError(
+                f"a row of type {self.shape.type_name!r} cannot be parsed",
+                hint="the stored type does not match the bytes; run verify",
+            ) from cause
+        if complete:
+            values = list(self._read_all(parsed))
+            for number in nulls:
+                values[self._find_place(number)] = None
+            return dict(zip(self.shape.names, values, strict=True))
+        written: dict[str, Wire | None] = {}
+        for descriptor, value in parsed.ListFields():
+            written[self._find_column(descriptor.number).name] = value
+        for number in defaults:
+            column = self._find_column(number)
+            written[column.name] = getattr(parsed, column.field)
+        for number in nulls:
+            written[self._find_column(number).name] = None
+        return written
+
+    def _find_place(self, number: int) -> int:
+        place = self._place.get(number)
+        if place is None:
+            raise _unknown_field(self.shape, number)
+        return place
+
+    def _find_column(self, number: int) -> Column:
+        column = self.shape.by_number.get(number)
+        if column is None:
+            raise _unknown_field(self.shape, number)
+        return column
+
+
+class PayloadCodec:
+    """Encodes and decodes whole entries; keeps one `RowCodec` for each shape it met."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, int], RowCodec] = {}
+
+    def find_row_codec(self, shape: Shape) -> RowCodec:
+        """The codec of this shape, built at first use."""
+        key = (shape.type_name, shape.revision)
+        found = self._rows.get(key)
+        if found is None or found.shape is not shape:
+            found = self._rows[key] = RowCodec(shape)
+        return found
+
+    def encode(self, effects: Iterable[Effect], *, aggregate: str) -> bytes:
+        """Payload bytes; `EntryTooLargeError` over the cap, before anything is sealed."""
+        payload = entry_pb2.Payload()
+        uses: dict[int, int] = {}
+        append = payload.operations.append
+        for effect in effects:
+            shape = effect.shape
+            use = uses.get(id(shape))
+            if use is None:
+                use = uses[id(shape)] = len(uses)
+                payload.types.add(name=shape.type_name, revision=shape.revision)
+            append(self._encode_operation(effect, use))
+        data = payload.SerializeToString()
+        if len(data) > MAX_ENTRY_BYTES:
+            raise EntryTooLargeError(
+                f"entry for aggregate {aggregate!r} has {len(data)} bytes, "
+                f"the limit is {MAX_ENTRY_BYTES}",
+                hint="write fewer rows in one transaction, or use a finer aggregate template",
+            )
+        return data
+
+    def _encode_operation(self, effect: Effect, use: int) -> entry_pb2.Operation:
+        codec = self.find_row_codec(effect.shape)
+        operation = entry_pb2.Operation(
+            kind=effect.kind,  # type: ignore[arg-type]
+            type=use,
+            complete=effect.complete,
+            ordinal=effect.ordinal,
+        )
+        if effect.kind is not OpType.CREATE:
+            names = effect.shape.key_names
+            operation.key = codec.encode_row(dict(zip(names, effect.key, strict=True)))[0]
+        if effect.values:
+            row, nulls, defaults = codec.encode_row(effect.values)
+            operation.row = row
+            if nulls:
+                operation.null_fields.extend(nulls)
+            if defaults:
+                operation.default_fields.extend(defaults)
+        return operation
+
+    def decode(self, payload: bytes, types: TypeLookup) -> list[Effect]:
+        """The effects in a payload, in the order they were written."""
+        try:
+            parsed = entry_pb2.Payload.FromString(payload)
+        except message.DecodeError as cause:
+            raise DecodeError(
+                "an entry's payload cannot be parsed", hint="the entry is damaged; run verify"
+            ) from cause
+        codecs = [
+            self.find_row_codec(types.find_shape(use.name, use.revision)) for use in parsed.types
+        ]
+        return [_decode_operation(operation, codecs) for operation in parsed.operations]
+
+
+def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) -> Effect:
+    kind = _KINDS.get(operation.kind)
+    if kind is None or operation.type >= len(codecs):
+        raise DecodeError(
+            f"an operation has kind {operation.kind} and type index {operation.type} "
+            f"of {len(codecs)}",
+            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+        )
+    codec = codecs[operation.type]
+    complete = operation.complete
+    values = codec.decode_row(
+        operation.row, operation.null_fields, defaults=operation.default_fields, complete=complete
+    )
+    names = codec.shape.key_names
+    try:
+        if kind is OpType.CREATE:
+            key = tuple([values[name] for name in names])
+        else:
+            row = codec.decode_row(operation.key, (), defaults=(), complete=False)
+            key = tuple([row.get(name, _default_of(codec, name)) for name in names])
+    except KeyError as cause:
+        raise DecodeError(
+            f"an operation on {codec.shape.type_name!r} has no value for key column {cause}",
+            hint="the entry is damaged; run verify",
+        ) from cause
+    return Effect(kind, codec.shape, key, values, complete, operation.ordinal)
+
+
+def _default_of(codec: RowCodec, name: str) -> Wire:
+    # A key field without presence that holds its type's default is not on the wire.
+    column = codec.shape.by_name[name]
+    return getattr(codec.shape.message_class(), column.field)  # type: ignore[no-any-return]
+
+
+def _unknown_field(shape: Shape, number: int) -> DecodeError:
+    return DecodeError(
+        f"field {number} is not in type {shape.type_name!r} revision {shape.revision}",
+        hint="the entry is damaged or its type row was altered; run verify",
+    )
+
+
+def effect_to_operation(effect: Effect) -> Operation:
+    """The effect with Python's natural values."""
+    codecs = effect.shape.codecs
+    key = {
+        name: None if wire is None else codecs[name].to_python(wire)
+        for name, wire in zip(effect.shape.key_names, effect.key, strict=True)
+    }
+    fields = {
+        name: None if wire is None else codecs[name].to_python(wire)
+        for name, wire in effect.values.items()
+    }
+    return Operation(effect.kind, effect.shape.type_name, key, fields)
+
+
+def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> Effect:
+    """An operation given by hand, in wire values.
+
+    Raises `UnknownTypeError` for a column the type does not have and `EntryError` for a key
+    that is not the whole primary key or a value whose stored form is not certain.
+    """
+    if set(operation.key) != set(shape.key_names):
+        raise EntryError(
+            f"operation on {operation.type_name!r} has key {sorted(operation.key)}, "
+            f"the primary key is {sorted(shape.key_names)}",
+            hint="give every column of the primary key and no other",
+        )
+    key = tuple([_to_wire(shape, name, operation.key[name]) for name in shape.key_names])
+    if operation.kind is OpType.DELETE:
+        return Effect(operation.kind, shape, key, {}, False, ordinal)
+    values = {name: _to_wire(shape, name, value) for name, value in operation.fields.items()}
+    if operation.kind is OpType.CREATE:
+        missing = [name for name in shape.names if name not in values]
+        if missing:
+            raise EntryError(
+                f"create of {operation.type_name!r} leaves out {missing}",
+                hint="a create says every logged column; use None for NULL",
+            )
+        values = {name: values[name] for name in shape.names}
+    return Effect(operation.kind, shape, key, values, operation.kind is OpType.CREATE, ordinal)
+
+
+def _to_wire(shape: Shape, name: str, value: object) -> Wire | None:
+    codec = shape.codecs.get(name)
+    if codec is None:
+        raise UnknownTypeError(
+            f"type {shape.type_name!r} has no column {name!r}",
+            hint=f"its columns are {', '.join(shape.names)}",
+        )
+    if value is None:
+        return None
+    wire = codec.to_wire(value)
+    if wire is UNSURE:
+        raise EntryError(
+            f"{shape.type_name}.{name}: a {type(value).__name__} has no certain stored form "
+            f"as {codec.pg_type}",
+            hint="give the Python type that matches the column, such as Decimal for numeric",
+        )
+    return wire

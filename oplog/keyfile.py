@@ -1,0 +1,233 @@
+"""The keyring's text, and the file that holds it.
+
+Strict JSON in, one line of JSON out; replaces the file without ever leaving half of it.
+Must not know what keys are used for. The hard thing is to be exact about what is wrong with
+a malformed keyring while repeating none of it: error messages and exception chains end up
+in logs, and a JSON decoder's exception carries the whole document.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from oplog.errors import ConfigurationError
+
+KEY_BYTES = 32
+"""Length of a data key, in bytes."""
+_FORMAT = "oplog-keyring/1"
+_MAX_BYTES = 1 << 20
+_KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """One data key; `created_at` is an ISO 8601 instant, for people only."""
+
+    material: bytes = field(repr=False)
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringText:
+    """What a keyring's text says: the current id, and every key by id, oldest first."""
+
+    current: str
+    keys: Mapping[str, KeyRecord]
+
+
+class _MalformedError(ValueError):
+    """Says what is wrong, in words that hold no part of the document but names."""
+
+
+def format_keyring(text: KeyringText) -> str:
+    """The keyring as one line of JSON."""
+    keys = {
+        key_id: {
+            "key": base64.urlsafe_b64encode(record.material).decode(),
+            "created_at": record.created_at,
+        }
+        for key_id, record in text.keys.items()
+    }
+    document = {"format": _FORMAT, "current": text.current, "keys": keys}
+    return json.dumps(document, separators=(",", ":"))
+
+
+def parse_keyring(text: str, source: str) -> KeyringText:
+    """What `text` says; `source` names where it came from in the error.
+
+    Raises `ConfigurationError` if it is not exactly what `format_keyring` could have written.
+    """
+    try:
+        return _parse(text)
+    except _MalformedError as cause:
+        problem = str(cause)
+    except json.JSONDecodeError as cause:
+        problem = f"not JSON, at line {cause.lineno} column {cause.colno}"
+    except (ValueError, RecursionError):
+        problem = "not JSON that can be read"
+    # Raised out here and without a cause: the decoder's exception holds the whole text.
+    raise ConfigurationError(
+        f"the keyring in {source} is malformed: {problem}",
+        hint="restore it from its backup; Keyring.generate().to_text() shows a well-formed one, "
+        "but a new keyring cannot read what an old one sealed",
+    )
+
+
+def read_keyring_file(path: Path) -> KeyringText:
+    """The keyring in the file; `ConfigurationError` if missing, unreadable or malformed."""
+    found = _read(path)
+    if found is None:
+        raise ConfigurationError(
+            f"there is no keyring file at {path}",
+            hint=f"make one once, and keep a copy of it: Keyring.generate().save({str(path)!r})",
+        )
+    return found
+
+
+def replace_keyring_file(
+    path: Path, change: Callable[[KeyringText | None], KeyringText]
+) -> KeyringText:
+    """Put `change(what the file says, or None)` in its place, whole or not at all; return it.
+
+    The new file, `<name>.lock`, is created exclusively and then renamed over the old one:
+    it is the lock as well, so no other process can have changed the file in between.
+    Raises `ConfigurationError` if that is impossible, and whatever `change` raises.
+    """
+    target = Path(os.path.realpath(path))  # renaming over a symbolic link would cut it off
+    lock = target.with_name(target.name + ".lock")
+    try:
+        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as cause:
+        raise ConfigurationError(
+            f"the keyring {path} is being changed by another process",
+            hint=f"try again; if nobody is changing it, a process died doing so: remove {lock} "
+            "(the key in it was never used)",
+        ) from cause
+    except OSError as cause:
+        raise _unwritable(path, cause) from cause
+    renamed = False
+    try:
+        with os.fdopen(handle, "wb") as file:
+            text = change(_read(target))
+            _keep_owner(file.fileno(), target)
+            file.write(format_keyring(text).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        lock.replace(target)
+        renamed = True
+        _sync_directory(target.parent)
+    except OSError as cause:
+        raise _unwritable(path, cause) from cause
+    finally:
+        if not renamed:
+            lock.unlink(missing_ok=True)
+    return text
+
+
+def _read(path: Path) -> KeyringText | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as cause:
+        raise ConfigurationError(
+            f"the keyring file {path} cannot be read: {cause.strerror}",
+            hint="it must be a file that the application's user may read (mode 0600, its owner)",
+        ) from cause
+    source = f"file {path}"
+    if len(data) > _MAX_BYTES:
+        raise ConfigurationError(
+            f"the keyring in {source} is malformed: it is over {_MAX_BYTES} bytes",
+            hint="is this the right file? A keyring has about 120 bytes for each key",
+        )
+    return parse_keyring(data.decode("utf-8", errors="replace"), source)
+
+
+def _keep_owner(handle: int, target: Path) -> None:
+    """Let the service's user read the file still after root has rotated it."""
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return
+    new = os.fstat(handle)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        os.fchown(handle, old.st_uid, old.st_gid)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, cause: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"the keyring file {path} cannot be replaced: {cause.strerror}",
+        hint="run this as the file's owner, with its directory writable; a keyring mounted "
+        "read-only is changed where it comes from",
+    )
+
+
+def _parse(text: str) -> KeyringText:
+    document = json.loads(text, object_pairs_hook=_unique)
+    top = _fields(document, "the keyring", ("format", "current", "keys"))
+    if top["format"] != _FORMAT:
+        raise _MalformedError(f"its format is not {_FORMAT!r}")
+    if not isinstance(top["keys"], dict) or not top["keys"]:
+        raise _MalformedError('"keys" is not an object with at least one key in it')
+    keys: dict[str, KeyRecord] = {}
+    for key_id, record in top["keys"].items():
+        if not _KEY_ID.fullmatch(key_id):
+            raise _MalformedError(
+                f"key number {len(keys) + 1} has an id that is not {_KEY_ID.pattern}"
+            )
+        keys[key_id] = _parse_record(record, key_id)
+    if not isinstance(top["current"], str) or top["current"] not in keys:
+        raise _MalformedError('"current" is not the id of one of its keys')
+    return KeyringText(top["current"], keys)
+
+
+def _parse_record(record: object, key_id: str) -> KeyRecord:
+    values = _fields(record, f"key {key_id!r}", ("key", "created_at"))
+    if not isinstance(values["key"], str) or not isinstance(values["created_at"], str):
+        raise _MalformedError(f"a field of key {key_id!r} is not a string")
+    try:
+        datetime.fromisoformat(values["created_at"])
+    except ValueError as cause:
+        raise _MalformedError(f'"created_at" of key {key_id!r} is not an ISO 8601 time') from cause
+    try:
+        # The lenient decoder drops what it does not know, and a damaged key would pass.
+        material = base64.b64decode(values["key"].encode("ascii"), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError) as cause:
+        raise _MalformedError(f"key {key_id!r} is not base64url") from cause
+    if len(material) != KEY_BYTES:
+        raise _MalformedError(f"key {key_id!r} has {len(material)} bytes, not {KEY_BYTES}")
+    if base64.urlsafe_b64encode(material).decode() != values["key"]:
+        raise _MalformedError(f"key {key_id!r} is not canonical base64url")
+    return KeyRecord(material, values["created_at"])
+
+
+def _fields(value: object, what: str, names: tuple[str, ...]) -> dict[str, Any]:
+    # A field this version does not know would be dropped when the file is written back.
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise _MalformedError(f"{what} is not an object with exactly {', '.join(names)}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _MalformedError("an object names one field twice")
+    return result

@@ -1,0 +1,255 @@
+"""Named data keys: where they come from, which one is current, how they are replaced.
+
+Reads and writes the keyring file and is, with the command line, the only part that reads
+the environment. Must not know entries, the database or the ciphers. The hard thing is that
+a lost key is a lost log: a new key is on disk before anything can be sealed with it, two
+processes that rotate at once cannot drop each other's key, and no error message, `repr` or
+pickle carries key material out.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
+
+from oplog.errors import ConfigurationError, KeyUnavailableError
+from oplog.keyfile import (
+    KEY_BYTES,
+    KeyRecord,
+    KeyringText,
+    format_keyring,
+    parse_keyring,
+    read_keyring_file,
+    replace_keyring_file,
+)
+
+_CHECK_LABEL = b"oplog/v1/key-check\0"
+_MAKE_ONE = "python -c 'from oplog import Keyring; print(Keyring.generate().to_text())'"
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """One immutable state of a keyring; swapped as a whole, so readers need no lock."""
+
+    text: KeyringText
+    check_values: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, text: KeyringText) -> _Keys:
+        checks = {key_id: _check_value(key_id, record) for key_id, record in text.keys.items()}
+        return cls(text, MappingProxyType(checks))
+
+
+class Keyring:
+    """Named 32-byte data keys, one of which is current: new entries are sealed with it.
+
+    Older keys stay, because older entries need them. Safe to share between threads.
+    Shows ids only: key material appears in `to_text`, `save` and `data_key`, nowhere else.
+    """
+
+    __slots__ = ("_keys", "_lock", "_path", "_source")
+
+    def __init__(self, text: KeyringText, *, path: Path | None = None, source: str) -> None:
+        """Use `generate`, `from_file` or `from_env`."""
+        self._keys = _Keys.of(text)
+        self._path = path
+        self._source = source
+        self._lock = threading.Lock()
+
+    @classmethod
+    def generate(cls) -> Keyring:
+        """A keyring with one fresh key, in memory only.
+
+        `save` it, or keep its `to_text`, before anything is sealed with it.
+        """
+        key_id, record = _make_key(())
+        return cls(KeyringText(key_id, {key_id: record}), source="generated")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
+        """The keyring in the file at `path`; `rotate` writes it back there.
+
+        Raises `ConfigurationError` if the file is missing, unreadable or malformed.
+        """
+        file = Path(path)
+        return cls(read_keyring_file(file), path=file, source=f"file {file}")
+
+    @classmethod
+    def from_env(cls, name: str = "OPLOG_KEYRING") -> Keyring:
+        """The keyring whose text (see `to_text`) is in the environment variable `name`.
+
+        Raises `ConfigurationError` if the variable is unset, empty or malformed.
+        """
+        text = os.environ.get(name, "").strip()
+        if not text:
+            raise ConfigurationError(
+                f"environment variable {name} holds no keyring",
+                hint=f"make one once, keep a copy (without it the log cannot be read), and "
+                f'set it everywhere: export {name}="$({_MAKE_ONE})"',
+            )
+        if not text.startswith("{"):
+            raise ConfigurationError(
+                f"environment variable {name} does not hold a keyring: it must start with '{{'",
+                hint="it holds the keyring's text itself, not a path or a bare key; for a path "
+                "use Keyring.from_file(path)",
+            )
+        source = f"environment variable {name}"
+        return cls(parse_keyring(text, source), source=source)
+
+    @property
+    def current_key_id(self) -> str:
+        """The id of the key that new entries are sealed with."""
+        return self._keys.text.current
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of all keys, oldest first."""
+        return tuple(self._keys.text.keys)
+
+    def rotate(self) -> str:
+        """Add a fresh key, make it current, return its id. Older keys stay readable.
+
+        A keyring that belongs to a file is read again and written back first, so that the
+        key is on disk before it is used. One that came from the environment, or was never
+        saved, changes in memory only: store `to_text()` before sealing anything more.
+        Raises `ConfigurationError` if the file cannot be replaced; the old key stays in use.
+        """
+        with self._lock:
+            if self._path is None:
+                self._keys = _Keys.of(_add_key(self._keys.text))
+                return self._keys.text.current
+
+            def add_to(on_disk: KeyringText | None) -> KeyringText:
+                if on_disk is None:
+                    raise ConfigurationError(
+                        f"the keyring file {self._path} is gone; no key was added",
+                        hint="restore it from its backup, or save() this keyring there again",
+                    )
+                self._refuse_replaced_keys(on_disk)
+                return _add_key(on_disk)
+
+            self._keys = _Keys.of(replace_keyring_file(self._path, add_to))
+            return self._keys.text.current
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the keyring to `path` (mode 0600); `rotate` writes there from now on.
+
+        Raises `ConfigurationError`, leaving the file as it was, if it cannot be written or
+        already holds a key that this keyring lacks: overwriting would lose that key.
+        """
+        file = Path(path)
+
+        def put_over(on_disk: KeyringText | None) -> KeyringText:
+            if on_disk is not None:
+                self._refuse_replaced_keys(on_disk)
+                lost = [key_id for key_id in on_disk.keys if key_id not in self._keys.text.keys]
+                if lost:
+                    raise ConfigurationError(
+                        f"{file} holds keys that this keyring lacks: {', '.join(lost)}",
+                        hint="entries sealed with them could never be read again; save to "
+                        "another path, or use Keyring.from_file and rotate()",
+                    )
+            return self._keys.text
+
+        with self._lock:
+            replace_keyring_file(file, put_over)
+            self._path, self._source = file, f"file {file}"
+
+    def reload(self) -> None:
+        """Take over keys that another process added to the file; no-op without a file.
+
+        Happens by itself when a key id is not known. Raises `ConfigurationError` if the file
+        is missing or malformed, or has other bytes under an id already known.
+        """
+        with self._lock:
+            if self._path is not None:
+                on_disk = read_keyring_file(self._path)
+                self._refuse_replaced_keys(on_disk)
+                self._keys = _Keys.of(on_disk)
+
+    def to_text(self) -> str:
+        """The whole keyring, secret, as one line of JSON: what `from_env` reads."""
+        return format_keyring(self._keys.text)
+
+    def check_value(self, key_id: str) -> bytes:
+        """32 bytes that identify the key under `key_id` without exposing it.
+
+        Stored beside a log, they tell a wrong key from damaged data. Raises
+        `KeyUnavailableError` if there is no such key.
+        """
+        return self._find(key_id).check_values[key_id]
+
+    def data_key(self, key_id: str) -> bytes:
+        """The 32 secret bytes under `key_id`, for sealing; never log or store them.
+
+        Raises `KeyUnavailableError` if there is no such key.
+        """
+        return self._find(key_id).text.keys[key_id].material
+
+    def _find(self, key_id: str) -> _Keys:
+        keys = self._keys
+        if key_id in keys.text.keys:
+            return keys
+        # Another process may have rotated the shared file since it was read here.
+        problem = ""
+        try:
+            self.reload()
+        except ConfigurationError as cause:
+            problem = f"; reading it again failed: {Exception.__str__(cause)}"
+        keys = self._keys
+        if key_id in keys.text.keys:
+            return keys
+        raise KeyUnavailableError(
+            f"no key {key_id!r:.80} in the keyring ({self._source}){problem}",
+            hint=f"it holds: {', '.join(keys.text.keys)}; add the missing key from the "
+            "keyring that wrote the entry, or from its backup",
+        )
+
+    def _refuse_replaced_keys(self, on_disk: KeyringText) -> None:
+        for key_id, record in self._keys.text.keys.items():
+            other = on_disk.keys.get(key_id)
+            if other is not None and not hmac.compare_digest(other.material, record.material):
+                raise ConfigurationError(
+                    f"the file has another key under the id {key_id!r} than this keyring",
+                    hint="two keyrings gave one id to two keys; find out which one sealed the "
+                    "entries, and never edit key ids by hand",
+                )
+
+    def __repr__(self) -> str:
+        return f"<Keyring {', '.join(self.key_ids)}; current {self.current_key_id}>"
+
+    def __reduce__(self) -> NoReturn:
+        # Pickles travel: to task queues, caches, crash reports. So do the keys in them.
+        raise ConfigurationError(
+            "a Keyring cannot be pickled or copied: its keys would leave the process unnoticed",
+            hint="build it in the other process, with Keyring.from_file or Keyring.from_env",
+        )
+
+
+def _check_value(key_id: str, record: KeyRecord) -> bytes:
+    # One block of HKDF-Expand with SHA-512 is this one HMAC; no key material can be had back.
+    return hmac.digest(record.material, _CHECK_LABEL + key_id.encode() + b"\x01", "sha512")[:32]
+
+
+def _make_key(taken: tuple[str, ...]) -> tuple[str, KeyRecord]:
+    now = datetime.now(UTC)
+    while True:
+        # Random, not counted: two copies of one keyring that rotate apart must not give the
+        # same id to different keys.
+        key_id = f"{now:%Y%m%d}-{secrets.token_hex(4)}"
+        if key_id not in taken:
+            created_at = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+            return key_id, KeyRecord(secrets.token_bytes(KEY_BYTES), created_at)
+
+
+def _add_key(text: KeyringText) -> KeyringText:
+    key_id, record = _make_key(tuple(text.keys))
+    return KeyringText(key_id, {**text.keys, key_id: record})

@@ -1,0 +1,285 @@
+"""Sealing: from an entry's payload to the bytes that are stored, and back.
+
+The only module that imports the `cryptography` package. Must not know the database, the
+types or how keys are kept; it asks the keyring for a key by id. The hard thing is to refuse
+everything that was not sealed for exactly this entry, in bounded memory, and to tell a wrong
+key from altered bytes.
+
+    sealed = salt (24) | commitment (32) | AES-256-GCM ciphertext and tag of the frame
+    plain  = the frame
+    frame  = compression (1: 0 none, 1 zstd) | length of the payload (4, big endian) | body
+
+Key, nonce and commitment of an entry are HKDF-Expand(SHA-512, data key,
+label | salt | format | log id | aggregate | entry id | key id), each part after the salt with
+its length in front. There is no associated data: the context is bound by derivation. Another
+value of any part gives an unrelated key, nonce and commitment, and the commitment is compared
+first, so bytes moved to another entry, log, key id or format never reach the cipher. The
+commitment is needed besides: one GCM ciphertext can be built that opens under two keys.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import zstandard
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from oplog.entry import MAX_ENTRY_BYTES, check_text
+from oplog.errors import (
+    DecodeError,
+    EntryError,
+    EntryTooLargeError,
+    KeyUnavailableError,
+    SealError,
+    WrongKeyError,
+)
+from oplog.keyring import Keyring
+
+FORMAT_SEALED = 1
+FORMAT_PLAIN = 2
+
+_LABEL = b"oplog/v1/entry+AEAD_AES_256_GCM\0"
+_SALT, _KEY, _NONCE, _COMMITMENT, _TAG = 24, 32, 12, 32, 16
+_CLEAR = _SALT + _COMMITMENT
+_FRAME = struct.Struct(">BI")
+_UNTIL_AGGREGATE = struct.Struct(">III16sI")
+_UNTIL_KEY_ID = struct.Struct(">I16sI")
+_OVERHEAD = _CLEAR + _FRAME.size + _TAG
+
+_STORED, _ZSTD = 0, 1
+_ZSTD_LEVEL = 3
+_MIN_COMPRESSED = 256
+"""Below this many bytes zstd saves under a tenth of a typical payload, and often nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealContext:
+    """What a sealed entry belongs to: the bytes open in no other log, aggregate or entry."""
+
+    log_id: UUID
+    aggregate: str
+    entry_id: UUID
+
+    def __str__(self) -> str:
+        return f"entry {self.entry_id} of {self.aggregate!r:.80}"
+
+
+class _Zstd(threading.local):
+    """A compressor and a decompressor for each thread: neither may be shared."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ENTRY_BYTES)
+
+
+class Sealer:
+    """Seals and opens entries with the keys of one keyring. Safe to share between threads."""
+
+    def __init__(
+        self,
+        keyring: Keyring | None,
+        *,
+        accept_plain: bool = False,
+        draw_salt: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`keyring=None` writes plaintext; whoever decides that says so to the user.
+
+        With a keyring, plaintext entries are refused unless `accept_plain`, for a log that
+        was begun without one: otherwise, who can write the table could slip in entries
+        without having a key. `draw_salt(n)` gives `n` unpredictable bytes.
+        """
+        self._keyring = keyring
+        self._accept_plain = accept_plain or keyring is None
+        self._draw_salt = draw_salt
+        self._zstd = _Zstd()
+
+    @property
+    def format(self) -> int:
+        """The format number of what `seal` returns."""
+        return FORMAT_PLAIN if self._keyring is None else FORMAT_SEALED
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that `seal` would use now; '' when writing plaintext."""
+        return "" if self._keyring is None else self._keyring.current_key_id
+
+    def seal(self, payload: bytes, context: SealContext, *, key_id: str | None = None) -> bytes:
+        """`payload` as it is to be stored, never twice the same bytes when sealed.
+
+        `key_id` is the id that will be stored beside it. Read `Sealer.key_id` once and use
+        that for both: the keyring may be rotated between two reads. Raises
+        `EntryTooLargeError` over 16 MiB, `KeyUnavailableError` for an unknown key id.
+        """
+        if len(payload) > MAX_ENTRY_BYTES:
+            raise EntryTooLargeError(
+                f"{context} has {len(payload)} bytes; the limit is {MAX_ENTRY_BYTES}",
+                hint="split the transaction, or keep large values outside the logged tables",
+            )
+        frame = self._frame(payload)
+        if self._keyring is None:
+            return frame
+        name = self._keyring.current_key_id if key_id is None else key_id
+        salt = self._draw_salt(_SALT)
+        key, nonce, commitment = _derive(self._keyring.data_key(name), salt, context, name)
+        return salt + commitment + AESGCM(key).encrypt(nonce, frame, None)
+
+    def open(
+        self,
+        data: bytes,
+        context: SealContext,
+        *,
+        format: int,
+        key_id: str,
+        check_value: bytes | None = None,
+    ) -> bytes:
+        """The payload that was sealed for `context` as `data`, stored with `format`, `key_id`.
+
+        `check_value` is what the log remembers of the key (`Keyring.check_value`), if it
+        does: with it, a wrong key and altered bytes can be told apart. Raises
+        `KeyUnavailableError` without the key; `WrongKeyError` with another key under the
+        id, or when that is as likely as altered bytes; `SealError` for bytes that were
+        altered or belong elsewhere; `DecodeError` for what no version of `seal` has written.
+        """
+        if format == FORMAT_SEALED:
+            frame = self._open_sealed(data, context, key_id, check_value)
+        elif format == FORMAT_PLAIN:
+            frame = self._open_plain(data, context, key_id)
+        else:
+            raise DecodeError(
+                f"{context} has the unknown format number {format}",
+                hint="it was written by a newer version of this library: upgrade the library",
+            )
+        return self._unframe(frame, context)
+
+    def _open_sealed(
+        self, data: bytes, context: SealContext, key_id: str, check_value: bytes | None
+    ) -> bytes:
+        if self._keyring is None:
+            raise KeyUnavailableError(
+                f"{context} is sealed with key {key_id!r}, and there is no keyring",
+                hint="give the log the keyring that wrote it: Oplog(..., keyring=...)",
+            )
+        if not _OVERHEAD <= len(data) <= _OVERHEAD + MAX_ENTRY_BYTES:
+            raise _not_ours(context, f"a sealed entry cannot have {len(data)} bytes")
+        data_key = self._keyring.data_key(key_id)
+        if check_value is not None and not hmac.compare_digest(
+            self._keyring.check_value(key_id), check_value
+        ):
+            raise WrongKeyError(
+                f"the key {key_id!r} in the keyring is not the one this log was written with",
+                hint="find the keyring that wrote the log, or its backup; the entry itself was "
+                "not looked at",
+            )
+        salt, claimed = data[:_SALT], data[_SALT:_CLEAR]
+        key, nonce, commitment = _derive(data_key, salt, context, key_id)
+        if not hmac.compare_digest(claimed, commitment):
+            raise _refused(context, key_id, key_is_right=check_value is not None)
+        try:
+            return AESGCM(key).decrypt(nonce, data[_CLEAR:], None)
+        except InvalidTag as cause:
+            raise SealError(
+                f"{context} was altered or cut short after it was sealed with key {key_id!r}",
+                hint="restore it from the archive or a backup; the key is the right one",
+            ) from cause
+
+    def _open_plain(self, data: bytes, context: SealContext, key_id: str) -> bytes:
+        if not self._accept_plain:
+            raise SealError(
+                f"{context} is stored in plaintext, in a log that is read with a keyring",
+                hint="if the log was begun without a keyring, allow plaintext too; if not, "
+                "somebody without a key wrote this entry",
+            )
+        if key_id:
+            raise _not_ours(context, f"it is stored in plaintext but names the key {key_id!r}")
+        return data
+
+    def _frame(self, payload: bytes) -> bytes:
+        if len(payload) >= _MIN_COMPRESSED:
+            body = self._zstd.compressor.compress(payload)
+            if len(body) < len(payload):
+                return _FRAME.pack(_ZSTD, len(payload)) + body
+        return _FRAME.pack(_STORED, len(payload)) + payload
+
+    def _unframe(self, frame: bytes, context: SealContext) -> bytes:
+        if len(frame) < _FRAME.size:
+            raise _not_ours(context, f"a frame cannot have {len(frame)} bytes")
+        compression, length = _FRAME.unpack_from(frame)
+        if length > MAX_ENTRY_BYTES:
+            raise _not_ours(context, f"it claims {length} bytes, over {MAX_ENTRY_BYTES}")
+        body = frame[_FRAME.size :]
+        if compression == _ZSTD:
+            return self._decompress(body, length, context)
+        if compression != _STORED:
+            raise DecodeError(
+                f"{context} has the unknown compression number {compression}",
+                hint="it was written by a newer version of this library: upgrade the library",
+            )
+        if len(body) != length:
+            raise _not_ours(context, f"it claims {length} bytes and has {len(body)}")
+        return body
+
+    def _decompress(self, body: bytes, length: int, context: SealContext) -> bytes:
+        try:
+            # Asked before decompressing: a zstd frame that declares its size is given that
+            # much memory, whatever limit is passed, and 6 kB can declare gigabytes.
+            declared = zstandard.frame_content_size(body)
+            if length == 0 or declared != length:
+                raise _not_ours(context, f"it claims {length} bytes, its zstd frame {declared}")
+            payload = self._zstd.decompressor.decompress(body, allow_extra_data=False)
+        except zstandard.ZstdError as cause:
+            raise _not_ours(context, f"its body is not one zstd frame: {cause}") from cause
+        if len(payload) != length:
+            raise _not_ours(context, f"it claims {length} bytes and has {len(payload)}")
+        return payload
+
+
+def _derive(
+    data_key: bytes, salt: bytes, context: SealContext, key_id: str
+) -> tuple[bytes, bytes, bytes]:
+    """Key, nonce and commitment of one entry. A data key is uniform: no HKDF-Extract needed."""
+    aggregate = check_text(context.aggregate, "aggregate name", EntryError)
+    name = key_id.encode()
+    info = b"".join(
+        (
+            _LABEL,
+            salt,
+            _UNTIL_AGGREGATE.pack(4, FORMAT_SEALED, 16, context.log_id.bytes, len(aggregate)),
+            aggregate,
+            _UNTIL_KEY_ID.pack(16, context.entry_id.bytes, len(name)),
+            name,
+        )
+    )
+    derived = HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key)
+    return derived[:_KEY], derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+
+
+def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealError:
+    if key_is_right:
+        return SealError(
+            f"{context} was altered, or was sealed for another entry, aggregate or log",
+            hint=f"the key {key_id!r} is the right one; restore the entry from the archive or "
+            "a backup",
+        )
+    return WrongKeyError(
+        f"{context} does not open with the key {key_id!r}: either the key is wrong, or the "
+        "entry was altered or moved here from elsewhere",
+        hint="if other entries with this key id open, the key is right and this entry is "
+        "damaged; if none does, find the keyring that wrote them",
+    )
+
+
+def _not_ours(context: SealContext, why: str) -> DecodeError:
+    return DecodeError(
+        f"{context} does not hold what this library writes: {why}",
+        hint="the stored bytes are damaged or cut short; restore the entry from the archive "
+        "or a backup",
+    )

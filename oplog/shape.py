@@ -1,0 +1,359 @@
+"""The shape of a logged type: its columns, their field numbers, its protobuf message.
+
+Pure: from what an application declares and what the log already knows, to a `Shape`. Must
+not know a database or a session. The hard thing is that field numbers are for ever: a
+column keeps its number through every revision, a removed one's number is never given to
+another column, and a column whose kind of value changed gets a new number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from oplog.errors import ConfigurationError, DecodeError, SchemaDriftError
+from oplog.value import Kind, ValueCodec, codec_for
+
+_FIELD_TYPE = {
+    Kind.BOOL: descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
+    Kind.INT: descriptor_pb2.FieldDescriptorProto.TYPE_SINT64,
+    Kind.FLOAT4: descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT,
+    Kind.FLOAT8: descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
+    Kind.BYTES: descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+    Kind.TEXT: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+}
+_FIRST_RESERVED, _LAST_RESERVED = 19000, 19999
+"""Field numbers that protobuf keeps for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One logged column: its name, Postgres type, kind of wire value and field number."""
+
+    name: str
+    pg_type: str
+    kind: Kind
+    field: str
+    number: int
+    primary_key: bool
+    category: str = ""
+    """Postgres' typcategory-like hint for `codec_for`: 'E' for an enum."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One revision of a type, as kept in the log's type table.
+
+    `descriptor` is a serialised `FileDescriptorSet` whose last file holds `message_name`.
+    `untracked_columns` are the table's columns that never enter a payload, with the reason.
+    """
+
+    type_name: str
+    revision: int
+    schema: str
+    table: str
+    columns: tuple[Column, ...]
+    aggregate: str
+    message_name: str
+    descriptor: bytes
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Column]:
+        """Columns by name."""
+        return {column.name: column for column in self.columns}
+
+    @cached_property
+    def by_number(self) -> Mapping[int, Column]:
+        """Columns by field number."""
+        return {column.number: column for column in self.columns}
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in the table's order."""
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def key_columns(self) -> tuple[Column, ...]:
+        """The primary key's columns."""
+        return tuple(column for column in self.columns if column.primary_key)
+
+    @cached_property
+    def key_names(self) -> tuple[str, ...]:
+        """Names of the primary key's columns."""
+        return tuple(column.name for column in self.key_columns)
+
+    @cached_property
+    def codecs(self) -> Mapping[str, ValueCodec]:
+        """How each column's values travel."""
+        return {c.name: codec_for(c.pg_type, category=c.category) for c in self.columns}
+
+    @cached_property
+    def message_class(self) -> Callable[..., message.Message]:
+        """The protobuf message of this revision, built from the stored descriptor alone."""
+        pool = descriptor_pool.DescriptorPool()
+        try:
+            files = descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
+            for file in files.file:
+                pool.Add(file)
+            found = pool.FindMessageTypeByName(self.message_name)
+        except (message.DecodeError, TypeError, KeyError) as cause:
+            raise DecodeError(
+                f"the stored descriptor of type {self.type_name!r} revision {self.revision} "
+                "cannot be read",
+                hint="compare the row in oplog_type with a backup or the archive",
+            ) from cause
+        return message_factory.GetMessageClass(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the type table stores beside the descriptor."""
+        return {
+            "schema": self.schema,
+            "table": self.table,
+            "aggregate": self.aggregate,
+            "message": self.message_name,
+            "excluded": dict(self.excluded),
+            "columns": [
+                {
+                    "name": c.name,
+                    "pg_type": c.pg_type,
+                    "kind": c.kind.name.lower(),
+                    "field": c.field,
+                    "number": c.number,
+                    "primary_key": c.primary_key,
+                    "category": c.category,
+                }
+                for c in self.columns
+            ],
+        }
+
+    @classmethod
+    def from_json(
+        cls, type_name: str, revision: int, *, shape: Mapping[str, Any], descriptor: bytes
+    ) -> Shape:
+        """The inverse of `to_json`; `DecodeError` if the stored row is not a shape."""
+        try:
+            columns = tuple(
+                Column(
+                    name=c["name"],
+                    pg_type=c["pg_type"],
+                    kind=Kind[c["kind"].upper()],
+                    field=c["field"],
+                    number=int(c["number"]),
+                    primary_key=bool(c["primary_key"]),
+                    category=c["category"],
+                )
+                for c in shape["columns"]
+            )
+            return cls(
+                type_name,
+                revision,
+                shape["schema"],
+                shape["table"],
+                columns,
+                shape["aggregate"],
+                shape["message"],
+                descriptor,
+                shape["excluded"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+            raise DecodeError(
+                f"the stored shape of type {type_name!r} revision {revision} cannot be read",
+                hint="compare the row in oplog_type with a backup or the archive",
+            ) from cause
+
+    def same_as(self, other: Shape) -> bool:
+        """Whether both describe the same bytes, whatever their revision numbers."""
+        return replace(self, revision=0) == replace(other, revision=0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredColumn:
+    """A column as the application's models declare it and the database has it."""
+
+    name: str
+    pg_type: str
+    kind: Kind
+    primary_key: bool
+    category: str = ""
+
+
+def derive_shape(
+    type_name: str,
+    columns: Sequence[DeclaredColumn],
+    *,
+    schema: str,
+    table: str,
+    aggregate: str,
+    excluded: Mapping[str, str],
+    stored: Sequence[Shape],
+) -> Shape:
+    """The shape for a table without a message of its own.
+
+    `stored` are all revisions the log knows. A revision that already says the same is
+    returned as it is (old and new processes run side by side during a deploy); otherwise a
+    new one, with every number kept that the same column with the same kind ever had.
+    """
+    numbers: dict[tuple[str, Kind], int] = {}
+    for known in stored:
+        for column in known.columns:
+            numbers.setdefault((column.name, column.kind), column.number)
+    highest = max(numbers.values(), default=0)
+    numbered: list[Column] = []
+    for declared in columns:
+        number = numbers.get((declared.name, declared.kind))
+        if number is None:
+            highest += 1
+            if highest == _FIRST_RESERVED:
+                highest = _LAST_RESERVED + 1
+            number = highest
+        numbered.append(
+            Column(
+                declared.name,
+                declared.pg_type,
+                declared.kind,
+                _field_name(declared.name, number),
+                number,
+                declared.primary_key,
+                declared.category,
+            )
+        )
+    retired = sorted(set(numbers.values()) - {column.number for column in numbered})
+    message_name, descriptor = _describe(type_name, numbered, retired)
+    shape = Shape(
+        type_name,
+        max((known.revision for known in stored), default=0) + 1,
+        schema,
+        table,
+        tuple(numbered),
+        aggregate,
+        message_name,
+        descriptor,
+        dict(excluded),
+    )
+    return match_stored(shape, stored) or shape
+
+
+def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
+    """The newest stored revision that reads and writes the same bytes for the same table.
+
+    Numbers retired later are declared in newer descriptors only, so descriptors of derived
+    types are not compared: columns decide.
+    """
+    for known in reversed(stored):
+        if replace(known, revision=0, descriptor=b"") == replace(shape, revision=0, descriptor=b""):
+            return known
+    return None
+
+
+def register_shape(
+    type_name: str,
+    columns: Sequence[DeclaredColumn],
+    *,
+    revision: int,
+    schema: str,
+    table: str,
+    aggregate: str,
+    excluded: Mapping[str, str],
+    message_class: type[message.Message],
+    stored: Sequence[Shape],
+) -> Shape:
+    """The shape for a table whose message the application compiled itself.
+
+    Raises `ConfigurationError` when the log already knows another shape under the same
+    revision: old entries would be read with the wrong numbers.
+    """
+    descriptor = message_class.DESCRIPTOR
+    fields = {f.name: f.number for f in descriptor.fields}
+    numbered = tuple(
+        Column(c.name, c.pg_type, c.kind, c.name, fields[c.name], c.primary_key, c.category)
+        for c in columns
+    )
+    shape = Shape(
+        type_name,
+        revision,
+        schema,
+        table,
+        numbered,
+        aggregate,
+        descriptor.full_name,
+        _descriptor_set(descriptor.file).SerializeToString(deterministic=True),
+        dict(excluded),
+    )
+    for known in stored:
+        if known.revision == revision:
+            if known.same_as(shape):
+                return known
+            raise ConfigurationError(
+                f"type {type_name!r} revision {revision} is already in the log with another shape",
+                hint=f"register it with revision={revision + 1} and an upcast step",
+            )
+    return shape
+
+
+def check_live_kind(table: str, column: str, *, declared: Kind, live: Kind, pg_type: str) -> None:
+    """Raise `SchemaDriftError` when model and database disagree about a column's values."""
+    if declared is not live:
+        raise SchemaDriftError(
+            f"column {table}.{column} is {pg_type} in the database, which travels as "
+            f"{live.name.lower()}; the model declares a type that travels as "
+            f"{declared.name.lower()}",
+            hint="bring the model and the table into agreement with a migration",
+        )
+
+
+def _field_name(column: str, number: int) -> str:
+    # Some column names are not protobuf identifiers, or would hide a method of the message.
+    if re.fullmatch(r"[a-z][a-z0-9_]*", column) and not hasattr(message.Message, column):
+        return column
+    return f"column_{number}"
+
+
+def _describe(
+    type_name: str, columns: Sequence[Column], retired: Sequence[int]
+) -> tuple[str, bytes]:
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{type_name}.proto", package="oplog.derived", syntax="proto3"
+    )
+    words = re.findall(r"[A-Za-z0-9]+", type_name)
+    name = "".join(word[:1].upper() + word[1:] for word in words)
+    if not re.match("[A-Z]", name):
+        name = "Type" + name
+    described = file.message_type.add(name=name)
+    for column in sorted(columns, key=lambda c: c.number):
+        # proto3 spells presence as a one-field oneof.
+        described.oneof_decl.add(name=f"_{column.field}")
+        described.field.add(
+            name=column.field,
+            number=column.number,
+            type=_FIELD_TYPE[column.kind],
+            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+            proto3_optional=True,
+            oneof_index=len(described.oneof_decl) - 1,
+        )
+    for number in retired:
+        described.reserved_range.add(start=number, end=number + 1)
+    files = descriptor_pb2.FileDescriptorSet(file=[file])
+    return f"oplog.derived.{name}", files.SerializeToString(deterministic=True)
+
+
+def _descriptor_set(file: Any) -> descriptor_pb2.FileDescriptorSet:
+    """`file` with everything it imports, dependencies first."""
+    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+
+    def visit(current: Any) -> None:
+        if current.name in ordered:
+            return
+        for dependency in current.dependencies:
+            visit(dependency)
+        proto = descriptor_pb2.FileDescriptorProto()
+        current.CopyToProto(proto)
+        ordered[current.name] = proto
+
+    visit(file)
+    return descriptor_pb2.FileDescriptorSet(file=list(ordered.values()))

@@ -1,0 +1,98 @@
+"""Codec of arrays: Postgres' array literals, written and read.
+
+Pure. Knows its element only as another `ValueCodec`. The hard thing is quoting: written
+exactly as Postgres prints it, because the literal itself is the logged value.
+"""
+
+from __future__ import annotations
+
+import re
+
+from oplog.value.kind import (
+    UNSURE,
+    Kind,
+    Unsure,
+    ValueCodec,
+    Wire,
+    make_text_codec,
+    refuse_to_guess,
+)
+
+_NEEDS_QUOTES = re.compile(r'|null|.*[ \t\n\r\v\f"\\{},].*', re.IGNORECASE | re.ASCII | re.DOTALL)
+_ESCAPED = re.compile(r'(["\\])')
+_UNESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([^{},"\\]+)|([{},])', re.DOTALL)
+
+
+def make_array_codec(
+    pg_type: str, element: ValueCodec, *, predictable: bool, readable: bool
+) -> ValueCodec:
+    """Codec of arrays of `element`.
+
+    `predictable` when the element's text inside a literal is what `element.to_text` gives.
+    `readable` when elements are worth turning into a (nested) list; else to_python gives the
+    literal, as it does for an array whose lower bounds are not 1.
+    """
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not list:
+            return UNSURE
+        parts = []
+        for item in value:
+            if item is None:
+                parts.append("NULL")
+                continue
+            wire = element.to_wire(item)
+            if wire is UNSURE:
+                return UNSURE
+            text = element.to_text(wire)
+            parts.append(_quote(text) if element.kind is Kind.TEXT else text)
+        return f"{{{','.join(parts)}}}"
+
+    def to_python(text: str) -> object:
+        try:
+            return _parse_literal(text, element)
+        except ValueError:
+            return text
+
+    return make_text_codec(
+        pg_type,
+        compare_as_text=True,
+        to_wire=to_wire if predictable else refuse_to_guess,
+        to_python=to_python if readable else None,
+    )
+
+
+def _quote(text: str) -> str:
+    if _NEEDS_QUOTES.fullmatch(text) is None:
+        return text
+    return '"' + _ESCAPED.sub(r"\\\1", text) + '"'
+
+
+def _parse_literal(text: str, element: ValueCodec) -> object:
+    """The list that `text` spells; ValueError for '[2:3]={...}' and the unparseable."""
+    from_text, to_python = element.from_text, element.to_python
+    outermost: list[object] = []
+    open_lists = [outermost]
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise ValueError(text)
+        position = match.end()
+        quoted, bare, mark = match.groups()
+        if quoted is not None:
+            open_lists[-1].append(to_python(from_text(_UNESCAPED.sub(r"\1", quoted))))
+        elif bare is not None:
+            open_lists[-1].append(None if bare == "NULL" else to_python(from_text(bare)))
+        elif mark == "{":
+            inner: list[object] = []
+            open_lists[-1].append(inner)
+            open_lists.append(inner)
+        elif mark == "}":
+            open_lists.pop()
+            if not open_lists:
+                raise ValueError(text)
+    if len(open_lists) != 1 or len(outermost) != 1 or not isinstance(outermost[0], list):
+        raise ValueError(text)
+    return outermost[0]

@@ -1,0 +1,199 @@
+"""Codecs of the date and time types.
+
+Pure. Must not know other types. The hard things: printing exactly as Postgres does under
+`TEXT_SETTINGS` (fractions without trailing zeros, hours-only offsets, signs inside
+intervals), and leaving alone whatever would pass through the session's time zone.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta
+
+from oplog.value.kind import UNSURE, Unsure, ValueCodec, Wire, make_text_codec
+
+_MAX_OFFSET = timedelta(hours=16)
+"""Postgres takes no offset this far from UTC."""
+
+_MAX_DIGITS = 6
+"""Of a second's fraction, in Postgres as in Python."""
+
+_INTERVAL = re.compile(
+    r"(?:(?P<days>-?[0-9]+) days?)?"
+    r"(?: ?(?P<sign>[+-])?(?P<hours>[0-9]+):(?P<minutes>[0-9]{2}):(?P<seconds>[0-9]{2})"
+    r"(?:\.(?P<fraction>[0-9]{1,6}))?)?"
+)
+
+
+def _find_grain(modifiers: tuple[int, ...]) -> int:
+    """Microseconds per storable step: values between two steps are rounded by Postgres."""
+    digits = modifiers[0] if modifiers else _MAX_DIGITS
+    return int(10 ** (_MAX_DIGITS - digits))
+
+
+def make_timestamptz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of timestamp with time zone; a naive datetime would pass through the session's zone."""
+    grain = _find_grain(modifiers)
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not datetime:
+            return UNSURE
+        moment = value
+        if moment.tzinfo is not UTC:
+            if _offset_of(moment.utcoffset()) is None:
+                return UNSURE
+            try:
+                moment = moment.astimezone(UTC)
+            except OverflowError:
+                return UNSURE
+        micros = moment.microsecond
+        if micros % grain:
+            return UNSURE
+        # Half the time of isoformat() on the whole, which works out the offset again.
+        text = f"{moment.date().isoformat()} {moment.time().isoformat()}"
+        return f"{text}+00" if micros % 10 or not micros else f"{text.rstrip('0')}+00"
+
+    return make_text_codec(
+        pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_timestamp
+    )
+
+
+def make_timestamp_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of timestamp without time zone.
+
+    An aware datetime would pass through the session's zone.
+    """
+    grain = _find_grain(modifiers)
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not datetime or value.tzinfo is not None:
+            return UNSURE
+        text = value.isoformat(" ")
+        if micros := value.microsecond:
+            return text.rstrip("0") if not micros % grain else UNSURE
+        return text
+
+    return make_text_codec(
+        pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_timestamp
+    )
+
+
+def make_date_codec(pg_type: str) -> ValueCodec:
+    """Codec of date; a datetime would pass through the session's zone."""
+
+    def to_wire(value: object) -> Wire | Unsure:
+        return value.isoformat() if type(value) is date else UNSURE
+
+    return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_date)
+
+
+def make_time_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of time without time zone."""
+    grain = _find_grain(modifiers)
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not time or value.tzinfo is not None:
+            return UNSURE
+        return UNSURE if value.microsecond % grain else _print_clock(value)
+
+    return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_time)
+
+
+def make_timetz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of time with time zone, whose offset is stored with it."""
+    grain = _find_grain(modifiers)
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not time or value.microsecond % grain:
+            return UNSURE
+        offset = _offset_of(value.utcoffset())
+        if offset is None:
+            return UNSURE
+        return _print_clock(value.replace(tzinfo=None)) + _print_offset(offset)
+
+    return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_time)
+
+
+def make_interval_codec(pg_type: str, *, restricted: bool) -> ValueCodec:
+    """Codec of interval; `restricted` when fields or precision are limited: values are cut."""
+
+    def to_wire(value: object) -> Wire | Unsure:
+        return UNSURE if restricted or type(value) is not timedelta else _print_interval(value)
+
+    # '24:00:00' = '1 day' in SQL, though days and hours are stored apart.
+    return make_text_codec(
+        pg_type, compare_as_text=True, to_wire=to_wire, to_python=_parse_interval
+    )
+
+
+def _offset_of(offset: timedelta | None) -> timedelta | None:
+    """`offset`, or None when Postgres could not take it as it is."""
+    if offset is None or offset.microseconds or not -_MAX_OFFSET < offset < _MAX_OFFSET:
+        return None
+    return offset
+
+
+def _print_offset(offset: timedelta) -> str:
+    seconds = offset // timedelta(seconds=1)
+    sign = "-" if seconds < 0 else "+"
+    minutes, seconds = divmod(abs(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if seconds:
+        return f"{sign}{hours:02}:{minutes:02}:{seconds:02}"
+    return f"{sign}{hours:02}:{minutes:02}" if minutes else f"{sign}{hours:02}"
+
+
+def _print_clock(clock: time) -> str:
+    text = clock.isoformat()
+    return text.rstrip("0") if clock.microsecond else text
+
+
+def _print_interval(span: timedelta) -> str:
+    days, seconds, micros = span.days, span.seconds, span.microseconds
+    unit = "day" if days == 1 else "days"
+    if days and not seconds and not micros:
+        return f"{days} {unit}"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours:02}:{minutes:02}:{seconds:02}"
+    if micros:
+        clock = f"{clock}.{micros:06}".rstrip("0")
+    if not days:
+        return clock
+    # After a negative part Postgres signs the positive one, or it would read it as negative.
+    return f"{days} {unit} {'+' if days < 0 else ''}{clock}"
+
+
+def _parse_timestamp(text: str) -> object:
+    # A year of five digits or BC could be mistaken for another spelling of ISO 8601.
+    if text[4:5] != "-" or text[-1] == "C":
+        return text
+    return datetime.fromisoformat(text)
+
+
+def _parse_date(text: str) -> object:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return text
+
+
+def _parse_time(text: str) -> object:
+    # Some Pythons read 24:00 as midnight, which Postgres keeps apart from 00:00.
+    return text if text.startswith("24") else time.fromisoformat(text)
+
+
+def _parse_interval(text: str) -> object:
+    match = _INTERVAL.fullmatch(text)
+    if match is None:
+        return text
+    clock = timedelta(
+        hours=int(match["hours"] or 0),
+        minutes=int(match["minutes"] or 0),
+        seconds=int(match["seconds"] or 0),
+        microseconds=int((match["fraction"] or "").ljust(6, "0")),
+    )
+    try:
+        return timedelta(days=int(match["days"] or 0)) + (-clock if match["sign"] == "-" else clock)
+    except OverflowError:
+        return text

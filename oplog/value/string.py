@@ -1,0 +1,117 @@
+"""Codecs of strings, enums, bytea and uuid.
+
+Pure. Must not know other types. The hard thing is character(n): Postgres pads it with blanks
+but `::text` takes them off again, so the wire value has none, from whichever side it comes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+from uuid import UUID
+
+from oplog.value.kind import (
+    UNSURE,
+    Kind,
+    Unsure,
+    ValueCodec,
+    Wire,
+    make_text_codec,
+    wire_as_python,
+)
+
+
+def _is_storable(text: str) -> bool:
+    """False for what no Postgres text can hold: NUL, and surrogates without their pair."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _keep_text(value: object) -> Wire | Unsure:
+    return value if type(value) is str and _is_storable(value) else UNSURE
+
+
+def make_string_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of text, character varying and character varying(n), citext.
+
+    Compared as text because a column's collation may be nondeterministic.
+    """
+    limit = modifiers[0] if modifiers else None
+
+    def to_wire(value: object) -> Wire | Unsure:
+        # What is too long is an error, unless only blanks are: those are cut off silently.
+        if type(value) is str and len(value) <= cast("int", limit) and _is_storable(value):
+            return value
+        return UNSURE
+
+    return make_text_codec(
+        pg_type, compare_as_text=True, to_wire=_keep_text if limit is None else to_wire
+    )
+
+
+def make_character_codec(pg_type: str, *modifiers: int) -> ValueCodec:
+    """Codec of character(n).
+
+    On the wire without trailing blanks; in Python padded, as a SELECT shows it.
+    """
+    width = modifiers[0] if modifiers else 1
+
+    def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not str or not _is_storable(value):
+            return UNSURE
+        text = value.rstrip(" ")
+        return text if len(text) <= width else UNSURE
+
+    def to_python(text: str) -> str:
+        return text.ljust(width)
+
+    def from_text(text: str) -> str:
+        # `::text` has taken the blanks off, but elements of an array print with theirs.
+        return text.rstrip(" ")
+
+    return make_text_codec(
+        pg_type, compare_as_text=True, to_wire=to_wire, to_python=to_python, from_text=from_text
+    )
+
+
+def make_enum_codec(pg_type: str) -> ValueCodec:
+    """Codec of an enum: one of its labels, or the statement fails."""
+    return make_text_codec(pg_type, compare_as_text=False, to_wire=_keep_text)
+
+
+def make_bytes_codec(pg_type: str) -> ValueCodec:
+    """Codec of bytea."""
+
+    def to_wire(value: object) -> Wire | Unsure:
+        return value if type(value) is bytes else UNSURE
+
+    def from_text(text: str) -> bytes:
+        return bytes.fromhex(text[2:])
+
+    def to_text(wire: Wire) -> str:
+        return "\\x" + cast("bytes", wire).hex()
+
+    return ValueCodec(
+        pg_type=pg_type,
+        kind=Kind.BYTES,
+        to_wire=to_wire,
+        to_python=wire_as_python,
+        from_text=from_text,
+        to_text=to_text,
+        compare_as_text=False,
+    )
+
+
+def make_uuid_codec(pg_type: str) -> ValueCodec:
+    """Codec of uuid."""
+
+    def to_wire(value: object) -> Wire | Unsure:
+        return str(value) if type(value) is UUID else UNSURE
+
+    return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=UUID)

@@ -1,0 +1,173 @@
+"""From the name of a Postgres type to its codec, or to a refusal.
+
+Pure. Must not know tables or columns. The hard thing is what to do with types it has never
+heard of: they travel as text, which their own output and input functions must round-trip,
+and nothing about them is predicted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+from oplog.errors import NotCapturableError
+from oplog.value.array import make_array_codec
+from oplog.value.document import make_json_codec, make_jsonb_codec
+from oplog.value.kind import ValueCodec, make_text_codec
+from oplog.value.moment import (
+    make_date_codec,
+    make_interval_codec,
+    make_time_codec,
+    make_timestamp_codec,
+    make_timestamptz_codec,
+    make_timetz_codec,
+)
+from oplog.value.number import (
+    make_bool_codec,
+    make_double_codec,
+    make_int_codec,
+    make_numeric_codec,
+    make_single_codec,
+)
+from oplog.value.string import (
+    make_bytes_codec,
+    make_character_codec,
+    make_enum_codec,
+    make_string_codec,
+    make_uuid_codec,
+)
+
+_NAME = re.compile(r"(?P<base>[a-z0-9_ ]+?)(?:\((?P<modifiers>[0-9, -]+)\))?(?P<zone> with.*)?")
+
+_MAKERS: Final[Mapping[str, Callable[..., ValueCodec]]] = MappingProxyType(
+    {
+        "boolean": make_bool_codec,
+        "smallint": partial(make_int_codec, bits=16),
+        "integer": partial(make_int_codec, bits=32),
+        "bigint": partial(make_int_codec, bits=64),
+        "real": make_single_codec,
+        "double precision": make_double_codec,
+        "numeric": make_numeric_codec,
+        "text": make_string_codec,
+        "character varying": make_string_codec,
+        "character": make_character_codec,
+        "bytea": make_bytes_codec,
+        "uuid": make_uuid_codec,
+        "date": make_date_codec,
+        "timestamp with time zone": make_timestamptz_codec,
+        "timestamp without time zone": make_timestamp_codec,
+        "time with time zone": make_timetz_codec,
+        "time without time zone": make_time_codec,
+        "json": make_json_codec,
+        "jsonb": make_jsonb_codec,
+    }
+)
+
+_PREDICTABLE_ELEMENTS: Final = frozenset(
+    {"smallint", "integer", "bigint", "text", "character varying", "boolean", "uuid", "citext"}
+)
+
+_PSEUDO_TYPES: Final = frozenset(
+    {"any", "anyarray", "anyelement", "cstring", "internal", "record", "trigger", "unknown", "void"}
+)
+_UNREADABLE_TYPES: Final = frozenset(
+    {
+        "gtsvector",
+        "pg_brin_bloom_summary",
+        "pg_brin_minmax_multi_summary",
+        "pg_dependencies",
+        "pg_mcv_list",
+        "pg_ndistinct",
+        "pg_node_tree",
+    }
+)
+_CATALOG_REFERENCES: Final = frozenset(
+    {
+        "aclitem",
+        "regclass",
+        "regcollation",
+        "regconfig",
+        "regdatabase",
+        "regdictionary",
+        "regnamespace",
+        "regoper",
+        "regoperator",
+        "regproc",
+        "regprocedure",
+        "regrole",
+        "regtype",
+    }
+)
+
+
+def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
+    """The codec of a Postgres type.
+
+    `pg_type` is spelled as `format_type(atttypid, atttypmod)` prints it, `category` is
+    `pg_type.typcategory` if known: 'E' makes an unknown name an enum. An unknown type is
+    carried as its text and never predicted. Build one codec per column and keep it.
+
+    Raises `NotCapturableError` for types whose text does not mean the same in another
+    database, or that cannot be read back from text at all.
+    """
+    if pg_type.endswith("[]"):
+        return _make_array_codec(pg_type)
+    base, modifiers = _split_name(pg_type)
+    _check_capturable(pg_type, base, category)
+    if category == "E":
+        return make_enum_codec(pg_type)
+    if base.startswith("interval"):
+        return make_interval_codec(pg_type, restricted=pg_type != "interval")
+    if base == "citext" and category in ("", "S"):
+        return make_string_codec(pg_type)
+    maker = _MAKERS.get(base)
+    if maker is None:
+        return make_text_codec(pg_type, compare_as_text=True)
+    return maker(pg_type, *modifiers)
+
+
+def _split_name(pg_type: str) -> tuple[str, tuple[int, ...]]:
+    """'numeric(10,2)' -> 'numeric', (10, 2); the schema of citext is dropped."""
+    if pg_type.endswith(".citext"):
+        return "citext", ()
+    match = _NAME.fullmatch(pg_type)
+    if match is None:
+        return pg_type, ()
+    numbers = match["modifiers"]
+    modifiers = tuple(int(number) for number in numbers.split(",")) if numbers else ()
+    return match["base"] + (match["zone"] or ""), modifiers
+
+
+def _make_array_codec(pg_type: str) -> ValueCodec:
+    element = codec_for(pg_type.removesuffix("[]"))
+    base, _ = _split_name(element.pg_type)
+    return make_array_codec(
+        pg_type,
+        element,
+        predictable=base in _PREDICTABLE_ELEMENTS,
+        readable=base in _MAKERS or base == "citext" or base.startswith("interval"),
+    )
+
+
+def _check_capturable(pg_type: str, base: str, category: str) -> None:
+    if base == "money":
+        reason = "its text depends on the server's lc_monetary setting"
+        hint = "use numeric(19,2), or leave the column out with exclude={...}"
+    elif base == "bpchar":
+        reason = "its trailing blanks are stored but lost in every conversion to text"
+        hint = "use text, or give it a length: character(n)"
+    elif base in _CATALOG_REFERENCES:
+        reason = "it names an object of this one database"
+        hint = "store the name as text, or leave the column out with exclude={...}"
+    elif base in _UNREADABLE_TYPES:
+        reason = "Postgres prints its values but does not read them back"
+        hint = "leave the column out with exclude={...}"
+    elif category == "P" or base in _PSEUDO_TYPES:
+        reason = "it is a pseudo-type"
+        hint = "give the column a real type"
+    else:
+        return
+    raise NotCapturableError(f"type {pg_type} cannot be logged exactly: {reason}", hint=hint)
