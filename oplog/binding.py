@@ -1,0 +1,229 @@
+"""The catalog bound to one database: declared types, stored shapes, live tables.
+
+Built once per engine, before its first logged transaction, and read by every one after.
+Must not know sessions or statements. The hard thing is that binding writes: a type that the
+log has not seen is stored in the caller's own transaction, so until that commits nobody may
+rely on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
+from oplog.errors import (
+    KeyUnavailableError,
+    NotCapturableError,
+    SchemaDriftError,
+    UnknownTypeError,
+    WrongKeyError,
+)
+from oplog.keyring import Keyring
+from oplog.live import LiveColumn, LiveTable, read_live_tables, require_live_table
+from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
+from oplog.store import Store
+from oplog.value import Kind, codec_for
+
+
+@dataclass(frozen=True, eq=False)
+class BoundType:
+    """A tracked table in this database, ready to be captured."""
+
+    declared: DeclaredType
+    shape: Shape
+    live: LiveTable
+
+    @property
+    def template(self) -> AggregateTemplate:
+        """How rows are grouped."""
+        return self.declared.template
+
+    @property
+    def regroups(self) -> bool:
+        """The aggregate's name depends on more than the primary key."""
+        return not set(self.template.columns) <= set(self.shape.key_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """Everything a transaction needs to know about its database."""
+
+    log_id: UUID
+    types: Mapping[sa.Table, BoundType]
+    by_name: Mapping[str, BoundType]
+    fresh: bool
+    """Types or keys were stored by the transaction that built this; it must commit first."""
+
+    def find_type(self, type_name: str) -> BoundType:
+        """The tracked type; `UnknownTypeError` if the catalog does not have it."""
+        found = self.by_name.get(type_name)
+        if found is None:
+            raise UnknownTypeError(
+                f"{type_name!r} is not a type of this log",
+                hint=f"the catalog has {', '.join(sorted(self.by_name)) or 'no types'}",
+            )
+        return found
+
+
+class ShapeTable:
+    """Every stored revision of every type; reads the log again for one it has not seen."""
+
+    def __init__(self, store: Store, connection: Connection) -> None:
+        self._store = store
+        self._connection = connection
+        self._shapes: dict[tuple[str, int], Shape] = {}
+        self._latest: dict[str, Shape] = {}
+        self._load()
+
+    def find_shape(self, type_name: str, revision: int) -> Shape:
+        """The shape an entry was written with; `UnknownTypeError` if the log lacks it."""
+        found = self._shapes.get((type_name, revision))
+        if found is None:
+            self._load()
+            found = self._shapes.get((type_name, revision))
+        if found is None:
+            raise UnknownTypeError(
+                f"the log has no type {type_name!r} revision {revision}",
+                hint="its row in oplog_type is missing; compare with a backup or the archive",
+            )
+        return found
+
+    @property
+    def latest(self) -> Mapping[str, Shape]:
+        """The newest revision of each type."""
+        return self._latest
+
+    def _load(self) -> None:
+        for shape in self._store.list_types(self._connection):
+            self._shapes.setdefault((shape.type_name, shape.revision), shape)
+            self._latest[shape.type_name] = self._shapes[shape.type_name, shape.revision]
+
+
+def bind_catalog(
+    connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding:
+    """Compare catalog, log and live tables; store types and key ids the log does not know.
+
+    Raises `SchemaVersionError` without current log tables, `SchemaDriftError` where tables
+    and models disagree, `WrongKeyError` when a known key id comes with another key.
+    """
+    store.require_current(connection)
+    log_id = store.read_log_id(connection)
+    fresh = bind_key(connection, keyring, store=store)
+    tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
+    stored = _group_types(store.list_types(connection))
+    types: dict[sa.Table, BoundType] = {}
+    for declared in catalog.types.values():
+        live = require_live_table(tables, declared.table)
+        shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
+        while shape not in stored.get(declared.type_name, []):
+            fresh = True
+            if store.insert_type(connection, shape):
+                break
+            # Another process stored this revision first, and its commit was waited for.
+            stored = _group_types(store.list_types(connection))
+            shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
+        types[declared.table] = BoundType(declared, shape, live)
+    by_name = {bound.declared.type_name: bound for bound in types.values()}
+    return Binding(log_id, types, by_name, fresh)
+
+
+def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
+    grouped: dict[str, list[Shape]] = {}
+    for shape in shapes:
+        grouped.setdefault(shape.type_name, []).append(shape)
+    return grouped
+
+
+def bind_key(connection: Connection, keyring: Keyring | None, *, store: Store) -> bool:
+    """Compare the keyring with the key ids the log knows; True if one had to be stored."""
+    if keyring is None:
+        return False
+    current = keyring.current_key_id
+    check_value = keyring.check_value(current)
+    known = store.read_key_check(connection, current)
+    if known is None:
+        store.insert_key(connection, current, check_value=check_value)
+        return True
+    if known != check_value:
+        raise WrongKeyError(
+            f"the keyring's key {current!r} is not the key that this log knows by that id",
+            hint="use the keyring this log was written with",
+        )
+    return False
+
+
+def check_keyring(
+    connection: Connection, keyring: Keyring | None, *, store: Store
+) -> dict[str, bytes]:
+    """The log's key check values, after comparing those of the keyring's own keys."""
+    known = store.list_keys(connection)
+    if known and keyring is None:
+        raise KeyUnavailableError(
+            f"entries of this log are sealed with {', '.join(sorted(known))}; no keyring is given",
+            hint="give the keyring: Oplog(..., keyring=Keyring.from_env())",
+        )
+    return known
+
+
+def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape]) -> Shape:
+    """The revision under which rows of this table are logged now."""
+    columns = []
+    names = {column.name for column in live.columns}
+    for column in declared.list_columns():
+        if column.name not in names:
+            raise SchemaDriftError(
+                f"column {live.schema}.{live.name}.{column.name} is in the model and not in "
+                "the database",
+                hint="run the migrations before this version of the application",
+            )
+    for found in live.columns:
+        # Columns that the model does not have yet are logged as well: the row is the truth.
+        if found.generated or found.name in declared.excluded:
+            continue
+        columns.append(_declare_column(live, found))
+    if declared.message_class is None:
+        return derive_shape(
+            declared.type_name,
+            columns,
+            schema=live.schema,
+            table=live.name,
+            aggregate=declared.template.text,
+            excluded=declared.excluded,
+            stored=stored,
+        )
+    fields = {f.name for f in declared.message_class.DESCRIPTOR.fields}
+    missing = [c.name for c in columns if c.name not in fields]
+    if missing:
+        raise SchemaDriftError(
+            f"table {live.schema}.{live.name} has columns that message "
+            f"{declared.message_class.DESCRIPTOR.full_name} has no field for: "
+            f"{', '.join(missing)}",
+            hint="add the fields and raise the revision, or exclude the columns with a reason",
+        )
+    return register_shape(
+        declared.type_name,
+        columns,
+        revision=declared.revision or 1,
+        schema=live.schema,
+        table=live.name,
+        aggregate=declared.template.text,
+        excluded=declared.excluded,
+        message_class=declared.message_class,
+        stored=stored,
+    )
+
+
+def _declare_column(live: LiveTable, column: LiveColumn) -> DeclaredColumn:
+    try:
+        kind: Kind = codec_for(column.pg_type, category=column.category).kind
+    except NotCapturableError as cause:
+        raise NotCapturableError(
+            f"column {live.schema}.{live.name}.{column.name}: {cause.args[0]}", hint=cause.hint
+        ) from cause
+    return DeclaredColumn(column.name, column.pg_type, kind, column.primary_key, column.category)

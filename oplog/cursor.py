@@ -1,0 +1,84 @@
+"""A consumer's place in the log: a Postgres snapshot, tied to one server history.
+
+Pure rules on snapshots as text (`xmin:xmax:xip,...`). The hard thing is that ids are not
+commit order and transaction ids are issued again after a crash: a cursor lists who was still
+running, and never claims to have seen more than what it was given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from oplog.errors import ConfigurationError, DecodeError
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Everything visible in `snapshot` has been consumed; `None` is the beginning."""
+
+    system_identifier: str
+    timeline: int
+    snapshot: str | None
+
+    def to_json(self) -> str:
+        """The text kept in the checkpoint table."""
+        return json.dumps(
+            {
+                "system_identifier": self.system_identifier,
+                "timeline": self.timeline,
+                "snapshot": self.snapshot,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Cursor:
+        """The inverse of `to_json`; `DecodeError` if the text is something else."""
+        try:
+            data = json.loads(text)
+            snapshot = data["snapshot"]
+            if snapshot is not None:
+                _parse(snapshot)
+            return cls(str(data["system_identifier"]), int(data["timeline"]), snapshot)
+        except (ValueError, KeyError, TypeError) as cause:
+            raise DecodeError(
+                f"a stored cursor cannot be read: {text[:100]!r}",
+                hint="delete the consumer's row in oplog_checkpoint and start it again",
+            ) from cause
+
+    def check_origin(self, system_identifier: str, *, timeline: int) -> None:
+        """Raise `ConfigurationError` when the server's history is not the cursor's.
+
+        After a failover, a restore or a dump the same transaction ids mean other
+        transactions: going on would skip entries silently.
+        """
+        if (self.system_identifier, self.timeline) != (system_identifier, timeline):
+            raise ConfigurationError(
+                f"the cursor belongs to server {self.system_identifier} timeline "
+                f"{self.timeline}, this is server {system_identifier} timeline {timeline}",
+                hint="the database was restored, upgraded or failed over: compare what the "
+                "consumer has with the log, then reset its checkpoint",
+            )
+
+    def advance(self, snapshot: str, transaction_ids: Iterable[int]) -> Cursor:
+        """The cursor after consuming a batch that `snapshot` showed.
+
+        Clamped to what was seen: ids above the batch may belong to aborted transactions,
+        which a crash hands out again. An empty batch leaves the cursor where it is.
+        """
+        seen = max(transaction_ids, default=None)
+        if seen is None:
+            return self
+        old_xmax = 0 if self.snapshot is None else _parse(self.snapshot)[1]
+        _, _, running = _parse(snapshot)
+        xmax = max(old_xmax, seen + 1)
+        below = [xid for xid in running if xid < xmax]
+        xmin = min(below, default=xmax)
+        text = f"{xmin}:{xmax}:{','.join(map(str, below))}"
+        return Cursor(self.system_identifier, self.timeline, text)
+
+
+def _parse(snapshot: str) -> tuple[int, int, list[int]]:
+    xmin, xmax, running = snapshot.split(":")
+    return int(xmin), int(xmax), [int(xid) for xid in running.split(",") if xid]

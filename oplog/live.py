@@ -1,0 +1,141 @@
+"""What the database really has for a tracked table: columns, types, keys, triggers.
+
+Reads the Postgres catalog. Must not know the log's tables or a session. The hard thing is
+that the model is not the truth: a column's default, a trigger, a domain or a narrower type
+in the database decides what is stored, so every decision about exactness starts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from oplog.errors import NotCapturableError, SchemaDriftError
+from oplog.tables import quote
+
+
+@dataclass(frozen=True, slots=True)
+class LiveColumn:
+    """A column as Postgres has it; `pg_type` is the base type of a domain."""
+
+    name: str
+    pg_type: str
+    category: str
+    generated: bool
+    primary_key: bool
+    not_null: bool
+    has_default: bool
+    """An insert that leaves the column out may store something other than NULL."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """A table as Postgres has it."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    columns: tuple[LiveColumn, ...]
+    rewrites_rows: bool
+    """A trigger or rule of the application's may change what a statement stores."""
+
+    @property
+    def qualified(self) -> str:
+        """The quoted, schema-qualified name."""
+        return f"{quote(self.schema)}.{quote(self.name)}"
+
+    @property
+    def key_names(self) -> tuple[str, ...]:
+        """Columns of the primary key."""
+        return tuple(c.name for c in self.columns if c.primary_key)
+
+
+_QUERY = """
+WITH RECURSIVE wanted AS (
+  SELECT n, pg_catalog.to_regclass(name)::oid AS oid
+  FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS w(name, n)),
+base AS (
+  SELECT a.attrelid, a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
+  FROM pg_catalog.pg_attribute a JOIN wanted w ON w.oid = a.attrelid
+  WHERE a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL
+  SELECT b.attrelid, b.attnum, t.typbasetype,
+    CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
+  FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid WHERE t.typtype = 'd')
+SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
+  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
+          AND g.tgenabled <> 'D' AND g.tgname NOT LIKE 'oplog\\_%%')
+  OR EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid),
+  a.attname, pg_catalog.format_type(b.typid, b.typmod), t.typtype::text,
+  a.attgenerated <> '', a.attnotnull,
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+          AND a.attnum = ANY (i.indkey::smallint[])),
+  a.atthasdef OR a.attidentity <> '' OR own.typdefault IS NOT NULL
+FROM wanted w
+JOIN pg_catalog.pg_class c ON c.oid = w.oid
+JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
+JOIN base b ON b.attrelid = c.oid AND b.attnum = a.attnum
+JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
+ORDER BY w.n, a.attnum
+"""
+
+
+def read_live_tables(
+    connection: Connection, tables: Iterable[sa.Table]
+) -> Mapping[sa.Table, LiveTable]:
+    """The live form of each table that exists, found by the connection's search path."""
+    ordered = list(tables)
+    names = [
+        quote(table.name) if table.schema is None else f"{quote(table.schema)}.{quote(table.name)}"
+        for table in ordered
+    ]
+    found: dict[int, list[Any]] = {}
+    for row in connection.exec_driver_sql(_QUERY, (names,)):
+        found.setdefault(row[0] - 1, []).append(row)
+    return {ordered[n]: _build(rows) for n, rows in found.items()}
+
+
+def require_live_table(live: Mapping[sa.Table, LiveTable], table: sa.Table) -> LiveTable:
+    """The live form of `table`; `SchemaDriftError` if it is missing or misses its key."""
+    found = live.get(table)
+    if found is None:
+        raise SchemaDriftError(
+            f"table {table.fullname} is in the catalog and not in the database",
+            hint="run the migrations, or list the table in untracked={...}",
+        )
+    if found.kind not in ("r", "p"):
+        raise NotCapturableError(
+            f"{table.fullname} is not a table in the database (relkind {found.kind!r})",
+            hint='views and foreign tables are not logged; list it in untracked={...: "reason"}',
+        )
+    if set(found.key_names) != {c.name for c in table.primary_key}:
+        raise SchemaDriftError(
+            f"table {table.fullname} has primary key ({', '.join(found.key_names)}) in the "
+            f"database and ({', '.join(c.name for c in table.primary_key)}) in the models",
+            hint="bring the model and the table into agreement with a migration",
+        )
+    return found
+
+
+def _build(rows: list[Any]) -> LiveTable:
+    _, oid, schema, name, kind, rewrites = rows[0][:6]
+    columns = tuple(
+        LiveColumn(
+            name=row[6],
+            pg_type=row[7],
+            category="E" if row[8] == "e" else "",
+            generated=row[9],
+            primary_key=row[11],
+            not_null=row[10],
+            has_default=row[12],
+        )
+        for row in rows
+    )
+    return LiveTable(oid, schema, name, kind, columns, rewrites)

@@ -1,0 +1,174 @@
+"""Stored entries opened: hashes checked, unsealed, decoded.
+
+The one place where sealed bytes become effects, whichever source they come from. Must not
+know how they are replayed. The hard thing is to check before trusting: an entry whose bytes
+do not match its hash is refused, by name, before it is unsealed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.chain import hash_body, hash_entry, hash_metadata
+from oplog.codec import Effect, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.entry import LoggedEntry
+from oplog.errors import ChainBrokenError, OplogError
+from oplog.seal import SealContext, Sealer
+from oplog.store import EntryFilter, Store, StoredEntry
+
+
+@dataclass(slots=True)
+class OpenedEntry:
+    """An entry whose bytes were checked and opened."""
+
+    stored: StoredEntry
+    effects: list[Effect]
+
+
+class EntryReader:
+    """Opens the entries of one log on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        store: Store,
+        sealer: Sealer,
+        codec: PayloadCodec,
+        types: TypeLookup,
+        log_id: UUID,
+        key_checks: Mapping[str, bytes],
+    ) -> None:
+        self.connection = connection
+        self.store = store
+        self.types = types
+        self._sealer = sealer
+        self._codec = codec
+        self._log_id = log_id
+        self._key_checks = key_checks
+
+    def open(self, stored: StoredEntry) -> OpenedEntry:
+        """Check, unseal and decode one entry; any error names its position."""
+        check_hashes(stored)
+        context = SealContext(self._log_id, stored.aggregate, stored.entry_id)
+        try:
+            payload = self._sealer.open(
+                stored.data,
+                context,
+                format=stored.format,
+                key_id=stored.key_id,
+                check_value=self._key_checks.get(stored.key_id),
+            )
+            return OpenedEntry(stored, self._codec.decode(payload, self.types))
+        except OplogError as error:
+            error.add_note(f"at position {stored.position}, {describe(stored)}")
+            raise
+
+    def iterate_transactions(
+        self, snapshot: str, *, after: int = 0, through: int | None = None
+    ) -> Iterator[list[OpenedEntry]]:
+        """Whole transactions in causal order, from one snapshot of the log.
+
+        `through` takes every transaction that began to write at or before that position,
+        whole: half a transaction is a state that never was. `after` is a position.
+        """
+        held: dict[int, list[OpenedEntry]] = {}
+        for page in self.store.iterate(
+            self.connection, EntryFilter(after=after), snapshot=snapshot
+        ):
+            if through is not None and page[0].position > through and not held:
+                return
+            for stored in page:
+                if through is not None and stored.transaction_position > through:
+                    continue
+                group = held.setdefault(stored.transaction_position, [])
+                group.append(self.open(stored))
+                if len(group) == stored.transaction_size:
+                    yield held.pop(stored.transaction_position)
+        if held:
+            raise self._incomplete(held)
+
+    def read(self, filter: EntryFilter, *, snapshot: str) -> Iterator[LoggedEntry]:
+        """Entries for people, in causal order, from one snapshot."""
+        for page in self.store.iterate(self.connection, filter, snapshot=snapshot):
+            yield from self.present(page)
+
+    def present(self, page: Iterable[StoredEntry]) -> Iterator[LoggedEntry]:
+        """Opened entries with Python values and their metadata, which is checked as well."""
+        entries = list(page)
+        metadata = self.store.read_metadata(
+            self.connection, (e.transaction_position for e in entries)
+        )
+        for stored in entries:
+            pairs = metadata.get(stored.transaction_position, [])
+            if hash_metadata(pairs) != stored.metadata_hash:
+                raise ChainBrokenError(
+                    f"the metadata of position {stored.position} ({describe(stored)}) is not "
+                    "what was written",
+                    hint="rows of oplog_metadata were altered or are missing; compare with a "
+                    "backup or the archive",
+                )
+            opened = self.open(stored)
+            yield LoggedEntry(
+                position=stored.position,
+                sequence=None,
+                aggregate=stored.aggregate,
+                version=stored.version,
+                operations=tuple(effect_to_operation(e) for e in opened.effects),
+                metadata=_group_pairs(pairs),
+                transaction_id=stored.transaction_id,
+                transaction_position=stored.transaction_position,
+                entry_id=stored.entry_id,
+                entry_hash=stored.entry_hash,
+                recorded_at=stored.recorded_at,
+            )
+
+    @staticmethod
+    def _incomplete(held: Mapping[int, list[OpenedEntry]]) -> ChainBrokenError:
+        position, group = min(held.items())
+        return ChainBrokenError(
+            f"the transaction at position {position} has {len(group)} of "
+            f"{group[0].stored.transaction_size} entries",
+            hint="rows of oplog_entry are missing; compare with a backup or the archive",
+        )
+
+
+def check_hashes(stored: StoredEntry) -> None:
+    """Raise `ChainBrokenError` unless the entry's bytes and header match its hash."""
+    body_hash = hash_body(
+        format=stored.format,
+        entry_id=stored.entry_id,
+        aggregate=stored.aggregate,
+        key_id=stored.key_id,
+        metadata_hash=stored.metadata_hash,
+        transaction_size=stored.transaction_size,
+        idempotency_key=stored.idempotency_key,
+        data=stored.data,
+    )
+    found = hash_entry(
+        prev_hash=stored.prev_hash,
+        version=stored.version,
+        recorded_at=stored.recorded_at,
+        body_hash=body_hash,
+    )
+    if found != stored.entry_hash:
+        raise ChainBrokenError(
+            f"position {stored.position} ({describe(stored)}) does not match its hash",
+            hint="the row in oplog_entry was altered; compare with a backup or the archive",
+        )
+
+
+def describe(stored: StoredEntry) -> str:
+    """The entry as an operator would look it up."""
+    return f"aggregate {stored.aggregate!r} version {stored.version}"
+
+
+def _group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for key, value in pairs:
+        grouped.setdefault(key, []).append(value)
+    return grouped

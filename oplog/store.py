@@ -1,0 +1,415 @@
+"""All SQL on the log's tables, in one place.
+
+Takes a SQLAlchemy connection and plain values, gives back plain values. Must not know
+catalogs, keys or sessions, and never opens or ends a transaction. Statements go through
+`exec_driver_sql`: an ORM-level execute would re-enter the session's own events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import SchemaVersionError
+from oplog.shape import Shape
+from oplog.tables import COMMENT_PREFIX, VERSION, quote, quote_literal
+
+PAGE_ENTRIES = 4000
+"""Most entries read at once."""
+PAGE_BYTES = 8 * 1024 * 1024
+"""Sealed bytes read at once, more only for a single larger entry."""
+
+
+class StoredEntry(NamedTuple):
+    """A row of the entry table: clear header and sealed bytes."""
+
+    position: int
+    entry_id: UUID
+    transaction_id: int
+    transaction_position: int
+    transaction_size: int
+    aggregate: str
+    version: int
+    format: int
+    data: bytes
+    key_id: str
+    metadata_hash: bytes
+    prev_hash: bytes
+    entry_hash: bytes
+    recorded_at: datetime
+    idempotency_key: str | None
+
+
+class NewEntry(NamedTuple):
+    """An entry about to be appended; `expected` is the ticket's version or None for any."""
+
+    aggregate: str
+    expected: int | None
+    entry_id: UUID
+    body_hash: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries to read: all conditions hold together; bounds are positions."""
+
+    aggregate: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    after: int | None = None
+    through: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenLink:
+    """An entry that does not continue its aggregate's chain."""
+
+    aggregate: str
+    version: int
+    position: int | None
+    reason: str
+
+
+class Store:
+    """The log's tables in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        s = self._s = quote(schema)
+        self._columns = (
+            "e.id, e.entry_id, e.transaction_id::text::bigint, e.transaction_position, "
+            "e.transaction_size, e.aggregate_name, e.version, e.format, e.data, e.key_id, "
+            "e.metadata_hash, e.prev_hash, e.entry_hash, e.created_at, e.idempotency_key"
+        )
+        self._append = (
+            f"SELECT versions, hashes FROM {s}.oplog_append(%b::text[], %b::bigint[], "
+            "%b::uuid[], %b::bytea[], %b::bytea[], %s::smallint, %s::text, %b::bytea, "
+            "%s::text[], %s::text[], %s::text)"
+        )
+        self._append_one = (
+            f"SELECT ARRAY[o_version], ARRAY[o_hash] FROM {s}.oplog_append_one(%s::text, "
+            "%s::bigint, %b::uuid, %b::bytea, %b::bytea, %s::smallint, %s::text, %b::bytea, "
+            "%s::text[], %s::text[], %s::text)"
+        )
+
+    # -- schema ---------------------------------------------------------------------------
+
+    def read_version(self, connection: Connection) -> int | None:
+        """The installed schema version; None when the log's tables are not there."""
+        comment = connection.exec_driver_sql(
+            "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class')",
+            (f"{self._s}.oplog_entry",),
+        ).scalar()
+        if comment is None or not str(comment).startswith(COMMENT_PREFIX):
+            return None
+        number = str(comment)[len(COMMENT_PREFIX) :]
+        return int(number) if number.isdecimal() else None
+
+    def require_current(self, connection: Connection) -> None:
+        """Raise `SchemaVersionError` with the exact line to add unless the schema is current."""
+        found = self.read_version(connection)
+        where = "" if self.schema == "oplog" else f", schema={self.schema!r}"
+        if found is None:
+            raise SchemaVersionError(
+                f"schema {self.schema!r} of this database has no oplog tables",
+                hint=f"add this line to a migration: op.create_oplog(version={VERSION}{where})",
+            )
+        if found < VERSION:
+            raise SchemaVersionError(
+                f"the oplog tables are at schema version {found}, this library needs {VERSION}",
+                hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})",
+            )
+        if found > VERSION:
+            raise SchemaVersionError(
+                f"the oplog tables are at schema version {found}, this library knows {VERSION}",
+                hint="upgrade the oplog package in this application",
+            )
+
+    def read_log_id(self, connection: Connection) -> UUID:
+        """The identity of this log, bound into every sealed entry."""
+        found = connection.exec_driver_sql(f"SELECT log_id FROM {self._s}.oplog_log").scalars()
+        ids: list[UUID] = list(found)
+        if len(ids) != 1:
+            raise SchemaVersionError(
+                f"schema {self.schema!r} has {len(ids)} rows in oplog_log, not one",
+                hint="the log's tables were altered by hand; compare with a backup",
+            )
+        return ids[0]
+
+    # -- types and keys -------------------------------------------------------------------
+
+    def list_types(self, connection: Connection) -> list[Shape]:
+        """Every stored revision of every type, revisions rising."""
+        rows = connection.exec_driver_sql(
+            f"SELECT type_name, revision, shape::text, descriptor FROM {self._s}.oplog_type "
+            "ORDER BY type_name, revision"
+        )
+        return [
+            Shape.from_json(name, revision, shape=json.loads(shape), descriptor=bytes(descriptor))
+            for name, revision, shape, descriptor in rows
+        ]
+
+    def insert_type(self, connection: Connection, shape: Shape) -> bool:
+        """Store a revision; False when another transaction stored this number first."""
+        done = connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_type (type_name, revision, shape, descriptor) "
+            "VALUES (%s, %s, %s::jsonb, %b) ON CONFLICT DO NOTHING",
+            (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
+        )
+        return done.rowcount == 1
+
+    def read_key_check(self, connection: Connection, key_id: str) -> bytes | None:
+        """The check value of a data key, or None if the log has never seen its id."""
+        found = connection.exec_driver_sql(
+            f"SELECT check_value FROM {self._s}.oplog_key WHERE key_id = %s", (key_id,)
+        ).scalar()
+        return None if found is None else bytes(found)
+
+    def insert_key(self, connection: Connection, key_id: str, *, check_value: bytes) -> None:
+        """Remember a data key's id; a no-op if it is known."""
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_key (key_id, check_value) VALUES (%s, %b) "
+            "ON CONFLICT DO NOTHING",
+            (key_id, check_value),
+        )
+
+    def list_keys(self, connection: Connection) -> dict[str, bytes]:
+        """Check values by key id."""
+        rows = connection.exec_driver_sql(f"SELECT key_id, check_value FROM {self._s}.oplog_key")
+        return {key_id: bytes(check) for key_id, check in rows}
+
+    # -- writing --------------------------------------------------------------------------
+
+    def bind_append(
+        self,
+        entries: Sequence[NewEntry],
+        *,
+        format: int,
+        key_id: str,
+        metadata: Sequence[tuple[str, str]],
+        metadata_hash: bytes,
+        idempotency_key: str | None = None,
+    ) -> tuple[str, tuple[Any, ...]]:
+        """Statement and parameters that redeem and append; entries sorted by aggregate."""
+        shared = (
+            format,
+            key_id,
+            metadata_hash,
+            [key for key, _ in metadata] or None,
+            [value for _, value in metadata] or None,
+            idempotency_key,
+        )
+        if len(entries) == 1:
+            return self._append_one, (*entries[0], *shared)
+        return self._append, (
+            [e.aggregate for e in entries],
+            [e.expected for e in entries],
+            [e.entry_id for e in entries],
+            [e.body_hash for e in entries],
+            [e.data for e in entries],
+            *shared,
+        )
+
+    def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
+        """Versions by aggregate; one never written is left out."""
+        rows = connection.exec_driver_sql(
+            f"SELECT aggregate_name, version FROM {self._s}.oplog_ticket "
+            "WHERE aggregate_name = ANY(%s::text[])",
+            (list(aggregates),),
+        )
+        return {row[0]: row[1] for row in rows}
+
+    # -- reading --------------------------------------------------------------------------
+
+    def read_snapshot(self, connection: Connection) -> str:
+        """The transaction's (or statement's) snapshot as text."""
+        return str(
+            connection.exec_driver_sql("SELECT pg_catalog.pg_current_snapshot()::text").scalar()
+        )
+
+    def read_page(
+        self, connection: Connection, filter: EntryFilter, *, snapshot: str, after: int
+    ) -> list[StoredEntry]:
+        """Entries visible in `snapshot` with a position over `after`, in causal order.
+
+        Bounded in entries and bytes; an empty page is the end.
+        """
+        where, values = self._bind_filter(filter)
+        inner = (
+            f"SELECT {self._columns}, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s "
+            f"AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot){where} "
+            f"ORDER BY e.id LIMIT {PAGE_ENTRIES}"
+        )
+        return self._page(connection, inner, (max(after, filter.after or 0), snapshot, *values))
+
+    def read_new_page(
+        self, connection: Connection, old: str | None, *, new: str, after: int
+    ) -> list[StoredEntry]:
+        """Entries visible in snapshot `new` and not in `old`, over position `after`.
+
+        Costs what is new, even while an old transaction is open (facts, 4c): everything from
+        the old xmax on, and of the older ones only those then in progress.
+        """
+        bare = "0:0:" if old is None else old
+        select = f"SELECT {self._columns} FROM {self._s}.oplog_entry e"
+        visible = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
+        inner = (
+            "SELECT e.*, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes FROM ("
+            f"{select} WHERE e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            "AND e.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            f"AND {visible} UNION ALL {select} WHERE e.transaction_id = "
+            f"ANY(ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot))) AND {visible}"
+            f") e WHERE e.id > %s ORDER BY e.id LIMIT {PAGE_ENTRIES}"
+        )
+        if old is None:
+            bare = "1:1:"
+        return self._page(connection, inner, (bare, new, new, bare, new, after))
+
+    def _page(
+        self, connection: Connection, inner: str, values: tuple[Any, ...]
+    ) -> list[StoredEntry]:
+        rows = connection.exec_driver_sql(
+            f"SELECT * FROM ({inner}) p WHERE p.bytes - octet_length(p.data) < {PAGE_BYTES} "
+            "ORDER BY p.id",
+            values,
+        )
+        return [StoredEntry._make(row[:-1]) for row in rows.fetchall()]
+
+    def _bind_filter(self, filter: EntryFilter) -> tuple[str, list[Any]]:
+        where = ""
+        values: list[Any] = []
+        if filter.through is not None:
+            where += " AND e.id <= %s"
+            values.append(filter.through)
+        if filter.aggregate is not None:
+            where += " AND e.aggregate_name = %s"
+            values.append(filter.aggregate)
+        for key, value in filter.metadata:
+            where += (
+                f" AND EXISTS (SELECT FROM {self._s}.oplog_metadata m WHERE "
+                "m.transaction_position = e.transaction_position AND m.key = %s AND "
+                "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
+                '%s::text COLLATE "C", 0) AND m.value = %s)'
+            )
+            values += [key, value, value]
+        return where, values
+
+    def read_metadata(
+        self, connection: Connection, positions: Iterable[int]
+    ) -> dict[int, list[tuple[str, str]]]:
+        """Metadata pairs in their order, by transaction position."""
+        found: dict[int, list[tuple[str, str]]] = {}
+        rows = connection.exec_driver_sql(
+            f"SELECT transaction_position, key, value FROM {self._s}.oplog_metadata "
+            "WHERE transaction_position = ANY(%s::bigint[]) ORDER BY transaction_position, ordinal",
+            (sorted(set(positions)),),
+        )
+        for position, key, value in rows:
+            found.setdefault(position, []).append((key, value))
+        return found
+
+    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+        """The highest position recorded at or before `at`; 0 when there is none."""
+        found = connection.exec_driver_sql(
+            f"SELECT max(id) FROM {self._s}.oplog_entry WHERE created_at <= %s "
+            "AND pg_catalog.pg_visible_in_snapshot(transaction_id, %s::pg_snapshot)",
+            (at, snapshot),
+        ).scalar()
+        return int(found or 0)
+
+    # -- checking -------------------------------------------------------------------------
+
+    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+        """Gaps and false links in the aggregates' chains, and tickets that disagree with them.
+
+        Compares stored hashes only; that each matches its entry's bytes is checked by whoever
+        reads them.
+        """
+        rows = connection.exec_driver_sql(
+            f"""WITH links AS (
+  SELECT id, aggregate_name, version, prev_hash, entry_hash,
+    lag(version, 1, 0::bigint) OVER w AS before, lag(entry_hash) OVER w AS linked,
+    lead(version) OVER w IS NULL AS newest
+  FROM {self._s}.oplog_entry WINDOW w AS (PARTITION BY aggregate_name ORDER BY version))
+SELECT coalesce(l.aggregate_name, t.aggregate_name), coalesce(l.version, t.version), l.id,
+  CASE WHEN t.aggregate_name IS NULL THEN 'the aggregate has no ticket'
+    WHEN l.aggregate_name IS NULL THEN 'the ticket has no entry'
+    WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
+    WHEN l.prev_hash <> coalesce(l.linked, decode(repeat('00', 32), 'hex'))
+      THEN 'its prev_hash is not the hash of the version before'
+    WHEN l.newest AND t.version <> l.version
+      THEN 'its ticket is at version ' || t.version
+    ELSE 'its ticket holds another head hash' END
+FROM links l FULL JOIN {self._s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
+WHERE t.aggregate_name IS NULL OR l.aggregate_name IS NULL OR l.version <> l.before + 1
+  OR l.prev_hash <> coalesce(l.linked, decode(repeat('00', 32), 'hex'))
+  OR (l.newest AND (t.version <> l.version OR t.head_hash <> l.entry_hash))
+ORDER BY 1, 2 LIMIT {int(limit)}"""
+        )
+        return [BrokenLink(*row) for row in rows]
+
+    def read_status(self, connection: Connection) -> Mapping[str, Any]:
+        """Counts and sizes for an operator: entries, aggregates, last position, bytes, age."""
+        name = quote_literal(f"{self._s}.oplog_entry")
+        row = connection.exec_driver_sql(
+            f"""SELECT (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
+  (SELECT count(*) FROM {self._s}.oplog_ticket) AS aggregates,
+  (SELECT coalesce(max(id), 0) FROM {self._s}.oplog_entry) AS position,
+  (SELECT max(created_at) FROM {self._s}.oplog_entry) AS recorded_at,
+  pg_catalog.pg_total_relation_size({name}::regclass) AS entry_bytes,
+  (SELECT count(*) FROM {self._s}.oplog_type) AS type_revisions,
+  (SELECT log_id FROM {self._s}.oplog_log) AS log_id"""
+        )
+        return dict(row.mappings().one())
+
+    # -- consumers ------------------------------------------------------------------------
+
+    def read_checkpoint(self, connection: Connection, name: str) -> tuple[str, int] | None:
+        """A consumer's saved cursor (JSON text) and position."""
+        row = connection.exec_driver_sql(
+            f"SELECT cursor::text, position FROM {self._s}.oplog_checkpoint WHERE name = %s",
+            (name,),
+        ).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    def write_checkpoint(
+        self, connection: Connection, name: str, *, cursor: str, position: int
+    ) -> None:
+        """Save a consumer's cursor."""
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
+            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
+            "cursor = excluded.cursor, position = excluded.position, "
+            "updated_at = pg_catalog.clock_timestamp()",
+            (name, cursor, position),
+        )
+
+    def read_origin(self, connection: Connection) -> tuple[str, int, bool]:
+        """System identifier, timeline, and whether this server is a standby."""
+        row = connection.exec_driver_sql(
+            "SELECT system_identifier::text, pg_catalog.pg_is_in_recovery() "
+            "FROM pg_catalog.pg_control_system()"
+        ).one()
+        if row[1]:
+            return row[0], 0, True
+        # pg_control_checkpoint() still says the old timeline right after a promotion.
+        timeline = connection.exec_driver_sql(
+            "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn())"
+        ).scalar()
+        return row[0], int(str(timeline)[:8], 16), False
+
+    def iterate(
+        self, connection: Connection, filter: EntryFilter, *, snapshot: str
+    ) -> Iterator[list[StoredEntry]]:
+        """Pages of entries in causal order, from one snapshot."""
+        after = filter.after or 0
+        while page := self.read_page(connection, filter, snapshot=snapshot, after=after):
+            yield page
+            after = page[-1].position
