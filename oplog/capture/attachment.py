@@ -1,0 +1,224 @@
+"""Sessions that are logged: what is attached, and what each session's transaction holds.
+
+Ties session events to the engine listeners. Must not build entries. The hard thing is
+commit: the last flush is made here, so that an aggregate first written by it needs no ticket
+read, and everything flushed later is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
+
+from oplog.capture.listener import EngineListener
+from oplog.capture.recorder import Recorder
+from oplog.entry import Receipt
+from oplog.errors import ConfigurationError
+
+_EVENTS = (
+    "after_begin",
+    "before_commit",
+    "after_flush_postexec",
+    "after_commit",
+    "after_transaction_end",
+)
+
+
+@dataclass(slots=True)
+class SessionState:
+    """What the log keeps for one session."""
+
+    metadata: dict[str, list[str]] = field(default_factory=dict)
+    """Given before the session had a connection."""
+    connections: list[Connection] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+    committing: bool = False
+
+
+class Attachments:
+    """All sessions of one log."""
+
+    def __init__(self, make_listener: Callable[[Engine], EngineListener]) -> None:
+        self._make_listener = make_listener
+        self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
+        self._targets: dict[int, tuple[Any, Callable[[], None]]] = {}
+
+    # -- attaching ------------------------------------------------------------------------
+
+    def attach(self, target: Any) -> None:
+        """Log every session of `target`; attaching twice is the same as once."""
+        if id(target) in self._targets:
+            return
+        undo: Callable[[], None]
+        if _is_async_factory(target):
+            undo = self._attach_async(target)
+        elif isinstance(target, (sessionmaker, scoped_session)) or (
+            isinstance(target, type) and issubclass(target, Session)
+        ):
+            self._listen(target)
+
+            def undo() -> None:
+                self._unlisten(target)
+        else:
+            raise ConfigurationError(
+                f"cannot attach to {target!r}",
+                hint="give a sessionmaker, async_sessionmaker, scoped_session or Session subclass",
+            )
+        self._targets[id(target)] = (target, undo)
+
+    def detach(self, target: Any) -> None:
+        """Stop logging the sessions of `target`."""
+        found = self._targets.pop(id(target), None)
+        if found is None:
+            raise ConfigurationError(
+                f"{target!r} is not attached to this log",
+                hint="detach the very object that was given to attach",
+            )
+        found[1]()
+
+    def _attach_async(self, target: Any) -> Callable[[], None]:
+        # Events cannot listen on an async factory: give it a Session class of our own.
+        before = target.kw.get("sync_session_class")
+        base = before or getattr(target.class_, "sync_session_class", Session)
+        logged = type(f"Logged{base.__name__}", (base,), {})
+        target.configure(sync_session_class=logged)
+        self._listen(logged)
+
+        def undo() -> None:
+            self._unlisten(logged)
+            if before is None:
+                target.kw.pop("sync_session_class", None)
+            else:
+                target.configure(sync_session_class=before)
+
+        return undo
+
+    def _listen(self, target: Any) -> None:
+        for name in _EVENTS:
+            event.listen(target, name, getattr(self, f"_on_{name}"))
+
+    def _unlisten(self, target: Any) -> None:
+        for name in _EVENTS:
+            event.remove(target, name, getattr(self, f"_on_{name}"))
+
+    # -- for the facade -------------------------------------------------------------------
+
+    def annotate(self, session: Session, metadata: Mapping[str, list[str]]) -> None:
+        """Describe the session's transaction; kept until it has a connection."""
+        state = self._state(session)
+        if not state.connections:
+            state.metadata.update(metadata)
+        for connection in state.connections:
+            self._recorder(connection).annotate(metadata)
+
+    def list_receipts(self, session: Session) -> list[Receipt]:
+        """Receipts of the session's last commit."""
+        return list(self._state(session).receipts)
+
+    def find_recorder(self, session: Session) -> tuple[Connection, Recorder]:
+        """The session's connection and recorder; begins its transaction if it has none."""
+        connection = session.connection()
+        state = self._states.get(session)
+        if state is None or connection not in state.connections:
+            raise ConfigurationError(
+                "this session is not attached to the log",
+                hint="call log.attach(...) with its sessionmaker or class first",
+            )
+        return connection, self._recorder(connection)
+
+    def refresh(self) -> None:
+        """Forget what is known of every database."""
+        for listener in self._engines.values():
+            listener.refresh()
+
+    def _state(self, session: Session) -> SessionState:
+        state = self._states.get(session)
+        if state is None:
+            state = self._states[session] = SessionState()
+        return state
+
+    def _listener(self, connection: Connection) -> EngineListener:
+        engine: Any = connection.engine
+        # engine.execution_options() gives a proxy whose events reach the same connections.
+        while hasattr(engine, "_proxied"):
+            engine = engine._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
+        listener = self._engines.get(engine)
+        if listener is None:
+            listener = self._engines[engine] = self._make_listener(engine)
+            listener.listen()
+        return listener
+
+    def _recorder(self, connection: Connection) -> Recorder:
+        return self._listener(connection).open(connection)
+
+    # -- session events -------------------------------------------------------------------
+
+    def _on_after_begin(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        state = self._state(session)
+        if connection in state.connections:
+            return
+        recorder = self._recorder(connection)
+        if not state.connections and state.metadata:
+            recorder.annotate(state.metadata)
+        state.connections.append(connection)
+
+    def _on_before_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
+            return
+        state = self._state(session)
+        state.committing = True
+        try:
+            session.flush()
+            # Several databases: all entries are sent before the first COMMIT.
+            defer = len(state.connections) == 1 and not session.twophase
+            for connection in list(state.connections):
+                listener, recorder = self._listener(connection), self._recorder(connection)
+                listener.drain(connection, recorder, defer=defer)
+        finally:
+            state.committing = False
+
+    def _on_after_flush_postexec(self, session: Session, flush_context: Any) -> None:
+        state = self._state(session)
+        if state.committing:
+            return
+        for connection in state.connections:
+            self._listener(connection).take_tickets(connection, self._recorder(connection))
+
+    def _on_after_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
+            return
+        state = self._state(session)
+        for connection in state.connections:
+            self._listener(connection).send_deferred(connection, self._recorder(connection))
+        state.receipts = [
+            receipt
+            for connection in state.connections
+            for receipt in self._recorder(connection).receipts
+        ]
+
+    def _on_after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is not None:
+            return
+        state = self._state(session)
+        for connection in state.connections:
+            self._listener(connection).close(connection)
+        state.connections.clear()
+        state.metadata.clear()
+        state.committing = False
+
+
+def _is_async_factory(target: Any) -> bool:
+    # Without touching sqlalchemy.ext.asyncio, which needs greenlet to import.
+    return any(
+        c.__module__ == "sqlalchemy.ext.asyncio.session" and c.__name__ == "async_sessionmaker"
+        for c in type(target).__mro__
+    )

@@ -1,0 +1,101 @@
+"""Many changes to a row, folded to what the transaction did to it.
+
+Pure. The hard thing is a key that is written more than once: deleted and inserted again, or
+moved and swapped. The result is told by where the row was before the transaction and where
+it is after it, so it needs no order among rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from oplog.binding import BoundType
+from oplog.capture.recorder import Key, RowChange
+from oplog.entry import OpType
+from oplog.value import Wire
+
+
+@dataclass(slots=True)
+class NetRow:
+    """One key of one table over the whole transaction.
+
+    `existed` before the transaction, `exists` after it; `replaced` means that the row now
+    under the key is not the one from before. `unknown` are columns to read back.
+    """
+
+    bound: BoundType
+    key: Key
+    existed: bool
+    exists: bool = True
+    replaced: bool = False
+    values: dict[str, Wire | None] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    group: Mapping[str, Wire | None] | None = None
+    """Template columns before the transaction."""
+
+    @property
+    def complete(self) -> bool:
+        """The whole row is logged, not only changed columns."""
+        return self.exists and (self.replaced or not self.existed)
+
+    def write(self, values: Mapping[str, Wire | None], unknown: Iterable[str]) -> None:
+        """Apply a later statement's values."""
+        for name, value in values.items():
+            self.values[name] = value
+            self.unknown.discard(name)
+        for name in unknown:
+            self.values.pop(name, None)
+            self.unknown.add(name)
+
+
+def fold_changes(changes: Iterable[RowChange]) -> list[NetRow]:
+    """Net rows in the order their keys were first touched."""
+    rows: dict[tuple[int, Key], NetRow] = {}
+    for change in changes:
+        bound, key = change.bound, change.key
+        row = rows.get((id(bound), key))
+        if change.kind is OpType.CREATE:
+            _create(rows, row, change)
+        elif change.kind is OpType.DELETE:
+            if row is None:
+                row = rows[id(bound), key] = NetRow(bound, key, True, group=change.group)
+            _remove(row)
+        else:
+            if row is None:
+                row = rows[id(bound), key] = NetRow(bound, key, True, group=change.group)
+            row.write(change.values, change.unknown)
+            if change.moved_to is not None and change.moved_to != key:
+                _move(rows, row, change.moved_to)
+    return [row for row in rows.values() if row.existed or row.exists]
+
+
+def _create(rows: dict[tuple[int, Key], NetRow], row: NetRow | None, change: RowChange) -> None:
+    if row is None:
+        row = rows[id(change.bound), change.key] = NetRow(change.bound, change.key, False)
+    row.exists = True
+    row.replaced = row.existed
+    row.values.clear()
+    row.unknown.clear()
+    row.write(change.values, change.unknown)
+
+
+def _remove(row: NetRow) -> None:
+    row.exists = False
+    row.values.clear()
+    row.unknown.clear()
+
+
+def _move(rows: dict[tuple[int, Key], NetRow], row: NetRow, key: Key) -> None:
+    """The row lives under another key: gone from the old one, complete under the new one."""
+    bound = row.bound
+    there = rows.get((id(bound), key))
+    if there is None:
+        there = rows[id(bound), key] = NetRow(bound, key, False)
+    there.exists = True
+    there.replaced = there.existed
+    there.values = dict(row.values)
+    there.unknown = set(row.unknown)
+    if not row.complete:
+        there.unknown.update(name for name in bound.shape.names if name not in there.values)
+    _remove(row)

@@ -1,0 +1,283 @@
+"""SQLAlchemy's events, tied to recording and writing.
+
+One `EngineListener` for each engine, one `SessionListener` for each attached factory. The
+hard thing is that the library neither opens nor ends the application's transaction: entries
+are written inside the session's own commit, after its last flush, and a COMMIT that Postgres
+would turn into a rollback is refused before the application believes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from oplog.binding import Binding, BoundType
+from oplog.capture.observation import (
+    list_parameters,
+    observe_delete,
+    observe_insert,
+    observe_update,
+    read_groups,
+    read_keys,
+)
+from oplog.capture.plan import StatementPlan, plan_statement
+from oplog.capture.recorder import Recorder
+from oplog.capture.sending import (
+    can_pipeline,
+    check_committable,
+    send_draft,
+    send_draft_and_commit,
+)
+from oplog.capture.writer import Draft, EntryWriter, list_unticketed
+from oplog.entry import OpType, Receipt
+from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
+from oplog.events import EntriesAppended
+
+_CONTROL = re.compile(
+    r"\s*(?:(?P<save>savepoint)|(?P<back>rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?)"
+    r"|(?P<release>release(?:\s+savepoint)?)|(?P<end>commit|end|rollback|abort|prepare\s+transaction"
+    r"))\b\s*(?P<name>\"(?:[^\"]|\"\")*\"|\w+)?",
+    re.IGNORECASE,
+)
+
+
+class EngineListener:
+    """Watches one engine; records for the connections that belong to attached sessions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        writer: EntryWriter,
+        bind: Callable[[Connection], Binding],
+        *,
+        read_tickets: Callable[[Connection, list[str]], dict[str, int]],
+    ) -> None:
+        self.engine = engine
+        self._writer = writer
+        self._bind = bind
+        self._read_tickets = read_tickets
+        self._binding: Binding | None = None
+        self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[Any, StatementPlan | None] = WeakKeyDictionary()
+        self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
+        self._pending: WeakKeyDictionary[Connection, Any] = WeakKeyDictionary()
+
+    def listen(self) -> None:
+        """Begin to receive the engine's events."""
+        for name in self._EVENTS:
+            event.listen(self.engine, name, getattr(self, f"_on_{name}"))
+
+    def unlisten(self) -> None:
+        """Stop receiving them."""
+        for name in self._EVENTS:
+            event.remove(self.engine, name, getattr(self, f"_on_{name}"))
+
+    _EVENTS = (
+        "before_cursor_execute",
+        "after_cursor_execute",
+        "after_execute",
+        "commit",
+        "prepare_twophase",
+    )
+
+    # -- transactions ---------------------------------------------------------------------
+
+    def open(self, connection: Connection) -> Recorder:
+        """The recorder of a connection's transaction, begun if it has none."""
+        found = self._recorders.get(connection)
+        if found is None:
+            if self._binding is None:
+                binding = self._bind(connection)
+                # What this transaction stored may yet be rolled back: bind again next time.
+                self._binding = None if binding.fresh else binding
+            else:
+                binding = self._binding
+            if binding.fresh:
+                self._plans.clear()
+            found = self._recorders[connection] = Recorder(binding)
+        return found
+
+    def close(self, connection: Connection) -> None:
+        """Forget the transaction, however it ended."""
+        self._recorders.pop(connection, None)
+        self._drafts.pop(connection, None)
+
+    def refresh(self) -> None:
+        """Forget what is known of the database: types, tables, triggers."""
+        self._binding = None
+        self._plans.clear()
+
+    def find(self, connection: Connection) -> Recorder | None:
+        """The recorder of a connection's transaction, if it has one."""
+        return self._recorders.get(connection)
+
+    def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
+        """Take the tickets of aggregates that this transaction wrote and holds none for."""
+        # Row locks are held by now: a version read here cannot miss another writer of them.
+        wanted = list_unticketed(recorder)
+        if wanted:
+            versions = self._read_tickets(connection, wanted)
+            recorder.hold_versions({name: versions.get(name, 0) for name in wanted})
+
+    def drain(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
+        """Build the transaction's entries and send them; nothing may be recorded after.
+
+        With `defer` they are sent together with COMMIT, which the caller knows to follow.
+        """
+        if not recorder.dirty:
+            return
+        draft = self._writer.draft(connection, recorder)
+        recorder.mark_drained()
+        if draft is None:
+            return
+        if defer and can_pipeline(connection):
+            self._drafts[connection] = draft
+        else:
+            self._keep(recorder, send_draft(connection, draft), committed=False)
+
+    def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
+        """Send what was deferred to a COMMIT that this session did not make."""
+        draft = self._drafts.pop(connection, None)
+        if draft is not None:
+            self._keep(recorder, send_draft(connection, draft), committed=False)
+
+    def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:
+        recorder.receipts += receipts
+        entry_ids = tuple([receipt.entry_id for receipt in receipts])
+        self._writer.on_event(EntriesAppended(entry_ids, committed))
+
+    # -- engine events --------------------------------------------------------------------
+
+    def _on_before_cursor_execute(
+        self, connection: Connection, cursor: Any, statement: str, *rest: Any
+    ) -> None:
+        recorder = self._recorders.get(connection)
+        if recorder is None:
+            return
+        context = rest[1]
+        plan = self._find_plan(recorder, context, statement)
+        if plan is None:
+            return
+        recorder.check_open(plan.bound)
+        if plan.kind is OpType.CREATE or connection in self._pending:
+            return
+        keys = read_keys(connection, plan, list_parameters(context))
+        groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
+        self._pending[connection] = (context, keys, groups)
+
+    def _find_plan(self, recorder: Recorder, context: Any, statement: str) -> StatementPlan | None:
+        compiled = context.compiled
+        if _is_text(compiled):
+            self._check_control(recorder, statement)
+            return None
+        writes = context.isinsert or context.isupdate or context.isdelete
+        if not writes and not getattr(compiled, "ctes", None):
+            return None
+        if compiled not in self._plans:
+            types = recorder.binding.types
+
+            def find_type(table: Any) -> BoundType | None:
+                return types.get(table) if isinstance(table, sa.Table) else None
+
+            self._plans[compiled] = plan_statement(compiled, find_type)
+        return self._plans[compiled]
+
+    @staticmethod
+    def _check_control(recorder: Recorder, statement: str) -> None:
+        matched = _CONTROL.match(statement)
+        if matched and matched["end"] and not matched["back"] and recorder.dirty:
+            raise NotCapturableError(
+                f"{matched['end'].upper()} was sent as a statement while changes wait to be logged",
+                hint="end the transaction through the session: commit() or rollback()",
+            )
+
+    def _on_after_cursor_execute(
+        self, connection: Connection, cursor: Any, statement: str, *rest: Any
+    ) -> None:
+        """Follow savepoints, which are seen as statements.
+
+        Set by hand they count like the session's own, and SQLAlchemy's savepoint event comes
+        before the name is known.
+        """
+        recorder = self._recorders.get(connection)
+        if recorder is None or not _is_text(rest[1].compiled):
+            return
+        matched = _CONTROL.match(statement)
+        if matched is None or not matched["name"]:
+            return
+        name = matched["name"]
+        name = name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+        if matched["save"]:
+            recorder.push(name)
+        elif matched["back"]:
+            self._pending.pop(connection, None)
+            recorder.roll_back(name)
+        elif matched["release"]:
+            recorder.release(name)
+
+    def _on_after_execute(self, connection: Connection, *rest: Any) -> None:
+        recorder = self._recorders.get(connection)
+        if recorder is None:
+            return
+        context = rest[-1].context
+        pending = self._pending.pop(connection, None)
+        compiled = getattr(context, "compiled", None)
+        plan = self._plans.get(compiled) if compiled is not None else None
+        if plan is None:
+            return
+        try:
+            if plan.kind is OpType.CREATE:
+                recorder.record(observe_insert(plan, context))
+                return
+            if pending is None or pending[0] is not context:
+                raise NotCapturableError(
+                    f"a change to {plan.bound.live.qualified} was not seen before it was sent",
+                    hint="another engine event hook executes statements of its own; disable it",
+                )
+            observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
+            recorder.record(observe(plan, context, keys=pending[1], groups=pending[2]))
+        except OplogError as failure:
+            # Swallowed by the application, it must still stop the COMMIT.
+            recorder.fail(failure)
+            raise
+
+    def _on_commit(self, connection: Connection) -> None:
+        recorder = self._recorders.get(connection)
+        if recorder is None:
+            return
+        draft = self._drafts.pop(connection, None)
+        try:
+            check_committable(connection)
+            recorder.raise_failure()
+            if recorder.dirty:
+                raise UnloggedWriteError(
+                    "tracked rows changed after the session's commit began",
+                    hint="a listener writes rows too late; write them before commit()",
+                )
+            if draft is not None:
+                self._keep(recorder, send_draft_and_commit(connection, draft), committed=True)
+        except (OplogError, DBAPIError):
+            # SQLAlchemy takes the transaction for ended once this hook ran: left open, it
+            # would go back to the pool with the connection.
+            if not connection.invalidated:
+                connection.dialect.do_rollback(connection.connection)
+            raise
+
+    def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
+        recorder = self._recorders.get(connection)
+        if recorder is not None:
+            self.send_deferred(connection, recorder)
+            self._on_commit(connection)
+
+
+def _is_text(compiled: Any) -> bool:
+    """Not a construct that reads or writes rows: text, or a savepoint's own clause."""
+    statement = getattr(compiled, "statement", None)
+    return statement is None or isinstance(statement, sa.TextClause) or hasattr(statement, "ident")

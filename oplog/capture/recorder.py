@@ -1,0 +1,190 @@
+"""What one connection's transaction did so far, as a stack of savepoint frames.
+
+Plain data and rules, no SQL. The hard thing is savepoints: a rolled-back one takes exactly
+its own changes, tickets and metadata with it, however deep it was nested, and a failure to
+capture stays on record until the frame it happened in is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from oplog.binding import Binding, BoundType
+from oplog.entry import Entry, OpType, Receipt, Ticket
+from oplog.errors import OplogError, TicketConflictError, UnloggedWriteError
+from oplog.value import Wire
+
+Key = tuple[Wire | None, ...]
+
+
+@dataclass(slots=True)
+class RowChange:
+    """One statement's effect on one row.
+
+    `values` are written values that are certain, `unknown` written columns that only the
+    database knows, `group` the row's template columns before the statement, where they are
+    not part of the key. `moved_to` is the new key of an update that changes the key.
+    """
+
+    kind: OpType
+    bound: BoundType
+    key: Key
+    values: dict[str, Wire | None]
+    unknown: tuple[str, ...]
+    group: Mapping[str, Wire | None] | None = None
+    moved_to: Key | None = None
+
+
+@dataclass(slots=True)
+class Frame:
+    """Changes, tickets and metadata of one savepoint (the root's name is empty)."""
+
+    name: str
+    changes: list[RowChange] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    tickets: dict[str, Ticket] = field(default_factory=dict)
+    metadata: dict[str, list[str]] = field(default_factory=dict)
+    failure: OplogError | None = None
+    seen: int = 0
+    """Changes already looked at for tickets."""
+
+
+class Recorder:
+    """The frames of one transaction on one connection."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.binding = binding
+        self.frames = [Frame("")]
+        self.receipts: list[Receipt] = []
+        self.drained = False
+
+    # -- savepoints -----------------------------------------------------------------------
+
+    def push(self, name: str) -> None:
+        """SAVEPOINT."""
+        self.frames.append(Frame(name))
+
+    def roll_back(self, name: str) -> None:
+        """ROLLBACK TO SAVEPOINT: what happened since is gone, the savepoint itself stays."""
+        place = self._find(name)
+        if place is not None:
+            self.frames[place:] = [Frame(name)]
+
+    def release(self, name: str) -> None:
+        """RELEASE SAVEPOINT: what happened since belongs to the enclosing frame."""
+        place = self._find(name)
+        if place is None:
+            return
+        outer = self.frames[place - 1]
+        for frame in self.frames[place:]:
+            outer.changes += frame.changes
+            outer.entries += frame.entries
+            for aggregate, ticket in frame.tickets.items():
+                outer.tickets.setdefault(aggregate, ticket)
+            outer.metadata.update(frame.metadata)
+            outer.failure = outer.failure or frame.failure
+        del self.frames[place:]
+
+    def _find(self, name: str) -> int | None:
+        for place in range(len(self.frames) - 1, 0, -1):
+            if self.frames[place].name == name:
+                return place
+        return None
+
+    # -- recording ------------------------------------------------------------------------
+
+    def record(self, changes: list[RowChange]) -> None:
+        """Add changes to the innermost frame."""
+        self.frames[-1].changes += changes
+
+    def check_open(self, bound: BoundType) -> None:
+        """Raise `UnloggedWriteError` once the entries of this transaction are written."""
+        if self.drained:
+            raise UnloggedWriteError(
+                f"table {bound.live.qualified} is written after the transaction's log entry",
+                hint="another before_commit listener or engine hook writes rows too late; "
+                "write them before commit() is called",
+            )
+
+    def fail(self, failure: OplogError) -> None:
+        """Remember that a change was not captured: this frame can no longer be committed."""
+        frame = self.frames[-1]
+        frame.failure = frame.failure or failure
+
+    def add_entry(self, entry: Entry, ticket: Ticket) -> None:
+        """Add an explicit entry; its ticket must have been taken in this transaction."""
+        self.check_ticket(entry.aggregate, ticket)
+        self.frames[-1].entries.append(entry)
+
+    def check_ticket(self, aggregate: str, ticket: Ticket) -> None:
+        """Raise `TicketConflictError` unless the ticket is this transaction's for `aggregate`."""
+        held = self.find_ticket(aggregate)
+        if held is not ticket:
+            raise TicketConflictError(
+                f"the ticket for {getattr(ticket, 'aggregate', ticket)!r} was not taken for "
+                f"{aggregate!r} in this transaction",
+                hint="call take_ticket in the transaction that appends; a ticket does not "
+                "outlive its transaction or savepoint",
+            )
+
+    def add_ticket(self, ticket: Ticket) -> None:
+        """Hold a ticket until the frame ends."""
+        self.frames[-1].tickets[ticket.aggregate] = ticket
+
+    def hold_versions(self, versions: Mapping[str, int]) -> None:
+        """Hold tickets that were read for aggregates just written."""
+        for aggregate, version in versions.items():
+            self.add_ticket(Ticket(aggregate, version))
+
+    def iterate_new(self) -> Iterator[RowChange]:
+        """Changes that no earlier call has given."""
+        for frame in self.frames:
+            yield from frame.changes[frame.seen :]
+            frame.seen = len(frame.changes)
+
+    def find_ticket(self, aggregate: str) -> Ticket | None:
+        """The ticket held for an aggregate: the first one taken protects the longest."""
+        for frame in self.frames:
+            if aggregate in frame.tickets:
+                return frame.tickets[aggregate]
+        return None
+
+    def annotate(self, metadata: Mapping[str, list[str]]) -> None:
+        """Describe the transaction; the later value of a key replaces the earlier one."""
+        self.frames[-1].metadata.update(metadata)
+
+    # -- draining -------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> bool:
+        """There is something to write, or a failure to report."""
+        return any(f.changes or f.entries or f.failure for f in self.frames)
+
+    def iterate_changes(self) -> Iterator[RowChange]:
+        """All surviving changes in the order they happened."""
+        for frame in self.frames:
+            yield from frame.changes
+
+    def iterate_entries(self) -> Iterator[Entry]:
+        """All surviving explicit entries in the order they were appended."""
+        for frame in self.frames:
+            yield from frame.entries
+
+    def list_metadata(self) -> list[tuple[str, str]]:
+        """Metadata pairs: keys in the order they were first given, values as given."""
+        merged: dict[str, list[str]] = {}
+        for frame in self.frames:
+            merged.update(frame.metadata)
+        return [(key, value) for key, values in merged.items() for value in values]
+
+    def raise_failure(self) -> None:
+        """Raise the first capture failure that has not been rolled back."""
+        for frame in self.frames:
+            if frame.failure is not None:
+                raise frame.failure
+
+    def mark_drained(self) -> None:
+        """The entries are built: nothing may follow in this transaction."""
+        self.frames = [Frame(frame.name) for frame in self.frames]
+        self.drained = True

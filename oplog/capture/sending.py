@@ -1,0 +1,102 @@
+"""The last statement before COMMIT, and COMMIT with it where the driver allows.
+
+Sends a drafted append on the transaction's own driver connection. Must not build entries.
+The hard thing is that errors raised here bypass SQLAlchemy: they are wrapped as it would
+have, so that applications catch what they always caught.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from oplog.capture.writer import Draft
+from oplog.entry import Receipt
+from oplog.errors import CommitWouldRollBackError, TicketConflictError
+from oplog.tables import STALE_TICKET
+
+_SERIALIZATION_FAILURE = "40001"
+
+
+def send_draft(connection: Connection, draft: Draft) -> list[Receipt]:
+    """Execute the append in the open transaction."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(draft.statement, draft.parameters)
+        row = cursor.fetchone()
+    except _errors(connection) as cause:
+        raise explain(connection, cause, draft=draft) from cause
+    finally:
+        cursor.close()
+    return _make_receipts(draft, row)
+
+
+def send_draft_and_commit(connection: Connection, draft: Draft) -> list[Receipt]:
+    """Execute the append and COMMIT in one round trip.
+
+    The append raises when a ticket is stale; the server then skips the COMMIT behind it.
+    """
+    raw: Any = connection.connection.driver_connection
+    try:
+        with raw.pipeline():
+            cursor = raw.execute(draft.statement, draft.parameters)
+            raw.execute("COMMIT")
+        row = cursor.fetchone()
+    except _errors(connection) as cause:
+        raise explain(connection, cause, draft=draft) from cause
+    return _make_receipts(draft, row)
+
+
+def can_pipeline(connection: Connection) -> bool:
+    """Whether the driver is psycopg in its blocking form, with pipelines in its libpq."""
+    raw: Any = connection.connection.driver_connection
+    return (
+        connection.dialect.driver == "psycopg"
+        and not connection.dialect.is_async
+        and not connection.in_nested_transaction()
+        and not raw.autocommit
+    )
+
+
+def check_committable(connection: Connection) -> None:
+    """Raise `CommitWouldRollBackError` when Postgres would answer COMMIT with ROLLBACK."""
+    raw: Any = connection.connection.driver_connection
+    status = getattr(getattr(raw, "info", None), "transaction_status", None)
+    if getattr(status, "name", "") == "INERROR":
+        raise CommitWouldRollBackError(
+            "a statement of this transaction failed and the error was swallowed; "
+            "COMMIT would silently have rolled everything back",
+            hint="let the error end the transaction, or put the statement in begin_nested()",
+        )
+
+
+def explain(connection: Connection, cause: Exception, *, draft: Draft) -> Exception:
+    """A lost redeem as `TicketConflictError`, any other error as SQLAlchemy raises it."""
+    dialect = connection.dialect
+    if getattr(cause, "sqlstate", None) in (STALE_TICKET, _SERIALIZATION_FAILURE):
+        detail = getattr(getattr(cause, "diag", None), "message_primary", None)
+        return TicketConflictError(
+            detail or "an aggregate of this transaction was changed by another one",
+            hint="run the whole transaction again; log.run(sessionmaker, work) does that",
+        )
+    if dialect.is_disconnect(cause, connection.connection.driver_connection, None):  # type: ignore[arg-type]
+        connection.invalidate(cause)
+    return DBAPIError.instance(
+        draft.statement,
+        None,
+        cause,
+        dialect.loaded_dbapi.Error,
+        hide_parameters=True,
+        dialect=dialect,
+    )
+
+
+def _errors(connection: Connection) -> type[Exception]:
+    found: type[Exception] = connection.dialect.loaded_dbapi.Error
+    return found
+
+
+def _make_receipts(draft: Draft, row: Any) -> list[Receipt]:
+    return draft.make_receipts(row[0], row[1])

@@ -1,0 +1,232 @@
+"""From a transaction's net rows to its entries, sealed and appended.
+
+Decides which rows form which entry. Must not know SQLAlchemy's events. The hard thing is
+that this runs with row locks held, last before COMMIT: one statement, aggregates in one
+order for everybody, and nothing that could still wait for anything but those tickets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from sqlalchemy.engine import Connection
+
+from oplog.binding import Binding
+from oplog.capture.effect import NetRow, fold_changes
+from oplog.capture.readback import complete_rows
+from oplog.capture.recorder import Recorder
+from oplog.chain import hash_body, hash_metadata
+from oplog.codec import Effect, PayloadCodec, operation_to_effect
+from oplog.entry import Entry, OpType, Receipt, check_aggregate_name
+from oplog.events import EntriesDrafted, EventSink, ignore_event
+from oplog.seal import SealContext, Sealer
+from oplog.store import NewEntry, Store
+from oplog.value import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A transaction's entries, ready to be sent."""
+
+    entries: Sequence[NewEntry]
+    statement: str
+    parameters: tuple[object, ...]
+
+    def make_receipts(self, versions: Sequence[int], hashes: Sequence[bytes]) -> list[Receipt]:
+        """What the application gets to keep."""
+        return [
+            Receipt(entry.entry_id, entry.aggregate, version, bytes(entry_hash))
+            for entry, version, entry_hash in zip(self.entries, versions, hashes, strict=True)
+        ]
+
+
+class EntryWriter:
+    """Builds entries for one log; holds what is the same for every transaction."""
+
+    def __init__(
+        self,
+        store: Store,
+        sealer: Sealer,
+        codec: PayloadCodec,
+        *,
+        strict: bool = False,
+        draw_id: Callable[[], UUID] = uuid4,
+        on_event: EventSink = ignore_event,
+    ) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._codec = codec
+        self._strict = strict
+        self._draw_id = draw_id
+        self.on_event = on_event
+
+    def draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
+        """The entries for everything recorded; None when the net effect is nothing."""
+        recorder.raise_failure()
+        rows = fold_changes(recorder.iterate_changes())
+        complete_rows(connection, rows, strict=self._strict)
+        grouped = self._group(recorder, rows)
+        if not grouped:
+            return None
+        metadata = recorder.list_metadata()
+        metadata_hash = hash_metadata(metadata)
+        # Read once: the key may be rotated by another thread at any moment.
+        key_id = self._sealer.key_id
+        entries = []
+        for aggregate in sorted(grouped, key=_collate_c):
+            ticket = recorder.find_ticket(aggregate)
+            entries.append(
+                self._seal(
+                    recorder.binding,
+                    aggregate,
+                    grouped[aggregate],
+                    expected=None if ticket is None else ticket.version,
+                    key_id=key_id,
+                    metadata_hash=metadata_hash,
+                    size=len(grouped),
+                )
+            )
+        statement, parameters = self._store.bind_append(
+            entries,
+            format=self._sealer.format,
+            key_id=key_id,
+            metadata=metadata,
+            metadata_hash=metadata_hash,
+        )
+        self.on_event(
+            EntriesDrafted(
+                entries=len(entries),
+                operations=sum(len(effects) for effects in grouped.values()),
+                sealed_bytes=sum(len(entry.data) for entry in entries),
+            )
+        )
+        return Draft(entries, statement, parameters)
+
+    def check_entry(self, recorder: Recorder, entry: Entry) -> None:
+        """Raise now what writing the entry would raise at commit."""
+        for operation in entry.operations:
+            shape = recorder.binding.find_type(operation.type_name).shape
+            operation_to_effect(operation, shape, ordinal=0)
+
+    def _group(self, recorder: Recorder, rows: Iterable[NetRow]) -> dict[str, list[Effect]]:
+        """Effects by aggregate; ordinals count over the whole transaction."""
+        grouped: dict[str, list[Effect]] = {}
+        ordinal = 0
+        for entry in recorder.iterate_entries():
+            for operation in entry.operations:
+                shape = recorder.binding.find_type(operation.type_name).shape
+                effect = operation_to_effect(operation, shape, ordinal=ordinal)
+                grouped.setdefault(entry.aggregate, []).append(effect)
+                ordinal += 1
+        for row in rows:
+            for aggregate, effect in list_effects(row, ordinal=ordinal):
+                grouped.setdefault(aggregate, []).append(effect)
+                ordinal = effect.ordinal + 1
+        return grouped
+
+    def _seal(
+        self,
+        binding: Binding,
+        aggregate: str,
+        effects: Sequence[Effect],
+        *,
+        expected: int | None,
+        key_id: str,
+        metadata_hash: bytes,
+        size: int,
+    ) -> NewEntry:
+        payload = self._codec.encode(effects, aggregate=aggregate)
+        entry_id = self._draw_id()
+        context = SealContext(binding.log_id, aggregate, entry_id)
+        data = self._sealer.seal(payload, context, key_id=key_id)
+        body_hash = hash_body(
+            format=self._sealer.format,
+            entry_id=entry_id,
+            aggregate=aggregate,
+            key_id=key_id,
+            metadata_hash=metadata_hash,
+            transaction_size=size,
+            idempotency_key=None,
+            data=data,
+        )
+        return NewEntry(aggregate, expected, entry_id, body_hash, data)
+
+
+def list_unticketed(recorder: Recorder) -> list[str]:
+    """Aggregates written since the last call, in lock order, that hold no ticket yet."""
+    names = set()
+    for change in recorder.iterate_new():
+        values = {**(change.group or {}), **change.values}
+        keys = dict(zip(change.bound.shape.key_names, change.key, strict=True))
+        if all(name in values or name in keys for name in change.bound.template.columns):
+            group = change.group or values
+            names.add(name_aggregate(NetRow(change.bound, change.key, existed=True), group))
+    return sorted((name for name in names if recorder.find_ticket(name) is None), key=_collate_c)
+
+
+def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
+    """What happened to one key, with the aggregate each effect belongs to."""
+    bound = row.bound
+    shape = bound.shape
+    if row.complete:
+        values = {name: row.values[name] for name in shape.names}
+        effects = []
+        if row.existed:
+            effects.append((name_aggregate(row, row.group), _delete(row, ordinal)))
+            ordinal += 1
+        effects.append(
+            (
+                name_aggregate(row, values),
+                _create(row, values, ordinal),
+            )
+        )
+        return effects
+    if not row.exists:
+        return [(name_aggregate(row, row.group), _delete(row, ordinal))] if row.existed else []
+    if not row.values:
+        return []
+    before = name_aggregate(row, row.group)
+    group = {**(row.group or {}), **row.values}
+    after = name_aggregate(row, group)
+    if after == before:
+        return [(before, _update(row, ordinal))]
+    # The row leaves one aggregate for another: each entry must stand on its own.
+    return [
+        (before, _delete(row, ordinal)),
+        (
+            after,
+            _create(row, {name: row.values[name] for name in shape.names}, ordinal + 1),
+        ),
+    ]
+
+
+def name_aggregate(row: NetRow, values: Mapping[str, Wire | None] | None) -> str:
+    """The aggregate of a row that has these values (the key's are taken from the key)."""
+    shape, template = row.bound.shape, row.bound.template
+    known: dict[str, Wire | None] = dict(values or {})
+    known.update(zip(shape.key_names, row.key, strict=True))
+    texts = {
+        name: None if (wire := known[name]) is None else shape.codecs[name].to_text(wire)
+        for name in template.columns
+    }
+    return check_aggregate_name(template.render(texts))
+
+
+def _create(row: NetRow, values: Mapping[str, Wire | None], ordinal: int) -> Effect:
+    return Effect(OpType.CREATE, row.bound.shape, row.key, values, complete=True, ordinal=ordinal)
+
+
+def _update(row: NetRow, ordinal: int) -> Effect:
+    return Effect(
+        OpType.UPDATE, row.bound.shape, row.key, row.values, complete=False, ordinal=ordinal
+    )
+
+
+def _delete(row: NetRow, ordinal: int) -> Effect:
+    return Effect(OpType.DELETE, row.bound.shape, row.key, {}, complete=False, ordinal=ordinal)
+
+
+def _collate_c(name: str) -> bytes:
+    return name.encode("utf-8")

@@ -1,0 +1,234 @@
+"""`Oplog`: the one object an application holds.
+
+Wires the floors together and checks what it is given. Must not hold logic of its own. The
+hard thing is to stay small: every method is one call into the module that does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, scoped_session
+
+from oplog.binding import ShapeTable, bind_catalog, check_keyring
+from oplog.capture.attachment import Attachments
+from oplog.capture.listener import EngineListener
+from oplog.capture.retry import run_async_work, run_work
+from oplog.capture.writer import EntryWriter
+from oplog.catalog import TypeCatalog
+from oplog.codec import PayloadCodec
+from oplog.entry import (
+    Entry,
+    LoggedEntry,
+    Receipt,
+    Ticket,
+    check_aggregate_name,
+    check_metadata,
+)
+from oplog.errors import ConfigurationError, TicketConflictError
+from oplog.events import EventSink, ignore_event
+from oplog.keyring import Keyring
+from oplog.reader import EntryReader
+from oplog.seal import Sealer
+from oplog.store import EntryFilter, Store
+
+T = TypeVar("T")
+
+
+class Oplog:
+    """An operation log in one schema of a database, for one catalog of types."""
+
+    def __init__(
+        self,
+        catalog: TypeCatalog,
+        *,
+        keyring: Keyring | None = None,
+        schema: str = "oplog",
+        strict: bool = False,
+        plaintext: bool = False,
+        on_event: EventSink = ignore_event,
+    ) -> None:
+        """`keyring` seals what is written; `plaintext=True` says that none is wanted.
+
+        With both, new entries are sealed and older plaintext ones can still be read.
+        `strict` reads every captured row back before COMMIT and compares. `on_event` is
+        called with each event of `oplog.events`, inside the transaction.
+        """
+        if keyring is None and not plaintext:
+            raise ConfigurationError(
+                "no keyring: the log would hold readable copies of every tracked row",
+                hint="give keyring=Keyring.from_env(), or say plaintext=True",
+            )
+        self.catalog = catalog
+        self.schema = schema
+        self.keyring = keyring
+        self.store = Store(schema)
+        self._sealer = Sealer(keyring, accept_plain=plaintext)
+        self._on_event = on_event
+        self._codec = PayloadCodec()
+        self._writer = EntryWriter(
+            self.store, self._sealer, self._codec, strict=strict, on_event=on_event
+        )
+        self._attachments = Attachments(self._make_listener)
+
+    def _make_listener(self, engine: Engine) -> EngineListener:
+        return EngineListener(
+            engine,
+            self._writer,
+            lambda connection: bind_catalog(
+                connection, self.catalog, store=self.store, keyring=self.keyring
+            ),
+            read_tickets=self.store.read_tickets,
+        )
+
+    # -- set-up ---------------------------------------------------------------------------
+
+    def attach(self, target: Any) -> None:
+        """Log every session of `target`.
+
+        `target` is a sessionmaker, async_sessionmaker, scoped_session or Session subclass.
+        Raises `NotCapturableError` if a table of the catalog has no primary key.
+        """
+        self.catalog.check_keys()
+        self._attachments.attach(target)
+
+    def detach(self, target: Any) -> None:
+        """Undo `attach`."""
+        self._attachments.detach(target)
+
+    def refresh(self) -> None:
+        """Look at every database anew: after a migration made while the process runs."""
+        self._attachments.refresh()
+
+    # -- writing --------------------------------------------------------------------------
+
+    def annotate(self, session: Any, **metadata: str | Iterable[str]) -> None:
+        """Describe the session's transaction: who, why, which request.
+
+        Values are str or lists of str. A key given again replaces its values. Raises
+        `InvalidMetadataError` before anything is written.
+        """
+        checked = {key: check_metadata(key, value) for key, value in metadata.items()}
+        self._attachments.annotate(_unwrap(session), checked)
+
+    def receipts(self, session: Any) -> list[Receipt]:
+        """Receipts of the session's last commit, sorted by aggregate."""
+        return self._attachments.list_receipts(_unwrap(session))
+
+    def take_ticket(self, session: Any, aggregate: str) -> Ticket:
+        """The aggregate's version now; take it before reading what the change depends on.
+
+        If anybody else commits an entry for the aggregate after this, this transaction's
+        commit raises `TicketConflictError`. Version 0 means never written.
+        """
+        check_aggregate_name(aggregate)
+        connection, recorder = self._attachments.find_recorder(_unwrap_sync(session))
+        held = recorder.find_ticket(aggregate)
+        if held is not None:
+            return held
+        version = self.store.read_tickets(connection, [aggregate]).get(aggregate, 0)
+        ticket = Ticket(aggregate, version)
+        recorder.add_ticket(ticket)
+        return ticket
+
+    def append(self, session: Any, entry: Entry, ticket: Ticket | None = None) -> None:
+        """Record an entry built by hand; it is written when the session commits.
+
+        The ticket must have been taken for the entry's aggregate in this transaction, else
+        `TicketConflictError`. Unknown types or columns raise before anything is written.
+        """
+        if ticket is None:
+            raise TicketConflictError(
+                f"no ticket for aggregate {entry.aggregate!r}",
+                hint="ticket = log.take_ticket(session, aggregate) before reading, then append",
+            )
+        _, recorder = self._attachments.find_recorder(_unwrap_sync(session))
+        self._writer.check_entry(recorder, entry)
+        recorder.add_entry(entry, ticket)
+
+    def run(
+        self, sessions: Callable[[], Session], work: Callable[[Session], T], *, retries: int = 20
+    ) -> T:
+        """Run `work(session)` in a transaction, again after conflicts, and commit.
+
+        Conflicts, serialization failures and deadlocks are retried up to `retries` times
+        after short random pauses; `work` must be re-runnable. Other errors pass through.
+        """
+        return run_work(sessions, work, retries=retries, on_event=self._on_event)
+
+    async def run_async(
+        self,
+        sessions: Callable[[], Any],
+        work: Callable[[Any], Awaitable[T]],
+        *,
+        retries: int = 20,
+    ) -> T:
+        """`run` for an async_sessionmaker; cancelling it cancels the pause as well."""
+        return await run_async_work(sessions, work, retries=retries, on_event=self._on_event)
+
+    # -- reading --------------------------------------------------------------------------
+
+    def open_reader(self, connection: Connection) -> EntryReader:
+        """A reader of this log on `connection`, after checking schema and keyring."""
+        self.store.require_current(connection)
+        return EntryReader(
+            connection,
+            store=self.store,
+            sealer=self._sealer,
+            codec=self._codec,
+            types=ShapeTable(self.store, connection),
+            log_id=self.store.read_log_id(connection),
+            key_checks=check_keyring(connection, self.keyring, store=self.store),
+        )
+
+    def read(
+        self,
+        connection: Connection,
+        *,
+        aggregate: str | None = None,
+        metadata: Mapping[str, str | Iterable[str]] | None = None,
+        after: int | None = None,
+        through: int | datetime | None = None,
+    ) -> Iterator[LoggedEntry]:
+        """Entries in causal order, as of one snapshot taken at the first.
+
+        `metadata` keeps entries of transactions that have every given value. `after` and
+        `through` are positions (`through` also a time); a lower position may become visible
+        later, so a consumer that goes on from where it stopped uses `subscribe`.
+        """
+        reader = self.open_reader(connection)
+        snapshot = self.store.read_snapshot(connection)
+        pairs = tuple(
+            (key, value)
+            for key, given in (metadata or {}).items()
+            for value in check_metadata(key, given)
+        )
+        if isinstance(through, datetime):
+            through = self.store.find_position(connection, through, snapshot=snapshot)
+        chosen = EntryFilter(aggregate, pairs, after, through)
+        return reader.read(chosen, snapshot=snapshot)
+
+
+def _unwrap(session: Any) -> Session:
+    if isinstance(session, Session):
+        return session
+    inner = getattr(session, "sync_session", None)
+    if isinstance(inner, Session):
+        return inner
+    if isinstance(session, scoped_session) or hasattr(session, "registry"):
+        return _unwrap(session())
+    raise ConfigurationError(
+        f"{type(session).__name__} is not a session", hint="give the session itself"
+    )
+
+
+def _unwrap_sync(session: Any) -> Session:
+    if not isinstance(session, Session) and hasattr(session, "sync_session"):
+        raise ConfigurationError(
+            "this call asks the database, which an AsyncSession does only inside run_sync",
+            hint="await session.run_sync(lambda s: log.take_ticket(s, 'account/42'))",
+        )
+    return _unwrap(session)
