@@ -54,6 +54,8 @@ class Binding:
     """Everything a transaction needs to know about its database."""
 
     log_id: UUID
+    key_id: str
+    """The key this transaction seals with; empty for plaintext."""
     types: Mapping[sa.Table, BoundType]
     by_name: Mapping[str, BoundType]
     fresh: bool
@@ -114,7 +116,9 @@ def bind_catalog(
     """
     store.require_current(connection)
     log_id = store.read_log_id(connection)
-    fresh = bind_key(connection, keyring, store=store)
+    # Read once: another thread may rotate the keyring at any moment.
+    key_id = "" if keyring is None else keyring.current_key_id
+    fresh = bind_key(connection, keyring, key_id=key_id, store=store)
     tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
     stored = _group_types(store.list_types(connection))
     types: dict[sa.Table, BoundType] = {}
@@ -130,7 +134,7 @@ def bind_catalog(
             shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
-    return Binding(log_id, types, by_name, fresh)
+    return Binding(log_id, key_id, types, by_name, fresh)
 
 
 def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
@@ -140,19 +144,18 @@ def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
     return grouped
 
 
-def bind_key(connection: Connection, keyring: Keyring | None, *, store: Store) -> bool:
+def bind_key(connection: Connection, keyring: Keyring | None, *, key_id: str, store: Store) -> bool:
     """Compare the keyring with the key ids the log knows; True if one had to be stored."""
     if keyring is None:
         return False
-    current = keyring.current_key_id
-    check_value = keyring.check_value(current)
-    known = store.read_key_check(connection, current)
+    check_value = keyring.check_value(key_id)
+    known = store.read_key_check(connection, key_id)
     if known is None:
-        store.insert_key(connection, current, check_value=check_value)
+        store.insert_key(connection, key_id, check_value=check_value)
         return True
     if known != check_value:
         raise WrongKeyError(
-            f"the keyring's key {current!r} is not the key that this log knows by that id",
+            f"the keyring's key {key_id!r} is not the key that this log knows by that id",
             hint="use the keyring this log was written with",
         )
     return False

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oplog.errors import ConfigurationError, DecodeError
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Everything visible in `snapshot` has been consumed; `None` is the beginning."""
+    """Everything visible in `snapshot` has been consumed; `None` is the beginning.
+
+    With a `target`, the way from `snapshot` to it is being consumed in pages: of what is new
+    there, the transactions that begin at or before position `after` are done.
+    """
 
     system_identifier: str
     timeline: int
     snapshot: str | None
+    target: str | None = None
+    after: int = 0
 
     def to_json(self) -> str:
         """The text kept in the checkpoint table."""
@@ -29,6 +35,8 @@ class Cursor:
                 "system_identifier": self.system_identifier,
                 "timeline": self.timeline,
                 "snapshot": self.snapshot,
+                "target": self.target,
+                "after": self.after,
             }
         )
 
@@ -37,11 +45,18 @@ class Cursor:
         """The inverse of `to_json`; `DecodeError` if the text is something else."""
         try:
             data = json.loads(text)
-            snapshot = data["snapshot"]
-            if snapshot is not None:
-                _parse(snapshot)
-            return cls(str(data["system_identifier"]), int(data["timeline"]), snapshot)
-        except (ValueError, KeyError, TypeError) as cause:
+            snapshot, target = data["snapshot"], data["target"]
+            for given in (snapshot, target):
+                if given is not None:
+                    _parse(given)
+            return cls(
+                str(data["system_identifier"]),
+                int(data["timeline"]),
+                snapshot,
+                target,
+                int(data["after"]),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as cause:
             raise DecodeError(
                 f"a stored cursor cannot be read: {text[:100]!r}",
                 hint="delete the consumer's row in oplog_checkpoint and start it again",
@@ -77,6 +92,21 @@ class Cursor:
         xmin = min(below, default=xmax)
         text = f"{xmin}:{xmax}:{','.join(map(str, below))}"
         return Cursor(self.system_identifier, self.timeline, text)
+
+    def begin(self, goal: Cursor, *, after: int) -> Cursor:
+        """The cursor on its way to `goal`, which `advance` gave, with nothing of it consumed.
+
+        The goal is clamped, so the stored way stays true when a crash comes between two pages.
+        """
+        return replace(self, target=goal.snapshot, after=after)
+
+    def reach(self, after: int) -> Cursor:
+        """The cursor on its way, with the transactions that begin up to `after` consumed."""
+        return replace(self, after=after)
+
+    def finish(self) -> Cursor:
+        """The cursor at its target."""
+        return Cursor(self.system_identifier, self.timeline, self.target)
 
 
 def _parse(snapshot: str) -> tuple[int, int, list[int]]:

@@ -21,6 +21,7 @@ from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
 from oplog.codec import PayloadCodec
 from oplog.entry import (
+    Change,
     Entry,
     LoggedEntry,
     Receipt,
@@ -30,10 +31,22 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError, TicketConflictError
 from oplog.events import EventSink, ignore_event
+from oplog.feed import Feed
 from oplog.keyring import Keyring
 from oplog.reader import EntryReader
+from oplog.replay import (
+    MOST_DIFFERENCES,
+    Progress,
+    ReplayReport,
+    VerifyReport,
+    list_changes,
+    rebuild_row,
+    replay_log,
+    verify_tables,
+)
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
+from oplog.subscription import BATCH_ENTRIES, Subscription
 
 T = TypeVar("T")
 
@@ -210,6 +223,83 @@ class Oplog:
             through = self.store.find_position(connection, through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
+
+    def subscribe(
+        self, engine: Engine, *, name: str, max_entries: int = BATCH_ENTRIES
+    ) -> Subscription:
+        """A durable consumer: `for batch in log.subscribe(...): ...; batch.commit()`.
+
+        A batch is a sequence of `LoggedEntry` in causal order, whole transactions of about
+        `max_entries` entries together. Its cursor is saved under `name` by `batch.commit()`,
+        after which it is not delivered again. The iteration ends when nothing is new.
+        """
+        return Subscription(
+            engine,
+            name=name,
+            feed=Feed(self.schema),
+            open_reader=self.open_reader,
+            max_entries=max_entries,
+        )
+
+    # -- replaying ------------------------------------------------------------------------
+
+    def replay(
+        self,
+        connection: Connection,
+        *,
+        into: str = "replayed",
+        through: int | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> ReplayReport:
+        """Rebuild every logged table in schema `into` from the log alone.
+
+        Runs in the connection's transaction if it is in one, which the caller commits; else
+        in one of its own. `through` is a position or an aware datetime. Tables of an earlier
+        replay are replaced, any others refused. `progress` is called with the position
+        reached and the last. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError`
+        for a log that does not replay.
+        """
+        return replay_log(
+            connection,
+            open_reader=self.open_reader,
+            into=into,
+            through=through,
+            progress=progress,
+        )
+
+    def verify(
+        self,
+        connection: Connection,
+        *,
+        limit: int = MOST_DIFFERENCES,
+        progress: Progress | None = None,
+    ) -> VerifyReport:
+        """Compare the live tables with the log, row by row, in one snapshot; never repairs.
+
+        A connection that is in a transaction already may see a state of its own: then a
+        second one of the same engine is used. At most `limit` differences are described, all
+        are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a
+        log that does not replay.
+        """
+        return verify_tables(
+            connection, open_reader=self.open_reader, limit=limit, progress=progress
+        )
+
+    def history(self, connection: Connection, model: Any, key: Any) -> list[Change]:
+        """What happened to a row, oldest first: when, by whom, what was written.
+
+        `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
+        aggregate if its name follows from the key, else the whole log.
+        """
+        types = self.catalog.find_types(model)
+        return list_changes(self.open_reader(connection), types, key=key)
+
+    def as_of(
+        self, connection: Connection, model: Any, *, key: Any, at: int | datetime
+    ) -> dict[str, Any] | None:
+        """The row's logged columns at a position or an aware datetime; None if there was none."""
+        types = self.catalog.find_types(model)
+        return rebuild_row(self.open_reader(connection), types, key=key, at=at)
 
 
 def _unwrap(session: Any) -> Session:

@@ -199,6 +199,26 @@ def derive_shape(
     returned as it is (old and new processes run side by side during a deploy); otherwise a
     new one, with every number kept that the same column with the same kind ever had.
     """
+    numbered, retired = _number_columns(columns, stored)
+    message_name, descriptor = _describe(type_name, numbered, retired)
+    shape = Shape(
+        type_name,
+        max((known.revision for known in stored), default=0) + 1,
+        schema,
+        table,
+        tuple(numbered),
+        aggregate,
+        message_name,
+        descriptor,
+        dict(excluded),
+    )
+    return match_stored(shape, stored) or shape
+
+
+def _number_columns(
+    columns: Sequence[DeclaredColumn], stored: Sequence[Shape]
+) -> tuple[list[Column], list[int]]:
+    """Columns with their numbers, and the numbers that no column has any more."""
     numbers: dict[tuple[str, Kind], int] = {}
     for known in stored:
         for column in known.columns:
@@ -223,20 +243,7 @@ def derive_shape(
                 declared.category,
             )
         )
-    retired = sorted(set(numbers.values()) - {column.number for column in numbered})
-    message_name, descriptor = _describe(type_name, numbered, retired)
-    shape = Shape(
-        type_name,
-        max((known.revision for known in stored), default=0) + 1,
-        schema,
-        table,
-        tuple(numbered),
-        aggregate,
-        message_name,
-        descriptor,
-        dict(excluded),
-    )
-    return match_stored(shape, stored) or shape
+    return numbered, sorted(set(numbers.values()) - {column.number for column in numbered})
 
 
 def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:

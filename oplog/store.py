@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
+from oplog.stored import BrokenLink, EntryFilter, NewEntry, StoredEntry
 from oplog.tables import COMMENT_PREFIX, VERSION, quote, quote_literal
 
 PAGE_ENTRIES = 4000
@@ -26,54 +26,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Sealed bytes read at once, more only for a single larger entry."""
 
 
-class StoredEntry(NamedTuple):
-    """A row of the entry table: clear header and sealed bytes."""
-
-    position: int
-    entry_id: UUID
-    transaction_id: int
-    transaction_position: int
-    transaction_size: int
-    aggregate: str
-    version: int
-    format: int
-    data: bytes
-    key_id: str
-    metadata_hash: bytes
-    prev_hash: bytes
-    entry_hash: bytes
-    recorded_at: datetime
-    idempotency_key: str | None
-
-
-class NewEntry(NamedTuple):
-    """An entry about to be appended; `expected` is the ticket's version or None for any."""
-
-    aggregate: str
-    expected: int | None
-    entry_id: UUID
-    body_hash: bytes
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class EntryFilter:
-    """Which entries to read: all conditions hold together; bounds are positions."""
-
-    aggregate: str | None = None
-    metadata: tuple[tuple[str, str], ...] = ()
-    after: int | None = None
-    through: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenLink:
-    """An entry that does not continue its aggregate's chain."""
-
-    aggregate: str
-    version: int
-    position: int | None
-    reason: str
+__all__ = ["BrokenLink", "EntryFilter", "NewEntry", "Store", "StoredEntry"]
 
 
 class Store:
@@ -88,8 +41,8 @@ class Store:
             "e.metadata_hash, e.prev_hash, e.entry_hash, e.created_at, e.idempotency_key"
         )
         self._append = (
-            f"SELECT versions, hashes FROM {s}.oplog_append(%b::text[], %b::bigint[], "
-            "%b::uuid[], %b::bytea[], %b::bytea[], %s::smallint, %s::text, %b::bytea, "
+            f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
+            "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
             "%s::text[], %s::text[], %s::text)"
         )
         self._append_one = (
@@ -208,11 +161,11 @@ class Store:
         if len(entries) == 1:
             return self._append_one, (*entries[0], *shared)
         return self._append, (
-            [e.aggregate for e in entries],
-            [e.expected for e in entries],
-            [e.entry_id for e in entries],
-            [e.body_hash for e in entries],
-            [e.data for e in entries],
+            write_array([_quote_element(e.aggregate) for e in entries]),
+            write_array(["NULL" if e.expected is None else str(e.expected) for e in entries]),
+            write_array([e.entry_id.hex for e in entries]),
+            write_array([f'"\\\\x{e.body_hash.hex()}"' for e in entries]),
+            write_array([f'"\\\\x{e.data.hex()}"' for e in entries]),
             *shared,
         )
 
@@ -413,3 +366,12 @@ ORDER BY 1, 2 LIMIT {int(limit)}"""
         while page := self.read_page(connection, filter, snapshot=snapshot, after=after):
             yield page
             after = page[-1].position
+
+
+def write_array(elements: Sequence[str]) -> str:
+    """A Postgres array literal. The driver's own array dumper costs more than sealing does."""
+    return "{" + ",".join(elements) + "}"
+
+
+def _quote_element(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

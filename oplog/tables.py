@@ -2,9 +2,10 @@
 
 Holds the SQL that creates and drops a schema version. Must not know Alembic, SQLAlchemy or
 any connection: statements are text, so that they run online and print with `--sql`; they
-hold no percent sign, which a driver would take for a parameter. The hard thing is `oplog_append`: it redeems every ticket of a transaction before it draws the
-first entry id. Drawn earlier, an effect could get a lower position than its cause and
-replay would break foreign keys.
+hold no percent sign, which a driver would take for a parameter. The hard thing is the order
+inside `oplog_append`: every ticket of a transaction is redeemed before the first entry id is
+drawn. Drawn earlier, an effect could get a lower position than its cause and replay would
+break foreign keys.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
     s = quote(schema)
     return [
         f"CREATE SCHEMA IF NOT EXISTS {s}",
-        *_tables(s),
+        *_catalog_tables(s),
+        *_entry_tables(s),
         *_indexes(s),
         *_append_only(s),
         _append_one_function(s),
@@ -80,7 +82,7 @@ def check_version(version: int) -> None:
         )
 
 
-def _tables(s: str) -> list[str]:
+def _catalog_tables(s: str) -> list[str]:
     return [
         f"""CREATE TABLE {s}.oplog_log (
   log_id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
@@ -98,6 +100,11 @@ def _tables(s: str) -> list[str]:
   check_value bytea NOT NULL,
   wrapped bytea,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
+    ]
+
+
+def _entry_tables(s: str) -> list[str]:
+    return [
         # Updated in place by every entry: room on the page keeps the updates HOT.
         f"""CREATE TABLE {s}.oplog_ticket (
   aggregate_name text COLLATE "C" PRIMARY KEY,
@@ -243,6 +250,19 @@ _METADATA = """INSERT INTO {s}.oplog_metadata (transaction_position, ordinal, ke
          WITH ORDINALITY AS m(key, value, n);"""
 
 
+_INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
+    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
+    created_at, idempotency_key)
+  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval('{s}.oplog_entry_id_seq') END,
+    i.entry_id, v_first, v_count, i.aggregate, i.version, p_format, i.data, p_key_id,
+    p_metadata_hash, i.prev_hash, i.entry_hash, v_now,
+    CASE i.n WHEN 1 THEN p_idempotency_key END
+  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_entry_ids),
+                  pg_catalog.unnest(p_data), pg_catalog.unnest(versions),
+                  pg_catalog.unnest(v_prev), pg_catalog.unnest(hashes))
+       WITH ORDINALITY AS i(aggregate, entry_id, data, version, prev_hash, entry_hash, n);"""
+
+
 def _append_one_function(s: str) -> str:
     source = f"VALUES (p_aggregate, 1, {_ZERO}, {_first_hash('p_body')}, p_body)"
     return f"""CREATE FUNCTION {s}.oplog_append_one(
@@ -312,17 +332,7 @@ BEGIN
     END IF;
   END LOOP;
   v_first := pg_catalog.nextval('{s}.oplog_entry_id_seq');
-  INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
-    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
-    created_at, idempotency_key)
-  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval('{s}.oplog_entry_id_seq') END,
-    i.entry_id, v_first, v_count, i.aggregate, i.version, p_format, i.data, p_key_id,
-    p_metadata_hash, i.prev_hash, i.entry_hash, v_now,
-    CASE i.n WHEN 1 THEN p_idempotency_key END
-  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_entry_ids),
-                  pg_catalog.unnest(p_data), pg_catalog.unnest(versions),
-                  pg_catalog.unnest(v_prev), pg_catalog.unnest(hashes))
-       WITH ORDINALITY AS i(aggregate, entry_id, data, version, prev_hash, entry_hash, n);
+  {_INSERT_MANY.format(s=s)}
   IF p_metadata_keys IS NOT NULL THEN
     {_METADATA.format(s=s, position="v_first")}
   END IF;

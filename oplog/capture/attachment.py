@@ -30,13 +30,22 @@ _EVENTS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Enlisted:
+    """A connection that takes part in a session's transaction."""
+
+    connection: Connection
+    listener: EngineListener
+    recorder: Recorder
+
+
 @dataclass(slots=True)
 class SessionState:
     """What the log keeps for one session."""
 
     metadata: dict[str, list[str]] = field(default_factory=dict)
     """Given before the session had a connection."""
-    connections: list[Connection] = field(default_factory=list)
+    enlisted: list[Enlisted] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     committing: bool = False
 
@@ -48,7 +57,7 @@ class Attachments:
         self._make_listener = make_listener
         self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
-        self._targets: dict[int, tuple[Any, Callable[[], None]]] = {}
+        self._targets: dict[int, tuple[Any, type[Session], Callable[[], None]]] = {}
 
     # -- attaching ------------------------------------------------------------------------
 
@@ -58,11 +67,13 @@ class Attachments:
             return
         undo: Callable[[], None]
         if _is_async_factory(target):
-            undo = self._attach_async(target)
+            session_class, undo = self._attach_async(target)
         elif isinstance(target, (sessionmaker, scoped_session)) or (
             isinstance(target, type) and issubclass(target, Session)
         ):
             self._listen(target)
+            factory = getattr(target, "session_factory", target)
+            session_class = getattr(factory, "class_", factory)
 
             def undo() -> None:
                 self._unlisten(target)
@@ -71,7 +82,7 @@ class Attachments:
                 f"cannot attach to {target!r}",
                 hint="give a sessionmaker, async_sessionmaker, scoped_session or Session subclass",
             )
-        self._targets[id(target)] = (target, undo)
+        self._targets[id(target)] = (target, session_class, undo)
 
     def detach(self, target: Any) -> None:
         """Stop logging the sessions of `target`."""
@@ -81,9 +92,9 @@ class Attachments:
                 f"{target!r} is not attached to this log",
                 hint="detach the very object that was given to attach",
             )
-        found[1]()
+        found[2]()
 
-    def _attach_async(self, target: Any) -> Callable[[], None]:
+    def _attach_async(self, target: Any) -> tuple[type[Session], Callable[[], None]]:
         # Events cannot listen on an async factory: give it a Session class of our own.
         before = target.kw.get("sync_session_class")
         base = before or getattr(target.class_, "sync_session_class", Session)
@@ -98,7 +109,7 @@ class Attachments:
             else:
                 target.configure(sync_session_class=before)
 
-        return undo
+        return logged, undo
 
     def _listen(self, target: Any) -> None:
         for name in _EVENTS:
@@ -112,26 +123,36 @@ class Attachments:
 
     def annotate(self, session: Session, metadata: Mapping[str, list[str]]) -> None:
         """Describe the session's transaction; kept until it has a connection."""
+        self._check_attached(session)
         state = self._state(session)
-        if not state.connections:
+        if not state.enlisted:
             state.metadata.update(metadata)
-        for connection in state.connections:
-            self._recorder(connection).annotate(metadata)
+        for one in state.enlisted:
+            one.recorder.annotate(metadata)
 
     def list_receipts(self, session: Session) -> list[Receipt]:
         """Receipts of the session's last commit."""
+        self._check_attached(session)
         return list(self._state(session).receipts)
 
     def find_recorder(self, session: Session) -> tuple[Connection, Recorder]:
         """The session's connection and recorder; begins its transaction if it has none."""
+        self._check_attached(session)
         connection = session.connection()
-        state = self._states.get(session)
-        if state is None or connection not in state.connections:
+        for one in self._state(session).enlisted:
+            if one.connection is connection:
+                return connection, one.recorder
+        raise ConfigurationError(
+            "this session began its transaction before it was attached to the log",
+            hint="call log.attach(...) when the application starts",
+        )
+
+    def _check_attached(self, session: Session) -> None:
+        if not any(isinstance(session, found[1]) for found in self._targets.values()):
             raise ConfigurationError(
                 "this session is not attached to the log",
                 hint="call log.attach(...) with its sessionmaker or class first",
             )
-        return connection, self._recorder(connection)
 
     def refresh(self) -> None:
         """Forget what is known of every database."""
@@ -155,21 +176,19 @@ class Attachments:
             listener.listen()
         return listener
 
-    def _recorder(self, connection: Connection) -> Recorder:
-        return self._listener(connection).open(connection)
-
     # -- session events -------------------------------------------------------------------
 
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         state = self._state(session)
-        if connection in state.connections:
+        if any(one.connection is connection for one in state.enlisted):
             return
-        recorder = self._recorder(connection)
-        if not state.connections and state.metadata:
+        listener = self._listener(connection)
+        recorder = listener.open(connection)
+        if not state.enlisted and state.metadata:
             recorder.annotate(state.metadata)
-        state.connections.append(connection)
+        state.enlisted.append(Enlisted(connection, listener, recorder))
 
     def _on_before_commit(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -179,10 +198,9 @@ class Attachments:
         try:
             session.flush()
             # Several databases: all entries are sent before the first COMMIT.
-            defer = len(state.connections) == 1 and not session.twophase
-            for connection in list(state.connections):
-                listener, recorder = self._listener(connection), self._recorder(connection)
-                listener.drain(connection, recorder, defer=defer)
+            defer = len(state.enlisted) == 1 and not session.twophase
+            for one in list(state.enlisted):
+                one.listener.drain(one.connection, one.recorder, defer=defer)
         finally:
             state.committing = False
 
@@ -190,28 +208,25 @@ class Attachments:
         state = self._state(session)
         if state.committing:
             return
-        for connection in state.connections:
-            self._listener(connection).take_tickets(connection, self._recorder(connection))
+        for one in state.enlisted:
+            one.listener.take_tickets(one.connection, one.recorder)
 
     def _on_after_commit(self, session: Session) -> None:
         if session.in_nested_transaction():
             return
         state = self._state(session)
-        for connection in state.connections:
-            self._listener(connection).send_deferred(connection, self._recorder(connection))
-        state.receipts = [
-            receipt
-            for connection in state.connections
-            for receipt in self._recorder(connection).receipts
-        ]
+        state.receipts = []
+        for one in state.enlisted:
+            one.listener.send_deferred(one.connection, one.recorder)
+            state.receipts += one.recorder.receipts
 
     def _on_after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is not None:
             return
         state = self._state(session)
-        for connection in state.connections:
-            self._listener(connection).close(connection)
-        state.connections.clear()
+        for one in state.enlisted:
+            one.listener.close(one.connection)
+        state.enlisted.clear()
         state.metadata.clear()
         state.committing = False
 

@@ -49,30 +49,37 @@ class NetRow:
             self.unknown.add(name)
 
 
+Rows = dict[tuple[str, Key], NetRow]
+"""By type name and key. Not by the bound type's identity: a type may be bound again."""
+
+
 def fold_changes(changes: Iterable[RowChange]) -> list[NetRow]:
     """Net rows in the order their keys were first touched."""
-    rows: dict[tuple[int, Key], NetRow] = {}
+    rows: Rows = {}
     for change in changes:
         bound, key = change.bound, change.key
-        row = rows.get((id(bound), key))
+        place = bound.shape.type_name, key
+        row = rows.get(place)
         if change.kind is OpType.CREATE:
             _create(rows, row, change)
         elif change.kind is OpType.DELETE:
             if row is None:
-                row = rows[id(bound), key] = NetRow(bound, key, True, group=change.group)
+                row = rows[place] = NetRow(bound, key, True, group=change.group)
             _remove(row)
         else:
             if row is None:
-                row = rows[id(bound), key] = NetRow(bound, key, True, group=change.group)
+                row = rows[place] = NetRow(bound, key, True, group=change.group)
             row.write(change.values, change.unknown)
             if change.moved_to is not None and change.moved_to != key:
                 _move(rows, row, change.moved_to)
     return [row for row in rows.values() if row.existed or row.exists]
 
 
-def _create(rows: dict[tuple[int, Key], NetRow], row: NetRow | None, change: RowChange) -> None:
+def _create(rows: Rows, row: NetRow | None, change: RowChange) -> None:
     if row is None:
-        row = rows[id(change.bound), change.key] = NetRow(change.bound, change.key, False)
+        row = rows[change.bound.shape.type_name, change.key] = NetRow(
+            change.bound, change.key, False
+        )
     row.exists = True
     row.replaced = row.existed
     row.values.clear()
@@ -86,12 +93,13 @@ def _remove(row: NetRow) -> None:
     row.unknown.clear()
 
 
-def _move(rows: dict[tuple[int, Key], NetRow], row: NetRow, key: Key) -> None:
+def _move(rows: Rows, row: NetRow, key: Key) -> None:
     """The row lives under another key: gone from the old one, complete under the new one."""
     bound = row.bound
-    there = rows.get((id(bound), key))
+    place = bound.shape.type_name, key
+    there = rows.get(place)
     if there is None:
-        there = rows[id(bound), key] = NetRow(bound, key, False)
+        there = rows[place] = NetRow(bound, key, False)
     there.exists = True
     there.replaced = there.existed
     there.values = dict(row.values)

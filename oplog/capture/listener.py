@@ -93,6 +93,9 @@ class EngineListener:
         """The recorder of a connection's transaction, begun if it has none."""
         found = self._recorders.get(connection)
         if found is None:
+            if self._binding is not None and self._binding.key_id != self._writer.key_id:
+                # The keyring was rotated: the log must know the new key before it is used.
+                self._binding = None
             if self._binding is None:
                 binding = self._bind(connection)
                 # What this transaction stored may yet be rolled back: bind again next time.

@@ -26,6 +26,9 @@ from oplog.store import NewEntry, Store
 from oplog.value import Wire
 
 
+_NO_METADATA = hash_metadata([])
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A transaction's entries, ready to be sent."""
@@ -62,6 +65,11 @@ class EntryWriter:
         self._draw_id = draw_id
         self.on_event = on_event
 
+    @property
+    def key_id(self) -> str:
+        """The key that the next transaction should seal with."""
+        return self._sealer.key_id
+
     def draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
         """The entries for everything recorded; None when the net effect is nothing."""
         recorder.raise_failure()
@@ -71,9 +79,8 @@ class EntryWriter:
         if not grouped:
             return None
         metadata = recorder.list_metadata()
-        metadata_hash = hash_metadata(metadata)
-        # Read once: the key may be rotated by another thread at any moment.
-        key_id = self._sealer.key_id
+        metadata_hash = hash_metadata(metadata) if metadata else _NO_METADATA
+        key_id = recorder.binding.key_id
         entries = []
         for aggregate in sorted(grouped, key=_collate_c):
             ticket = recorder.find_ticket(aggregate)
@@ -95,13 +102,14 @@ class EntryWriter:
             metadata=metadata,
             metadata_hash=metadata_hash,
         )
-        self.on_event(
-            EntriesDrafted(
-                entries=len(entries),
-                operations=sum(len(effects) for effects in grouped.values()),
-                sealed_bytes=sum(len(entry.data) for entry in entries),
+        if self.on_event is not ignore_event:
+            self.on_event(
+                EntriesDrafted(
+                    entries=len(entries),
+                    operations=sum(len(effects) for effects in grouped.values()),
+                    sealed_bytes=sum(len(entry.data) for entry in entries),
+                )
             )
-        )
         return Draft(entries, statement, parameters)
 
     def check_entry(self, recorder: Recorder, entry: Entry) -> None:

@@ -72,7 +72,7 @@ def make_character_codec(pg_type: str, *modifiers: int) -> ValueCodec:
         return text.ljust(width)
 
     def from_text(text: str) -> str:
-        # `::text` has taken the blanks off, but elements of an array print with theirs.
+        # `::text` has taken the blanks off; what prints a row or an array leaves them on.
         return text.rstrip(" ")
 
     return make_text_codec(

@@ -1,0 +1,1 @@
+"""What the log costs: ratios, side by side in one run. Run with `make bench`."""

@@ -1,0 +1,220 @@
+"""Measure, print the table, write `benchmarks/results.json`.
+
+Every ratio is the median over adjacent pairs: one measurement of plain SQLAlchemy, one of
+the other way, one right after the other, so that both see the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
+from benchmarks.replaying import fill_log, measure_replay
+from benchmarks.workloads import WORKLOADS, WRITERS, Base, Workload
+from oplog import Keyring
+from oplog.tables import create_statements
+from oplog.testing import EmbeddedServer
+
+RESULTS = Path(__file__).parent / "results.json"
+TARGETS = {
+    ("one", "log"): 0.75,
+    ("mixed", "log"): 0.85,
+    ("many", "log"): 0.60,
+    ("many", "log, one aggregate"): 0.80,
+}
+
+
+def main() -> None:
+    """Run everything on an embedded server with `fsync` on."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=10, help="pairs for each ratio (10)")
+    parser.add_argument("--replay-rows", type=int, default=100_000)
+    chosen = parser.parse_args()
+    with EmbeddedServer(fsync=True) as server:
+        results: dict[str, Any] = {"machine": describe_machine(server.url)}
+        results["writing"] = [
+            row for clients in (1, 2) for row in compare_writing(server.url, clients, chosen.pairs)
+        ]
+        results["wire"] = list(compare_wire(server.url))
+        results["size"] = list(measure_size(server.url))
+        results["replay"] = list(compare_replay(server.url, chosen.replay_rows))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    say(f"written to {RESULTS.relative_to(RESULTS.parent.parent)}")
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def describe_machine(url: str) -> dict[str, str]:
+    """What the figures were taken on."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        version = connection.exec_driver_sql("SHOW server_version").scalar_one()
+        fsync = connection.exec_driver_sql("SHOW fsync").scalar_one()
+    engine.dispose()
+    described = {
+        "python": platform.python_version(),
+        "sqlalchemy": sa.__version__,
+        "postgresql": str(version),
+        "fsync": str(fsync),
+        "processor": platform.machine(),
+    }
+    say("  ".join(f"{name} {value}" for name, value in described.items()))
+    return described
+
+
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """A database with the benchmark's tables and the log's, dropped afterwards."""
+    name = f"bench_{uuid4().hex[:8]}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    url = sa.make_url(server).set(database=name)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        for statement in create_statements():
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    yield url.render_as_string(hide_password=False)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+def compare_writing(server: str, count: int, pairs: int) -> Iterator[dict[str, Any]]:
+    """Transactions per second of every way, as ratios to plain SQLAlchemy."""
+    say(f"\n{count} client process{'es' if count > 1 else ''}: ratio to plain, {pairs} pairs")
+    say(f"{'workload':34}{'way':22}{'tx/s':>9}{'ratio':>8}{'spread':>14}{'target':>8}")
+    with fresh_database(server) as url:
+        clients = Clients(url, count)
+        for workload in WORKLOADS:
+            for way in WRITERS:
+                clients.measure(way, workload)
+            for way in WRITERS:
+                if way != "plain":
+                    yield _compare_pairs(clients, workload, way, pairs)
+        clients.stop()
+
+
+def _compare_pairs(clients: Clients, workload: Workload, way: str, pairs: int) -> dict[str, Any]:
+    ratios, rates, plains = [], [], []
+    for turn in range(pairs):
+        # Alternate who goes first: a checkpoint or a warm cache must not favour one side.
+        order = ("plain", way) if turn % 2 == 0 else (way, "plain")
+        measured = {one: clients.measure(one, workload) for one in order}
+        ratios.append(measured[way] / measured["plain"])
+        rates.append(measured[way])
+        plains.append(measured["plain"])
+    quartiles = statistics.quantiles(ratios, n=4)
+    row = {
+        "clients": clients.count,
+        "workload": workload.title,
+        "way": way,
+        "transactions_per_second": round(statistics.median(rates), 1),
+        "plain_transactions_per_second": round(statistics.median(plains), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
+        "target": TARGETS.get((workload.name, way)),
+    }
+    target = row["target"]
+    say(
+        f"{workload.title:34}{way:22}{row['transactions_per_second']:>9}{row['ratio']:>8.2f}"
+        f"{quartiles[0]:>8.2f}-{quartiles[2]:.2f}{'' if target is None else f'{target:8.2f}'}"
+    )
+    return row
+
+
+def compare_wire(server: str) -> Iterator[dict[str, Any]]:
+    """Statements (BEGIN and COMMIT included) and round trips of one transaction."""
+    say(f"\n{'workload':34}{'way':22}{'statements':>12}{'round trips':>13}")
+    with fresh_database(server) as url:
+        for workload in WORKLOADS:
+            for way in WRITERS:
+                statements, trips = count_statements(url, way, workload)
+                say(f"{workload.title:34}{way:22}{statements:>12.1f}{trips:>13.1f}")
+                yield {
+                    "workload": workload.title,
+                    "way": way,
+                    "statements": round(statements, 2),
+                    "round_trips": round(trips, 2),
+                }
+
+
+def measure_size(server: str) -> Iterator[dict[str, Any]]:
+    """Bytes of the log, indexes included, for each row that changed."""
+    say(f"\n{'workload':34}{'way':22}{'log bytes/row':>14}")
+    for workload in WORKLOADS:
+        for way in ("outbox", "log", "log, one aggregate"):
+            with fresh_database(server) as url:
+                size = _measure_size(url, way, workload)
+            say(f"{workload.title:34}{way:22}{size:>14.0f}")
+            yield {"workload": workload.title, "way": way, "log_bytes_per_row": round(size, 1)}
+
+
+def _measure_size(url: str, way: str, workload: Workload) -> float:
+    written = make_sessions(url, way, Keyring.generate())
+    plain = make_sessions(url, "plain", Keyring.generate())
+    runs = 4
+    before = _read_size(plain, way)
+    for _ in range(runs):
+        WRITERS[way](written, workload, list_rows(plain, workload))
+    grown = _read_size(plain, way) - before
+    written.kw["bind"].dispose()
+    plain.kw["bind"].dispose()
+    return grown / (runs * workload.transactions * workload.rows)
+
+
+def _read_size(sessions: sessionmaker[Session], way: str) -> int:
+    names = (
+        ("outbox",)
+        if way == "outbox"
+        else ("oplog.oplog_entry", "oplog.oplog_ticket", "oplog.oplog_metadata")
+    )
+    with sessions() as session:
+        return sum(
+            session.execute(sa.select(sa.func.pg_total_relation_size(name))).scalar_one()
+            for name in names
+        )
+
+
+def compare_replay(server: str, rows: int) -> Iterator[dict[str, Any]]:
+    """Replay beside COPY of the same rows; target 0.25 of COPY."""
+    say(f"\n{'rows per entry':34}{'replay rows/s':>14}{'COPY rows/s':>14}{'ratio':>8}{'target':>8}")
+    for per_entry, count in ((1000, rows), (1, rows // 5)):
+        keyring = Keyring.generate()
+        with fresh_database(server) as url:
+            fill_log(url, rows_per_entry=per_entry, rows=count, keyring=keyring)
+            engine = sa.create_engine(url)
+            measured = [measure_replay(engine, keyring) for _ in range(3)]
+            engine.dispose()
+        replayed, copied = (statistics.median(column) for column in zip(*measured, strict=True))
+        ratio = statistics.median(one / two for one, two in measured)
+        say(f"{per_entry:<34}{replayed:>14.0f}{copied:>14.0f}{ratio:>8.2f}{0.25:>8.2f}")
+        yield {
+            "rows_per_entry": per_entry,
+            "replay_rows_per_second": round(replayed),
+            "copy_rows_per_second": round(copied),
+            "ratio": round(ratio, 3),
+            "target": 0.25,
+        }
+
+
+if __name__ == "__main__":
+    main()

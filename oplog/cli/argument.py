@@ -1,0 +1,80 @@
+"""Arguments of commands that are more than text: places in the log, metadata, keys.
+
+Must not know a database. The hard thing is to take what people have at hand (a position from
+`tail`, a time from a log file) and never to guess: a time without a zone is UTC, because that
+is what every command prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+_MAX_POSITION = (1 << 63) - 1
+
+
+class PlaceType(click.ParamType[int | datetime]):
+    """A position, or a time in ISO 8601 that stands for the last position recorded by then."""
+
+    name = "POSITION|TIME"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | datetime:
+        """The int or the aware datetime that the text spells."""
+        if isinstance(value, int | datetime):
+            return value
+        text = str(value).strip()
+        if text.isascii() and text.isdigit():
+            position = int(text)
+            if position <= _MAX_POSITION:
+                return position
+            self.fail(f"{text} is not a position: too large", param, ctx)
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(
+                f"{text!r} is neither a position nor a time such as 2025-01-31T12:00:00Z",
+                param,
+                ctx,
+            )
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+PLACE = PlaceType()
+
+
+def parse_metadata(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """`key=value` texts as metadata; a key given twice must have both values."""
+    parsed: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--metadata {pair!r} is not of the form key=value")
+        parsed.setdefault(key, []).append(value)
+    return parsed
+
+
+def parse_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """The text for each column of a primary key, given in order or as `column=text`.
+
+    A text counts as named when what stands before its first `=` is a column of the key.
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if equals and name in columns:
+            if name in named:
+                raise click.UsageError(f"key column {name} is given twice")
+            named[name] = value
+    expected = " ".join(columns)
+    if not named and len(texts) == len(columns):
+        return dict(zip(columns, texts, strict=True))
+    if len(named) != len(texts) or len(named) != len(columns):
+        raise click.UsageError(
+            f"the primary key is: {expected}; give its values in this order, "
+            f"or each as column=value ({len(texts)} given)"
+        )
+    return named

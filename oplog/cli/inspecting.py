@@ -1,0 +1,226 @@
+"""Commands that read the log as it is: status, tail, history.
+
+Must not change anything; their transactions are read only. The hard thing is a long log: what
+is shown is what is read, never the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+from sqlalchemy.engine import Connection
+
+from oplog.cli.argument import PLACE, parse_key, parse_metadata
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import pass_invocation, redact_option, standard_options
+from oplog.cli.presentation import (
+    change_to_json,
+    entry_to_json,
+    escape,
+    show_change,
+    show_entry,
+    show_key,
+    show_size,
+    show_time,
+    to_json_value,
+)
+from oplog.facade import Oplog
+from oplog.inspection import find_tail_start, list_guard_problems, read_key, read_server_status
+from oplog.stored import EntryFilter
+
+
+@click.command()
+@standard_options
+@pass_invocation
+def status(invocation: Invocation) -> None:
+    """How large the log is, and whether it is in order.
+
+    Counts, last position and time, the types and keys it was written with, the server, and
+    whether the triggers that keep it append-only are all in place.
+    """
+    log = invocation.load_log()
+    with invocation.connect() as connection:
+        found = _read_status(log, connection)
+    invocation.emit(lambda: found, lambda: _show_status(found))
+    for problem in found["append_only"]["problems"]:
+        say(f"warning: {problem}")
+    for key in found["keys"]:
+        if key["state"] in {"missing", "different"}:
+            say(f"warning: the keyring's key {key['key_id']} is {key['state']}")
+
+
+def _read_status(log: Oplog, connection: Connection) -> dict[str, Any]:
+    log.store.require_current(connection)
+    counted = log.store.read_status(connection)
+    server = read_server_status(connection, log.schema)
+    problems = list_guard_problems(connection, log.schema)
+    types: dict[str, dict[str, Any]] = {}
+    for shape in log.store.list_types(connection):
+        described = types.setdefault(shape.type_name, {"name": shape.type_name, "revisions": []})
+        described["table"] = f"{shape.schema}.{shape.table}"
+        described["revisions"].append(shape.revision)
+    return {
+        "schema": log.schema,
+        "schema_version": log.store.read_version(connection),
+        "log_id": str(log.store.read_log_id(connection)),
+        "entries": counted["entries"],
+        "aggregates": counted["aggregates"],
+        "position": counted["position"],
+        "recorded_at": show_time(counted["recorded_at"]),
+        "bytes": server.log_bytes,
+        "types": list(types.values()),
+        "keys": _list_keys(log, log.store.list_keys(connection)),
+        "append_only": {"ok": not problems, "problems": problems},
+        "server": {
+            "version": server.version,
+            "standby": server.standby,
+            "database": server.database,
+        },
+    }
+
+
+def _list_keys(log: Oplog, known: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """The log's key ids, each with what the application's keyring has under it."""
+    keyring = log.keyring
+    listed = []
+    for key_id, check_value in sorted(known.items()):
+        if keyring is None or key_id not in keyring.key_ids:
+            state = "missing"
+        elif keyring.check_value(key_id) != check_value:
+            state = "different"
+        else:
+            state = "current" if key_id == keyring.current_key_id else "held"
+        listed.append({"key_id": key_id, "state": state})
+    return listed
+
+
+def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
+    server = found["server"]
+    standby = ", standby" if server["standby"] else ""
+    lines = {
+        "log": f"{found['log_id']} (schema {escape(found['schema'])}, "
+        f"version {found['schema_version']})",
+        "server": f"PostgreSQL {server['version']}{standby}, database {escape(server['database'])}",
+        "entries": f"{found['entries']} of {found['aggregates']} aggregates, "
+        f"{show_size(found['bytes'])}",
+        "last": f"position {found['position']}, {found['recorded_at']}"
+        if found["entries"]
+        else "nothing yet",
+        "append-only": "yes, every trigger is in place"
+        if found["append_only"]["ok"]
+        else f"NO, {len(found['append_only']['problems'])} problems",
+        "types": "" if found["types"] else "none yet",
+    }
+    for name, text in lines.items():
+        yield f"{name + ':':<13}{text}".rstrip()
+    for described in found["types"]:
+        revisions = ", ".join(map(str, described["revisions"]))
+        label = "revision" if len(described["revisions"]) == 1 else "revisions"
+        yield f"  {escape(described['name'])}  {label} {revisions}"
+    yield "keys:" if found["keys"] else "keys:        none, the log is not sealed"
+    for key in found["keys"]:
+        yield f"  {key['key_id']}  {key['state']}"
+
+
+@click.command()
+@click.option(
+    "-n",
+    "--last",
+    "count",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many of the newest entries; 0 is all of them.",
+)
+@click.option("--aggregate", metavar="NAME", help="Only entries of this aggregate.")
+@click.option(
+    "--metadata",
+    "pairs",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only transactions that say so; may be repeated, all must hold.",
+)
+@click.option("--after", type=PLACE, help="Only entries after this place.")
+@click.option("--through", type=PLACE, help="Only entries up to this place.")
+@redact_option
+@standard_options
+@pass_invocation
+def tail(
+    invocation: Invocation,
+    *,
+    count: int,
+    aggregate: str | None,
+    pairs: tuple[str, ...],
+    after: int | datetime | None,
+    through: int | datetime | None,
+    redact: bool,
+) -> None:
+    """The last entries, oldest first: what was done, to what, by whom.
+
+    A time without a zone is UTC.
+    """
+    metadata = parse_metadata(pairs)
+    log = invocation.load_log()
+    with invocation.connect() as connection:
+        log.store.require_current(connection)
+        first, last = (_find_position(log, connection, place) for place in (after, through))
+        if count:
+            flat = tuple((key, value) for key, values in metadata.items() for value in values)
+            first = find_tail_start(
+                connection,
+                EntryFilter(aggregate, flat, first, last),
+                schema=log.schema,
+                count=count,
+            )
+        entries = log.read(
+            connection, aggregate=aggregate, metadata=metadata, after=first, through=last
+        )
+        invocation.emit(
+            lambda: [entry_to_json(entry, redact=redact) for entry in entries],
+            lambda: (line for entry in entries for line in show_entry(entry, redact=redact)),
+        )
+
+
+def _find_position(log: Oplog, connection: Connection, place: int | datetime | None) -> int | None:
+    if not isinstance(place, datetime):
+        return place
+    snapshot = log.store.read_snapshot(connection)
+    return log.store.find_position(connection, place, snapshot=snapshot)
+
+
+@click.command()
+@click.argument("type_name", metavar="TYPE")
+@click.argument("key_texts", metavar="KEY...", nargs=-1, required=True)
+@redact_option
+@standard_options
+@pass_invocation
+def history(
+    invocation: Invocation, *, type_name: str, key_texts: tuple[str, ...], redact: bool
+) -> None:
+    """Every change of one row, oldest first.
+
+    When and what, and what its transaction said about itself.
+    KEY is the row's primary key as Postgres prints it. A key of several columns is given as
+    several arguments, in the key's order, or each as column=value.
+    """
+    log = invocation.load_log()
+    declared = log.catalog.find_types(type_name)[0]
+    texts = parse_key(key_texts, [column.name for column in declared.table.primary_key])
+    with invocation.connect() as connection:
+        log.store.require_current(connection)
+        key = read_key(connection, declared.table, texts=texts)
+        changes = log.history(connection, declared.table, key)
+    document = {
+        "type": type_name,
+        "key": to_json_value(key),
+        "changes": [change_to_json(change, redact=redact) for change in changes],
+    }
+    invocation.emit(
+        lambda: document,
+        lambda: (line for change in changes for line in show_change(change, redact=redact)),
+    )
+    if not changes:
+        say(f"the log has nothing about {type_name} {show_key(key)}")

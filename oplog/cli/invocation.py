@@ -1,0 +1,152 @@
+"""What every command needs: the application's `Oplog`, a connection, a place for its answer.
+
+Must not know any one command. The hard thing is that importing the application runs its
+code: it may print, fail or exit, and none of that may reach stdout or look like our failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine.interfaces import IsolationLevel
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+from oplog.cli.outcome import UnexpectedError
+from oplog.errors import OplogError
+from oplog.facade import Oplog
+
+_APP_HINT = "give --app module:attr, or set OPLOG_APP"
+
+
+@dataclass
+class Invocation:
+    """One run of the program: the options before the command, and `--json`."""
+
+    app: str | None = None
+    database: str | None = None
+    as_json: bool = False
+
+    def load_log(self) -> Oplog:
+        """The `Oplog` that `--app` names, or that the callable it names returns."""
+        if not self.app:
+            raise click.UsageError(f"no application: {_APP_HINT}")
+        return load_log(self.app)
+
+    @contextlib.contextmanager
+    def connect(
+        self,
+        *,
+        read_only: bool = True,
+        commit: bool = False,
+        isolation: IsolationLevel = "REPEATABLE READ",
+    ) -> Iterator[Connection]:
+        """A connection in one snapshot of the database; rolled back unless `commit`."""
+        engine = sa.create_engine(
+            parse_url(self.database),
+            poolclass=NullPool,
+            isolation_level=isolation,
+            connect_args={"application_name": "oplog"},
+        )
+        with engine.connect() as connection:
+            if read_only:
+                connection.execution_options(postgresql_readonly=True)
+            yield connection
+            if commit:
+                connection.commit()
+
+    def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
+        """Print the answer on stdout: one JSON document, or lines of text as they come."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document(), indent=2, allow_nan=False) + "\n")
+            return
+        for line in text():
+            sys.stdout.write(line + "\n")
+
+
+def say(message: str) -> None:
+    """A remark that is not data: stderr."""
+    sys.stderr.write(message + "\n")
+
+
+def parse_url(text: str | None) -> URL:
+    """The URL of a PostgreSQL database, with the driver that is installed with the log."""
+    if not text:
+        raise click.UsageError("no database: give --database URL, or set OPLOG_DATABASE_URL")
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as cause:
+        # The text may hold a password: it is not repeated.
+        raise click.UsageError(
+            "the database URL cannot be read; write postgresql://user:password@host/database"
+        ) from cause
+    if url.drivername.partition("+")[0] not in {"postgresql", "postgres"}:
+        raise click.UsageError(f"the log needs PostgreSQL, and the URL says {url.drivername!r}")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def load_log(path: str) -> Oplog:
+    """The `Oplog` at `module:attr`; the current directory is importable."""
+    module_name, _, names = path.partition(":")
+    if not module_name or not names:
+        raise click.UsageError(f"--app {path!r} is not of the form module:attr")
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    with contextlib.redirect_stdout(sys.stderr):
+        found: Any = _import(module_name)
+        for name in names.split("."):
+            try:
+                found = getattr(found, name)
+            except AttributeError as cause:
+                raise click.UsageError(
+                    f"--app {path!r}: {module_name} has no attribute {names!r}"
+                ) from cause
+        if not isinstance(found, Oplog) and callable(found):
+            with _of_application(f"calling {path} failed"):
+                found = found()
+    if not isinstance(found, Oplog):
+        raise click.UsageError(
+            f"--app {path!r} is a {type(found).__name__}, not an Oplog or a function that "
+            "returns one"
+        )
+    return found
+
+
+def _import(name: str) -> Any:
+    try:
+        with _of_application(f"importing {name} failed"):
+            return importlib.import_module(name)
+    except UnexpectedError as error:
+        cause = error.__cause__
+        if (
+            isinstance(cause, ModuleNotFoundError)
+            and cause.name is not None
+            and (name == cause.name or name.startswith(f"{cause.name}."))
+        ):
+            raise click.UsageError(
+                f"--app: there is no module {name!r}, neither installed nor in {Path.cwd()}"
+            ) from cause
+        raise
+
+
+@contextlib.contextmanager
+def _of_application(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OplogError:
+        raise
+    except SystemExit as cause:
+        raise UnexpectedError(doing) from RuntimeError(f"it exited with {cause.code!r}")
+    except Exception as cause:
+        raise UnexpectedError(doing) from cause

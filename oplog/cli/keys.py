@@ -1,0 +1,93 @@
+"""Commands on keyrings: generate, list, rotate.
+
+Must not know a database: a keyring is a file. The hard thing is that a key printed is a key
+in somebody's scrollback, so key bytes appear on `generate --print` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import pass_invocation, standard_options
+from oplog.errors import ConfigurationError
+from oplog.keyring import Keyring
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+@standard_options
+def keys() -> None:
+    """Make, list and rotate the keys that seal the log.
+
+    A lost key is a lost log: keep a copy of the keyring somewhere else.
+    """
+
+
+@keys.command()
+@click.option("--file", type=_FILE, help="Write the keyring here (mode 0600).")
+@click.option("--print", "shown", is_flag=True, help="Print it, secret, for OPLOG_KEYRING.")
+@standard_options
+@pass_invocation
+def generate(invocation: Invocation, *, file: Path | None, shown: bool) -> None:
+    """A new keyring with one fresh key. Never overwrites a file."""
+    if (file is None) == (not shown):
+        raise click.UsageError("give either --file PATH or --print")
+    keyring = Keyring.generate()
+    if file is not None:
+        if file.exists():
+            raise ConfigurationError(
+                f"there is a file at {file}", hint=f"oplog keys rotate --file {file} adds a key"
+            )
+        keyring.save(file)
+    document = _describe(keyring)
+    if shown:
+        document["keyring"] = keyring.to_text()
+    invocation.emit(lambda: document, lambda: [keyring.to_text()] if shown else _show(keyring))
+    say("keep a copy of it: without its keys the log cannot be read")
+
+
+@keys.command(name="list")
+@click.option("--file", type=_FILE, help="This keyring; the default is the application's.")
+@standard_options
+@pass_invocation
+def list_keys(invocation: Invocation, *, file: Path | None) -> None:
+    """The ids of a keyring's keys, oldest first."""
+    keyring = Keyring.from_file(file) if file is not None else invocation.load_log().keyring
+    if keyring is None:
+        raise ConfigurationError(
+            "the application's log has no keyring: its entries are not sealed",
+            hint="give --file PATH for a keyring that the application does not use",
+        )
+    invocation.emit(lambda: _describe(keyring), lambda: _show(keyring))
+
+
+@keys.command()
+@click.option("--file", type=_FILE, required=True, help="The keyring to change.")
+@standard_options
+@pass_invocation
+def rotate(invocation: Invocation, *, file: Path) -> None:
+    """Add a key, which seals new entries from now on; the old ones stay readable.
+
+    Processes that run already seal with the key they know until they start again, and read
+    the file anew when they meet a key that they do not know.
+    """
+    keyring = Keyring.from_file(file)
+    keyring.rotate()
+    invocation.emit(lambda: _describe(keyring), lambda: _show(keyring))
+    say("keep a copy of the file as it is now: the new key is in no older one")
+
+
+def _describe(keyring: Keyring) -> dict[str, Any]:
+    return {"current": keyring.current_key_id, "key_ids": list(keyring.key_ids)}
+
+
+def _show(keyring: Keyring) -> list[str]:
+    return [
+        f"{key_id}  current" if key_id == keyring.current_key_id else key_id
+        for key_id in keyring.key_ids
+    ]

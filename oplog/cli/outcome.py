@@ -1,0 +1,134 @@
+"""How a command ends: its exit code, and what it says when it failed.
+
+Must not know any command. The hard thing is that each way to fail (a refusal of ours, a
+database error, Ctrl-C, a closed pipe, a full disk) ends in one clear line and its own code,
+and that a traceback appears only when it was asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+
+import click
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from oplog.errors import OplogError
+
+DIFFERENCES = 3
+"""Exit code of a command that worked and found differences."""
+_FAILED = 1
+_USAGE = 2
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+"""What a shell reports for a process that SIGINT or SIGPIPE ended."""
+
+
+class UnexpectedError(Exception):
+    """An exception of the application's own code, with what was being done at the time."""
+
+
+def run_program(program: click.Command, arguments: list[str]) -> int:
+    """Run `program`, report a failure, and return the exit code."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json, debug = "--json" in options, "--debug" in options
+    # Data may hold what the terminal's encoding cannot; a name is no reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = program.main(args=arguments, prog_name="oplog", standalone_mode=False)
+        except Exception as error:  # noqa: BLE001 - the last one to see it; it is reported
+            code = _report(error, as_json=as_json, debug=debug)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OSError as error:
+        return _lose_output(error)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception, *, as_json: bool, debug: bool) -> int:
+    """Say what went wrong, and return the exit code for it."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        return _INTERRUPTED
+    if isinstance(error, OSError) and _is_output_lost(error):
+        raise error
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    name, message, hint, code = _explain(error)
+    if as_json:
+        document = {"error": name, "message": message, "hint": hint}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+    return code
+
+
+def _explain(error: Exception) -> tuple[str, str, str, int]:
+    """Name, message, hint and exit code."""
+    name = type(error).__name__
+    if isinstance(error, OplogError):
+        notes = [*getattr(error, "__notes__", [])]
+        return (
+            name,
+            _join([Exception.__str__(error).partition("\n  hint: ")[0], *notes]),
+            (error.hint),
+            error.exit_code,
+        )
+    if isinstance(error, click.ClickException):
+        hint = ""
+        if isinstance(error, click.UsageError):
+            path = error.ctx.command_path if error.ctx is not None else "oplog"
+            hint = f"{path} --help"
+        return name, error.format_message(), hint, error.exit_code
+    if isinstance(error, DBAPIError):
+        return name, f"the database says: {_join([str(error.orig)])}", _advise(error), _FAILED
+    if isinstance(error, SQLAlchemyError):
+        return name, _join([str(error).partition("\n(Background on")[0]]), "", _FAILED
+    cause = error.__cause__ if isinstance(error, UnexpectedError) else None
+    if isinstance(cause, Exception):
+        text = f"{error}: {type(cause).__name__}: {cause}"
+        return type(cause).__name__, _join([text]), "--debug shows the traceback", _FAILED
+    return name, _join([f"{name}: {error}"]), "--debug shows the traceback", _FAILED
+
+
+def _advise(error: DBAPIError) -> str:
+    state = getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated or state is None or state.startswith(("08", "57P")):
+        return "check --database or OPLOG_DATABASE_URL, and that the server is up"
+    return {
+        "3D000": "check the database's name in --database or OPLOG_DATABASE_URL",
+        "28P01": "check user and password in --database or OPLOG_DATABASE_URL",
+        "42501": "connect as a role that may use the log's schema and tables",
+    }.get(state, "")
+
+
+def _join(texts: list[str]) -> str:
+    """One line out of several: a message of the database or a driver has many."""
+    return "; ".join(" ".join(text.split()) for text in texts if text.strip())
+
+
+def _is_output_lost(error: OSError) -> bool:
+    return error.errno in {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT} and not (
+        error.filename
+    )
+
+
+def _lose_output(error: OSError) -> int:
+    """Nobody reads stdout any more, or it cannot be written; say so unless it is a pipe."""
+    # What is left in the buffer would fail again when the interpreter flushes it at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+    if error.errno == errno.EPIPE:
+        return _PIPE_CLOSED
+    sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
+    return _FAILED

@@ -1,0 +1,32 @@
+"""Progress on a terminal.
+
+Must not know what is being done. The hard thing is to vanish everywhere else: no terminal on
+stderr, no bar, so that logs and pipes hold only what was said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+
+Progress = Callable[[int, int], None]
+"""Takes the position reached and the last one."""
+
+
+@contextlib.contextmanager
+def show_progress(label: str) -> Iterator[Progress | None]:
+    """A bar on stderr while the block runs; None if stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # How long the way is becomes known with the first step on it.
+    with click.progressbar(length=1, label=label, file=sys.stderr, show_eta=True) as bar:
+
+        def advance(position: int, last: int) -> None:
+            bar.length = max(last, 1)
+            bar.update(min(position, bar.length) - bar.pos)
+
+        yield advance

@@ -1,0 +1,159 @@
+"""The SQL of consumers: what is new since a cursor, and where each consumer is.
+
+Takes a connection and plain values, gives back plain values. Must not know keys, payloads or
+who consumes. The hard thing is to cost what is new, whatever the log's size and however long
+a transaction stays open, and to give transactions whole although their ids interleave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from oplog.cursor import Cursor
+from oplog.errors import ConfigurationError
+from oplog.store import PAGE_BYTES
+from oplog.stored import StoredEntry
+from oplog.tables import quote
+
+_NAMES = {"position": "id", "aggregate": "aggregate_name", "recorded_at": "created_at"}
+_COLUMNS = ", ".join(
+    "e.transaction_id::text::bigint AS transaction_id"
+    if name == "transaction_id"
+    else f"e.{_NAMES.get(name, name)}"
+    for name in StoredEntry._fields
+)
+_VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
+_EVERYTHING = "1:1:"
+"""A snapshot in which nothing had happened yet."""
+
+
+class News(NamedTuple):
+    """What a snapshot shows that the cursor has not seen."""
+
+    first_position: int
+    newest_transaction: int
+
+
+class Page(NamedTuple):
+    """Entries in causal order; `last` is where the next page begins, None at the target."""
+
+    entries: list[StoredEntry]
+    last: int | None
+
+
+class Feed:
+    """The log in one schema, as consumers read it."""
+
+    def __init__(self, schema: str) -> None:
+        self._s = quote(schema)
+
+    def read_origin(self, connection: Connection) -> tuple[str, int]:
+        """System identifier and timeline; `ConfigurationError` on a standby.
+
+        A standby's snapshot does not list who is running: a cursor made of it would skip
+        entries that commit late.
+        """
+        # Not pg_control_checkpoint(): it still says the old timeline right after a promotion.
+        identifier, wal_file = connection.exec_driver_sql(
+            "SELECT system_identifier::text, CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN "
+            "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END "
+            "FROM pg_catalog.pg_control_system()"
+        ).one()
+        if wal_file is None:
+            raise ConfigurationError(
+                "a consumer cannot read from a standby: its snapshots do not say which "
+                "transactions are still running",
+                hint="give subscribe() an engine of the primary",
+            )
+        return str(identifier), int(wal_file[:8], 16)
+
+    def read_snapshot(self, connection: Connection) -> str:
+        """The statement's snapshot as text."""
+        return str(
+            connection.exec_driver_sql("SELECT pg_catalog.pg_current_snapshot()::text").scalar()
+        )
+
+    def find_news(self, connection: Connection, cursor: Cursor, *, snapshot: str) -> News | None:
+        """Where what `snapshot` shows beyond the cursor begins; None when there is nothing."""
+        old = cursor.snapshot or _EVERYTHING
+        select = f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e WHERE {_VISIBLE}"
+        first, newest = connection.exec_driver_sql(
+            "SELECT min(n.id), max(n.transaction_id::text::bigint) FROM ("
+            f"{select} AND e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            "AND e.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            f"UNION ALL {select} AND e.transaction_id = "
+            "ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot)))) n",
+            (snapshot, old, snapshot, snapshot, old),
+        ).one()
+        return None if first is None else News(first, newest)
+
+    def read_page(self, connection: Connection, cursor: Cursor, *, limit: int) -> Page:
+        """The next whole transactions on the cursor's way to its target.
+
+        About `limit` entries and `PAGE_BYTES` of sealed bytes, more only to complete what
+        began: a transaction belongs to the page in which its first entry lies.
+        """
+        rows = connection.exec_driver_sql(
+            "SELECT * FROM (SELECT "
+            f"{_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
+            "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {_VISIBLE} AND NOT {_VISIBLE} "
+            "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
+            f"WHERE p.bytes_before < {PAGE_BYTES} ORDER BY p.id",
+            (cursor.after, cursor.target, cursor.snapshot or _EVERYTHING, limit),
+        ).fetchall()
+        if not rows:
+            return Page([], None)
+        found = [StoredEntry._make(row[:-2]) for row in rows]
+        last = found[-1].position
+        # What began on an earlier page was given there, whole.
+        entries = [entry for entry in found if entry.transaction_position > cursor.after]
+        entries += self._read_tails(connection, entries, after=last)
+        return Page(entries, last if rows[-1].more else None)
+
+    def _read_tails(
+        self, connection: Connection, entries: Sequence[StoredEntry], *, after: int
+    ) -> list[StoredEntry]:
+        missing: dict[int, int] = {}
+        for entry in entries:
+            missing.setdefault(entry.transaction_id, entry.transaction_size)
+            missing[entry.transaction_id] -= 1
+        cut = [str(transaction_id) for transaction_id, count in missing.items() if count > 0]
+        if not cut:
+            return []
+        rows = connection.exec_driver_sql(
+            f"SELECT {_COLUMNS} FROM {self._s}.oplog_entry e "
+            "WHERE e.transaction_id = ANY (%s::text[]::xid8[]) AND e.id > %s ORDER BY e.id",
+            (cut, after),
+        )
+        return [StoredEntry._make(row) for row in rows]
+
+    # -- checkpoints ----------------------------------------------------------------------
+
+    def read_checkpoint(self, connection: Connection, name: str) -> str | None:
+        """A consumer's saved cursor; None if it never saved one."""
+        found = connection.exec_driver_sql(
+            f"SELECT cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s", (name,)
+        ).scalar()
+        return None if found is None else str(found)
+
+    def write_checkpoint(
+        self, connection: Connection, name: str, *, before: str | None, cursor: str, position: int
+    ) -> bool:
+        """Save a consumer's cursor; False if the saved one is no longer `before`."""
+        if before is None:
+            done = connection.exec_driver_sql(
+                f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
+                "VALUES (%s, %s::jsonb, %s) ON CONFLICT DO NOTHING",
+                (name, cursor, position),
+            )
+        else:
+            done = connection.exec_driver_sql(
+                f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
+                "updated_at = pg_catalog.clock_timestamp() WHERE name = %s AND cursor = %s::jsonb",
+                (cursor, position, name, before),
+            )
+        return done.rowcount == 1

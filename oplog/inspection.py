@@ -1,0 +1,200 @@
+"""What an operator asks about a log that no reader of entries has to know.
+
+The server, the log's size, whether its triggers still stand guard, where its last entries
+begin, and a key as Postgres itself would read it. Must not know sealing or replay, and writes
+nothing. The hard thing is to trust neither side: triggers are compared with the very DDL that
+creates them, and text from a command line reaches SQL as a parameter only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
+
+from oplog.errors import ConfigurationError
+from oplog.live import read_live_tables, require_live_table
+from oplog.stored import EntryFilter
+from oplog.tables import create_statements, quote, quote_literal
+from oplog.value import TEXT_SETTINGS, codec_for
+
+_TRIGGER = re.compile(
+    r"CREATE TRIGGER (?P<name>\w+) BEFORE (?P<events>[A-Z ]+?) ON .+\.(?P<table>oplog_\w+)\s+"
+    r"FOR EACH (?P<level>STATEMENT|ROW)"
+)
+_REFUSE = "oplog_refuse_change"
+_EVENT_BITS = {"DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
+_ROW_BIT, _BEFORE_BIT = 1, 2
+"""Bits of `pg_trigger.tgtype`, which no catalog view spells out for TRUNCATE."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """The server behind a connection; `log_bytes` is the size of all the log's tables."""
+
+    version: str
+    standby: bool
+    database: str
+    log_bytes: int
+
+
+def read_server_status(connection: Connection, schema: str) -> ServerStatus:
+    """Version, role and database of the server, and how large the log in `schema` is."""
+    row = connection.exec_driver_sql(
+        """SELECT pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery(),
+  pg_catalog.current_database()::text,
+  (SELECT coalesce(sum(pg_catalog.pg_total_relation_size(c.oid)), 0)::bigint
+   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+   WHERE n.nspname = %s AND c.relkind IN ('r', 'p') AND c.relname LIKE 'oplog\\_%%')""",
+        (schema,),
+    ).one()
+    return ServerStatus(row[0], row[1], row[2], row[3])
+
+
+def list_guard_problems(connection: Connection, schema: str) -> list[str]:
+    """What is wrong with the triggers that keep the log append-only; empty when all stand.
+
+    Finds one that is missing, disabled, active in some replication roles only, moved to other
+    events or to another function, and a function whose body was replaced.
+    """
+    found = {
+        (table, name): (enabled, kind, function)
+        for table, name, enabled, kind, function in connection.exec_driver_sql(
+            """SELECT c.relname::text, t.tgname::text, t.tgenabled::text, t.tgtype::integer,
+  f.proname::text
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+WHERE n.nspname = %s AND NOT t.tgisinternal""",
+            (schema,),
+        )
+    }
+    problems = []
+    for (table, name), kind in _list_expected(schema).items():
+        where = f"trigger {name} on {table}"
+        enabled, actual, function = found.get((table, name), (None, None, None))
+        if enabled is None:
+            problems.append(f"{where} is missing")
+        elif enabled != "A":
+            state = "disabled" if enabled == "D" else "not ENABLE ALWAYS"
+            problems.append(f"{where} is {state}")
+        elif actual != kind:
+            problems.append(f"{where} does not fire on what it should")
+        elif function != _REFUSE:
+            problems.append(f"{where} calls {function}")
+    if not _has_original_body(connection, schema):
+        problems.append(f"function {_REFUSE} is not the one that the log was created with")
+    return problems
+
+
+def _list_expected(schema: str) -> dict[tuple[str, str], int]:
+    expected = {}
+    for statement in create_statements(schema):
+        match = _TRIGGER.match(statement)
+        if match is not None:
+            bits = _BEFORE_BIT | (_ROW_BIT if match["level"] == "ROW" else 0)
+            for event in match["events"].split(" OR "):
+                bits |= _EVENT_BITS[event]
+            expected[match["table"], match["name"]] = bits
+    return expected
+
+
+def _has_original_body(connection: Connection, schema: str) -> bool:
+    body = connection.exec_driver_sql(
+        """SELECT p.prosrc FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = %s AND p.proname = %s AND p.pronargs = 0""",
+        (schema, _REFUSE),
+    ).scalar()
+    return any(
+        f"FUNCTION {quote(schema)}.{_REFUSE}()" in statement and body == statement.split("$fn$")[1]
+        for statement in create_statements(schema)
+        if "$fn$" in statement
+    )
+
+
+def find_tail_start(
+    connection: Connection, filter: EntryFilter, *, schema: str, count: int
+) -> int | None:
+    """The position after which the last `count` entries of `filter` begin; None is the start.
+
+    Walks the index backwards, so that the end of a long log costs what is shown of it.
+    """
+    conditions: list[str] = ["e.id > %s"]
+    parameters: list[Any] = [filter.after or 0]
+    if filter.through is not None:
+        conditions.append("e.id <= %s")
+        parameters.append(filter.through)
+    if filter.aggregate is not None:
+        conditions.append("e.aggregate_name = %s")
+        parameters.append(filter.aggregate)
+    for key, value in filter.metadata:
+        conditions.append(
+            f"EXISTS (SELECT FROM {quote(schema)}.oplog_metadata m WHERE "
+            "m.transaction_position = e.transaction_position AND m.key = %s AND "
+            "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
+            '%s::text COLLATE "C", 0) AND m.value = %s)'
+        )
+        parameters += [key, value, value]
+    found = connection.exec_driver_sql(
+        # Identifiers are quoted, values are parameters.
+        f"SELECT e.id FROM {quote(schema)}.oplog_entry e WHERE {' AND '.join(conditions)} "  # noqa: S608
+        "ORDER BY e.id DESC OFFSET %s LIMIT 1",
+        (*parameters, count),
+    ).scalar()
+    return filter.after if found is None else int(found)
+
+
+def read_key(
+    connection: Connection, table: sa.Table, *, texts: Mapping[str, str]
+) -> dict[str, object]:
+    """The primary key that `texts` spell, by column, in the values that the log holds.
+
+    Each text is read by the column's own input function, so that any spelling that Postgres
+    takes finds the row ('042', 'A0EE…' for a uuid). Raises `ConfigurationError` for text it
+    does not take, `SchemaDriftError` when the table is not in the database.
+    """
+    live = require_live_table(read_live_tables(connection, [table]), table)
+    columns = [column for column in live.columns if column.primary_key]
+    _fix_text_form(connection)
+    selected = ", ".join(f"r.{quote(column.name)}::text" for column in columns)
+    declared = ", ".join(f"{quote(column.name)} {column.pg_type}" for column in columns)
+    try:
+        row = connection.exec_driver_sql(
+            # Types come from the server itself, names are quoted, texts are a parameter.
+            f"SELECT {selected} FROM pg_catalog.jsonb_to_record(%s::jsonb) AS r({declared})",  # noqa: S608
+            (json.dumps({column.name: texts[column.name] for column in columns}),),
+        ).one()
+    except (DataError, NotSupportedError, ProgrammingError) as cause:
+        names = ", ".join(f"{column.name} {column.pg_type}" for column in columns)
+        raise ConfigurationError(
+            f"not a key of table {table.fullname}: {_first_line(str(cause.orig))}",
+            hint=f"its primary key is ({names})",
+        ) from cause
+    return {
+        column.name: _to_python(column.pg_type, column.category, text)
+        for column, text in zip(columns, row, strict=True)
+    }
+
+
+def _to_python(pg_type: str, category: str, text: str) -> object:
+    codec = codec_for(pg_type, category=category)
+    return codec.to_python(codec.from_text(text))
+
+
+def _fix_text_form(connection: Connection) -> None:
+    settings: Sequence[str] = [
+        f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        for name, value in TEXT_SETTINGS.items()
+    ]
+    connection.exec_driver_sql("SELECT " + ", ".join(settings))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

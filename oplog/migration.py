@@ -1,0 +1,155 @@
+"""The log's tables as Alembic operations: `op.create_oplog`, `op.upgrade_oplog`, `op.drop_oplog`.
+
+`import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
+Alembic; must not know sessions, catalogs or keys. The hard thing is that a statement reaches the
+server exactly as it was written, executed or printed by `--sql`: SQLAlchemy reads a colon as the
+start of a parameter, the driver a percent sign, and a schema's name may hold both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from alembic.operations import MigrateOperation, Operations
+
+from oplog.errors import ConfigurationError, SchemaVersionError
+from oplog.tables import VERSION, create_statements, drop_statements
+
+
+@Operations.register_operation("create_oplog")
+class CreateOplogOp(MigrateOperation):
+    """Create the log's tables."""
+
+    def __init__(self, version: int, *, schema: str = "oplog") -> None:
+        self.version = version
+        self.schema = schema
+
+    @classmethod
+    def create_oplog(cls, operations: Operations, version: int, *, schema: str = "oplog") -> None:
+        """Create the log's tables at schema `version` in `schema`, and the schema if need be.
+
+        The version has no default: what a revision does must not change with the library.
+        Raises `SchemaVersionError` for a version that this library cannot create, and
+        `ConfigurationError` when the database is not PostgreSQL.
+        """
+        operations.invoke(cls(version, schema=schema))
+
+    def reverse(self) -> DropOplogOp:
+        """Return the operation that undoes this one."""
+        return DropOplogOp(schema=self.schema, version=self.version)
+
+
+@Operations.register_operation("upgrade_oplog")
+class UpgradeOplogOp(MigrateOperation):
+    """Bring the log's tables from an older schema version to a newer one."""
+
+    def __init__(self, version: int, *, schema: str = "oplog") -> None:
+        self.version = version
+        self.schema = schema
+
+    @classmethod
+    def upgrade_oplog(cls, operations: Operations, version: int, *, schema: str = "oplog") -> None:
+        """Bring the log's tables in `schema` to schema `version`.
+
+        Raises `SchemaVersionError` for a version that this library has no upgrade to: the first
+        one, which is created, and those it does not know.
+        """
+        operations.invoke(cls(version, schema=schema))
+
+    def reverse(self) -> MigrateOperation:
+        """Raise `SchemaVersionError`: an older version has no place for what a newer one holds."""
+        raise SchemaVersionError(
+            f"the upgrade of schema {self.schema!r} to version {self.version} cannot be undone",
+            hint="restore a backup taken before it",
+        )
+
+
+@Operations.register_operation("drop_oplog")
+class DropOplogOp(MigrateOperation):
+    """Remove the log's tables with everything that is in them."""
+
+    def __init__(self, *, schema: str = "oplog", version: int | None = None) -> None:
+        self.schema = schema
+        self.version = version
+
+    @classmethod
+    def drop_oplog(cls, operations: Operations, *, schema: str = "oplog") -> None:
+        """Remove the log from `schema`: the tables, every entry in them, and an emptied schema.
+
+        Tables of others in the same schema stay. What was logged is lost. Raises
+        `ConfigurationError` when the database is not PostgreSQL.
+        """
+        operations.invoke(cls(schema=schema))
+
+    def reverse(self) -> CreateOplogOp:
+        """Return the operation that creates the tables anew, empty.
+
+        Raises `SchemaVersionError` when it is not known which version was there.
+        """
+        if self.version is None:
+            raise SchemaVersionError(
+                f"which version of the log was dropped from schema {self.schema!r} is not known",
+                hint=f"write op.create_oplog(version={VERSION}) into the revision",
+            )
+        return CreateOplogOp(self.version, schema=self.schema)
+
+
+@Operations.implementation_for(CreateOplogOp)
+def _create(operations: Operations, operation: CreateOplogOp) -> None:
+    _emit(operations, create_statements(operation.schema, operation.version))
+
+
+@Operations.implementation_for(UpgradeOplogOp)
+def _upgrade(_operations: Operations, operation: UpgradeOplogOp) -> None:
+    # Passing over it silently would let a revision claim a version that is not there.
+    if operation.version == 1:
+        raise SchemaVersionError(
+            "schema version 1 is the first one: there is none before it to upgrade from",
+            hint="write op.create_oplog(version=1)",
+        )
+    raise SchemaVersionError(
+        f"schema version {operation.version} is not known to this library, which knows {VERSION}",
+        hint="install an oplog package that knows it, or remove the line from the revision",
+    )
+
+
+@Operations.implementation_for(DropOplogOp)
+def _drop(operations: Operations, operation: DropOplogOp) -> None:
+    _emit(operations, drop_statements(operation.schema))
+
+
+def _emit(operations: Operations, statements: Iterable[str]) -> None:
+    """Run the statements, or print them, untouched by anything that looks for parameters."""
+    context = operations.migration_context
+    if context.dialect.name != "postgresql":
+        raise ConfigurationError(
+            f"the log lives in PostgreSQL, this migration runs on {context.dialect.name}",
+            hint="keep the log's revisions in the environment of the PostgreSQL database",
+        )
+    for statement in statements:
+        if context.as_sql:
+            context.impl.static_output(statement + context.impl.command_terminator)
+        else:
+            operations.get_bind().exec_driver_sql(
+                statement, execution_options={"no_parameters": True}
+            )
+
+
+def migrations_path() -> Path:
+    """Directory of the log's own Alembic environment, to be used as `script_location`.
+
+    It holds `alembic.ini`, too. Raises `ConfigurationError` when the installation lacks it.
+    """
+    package = Path(__file__).resolve().parent
+    # Installed first: beside an installed package, `migrations` would be somebody else's.
+    for directory in (package / "_migrations", package.parent / "migrations"):
+        if (directory / "versions" / "0001_create_oplog.py").is_file():
+            return directory
+    raise ConfigurationError(
+        f"the Alembic environment of oplog is not beside the package in {package}",
+        hint="install oplog from its wheel, or run from a checkout of its repository",
+    )
+
+
+__all__ = ["CreateOplogOp", "DropOplogOp", "UpgradeOplogOp", "migrations_path"]

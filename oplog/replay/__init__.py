@@ -1,0 +1,22 @@
+"""From the log back to tables: replay, verify, history.
+
+Reads entries through `oplog.reader` and knows nothing of how they came to be written. The
+hard thing is refusing to be lenient: an effect that does not fit the row it meets is an
+alarm about the log, so it stops the replay with the table, the key and the position.
+"""
+
+from oplog.replay.history import list_changes, rebuild_row
+from oplog.replay.rebuild import Progress, ReplayReport, replay_log
+from oplog.replay.verdict import MOST_DIFFERENCES, Difference, VerifyReport, verify_tables
+
+__all__ = [
+    "MOST_DIFFERENCES",
+    "Difference",
+    "Progress",
+    "ReplayReport",
+    "VerifyReport",
+    "list_changes",
+    "rebuild_row",
+    "replay_log",
+    "verify_tables",
+]

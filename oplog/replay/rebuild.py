@@ -1,0 +1,203 @@
+"""The log folded into tables: the one engine behind replay and verify.
+
+Knows the order of work: plan, create, fold and load in batches, constrain, digest. The hard
+thing is that everything is read from one snapshot, so that a log that grows meanwhile gives
+the same tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import ChainBrokenError
+from oplog.reader import EntryReader, OpenedEntry
+from oplog.replay.fold import Fold, TableFold
+from oplog.replay.loader import TableLoader
+from oplog.replay.plan import TablePlan, list_quoted, read_plans
+from oplog.replay.target import add_constraints, comment_tables, make_schema
+from oplog.replay.transaction import Driver, check_moment, open_work
+from oplog.shape import Shape
+from oplog.tables import quote_literal
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called now and then with the position reached and the last one."""
+
+OpenReader: TypeAlias = Callable[[Connection], EntryReader]
+
+BATCH_ROWS = 50_000
+"""Net rows folded in memory before they are loaded."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""Sealed bytes of the entries folded in memory before they are loaded."""
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_SHOWN_LINKS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay rebuilt.
+
+    `rows` in all rebuilt tables, `entries` applied, `position` of the last of them (0 for an
+    empty log). `digest` is SHA-256 in hex over all tables' contents: the same rows give the
+    same digest, in whatever order they were written.
+    """
+
+    rows: int
+    entries: int
+    position: int
+    digest: str
+
+
+@dataclass(slots=True)
+class Applied:
+    """How far a fold came."""
+
+    entries: int = 0
+    position: int = 0
+
+
+def replay_log(
+    connection: Connection,
+    *,
+    open_reader: OpenReader,
+    into: str = "replayed",
+    through: int | datetime | None = None,
+    batch_rows: int = BATCH_ROWS,
+    progress: Progress | None = None,
+) -> ReplayReport:
+    """Rebuild every logged table in schema `into` from the log alone.
+
+    Runs in the caller's transaction if there is one, which the caller commits; else in one
+    of its own. `through` is a position or an aware datetime and takes transactions whole.
+    Tables of an earlier replay are replaced; a live, a log's or a system schema and tables
+    made by anybody else are refused (`ConfigurationError`). Raises `SchemaDriftError` where
+    live tables and log disagree about columns, `ChainBrokenError` for an altered log and
+    `ReplayError` for one that does not replay or breaks a constraint.
+    """
+    with open_work(connection):
+        reader = open_reader(connection)
+        snapshot = reader.store.read_snapshot(connection)
+        check_links(reader)
+        plans = read_plans(connection, list_newest_types(reader))
+        limit = find_limit(reader, through, snapshot=snapshot)
+        log_schema = reader.store.schema
+        loaders = make_schema(connection, plans, into=into, log_schema=log_schema)
+        applied = fold_log(
+            reader,
+            loaders,
+            snapshot=snapshot,
+            through=limit,
+            batch_rows=batch_rows,
+            progress=progress,
+        )
+        add_constraints(connection, loaders, into=into)
+        driver = Driver(connection)
+        comment_tables(driver, loaders, position=applied.position)
+        digest = digest_tables(driver, loaders)
+        rows = sum(loader.rows for loader in loaders)
+        return ReplayReport(rows, applied.entries, applied.position, digest)
+
+
+def list_newest_types(reader: EntryReader) -> list[Shape]:
+    """The newest revision of every type the log has stored."""
+    shapes = reader.store.list_types(reader.connection)
+    return list({shape.type_name: shape for shape in shapes}.values())
+
+
+def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
+    """`through` as a position."""
+    if not isinstance(through, datetime):
+        return through
+    moment = check_moment(through)
+    return reader.store.find_position(reader.connection, moment, snapshot=snapshot)
+
+
+def check_links(reader: EntryReader) -> None:
+    """Raise `ChainBrokenError` unless every aggregate's versions and hashes link up."""
+    broken = reader.store.list_broken_links(reader.connection)
+    if not broken:
+        return
+    shown = "; ".join(
+        f"aggregate {link.aggregate!r} version {link.version} "
+        f"({'no entry' if link.position is None else f'position {link.position}'}): {link.reason}"
+        for link in broken[:_SHOWN_LINKS]
+    )
+    more = "" if len(broken) <= _SHOWN_LINKS else f"; and more, {len(broken)} in all at least"
+    raise ChainBrokenError(
+        f"the log's chains are broken: {shown}{more}",
+        hint="rows of the log's tables were altered or removed; compare with a backup or the "
+        "archive before anything else is written",
+    )
+
+
+def fold_log(
+    reader: EntryReader,
+    loaders: Sequence[TableLoader],
+    *,
+    snapshot: str,
+    through: int | None = None,
+    batch_rows: int = BATCH_ROWS,
+    progress: Progress | None = None,
+) -> Applied:
+    """Fold the log, batch by batch, into the loaders' empty tables."""
+    folds = {id(loader): TableFold(loader.plan) for loader in loaders}
+    by_type: Mapping[str, TableFold] = {
+        name: folds[id(loader)] for loader in loaders for name in loader.plan.types
+    }
+    fold = Fold(by_type)
+    applied = Applied()
+    last = 0 if progress is None else _find_last(reader, through, snapshot=snapshot)
+
+    def load() -> None:
+        for loader in loaders:
+            loader.apply(folds[id(loader)].rows)
+        fold.clear()
+        if progress is not None:
+            progress(applied.position, max(last, applied.position))
+
+    sealed = 0
+    for entries in reader.iterate_transactions(snapshot, through=through):
+        sealed += _add(fold, entries, applied)
+        if sealed > BATCH_BYTES or fold.count() >= batch_rows:
+            load()
+            sealed = 0
+    load()
+    return applied
+
+
+def _add(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
+    """Fold one transaction; its sealed bytes."""
+    fold.add_transaction([(entry.stored.position, entry.effects) for entry in entries])
+    applied.entries += len(entries)
+    applied.position = max(applied.position, *[entry.stored.position for entry in entries], 0)
+    return sum(len(entry.stored.data) for entry in entries)
+
+
+def _find_last(reader: EntryReader, through: int | None, *, snapshot: str) -> int:
+    last = reader.store.find_position(reader.connection, _END_OF_TIME, snapshot=snapshot)
+    return last if through is None else min(last, through)
+
+
+def digest_tables(driver: Driver, loaders: Sequence[TableLoader]) -> str:
+    """SHA-256 over the tables' names, columns and rows; text settings must be pinned.
+
+    Rows enter as a sum of 64-bit hashes: independent of their order, and unlike a set of
+    hashes not blind to a row that is there twice.
+    """
+    whole = hashlib.sha256()
+    for loader in sorted(loaders, key=lambda loader: loader.plan.name):
+        plan: TablePlan = loader.plan
+        name = quote_literal(f"{plan.live.qualified} {list_quoted(plan.compared)}")
+        found = driver.execute(
+            f"SELECT pg_catalog.concat_ws(' ', {name}, count(*), "
+            "sum(pg_catalog.hashtextextended("
+            f"ROW({list_quoted(plan.compared, prefix='t.')})::text, 0))) "
+            f"FROM {loader.target} t"
+        ).fetchone()
+        whole.update(f"{found[0] if found else ''}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,259 @@
+"""Rebuilt tables: made like the live ones, then given the live ones' constraints.
+
+DDL only. The hard thing is to be like the live table and yet not tied to it: no trigger, no
+shared sequence, no default that is computed, no reference to a live row. Constraints come
+after the rows, so that they check the log as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+from sqlalchemy.engine import Connection
+
+from oplog.errors import ConfigurationError, ReplayError
+from oplog.replay.loader import TableLoader
+from oplog.replay.plan import TablePlan
+from oplog.replay.transaction import Driver
+from oplog.tables import quote, quote_literal
+
+COMMENT_PREFIX = "oplog replay "
+"""Begins the comment of every table made here, and of nothing that a replay may drop else."""
+
+
+def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader]:
+    """Temporary tables for a comparison, forgiving: differences are to be shown, not raised."""
+    loaders = []
+    for number, plan in enumerate(plans):
+        target = f"pg_temp.oplog_rebuilt_{number}"
+        _create_table(driver, plan, target, temporary=True)
+        loaders.append(TableLoader(driver, plan, target))
+    return loaders
+
+
+def make_schema(
+    connection: Connection, plans: Sequence[TablePlan], *, into: str, log_schema: str
+) -> list[TableLoader]:
+    """Empty tables in schema `into`, which is created if it is missing.
+
+    Tables of an earlier replay are dropped. `ConfigurationError`, before anything is
+    changed, for a schema that is not ours to write into.
+    """
+    _check_schema(plans, into=into, log_schema=log_schema)
+    names = _name_tables(plans)
+    _check_names(connection, into=into, names=names.values())
+    driver = Driver(connection)
+    driver.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(into)}")
+    _drop_earlier(connection, driver, into=into)
+    loaders = []
+    for plan, name in names.items():
+        target = f"{quote(into)}.{quote(name)}"
+        _create_table(driver, plan, target, temporary=False)
+        loaders.append(TableLoader(driver, plan, target))
+    return loaders
+
+
+def comment_tables(driver: Driver, loaders: Iterable[TableLoader], *, position: int) -> None:
+    """Mark the tables as a replay's, with what they show."""
+    for loader in loaders:
+        comment = f"{COMMENT_PREFIX}of {loader.plan.live.qualified} through position {position}"
+        driver.execute(f"COMMENT ON TABLE {loader.target} IS {quote_literal(comment)}")
+
+
+def _create_table(driver: Driver, plan: TablePlan, target: str, *, temporary: bool) -> None:
+    driver.execute(
+        f"CREATE {'TEMPORARY ' if temporary else ''}TABLE {target.removeprefix('pg_temp.')} "
+        f"(LIKE {plan.live.qualified} INCLUDING GENERATED)"
+        f"{' ON COMMIT DROP' if temporary else ''}"
+    )
+    alter = [f"ALTER {quote(name)} SET DEFAULT {fill}" for name, fill in plan.fills.items()]
+    for column in plan.live.columns:
+        hidden = column.name not in plan.compared
+        if hidden and not column.generated and column.name in plan.domains:
+            alter.append(f"ALTER {quote(column.name)} TYPE {column.pg_type}")
+        if column.not_null and not column.primary_key and (hidden or temporary):
+            alter.append(f"ALTER {quote(column.name)} DROP NOT NULL")
+    if alter:
+        driver.execute(f"ALTER TABLE {target} {', '.join(alter)}")
+
+
+# -- what may be overwritten ----------------------------------------------------------------
+
+
+def _check_schema(plans: Sequence[TablePlan], *, into: str, log_schema: str) -> None:
+    reason = ""
+    if not into or "\x00" in into:
+        reason = "is not a name"
+    elif into.startswith("pg_") or into == "information_schema":
+        reason = "belongs to Postgres"
+    elif into == log_schema:
+        reason = "holds the log"
+    elif into in {plan.live.schema for plan in plans}:
+        reason = "holds the live tables"
+    if reason:
+        raise ConfigurationError(
+            f"cannot replay into schema {into!r}: it {reason}",
+            hint="give the name of a new schema, such as into='replayed'",
+        )
+
+
+def _name_tables(plans: Sequence[TablePlan]) -> dict[TablePlan, str]:
+    """The live names; with the schema in front where two schemas share one."""
+    names = [plan.live.name for plan in plans]
+    return {
+        plan: plan.name if names.count(plan.live.name) > 1 else plan.live.name for plan in plans
+    }
+
+
+def _check_names(connection: Connection, *, into: str, names: Iterable[str]) -> None:
+    taken = connection.exec_driver_sql(
+        "SELECT c.relname FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relname = ANY(%s::text[]) AND NOT (c.relkind = 'r' "
+        "AND coalesce(pg_catalog.obj_description(c.oid, 'pg_class'), '') LIKE %s) ORDER BY 1",
+        (into, list(names), f"{COMMENT_PREFIX}%"),
+    ).scalars()
+    found = list(taken)
+    if found:
+        raise ConfigurationError(
+            f"cannot replay into schema {into!r}: {', '.join(found)} there was not made by a "
+            "replay",
+            hint="give the name of a new schema, such as into='replayed'",
+        )
+
+
+def _drop_earlier(connection: Connection, driver: Driver, *, into: str) -> None:
+    # All of them, also those of tables no longer logged: half an old state would mislead.
+    found = connection.exec_driver_sql(
+        "SELECT c.relname FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relkind = 'r' "
+        "AND pg_catalog.obj_description(c.oid, 'pg_class') LIKE %s ORDER BY 1",
+        (into, f"{COMMENT_PREFIX}%"),
+    ).scalars()
+    names = ", ".join(f"{quote(into)}.{quote(name)}" for name in found)
+    if not names:
+        return
+    try:
+        driver.execute(f"DROP TABLE {names}")
+    except psycopg.errors.DependentObjectsStillExist as cause:
+        raise ConfigurationError(
+            f"the tables of an earlier replay in schema {into!r} are in use: "
+            f"{cause.diag.message_detail}",
+            hint="drop what depends on them, or replay into another schema",
+        ) from cause
+
+
+# -- constraints ----------------------------------------------------------------------------
+
+# Columns by name, for leaving out what rests on a column the log never sees. Deparsed with
+# nothing but pg_catalog on the search path, so that every other name is qualified.
+_CONSTRAINTS = """
+SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
+  pg_catalog.pg_get_constraintdef(c.oid), c.confrelid::bigint,
+  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
+  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)),
+  pg_catalog.format('%%I.%%I', n.nspname, r.relname)
+FROM pg_catalog.pg_constraint c
+LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
+LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+WHERE c.conrelid = ANY(%s::bigint[]::oid[])
+  AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0)
+UNION ALL
+SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), 0,
+  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_depend p JOIN pg_catalog.pg_attribute a
+        ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid
+        WHERE p.classid = 'pg_catalog.pg_class'::regclass AND p.objid = i.indexrelid
+          AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = i.indrelid),
+  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %%I ON %%s%%I.%%I ', x.relname,
+    CASE r.relkind WHEN 'p' THEN 'ONLY ' END, n.nspname, r.relname)
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_class r ON r.oid = i.indrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+WHERE i.indrelid = ANY(%s::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = i.indexrelid
+                  AND c.contype IN ('p', 'u', 'x'))
+ORDER BY 1, 3
+"""
+_ORDER = "uxicf"
+"""Keys before what refers to them."""
+
+
+def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, into: str) -> None:
+    """Give loaded tables the live ones' constraints and unique indexes.
+
+    Foreign keys point to the rebuilt tables; those to tables that are not logged, and
+    whatever rests on an excluded column, are left out. `ReplayError` if rows break one.
+    """
+    by_oid = {loader.plan.live.oid: loader for loader in loaders}
+    driver = Driver(connection)
+    for loader in loaders:
+        if not loader.keyed:
+            loader.build_key()
+    used = _list_relations(connection, into=into)
+    rows = _read_constraints(connection, list(by_oid))
+    for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
+        name = row[2]
+        statement = _state_constraint(row, by_oid, named=name not in used)
+        if statement is None:
+            continue
+        used.add(name)
+        try:
+            driver.execute(statement)
+        except (psycopg.IntegrityError, psycopg.DataError) as cause:
+            raise _broken(by_oid[row[0]], name, cause) from cause
+
+
+def _read_constraints(connection: Connection, oids: list[int]) -> list[Any]:
+    path = connection.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar()
+    narrow = "SELECT pg_catalog.set_config('search_path', %s, true)"
+    connection.exec_driver_sql(narrow, ("pg_catalog",))
+    rows = connection.exec_driver_sql(_CONSTRAINTS, (oids, oids)).all()
+    connection.exec_driver_sql(narrow, (path,))
+    return list(rows)
+
+
+def _list_relations(connection: Connection, *, into: str) -> set[str]:
+    return set(
+        connection.exec_driver_sql(
+            "SELECT c.relname::text FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s",
+            (into,),
+        ).scalars()
+    )
+
+
+def _state_constraint(row: Any, by_oid: Mapping[int, TableLoader], *, named: bool) -> str | None:
+    """The statement for one constraint or index; None to leave it out."""
+    oid, kind, name, definition, parent_oid, columns, parent_columns, text = row
+    loader = by_oid[oid]
+    if not set(columns) <= set(loader.plan.compared):
+        return None
+    if kind == "i":
+        # A name that some relation there has already is left for Postgres to choose.
+        return (
+            f"CREATE UNIQUE INDEX {quote(name) if named else ''} ON {loader.target} "
+            f"{definition.removeprefix(text)}"
+        )
+    if kind == "f":
+        parent = by_oid.get(parent_oid)
+        if parent is None or not set(parent_columns) <= set(parent.plan.compared):
+            return None
+        head, _, rest = definition.partition(f") REFERENCES {text}(")
+        definition = f"{head}) REFERENCES {parent.target}({rest}"
+    label = f"CONSTRAINT {quote(name)} " if named or kind in "cf" else ""
+    return f"ALTER TABLE {loader.target} ADD {label}{definition}"
+
+
+def _broken(loader: TableLoader, constraint: str, cause: psycopg.Error) -> ReplayError:
+    detail = cause.diag.message_detail
+    return ReplayError(
+        f"the rows that the log gives {loader.plan.name} break its constraint {constraint}: "
+        f"{cause.diag.message_primary or cause}{f' ({detail})' if detail else ''}",
+        hint="the log lacks a change: run verify to see which rows differ from the live ones",
+    )

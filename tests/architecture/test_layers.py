@@ -1,0 +1,185 @@
+"""Floors, fences, sizes and public names: what keeps the house in order.
+
+The contracts are in `pyproject.toml`; the rules that import-linter cannot say are here.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.architecture
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "oplog"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_proto" not in path.parts)
+
+LONGEST_FILE = 400
+LONGEST_FUNCTION = 50
+MOST_POSITIONAL = 2
+POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+# Decoders take hostile input: nothing that runs what it reads.
+FORBIDDEN_IMPORTS = {"dill", "marshal", "pickle", "shelve", "yaml"}
+FORBIDDEN_CALLS = {"eval", "exec"}
+# Names that say nothing about what is inside.
+FORBIDDEN_MODULES = {"common", "helpers", "manager", "misc", "tools", "util", "utils"}
+
+PUBLIC = {
+    "oplog.errors": {
+        "ArchiveError",
+        "CaptureMismatchError",
+        "ChainBrokenError",
+        "CommitError",
+        "CommitOutcomeUnknownError",
+        "CommitWouldRollBackError",
+        "ConfigurationError",
+        "ConflictError",
+        "DecodeError",
+        "EntryError",
+        "EntryTooLargeError",
+        "HeadRolledBackError",
+        "IdempotencyConflictError",
+        "InvalidMetadataError",
+        "KeyUnavailableError",
+        "LeaseLostError",
+        "LogForkedError",
+        "ManifestInvalidError",
+        "NotCapturableError",
+        "ObjectConflictError",
+        "OplogError",
+        "ReplayError",
+        "SchemaDriftError",
+        "SchemaVersionError",
+        "SealError",
+        "SegmentCorruptError",
+        "SegmentMissingError",
+        "StoreUnavailableError",
+        "TicketConflictError",
+        "UnknownTypeError",
+        "UnloggedWriteError",
+        "UpcastError",
+        "VerificationError",
+        "WrongKeyError",
+    },
+    "oplog.testing": {"EmbeddedServer"},
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def public_callables(module_name: str) -> Iterator[tuple[str, inspect.Signature]]:
+    """Yield the public functions and classes of a module, and the classes' public methods."""
+    module = importlib.import_module(module_name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        if not callable(value):
+            continue
+        yield public, inspect.signature(value)
+        for member in vars(value) if inspect.isclass(value) else ():
+            method = getattr(value, member)
+            if not member.startswith("_") and inspect.isroutine(method):
+                bound = inspect.ismethod(method) or isinstance(vars(value)[member], staticmethod)
+                yield f"{public}.{member}", _without_self(inspect.signature(method), bound=bound)
+
+
+def _without_self(signature: inspect.Signature, *, bound: bool) -> inspect.Signature:
+    parameters = list(signature.parameters.values())
+    return signature.replace(parameters=parameters if bound else parameters[1:])
+
+
+@pytest.fixture(params=MODULES, ids=[name(path) for path in MODULES])
+def module(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+@pytest.fixture
+def tree(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def test_floors_and_fences() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [linter, "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_file_is_one_room(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def test_functions_fit_on_a_screen(tree: ast.Module) -> None:
+    lengths = {
+        f"{function.name}:{function.lineno}": (function.end_lineno or 0) - function.lineno + 1
+        for function in functions(tree)
+    }
+    assert {where for where, lines in lengths.items() if lines > LONGEST_FUNCTION} == set()
+
+
+def test_module_says_what_it_holds(tree: ast.Module) -> None:
+    assert ast.get_docstring(tree)
+
+
+def test_module_is_a_noun(module: Path) -> None:
+    assert module.stem not in FORBIDDEN_MODULES
+
+
+def test_nothing_runs_what_it_reads(tree: ast.Module) -> None:
+    assert {full.partition(".")[0] for full in imported(tree)} & FORBIDDEN_IMPORTS == set()
+    called = {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert called & FORBIDDEN_CALLS == set()
+
+
+@pytest.mark.parametrize("module_name", sorted(PUBLIC))
+def test_public_names_are_pinned(module_name: str) -> None:
+    module = importlib.import_module(module_name)
+    assert set(module.__all__) == PUBLIC[module_name]
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, public) for public in module.__all__)
+
+
+@pytest.mark.parametrize("module_name", sorted(PUBLIC))
+def test_two_positional_parameters_at_most(module_name: str) -> None:
+    crowded = {
+        where: str(signature)
+        for where, signature in public_callables(module_name)
+        if sum(parameter.kind in POSITIONAL for parameter in signature.parameters.values())
+        > MOST_POSITIONAL
+    }
+    assert crowded == {}

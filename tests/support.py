@@ -1,0 +1,89 @@
+"""What several test modules need and no fixture can give."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.pool import NullPool
+
+from oplog import Oplog, OpType
+from oplog.tables import create_statements, quote
+from oplog.value import TEXT_SETTINGS
+
+
+def install_log(connection: Connection) -> None:
+    """Create the log's tables in schema `oplog`."""
+    for statement in create_statements(schema="oplog", version=1):
+        # Without this a percent sign in DDL would be taken for a placeholder.
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def administer(url: URL, *statements: str) -> None:
+    """Run statements that cannot be part of a transaction, such as CREATE DATABASE."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def assert_replays(log: Oplog, engine: Engine) -> None:
+    """The log alone tells every tracked table row for row, and its chains are whole.
+
+    Folds effects by hand, so that it also judges the product's own replay.
+    """
+    with engine.connect() as connection:
+        told = _fold_log(log, connection)
+        live = _read_live(log, connection)
+        links = log.store.list_broken_links(connection)
+    differences = [
+        f"{where}: live {live.get(where)!r}, logged {told.get(where)!r}"
+        for where in sorted(live.keys() | told.keys(), key=repr)
+        if live.get(where) != told.get(where)
+    ]
+    assert not differences, "\n".join(["the log does not tell the live rows", *differences])
+    assert links == []
+
+
+Row = dict[str, str]
+"""Values by column name, as `repr` of what travels: tells -0.0 from 0.0, '' from None."""
+
+
+def _fold_log(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
+    rows: dict[tuple[str, str], Row] = {}
+    reader = log.open_reader(connection)
+    for transaction in reader.iterate_transactions(log.store.read_snapshot(connection)):
+        effects = [effect for entry in transaction for effect in entry.effects]
+        for effect in sorted(effects, key=lambda effect: effect.ordinal):
+            where = (f"{effect.shape.schema}.{effect.shape.table}", repr(effect.key))
+            values = {name: repr(value) for name, value in effect.values.items()}
+            if effect.kind is OpType.DELETE:
+                assert rows.pop(where, None) is not None, f"deletes what is not there: {where}"
+            elif effect.kind is OpType.CREATE:
+                assert where not in rows, f"creates what is there: {where}"
+                rows[where] = values
+            else:
+                assert where in rows, f"updates what is not there: {where}"
+                rows[where].update(values)
+    return rows
+
+
+def _read_live(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
+    for name, value in TEXT_SETTINGS.items():
+        connection.exec_driver_sql("SELECT set_config(%s, %s, true)", (name, value))
+    rows: dict[tuple[str, str], Row] = {}
+    for shape in log.open_reader(connection).types.latest.values():
+        table = f"{quote(shape.schema)}.{quote(shape.table)}"
+        columns = ", ".join(f"{quote(name)}::text" for name in shape.names)
+        found = connection.exec_driver_sql(
+            f"SELECT {columns} FROM {table}", execution_options={"no_parameters": True}
+        )
+        for texts in found:
+            wires = {
+                name: None if text is None else shape.codecs[name].from_text(text)
+                for name, text in zip(shape.names, texts, strict=True)
+            }
+            key = tuple(wires[name] for name in shape.key_names)
+            rows[f"{shape.schema}.{shape.table}", repr(key)] = {
+                name: repr(wire) for name, wire in wires.items()
+            }
+    return rows
