@@ -188,6 +188,11 @@ class TypeCatalog:
         """Read entries of the revision after `to_revision` as `to_revision`, through `step`."""
         self._steps[type_name, to_revision + 1, to_revision] = step
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether any step between revisions is declared."""
+        return bool(self._steps)
+
     def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
         """The declared step between two neighbouring revisions, or None."""
         return self._steps.get((type_name, from_revision, to_revision))

@@ -46,6 +46,7 @@ from oplog.replay import (
 )
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
+from oplog.upcast import Upcaster
 from oplog.subscription import BATCH_ENTRIES, Subscription
 
 T = TypeVar("T")
@@ -184,17 +185,22 @@ class Oplog:
 
     # -- reading --------------------------------------------------------------------------
 
-    def open_reader(self, connection: Connection) -> EntryReader:
+    def open_reader(
+        self, connection: Connection, *, revisions: Mapping[str, int] | None = None
+    ) -> EntryReader:
         """A reader of this log on `connection`, after checking schema and keyring."""
         self.store.require_current(connection)
+        types = ShapeTable(self.store, connection)
+        lifts = self.catalog.has_steps or revisions
         return EntryReader(
             connection,
             store=self.store,
             sealer=self._sealer,
             codec=self._codec,
-            types=ShapeTable(self.store, connection),
+            types=types,
             log_id=self.store.read_log_id(connection),
             key_checks=check_keyring(connection, self.keyring, store=self.store),
+            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
         )
 
     def read(
@@ -205,14 +211,16 @@ class Oplog:
         metadata: Mapping[str, str | Iterable[str]] | None = None,
         after: int | None = None,
         through: int | datetime | None = None,
+        revisions: Mapping[str, int] | None = None,
     ) -> Iterator[LoggedEntry]:
         """Entries in causal order, as of one snapshot taken at the first.
 
         `metadata` keeps entries of transactions that have every given value. `after` and
         `through` are positions (`through` also a time); a lower position may become visible
         later, so a consumer that goes on from where it stopped uses `subscribe`.
+        `revisions` asks for types, by name, as of a revision (through the catalog's steps).
         """
-        reader = self.open_reader(connection)
+        reader = self.open_reader(connection, revisions=revisions)
         snapshot = self.store.read_snapshot(connection)
         pairs = tuple(
             (key, value)

@@ -19,6 +19,7 @@ from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
 from oplog.seal import SealContext, Sealer
 from oplog.store import EntryFilter, Store, StoredEntry
+from oplog.upcast import Upcaster
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class EntryReader:
         types: TypeLookup,
         log_id: UUID,
         key_checks: Mapping[str, bytes],
+        upcaster: Upcaster | None = None,
     ) -> None:
         self.connection = connection
         self.store = store
@@ -50,6 +52,7 @@ class EntryReader:
         self._codec = codec
         self._log_id = log_id
         self._key_checks = key_checks
+        self._upcaster = upcaster
 
     def open(self, stored: StoredEntry) -> OpenedEntry:
         """Check, unseal and decode one entry; any error names its position."""
@@ -63,7 +66,10 @@ class EntryReader:
                 key_id=stored.key_id,
                 check_value=self._key_checks.get(stored.key_id),
             )
-            return OpenedEntry(stored, self._codec.decode(payload, self.types))
+            effects = self._codec.decode(payload, self.types)
+            if self._upcaster is not None:
+                effects = [self._upcaster.convert(effect) for effect in effects]
+            return OpenedEntry(stored, effects)
         except OplogError as error:
             error.add_note(f"at position {stored.position}, {describe(stored)}")
             raise

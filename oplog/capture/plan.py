@@ -44,11 +44,11 @@ class StatementPlan:
     """Written columns with a parameter."""
     unknown: tuple[str, ...]
     """Written columns whose value only the database knows."""
+    absent: tuple[str, ...]
+    """Columns that an insert leaves to the database's own default."""
     key: tuple[BoundColumn, ...]
     """Parameters that identify the row: its key before an update or delete, the new key of
     an insert; empty when the insert's key comes back from the database."""
-    exact: bool
-    """Nothing but the key decides which row is hit."""
 
 
 def plan_statement(
@@ -64,9 +64,15 @@ def plan_statement(
         _refuse_hidden(statement, find_type)
         return None
     _refuse_hidden(statement, find_type)
-    bound = find_type(statement.table)
+    bound = find_type(_unalias(statement.table))
     if bound is None:
         return None
+    if bound.declared.table.schema in (getattr(compiled, "schema_translate_map", None) or {}):
+        raise _refuse(
+            bound,
+            "is written under another schema name by schema_translate_map",
+            "use one catalog and log for each schema, with the schema in the models",
+        )
     if isinstance(statement, sa.Insert):
         return _plan_insert(compiled, statement, bound)
     if isinstance(statement, sa.Update):
@@ -79,25 +85,33 @@ def _refuse_hidden(statement: Any, find_type: Callable[[Any], BoundType | None])
     for element in visitors.iterate(statement) if statement is not None else ():
         if element is statement or not isinstance(element, (sa.Insert, sa.Update, sa.Delete)):
             continue
-        bound = find_type(element.table)
+        bound = find_type(_unalias(element.table))
         if bound is not None:
             raise _refuse(bound, "is written inside a CTE")
+
+
+def _unalias(table: Any) -> Any:
+    # An UPDATE or DELETE of an alias writes the table behind it.
+    while isinstance(table, sa.Alias):
+        table = table.element
+    return table
 
 
 def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) -> StatementPlan:
     if statement.select is not None:
         raise _refuse(bound, "is filled by INSERT ... SELECT")
-    if statement._post_values_clause is not None:
+    given: Any = statement
+    if given._post_values_clause is not None:  # noqa: SLF001 - there is no public way
         raise _refuse(bound, "is written by INSERT ... ON CONFLICT")
-    if statement._multi_values:
+    if given._multi_values:  # noqa: SLF001 - as above
         raise _refuse(
             bound,
             "gets several rows in one VALUES list",
             "pass the rows as a list of parameters: execute(insert(table), [{...}, {...}])",
         )
-    columns = tuple(_list_bound(compiled, statement, bound))
-    names = {column.name for column in columns}
-    unknown = tuple(name for name in bound.shape.names if name not in names)
+    columns, unknown = _sort_written(compiled, statement, bound)
+    written = {column.name for column in columns}.union(unknown)
+    absent = tuple(name for name in bound.shape.names if name not in written)
     by_name = {column.name: column for column in columns}
     if all(name in by_name for name in bound.shape.key_names):
         key = tuple(by_name[name] for name in bound.shape.key_names)
@@ -109,62 +123,97 @@ def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) 
             "gets rows whose primary key the statement does not return",
             "add the objects to the session, or give the key's values in the parameters",
         )
-    return StatementPlan(OpType.CREATE, bound, columns, unknown, key, True)
+    return StatementPlan(OpType.CREATE, bound, columns, unknown, absent, key)
 
 
 def _plan_update(compiled: SQLCompiler, statement: sa.Update, bound: BoundType) -> StatementPlan:
-    columns = tuple(_list_bound(compiled, statement, bound))
-    names = {column.name for column in columns}
-    logged = bound.shape.by_name
-    unknown = [
-        column.name
-        for column in _list_expressions(statement)
-        if column.name in logged and column.name not in names
-    ]
-    unknown += [
-        column.name
-        for column in bound.declared.table.columns
-        if (column.onupdate is not None or column.server_onupdate is not None)
-        and column.name in logged
-        and column.name not in names
-    ]
-    key, exact = _find_key(compiled, statement, bound)
-    return StatementPlan(OpType.UPDATE, bound, columns, tuple(dict.fromkeys(unknown)), key, exact)
+    columns, unknown = _sort_written(compiled, statement, bound)
+    key = _find_key(compiled, statement, bound)
+    return StatementPlan(OpType.UPDATE, bound, columns, unknown, (), key)
 
 
 def _plan_delete(compiled: SQLCompiler, statement: sa.Delete, bound: BoundType) -> StatementPlan:
-    key, exact = _find_key(compiled, statement, bound)
-    return StatementPlan(OpType.DELETE, bound, (), (), key, exact)
+    key = _find_key(compiled, statement, bound)
+    return StatementPlan(OpType.DELETE, bound, (), (), (), key)
 
 
-def _list_bound(
+def _sort_written(
     compiled: SQLCompiler, statement: sa.Insert | sa.Update, bound: BoundType
-) -> Iterator[BoundColumn]:
-    """Written columns whose value is one parameter, sent as it is."""
+) -> tuple[tuple[BoundColumn, ...], tuple[str, ...]]:
+    """Logged columns the statement writes: those with one plain parameter, and the others.
+
+    A column counts as written as soon as anything may write it, and as plain only when its
+    parameter is certain to arrive unchanged.
+    """
     table, codecs = bound.declared.table, bound.shape.codecs
-    taken = {b.key for b in _list_binds(getattr(statement, "whereclause", None))}
-    seen: set[str] = set()
-
-    def bind(column: Any, parameter: str) -> Iterator[BoundColumn]:
-        if column.name in codecs and column.name not in seen and parameter in compiled.binds:
-            seen.add(column.name)
-            name = (compiled.escaped_bind_names or {}).get(parameter, parameter)
-            yield BoundColumn(column.name, name, codecs[column.name].to_wire)
-
-    values: Mapping[Any, Any] = statement._values or {}
-    expressions = {column.key for column in _list_expressions(statement)}
-    for column, value in values.items():
+    plain: dict[str, BoundColumn] = {}
+    written: dict[str, None] = {}
+    conditions = {b.key for b in _list_binds(getattr(statement, "whereclause", None))}
+    expressed = set()
+    for column, value in _list_values(statement, table):
+        written[column.name] = None
+        expressed.add(column.key)
         if isinstance(value, BindParameter):
-            yield from bind(column, compiled.bind_names.get(value, column.key))
-    keys = [*(compiled.column_keys or ()), *(c.key for c in _list_prefetched(compiled))]
-    for key in keys:
-        if key in table.columns and key not in expressions and key not in taken:
-            yield from bind(table.columns[key], key)
+            _add_plain(plain, compiled, bound, column, compiled.bind_names.get(value, column.key))
+    for key in (*(compiled.column_keys or ()), *(c.key for c in _list_prefetched(compiled))):
+        if key in table.columns and (key not in expressed or key in compiled.binds):
+            written[table.columns[key].name] = None
+            if key not in expressed and key not in conditions:
+                _add_plain(plain, compiled, bound, table.columns[key], key)
+    for column in table.columns:
+        if _has_own_default(column, statement):
+            written[column.name] = None
+    unknown = tuple(name for name in written if name in codecs and name not in plain)
+    return tuple(plain.values()), unknown
 
 
-def _list_expressions(statement: sa.Insert | sa.Update) -> list[Any]:
-    values: Mapping[Any, Any] = statement._values or {}
-    return [column for column, value in values.items() if not isinstance(value, BindParameter)]
+def _add_plain(
+    plain: dict[str, BoundColumn],
+    compiled: SQLCompiler,
+    bound: BoundType,
+    column: Any,
+    parameter: str,
+) -> None:
+    bind = compiled.binds.get(parameter)
+    codec = bound.shape.codecs.get(column.name)
+    if bind is None or codec is None or not _travels_plainly(compiled, column, bind):
+        return
+    plain.setdefault(
+        column.name, BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
+    )
+
+
+def _escape(compiled: SQLCompiler, parameter: str) -> str:
+    """The name under which a parameter is sent."""
+    escaped: Mapping[str, str] = compiled.escaped_bind_names or {}
+    return escaped.get(parameter, parameter)
+
+
+def _travels_plainly(compiled: SQLCompiler, column: Any, bind: BindParameter[Any]) -> bool:
+    """The parameter is sent as one, and no SQL function stands around it."""
+    sql_type: Any = column.type.dialect_impl(compiled.dialect)
+    wrapped = sql_type._has_bind_expression  # noqa: SLF001 - there is no public way
+    return not (wrapped or bind.literal_execute or bind.expanding)
+
+
+def _list_values(statement: sa.Insert | sa.Update, table: sa.Table) -> Iterator[tuple[Any, Any]]:
+    """Columns and values of `values()` and `ordered_values()`."""
+    given: Any = statement
+    pairs = [*(given._values or {}).items()]  # noqa: SLF001 - there is no public way
+    # SQLAlchemy 2.0 keeps ordered values apart.
+    pairs += getattr(given, "_ordered_values", None) or ()
+    for key, value in pairs:
+        # Given by keyword they stay strings.
+        column = table.columns.get(key) if isinstance(key, str) else key
+        if column is not None:
+            yield column, value
+
+
+def _has_own_default(column: sa.Column[Any], statement: sa.Insert | sa.Update) -> bool:
+    """SQLAlchemy, or a function of the database that it knows of, writes it unasked."""
+    if isinstance(statement, sa.Insert):
+        return column.default is not None
+    return column.onupdate is not None or column.server_onupdate is not None
 
 
 def _list_prefetched(compiled: SQLCompiler) -> list[Any]:
@@ -179,24 +228,19 @@ def _list_binds(clause: Any) -> list[BindParameter[Any]]:
 
 def _find_key(
     compiled: SQLCompiler, statement: sa.Update | sa.Delete, bound: BoundType
-) -> tuple[tuple[BoundColumn, ...], bool]:
+) -> tuple[BoundColumn, ...]:
     """The parameters that the WHERE clause equates with the whole primary key."""
     found: dict[str, BoundColumn] = {}
-    exact = True
     for clause in _split_and(statement.whereclause):
-        pair = _match_equality(clause, bound)
-        name = None if pair is None else pair[0].name
-        if pair is None or name not in bound.shape.key_names or name in found:
-            exact = False
+        pair = _match_equality(clause, statement, bound)
+        if pair is None or pair[0].name not in bound.shape.key_names or pair[0].name in found:
             continue
-        parameter = compiled.bind_names.get(pair[1])
-        if parameter is None or pair[1].expanding:
-            exact = False
+        column, bind = pair
+        parameter = compiled.bind_names.get(bind)
+        if parameter is None or not _travels_plainly(compiled, column, bind):
             continue
-        parameter = (compiled.escaped_bind_names or {}).get(parameter, parameter)
-        found[pair[0].name] = BoundColumn(
-            pair[0].name, parameter, bound.shape.codecs[pair[0].name].to_wire
-        )
+        name = (compiled.escaped_bind_names or {}).get(parameter, parameter)
+        found[column.name] = BoundColumn(column.name, name, bound.shape.codecs[column.name].to_wire)
     if set(found) != set(bound.shape.key_names):
         verb = "updated" if isinstance(statement, sa.Update) else "deleted from"
         raise _refuse(
@@ -204,7 +248,7 @@ def _find_key(
             f"is {verb} by a condition that is not its primary key",
             "load the objects and change them in the session",
         )
-    return tuple(found[name] for name in bound.shape.key_names), exact
+    return tuple(found[name] for name in bound.shape.key_names)
 
 
 def _split_and(clause: Any) -> Iterator[Any]:
@@ -217,16 +261,23 @@ def _split_and(clause: Any) -> Iterator[Any]:
         yield clause
 
 
-def _match_equality(clause: Any, bound: BoundType) -> tuple[Any, BindParameter[Any]] | None:
+def _match_equality(
+    clause: Any, statement: sa.Update | sa.Delete, bound: BoundType
+) -> tuple[Any, BindParameter[Any]] | None:
     if not isinstance(clause, BinaryExpression) or clause.operator is not operators.eq:
         return None
     left, right = clause.left, clause.right
     if isinstance(left, BindParameter):
         left, right = right, left
     columns = bound.declared.table.columns
-    if not isinstance(right, BindParameter) or getattr(left, "key", None) not in columns:
+    key: str = getattr(left, "key", None) or ""
+    if not isinstance(right, BindParameter) or key not in columns:
         return None
-    column = columns[left.key]
+    # An alias of the table that is only read has the same columns. The ORM's annotated
+    # copies of a table are equal by hash, not identical.
+    if hash(getattr(left, "table", None)) != hash(statement.table):
+        return None
+    column = columns[key]
     return (column, right) if left.shares_lineage(column) else None
 
 

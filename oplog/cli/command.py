@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from oplog import __version__
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
@@ -19,7 +20,8 @@ from oplog.cli.types import types
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences or corruption,
-10 the log's tables are missing or of another version, 12 keys, 130 interrupted.
+10 the log's tables are missing or of another version, 12 keys,
+130 interrupted, 141 nobody reads the output any more.
 """
 
 
@@ -44,7 +46,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences or corruption,
 )
 @json_option
 @debug_option
-@click.version_option(package_name="oplog", prog_name="oplog")
+@click.version_option(__version__, prog_name="oplog")
 @click.pass_context
 def program(context: click.Context, /, **options: Any) -> None:
     """Look into an operation log, rebuild tables from it, and prove them equal."""

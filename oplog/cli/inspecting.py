@@ -111,7 +111,7 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
         else "nothing yet",
         "append-only": "yes, every trigger is in place"
         if found["append_only"]["ok"]
-        else f"NO, {len(found['append_only']['problems'])} problems",
+        else "NO, see the warnings",
         "types": "" if found["types"] else "none yet",
     }
     for name, text in lines.items():

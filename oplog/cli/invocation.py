@@ -22,7 +22,7 @@ from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from oplog.cli.outcome import UnexpectedError
+from oplog.cli.outcome import UnexpectedError, print_data
 from oplog.errors import OplogError
 from oplog.facade import Oplog
 
@@ -68,10 +68,10 @@ class Invocation:
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
         """Print the answer on stdout: one JSON document, or lines of text as they come."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document(), indent=2, allow_nan=False) + "\n")
+            print_data(json.dumps(document(), indent=2, allow_nan=False))
             return
         for line in text():
-            sys.stdout.write(line + "\n")
+            print_data(line)
 
 
 def say(message: str) -> None:

@@ -7,7 +7,7 @@ and that a traceback appears only when it was asked for.
 
 from __future__ import annotations
 
-import errno
+import io
 import json
 import os
 import sys
@@ -16,12 +16,12 @@ import traceback
 import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from oplog.cli.presentation import escape
 from oplog.errors import OplogError
 
 DIFFERENCES = 3
 """Exit code of a command that worked and found differences."""
 _FAILED = 1
-_USAGE = 2
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 """What a shell reports for a process that SIGINT or SIGPIPE ended."""
@@ -31,41 +31,54 @@ class UnexpectedError(Exception):
     """An exception of the application's own code, with what was being done at the time."""
 
 
+class OutputLostError(Exception):
+    """Stdout takes no more; the cause says why. Click would call every closed pipe a failure."""
+
+
+def print_data(text: str) -> None:
+    """Write `text` and a line break to stdout; `OutputLostError` if that is impossible."""
+    try:
+        sys.stdout.write(text + "\n")
+    except OSError as cause:
+        raise OutputLostError from cause
+
+
 def run_program(program: click.Command, arguments: list[str]) -> int:
     """Run `program`, report a failure, and return the exit code."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json, debug = "--json" in options, "--debug" in options
     # Data may hold what the terminal's encoding cannot; a name is no reason to fail.
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code = program.main(args=arguments, prog_name="oplog", standalone_mode=False)
+        except OutputLostError:
+            raise
         except Exception as error:  # noqa: BLE001 - the last one to see it; it is reported
             code = _report(error, as_json=as_json, debug=debug)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except OSError as error:
-        return _lose_output(error)
+    except (OutputLostError, OSError) as error:
+        return _give_up_output(error.__cause__ or error)
     return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception, *, as_json: bool, debug: bool) -> int:
     """Say what went wrong, and return the exit code for it."""
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
     if isinstance(error, click.Abort):
         return _INTERRUPTED
-    if isinstance(error, OSError) and _is_output_lost(error):
-        raise error
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        # The whole help is its message: no error was made, only no choice.
+        sys.stderr.write(error.format_message() + "\n")
+        return error.exit_code
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     name, message, hint, code = _explain(error)
     if as_json:
-        document = {"error": name, "message": message, "hint": hint}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        print_data(json.dumps({"error": name, "message": message, "hint": hint}, indent=2))
     sys.stderr.write(f"error: {message}\n")
     if hint:
         sys.stderr.write(f"hint: {hint}\n")
@@ -113,22 +126,17 @@ def _advise(error: DBAPIError) -> str:
 
 def _join(texts: list[str]) -> str:
     """One line out of several: a message of the database or a driver has many."""
-    return "; ".join(" ".join(text.split()) for text in texts if text.strip())
+    return escape("; ".join(" ".join(text.split()) for text in texts if text.strip()))
 
 
-def _is_output_lost(error: OSError) -> bool:
-    return error.errno in {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT} and not (
-        error.filename
-    )
-
-
-def _lose_output(error: OSError) -> int:
+def _give_up_output(cause: BaseException) -> int:
     """Nobody reads stdout any more, or it cannot be written; say so unless it is a pipe."""
     # What is left in the buffer would fail again when the interpreter flushes it at exit.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
-    if error.errno == errno.EPIPE:
+    if isinstance(cause, BrokenPipeError):
         return _PIPE_CLOSED
-    sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
+    reason = cause.strerror if isinstance(cause, OSError) else cause
+    sys.stderr.write(f"error: the output cannot be written: {reason}\n")
     return _FAILED

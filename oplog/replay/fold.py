@@ -2,13 +2,12 @@
 
 Pure: no SQL, no connection. A fold holds what happened since the last batch was loaded, so
 memory is bounded by the batch and not by the log. The hard thing is what the fold cannot
-know: whether a row it never saw is in the table. It writes that down as a claim (`existed`)
-and the loader holds the table to it.
+know: whether a row it never saw is in the table. It sorts rows by what the log claims, and
+the loader holds the table to it.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,31 +24,12 @@ Values: TypeAlias = dict[str, Wire | None]
 Step: TypeAlias = Callable[[Wire], Wire]
 
 
-class NetKind(enum.Enum):
-    """What is left of everything that happened to a row."""
+Row: TypeAlias = tuple[Mapping[str, Wire | None], tuple[str, ...], int]
+"""Values, their columns in the same order, and the last position that wrote them.
 
-    ROW = "row"
-    """The whole row is known."""
-    PATCH = "patch"
-    """Some columns of a row that is in the table already."""
-    GONE = "gone"
-    """The row is no longer there."""
-
-
-@dataclass(slots=True)
-class NetRow:
-    """The net effect on one key since the last batch.
-
-    `existed`: the row was in the table before the batch, if the log is right. `columns` are
-    the keys of `values` in their order; rows of one origin share the tuple. `position` is
-    the last entry that touched the row.
-    """
-
-    kind: NetKind
-    values: Mapping[str, Wire | None]
-    columns: tuple[str, ...]
-    position: int
-    existed: bool = False
+A bare tuple, because there is one for every row of the log. Rows of one origin share the
+tuple of columns.
+"""
 
 
 class TableForm(Protocol):
@@ -78,10 +58,64 @@ class TableForm(Protocol):
 
 @dataclass(slots=True, eq=False)
 class TableFold:
-    """Net rows of one table, by key."""
+    """Net effects on one table since the last batch, by key.
+
+    A row that was replaced is in `gone` and in `created`.
+    """
 
     form: TableForm
-    rows: dict[Key, NetRow] = field(default_factory=dict)
+    gone: dict[Key, int] = field(default_factory=dict)
+    """Rows that the table has, if the log is right, and must lose; the position says so."""
+    patched: dict[Key, Row] = field(default_factory=dict)
+    """New values for some columns of rows that the table has."""
+    created: dict[Key, Row] = field(default_factory=dict)
+    """Whole rows that the table does not have."""
+
+    def __len__(self) -> int:
+        return len(self.gone) + len(self.patched) + len(self.created)
+
+    def clear(self) -> None:
+        """Begin the next batch."""
+        self.gone.clear()
+        self.patched.clear()
+        self.created.clear()
+
+    def create(self, key: Key, row: Row) -> None:
+        """A row appears."""
+        if key in self.created or key in self.patched:
+            raise self.misfit(key, row[2], "creates a row that is already there")
+        self.created[key] = row
+
+    def update(self, key: Key, values: Mapping[str, Wire | None], position: int) -> None:
+        """Some columns of a row change; never its key."""
+        for name, part in zip(self.form.key_names, key, strict=True):
+            if values.get(name, part) != part:
+                raise self.misfit(key, position, f"changes key column {name} in an update")
+        rows = self.created
+        if key not in rows:
+            if key in self.gone:
+                raise self.misfit(key, position, "updates a row that is not there")
+            rows = self.patched
+        before = rows.get(key)
+        if before is None:
+            rows[key] = (values, tuple(values), position)
+            return
+        merged = {**before[0], **values}
+        columns = before[1] if len(before[1]) == len(merged) else tuple(merged)
+        rows[key] = (merged, columns, position)
+
+    def delete(self, key: Key, position: int) -> None:
+        """A row disappears; one that also appeared in this batch leaves no trace."""
+        if self.created.pop(key, None) is not None:
+            return
+        if key in self.gone:
+            raise self.misfit(key, position, "deletes a row that is not there")
+        self.patched.pop(key, None)
+        self.gone[key] = position
+
+    def misfit(self, key: Key, position: int, what: str) -> ReplayError:
+        """The error for an effect that does not fit the rows before it."""
+        return make_misfit(self.form, key, position=position, what=what)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,14 +156,13 @@ class Fold:
         self.tables: Sequence[TableFold] = list({id(t): t for t in tables.values()}.values())
         self._routes: dict[int, _Route] = {}
 
-    def count(self) -> int:
-        """Net rows held now."""
-        return sum(len(table.rows) for table in self.tables)
+    def __len__(self) -> int:
+        return sum(map(len, self.tables))
 
     def clear(self) -> None:
         """Begin the next batch."""
         for table in self.tables:
-            table.rows.clear()
+            table.clear()
 
     def add_transaction(self, entries: Sequence[tuple[int, Sequence[Effect]]]) -> None:
         """One transaction's effects, given by entry as (position, effects).
@@ -161,17 +194,11 @@ class Fold:
             if kind is OpType.CREATE:
                 if not effect.complete:
                     columns = tuple(values)
-                rows = route.table.rows
-                if key not in rows:
-                    rows[key] = NetRow(NetKind.ROW, values, columns, position)
-                    continue
-                _recreate(
-                    route.table, key, NetRow(NetKind.ROW, values, columns, position, existed=True)
-                )
+                route.table.create(key, (values, columns, position))
             elif kind is OpType.UPDATE:
-                _update(route.table, key, NetRow(NetKind.PATCH, values, (), position, existed=True))
+                route.table.update(key, values, position)
             else:
-                _delete(route.table, key, position)
+                route.table.delete(key, position)
 
     def _find_route(self, shape: Shape) -> _Route:
         found = self._routes.get(id(shape))
@@ -182,44 +209,6 @@ class Fold:
 
 def _ordinal(effect: Effect) -> int:
     return effect.ordinal
-
-
-def _recreate(table: TableFold, key: Key, row: NetRow) -> None:
-    before = table.rows[key]
-    if before.kind is not NetKind.GONE:
-        raise _misfit(table, key, row.position, "creates a row that is already there")
-    table.rows[key] = row
-
-
-def _update(table: TableFold, key: Key, patch: NetRow) -> None:
-    for name, part in zip(table.form.key_names, key, strict=True):
-        if patch.values.get(name, part) != part:
-            raise _misfit(table, key, patch.position, f"changes key column {name} in an update")
-    before = table.rows.get(key)
-    if before is None:
-        # Its own dict: an effect's values are not ours to change.
-        patch.values = dict(patch.values)
-        patch.columns = tuple(patch.values)
-        table.rows[key] = patch
-        return
-    if before.kind is NetKind.GONE:
-        raise _misfit(table, key, patch.position, "updates a row that is not there")
-    before.values = {**before.values, **patch.values}
-    before.position = patch.position
-    if len(before.values) != len(before.columns):
-        before.columns = tuple(before.values)
-
-
-def _delete(table: TableFold, key: Key, position: int) -> None:
-    before = table.rows.get(key)
-    if before is not None:
-        if before.kind is NetKind.GONE:
-            raise _misfit(table, key, position, "deletes a row that is not there")
-        if not before.existed:
-            # Came and went within the batch: the table never hears of it.
-            del table.rows[key]
-            return
-    table.rows[key] = NetRow(NetKind.GONE, {}, (), position, existed=True)
 
 
 def describe_key(form: TableForm, key: Key) -> str:
@@ -238,10 +227,6 @@ def make_misfit(form: TableForm, key: Key, *, position: int, what: str) -> Repla
         hint="the log lacks a change or holds one twice: rows were written behind its back, or "
         "before it began and were never adopted; compare with a backup or the archive",
     )
-
-
-def _misfit(table: TableFold, key: Key, position: int, what: str) -> ReplayError:
-    return make_misfit(table.form, key, position=position, what=what)
 
 
 # -- old revisions ------------------------------------------------------------------------

@@ -7,13 +7,11 @@ not, and when that fails the error names the very entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
-
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import psycopg
 
 from oplog.errors import ReplayError
-from oplog.replay.fold import Key, NetKind, NetRow, make_misfit
+from oplog.replay.fold import Key, Row, TableFold, make_misfit
 from oplog.replay.plan import TablePlan, list_quoted
 from oplog.replay.transaction import Driver
 from oplog.tables import quote
@@ -22,8 +20,6 @@ from oplog.value import Kind, ValueCodec, Wire, copy_field
 _CHUNK_ROWS = 2000
 _STAGE = "pg_temp.oplog_stage"
 _BOOL_FIELDS: Mapping[Wire | None, str] = {True: "t", False: "f", None: r"\N"}
-
-Item: TypeAlias = tuple[Key, NetRow]
 
 
 class TableLoader:
@@ -43,23 +39,22 @@ class TableLoader:
             f"t.{quote(name)} = s.k{n}" for n, name in enumerate(plan.key_names)
         )
 
-    def apply(self, rows: Mapping[Key, NetRow]) -> None:
+    def apply(self, net: TableFold) -> None:
         """Load one batch; `ReplayError` where the table is not as the log says."""
-        if not rows:
+        if not net:
             return
-        gone, patches, whole = _split(rows)
         if self._used and not self.keyed:
             # A first batch needs no index: the fold has seen every key. Later ones do, to
             # find rows and to refuse a second row under a key.
             self.build_key()
         self._used = True
         try:
-            if gone:
-                self._delete(gone)
-            if patches:
-                self._update(patches)
-            if whole:
-                self._create(whole)
+            if net.gone:
+                self._delete(net.gone)
+            if net.patched:
+                self._update(net.patched)
+            if net.created:
+                self._create(net.created)
         except (psycopg.IntegrityError, psycopg.DataError) as cause:
             raise _refused(self.plan, cause) from cause
 
@@ -70,23 +65,24 @@ class TableLoader:
         )
         self.keyed = True
 
-    def _delete(self, items: Sequence[Item]) -> None:
-        self._stage(items, groups=None, columns=())
+    def _delete(self, gone: Mapping[Key, int]) -> None:
+        keys = list(gone)
+        self._stage(keys)
         done = self._driver.execute(
             f"DELETE FROM {self.target} t USING {_STAGE} s WHERE {self._on_key}"
         )
-        if done.rowcount != len(items):
-            self._raise_missing(items, "deletes a row that is not there")
+        if done.rowcount != len(keys):
+            position = self._find_staged(keys, "NOT EXISTS", gone.__getitem__)
+            self._raise_misfit(position, "deletes a row that is not there")
         self._drop_stage()
-        self.rows -= len(items)
+        self.rows -= len(keys)
 
-    def _update(self, items: Sequence[Item]) -> None:
+    def _update(self, patched: Mapping[Key, Row]) -> None:
+        rows = list(patched.values())
         sets: dict[frozenset[str], int] = {}
-        groups = [sets.setdefault(frozenset(row.columns), len(sets)) for _, row in items]
-        columns = tuple(
-            name for name in self.plan.names if any(name in changed for changed in sets)
-        )
-        self._stage(items, groups=groups, columns=columns)
+        groups = [sets.setdefault(frozenset(columns), len(sets)) for _, columns, _ in rows]
+        columns = [name for name in self.plan.names if any(name in changed for changed in sets)]
+        self._stage(list(patched), rows=rows, groups=groups, columns=columns)
         found = 0
         for changed, group in sets.items():
             assignments = ", ".join(
@@ -100,14 +96,18 @@ class TableLoader:
                 f"AND {self._on_key}"
             )
             found += done.rowcount
-        if found != len(items):
-            self._raise_missing(items, "updates a row that is not there")
+        if found != len(rows):
+            position = self._find_staged(list(patched), "NOT EXISTS", lambda k: patched[k][2])
+            self._raise_misfit(position, "updates a row that is not there")
         self._drop_stage()
 
-    def _create(self, items: Sequence[Item]) -> None:
-        origins: dict[tuple[str, ...], list[NetRow]] = {}
-        for _, row in items:
-            origins.setdefault(row.columns, []).append(row)
+    def _create(self, created: Mapping[Key, Row]) -> None:
+        origins: dict[tuple[str, ...], list[Mapping[str, Wire | None]]] = {}
+        for values, columns, _ in created.values():
+            if columns in origins:
+                origins[columns].append(values)
+            else:
+                origins[columns] = [values]
         if self.keyed:
             self._driver.execute("SAVEPOINT oplog_load")
         try:
@@ -117,26 +117,37 @@ class TableLoader:
                     self._print_rows(columns, rows),
                 )
         except psycopg.errors.UniqueViolation as cause:
-            self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
-            self._raise_existing(items, cause)
+            if self.keyed:
+                self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
+                self._stage(list(created))
+                position = self._find_staged(list(created), "EXISTS", lambda k: created[k][2])
+                self._raise_misfit(position, "creates a row that is already there", cause)
+            raise
         if self.keyed:
             self._driver.execute("RELEASE SAVEPOINT oplog_load")
-        self.rows += len(items)
+        self.rows += len(created)
 
-    def _print_rows(self, columns: tuple[str, ...], rows: Sequence[NetRow]) -> Iterator[str]:
+    def _print_rows(
+        self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Wire | None]]
+    ) -> Iterator[str]:
         codecs = [self.plan.codecs[name] for name in columns]
         for start in range(0, len(rows), _CHUNK_ROWS):
             part = rows[start : start + _CHUNK_ROWS]
-            by_column = zip(*[row.values.values() for row in part], strict=True)
+            by_column = zip(*[row.values() for row in part], strict=True)
             fields = [print_column(c, v) for c, v in zip(codecs, by_column, strict=True)]
             yield "\n".join(map("\t".join, zip(*fields, strict=True))) + "\n"
 
     # -- staging ----------------------------------------------------------------------
 
     def _stage(
-        self, items: Sequence[Item], *, groups: Sequence[int] | None, columns: Sequence[str]
+        self,
+        keys: Sequence[Key],
+        *,
+        rows: Sequence[Row] = (),
+        groups: Sequence[int] = (),
+        columns: Sequence[str] = (),
     ) -> None:
-        """Keys and values in a temporary table: n (place in `items`), g, k0..., v0..."""
+        """Keys and values in a temporary table: n (place in `keys`), g, k0..., v0..."""
         live = self.plan.live_columns
         selected = [
             "0::integer AS n, 0::integer AS g",
@@ -154,24 +165,30 @@ class TableLoader:
             f"SELECT {', '.join(selected)} FROM {self.target} t WITH NO DATA"
         )
         self._driver.copy(
-            f"COPY {_STAGE} FROM STDIN", self._print_stage(items, groups or (), columns)
+            f"COPY {_STAGE} FROM STDIN",
+            self._print_stage(keys, rows=rows, groups=groups, columns=columns),
         )
 
     def _print_stage(
-        self, items: Sequence[Item], groups: Sequence[int], columns: Sequence[str]
+        self,
+        keys: Sequence[Key],
+        *,
+        rows: Sequence[Row],
+        groups: Sequence[int],
+        columns: Sequence[str],
     ) -> Iterator[str]:
-        key_codecs = [self.plan.codecs[name] for name in self.plan.key_names]
-        for start in range(0, len(items), _CHUNK_ROWS):
-            part = items[start : start + _CHUNK_ROWS]
-            places = range(start, start + len(part))
+        codecs = self.plan.codecs
+        key_codecs = [codecs[name] for name in self.plan.key_names]
+        for start in range(0, len(keys), _CHUNK_ROWS):
+            end = min(start + _CHUNK_ROWS, len(keys))
             fields: list[Sequence[str]] = [
-                [str(place) for place in places],
-                [str(groups[place]) for place in places] if groups else ["0"] * len(part),
+                [str(place) for place in range(start, end)],
+                [str(group) for group in groups[start:end]] or ["0"] * (end - start),
             ]
-            keys = zip(*[key for key, _ in part], strict=True)
-            fields += [print_column(c, v) for c, v in zip(key_codecs, keys, strict=True)]
+            by_column = zip(*keys[start:end], strict=True)
+            fields += [print_column(c, v) for c, v in zip(key_codecs, by_column, strict=True)]
             fields += [
-                print_column(self.plan.codecs[name], [row.values.get(name) for _, row in part])
+                print_column(codecs[name], [row[0].get(name) for row in rows[start:end]])
                 for name in columns
             ]
             yield "\n".join(map("\t".join, zip(*fields, strict=True))) + "\n"
@@ -181,40 +198,25 @@ class TableLoader:
 
     # -- alarms -----------------------------------------------------------------------
 
-    def _raise_missing(self, items: Sequence[Item], what: str) -> None:
-        self._raise_first(items, "NOT EXISTS", what)
-
-    def _raise_existing(self, items: Sequence[Item], cause: psycopg.Error) -> None:
-        self._stage(items, groups=None, columns=())
-        try:
-            self._raise_first(items, "EXISTS", "creates a row that is already there")
-        except ReplayError as error:
-            raise error from cause
-        raise _refused(self.plan, cause) from cause
-
-    def _raise_first(self, items: Sequence[Item], condition: str, what: str) -> None:
+    def _find_staged(
+        self, keys: Sequence[Key], condition: str, find_position: Callable[[Key], int]
+    ) -> tuple[Key, int] | None:
+        """The first staged key that is in the table or is not, and its position."""
         found = self._driver.execute(
             f"SELECT min(s.n) FROM {_STAGE} s WHERE {condition} "
             f"(SELECT FROM {self.target} t WHERE {self._on_key})"
         ).fetchone()
-        if found is not None and found[0] is not None:
-            key, row = items[found[0]]
-            raise make_misfit(self.plan, key, position=row.position, what=what)
+        if found is None or found[0] is None:
+            return None
+        key = keys[found[0]]
+        return key, find_position(key)
 
-
-def _split(rows: Mapping[Key, NetRow]) -> tuple[list[Item], list[Item], list[Item]]:
-    """Rows to delete, to update, to create; a replaced one is in the first and the last."""
-    gone, patches, whole = [], [], []
-    for item in rows.items():
-        row = item[1]
-        if row.kind is NetKind.PATCH:
-            patches.append(item)
-            continue
-        if row.existed:
-            gone.append(item)
-        if row.kind is NetKind.ROW:
-            whole.append(item)
-    return gone, patches, whole
+    def _raise_misfit(
+        self, found: tuple[Key, int] | None, what: str, cause: psycopg.Error | None = None
+    ) -> None:
+        if found is not None:
+            key, position = found
+            raise make_misfit(self.plan, key, position=position, what=what) from cause
 
 
 def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[str]:
@@ -223,7 +225,7 @@ def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[s
     if kind is Kind.TEXT:
         return _print_texts(values)
     if kind is Kind.BOOL:
-        return [_BOOL_FIELDS[value] for value in values]
+        return list(map(_BOOL_FIELDS.__getitem__, values))
     if kind is Kind.INT:
         if None in values:
             return [r"\N" if value is None else str(value) for value in values]

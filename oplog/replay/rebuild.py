@@ -155,7 +155,7 @@ def fold_log(
 
     def load() -> None:
         for loader in loaders:
-            loader.apply(folds[id(loader)].rows)
+            loader.apply(folds[id(loader)])
         fold.clear()
         if progress is not None:
             progress(applied.position, max(last, applied.position))
@@ -163,7 +163,7 @@ def fold_log(
     sealed = 0
     for entries in reader.iterate_transactions(snapshot, through=through):
         sealed += _add(fold, entries, applied)
-        if sealed > BATCH_BYTES or fold.count() >= batch_rows:
+        if sealed > BATCH_BYTES or len(fold) >= batch_rows:
             load()
             sealed = 0
     load()

@@ -1,0 +1,141 @@
+"""Entries read as another revision of their type, through the catalog's declared steps.
+
+Pure. Entries are never rewritten: an old one is lifted when it is read. Must not know where
+it came from. The hard thing is a partial row: an update carries only what changed, and a
+step gets just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from oplog.codec import Effect, TypeLookup
+from oplog.errors import UpcastError
+from oplog.shape import Shape
+from oplog.value import UNSURE, Wire
+
+
+class StepLookup(Protocol):
+    """Where the declared steps are found; `TypeCatalog` is one."""
+
+    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Any:
+        """The step between two neighbouring revisions, or None."""
+        ...
+
+
+class Upcaster:
+    """Moves effects between revisions of their types."""
+
+    def __init__(
+        self,
+        steps: StepLookup,
+        types: TypeLookup,
+        *,
+        revisions: Mapping[str, int] | None = None,
+    ) -> None:
+        """`revisions` asks for types as of a revision; others are lifted as far as steps go."""
+        self._steps = steps
+        self._types = types
+        self._revisions = dict(revisions or {})
+        self._paths: dict[tuple[str, int], tuple[Any, ...]] = {}
+
+    def convert(self, effect: Effect) -> Effect:
+        """The effect in the wanted revision; itself when it is there already.
+
+        Raises `UpcastError` when a step is missing, fails, or returns what the target
+        revision cannot hold.
+        """
+        shape = effect.shape
+        path = self._find_path(shape)
+        if not path:
+            return effect
+        down = path[0][1] < shape.revision
+        target = self._types.find_shape(shape.type_name, path[-1][1])
+        if not effect.values:
+            return Effect(
+                effect.kind, target, effect.key, effect.values, effect.complete, effect.ordinal
+            )
+        row = _to_python(shape, effect.values)
+        for step, revision in path:
+            row = _apply(step, row, shape, revision, down=down)
+        values = {name: _to_wire(target, name, value) for name, value in row.items()}
+        complete = effect.complete and set(values) == set(target.names)
+        if complete:
+            values = {name: values[name] for name in target.names}
+        return Effect(effect.kind, target, effect.key, values, complete, effect.ordinal)
+
+    def _find_path(self, shape: Shape) -> tuple[Any, ...]:
+        key = (shape.type_name, shape.revision)
+        found = self._paths.get(key)
+        if found is None:
+            found = self._paths[key] = tuple(self._walk(shape))
+        return found
+
+    def _walk(self, shape: Shape) -> list[tuple[Any, int]]:
+        wanted = self._revisions.get(shape.type_name)
+        path: list[tuple[Any, int]] = []
+        revision = shape.revision
+        while revision != wanted:
+            towards = revision - 1 if wanted is not None and wanted < revision else revision + 1
+            step = self._steps.find_step(shape.type_name, revision, to_revision=towards)
+            if step is None:
+                if wanted is None:
+                    break
+                raise UpcastError(
+                    f"type {shape.type_name!r} has no step from revision {revision} to {towards}",
+                    hint="declare it with catalog.upcast(...) or catalog.downcast(...)",
+                )
+            path.append((step, towards))
+            revision = towards
+        return path
+
+
+def _to_python(shape: Shape, values: Mapping[str, Wire | None]) -> dict[str, Any]:
+    codecs = shape.codecs
+    return {
+        name: None if wire is None else codecs[name].to_python(wire)
+        for name, wire in values.items()
+    }
+
+
+def _apply(
+    step: Any, row: dict[str, Any], shape: Shape, revision: int, *, down: bool
+) -> dict[str, Any]:
+    try:
+        result = step(dict(row))
+    except Exception as cause:
+        raise UpcastError(
+            f"the {'downcast' if down else 'upcast'} of type {shape.type_name!r} to revision "
+            f"{revision} failed: {cause}",
+            hint="a step gets the written columns only: an update may lack the one it looks for",
+        ) from cause
+    if not isinstance(result, dict):
+        raise UpcastError(
+            f"the step of type {shape.type_name!r} to revision {revision} returned "
+            f"{type(result).__name__}",
+            hint="return a dict of columns",
+        )
+    return result
+
+
+def _to_wire(shape: Shape, name: str, value: Any) -> Wire | None:
+    codec = shape.codecs.get(name)
+    if codec is None:
+        raise UpcastError(
+            f"the step gave type {shape.type_name!r} revision {shape.revision} a column {name!r}",
+            hint=f"its columns are {', '.join(shape.names)}",
+        )
+    if value is None:
+        return None
+    wire = codec.to_wire(value)
+    if wire is UNSURE and isinstance(value, str):
+        # What to_python could not turn into a Python value is Postgres' own text already.
+        wire = codec.from_text(value)
+    if wire is UNSURE:
+        raise UpcastError(
+            f"the step gave {shape.type_name}.{name} a {type(value).__name__}, which has no "
+            f"certain stored form as {codec.pg_type}",
+            hint="return the Python type that matches the column",
+        )
+    return wire
