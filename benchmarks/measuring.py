@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import re
 import tempfile
@@ -122,4 +123,4 @@ def count_statements(url: str, way: str, workload: Workload) -> tuple[float, flo
 
 def _count_trips(trace: str) -> int:
     directions: Sequence[str] = _SWITCH.findall(trace)
-    return sum(a == "F" and b == "B" for a, b in zip(directions, directions[1:], strict=False))
+    return sum(a == "F" and b == "B" for a, b in itertools.pairwise(directions))

@@ -46,47 +46,57 @@ class Outbox(Base):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """The place of a transaction in its measurement, and rows it may change."""
+
+    number: int
+    known: list[int]
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a transaction does, and how many of them make a measurement."""
 
     name: str
     title: str
-    run: Callable[[Session, list[int], int], list[Transfer]]
+    run: Callable[[Session, Turn], list[Transfer]]
     transactions: int
     rows: int
 
 
-def insert_one(session: Session, known: list[int], turn: int) -> list[Transfer]:
+def insert_one(session: Session, turn: Turn) -> list[Transfer]:
     """One insert."""
-    row = _make_row(turn)
+    row = _make_row(turn.number)
     session.add(row)
     return [row]
 
 
-def change_mixed(session: Session, known: list[int], turn: int) -> list[Transfer]:
+def change_mixed(session: Session, turn: Turn) -> list[Transfer]:
     """Ten inserts, five updates, one delete."""
-    start = turn * 6
+    start = turn.number * 6
     loaded = session.scalars(
-        sa.select(Transfer).where(Transfer.id.in_(known[start : start + 6])).order_by(Transfer.id)
+        sa.select(Transfer)
+        .where(Transfer.id.in_(turn.known[start : start + 6]))
+        .order_by(Transfer.id)
     ).all()
     for row in loaded[:5]:
-        row.status = f"turn {turn}"
+        row.status = f"turn {turn.number}"
     session.delete(loaded[5])
     added = [_make_row(n) for n in range(10)]
     session.add_all(added)
     return [*added, *loaded]
 
 
-def insert_many(session: Session, known: list[int], turn: int) -> list[Transfer]:
+def insert_many(session: Session, turn: Turn) -> list[Transfer]:
     """A thousand inserts."""
-    rows = [_make_row(n) for n in range(1000)]
+    rows = [_make_row(turn.number + n) for n in range(1000)]
     session.add_all(rows)
     return rows
 
 
-def _make_row(turn: int) -> Transfer:
+def _make_row(number: int) -> Transfer:
     return Transfer(
-        source=turn, target=turn + 1, amount=Decimal("12.50"), memo=f"transfer number {turn}"
+        source=number, target=number + 1, amount=Decimal("12.50"), memo=f"transfer number {number}"
     )
 
 
@@ -101,14 +111,14 @@ def write_plain(sessions: sessionmaker[Session], workload: Workload, known: list
     """The workload and nothing else; also what runs when the log is attached."""
     for turn in range(workload.transactions):
         with sessions.begin() as session:
-            workload.run(session, known, turn)
+            workload.run(session, Turn(turn, known))
 
 
 def write_outbox(sessions: sessionmaker[Session], workload: Workload, known: list[int]) -> None:
     """The workload and one row that describes it as JSON."""
     for turn in range(workload.transactions):
         with sessions.begin() as session:
-            rows = workload.run(session, known, turn)
+            rows = workload.run(session, Turn(turn, known))
             session.flush()
             payload = [
                 {

@@ -47,6 +47,11 @@ class TypeLookup(Protocol):
         """The stored shape; `UnknownTypeError` if the log does not know it."""
         ...
 
+    @property
+    def latest(self) -> Mapping[str, Shape]:
+        """The newest revision of each type."""
+        ...
+
 
 class RowCodec:
     """Encodes and decodes rows of one shape; the per-shape work is done once."""

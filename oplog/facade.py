@@ -46,8 +46,8 @@ from oplog.replay import (
 )
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
-from oplog.upcast import Upcaster
 from oplog.subscription import BATCH_ENTRIES, Subscription
+from oplog.upcast import Upcaster
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ another column, and a column whose kind of value changed gets a new number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -220,10 +220,15 @@ def _number_columns(
 ) -> tuple[list[Column], list[int]]:
     """Columns with their numbers, and the numbers that no column has any more."""
     numbers: dict[tuple[str, Kind], int] = {}
+    fields: dict[int, str] = {}
     for known in stored:
         for column in known.columns:
             numbers.setdefault((column.name, column.kind), column.number)
+            fields.setdefault(column.number, column.field)
     highest = max(numbers.values(), default=0)
+    taken = {
+        _json_name(fields[numbers[c.name, c.kind]]) for c in columns if (c.name, c.kind) in numbers
+    }
     numbered: list[Column] = []
     for declared in columns:
         number = numbers.get((declared.name, declared.kind))
@@ -232,12 +237,14 @@ def _number_columns(
             if highest == _FIRST_RESERVED:
                 highest = _LAST_RESERVED + 1
             number = highest
+            fields[number] = _name_field(declared.name, number, taken)
+            taken.add(_json_name(fields[number]))
         numbered.append(
             Column(
                 declared.name,
                 declared.pg_type,
                 declared.kind,
-                _field_name(declared.name, number),
+                fields[number],
                 number,
                 declared.primary_key,
                 declared.category,
@@ -314,11 +321,24 @@ def check_live_kind(table: str, column: str, *, declared: Kind, live: Kind, pg_t
         )
 
 
-def _field_name(column: str, number: int) -> str:
-    # Some column names are not protobuf identifiers, or would hide a method of the message.
-    if re.fullmatch(r"[a-z][a-z0-9_]*", column) and not hasattr(message.Message, column):
+def _name_field(column: str, number: int, taken: Collection[str]) -> str:
+    """A protobuf name for a new column: its own where that is one and is free.
+
+    `taken` are JSON names: protobuf compilers refuse `address1` beside `address_1`.
+    """
+    if (
+        re.fullmatch(r"[a-z][a-z0-9_]*", column)
+        # Or it would hide a method of the message.
+        and not hasattr(message.Message, column)
+        and not re.fullmatch(r"column_[0-9]+", column)
+        and _json_name(column) not in taken
+    ):
         return column
     return f"column_{number}"
+
+
+def _json_name(name: str) -> str:
+    return re.sub(r"_+([a-z0-9]?)", lambda found: found[1].upper(), name)
 
 
 def _describe(

@@ -34,7 +34,9 @@ class Store:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        s = self._s = quote(schema)
+        self._qualifier = quote(schema)
+        # In a statement a percent sign would be taken for a parameter.
+        s = self._s = self._qualifier.replace("%", "%%")
         self._columns = (
             "e.id, e.entry_id, e.transaction_id::text::bigint, e.transaction_position, "
             "e.transaction_size, e.aggregate_name, e.version, e.format, e.data, e.key_id, "
@@ -57,7 +59,7 @@ class Store:
         """The installed schema version; None when the log's tables are not there."""
         comment = connection.exec_driver_sql(
             "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class')",
-            (f"{self._s}.oplog_entry",),
+            (f"{self._qualifier}.oplog_entry",),
         ).scalar()
         if comment is None or not str(comment).startswith(COMMENT_PREFIX):
             return None

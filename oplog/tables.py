@@ -16,6 +16,7 @@ VERSION = 1
 """Newest schema version this library knows."""
 
 COMMENT_PREFIX = "oplog schema version "
+SCHEMA_COMMENT = "created for oplog"
 
 STALE_TICKET = "OP001"
 """SQLSTATE of a redeem that lost: class OP is free for applications."""
@@ -41,8 +42,17 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
     """Statements that create schema `version` of the log in `schema`, in order."""
     check_version(version)
     s = quote(schema)
+    if "$oplog_" in schema:
+        raise SchemaVersionError(
+            f"schema name {schema!r} ends the quoting of a function body",
+            hint="name the schema without $oplog_",
+        )
     return [
-        f"CREATE SCHEMA IF NOT EXISTS {s}",
+        # IF NOT EXISTS asks for the right to create schemas even where there is one already.
+        f"""DO $oplog_do$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = {quote_literal(schema)})
+  THEN CREATE SCHEMA {s}; COMMENT ON SCHEMA {s} IS {quote_literal(SCHEMA_COMMENT)}; END IF;
+END $oplog_do$""",
         *_catalog_tables(s),
         *_entry_tables(s),
         *_indexes(s),
@@ -63,13 +73,14 @@ def drop_statements(schema: str = "oplog") -> list[str]:
         f"DROP FUNCTION {s}.oplog_append_one",
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
-        # A schema that the application shares (public, say) must survive.
-        f"""DO $do$ BEGIN
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_depend
-                 WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass
-                   AND refobjid = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {name}))
+        # A schema that was there before (public, say) or is shared by now must survive.
+        f"""DO $oplog_do$ BEGIN
+  IF EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE nspname = {name}
+      AND pg_catalog.obj_description(oid, 'pg_namespace') = {quote_literal(SCHEMA_COMMENT)}
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refobjid = n.oid
+                      AND refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass))
   THEN DROP SCHEMA {s}; END IF;
-END $do$""",
+END $oplog_do$""",
     ]
 
 
@@ -162,13 +173,13 @@ def _indexes(s: str) -> list[str]:
 
 def _append_only(s: str) -> list[str]:
     statements = [
-        f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $fn$
+        f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $oplog_fn$
 BEGIN
   RAISE EXCEPTION USING errcode = '{APPEND_ONLY}',
     message = pg_catalog.concat('oplog: ', tg_op, ' on ', pg_catalog.quote_ident(tg_table_schema),
       '.', pg_catalog.quote_ident(tg_table_name), ' is refused: the log is append-only'),
     hint = 'what was written stays; record a correction as a new change';
-END $fn$"""
+END $oplog_fn$"""
     ]
     for table in ("entry", "metadata", "type", "log"):
         statements += _always(
@@ -253,7 +264,7 @@ _METADATA = """INSERT INTO {s}.oplog_metadata (transaction_position, ordinal, ke
 _INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
     aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
     created_at, idempotency_key)
-  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval('{s}.oplog_entry_id_seq') END,
+  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval({sequence}) END,
     i.entry_id, v_first, v_count, i.aggregate, i.version, p_format, i.data, p_key_id,
     p_metadata_hash, i.prev_hash, i.entry_hash, v_now,
     CASE i.n WHEN 1 THEN p_idempotency_key END
@@ -264,13 +275,14 @@ _INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_positio
 
 
 def _append_one_function(s: str) -> str:
+    sequence = quote_literal(f"{s}.oplog_entry_id_seq")
     source = f"VALUES (p_aggregate, 1, {_ZERO}, {_first_hash('p_body')}, p_body)"
     return f"""CREATE FUNCTION {s}.oplog_append_one(
   p_aggregate text, p_expected bigint, p_entry_id uuid, p_body bytea, p_data bytea,
   p_format smallint, p_key_id text, p_metadata_hash bytea,
   p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text,
   OUT o_version bigint, OUT o_hash bytea)
-LANGUAGE plpgsql AS $fn$
+LANGUAGE plpgsql AS $oplog_fn$
 -- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
 -- same order, without arrays, at half the cost.
 DECLARE
@@ -283,7 +295,7 @@ BEGIN
   IF p_expected <> o_version - 1 THEN
     {_raise_stale("p_aggregate", "p_expected", "o_version")}
   END IF;
-  v_position := pg_catalog.nextval('{s}.oplog_entry_id_seq');
+  v_position := pg_catalog.nextval({sequence});
   INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
     aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
     created_at, idempotency_key)
@@ -292,10 +304,11 @@ BEGIN
   IF p_metadata_keys IS NOT NULL THEN
     {_METADATA.format(s=s, position="v_position")}
   END IF;
-END $fn$"""
+END $oplog_fn$"""
 
 
 def _append_function(s: str) -> str:
+    sequence = quote_literal(f"{s}.oplog_entry_id_seq")
     source = f"""SELECT i.aggregate, 1, {_ZERO}, {_first_hash("i.body")}, i.body
   FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_bodies))
        AS i(aggregate, body)
@@ -305,7 +318,7 @@ def _append_function(s: str) -> str:
   p_data bytea[], p_format smallint, p_key_id text, p_metadata_hash bytea,
   p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text,
   OUT versions bigint[], OUT hashes bytea[])
-LANGUAGE plpgsql AS $fn$
+LANGUAGE plpgsql AS $oplog_fn$
 -- Redeems the tickets of all aggregates (given in "C" order, one lock order for everybody),
 -- then draws the ids, then writes the entries and the metadata. Raises {STALE_TICKET} when a
 -- ticket was redeemed by somebody else since the version in p_expected (NULL is any version).
@@ -331,9 +344,9 @@ BEGIN
       {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
     END IF;
   END LOOP;
-  v_first := pg_catalog.nextval('{s}.oplog_entry_id_seq');
-  {_INSERT_MANY.format(s=s)}
+  v_first := pg_catalog.nextval({sequence});
+  {_INSERT_MANY.format(s=s, sequence=sequence)}
   IF p_metadata_keys IS NOT NULL THEN
     {_METADATA.format(s=s, position="v_first")}
   END IF;
-END $fn$"""
+END $oplog_fn$"""

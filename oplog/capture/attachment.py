@@ -7,6 +7,7 @@ read, and everything flushed later is refused.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,7 @@ class Attachments:
 
     def __init__(self, make_listener: Callable[[Engine], EngineListener]) -> None:
         self._make_listener = make_listener
+        self._lock = threading.Lock()
         self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
         self._targets: dict[int, tuple[Any, type[Session], Callable[[], None]]] = {}
@@ -66,13 +68,14 @@ class Attachments:
         if id(target) in self._targets:
             return
         undo: Callable[[], None]
+        session_class: type[Session]
         if _is_async_factory(target):
             session_class, undo = self._attach_async(target)
         elif isinstance(target, (sessionmaker, scoped_session)) or (
             isinstance(target, type) and issubclass(target, Session)
         ):
             self._listen(target)
-            factory = getattr(target, "session_factory", target)
+            factory: Any = getattr(target, "session_factory", target)
             session_class = getattr(factory, "class_", factory)
 
             def undo() -> None:
@@ -172,8 +175,13 @@ class Attachments:
             engine = engine._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
         listener = self._engines.get(engine)
         if listener is None:
-            listener = self._engines[engine] = self._make_listener(engine)
-            listener.listen()
+            # Two threads' first transactions must not both listen: each would log everything.
+            with self._lock:
+                listener = self._engines.get(engine)
+                if listener is None:
+                    listener = self._make_listener(engine)
+                    listener.listen()
+                    self._engines[engine] = listener
         return listener
 
     # -- session events -------------------------------------------------------------------

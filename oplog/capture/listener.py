@@ -32,6 +32,7 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
     can_pipeline,
     check_committable,
+    check_transactional,
     send_draft,
     send_draft_and_commit,
 )
@@ -111,6 +112,7 @@ class EngineListener:
         """Forget the transaction, however it ended."""
         self._recorders.pop(connection, None)
         self._drafts.pop(connection, None)
+        self._pending.pop(connection, None)
 
     def refresh(self) -> None:
         """Forget what is known of the database: types, tables, triggers."""
@@ -169,7 +171,8 @@ class EngineListener:
         if plan is None:
             return
         recorder.check_open(plan.bound)
-        if plan.kind is OpType.CREATE or connection in self._pending:
+        check_transactional(connection, plan.bound)
+        if plan.kind is OpType.CREATE:
             return
         keys = read_keys(connection, plan, list_parameters(context))
         groups = read_groups(connection, plan, keys) if plan.bound.regroups else None

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.plan import BoundColumn, StatementPlan
-from oplog.capture.readback import read_rows
+from oplog.capture.readback import normalise_keys, read_rows
 from oplog.capture.recorder import Key, RowChange
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
@@ -36,50 +38,73 @@ def read_keys(
     connection: Connection, plan: StatementPlan, parameters: Sequence[Mapping[str, Any]]
 ) -> list[Key]:
     """The primary key that each parameter set names, as the database writes it."""
-    return [_read_key(connection, plan.bound, plan.key, values) for values in parameters]
+    bound = plan.bound
+    keys = _spell_keys(connection, bound, plan.key, parameters)
+    if not any(codec_is_loose(bound, name) for name in bound.shape.key_names):
+        return keys
+    # 1.0 finds the row whose key is stored as 1.00: the log must name the latter.
+    found = read_rows(connection, bound, keys, columns=bound.shape.key_names, lock=_lock(plan))
+    return [
+        key if row is None else tuple([row[name] for name in bound.shape.key_names])
+        for key, row in zip(keys, found, strict=True)
+    ]
+
+
+def codec_is_loose(bound: BoundType, name: str) -> bool:
+    """Stored values of this column may differ and still be equal to SQL."""
+    codec = bound.shape.codecs[name]
+    # Strings are compared as text for the sake of rare collations, and equal only if same.
+    return codec.compare_as_text and not codec.pg_type.startswith(("text", "character"))
 
 
 def read_groups(connection: Connection, plan: StatementPlan, keys: Sequence[Key]) -> list[Group]:
     """Template columns of the rows about to be changed, which are locked against moving."""
     bound = plan.bound
-    strength = "NO KEY UPDATE" if plan.kind is OpType.UPDATE else "UPDATE"
-    found = read_rows(
-        connection, bound, keys, columns=bound.template.columns, lock=f" FOR {strength} OF t"
-    )
+    found = read_rows(connection, bound, keys, columns=bound.template.columns, lock=_lock(plan))
     return [row or {} for row in found]
+
+
+def _lock(plan: StatementPlan) -> str:
+    return f" FOR {'NO KEY UPDATE' if plan.kind is OpType.UPDATE else 'UPDATE'} OF t"
 
 
 def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
     """The rows an INSERT made."""
     bound = plan.bound
     parameters = list_parameters(context)
+    keys = _find_inserted_keys(plan, context, parameters)
+    if _was_suppressed(context, len(parameters)):
+        return _reread(plan, context, keys)
     returned = context.returned_default_rows
     natural = _list_natural(plan, context) if returned else ()
-    keys = None if plan.key else _returned_keys(plan, context, len(parameters))
     defaults = {c.name: c.has_default or bound.live.rewrites_rows for c in bound.live.columns}
-    plain_nulls = {name: None for name in plan.unknown if not defaults[name]}
-    computed = tuple(name for name in plan.unknown if defaults[name])
+    nulls = {name: None for name in plan.absent if not defaults[name]}
+    asked = plan.unknown + tuple(name for name in plan.absent if defaults[name])
     changes = []
     for place, sent in enumerate(parameters):
         values, unknown = _split(plan.columns, sent)
-        values.update(plain_nulls)
-        unknown += computed
-        if keys is None:
-            key = tuple([values.get(name) for name in bound.shape.key_names])
-        else:
-            key = keys[place]
-            values.update(zip(bound.shape.key_names, key, strict=True))
+        values.update(nulls)
+        unknown += asked
         if natural and len(returned) == len(parameters):
             for column, name, to_wire in natural:
-                wire = to_wire(returned[place]._mapping[column])
+                value = returned[place]._mapping[column]
+                wire = None if value is None else to_wire(value)
                 if wire is not UNSURE:
                     values[name] = wire
+        values.update(zip(bound.shape.key_names, keys[place], strict=True))
         if unknown:
             unknown = tuple([name for name in unknown if name not in values])
-        if unknown and any(name in bound.shape.key_names for name in unknown):
-            raise _uncertain(bound, "its primary key is changed by the database on the way in")
-        changes.append(RowChange(OpType.CREATE, bound, key, values, unknown))
+        changes.append(RowChange(OpType.CREATE, bound, keys[place], values, unknown))
+    _check_in_place(plan, context, keys)
     return changes
+
+
+def _find_inserted_keys(
+    plan: StatementPlan, context: Any, parameters: Sequence[Mapping[str, Any]]
+) -> list[Key]:
+    if plan.key:
+        return _spell_keys(context.root_connection, plan.bound, plan.key, parameters)
+    return _returned_keys(plan, context, len(parameters))
 
 
 def observe_update(
@@ -89,7 +114,7 @@ def observe_update(
     bound = plan.bound
     parameters = list_parameters(context)
     if not _count_matched(plan, context, len(parameters)):
-        return []
+        return _reread(plan, context, keys)
     key_names = bound.shape.key_names
     written = {column.name for column in plan.columns} | set(plan.unknown)
     moves = bool(written.intersection(key_names))
@@ -115,6 +140,7 @@ def observe_update(
                 moved_to,
             )
         )
+    _check_in_place(plan, context, [change.moved_to or change.key for change in changes])
     return changes
 
 
@@ -123,7 +149,7 @@ def observe_delete(
 ) -> list[RowChange]:
     """The rows a DELETE removed."""
     if not _count_matched(plan, context, len(keys)):
-        return []
+        return _reread(plan, context, keys)
     return [
         RowChange(OpType.DELETE, plan.bound, key, {}, (), None if groups is None else groups[place])
         for place, key in enumerate(keys)
@@ -148,49 +174,111 @@ def _split(
     return values, unknown
 
 
-def _read_key(
+def _was_suppressed(context: Any, sent: int) -> bool:
+    """A trigger made the only INSERT insert nothing."""
+    if context.returned_default_rows is not None:
+        return sent == 1 and not context.returned_default_rows
+    return sent == 1 and context.rowcount == 0
+
+
+def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowChange]:
+    """Rows that a trigger may have changed in place of a statement that matched none."""
+    bound = plan.bound
+    if not bound.live.rewrites_rows:
+        return []
+    columns = tuple(dict.fromkeys((*bound.template.columns, *bound.shape.key_names)))
+    found = read_rows(context.root_connection, bound, keys, columns=columns)
+    return [
+        RowChange(OpType.UPDATE, bound, key, {}, bound.shape.names, row)
+        for key, row in zip(keys, found, strict=True)
+        if row is not None
+    ]
+
+
+def _check_in_place(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> None:
+    """Raise unless every row is where it was sent: a trigger may have given it another key."""
+    bound = plan.bound
+    if bound.live.rewrites_rows:
+        found = read_rows(context.root_connection, bound, keys, columns=bound.shape.key_names[:1])
+        if None in found:
+            raise _uncertain(bound, "its primary key is changed by the database on the way in")
+
+
+def _spell_keys(
     connection: Connection,
     bound: BoundType,
     columns: Sequence[BoundColumn],
-    sent: Mapping[str, Any],
-) -> Key:
-    values, unknown = _split(columns, sent)
-    if not unknown:
-        return tuple([values[column.name] for column in columns])
-    raise _uncertain(
-        bound,
-        f"the value given for {', '.join(unknown)} may be stored in another form",
-        "use the Python type that matches the column for primary keys",
-    )
+    parameters: Sequence[Mapping[str, Any]],
+) -> list[Key]:
+    """Keys given as parameters, as the database writes them."""
+    keys: list[list[Any]] = []
+    unsure: dict[int, None] = {}
+    for sent in parameters:
+        key = []
+        for place, column in enumerate(columns):
+            value = sent[column.parameter]
+            wire = None if value is None else column.to_wire(value)
+            if wire is UNSURE:
+                unsure[place] = None
+                wire = value
+            key.append(wire)
+        keys.append(key)
+    for place in unsure:
+        _spell_column(connection, bound, keys, place=place, name=columns[place].name)
+    return [tuple(key) for key in keys]
+
+
+def _spell_column(
+    connection: Connection, bound: BoundType, keys: list[list[Any]], *, place: int, name: str
+) -> None:
+    given = [key[place] for key in keys]
+    if not all(isinstance(value, str) for value in given):
+        raise _uncertain(
+            bound,
+            f"the value given for key column {name} may be stored in another form",
+            "use the Python type that matches the column for primary keys",
+        )
+    for key, wire in zip(keys, normalise_keys(connection, bound, given, name=name), strict=True):
+        key[place] = wire
 
 
 def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
     bound = plan.bound
     rows = context.inserted_primary_key_rows
-    names = [column.name for column in bound.declared.table.primary_key]
+    columns = list(bound.declared.table.primary_key)
     if len(rows) != count:
         raise _uncertain(bound, f"{count} rows were sent and {len(rows)} keys came back")
-    keys = []
+    keys: list[Key] = []
     for row in rows:
-        by_name = dict(zip(names, row, strict=True))
+        by_name = {
+            column.name: _undo_text(column, value)
+            for column, value in zip(columns, row, strict=True)
+        }
         key = []
         for name in bound.shape.key_names:
-            wire = (
-                None if by_name[name] is None else bound.shape.codecs[name].to_wire(by_name[name])
-            )
+            value = by_name[name]
+            wire = None if value is None else bound.shape.codecs[name].to_wire(value)
             if wire is None or wire is UNSURE:
-                raise _uncertain(bound, f"the key column {name} came back as {by_name[name]!r}")
+                raise _uncertain(bound, f"the key column {name} came back as {value!r}")
             key.append(wire)
         keys.append(tuple(key))
     return keys
 
 
+def _undo_text(column: Any, value: Any) -> Any:
+    # Uuid(as_uuid=False) turns what came back into text.
+    if isinstance(value, str) and isinstance(column.type, sa.Uuid):
+        return UUID(value)
+    return value
+
+
 def _list_natural(plan: StatementPlan, context: Any) -> list[tuple[Any, str, Any]]:
     """Returned columns whose Python value is what the driver read, unprocessed."""
     table = plan.bound.declared.table
+    asked = {*plan.unknown, *plan.absent}
     natural = []
     for column in context.compiled.effective_returning:
-        if getattr(column, "table", None) is not table or column.name not in plan.unknown:
+        if getattr(column, "table", None) is not table or column.name not in asked:
             continue
         implementation = column.type.dialect_impl(context.dialect)
         if implementation.result_processor(context.dialect, None) is None:

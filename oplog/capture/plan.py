@@ -239,8 +239,8 @@ def _find_key(
         parameter = compiled.bind_names.get(bind)
         if parameter is None or not _travels_plainly(compiled, column, bind):
             continue
-        name = (compiled.escaped_bind_names or {}).get(parameter, parameter)
-        found[column.name] = BoundColumn(column.name, name, bound.shape.codecs[column.name].to_wire)
+        codec = bound.shape.codecs[column.name]
+        found[column.name] = BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
     if set(found) != set(bound.shape.key_names):
         verb = "updated" if isinstance(statement, sa.Update) else "deleted from"
         raise _refuse(

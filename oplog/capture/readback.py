@@ -1,45 +1,63 @@
 """Asking the database what it stored.
 
 Reads rows by key inside the writing transaction, as Postgres' own text. Must not know the
-log's tables. The hard thing is to get text that does not depend on the session's settings:
-they are set for the rest of the transaction, which is over but for its COMMIT.
+log's tables. The hard thing is to get text that does not depend on the session's settings,
+without changing them for the application.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.effect import NetRow
-from oplog.errors import CaptureMismatchError
+from oplog.errors import CaptureMismatchError, NotCapturableError
 from oplog.tables import quote, quote_literal
 from oplog.value import TEXT_SETTINGS, Wire
 
-_SETTINGS = "SELECT " + ", ".join(
-    f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
-    for name, value in TEXT_SETTINGS.items()
+_FIX_SETTINGS = (
+    "SELECT s.*, "
+    + ", ".join(
+        f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        for name, value in TEXT_SETTINGS.items()
+    )
+    + " FROM (SELECT "
+    + ", ".join(
+        f"pg_catalog.current_setting({quote_literal(name)}) AS {name}" for name in TEXT_SETTINGS
+    )
+    + " OFFSET 0) s"
 )
+_SET_BACK = "SELECT " + ", ".join(
+    f"pg_catalog.set_config({quote_literal(name)}, %s, true)" for name in TEXT_SETTINGS
+)
+_SETTLED = re.compile(
+    r"(boolean|smallint|integer|bigint|numeric|text|character( varying)?|uuid|jsonb?)"
+    r"(\([0-9, -]+\))?"
+)
+"""Types that print and read the same under all settings."""
 
 
 def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: bool) -> None:
     """Fill in what only the database knows; with `strict`, compare everything else too.
 
-    A row that is not there any more (a cascade or a trigger removed it) becomes deleted.
-    Raises `CaptureMismatchError` naming table, key, column and both values.
+    A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
+    one that a trigger put back is there. Raises `CaptureMismatchError` naming table, key,
+    column and both values, or the key of a row that is not there.
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
-        if not row.exists:
+        rewritten = row.bound.live.rewrites_rows
+        if not row.exists and not rewritten:
             continue
-        if row.bound.live.rewrites_rows or _may_regroup(row):
+        if rewritten or _may_regroup(row):
             row.unknown.update(row.bound.shape.names)
         if row.unknown or strict or _lacks_group(row):
             wanted.setdefault(row.bound, []).append(row)
-    if wanted:
-        connection.exec_driver_sql(_SETTINGS)
     for bound, group in wanted.items():
         _complete(connection, bound, group, strict=strict)
 
@@ -67,9 +85,17 @@ def _complete(
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
     for row, stored in zip(rows, found, strict=True):
         if stored is None:
+            if strict and row.exists and not bound.live.rewrites_rows:
+                raise CaptureMismatchError(
+                    f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
+                    hint="a cascade, trigger or rule of the database removed it or changed its "
+                    "key; write such rows through objects in the session",
+                )
             row.exists = False
             row.values.clear()
             continue
+        if not row.exists:
+            row.exists, row.replaced = True, row.existed
         if strict:
             _compare(row, stored)
         for name in row.unknown:
@@ -108,14 +134,16 @@ def read_rows(
         arrays.append("pg_catalog.unnest(%s::text[])")
         joined.append(f"t.{quote(column.name)} = k.k{place}::{column.pg_type}")
         to_text = codecs[column.name].to_text
-        parameters.append([None if k[place] is None else to_text(k[place]) for k in keys])
+        parts = [key[place] for key in keys]
+        parameters.append([None if part is None else to_text(part) for part in parts])
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
-    rows = connection.exec_driver_sql(
-        f"SELECT k.n{', ' if selected else ''}{selected} FROM ROWS FROM ({', '.join(arrays)}) "
-        f"WITH ORDINALITY AS k({aliases}, n) JOIN {bound.live.qualified} t "
-        f"ON {' AND '.join(joined)}{lock}",
-        tuple(parameters),
+    statement = (
+        f"SELECT k.n{', ' if selected else ''}{_escape(selected)} "
+        f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
+        f"JOIN {_escape(bound.live.qualified)} t ON {_escape(' AND '.join(joined))}{lock}"
     )
+    with _text_settings(connection, bound, (*columns, *shape.key_names)):
+        rows = connection.exec_driver_sql(statement, tuple(parameters)).fetchall()
     found: list[dict[str, Wire | None] | None] = [None] * len(keys)
     parsers = [codecs[name].from_text for name in columns]
     for row in rows:
@@ -124,3 +152,54 @@ def read_rows(
             for name, parse, text in zip(columns, parsers, row[1:], strict=True)
         }
     return found
+
+
+def normalise_keys(
+    connection: Connection, bound: BoundType, texts: Sequence[str], *, name: str
+) -> list[Wire]:
+    """What the database makes of text given for a key column.
+
+    Raises `NotCapturableError` where that depends on settings of the session.
+    """
+    column, codec = bound.shape.by_name[name], bound.shape.codecs[name]
+    if not _is_settled(bound, name):
+        raise NotCapturableError(
+            f"text was given for key column {bound.live.qualified}.{name}, which is "
+            f"{column.pg_type}; what it means depends on the session",
+            hint="use the Python type that matches the column for primary keys",
+        )
+    rows = connection.exec_driver_sql(
+        f"SELECT k.v::{_escape(column.pg_type)}::text "
+        "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS k(v, n) ORDER BY k.n",
+        (list(texts),),
+    )
+    return [codec.from_text(text) for (text,) in rows]
+
+
+@contextmanager
+def _text_settings(
+    connection: Connection, bound: BoundType, names: Sequence[str]
+) -> Iterator[None]:
+    """Fixed settings, if text of these columns depends on any; then the application's own.
+
+    Left as they are here they would change what the rest of the transaction reads: it may
+    go on after a savepoint, or have deferred triggers.
+    """
+    if all(_is_settled(bound, name) for name in names):
+        yield
+        return
+    before = tuple(connection.exec_driver_sql(_FIX_SETTINGS).one())[: len(TEXT_SETTINGS)]
+    yield
+    # After an error there is nothing to set back: the transaction or savepoint is lost.
+    if before != tuple(TEXT_SETTINGS.values()):
+        connection.exec_driver_sql(_SET_BACK, before)
+
+
+def _is_settled(bound: BoundType, name: str) -> bool:
+    column = bound.shape.by_name[name]
+    return column.category == "E" or _SETTLED.fullmatch(column.pg_type) is not None
+
+
+def _escape(sql: str) -> str:
+    # A percent sign in a name would be taken for a placeholder.
+    return sql.replace("%", "%%")

@@ -12,9 +12,14 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
+from oplog.binding import BoundType
 from oplog.capture.writer import Draft
 from oplog.entry import Receipt
-from oplog.errors import CommitWouldRollBackError, TicketConflictError
+from oplog.errors import (
+    CommitWouldRollBackError,
+    ConfigurationError,
+    TicketConflictError,
+)
 from oplog.tables import STALE_TICKET
 
 _SERIALIZATION_FAILURE = "40001"
@@ -39,14 +44,16 @@ def send_draft_and_commit(connection: Connection, draft: Draft) -> list[Receipt]
     The append raises when a ticket is stale; the server then skips the COMMIT behind it.
     """
     raw: Any = connection.connection.driver_connection
+    cursor = raw.cursor()
     try:
         with raw.pipeline():
-            cursor = raw.execute(draft.statement, draft.parameters)
+            cursor.execute(draft.statement, draft.parameters)
             raw.execute("COMMIT")
-        row = cursor.fetchone()
     except _errors(connection) as cause:
-        raise explain(connection, cause, draft=draft) from cause
-    return _make_receipts(draft, row)
+        # With a row of the append's own, it was COMMIT that failed.
+        failed = None if cursor.rowcount == 1 else draft
+        raise explain(connection, cause, draft=failed) from cause
+    return _make_receipts(draft, cursor.fetchone())
 
 
 def can_pipeline(connection: Connection) -> bool:
@@ -58,6 +65,17 @@ def can_pipeline(connection: Connection) -> bool:
         and not connection.in_nested_transaction()
         and not raw.autocommit
     )
+
+
+def check_transactional(connection: Connection, bound: BoundType) -> None:
+    """Raise `ConfigurationError` where every statement commits by itself."""
+    raw: Any = connection.connection.driver_connection
+    if getattr(raw, "autocommit", False):
+        raise ConfigurationError(
+            f"table {bound.live.qualified} is written on a connection in AUTOCOMMIT, where row "
+            "and entry cannot commit together",
+            hint="use a transaction for writes; keep AUTOCOMMIT for engines that only read",
+        )
 
 
 def check_committable(connection: Connection) -> None:
@@ -72,10 +90,14 @@ def check_committable(connection: Connection) -> None:
         )
 
 
-def explain(connection: Connection, cause: Exception, *, draft: Draft) -> Exception:
-    """A lost redeem as `TicketConflictError`, any other error as SQLAlchemy raises it."""
+def explain(connection: Connection, cause: Exception, *, draft: Draft | None) -> Exception:
+    """A lost redeem as `TicketConflictError`, any other error as SQLAlchemy raises it.
+
+    `draft` is None when it was COMMIT that failed.
+    """
     dialect = connection.dialect
-    if getattr(cause, "sqlstate", None) in (STALE_TICKET, _SERIALIZATION_FAILURE):
+    lost = (STALE_TICKET, _SERIALIZATION_FAILURE)
+    if draft is not None and getattr(cause, "sqlstate", None) in lost:
         detail = getattr(getattr(cause, "diag", None), "message_primary", None)
         return TicketConflictError(
             detail or "an aggregate of this transaction was changed by another one",
@@ -84,7 +106,7 @@ def explain(connection: Connection, cause: Exception, *, draft: Draft) -> Except
     if dialect.is_disconnect(cause, connection.connection.driver_connection, None):  # type: ignore[arg-type]
         connection.invalidate(cause)
     return DBAPIError.instance(
-        draft.statement,
+        "COMMIT" if draft is None else draft.statement,
         None,
         cause,
         dialect.loaded_dbapi.Error,

@@ -25,7 +25,6 @@ from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
 from oplog.value import Wire
 
-
 _NO_METADATA = hash_metadata([])
 
 

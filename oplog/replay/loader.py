@@ -8,6 +8,7 @@ not, and when that fails the error names the very entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
 import psycopg
 
 from oplog.errors import ReplayError

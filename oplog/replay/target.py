@@ -157,7 +157,7 @@ SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
         WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)),
-  pg_catalog.format('%%I.%%I', n.nspname, r.relname)
+  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%%I.%%I', n.nspname, r.relname) END
 FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace

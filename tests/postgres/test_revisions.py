@@ -138,8 +138,8 @@ def test_null_default_and_unwritten_stay_apart_in_a_message_without_presence(
         session.add(thing(id=0, name="", price=Decimal(0), sold=False))
         session.add(thing(id=1))
     with sessions.begin() as session:
-        session.get(thing, 0).name = None
-        session.get(thing, 1).sold = False
+        session.get_one(thing, 0).name = None
+        session.get_one(thing, 1).sold = False
     with sessions.begin() as session:
         session.delete(session.get(thing, 0))
     assert_replays(log, engine)
@@ -208,7 +208,7 @@ def test_entries_are_read_as_another_revision_through_the_declared_steps(engine:
     catalog.downcast("shop.thing", to_revision=1, step=whisper)
     log, sessions = attach(engine, catalog)
     with sessions.begin() as session:
-        session.get(thing, 1).name = "TEAPOT"
+        session.get_one(thing, 1).name = "TEAPOT"
 
     def names(**options: Any) -> list[str]:
         with engine.connect() as connection:

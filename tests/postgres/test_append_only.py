@@ -1,0 +1,304 @@
+"""What the log holds cannot be changed or removed, not even by the owner of its tables.
+
+Every attempt runs as the account that created the tables, once as an ordinary session and once
+with `session_replication_role = replica`, which switches ordinary triggers off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from oplog.store import NewEntry, Store
+
+pytestmark = pytest.mark.postgres
+
+FROZEN = ("oplog_entry", "oplog_metadata", "oplog_type", "oplog_log")
+"""Tables whose rows never change at all."""
+STEPPING = ("oplog_ticket", "oplog_key")
+"""Tables whose rows never go, and change in one way only."""
+
+BEFORE = "decode(repeat('00', 32), 'hex')"
+
+
+@pytest.fixture(params=["origin", "replica"])
+def connection(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Connection]:
+    """Connection to a log with rows in every table, in a session of either replication role."""
+    with engine.begin() as connection:
+        write_rows(connection)
+    with engine.connect() as connection:
+        if request.param == "replica":
+            may = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+            if not connection.exec_driver_sql(may).scalar():
+                pytest.skip("session_replication_role can be set by a superuser only")
+            connection.exec_driver_sql("SET session_replication_role = replica")
+            connection.commit()
+        yield connection
+
+
+def write_rows(connection: Connection) -> None:
+    store = Store("oplog")
+    store.insert_key(connection, "k1", check_value=b"check")
+    connection.exec_driver_sql(
+        "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor) "
+        "VALUES ('account', 1, '{}', '')"
+    )
+    for names in (["account/1", "account/2"], ["account/1"]):
+        statement, values = store.bind_append(
+            [NewEntry(name, None, uuid4(), b"b" * 32, b"sealed") for name in names],
+            format=1,
+            key_id="k1",
+            metadata=[("actor", "somebody")],
+            metadata_hash=b"m" * 32,
+        )
+        connection.exec_driver_sql(statement, values)
+    for table in (*FROZEN, *STEPPING):
+        assert connection.exec_driver_sql(f"SELECT count(*) FROM oplog.{table}").scalar()
+
+
+def list_columns(connection: Connection, table: str) -> list[str]:
+    # Not by SQLAlchemy's inspector, which warns that it does not know xid8.
+    columns = connection.exec_driver_sql(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass "
+        "AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        (f"oplog.{table}",),
+    )
+    found = [str(name) for name in columns.scalars()]
+    assert found
+    return found
+
+
+def list_key(connection: Connection, table: str) -> str:
+    found = sa.inspect(connection).get_pk_constraint(table, schema="oplog")
+    return ", ".join(found["constrained_columns"])
+
+
+def refuse(connection: Connection, statement: str, *, table: str) -> None:
+    """Assert that the statement is refused as a change to the log, and says so."""
+    savepoint = connection.begin_nested()
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        connection.exec_driver_sql(statement)
+    savepoint.rollback()
+    assert isinstance(caught.value.orig, psycopg.Error)
+    assert (statement, caught.value.orig.sqlstate) == (statement, "OP002")
+    operation = next(w for w in ("UPDATE", "DELETE", "TRUNCATE") if w in statement)
+    message = caught.value.orig.diag.message_primary
+    assert message == f"oplog: {operation} on oplog.{table} is refused: the log is append-only"
+    assert caught.value.orig.diag.message_hint
+
+
+def merges(connection: Connection) -> bool:
+    """MERGE came with PostgreSQL 15."""
+    return int(connection.exec_driver_sql("SHOW server_version_num").scalar_one()) >= 150000
+
+
+# -- entries, metadata, types and the log's identity --------------------------------------------
+
+
+@pytest.mark.parametrize("table", FROZEN)
+def test_no_column_can_be_updated(connection: Connection, table: str) -> None:
+    for column in list_columns(connection, table):
+        refuse(connection, f"UPDATE oplog.{table} SET {column} = {column}", table=table)
+        refuse(connection, f"UPDATE oplog.{table} SET {column} = DEFAULT", table=table)
+        refuse(connection, f"UPDATE oplog.{table} SET {column} = {column} WHERE false", table=table)
+
+
+@pytest.mark.parametrize("table", FROZEN)
+def test_no_column_can_be_updated_by_an_upsert(connection: Connection, table: str) -> None:
+    key = list_key(connection, table)
+    for column in list_columns(connection, table):
+        refuse(
+            connection,
+            f"INSERT INTO oplog.{table} SELECT * FROM oplog.{table} "
+            f"ON CONFLICT ({key}) DO UPDATE SET {column} = excluded.{column}",
+            table=table,
+        )
+
+
+@pytest.mark.parametrize("table", FROZEN)
+def test_no_column_can_be_updated_by_a_merge(connection: Connection, table: str) -> None:
+    if not merges(connection):
+        pytest.skip("MERGE came with PostgreSQL 15")
+    first = list_columns(connection, table)[0]
+    source = f"MERGE INTO oplog.{table} t USING oplog.{table} s ON t.{first} = s.{first}"
+    for column in list_columns(connection, table):
+        action = f"WHEN MATCHED THEN UPDATE SET {column} = s.{column}"
+        refuse(connection, f"{source} {action}", table=table)
+    refuse(connection, f"{source} WHEN MATCHED THEN DELETE", table=table)
+
+
+@pytest.mark.parametrize("table", FROZEN + STEPPING)
+def test_no_row_can_be_deleted(connection: Connection, table: str) -> None:
+    refuse(connection, f"DELETE FROM oplog.{table}", table=table)
+    refuse(connection, f"DELETE FROM oplog.{table} WHERE false", table=table)
+    refuse(connection, f"DELETE FROM ONLY oplog.{table} USING pg_class", table=table)
+    refuse(
+        connection,
+        f"WITH gone AS (DELETE FROM oplog.{table} RETURNING 1) SELECT count(*) FROM gone",
+        table=table,
+    )
+
+
+@pytest.mark.parametrize("table", STEPPING)
+def test_no_row_can_be_deleted_by_a_merge(connection: Connection, table: str) -> None:
+    if not merges(connection):
+        pytest.skip("MERGE came with PostgreSQL 15")
+    key = list_key(connection, table)
+    source = f"MERGE INTO oplog.{table} t USING oplog.{table} s ON t.{key} = s.{key}"
+    refuse(connection, f"{source} WHEN MATCHED THEN DELETE", table=table)
+
+
+@pytest.mark.parametrize("table", FROZEN + STEPPING)
+def test_no_table_can_be_truncated(connection: Connection, table: str) -> None:
+    refuse(connection, f"TRUNCATE oplog.{table}", table=table)
+    refuse(connection, f"TRUNCATE oplog.{table} CASCADE", table=table)
+    refuse(connection, f"TRUNCATE ONLY oplog.{table} RESTART IDENTITY", table=table)
+
+
+def test_no_table_can_be_truncated_beside_another(connection: Connection) -> None:
+    refuse(connection, "TRUNCATE oplog.oplog_checkpoint, oplog.oplog_entry", table="oplog_entry")
+
+
+def test_no_table_can_be_truncated_through_a_foreign_key(connection: Connection) -> None:
+    """A table that others own, whose TRUNCATE CASCADE would take the log with it."""
+    for table in FROZEN + STEPPING:
+        outer = connection.begin_nested()
+        key = list_key(connection, table)
+        connection.exec_driver_sql(
+            f"CREATE TABLE bait AS SELECT {key} FROM oplog.{table}; "
+            f"ALTER TABLE bait ADD UNIQUE ({key}); "
+            f"ALTER TABLE oplog.{table} ADD FOREIGN KEY ({key}) REFERENCES bait ({key})"
+        )
+        refuse(connection, "TRUNCATE bait CASCADE", table=table)
+        outer.rollback()
+
+
+# -- tickets ------------------------------------------------------------------------------------
+
+
+def test_a_ticket_can_be_redeemed(connection: Connection) -> None:
+    done = connection.exec_driver_sql(
+        "UPDATE oplog.oplog_ticket SET version = version + 1, prev_hash = head_hash, "
+        "head_hash = 'new', body_hash = 'new'"
+    )
+    assert done.rowcount == 2
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        "head_hash = 'new'",
+        "body_hash = 'new'",
+        "prev_hash = head_hash",
+        f"prev_hash = {BEFORE}",
+        "aggregate_name = aggregate_name || 'x'",
+        "version = version",
+        "version = version + 1",
+        "version = version + 2, prev_hash = head_hash",
+        "version = version - 1, prev_hash = head_hash",
+        "version = version - 1",
+        f"version = version + 1, prev_hash = {BEFORE}",
+        "version = version + 1, prev_hash = ''",
+        "version = version + 1, prev_hash = NULL",
+        "version = NULL, prev_hash = head_hash",
+        "aggregate_name = NULL, version = version + 1, prev_hash = head_hash",
+        "aggregate_name = 'account/9', version = version + 1, prev_hash = head_hash",
+    ],
+)
+def test_a_ticket_moves_in_no_other_way(connection: Connection, assignments: str) -> None:
+    one = "WHERE aggregate_name = 'account/1'"
+    refuse(
+        connection,
+        f"UPDATE oplog.oplog_ticket SET {assignments} {one}",
+        table="oplog_ticket",
+    )
+    refuse(
+        connection,
+        "INSERT INTO oplog.oplog_ticket AS t "
+        f"SELECT * FROM oplog.oplog_ticket {one} ON CONFLICT (aggregate_name) DO UPDATE SET "
+        + assignments.replace("= version", "= t.version")
+        .replace("= head_hash", "= t.head_hash")
+        .replace("= aggregate_name", "= t.aggregate_name"),
+        table="oplog_ticket",
+    )
+    if merges(connection):
+        refuse(
+            connection,
+            f"MERGE INTO oplog.oplog_ticket USING (SELECT 'account/1' AS name) s "
+            f"ON aggregate_name = s.name WHEN MATCHED THEN UPDATE SET {assignments}",
+            table="oplog_ticket",
+        )
+
+
+def test_every_column_of_a_ticket_was_considered(connection: Connection) -> None:
+    assert set(list_columns(connection, "oplog_ticket")) == {
+        "aggregate_name",
+        "version",
+        "prev_hash",
+        "head_hash",
+        "body_hash",
+    }
+
+
+# -- keys ---------------------------------------------------------------------------------------
+
+
+def test_a_key_can_be_wrapped_anew(connection: Connection) -> None:
+    for value in ("'anew'", "NULL"):
+        done = connection.exec_driver_sql(f"UPDATE oplog.oplog_key SET wrapped = {value}")
+        assert done.rowcount == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("key_id", "'k2'"),
+        ("key_id", "NULL"),
+        ("check_value", "'other'"),
+        ("check_value", "NULL"),
+        ("created_at", "now() + interval '1 day'"),
+        ("created_at", "NULL"),
+    ],
+)
+def test_nothing_else_of_a_key_changes(connection: Connection, column: str, value: str) -> None:
+    for assignment in (f"{column} = {value}", f"wrapped = 'anew', {column} = {value}"):
+        refuse(connection, f"UPDATE oplog.oplog_key SET {assignment}", table="oplog_key")
+        refuse(
+            connection,
+            "INSERT INTO oplog.oplog_key SELECT * FROM oplog.oplog_key "
+            f"ON CONFLICT (key_id) DO UPDATE SET {assignment}",
+            table="oplog_key",
+        )
+
+
+def test_every_column_of_a_key_was_considered(connection: Connection) -> None:
+    assert set(list_columns(connection, "oplog_key")) == {
+        "key_id",
+        "check_value",
+        "wrapped",
+        "created_at",
+    }
+
+
+# -- the triggers -------------------------------------------------------------------------------
+
+
+def test_every_table_of_the_log_was_considered(engine: Engine) -> None:
+    tables = set(sa.inspect(engine).get_table_names("oplog"))
+    # A consumer's own place in the log is the one thing that moves freely.
+    assert tables == {*FROZEN, *STEPPING, "oplog_checkpoint"}
+
+
+def test_triggers_fire_always(engine: Engine) -> None:
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger "
+            "WHERE tgname LIKE 'oplog_append_only%%'"
+        ).fetchall()
+    assert {row[0] for row in found} == {f"oplog.{table}" for table in FROZEN + STEPPING}
+    assert {row[2] for row in found} == {"A"}
