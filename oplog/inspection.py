@@ -28,6 +28,10 @@ _TRIGGER = re.compile(
     r"CREATE TRIGGER (?P<name>\w+) BEFORE (?P<events>[A-Z ]+?) ON .+\.(?P<table>oplog_\w+)\s+"
     r"FOR EACH (?P<level>STATEMENT|ROW)"
 )
+_FUNCTION = re.compile(
+    r"CREATE FUNCTION .+?\.(?P<name>oplog_\w+)\(.+?\sAS (?P<mark>\$\w*\$)(?P<body>.*)(?P=mark)",
+    re.DOTALL,
+)
 _REFUSE = "oplog_refuse_change"
 _EVENT_BITS = {"DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
 _ROW_BIT, _BEFORE_BIT = 1, 2
@@ -61,7 +65,7 @@ def list_guard_problems(connection: Connection, schema: str) -> list[str]:
     """What is wrong with the triggers that keep the log append-only; empty when all stand.
 
     Finds one that is missing, disabled, active in some replication roles only, moved to other
-    events or to another function, and a function whose body was replaced.
+    events or to another function, and one of the log's functions whose body was replaced.
     """
     found = {
         (table, name): (enabled, kind, function)
@@ -88,8 +92,10 @@ WHERE n.nspname = %s AND NOT t.tgisinternal""",
             problems.append(f"{where} does not fire on what it should")
         elif function != _REFUSE:
             problems.append(f"{where} calls {function}")
-    if not _has_original_body(connection, schema):
-        problems.append(f"function {_REFUSE} is not the one that the log was created with")
+    problems += [
+        f"function {name} is not the one that the log was created with"
+        for name in _list_replaced(connection, schema)
+    ]
     return problems
 
 
@@ -105,18 +111,20 @@ def _list_expected(schema: str) -> dict[tuple[str, str], int]:
     return expected
 
 
-def _has_original_body(connection: Connection, schema: str) -> bool:
-    body = connection.exec_driver_sql(
-        """SELECT p.prosrc FROM pg_catalog.pg_proc p
-JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname = %s AND p.proname = %s AND p.pronargs = 0""",
-        (schema, _REFUSE),
-    ).scalar()
-    return any(
-        f"FUNCTION {quote(schema)}.{_REFUSE}()" in statement and body == statement.split("$fn$")[1]
-        for statement in create_statements(schema)
-        if "$fn$" in statement
+def _list_replaced(connection: Connection, schema: str) -> list[str]:
+    """Names of the log's functions whose bodies are not what created them."""
+    rows = connection.exec_driver_sql(
+        """SELECT p.proname::text, p.prosrc FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s""",
+        (schema,),
     )
+    found = {name: body for name, body in rows}
+    expected = {}
+    for statement in create_statements(schema):
+        match = _FUNCTION.match(statement)
+        if match is not None:
+            expected[match["name"]] = match["body"]
+    return [name for name, body in expected.items() if found.get(name) != body]
 
 
 def find_tail_start(

@@ -45,14 +45,23 @@ def send_draft_and_commit(connection: Connection, draft: Draft) -> list[Receipt]
     """
     raw: Any = connection.connection.driver_connection
     cursor = raw.cursor()
+    errors = _errors(connection)
+    failures: list[Exception] = []
     try:
         with raw.pipeline():
-            cursor.execute(draft.statement, draft.parameters)
-            raw.execute("COMMIT")
-    except _errors(connection) as cause:
+            # Raised inside the block, the first error would be followed by a log line of the
+            # driver's about the rest of the pipeline, which is aborted as it should be.
+            try:
+                cursor.execute(draft.statement, draft.parameters)
+                raw.execute("COMMIT")
+            except errors as first:
+                failures.append(first)
+    except errors as cause:
+        failures.append(cause)
+    if failures:
         # With a row of the append's own, it was COMMIT that failed.
         failed = None if cursor.rowcount == 1 else draft
-        raise explain(connection, cause, draft=failed) from cause
+        raise explain(connection, failures[0], draft=failed) from failures[0]
     return _make_receipts(draft, cursor.fetchone())
 
 

@@ -1,0 +1,1 @@
+"""Programs that show the log at work; none of them is part of the package."""
