@@ -118,7 +118,7 @@ def _list_replaced(connection: Connection, schema: str) -> list[str]:
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s""",
         (schema,),
     )
-    found = {name: body for name, body in rows}
+    found = {row[0]: row[1] for row in rows}
     expected = {}
     for statement in create_statements(schema):
         match = _FUNCTION.match(statement)

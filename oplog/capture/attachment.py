@@ -44,8 +44,10 @@ class Enlisted:
 class SessionState:
     """What the log keeps for one session."""
 
-    metadata: dict[str, list[str]] = field(default_factory=dict)
-    """Given before the session had a connection."""
+    pending: dict[SessionTransaction | None, dict[str, list[str]]] = field(default_factory=dict)
+    """Metadata by the savepoint (None is the root) that has no connection to hold it yet."""
+    begun: set[SessionTransaction] = field(default_factory=set)
+    """Savepoints that the database knows: SQLAlchemy sends SAVEPOINT with the first use."""
     enlisted: list[Enlisted] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     committing: bool = False
@@ -127,11 +129,19 @@ class Attachments:
     def annotate(self, session: Session, metadata: Mapping[str, list[str]]) -> None:
         """Describe the session's transaction; kept until it has a connection."""
         self._check_attached(session)
-        state = self._state(session)
-        if not state.enlisted:
-            state.metadata.update(metadata)
-        for one in state.enlisted:
-            one.recorder.annotate(metadata)
+        self._describe(self._state(session), session.get_nested_transaction(), metadata)
+
+    @staticmethod
+    def _describe(
+        state: SessionState,
+        savepoint: SessionTransaction | None,
+        metadata: Mapping[str, list[str]],
+    ) -> None:
+        if savepoint in state.begun or (savepoint is None and state.enlisted):
+            for one in state.enlisted:
+                one.recorder.annotate(metadata)
+        else:
+            state.pending.setdefault(savepoint, {}).update(metadata)
 
     def list_receipts(self, session: Session) -> list[Receipt]:
         """Receipts of the session's last commit."""
@@ -190,13 +200,14 @@ class Attachments:
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         state = self._state(session)
-        if any(one.connection is connection for one in state.enlisted):
-            return
         listener = self._listener(connection)
         recorder = listener.open(connection)
-        if not state.enlisted and state.metadata:
-            recorder.annotate(state.metadata)
-        state.enlisted.append(Enlisted(connection, listener, recorder))
+        if not any(one.connection is connection for one in state.enlisted):
+            state.enlisted.append(Enlisted(connection, listener, recorder))
+        savepoint = transaction if transaction.nested else None
+        if savepoint is not None:
+            state.begun.add(savepoint)
+        recorder.annotate(state.pending.get(savepoint, {}))
 
     def _on_before_commit(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -220,22 +231,29 @@ class Attachments:
             one.listener.take_tickets(one.connection, one.recorder)
 
     def _on_after_commit(self, session: Session) -> None:
-        if session.in_nested_transaction():
-            return
         state = self._state(session)
+        savepoint = session.get_nested_transaction()
+        if savepoint is not None:
+            if savepoint not in state.begun and savepoint in state.pending:
+                outer = savepoint.parent if savepoint.parent and savepoint.parent.nested else None
+                self._describe(state, outer, state.pending.pop(savepoint))
+            return
         state.receipts = []
         for one in state.enlisted:
             one.listener.send_deferred(one.connection, one.recorder)
             state.receipts += one.recorder.receipts
 
     def _on_after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is not None:
-            return
         state = self._state(session)
+        if transaction.parent is not None:
+            state.begun.discard(transaction)
+            state.pending.pop(transaction, None)
+            return
         for one in state.enlisted:
             one.listener.close(one.connection)
         state.enlisted.clear()
-        state.metadata.clear()
+        state.begun.clear()
+        state.pending.clear()
         state.committing = False
 
 

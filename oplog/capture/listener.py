@@ -8,7 +8,6 @@ would turn into a rollback is refused before the application believes it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import Binding, BoundType
+from oplog.capture.control import match_control
 from oplog.capture.observation import (
     list_parameters,
     observe_delete,
@@ -40,13 +40,6 @@ from oplog.capture.writer import Draft, EntryWriter, list_unticketed
 from oplog.entry import OpType, Receipt
 from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
 from oplog.events import EntriesAppended
-
-_CONTROL = re.compile(
-    r"\s*(?:(?P<save>savepoint)|(?P<back>rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?)"
-    r"|(?P<release>release(?:\s+savepoint)?)|(?P<end>commit|end|rollback|abort|prepare\s+transaction"
-    r"))\b\s*(?P<name>\"(?:[^\"]|\"\")*\"|\w+)?",
-    re.IGNORECASE,
-)
 
 
 class EngineListener:
@@ -197,7 +190,7 @@ class EngineListener:
 
     @staticmethod
     def _check_control(recorder: Recorder, statement: str) -> None:
-        matched = _CONTROL.match(statement)
+        matched = match_control(statement)
         if matched and matched["end"] and not matched["back"] and recorder.dirty:
             raise NotCapturableError(
                 f"{matched['end'].upper()} was sent as a statement while changes wait to be logged",
@@ -215,7 +208,7 @@ class EngineListener:
         recorder = self._recorders.get(connection)
         if recorder is None or not _is_text(rest[1].compiled):
             return
-        matched = _CONTROL.match(statement)
+        matched = match_control(statement)
         if matched is None or not matched["name"]:
             return
         name = matched["name"]

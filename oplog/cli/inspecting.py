@@ -21,6 +21,7 @@ from oplog.cli.presentation import (
     entry_to_json,
     escape,
     show_change,
+    show_count,
     show_entry,
     show_key,
     show_size,
@@ -104,7 +105,7 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
         "log": f"{found['log_id']} (schema {escape(found['schema'])}, "
         f"version {found['schema_version']})",
         "server": f"PostgreSQL {server['version']}{standby}, database {escape(server['database'])}",
-        "entries": f"{found['entries']} of {found['aggregates']} aggregates, "
+        "entries": f"{found['entries']} of {show_count(found['aggregates'], 'aggregate')}, "
         f"{show_size(found['bytes'])}",
         "last": f"position {found['position']}, {found['recorded_at']}"
         if found["entries"]

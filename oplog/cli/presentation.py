@@ -90,6 +90,11 @@ def show_size(count: int) -> str:
     return f"{size:.1f} TiB"
 
 
+def show_count(number: int, one: str, *, many: str = "") -> str:
+    """A number of things; `many` where the plural takes more than an s."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def show_key(key: Mapping[str, object]) -> str:
     """A primary key on one line."""
     return ", ".join(f"{escape(name)}={show_value(value)}" for name, value in key.items())

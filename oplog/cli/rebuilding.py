@@ -16,7 +16,15 @@ from oplog.cli.argument import PLACE
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, redact_option, standard_options
 from oplog.cli.outcome import DIFFERENCES
-from oplog.cli.presentation import REDACTED, escape, hide, show_key, show_value, to_json_value
+from oplog.cli.presentation import (
+    REDACTED,
+    escape,
+    hide,
+    show_count,
+    show_key,
+    show_value,
+    to_json_value,
+)
 from oplog.cli.progress import show_progress
 from oplog.replay import Difference, VerifyReport
 
@@ -53,10 +61,8 @@ def replay(invocation: Invocation, *, into: str, through: int | datetime | None)
 
 
 def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"{document['rows']} rows in schema {escape(document['into'])}, rebuilt from "
-        f"{document['entries']} entries"
-    )
+    rows, entries = show_count(document["rows"], "row"), _show_entries(document["entries"])
+    yield f"{rows} in schema {escape(document['into'])}, rebuilt from {entries}"
     yield f"through position {document['position']}"
     yield f"digest {document['digest']}"
 
@@ -87,7 +93,7 @@ def verify(invocation: Invocation, *, limit: int, redact: bool) -> int:
     )
     untold = report.count - len(report.differences)
     if untold > 0:
-        say(f"{untold} more differences are not shown; --limit shows more")
+        say(f"{show_count(untold, 'more difference')} not shown; --limit shows more")
     return 0 if report.ok else DIFFERENCES
 
 
@@ -122,11 +128,16 @@ def _hide_side(value: Any, *, redact: bool) -> Any:
 def _show_report(report: VerifyReport, *, redact: bool) -> Iterator[str]:
     for difference in report.differences:
         yield from _show_difference(difference, redact=redact)
-    read = f"{report.rows} rows from {report.entries} entries through position {report.position}"
+    rows, entries = show_count(report.rows, "row"), _show_entries(report.entries)
+    read = f"{rows} from {entries} through position {report.position}"
     if report.ok:
         yield f"equal: {read}"
     else:
-        yield f"DIFFERENT: {report.count} differences; the log has {read}"
+        yield f"DIFFERENT: {show_count(report.count, 'difference')}; the log has {read}"
+
+
+def _show_entries(number: int) -> str:
+    return show_count(number, "entry", many="entries")
 
 
 def _show_difference(difference: Difference, *, redact: bool) -> Iterator[str]:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import bind_catalog
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.presentation import escape
+from oplog.cli.presentation import escape, show_count
 from oplog.cli.prototext import print_files
 from oplog.errors import UnknownTypeError
 from oplog.facade import Oplog
@@ -121,7 +121,11 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
     document = {"stored": [_describe(shape) for shape in stored], "dry_run": dry_run}
     invocation.emit(lambda: document, lambda: (line for shape in stored for line in _show(shape)))
     verb = "would be stored" if dry_run else "stored"
-    say(f"{len(stored)} types {verb}" if stored else "the log knows every type already")
+    say(
+        f"{show_count(len(stored), 'type')} {verb}"
+        if stored
+        else "the log knows every type already"
+    )
 
 
 def _read_shapes(log: Oplog, connection: Connection) -> Sequence[Shape]:

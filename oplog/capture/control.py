@@ -1,0 +1,48 @@
+"""Statements that steer a transaction: savepoints, COMMIT, ROLLBACK, as text.
+
+Pure. Must not know what is recorded. The hard thing is that a statement may begin with
+comments, which in Postgres nest.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(
+    r"(?:(?P<save>savepoint)|(?P<back>rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?)"
+    r"|(?P<release>release(?:\s+savepoint)?)|(?P<end>commit|end|rollback|abort|prepare\s+transaction"
+    r"))\b\s*(?P<name>\"(?:[^\"]|\"\")*\"|\w+)?",
+    re.IGNORECASE,
+)
+_SPACE_OR_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|$)")
+_COMMENT_MARK = re.compile(r"/\*|\*/")
+
+
+def match_control(statement: str) -> re.Match[str] | None:
+    """The statement's first words if they steer the transaction.
+
+    Groups: `save`, `back`, `release`, `end` (whichever it is) and `name`.
+    """
+    return _CONTROL.match(statement, _skip_comments(statement))
+
+
+def _skip_comments(statement: str) -> int:
+    """Where the statement begins, after white space and comments."""
+    place = 0
+    while True:
+        found = _SPACE_OR_COMMENT.match(statement, place)
+        if found:
+            place = found.end()
+        elif statement.startswith("/*", place):
+            place = _skip_block(statement, place)
+        else:
+            return place
+
+
+def _skip_block(statement: str, place: int) -> int:
+    depth = 0
+    for mark in _COMMENT_MARK.finditer(statement, place):
+        depth += 1 if mark.group() == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return len(statement)

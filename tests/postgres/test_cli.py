@@ -1,0 +1,246 @@
+"""What the commands answer, on a real database, for people and for scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import URL
+
+from oplog import Keyring
+from tests.postgres.shop import NOISE, Shop, open_shop
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def empty_shop(tmp_path: Path, database_url: URL) -> Shop:
+    return open_shop(tmp_path, database_url)
+
+
+@pytest.fixture
+def shop(empty_shop: Shop) -> Shop:
+    empty_shop.fill()
+    return empty_shop
+
+
+# -- status, tail, history ----------------------------------------------------------------------
+
+
+def test_status(shop: Shop) -> None:
+    status = shop.ask("status")
+    (key_id,) = Keyring.from_file(shop.directory / "keyring.json").key_ids
+    assert (status["schema"], status["schema_version"]) == ("oplog", 1)
+    assert (status["entries"], status["aggregates"], status["position"]) == (5, 3, 5)
+    assert status["keys"] == [{"key_id": key_id, "state": "current"}]
+    assert status["types"][0] == {"name": "account", "revisions": [1], "table": "public.account"}
+    assert status["append_only"] == {"ok": True, "problems": []}
+    assert status["server"]["standby"] is False
+    assert status["server"]["database"] == shop.url.database
+    assert status["bytes"] > 0
+    out, err = shop.call("status")
+    assert err == NOISE
+    for part in (status["log_id"], status["recorded_at"], "5 of 3 aggregates", key_id, "line"):
+        assert part in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_status_warns_of_a_broken_guard_and_of_a_missing_key(shop: Shop) -> None:
+    shop.execute("ALTER TABLE oplog.oplog_metadata DISABLE TRIGGER oplog_append_only")
+    shop.replace_keyring()
+    out, err = shop.call("status")
+    assert "append-only: NO" in out
+    assert "missing" in out
+    assert "warning: trigger oplog_append_only on oplog_metadata is disabled" in err
+
+
+def test_tail_for_people(shop: Shop) -> None:
+    out, err = shop.call("tail", "-n", "2")
+    assert err == NOISE
+    first, *rest = out.splitlines()
+    assert first.startswith("4  20")
+    assert first.endswith("Z  account/1  version 2")
+    assert rest[:3] == ["  actor: bob", "  update account id=1", "    balance = 6.00"]
+    assert rest[4:] == ["  delete account id=2"]
+    whole, _ = shop.call("tail")
+    assert "owner = 'Ann \\x1b[31m'" in whole
+    assert "\x1b" not in whole
+    assert f"photo = \\x{'00' * 16}… (20 bytes)" in whole
+    assert "  reason: import, night\n" in whole
+    assert "sku = 'a=b'" in whole
+
+
+def test_tail_for_scripts(shop: Shop) -> None:
+    entries = shop.ask("tail")
+    assert [entry["position"] for entry in entries] == [1, 2, 3, 4, 5]
+    assert entries[0]["metadata"] == {"actor": ["ann"], "reason": ["import", "night"]}
+    assert entries[0]["operations"] == [
+        {
+            "kind": "create",
+            "type": "account",
+            "key": {"id": 1},
+            "fields": {
+                "id": 1,
+                "owner": "Ann \x1b[31m",
+                "balance": "5.00",
+                "photo": "\\x" + "00" * 20,
+                "stars": "4611686018427387904",
+            },
+        }
+    ]
+    assert [e["transaction_position"] for e in entries] == [1, 1, 1, 4, 5]
+    assert entries[4]["operations"] == [
+        {"kind": "delete", "type": "account", "key": {"id": 2}, "fields": {}}
+    ]
+
+
+def test_tail_filters(shop: Shop) -> None:
+    def positions(*arguments: str) -> list[int]:
+        return [entry["position"] for entry in shop.ask("tail", *arguments)]
+
+    assert positions("-n", "1") == [5]
+    assert positions("-n", "0", "--after", "3") == [4, 5]
+    assert positions("-n", "1", "--through", "3") == [3]
+    assert positions("--aggregate", "account/1") == [1, 4]
+    assert positions("-n", "1", "--aggregate", "account/1", "--through", "3") == [1]
+    assert positions("--metadata", "reason=night", "--metadata", "actor=ann") == [1, 2, 3]
+    assert positions("-n", "2", "--metadata", "actor=ann") == [2, 3]
+    assert positions("--metadata", "actor=ann", "--metadata", "reason=day") == []
+    moment = shop.ask("tail", "-n", "2")[0]["recorded_at"]
+    assert positions("--through", moment) == [1, 2, 3, 4]
+    assert positions("--after", moment) == [5]
+    assert positions("--through", "2001-01-01") == []
+
+
+def test_history(shop: Shop) -> None:
+    document = shop.ask("history", "account", "01")
+    assert (document["type"], document["key"]) == ("account", {"id": 1})
+    first, second = document["changes"]
+    assert (first["kind"], first["position"]) == ("create", 1)
+    assert (second["kind"], second["fields"]) == ("update", {"balance": "6.00"})
+    assert second["metadata"] == {"actor": ["bob"]}
+    by_order = shop.call("history", "line", "7", "a=b")[0]
+    assert by_order == shop.call("history", "line", "sku=a=b", "order_id=7")[0]
+    assert by_order.splitlines()[1:] == [
+        "  actor: ann",
+        "  reason: import, night",
+        "  order_id = 7",
+        "  sku = 'a=b'",
+        "  amount = 3",
+    ]
+    out, err = shop.call("history", "account", "99")
+    assert out == ""
+    assert "the log has nothing about account id=99" in err
+
+
+def test_history_of_what_cannot_be(shop: Shop) -> None:
+    assert "'coat' is not a type of this log" in shop.call("history", "coat", "1", code=1)[1]
+    out, err = shop.call("history", "account", "one", code=2)
+    assert out == ""
+    assert 'invalid input syntax for type integer: "one"' in err
+    assert "its primary key is (id integer)" in err
+    assert "value too long" in shop.call("history", "line", "7", "123456789", code=2)[1]
+    assert "the primary key is: order_id sku" in shop.call("history", "line", "7", code=2)[1]
+
+
+def test_redacted_values_are_nowhere(shop: Shop) -> None:
+    shop.execute("UPDATE account SET owner = 'Eve' WHERE id = 1")
+    shop.execute("INSERT INTO line VALUES (8, 'secret', 4711)", "DELETE FROM line WHERE amount = 3")
+    for command in (["tail"], ["history", "account", "1"], ["verify"]):
+        code = 3 if command == ["verify"] else 0
+        for form in ([], ["--json"]):
+            out, err = shop.call(*command, "--redact", *form, code=code)
+            assert "***" in out
+            for value in ("Ann", "Eve", "4711", "6.00", "5.00"):
+                assert value not in out + err
+
+
+# -- replay and verify --------------------------------------------------------------------------
+
+
+def test_replay(shop: Shop) -> None:
+    report = shop.ask("replay", "--into", "again")
+    assert (report["into"], report["rows"], report["entries"]) == ("again", 2, 5)
+    assert report["position"] == 5
+    out, _ = shop.call("replay", "--into", "again")
+    assert f"digest {report['digest']}\n" in out
+    moment = shop.ask("tail", "-n", "3")[0]["recorded_at"]
+    by_position = shop.ask("replay", "--into", "before", "--through", "3")
+    assert (by_position["rows"], by_position["entries"]) == (3, 3)
+    assert shop.ask("replay", "--into", "before", "--through", moment) == by_position
+    shop.execute("DO $$ BEGIN ASSERT (SELECT balance FROM before.account WHERE id = 1) = 5; END $$")
+    _, err = shop.call("replay", "--into", "public", code=2)
+    assert "it holds the live tables" in err
+
+
+def test_verify(shop: Shop) -> None:
+    out, err = shop.call("verify")
+    assert out == "equal: 2 rows from 5 entries through position 5\n"
+    assert err == NOISE
+    assert shop.ask("verify") == {
+        "ok": True,
+        "count": 0,
+        "rows": 2,
+        "entries": 5,
+        "position": 5,
+        "differences": [],
+    }
+
+
+def test_verify_shows_every_difference_and_ends_with_3(shop: Shop) -> None:
+    shop.execute(
+        "UPDATE account SET balance = 99, photo = NULL WHERE id = 1",
+        "UPDATE line SET order_id = 9",
+    )
+    out, _ = shop.call("verify", code=3)
+    assert out == (
+        "public.account id=1 column balance\n  live:   99.00\n  logged: 6.00\n"
+        f"public.account id=1 column photo\n  live:   NULL\n  logged: \\x{'00' * 16}… (20 bytes)\n"
+        "public.line order_id=7, sku='a=b': the log has this row, the table has not\n"
+        "  logged: order_id = 7\n  logged: sku = 'a=b'\n  logged: amount = 3\n"
+        "public.line order_id=9, sku='a=b': the table has this row, the log has not\n"
+        "  live: order_id = 9\n  live: sku = 'a=b'\n  live: amount = 3\n"
+        "DIFFERENT: 4 differences; the log has 2 rows from 5 entries through position 5\n"
+    )
+    document = shop.ask("verify", code=3)
+    assert (document["ok"], document["count"]) == (False, 4)
+    balance, _photo, missing, extra = document["differences"]
+    assert balance == {
+        "table": "public.account",
+        "key": {"id": 1},
+        "column": "balance",
+        "kind": "changed",
+        "live": "99.00",
+        "logged": "6.00",
+    }
+    assert (missing["kind"], missing["column"], missing["live"]) == ("missing", None, None)
+    assert (extra["kind"], extra["logged"], extra["live"]["amount"]) == ("extra", None, 3)
+    out, err = shop.call("verify", "--limit", "1", code=3)
+    assert "DIFFERENT: 4 differences" in out
+    assert "3 more differences not shown" in err
+
+
+# -- types --------------------------------------------------------------------------------------
+
+
+def test_types(empty_shop: Shop) -> None:
+    out, err = empty_shop.call("types", "list")
+    assert out == ""
+    assert "declared and not stored yet: account, line" in err
+    assert "log has no type 'line'" in empty_shop.call("types", "proto", "line", code=1)[1]
+    empty_shop.call("--app", "shop:make_log", "types", "sync", code=1)
+    empty_shop.execute(
+        "CREATE TABLE line (order_id integer, sku varchar(8), amount integer NOT NULL, "
+        "PRIMARY KEY (order_id, sku))",
+        "CREATE TABLE account (id integer PRIMARY KEY, owner text NOT NULL, "
+        "balance numeric(12,2) NOT NULL, photo bytea, stars bigint)",
+    )
+    would = empty_shop.ask("types", "sync", "--dry-run")
+    assert [t["name"] for t in would["stored"]] == ["account", "line"]
+    assert empty_shop.ask("types", "list")["not_stored"] == ["account", "line"]
+    assert empty_shop.ask("types", "sync")["stored"] == would["stored"]
+    assert empty_shop.ask("types", "sync")["stored"] == []
+    assert empty_shop.ask("types", "list") == {"types": would["stored"], "not_stored": []}
+    assert "    2  sku  character varying(8)  key\n" in empty_shop.call("types", "list")[0]
+    out, _ = empty_shop.call("types", "proto", "line")
+    assert "  optional sint64 order_id = 1;\n  optional string sku = 2;\n" in out
