@@ -1,25 +1,27 @@
 """The catalog bound to one database: declared types, stored shapes, live tables.
 
-Built once per engine, before its first logged transaction, and read by every one after.
-Must not know sessions or statements. The hard thing is that binding writes: a type that the
-log has not seen is stored in the caller's own transaction, so until that commits nobody may
-rely on it.
+Built once per engine, before its first logged write, and read by every one after. Must not
+know sessions or statements. The hard thing is that binding writes: a type that the log has
+not seen is stored first, by a transaction of its own, so that nobody waits for the caller's
+and a rollback does not take it away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
 from oplog.errors import (
     KeyUnavailableError,
     NotCapturableError,
     SchemaDriftError,
+    SchemaVersionError,
     UnknownTypeError,
     WrongKeyError,
 )
@@ -106,11 +108,37 @@ class ShapeTable:
             self._latest[shape.type_name] = self._shapes[shape.type_name, shape.revision]
 
 
-def bind_catalog(
+def bind_for_writing(
     connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding:
+    """What a transaction needs to log its rows; nothing is stored by the transaction itself.
+
+    Types and key ids that the log does not know are stored by a short transaction on a
+    connection apart: in the caller's own, every other first writer would wait for its end,
+    and one in the same thread for ever. Only where that cannot see the same tables (they
+    are made by the caller's open transaction) the caller's own stores them, and the binding
+    is `fresh`.
+    """
+    bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
+    if not bound.fresh:
+        return bound
+    apart = _bind_apart(connection.engine, catalog, store=store, keyring=keyring)
+    if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
+        return apart
+    return bind_catalog(connection, catalog, store=store, keyring=keyring)
+
+
+def bind_catalog(
+    connection: Connection,
+    catalog: TypeCatalog,
+    *,
+    store: Store,
+    keyring: Keyring | None,
+    write: bool = True,
 ) -> Binding:
     """Compare catalog, log and live tables; store types and key ids the log does not know.
 
+    With `write=False` nothing is stored, and the binding is `fresh` if something had to be.
     Raises `SchemaVersionError` without current log tables, `SchemaDriftError` where tables
     and models disagree, `WrongKeyError` when a known key id comes with another key.
     """
@@ -118,7 +146,9 @@ def bind_catalog(
     log_id = store.read_log_id(connection)
     # Read once: another thread may rotate the keyring at any moment.
     key_id = "" if keyring is None else keyring.current_key_id
-    fresh = bind_key(connection, keyring, key_id=key_id, store=store)
+    fresh = keyring is not None and not _knows_key(connection, keyring, key_id, store)
+    if fresh and write and keyring is not None:
+        store.insert_key(connection, key_id, check_value=keyring.check_value(key_id))
     tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
     stored = _group_types(store.list_types(connection))
     types: dict[sa.Table, BoundType] = {}
@@ -127,7 +157,7 @@ def bind_catalog(
         shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         while shape not in stored.get(declared.type_name, []):
             fresh = True
-            if store.insert_type(connection, shape):
+            if not write or store.insert_type(connection, shape):
                 break
             # Another process stored this revision first, and its commit was waited for.
             stored = _group_types(store.list_types(connection))
@@ -137,6 +167,29 @@ def bind_catalog(
     return Binding(log_id, key_id, types, by_name, fresh)
 
 
+def _bind_apart(
+    engine: Engine, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding | None:
+    """The binding stored and committed on a connection of its own; None if that fails."""
+    # Not from the pool: the caller may hold its only connection.
+    apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
+    try:
+        with apart.begin() as connection:
+            connection.exec_driver_sql("SELECT pg_catalog.set_config('lock_timeout', '5s', true)")
+            bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
+        return replace(bound, fresh=False)
+    except (SchemaVersionError, SchemaDriftError, DBAPIError):
+        # Tables that only the caller's transaction sees, or no connection to be had: the
+        # caller's own attempt, which follows, succeeds or raises what is wrong.
+        return None
+    finally:
+        apart.dispose()
+
+
+def _same_types(one: Binding, other: Binding) -> bool:
+    return all(bound.shape.same_as(other.types[table].shape) for table, bound in one.types.items())
+
+
 def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
     grouped: dict[str, list[Shape]] = {}
     for shape in shapes:
@@ -144,21 +197,14 @@ def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
     return grouped
 
 
-def bind_key(connection: Connection, keyring: Keyring | None, *, key_id: str, store: Store) -> bool:
-    """Compare the keyring with the key ids the log knows; True if one had to be stored."""
-    if keyring is None:
-        return False
-    check_value = keyring.check_value(key_id)
+def _knows_key(connection: Connection, keyring: Keyring, key_id: str, store: Store) -> bool:
     known = store.read_key_check(connection, key_id)
-    if known is None:
-        store.insert_key(connection, key_id, check_value=check_value)
-        return True
-    if known != check_value:
+    if known is not None and known != keyring.check_value(key_id):
         raise WrongKeyError(
             f"the keyring's key {key_id!r} is not the key that this log knows by that id",
             hint="use the keyring this log was written with",
         )
-    return False
+    return known is not None
 
 
 def check_keyring(

@@ -18,7 +18,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, NoInspectionAvailable
 from sqlalchemy.orm import DeclarativeBase, Mapper
 
-from oplog.errors import ConfigurationError, NotCapturableError, UnknownTypeError
+from oplog.entry import check_aggregate_name
+from oplog.errors import ConfigurationError, EntryError, NotCapturableError, UnknownTypeError
 from oplog.value import Kind, declared_kind
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -58,6 +59,8 @@ class AggregateTemplate:
                 )
             self._pieces.append((literal, name))
         self.columns = tuple(name for _, name in self._pieces if name is not None)
+        if not self.columns:
+            _check_constant(text)
 
     def render(self, texts: Mapping[str, str | None]) -> str:
         """The aggregate's name for a row; `texts` are column values in Postgres' text form."""
@@ -68,6 +71,16 @@ class AggregateTemplate:
                 text = texts[name]
                 out.append("null" if text is None else text)
         return "".join(out)
+
+
+def _check_constant(text: str) -> None:
+    try:
+        check_aggregate_name(text)
+    except EntryError as cause:
+        raise ConfigurationError(
+            f"aggregate template {text!r} cannot name anything: {cause.args[0]}",
+            hint=cause.hint,
+        ) from cause
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,10 @@ class TypeCatalog:
         catalog._untracked = untracked
         for name, table in tables.items():
             if name not in untracked:
-                catalog._add(_declare(name, table, aggregates.get(name), excluded.get(name, {})))
+                declared = _declare(
+                    name, table, aggregate=aggregates.get(name), excluded=excluded.get(name, {})
+                )
+                catalog._add(declared)
         return catalog
 
     def register(
@@ -176,7 +192,14 @@ class TypeCatalog:
             )
         for name in excluded:
             _check_excluded(table, name)
-        declared = _declare(type_name, table, aggregate, excluded, message, revision)
+        declared = _declare(
+            type_name,
+            table,
+            aggregate=aggregate,
+            excluded=excluded,
+            message_class=message,
+            revision=revision,
+        )
         _check_message(declared, message)
         self._add(declared)
 
@@ -247,6 +270,7 @@ class TypeCatalog:
 def _declare(
     type_name: str,
     table: sa.Table,
+    *,
     aggregate: str | None,
     excluded: Mapping[str, str],
     message_class: type[message.Message] | None = None,

@@ -267,7 +267,8 @@ def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> 
     """An operation given by hand, in wire values.
 
     Raises `UnknownTypeError` for a column the type does not have and `EntryError` for a key
-    that is not the whole primary key or a value whose stored form is not certain.
+    that is not the whole primary key or is written anew, for an update of nothing, and for a
+    value whose stored form is not certain.
     """
     if set(operation.key) != set(shape.key_names):
         raise EntryError(
@@ -276,9 +277,25 @@ def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> 
             hint="give every column of the primary key and no other",
         )
     key = tuple([_to_wire(shape, name, operation.key[name]) for name in shape.key_names])
+    if None in key:
+        raise EntryError(
+            f"operation on {operation.type_name!r} has NULL in its key {dict(operation.key)!r}",
+            hint="give every column of the primary key a value",
+        )
     if operation.kind is OpType.DELETE:
-        return Effect(operation.kind, shape, key, {}, False, ordinal)
+        return Effect(operation.kind, shape, key, {}, complete=False, ordinal=ordinal)
     values = {name: _to_wire(shape, name, value) for name, value in operation.fields.items()}
+    moved = [
+        name
+        for name, part in zip(shape.key_names, key, strict=True)
+        if name in values and values[name] != part
+    ]
+    if moved:
+        raise EntryError(
+            f"operation on {operation.type_name!r} names one key and writes another: "
+            f"{', '.join(moved)} differs",
+            hint="a row that changes its key is a delete and a create",
+        )
     if operation.kind is OpType.CREATE:
         missing = [name for name in shape.names if name not in values]
         if missing:
@@ -287,7 +304,13 @@ def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> 
                 hint="a create says every logged column; use None for NULL",
             )
         values = {name: values[name] for name in shape.names}
-    return Effect(operation.kind, shape, key, values, operation.kind is OpType.CREATE, ordinal)
+    elif not values:
+        raise EntryError(
+            f"update of {operation.type_name!r} writes no column",
+            hint="leave the operation out, or give the columns that changed",
+        )
+    complete = operation.kind is OpType.CREATE
+    return Effect(operation.kind, shape, key, values, complete=complete, ordinal=ordinal)
 
 
 def _to_wire(shape: Shape, name: str, value: object) -> Wire | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
-from oplog.binding import ShapeTable, bind_catalog, check_keyring
+from oplog.binding import ShapeTable, bind_for_writing, check_keyring
 from oplog.capture.attachment import Attachments
 from oplog.capture.listener import EngineListener
 from oplog.capture.retry import run_async_work, run_work
@@ -92,7 +92,8 @@ class Oplog:
         return EngineListener(
             engine,
             self._writer,
-            lambda connection: bind_catalog(
+            self.catalog,
+            bind=lambda connection: bind_for_writing(
                 connection, self.catalog, store=self.store, keyring=self.keyring
             ),
             read_tickets=self.store.read_tickets,

@@ -15,16 +15,10 @@ from sqlalchemy.engine import Connection
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
 from oplog.store import PAGE_BYTES
-from oplog.stored import StoredEntry
+from oplog.stored import ENTRY_COLUMNS, StoredEntry, make_stored
 from oplog.tables import quote
 
-_NAMES = {"position": "id", "aggregate": "aggregate_name", "recorded_at": "created_at"}
-_COLUMNS = ", ".join(
-    "e.transaction_id::text::bigint AS transaction_id"
-    if name == "transaction_id"
-    else f"e.{_NAMES.get(name, name)}"
-    for name in StoredEntry._fields
-)
+
 _VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
 _EVERYTHING = "1:1:"
 """A snapshot in which nothing had happened yet."""
@@ -98,7 +92,7 @@ class Feed:
         """
         rows = connection.exec_driver_sql(
             "SELECT * FROM (SELECT "
-            f"{_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
+            f"{ENTRY_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
             "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
             f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {_VISIBLE} AND NOT {_VISIBLE} "
             "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
@@ -107,7 +101,7 @@ class Feed:
         ).fetchall()
         if not rows:
             return Page([], None)
-        found = [StoredEntry._make(row[:-2]) for row in rows]
+        found = [make_stored(row[:-2]) for row in rows]
         last = found[-1].position
         # What began on an earlier page was given there, whole.
         entries = [entry for entry in found if entry.transaction_position > cursor.after]
@@ -117,19 +111,19 @@ class Feed:
     def _read_tails(
         self, connection: Connection, entries: Sequence[StoredEntry], *, after: int
     ) -> list[StoredEntry]:
-        missing: dict[int, int] = {}
+        missing: dict[tuple[int, int], int] = {}
         for entry in entries:
-            missing.setdefault(entry.transaction_id, entry.transaction_size)
-            missing[entry.transaction_id] -= 1
-        cut = [str(transaction_id) for transaction_id, count in missing.items() if count > 0]
+            place = (entry.transaction_id, entry.transaction_position)
+            missing[place] = missing.get(place, entry.transaction_size) - 1
+        cut = [str(place[0]) for place, count in missing.items() if count > 0]
         if not cut:
             return []
         rows = connection.exec_driver_sql(
-            f"SELECT {_COLUMNS} FROM {self._s}.oplog_entry e "
+            f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e "
             "WHERE e.transaction_id = ANY (%s::text[]::xid8[]) AND e.id > %s ORDER BY e.id",
             (cut, after),
         )
-        return [StoredEntry._make(row) for row in rows]
+        return [make_stored(row) for row in rows]
 
     # -- checkpoints ----------------------------------------------------------------------
 

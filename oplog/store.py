@@ -17,7 +17,15 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
-from oplog.stored import BrokenLink, EntryFilter, NewEntry, StoredEntry
+from oplog.stored import (
+    ENTRY_COLUMNS,
+    BrokenLink,
+    EntryFilter,
+    NewEntry,
+    StoredEntry,
+    make_stored,
+    read_microseconds,
+)
 from oplog.tables import COMMENT_PREFIX, VERSION, quote, quote_literal
 
 PAGE_ENTRIES = 4000
@@ -37,11 +45,6 @@ class Store:
         self._qualifier = quote(schema)
         # In a statement a percent sign would be taken for a parameter.
         s = self._s = self._qualifier.replace("%", "%%")
-        self._columns = (
-            "e.id, e.entry_id, e.transaction_id::text::bigint, e.transaction_position, "
-            "e.transaction_size, e.aggregate_name, e.version, e.format, e.data, e.key_id, "
-            "e.metadata_hash, e.prev_hash, e.entry_hash, e.created_at, e.idempotency_key"
-        )
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
@@ -197,35 +200,12 @@ class Store:
         """
         where, values = self._bind_filter(filter)
         inner = (
-            f"SELECT {self._columns}, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes "
+            f"SELECT {ENTRY_COLUMNS}, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes "
             f"FROM {self._s}.oplog_entry e WHERE e.id > %s "
             f"AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot){where} "
             f"ORDER BY e.id LIMIT {PAGE_ENTRIES}"
         )
         return self._page(connection, inner, (max(after, filter.after or 0), snapshot, *values))
-
-    def read_new_page(
-        self, connection: Connection, old: str | None, *, new: str, after: int
-    ) -> list[StoredEntry]:
-        """Entries visible in snapshot `new` and not in `old`, over position `after`.
-
-        Costs what is new, even while an old transaction is open (facts, 4c): everything from
-        the old xmax on, and of the older ones only those then in progress.
-        """
-        bare = "0:0:" if old is None else old
-        select = f"SELECT {self._columns} FROM {self._s}.oplog_entry e"
-        visible = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
-        inner = (
-            "SELECT e.*, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes FROM ("
-            f"{select} WHERE e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
-            "AND e.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
-            f"AND {visible} UNION ALL {select} WHERE e.transaction_id = "
-            f"ANY(ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot))) AND {visible}"
-            f") e WHERE e.id > %s ORDER BY e.id LIMIT {PAGE_ENTRIES}"
-        )
-        if old is None:
-            bare = "1:1:"
-        return self._page(connection, inner, (bare, new, new, bare, new, after))
 
     def _page(
         self, connection: Connection, inner: str, values: tuple[Any, ...]
@@ -235,7 +215,7 @@ class Store:
             "ORDER BY p.id",
             values,
         )
-        return [StoredEntry._make(row[:-1]) for row in rows.fetchall()]
+        return [make_stored(row[:-1]) for row in rows.fetchall()]
 
     def _bind_filter(self, filter: EntryFilter) -> tuple[str, list[Any]]:
         where = ""
@@ -317,12 +297,16 @@ ORDER BY 1, 2 LIMIT {int(limit)}"""
             f"""SELECT (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
   (SELECT count(*) FROM {self._s}.oplog_ticket) AS aggregates,
   (SELECT coalesce(max(id), 0) FROM {self._s}.oplog_entry) AS position,
-  (SELECT max(created_at) FROM {self._s}.oplog_entry) AS recorded_at,
+  (SELECT (extract(epoch FROM max(created_at)) * 1000000)::bigint
+   FROM {self._s}.oplog_entry) AS recorded_at,
   pg_catalog.pg_total_relation_size({name}::regclass) AS entry_bytes,
   (SELECT count(*) FROM {self._s}.oplog_type) AS type_revisions,
   (SELECT log_id FROM {self._s}.oplog_log) AS log_id"""
         )
-        return dict(row.mappings().one())
+        status = dict(row.mappings().one())
+        recorded = status["recorded_at"]
+        status["recorded_at"] = None if recorded is None else read_microseconds(recorded)
+        return status
 
     # -- consumers ------------------------------------------------------------------------
 

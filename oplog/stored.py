@@ -1,13 +1,15 @@
 """Rows of the log's tables as plain values, and what to ask them by.
 
-No SQL and no connection. The hard thing is not here: these are what `store` gives and takes.
+No statement and no connection: these are what `store` and `feed` give and take. The hard
+thing is that a row must read the same under any session settings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 
@@ -59,3 +61,28 @@ class BrokenLink:
     version: int
     position: int | None
     reason: str
+
+
+ENTRY_COLUMNS = (
+    "e.id, e.entry_id, e.transaction_id::text::bigint AS transaction_id, "
+    "e.transaction_position, e.transaction_size, e.aggregate_name, e.version, e.format, e.data, "
+    "e.key_id, e.metadata_hash, e.prev_hash, e.entry_hash, "
+    # A number: as text it would be in the session's DateStyle and time zone.
+    "(extract(epoch FROM e.created_at) * 1000000)::bigint AS created, e.idempotency_key"
+)
+"""What to select from the entry table, called `e`, for `make_stored`."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RECORDED_AT = StoredEntry._fields.index("recorded_at")
+
+
+def read_microseconds(number: int) -> datetime:
+    """A time that travels as microseconds since 1970, exactly."""
+    return _EPOCH + timedelta(microseconds=number)
+
+
+def make_stored(row: Sequence[Any]) -> StoredEntry:
+    """A row as selected, its time a number of microseconds."""
+    values = list(row)
+    values[_RECORDED_AT] = read_microseconds(values[_RECORDED_AT])
+    return StoredEntry._make(values)

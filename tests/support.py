@@ -29,12 +29,13 @@ def administer(url: URL, *statements: str) -> None:
 def assert_replays(log: Oplog, engine: Engine) -> None:
     """The log alone tells every tracked table row for row, and its chains are whole.
 
-    Folds effects by hand, so that it also judges the product's own replay.
+    Folds effects by hand, so that it also judges the product's own `verify`.
     """
     with engine.connect() as connection:
         told = _fold_log(log, connection)
         live = _read_live(log, connection)
         links = log.store.list_broken_links(connection)
+        verdict = log.verify(connection)
     differences = [
         f"{where}: live {live.get(where)!r}, logged {told.get(where)!r}"
         for where in sorted(live.keys() | told.keys(), key=repr)
@@ -42,6 +43,7 @@ def assert_replays(log: Oplog, engine: Engine) -> None:
     ]
     assert not differences, "\n".join(["the log does not tell the live rows", *differences])
     assert links == []
+    assert verdict.ok, verdict.differences
 
 
 Row = dict[str, str]

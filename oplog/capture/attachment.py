@@ -154,6 +154,7 @@ class Attachments:
         connection = session.connection()
         for one in self._state(session).enlisted:
             if one.connection is connection:
+                one.listener.bind(connection, one.recorder)
                 return connection, one.recorder
         raise ConfigurationError(
             "this session began its transaction before it was attached to the log",

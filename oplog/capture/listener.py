@@ -37,9 +37,13 @@ from oplog.capture.sending import (
     send_draft_and_commit,
 )
 from oplog.capture.writer import Draft, EntryWriter, list_unticketed
+from oplog.catalog import TypeCatalog
 from oplog.entry import OpType, Receipt
 from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
 from oplog.events import EntriesAppended
+
+_DEFERRED = "oplog.deferred"
+"""In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
 
 
 class EngineListener:
@@ -49,12 +53,14 @@ class EngineListener:
         self,
         engine: Engine,
         writer: EntryWriter,
-        bind: Callable[[Connection], Binding],
+        catalog: TypeCatalog,
         *,
+        bind: Callable[[Connection], Binding],
         read_tickets: Callable[[Connection, list[str]], dict[str, int]],
     ) -> None:
         self.engine = engine
         self._writer = writer
+        self._catalog = catalog
         self._bind = bind
         self._read_tickets = read_tickets
         self._binding: Binding | None = None
@@ -87,24 +93,31 @@ class EngineListener:
         """The recorder of a connection's transaction, begun if it has none."""
         found = self._recorders.get(connection)
         if found is None:
-            if self._binding is not None and self._binding.key_id != self._writer.key_id:
-                # The keyring was rotated: the log must know the new key before it is used.
-                self._binding = None
-            if self._binding is None:
-                binding = self._bind(connection)
-                # What this transaction stored may yet be rolled back: bind again next time.
-                self._binding = None if binding.fresh else binding
-            else:
-                binding = self._binding
-            if binding.fresh:
-                self._plans.clear()
-            found = self._recorders[connection] = Recorder(binding)
+            found = self._recorders[connection] = Recorder()
         return found
+
+    def bind(self, connection: Connection, recorder: Recorder) -> Binding:
+        """What the transaction knows of its database, found out at its first write.
+
+        Not earlier: sessions that only read must not need the log.
+        """
+        if recorder.bound:
+            return recorder.binding
+        known = self._binding
+        # A rotated key has to be known to the log before it is used.
+        if known is None or known.key_id != self._writer.key_id:
+            known = self._bind(connection)
+            # What this transaction stored itself may yet be rolled back.
+            self._binding = None if known.fresh else known
+            self._plans.clear()
+        recorder.bind(known)
+        return known
 
     def close(self, connection: Connection) -> None:
         """Forget the transaction, however it ended."""
         self._recorders.pop(connection, None)
-        self._drafts.pop(connection, None)
+        if self._drafts.pop(connection, None) is not None:
+            _release_deferral(connection)
         self._pending.pop(connection, None)
 
     def refresh(self) -> None:
@@ -131,11 +144,14 @@ class EngineListener:
         """
         if not recorder.dirty:
             return
+        check_committable(connection)
         draft = self._writer.draft(connection, recorder)
         recorder.mark_drained()
         if draft is None:
             return
-        if defer and can_pipeline(connection):
+        # One log only: COMMIT must not leave before another log's entries.
+        if defer and can_pipeline(connection) and _DEFERRED not in connection.info:
+            connection.info[_DEFERRED] = True
             self._drafts[connection] = draft
         else:
             self._keep(recorder, send_draft(connection, draft), committed=False)
@@ -144,6 +160,7 @@ class EngineListener:
         """Send what was deferred to a COMMIT that this session did not make."""
         draft = self._drafts.pop(connection, None)
         if draft is not None:
+            _release_deferral(connection)
             self._keep(recorder, send_draft(connection, draft), committed=False)
 
     def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:
@@ -160,7 +177,7 @@ class EngineListener:
         if recorder is None:
             return
         context = rest[1]
-        plan = self._find_plan(recorder, context, statement)
+        plan = self._find_plan(connection, recorder, context, statement)
         if plan is None:
             return
         recorder.check_open(plan.bound)
@@ -171,7 +188,9 @@ class EngineListener:
         groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
         self._pending[connection] = (context, keys, groups)
 
-    def _find_plan(self, recorder: Recorder, context: Any, statement: str) -> StatementPlan | None:
+    def _find_plan(
+        self, connection: Connection, recorder: Recorder, context: Any, statement: str
+    ) -> StatementPlan | None:
         compiled = context.compiled
         if _is_text(compiled):
             self._check_control(recorder, statement)
@@ -179,13 +198,20 @@ class EngineListener:
         writes = context.isinsert or context.isupdate or context.isdelete
         if not writes and not getattr(compiled, "ctes", None):
             return None
+        if compiled in self._plans and self._plans[compiled] is None:
+            return None
+
+        def find_type(table: Any) -> BoundType | None:
+            if not isinstance(table, sa.Table) or self._catalog.find_table(table) is None:
+                return None
+            return self.bind(connection, recorder).types[table]
+
+        if compiled in self._plans:
+            # May clear the plans, if the key was rotated since.
+            self.bind(connection, recorder)
         if compiled not in self._plans:
-            types = recorder.binding.types
-
-            def find_type(table: Any) -> BoundType | None:
-                return types.get(table) if isinstance(table, sa.Table) else None
-
-            self._plans[compiled] = plan_statement(compiled, find_type)
+            plan = plan_statement(compiled, find_type)
+            self._plans[compiled] = plan
         return self._plans[compiled]
 
     @staticmethod
@@ -252,6 +278,8 @@ class EngineListener:
         if recorder is None:
             return
         draft = self._drafts.pop(connection, None)
+        if draft is not None:
+            _release_deferral(connection)
         try:
             check_committable(connection)
             recorder.raise_failure()
@@ -280,3 +308,8 @@ def _is_text(compiled: Any) -> bool:
     """Not a construct that reads or writes rows: text, or a savepoint's own clause."""
     statement = getattr(compiled, "statement", None)
     return statement is None or isinstance(statement, sa.TextClause) or hasattr(statement, "ident")
+
+
+def _release_deferral(connection: Connection) -> None:
+    if not connection.closed and not connection.invalidated:
+        connection.info.pop(_DEFERRED, None)

@@ -53,11 +53,30 @@ class Frame:
 class Recorder:
     """The frames of one transaction on one connection."""
 
-    def __init__(self, binding: Binding) -> None:
-        self.binding = binding
+    def __init__(self) -> None:
+        self._binding: Binding | None = None
         self.frames = [Frame("")]
         self.receipts: list[Receipt] = []
         self.drained = False
+
+    @property
+    def binding(self) -> Binding:
+        """What the transaction knows of its database; it is bound by its first write."""
+        if self._binding is None:
+            raise UnloggedWriteError(
+                "a change was recorded before the log looked at the database",
+                hint="report this with the statement that was executed first",
+            )
+        return self._binding
+
+    def bind(self, binding: Binding) -> None:
+        """Keep to one binding until the transaction ends."""
+        self._binding = binding
+
+    @property
+    def bound(self) -> bool:
+        """The transaction has written, or has begun to."""
+        return self._binding is not None
 
     # -- savepoints -----------------------------------------------------------------------
 

@@ -1,0 +1,83 @@
+"""A test's database with models, a log and a sessionmaker attached to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from oplog import Keyring, LoggedEntry, Operation, Oplog, TypeCatalog
+from tests.support import assert_replays
+
+
+@dataclass(frozen=True)
+class LoggedDatabase:
+    """What most capture tests work with."""
+
+    engine: Engine
+    log: Oplog
+    sessions: sessionmaker[Session]
+
+    def read(self) -> list[LoggedEntry]:
+        """All entries."""
+        with self.engine.connect() as connection:
+            return list(self.log.read(connection))
+
+    def tell(self) -> list[str]:
+        """All operations of all entries, briefly: 'CREATE account 1'."""
+        return [brief(o) for entry in self.read() for o in entry.operations]
+
+    def read_last(self) -> Operation:
+        """The only operation of the last entry."""
+        (operation,) = self.read()[-1].operations
+        return operation
+
+    def count(self, table: str) -> int:
+        """Live rows of a table."""
+        with self.engine.connect() as connection:
+            return int(connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one())
+
+    def execute(self, *statements: str) -> None:
+        """Run statements behind the log's back."""
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+    def assert_replays(self) -> None:
+        """The log tells the live rows."""
+        assert_replays(self.log, self.engine)
+
+    def assert_pool_is_clean(self) -> None:
+        """No connection went back to the pool inside a transaction."""
+        with self.engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            assert raw.info.transaction_status.name == "IDLE"
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+        assert self.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def brief(operation: Operation) -> str:
+    """'UPDATE account 1', with the parts of a composite key joined by '/'."""
+    key = "/".join(str(part) for part in operation.key.values())
+    return f"{operation.kind.name} {operation.type_name} {key}"
+
+
+def open_logged(
+    engine: Engine,
+    models: type[DeclarativeBase] | sa.MetaData,
+    *,
+    strict: bool = False,
+    **catalog: Any,
+) -> LoggedDatabase:
+    """Create the models' tables and attach a log to a new sessionmaker."""
+    metadata = models if isinstance(models, sa.MetaData) else models.metadata
+    metadata.create_all(engine)
+    log = Oplog(
+        TypeCatalog.from_models(models, **catalog), keyring=Keyring.generate(), strict=strict
+    )
+    sessions = sessionmaker(engine)
+    log.attach(sessions)
+    return LoggedDatabase(engine, log, sessions)
