@@ -14,20 +14,32 @@ from oplog.entry import (
     Receipt,
     Ticket,
 )
+from oplog.events import EntriesAppended, EntriesDrafted, Event, WorkRetried
 from oplog.facade import Oplog
 from oplog.keyring import Keyring
+from oplog.replay import Difference, ReplayReport, VerifyReport
+from oplog.subscription import Batch, Subscription
 
 __all__ = [
+    "Batch",
     "Change",
+    "Difference",
+    "EntriesAppended",
+    "EntriesDrafted",
     "Entry",
+    "Event",
     "Keyring",
     "LoggedEntry",
     "OpType",
     "Operation",
     "Oplog",
     "Receipt",
+    "ReplayReport",
+    "Subscription",
     "Ticket",
     "TypeCatalog",
+    "VerifyReport",
+    "WorkRetried",
 ]
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ and a rollback does not take it away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -165,6 +165,23 @@ def bind_catalog(
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
     return Binding(log_id, key_id, types, by_name, fresh)
+
+
+def list_unstored_shapes(
+    connection: Connection, catalog: TypeCatalog, *, stored: Collection[str]
+) -> list[Shape]:
+    """Shapes of tables that the catalog declares and the log has no type for yet.
+
+    Nothing was ever logged for them: every row that they hold slipped past. Tables that are
+    not in the database are left out.
+    """
+    missing = [t for t in catalog.types.values() if t.type_name not in stored]
+    live = read_live_tables(connection, [declared.table for declared in missing])
+    return [
+        resolve_shape(declared, live[declared.table], stored=[])
+        for declared in missing
+        if declared.table in live
+    ]
 
 
 def _bind_apart(

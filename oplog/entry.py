@@ -208,3 +208,12 @@ def check_metadata(key: str, value: object) -> list[str]:
                 hint=f"at most {MAX_METADATA_VALUE_BYTES} bytes; put long text in a table",
             )
     return values
+
+
+def check_metadata_count(count: int) -> None:
+    """Raise `InvalidMetadataError` when a transaction has too many metadata values."""
+    if count > MAX_METADATA_VALUES:
+        raise InvalidMetadataError(
+            f"{count} metadata values in one transaction, the limit is {MAX_METADATA_VALUES}",
+            hint="metadata describes the transaction; put lists of things into a table",
+        )

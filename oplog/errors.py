@@ -17,11 +17,11 @@ class OplogError(Exception):
     """Root of the tree.
 
     `hint` says what to do about it; `retryable` whether re-running the work may help;
-    `exit_code` is what the command line returns for it (DESIGN: 1 failed, 2 usage,
+    `exit_code` is what the command line returns for it (1 failed, 2 usage,
     3 differences or corruption, 10 schema version, 11 lease, 12 key, 13 store).
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -151,11 +151,15 @@ class ChainBrokenError(EntryError):
 
 
 class ReplayError(OplogError):
-    """The log could not be turned back into tables."""
+    """The log could not be turned back into tables: it contradicts itself."""
+
+    exit_code = 3
 
 
 class SchemaDriftError(ReplayError):
     """The live tables no longer have the shape that the log describes."""
+
+    exit_code = 1
 
 
 class VerificationError(ReplayError):

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
-from oplog.binding import ShapeTable, bind_for_writing, check_keyring
+from oplog.binding import (
+    ShapeTable,
+    bind_for_writing,
+    check_keyring,
+    list_unstored_shapes,
+)
 from oplog.capture.attachment import Attachments
 from oplog.capture.listener import EngineListener
 from oplog.capture.retry import run_async_work, run_work
@@ -28,6 +33,7 @@ from oplog.entry import (
     Ticket,
     check_aggregate_name,
     check_metadata,
+    check_metadata_count,
 )
 from oplog.errors import ConfigurationError, TicketConflictError
 from oplog.events import EventSink, ignore_event
@@ -127,6 +133,7 @@ class Oplog:
         `InvalidMetadataError` before anything is written.
         """
         checked = {key: check_metadata(key, value) for key, value in metadata.items()}
+        check_metadata_count(sum(len(values) for values in checked.values()))
         self._attachments.annotate(_unwrap(session), checked)
 
     def receipts(self, session: Any) -> list[Receipt]:
@@ -156,10 +163,12 @@ class Oplog:
         `TicketConflictError`. Unknown types or columns raise before anything is written.
         """
         if ticket is None:
-            raise TicketConflictError(
+            error = TicketConflictError(
                 f"no ticket for aggregate {entry.aggregate!r}",
                 hint="ticket = log.take_ticket(session, aggregate) before reading, then append",
             )
+            error.retryable = False
+            raise error
         _, recorder = self._attachments.find_recorder(_unwrap_sync(session))
         self._writer.check_entry(recorder, entry)
         recorder.add_entry(entry, ticket)
@@ -280,18 +289,30 @@ class Oplog:
         self,
         connection: Connection,
         *,
+        full: bool = True,
         limit: int = MOST_DIFFERENCES,
         progress: Progress | None = None,
     ) -> VerifyReport:
         """Compare the live tables with the log, row by row, in one snapshot; never repairs.
 
         A connection that is in a transaction already may see a state of its own: then a
-        second one of the same engine is used. At most `limit` differences are described, all
-        are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a
+        second one of the same engine is used. Every row is compared: only `full=True` is
+        offered. At most `limit` differences are described, all are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a
         log that does not replay.
         """
+        if not full:
+            raise ConfigurationError(
+                "this version verifies every row; there is no incremental verification",
+                hint="call verify(connection), or replay a smaller log",
+            )
         return verify_tables(
-            connection, open_reader=self.open_reader, limit=limit, progress=progress
+            connection,
+            open_reader=self.open_reader,
+            list_unstored=lambda inside, stored: list_unstored_shapes(
+                inside, self.catalog, stored=stored
+            ),
+            limit=limit,
+            progress=progress,
         )
 
     def history(self, connection: Connection, model: Any, key: Any) -> list[Change]:

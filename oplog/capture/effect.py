@@ -64,11 +64,11 @@ def fold_changes(changes: Iterable[RowChange]) -> list[NetRow]:
             _create(rows, row, change)
         elif change.kind is OpType.DELETE:
             if row is None:
-                row = rows[place] = NetRow(bound, key, True, group=change.group)
+                row = rows[place] = NetRow(bound, key, existed=True, group=change.group)
             _remove(row)
         else:
             if row is None:
-                row = rows[place] = NetRow(bound, key, True, group=change.group)
+                row = rows[place] = NetRow(bound, key, existed=True, group=change.group)
             row.write(change.values, change.unknown)
             if change.moved_to is not None and change.moved_to != key:
                 _move(rows, row, change.moved_to)
@@ -78,7 +78,7 @@ def fold_changes(changes: Iterable[RowChange]) -> list[NetRow]:
 def _create(rows: Rows, row: NetRow | None, change: RowChange) -> None:
     if row is None:
         row = rows[change.bound.shape.type_name, change.key] = NetRow(
-            change.bound, change.key, False
+            change.bound, change.key, existed=False
         )
     row.exists = True
     row.replaced = row.existed
@@ -99,7 +99,7 @@ def _move(rows: Rows, row: NetRow, key: Key) -> None:
     place = bound.shape.type_name, key
     there = rows.get(place)
     if there is None:
-        there = rows[place] = NetRow(bound, key, False)
+        there = rows[place] = NetRow(bound, key, existed=False)
     there.exists = True
     there.replaced = there.existed
     there.values = dict(row.values)

@@ -140,12 +140,15 @@ class Recorder:
         """Raise `TicketConflictError` unless the ticket is this transaction's for `aggregate`."""
         held = self.find_ticket(aggregate)
         if held is not ticket:
-            raise TicketConflictError(
+            error = TicketConflictError(
                 f"the ticket for {getattr(ticket, 'aggregate', ticket)!r} was not taken for "
                 f"{aggregate!r} in this transaction",
                 hint="call take_ticket in the transaction that appends; a ticket does not "
                 "outlive its transaction or savepoint",
             )
+            # The same work would make the same mistake again.
+            error.retryable = False
+            raise error
 
     def add_ticket(self, ticket: Ticket) -> None:
         """Hold a ticket until the frame ends."""

