@@ -37,7 +37,6 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError, TicketConflictError
 from oplog.events import EventSink, ignore_event
-from oplog.feed import Feed
 from oplog.keyring import Keyring
 from oplog.reader import EntryReader
 from oplog.replay import (
@@ -52,6 +51,7 @@ from oplog.replay import (
 )
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
+from oplog.store.feed import Feed
 from oplog.subscription import BATCH_ENTRIES, Subscription
 from oplog.upcast import Upcaster
 
@@ -297,8 +297,9 @@ class Oplog:
 
         A connection that is in a transaction already may see a state of its own: then a
         second one of the same engine is used. Every row is compared: only `full=True` is
-        offered. At most `limit` differences are described, all are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a
-        log that does not replay.
+        offered. At most `limit` differences are described, all are counted. Raises
+        `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a log that does not
+        replay.
         """
         if not full:
             raise ConfigurationError(

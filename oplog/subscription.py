@@ -16,9 +16,9 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.cursor import Cursor
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.feed import Feed
 from oplog.reader import EntryReader
-from oplog.stored import StoredEntry
+from oplog.store.feed import Feed
+from oplog.store.rows import StoredEntry
 
 BATCH_ENTRIES = 4000
 """Entries in a batch, unless one transaction has more."""

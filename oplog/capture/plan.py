@@ -87,7 +87,7 @@ def _refuse_hidden(statement: Any, find_type: Callable[[Any], BoundType | None])
             continue
         bound = find_type(_unalias(element.table))
         if bound is not None:
-            raise _refuse(bound, "is written inside a CTE")
+            raise _refuse(bound, "is written by a part of another statement, such as a CTE")
 
 
 def _unalias(table: Any) -> Any:
@@ -178,6 +178,8 @@ def _add_plain(
     codec = bound.shape.codecs.get(column.name)
     if bind is None or codec is None or not _travels_plainly(compiled, column, bind):
         return
+    if _may_narrow(compiled, column, codec.pg_type):
+        return
     plain.setdefault(
         column.name, BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
     )
@@ -194,6 +196,20 @@ def _travels_plainly(compiled: SQLCompiler, column: Any, bind: BindParameter[Any
     sql_type: Any = column.type.dialect_impl(compiled.dialect)
     wrapped = sql_type._has_bind_expression  # noqa: SLF001 - there is no public way
     return not (wrapped or bind.literal_execute or bind.expanding)
+
+
+def _may_narrow(compiled: SQLCompiler, column: Any, pg_type: str) -> bool:
+    """The model's type, to which the parameter is cast on its way, holds less than the column's.
+
+    A cast to REAL, DATE, TIMESTAMP(0) or VARCHAR(5)[] cuts off silently.
+    """
+    declared = column.type.compile(dialect=compiled.dialect).lower()
+    if not declared.startswith(("real", "float", "date", "time", "interval")) and not (
+        declared.endswith("[]") and "(" in declared
+    ):
+        return False
+    spelled = declared.replace(", ", ",").replace("varchar", "character varying")
+    return bool({"float": "double precision"}.get(spelled, spelled) != pg_type)
 
 
 def _list_values(statement: sa.Insert | sa.Update, table: sa.Table) -> Iterator[tuple[Any, Any]]:

@@ -29,8 +29,13 @@ from oplog.cli.presentation import (
     to_json_value,
 )
 from oplog.facade import Oplog
-from oplog.inspection import find_tail_start, list_guard_problems, read_key, read_server_status
-from oplog.stored import EntryFilter
+from oplog.store.inspection import (
+    find_tail_start,
+    list_guard_problems,
+    read_key,
+    read_server_status,
+)
+from oplog.store.rows import EntryFilter
 
 
 @click.command()

@@ -83,8 +83,9 @@ def verify_tables(
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
     sees what is committed. Leaves nothing behind. `list_unstored` gives the shapes of tables
-    that should be logged and whose types the log does not have: all their rows are extra. At most `limit` differences are described.
-    Excluded columns are not compared; computed ones are computed anew.
+    that should be logged and whose types the log does not have: all their rows are extra. At
+    most `limit` differences are described. Excluded columns are not compared; computed ones
+    are computed anew.
 
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where tables and log
     disagree about columns, `ReplayError` for a log that does not replay.

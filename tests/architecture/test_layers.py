@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -223,3 +224,28 @@ def test_two_positional_parameters_at_most(module_name: str) -> None:
         > MOST_POSITIONAL
     }
     assert set(crowded) <= CROWDED.get(module_name, set()), crowded
+
+
+def test_only_the_store_names_the_logs_tables() -> None:
+    names = re.compile(r"\boplog_(?:entry|metadata|ticket|type|key|checkpoint|log)\b")
+    allowed = {PACKAGE / "tables.py", *(PACKAGE / "store").glob("*.py")}
+    elsewhere = {
+        f"{path.relative_to(ROOT)}:{constant.lineno}"
+        for path in MODULES
+        if path not in allowed
+        for constant in _list_statements(path)
+        if names.search(str(constant.value))
+    }
+    assert elsewhere == set()
+
+
+def _list_statements(path: Path) -> list[ast.Constant]:
+    """String constants that are neither docstrings nor prose: they hold an SQL keyword."""
+    keyword = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN)\b")
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and keyword.search(node.value)
+    ]

@@ -14,10 +14,9 @@ from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
-from oplog.store import PAGE_BYTES
-from oplog.stored import ENTRY_COLUMNS, StoredEntry, make_stored
+from oplog.store.entries import PAGE_BYTES
+from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
 from oplog.tables import quote
-
 
 _VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
 _EVERYTHING = "1:1:"

@@ -1,8 +1,7 @@
-"""All SQL on the log's tables, in one place.
+"""Writing and reading the log: schema, types, keys, entries, tickets, checkpoints.
 
-Takes a SQLAlchemy connection and plain values, gives back plain values. Must not know
-catalogs, keys or sessions, and never opens or ends a transaction. Statements go through
-`exec_driver_sql`: an ORM-level execute would re-enter the session's own events.
+Takes a SQLAlchemy connection and plain values, gives back plain values. Statements go
+through `exec_driver_sql`: an ORM-level execute would re-enter the session's own events.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
-from oplog.stored import (
+from oplog.store.rows import (
     ENTRY_COLUMNS,
     BrokenLink,
     EntryFilter,
@@ -32,9 +31,6 @@ PAGE_ENTRIES = 4000
 """Most entries read at once."""
 PAGE_BYTES = 8 * 1024 * 1024
 """Sealed bytes read at once, more only for a single larger entry."""
-
-
-__all__ = ["BrokenLink", "EntryFilter", "NewEntry", "Store", "StoredEntry"]
 
 
 class Store:
@@ -307,42 +303,6 @@ ORDER BY 1, 2 LIMIT {int(limit)}"""
         recorded = status["recorded_at"]
         status["recorded_at"] = None if recorded is None else read_microseconds(recorded)
         return status
-
-    # -- consumers ------------------------------------------------------------------------
-
-    def read_checkpoint(self, connection: Connection, name: str) -> tuple[str, int] | None:
-        """A consumer's saved cursor (JSON text) and position."""
-        row = connection.exec_driver_sql(
-            f"SELECT cursor::text, position FROM {self._s}.oplog_checkpoint WHERE name = %s",
-            (name,),
-        ).one_or_none()
-        return None if row is None else (row[0], row[1])
-
-    def write_checkpoint(
-        self, connection: Connection, name: str, *, cursor: str, position: int
-    ) -> None:
-        """Save a consumer's cursor."""
-        connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
-            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
-            "cursor = excluded.cursor, position = excluded.position, "
-            "updated_at = pg_catalog.clock_timestamp()",
-            (name, cursor, position),
-        )
-
-    def read_origin(self, connection: Connection) -> tuple[str, int, bool]:
-        """System identifier, timeline, and whether this server is a standby."""
-        row = connection.exec_driver_sql(
-            "SELECT system_identifier::text, pg_catalog.pg_is_in_recovery() "
-            "FROM pg_catalog.pg_control_system()"
-        ).one()
-        if row[1]:
-            return row[0], 0, True
-        # pg_control_checkpoint() still says the old timeline right after a promotion.
-        timeline = connection.exec_driver_sql(
-            "SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn())"
-        ).scalar()
-        return row[0], int(str(timeline)[:8], 16), False
 
     def iterate(
         self, connection: Connection, filter: EntryFilter, *, snapshot: str

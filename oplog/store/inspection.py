@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 
 from oplog.errors import ConfigurationError
 from oplog.live import read_live_tables, require_live_table
-from oplog.stored import EntryFilter
+from oplog.store.rows import EntryFilter
 from oplog.tables import create_statements, quote, quote_literal
 from oplog.value import TEXT_SETTINGS, codec_for
 
@@ -152,7 +152,7 @@ def find_tail_start(
         parameters += [key, value, value]
     found = connection.exec_driver_sql(
         # Identifiers are quoted, values are parameters.
-        f"SELECT e.id FROM {quote(schema)}.oplog_entry e WHERE {' AND '.join(conditions)} "  # noqa: S608
+        f"SELECT e.id FROM {quote(schema)}.oplog_entry e WHERE {' AND '.join(conditions)} "
         "ORDER BY e.id DESC OFFSET %s LIMIT 1",
         (*parameters, count),
     ).scalar()
@@ -176,7 +176,7 @@ def read_key(
     try:
         row = connection.exec_driver_sql(
             # Types come from the server itself, names are quoted, texts are a parameter.
-            f"SELECT {selected} FROM pg_catalog.jsonb_to_record(%s::jsonb) AS r({declared})",  # noqa: S608
+            f"SELECT {selected} FROM pg_catalog.jsonb_to_record(%s::jsonb) AS r({declared})",
             (json.dumps({column.name: texts[column.name] for column in columns}),),
         ).one()
     except (DataError, NotSupportedError, ProgrammingError) as cause:

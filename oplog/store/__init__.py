@@ -1,0 +1,11 @@
+"""All SQL on the log's tables; nothing outside this package and `tables` names them.
+
+`entries` writes and reads the log, `feed` finds what is new for a consumer, `inspection`
+answers an operator's questions, `rows` are the plain values they give and take. Must not
+know catalogs, keys or sessions, and never opens or ends a transaction.
+"""
+
+from oplog.store.entries import Store
+from oplog.store.rows import BrokenLink, EntryFilter, NewEntry, StoredEntry
+
+__all__ = ["BrokenLink", "EntryFilter", "NewEntry", "Store", "StoredEntry"]
