@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 
 from google.protobuf import message
@@ -22,6 +22,8 @@ from oplog.shape import Column, Shape
 from oplog.value import UNSURE, Wire
 
 _KINDS = {kind.value: kind for kind in OpType}
+# One call for all of an operation's fields; each access by itself costs as much as parsing it.
+_read_operation = attrgetter("kind", "type", "complete", "ordinal", "row", "null_fields")
 
 
 @dataclass(slots=True)
@@ -71,6 +73,11 @@ class RowCodec:
             (lambda row: (getter(row),)) if single else getter
         )
         self._place = {c.number: n for n, c in enumerate(shape.columns)}
+        places = [n for n, c in enumerate(shape.columns) if c.primary_key]
+        pick = itemgetter(*places) if places else tuple
+        self._pick_key: Callable[[Sequence[Any]], tuple[Any, ...]] = (
+            (lambda values: (pick(values),)) if len(places) == 1 else pick
+        )
 
     def encode_row(self, values: Mapping[str, Wire | None]) -> tuple[bytes, list[int], list[int]]:
         """Message bytes, numbers of NULL fields, numbers of defaults not on the wire."""
@@ -100,6 +107,22 @@ class RowCodec:
         )
         return row, nulls, defaults
 
+    def decode_create(self, row: bytes, nulls: Sequence[int], *, ordinal: int) -> Effect:
+        """The effect of a create that logs every column: nearly all there is to replay."""
+        try:
+            values = self._read_all(self._parse(row))
+        except message.DecodeError as cause:
+            raise _damaged_row(self.shape) from cause
+        if nulls:
+            known = list(values)
+            for number in nulls:
+                known[self._find_place(number)] = None
+            values = tuple(known)
+        named = dict(zip(self.shape.names, values, strict=True))
+        return Effect(
+            OpType.CREATE, self.shape, self._pick_key(values), named, complete=True, ordinal=ordinal
+        )
+
     def decode_row(
         self, row: bytes, nulls: Sequence[int], *, defaults: Sequence[int], complete: bool
     ) -> dict[str, Wire | None]:
@@ -107,10 +130,7 @@ class RowCodec:
         try:
             parsed = self._parse(row)
         except message.DecodeError as cause:
-            raise DecodeError(
-                f"a row of type {self.shape.type_name!r} cannot be parsed",
-                hint="the stored type does not match the bytes; run verify",
-            ) from cause
+            raise _damaged_row(self.shape) from cause
         if complete:
             values = list(self._read_all(parsed))
             for number in nulls:
@@ -205,7 +225,15 @@ class PayloadCodec:
         codecs = [
             self.find_row_codec(types.find_shape(use.name, use.revision)) for use in parsed.types
         ]
-        return [_decode_operation(operation, codecs) for operation in parsed.operations]
+        effects = []
+        create, count = OpType.CREATE.value, len(codecs)
+        for operation in parsed.operations:
+            kind, use, complete, ordinal, row, nulls = _read_operation(operation)
+            if kind == create and complete and use < count:
+                effects.append(codecs[use].decode_create(row, nulls, ordinal=ordinal))
+            else:
+                effects.append(_decode_operation(operation, codecs))
+        return effects
 
 
 def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) -> Effect:
@@ -234,6 +262,13 @@ def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) ->
             hint="the entry is damaged; run verify",
         ) from cause
     return Effect(kind, codec.shape, key, values, complete, operation.ordinal)
+
+
+def _damaged_row(shape: Shape) -> DecodeError:
+    return DecodeError(
+        f"a row of type {shape.type_name!r} cannot be parsed",
+        hint="the stored type does not match the bytes; run verify",
+    )
 
 
 def _default_of(codec: RowCodec, name: str) -> Wire:

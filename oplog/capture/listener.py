@@ -8,7 +8,8 @@ would turn into a rollback is refused before the application believes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from oplog.binding import Binding, BoundType
 from oplog.capture.control import match_control
 from oplog.capture.observation import (
+    Group,
     list_parameters,
     observe_delete,
     observe_insert,
@@ -28,7 +30,7 @@ from oplog.capture.observation import (
     read_keys,
 )
 from oplog.capture.plan import StatementPlan, plan_statement
-from oplog.capture.recorder import Recorder
+from oplog.capture.recorder import Key, Recorder
 from oplog.capture.sending import (
     can_pipeline,
     check_committable,
@@ -41,6 +43,16 @@ from oplog.catalog import TypeCatalog
 from oplog.entry import OpType, Receipt
 from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
 from oplog.events import EntriesAppended
+
+
+@dataclass(frozen=True, slots=True)
+class StatementUnderWay:
+    """What is known of a statement before it is sent: its plan, and whose rows it names."""
+
+    plan: StatementPlan
+    keys: Sequence[Key]
+    groups: Sequence[Group] | None
+
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
@@ -67,7 +79,8 @@ class EngineListener:
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
         self._plans: WeakKeyDictionary[Any, StatementPlan | None] = WeakKeyDictionary()
         self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
-        self._pending: WeakKeyDictionary[Connection, Any] = WeakKeyDictionary()
+        self._under_way: WeakKeyDictionary[Any, StatementUnderWay] = WeakKeyDictionary()
+        """By execution context. The plan goes along: another thread may clear the plans."""
 
     def listen(self) -> None:
         """Begin to receive the engine's events."""
@@ -118,7 +131,6 @@ class EngineListener:
         self._recorders.pop(connection, None)
         if self._drafts.pop(connection, None) is not None:
             _release_deferral(connection)
-        self._pending.pop(connection, None)
 
     def refresh(self) -> None:
         """Forget what is known of the database: types, tables, triggers."""
@@ -183,10 +195,11 @@ class EngineListener:
         recorder.check_open(plan.bound)
         check_transactional(connection, plan.bound)
         if plan.kind is OpType.CREATE:
+            self._under_way[context] = StatementUnderWay(plan, (), None)
             return
         keys = read_keys(connection, plan, list_parameters(context))
         groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
-        self._pending[connection] = (context, keys, groups)
+        self._under_way[context] = StatementUnderWay(plan, keys, groups)
 
     def _find_plan(
         self, connection: Connection, recorder: Recorder, context: Any, statement: str
@@ -242,32 +255,23 @@ class EngineListener:
         if matched["save"]:
             recorder.push(name)
         elif matched["back"]:
-            self._pending.pop(connection, None)
             recorder.roll_back(name)
         elif matched["release"]:
             recorder.release(name)
 
     def _on_after_execute(self, connection: Connection, *rest: Any) -> None:
         recorder = self._recorders.get(connection)
-        if recorder is None:
-            return
         context = rest[-1].context
-        pending = self._pending.pop(connection, None)
-        compiled = getattr(context, "compiled", None)
-        plan = self._plans.get(compiled) if compiled is not None else None
-        if plan is None:
+        done = None if context is None else self._under_way.pop(context, None)
+        if recorder is None or done is None:
             return
+        plan = done.plan
         try:
             if plan.kind is OpType.CREATE:
                 recorder.record(observe_insert(plan, context))
-                return
-            if pending is None or pending[0] is not context:
-                raise NotCapturableError(
-                    f"a change to {plan.bound.live.qualified} was not seen before it was sent",
-                    hint="another engine event hook executes statements of its own; disable it",
-                )
-            observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
-            recorder.record(observe(plan, context, keys=pending[1], groups=pending[2]))
+            else:
+                observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
+                recorder.record(observe(plan, context, keys=done.keys, groups=done.groups))
         except OplogError as failure:
             # Swallowed by the application, it must still stop the COMMIT.
             recorder.fail(failure)

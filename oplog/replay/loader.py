@@ -8,6 +8,7 @@ not, and when that fails the error names the very entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import psycopg
 
@@ -214,10 +215,15 @@ class TableLoader:
 
     def _raise_misfit(
         self, found: tuple[Key, int] | None, what: str, cause: psycopg.Error | None = None
-    ) -> None:
+    ) -> NoReturn:
         if found is not None:
             key, position = found
             raise make_misfit(self.plan, key, position=position, what=what) from cause
+        # Two keys that Postgres takes for one, such as numeric 1 and 1.00.
+        raise ReplayError(
+            f"the log does not replay: some entry {what}: {self.plan.name}",
+            hint="two keys of the log are equal in Postgres and written differently; report this",
+        ) from cause
 
 
 def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[str]:

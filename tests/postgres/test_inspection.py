@@ -13,7 +13,12 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, Connection, Engine
 
 from oplog.errors import ConfigurationError, SchemaDriftError
-from oplog.store.inspection import find_tail_start, list_guard_problems, read_key, read_server_status
+from oplog.store.inspection import (
+    find_tail_start,
+    list_guard_problems,
+    read_key,
+    read_server_status,
+)
 from oplog.store.rows import EntryFilter
 from oplog.tables import create_statements
 

@@ -1,0 +1,217 @@
+"""Folding effects: what is left of many changes to a row, and which changes cannot be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from oplog.codec import Effect
+from oplog.entry import OpType
+from oplog.errors import ReplayError, SchemaDriftError
+from oplog.replay.fold import Fold, TableFold
+from oplog.replay.loader import print_column
+from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.value import Kind, ValueCodec, Wire, codec_for, copy_field
+
+pytestmark = pytest.mark.unit
+
+WHOLE, PART = True, False
+C, U, D = OpType.CREATE, OpType.UPDATE, OpType.DELETE
+
+
+@dataclass
+class Form:
+    """A table as a fold sees it."""
+
+    shape: Shape
+    name: str = "public.item"
+    names: tuple[str, ...] = field(init=False)
+    key_names: tuple[str, ...] = field(init=False)
+    codecs: Mapping[str, ValueCodec] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = self.shape.names
+        self.key_names = self.shape.key_names
+        self.codecs = self.shape.codecs
+
+
+def make_shape(columns: Sequence[tuple[str, str]], *, stored: Sequence[Shape] = ()) -> Shape:
+    """A revision of type `item`; the first column is the key."""
+    declared = [
+        DeclaredColumn(name, pg_type, codec_for(pg_type).kind, number == 0)
+        for number, (name, pg_type) in enumerate(columns)
+    ]
+    return derive_shape(
+        "item",
+        declared,
+        schema="public",
+        table="item",
+        aggregate="item/{id}",
+        excluded={},
+        stored=stored,
+    )
+
+
+ITEM = make_shape([("id", "integer"), ("name", "text"), ("size", "integer")])
+
+
+def effect(
+    kind: OpType, id: Wire, values: Mapping[str, Wire | None] | None = None, *, ordinal: int = 0
+) -> Effect:
+    """An effect on the row `id`; a create's values are completed with NULL."""
+    written: dict[str, Wire | None] = dict(values or {})
+    if kind is C:
+        written = {"id": id, "name": None, "size": None, **written}
+    return Effect(kind, ITEM, (id,), written, kind is C, ordinal)
+
+
+def fold(*effects: Effect, shape: Shape = ITEM) -> TableFold:
+    """The net of effects at positions 1, 2, 3..."""
+    table = TableFold(Form(shape))
+    whole = Fold({"item": table})
+    for position, one in enumerate(effects, start=1):
+        whole.add([one], position=position)
+    return table
+
+
+def test_create_is_a_whole_row() -> None:
+    net = fold(effect(C, 1, {"name": "a"}))
+    assert net.created == {(1,): ({"id": 1, "name": "a", "size": None}, ITEM.names, 1)}
+    assert not net.gone
+    assert not net.patched
+
+
+def test_update_of_a_created_row_is_merged_and_null_is_a_value() -> None:
+    net = fold(effect(C, 1, {"name": "a", "size": 3}), effect(U, 1, {"name": None}))
+    assert net.created[1,] == ({"id": 1, "name": None, "size": 3}, ITEM.names, 2)
+    assert not net.patched
+
+
+def test_updates_of_an_unseen_row_are_one_patch() -> None:
+    net = fold(effect(U, 1, {"name": "a"}), effect(U, 1, {"size": None, "name": "b"}))
+    assert net.patched == {(1,): ({"name": "b", "size": None}, ("name", "size"), 2)}
+    assert not net.created
+
+
+def test_a_patch_does_not_write_into_the_effect() -> None:
+    first = effect(U, 1, {"name": "a"})
+    fold(first, effect(U, 1, {"name": "b"}))
+    assert first.values == {"name": "a"}
+
+
+def test_delete_of_an_unseen_row_is_a_claim_with_its_position() -> None:
+    net = fold(effect(U, 1, {"name": "a"}), effect(D, 1))
+    assert net.gone == {(1,): 2}
+    assert not net.patched
+
+
+def test_a_row_that_came_and_went_leaves_no_trace() -> None:
+    assert len(fold(effect(C, 1), effect(U, 1, {"size": 1}), effect(D, 1))) == 0
+
+
+def test_a_replaced_row_is_deleted_and_created() -> None:
+    net = fold(effect(D, 1), effect(C, 1, {"name": "new"}))
+    assert net.gone == {(1,): 1}
+    assert net.created[1,][0]["name"] == "new"
+    again = fold(effect(D, 1), effect(C, 1), effect(D, 1))
+    assert again.gone == {(1,): 1}
+    assert not again.created
+
+
+@pytest.mark.parametrize(
+    ("effects", "what"),
+    [
+        ([effect(C, 1), effect(C, 1)], "creates a row that is already there"),
+        ([effect(U, 1, {"size": 1}), effect(C, 1)], "creates a row that is already there"),
+        ([effect(D, 1), effect(U, 1, {"size": 1})], "updates a row that is not there"),
+        ([effect(D, 1), effect(D, 1)], "deletes a row that is not there"),
+        ([effect(C, 2), effect(U, 1, {"id": 9})], "changes key column id in an update"),
+    ],
+)
+def test_an_impossible_effect_is_an_alarm(effects: list[Effect], what: str) -> None:
+    with pytest.raises(ReplayError, match=rf"position 2 {what}: public.item \(id=1\)"):
+        fold(*effects)
+
+
+def test_ordinals_decide_within_a_transaction_not_its_entries() -> None:
+    table = TableFold(Form(ITEM))
+    moved = [
+        (11, [effect(C, 1, {"name": "moved"}, ordinal=1)]),
+        (12, [effect(D, 1, ordinal=0), effect(C, 2, ordinal=2)]),
+    ]
+    Fold({"item": table}).add_transaction(moved)
+    assert table.gone == {(1,): 12}
+    assert table.created[1,][2] == 11
+    assert table.created[2,][2] == 12
+
+
+def test_ordinals_decide_within_one_entry() -> None:
+    table = TableFold(Form(ITEM))
+    swapped = [effect(C, 1, ordinal=1), effect(D, 1, ordinal=0)]
+    Fold({"item": table}).add_transaction([(5, swapped)])
+    assert set(table.gone) == set(table.created) == {(1,)}
+
+
+def test_clear_begins_a_batch_that_knows_nothing() -> None:
+    table = TableFold(Form(ITEM))
+    whole = Fold({"item": table})
+    whole.add([effect(C, 1)], position=1)
+    assert len(whole) == 1
+    whole.clear()
+    assert len(whole) == 0
+    whole.add([effect(U, 1, {"size": 2})], position=2)
+    assert set(table.patched) == {(1,)}
+
+
+def test_an_old_revision_is_read_as_the_columns_of_today() -> None:
+    old = make_shape([("id", "integer"), ("gone", "text"), ("name", "integer")])
+    new = make_shape([("id", "integer"), ("name", "text"), ("size", "integer")], stored=[old])
+    created = Effect(C, old, (1,), {"id": 1, "gone": "x", "name": 7}, WHOLE, 0)
+    patch = Effect(U, new, (1,), {"size": 5}, PART, 0)
+    net = fold(created, patch, shape=new)
+    assert net.created[1,] == ({"id": 1, "name": "7", "size": 5}, ("id", "name", "size"), 2)
+    alone = fold(created, shape=new)
+    assert alone.created[1,] == ({"id": 1, "name": "7"}, ("id", "name"), 1)
+
+
+def test_a_value_that_no_longer_fits_is_named() -> None:
+    old = make_shape([("id", "integer"), ("name", "text")])
+    new = make_shape([("id", "integer"), ("name", "integer")], stored=[old])
+    with pytest.raises(ReplayError, match=r"position 1: a value of 'item' revision 1"):
+        fold(Effect(C, old, (1,), {"id": 1, "name": "seven"}, WHOLE, 0), shape=new)
+
+
+def test_another_primary_key_is_drift() -> None:
+    old = make_shape([("uid", "integer"), ("name", "text")])
+    with pytest.raises(SchemaDriftError, match=r"primary key \(id\).*\(uid\)"):
+        fold(Effect(D, old, (1,), {}, PART, 0))
+
+
+def test_nan_is_one_key() -> None:
+    shape = make_shape([("id", "double precision"), ("name", "text")])
+    created = Effect(C, shape, (float("nan"),), {"id": math.nan, "name": "a"}, WHOLE, 0)
+    deleted = Effect(D, shape, (float("nan"),), {}, PART, 0)
+    assert len(fold(created, deleted, shape=shape)) == 0
+
+
+@pytest.mark.parametrize(
+    ("pg_type", "values"),
+    [
+        ("text", ["plain", "", None, "tab\there", "back\\slash", r"\N", r"\.", "é\u00a0"]),
+        ("text", ["plain", "", "all printable"]),
+        ("text", ["plain", "new\nline"]),
+        ("integer", [1, None, -5]),
+        ("integer", [1, 2, 3]),
+        ("boolean", [True, None, False]),
+        ("double precision", [0.1, -0.0, math.inf, None]),
+        ("bytea", [b"", b"\x00\xff", None]),
+    ],
+)
+def test_columns_print_as_single_fields_do(pg_type: str, values: list[Wire | None]) -> None:
+    codec = codec_for(pg_type)
+    expected = [copy_field(None if v is None else codec.to_text(v)) for v in values]
+    assert list(print_column(codec, values)) == expected
+    assert codec.kind in Kind
