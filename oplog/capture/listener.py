@@ -211,7 +211,9 @@ class EngineListener:
         writes = context.isinsert or context.isupdate or context.isdelete
         if not writes and not getattr(compiled, "ctes", None):
             return None
-        if compiled in self._plans and self._plans[compiled] is None:
+        # Looked up once each time: another thread may clear the plans in between.
+        known = self._plans.get(compiled, self)
+        if known is None:
             return None
 
         def find_type(table: Any) -> BoundType | None:
@@ -219,13 +221,12 @@ class EngineListener:
                 return None
             return self.bind(connection, recorder).types[table]
 
-        if compiled in self._plans:
-            # May clear the plans, if the key was rotated since.
-            self.bind(connection, recorder)
-        if compiled not in self._plans:
-            plan = plan_statement(compiled, find_type)
-            self._plans[compiled] = plan
-        return self._plans[compiled]
+        if isinstance(known, StatementPlan):
+            binding = self.bind(connection, recorder)
+            if binding.types.get(known.bound.declared.table) is known.bound:
+                return known
+        plan = self._plans[compiled] = plan_statement(compiled, find_type)
+        return plan
 
     @staticmethod
     def _check_control(recorder: Recorder, statement: str) -> None:

@@ -1,0 +1,143 @@
+"""Running work again: which errors, how often, how long the pauses, and when to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+
+from oplog.capture.retry import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    draw_pause,
+    run_async_work,
+    run_work,
+)
+from oplog.errors import TicketConflictError
+from oplog.events import WorkRetried
+
+pytestmark = [pytest.mark.concurrency]
+
+
+class OneSession(Session):
+    """A session that touches no database."""
+
+
+def conflict() -> TicketConflictError:
+    return TicketConflictError("lost", hint="again")
+
+
+def test_pauses_are_capped_and_jittered() -> None:
+    longest = [draw_pause(attempt, draw=lambda: 1.0) for attempt in (0, 1, 2, 50, 10_000)]
+    assert longest[:3] == [FIRST_PAUSE_SECONDS * 2**n for n in range(3)]
+    assert longest[3:] == [LONGEST_PAUSE_SECONDS] * 2
+    assert draw_pause(9, draw=lambda: 0.0) == 0.0
+    source = random.Random(1)
+    drawn = [draw_pause(20, draw=source.random) for _ in range(200)]
+    assert len(set(drawn)) == 200
+    assert max(drawn) <= LONGEST_PAUSE_SECONDS
+    assert min(drawn) < LONGEST_PAUSE_SECONDS / 10
+
+
+def test_run_gives_up_after_its_retries() -> None:
+    pauses: list[float] = []
+    events: list[Any] = []
+    calls: list[Session] = []
+
+    def work(session: Session) -> None:
+        calls.append(session)
+        raise conflict()
+
+    with pytest.raises(TicketConflictError, match="lost"):
+        run_work(OneSession, work, retries=3, sleep=pauses.append, on_event=events.append)
+    assert len(calls) == 4
+    assert len(set(map(id, calls))) == 4  # each attempt in a session of its own
+    assert len(pauses) == 3
+    assert events == [
+        WorkRetried(n + 1, pause, "TicketConflictError") for n, pause in enumerate(pauses)
+    ]
+
+
+def test_run_returns_what_the_last_attempt_returned() -> None:
+    answers: Iterator[str | Exception] = iter([conflict(), conflict(), "done"])
+
+    def work(session: Session) -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert run_work(OneSession, work, retries=2, sleep=lambda _: None) == "done"
+
+
+@dataclass
+class DriverError(Exception):
+    """What a driver raises, with its SQLSTATE."""
+
+    sqlstate: str
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ValueError("no"),
+        KeyboardInterrupt(),
+        IntegrityError("INSERT", None, DriverError("23505")),
+        OperationalError("SELECT", None, DriverError("57014")),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_what_a_fresh_run_cannot_cure_passes_at_once(failure: BaseException) -> None:
+    calls: list[int] = []
+
+    def work(session: Session) -> None:
+        calls.append(1)
+        raise failure
+
+    with pytest.raises(type(failure)) as caught:
+        run_work(OneSession, work, retries=5, sleep=lambda _: pytest.fail("it paused"))
+    assert caught.value is failure
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+def test_what_postgres_asks_to_run_again_is_run_again(sqlstate: str) -> None:
+    failures: list[Exception] = [OperationalError("UPDATE", None, DriverError(sqlstate))]
+
+    def work(session: Session) -> int:
+        while failures:
+            raise failures.pop()
+        return 1
+
+    assert run_work(OneSession, work, retries=1, sleep=lambda _: None) == 1
+
+
+async def test_cancelling_ends_the_pause(database_url: sa.URL) -> None:
+    engine = create_async_engine(database_url)
+    pausing = asyncio.Event()
+
+    async def pause(_: float) -> None:
+        pausing.set()
+        await asyncio.Event().wait()
+
+    async def work(session: Any) -> None:
+        await session.connection()
+        raise conflict()
+
+    running = asyncio.ensure_future(
+        run_async_work(async_sessionmaker(engine), work, retries=20, sleep=pause)
+    )
+    await pausing.wait()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await engine.dispose()
