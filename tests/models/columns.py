@@ -142,5 +142,5 @@ class LooseKey(Base):
     """1.0 and 1.00 are the same key to SQL, and stored apart."""
 
     __tablename__ = "loose_key"
-    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True)
+    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True, autoincrement=False)
     name: Mapped[str | None]

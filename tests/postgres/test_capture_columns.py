@@ -29,9 +29,9 @@ from tests.models.columns import (
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "strict"])
-def db(engine: Engine, request: pytest.FixtureRequest) -> LoggedDatabase:
-    return open_logged(engine, Base, strict=request.param)
+@pytest.fixture
+def db(engine: Engine) -> LoggedDatabase:
+    return open_logged(engine, Base)
 
 
 def test_identity_keys_come_from_the_database(db: LoggedDatabase) -> None:

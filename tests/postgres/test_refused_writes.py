@@ -242,6 +242,26 @@ def test_some_of_many_rows_matched(db: LoggedDatabase) -> None:
     db.assert_pool_is_clean()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_capture_failure_lives_as_long_as_its_savepoint(db: LoggedDatabase, kept: bool) -> None:
+    statement = TABLE.delete().where(TABLE.c.id == sa.bindparam("key"))
+    session = db.sessions()
+    savepoint = session.begin_nested()
+    with pytest.raises(NotCapturableError):
+        session.connection().execute(statement, [{"key": 1}, {"key": 99}])
+    if kept:
+        savepoint.commit()
+        with pytest.raises(NotCapturableError):
+            session.commit()
+    else:
+        savepoint.rollback()
+        session.commit()
+    session.close()
+    assert db.count("account") == 2
+    db.assert_replays()
+    db.assert_pool_is_clean()
+
+
 def test_a_late_flush_is_refused(db: LoggedDatabase) -> None:
     @event.listens_for(db.sessions, "before_commit")
     def write_late(session: Session) -> None:

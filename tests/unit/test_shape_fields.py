@@ -38,6 +38,7 @@ def list_json_names(shape: Shape) -> list[str]:
         ["id", "a_b", "a__b", "ab", "a_b_"],
         ["id", "column_2", "Weird", "column_3"],
         ["id", "Weird", "column_2"],
+        ["id", "column_3", "Weird"],
         ["self", "class", "from", "import"],
     ],
 )
