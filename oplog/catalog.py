@@ -13,29 +13,20 @@ from string import Formatter
 from typing import Any
 
 import sqlalchemy as sa
-from google.protobuf import descriptor, message
+from google.protobuf import message
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, NoInspectionAvailable
 from sqlalchemy.orm import DeclarativeBase, Mapper
 
 from oplog.entry import check_aggregate_name
 from oplog.errors import ConfigurationError, EntryError, NotCapturableError, UnknownTypeError
+from oplog.message import check_message
 from oplog.value import Kind, declared_kind
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from one revision's columns to the next or previous one's."""
-
-_FIELD = descriptor.FieldDescriptor
-_SMALL_INTS = (_FIELD.CPPTYPE_INT32, _FIELD.CPPTYPE_INT64)
-_MESSAGE_KINDS: Mapping[Kind, tuple[int, ...]] = {
-    Kind.BOOL: (_FIELD.TYPE_BOOL,),
-    Kind.FLOAT4: (_FIELD.TYPE_FLOAT, _FIELD.TYPE_DOUBLE),
-    Kind.FLOAT8: (_FIELD.TYPE_DOUBLE,),
-    Kind.BYTES: (_FIELD.TYPE_BYTES,),
-    Kind.TEXT: (_FIELD.TYPE_STRING,),
-}
 
 
 class AggregateTemplate:
@@ -97,6 +88,10 @@ class DeclaredType:
     def list_columns(self) -> list[sa.Column[Any]]:
         """The logged columns: neither excluded nor computed by the database."""
         return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
+
+    def list_kinds(self) -> list[tuple[sa.Column[Any], Kind]]:
+        """The logged columns and how the model's types travel."""
+        return [(column, self.find_kind(column)) for column in self.list_columns()]
 
     def find_kind(self, column: sa.Column[Any]) -> Kind:
         """How the model's type travels; `NotCapturableError` if it has no SQL type."""
@@ -200,7 +195,7 @@ class TypeCatalog:
             message_class=message,
             revision=revision,
         )
-        _check_message(declared, message)
+        check_message(declared.table.fullname, message, columns=declared.list_kinds())
         self._add(declared)
 
     def upcast(self, type_name: str, *, from_revision: int, step: Step) -> None:
@@ -233,6 +228,21 @@ class TypeCatalog:
     def find_table(self, table: Any) -> DeclaredType | None:
         """The type of a table, or None if it is not logged."""
         return self._by_table.get(table)
+
+    def check_namesake(self, table: Any) -> None:
+        """Raise `NotCapturableError` for another object that stands for a logged table.
+
+        What it would write cannot be told: its columns and types need not be the catalog's.
+        """
+        name = getattr(table, "name", None)
+        schema = getattr(table, "schema", None)
+        for declared in self._types.values():
+            if (declared.table.name, declared.table.schema) == (name, schema):
+                raise NotCapturableError(
+                    f"table {declared.table.fullname} is written through a Table object that is "
+                    "not the catalog's",
+                    hint="use the mapped class or the Table that the catalog was made from",
+                )
 
     def find_types(self, model: Any) -> list[DeclaredType]:
         """The types that hold a mapped class's rows (several for joined inheritance).
@@ -359,42 +369,3 @@ def _inspect(model: Any) -> Mapper[Any]:
             hint="map it with SQLAlchemy's ORM, or give its Table",
         )
     return found
-
-
-def _check_message(declared: DeclaredType, message_class: type[message.Message]) -> None:
-    fields = {f.name: f for f in message_class.DESCRIPTOR.fields}
-    for column in declared.list_columns():
-        path = f"{declared.table.fullname}.{column.name}"
-        found = fields.get(column.name)
-        if found is None:
-            raise ConfigurationError(
-                f"message {message_class.DESCRIPTOR.full_name} has no field for column {path}",
-                hint="add the field, or list the column in exclude={...} with the reason",
-            )
-        kind = declared.find_kind(column)
-        if not _fits(kind, found, column):
-            raise NotCapturableError(
-                f"field {message_class.DESCRIPTOR.full_name}.{found.name} cannot hold every "
-                f"value of column {path}",
-                hint=f"declare it as {_suggest(kind)}",
-            )
-
-
-def _fits(kind: Kind, found: Any, column: sa.Column[Any]) -> bool:
-    if found.is_repeated:
-        return False
-    if kind is Kind.INT:
-        wide = isinstance(column.type, sa.BigInteger)
-        return found.cpp_type in (_SMALL_INTS[1:] if wide else _SMALL_INTS)
-    return found.type in _MESSAGE_KINDS[kind]
-
-
-def _suggest(kind: Kind) -> str:
-    return {
-        Kind.BOOL: "bool",
-        Kind.INT: "sint64",
-        Kind.FLOAT4: "float",
-        Kind.FLOAT8: "double",
-        Kind.BYTES: "bytes",
-        Kind.TEXT: "string (Postgres' text form)",
-    }[kind]

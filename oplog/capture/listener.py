@@ -30,7 +30,7 @@ from oplog.capture.observation import (
     read_keys,
 )
 from oplog.capture.plan import StatementPlan, plan_statement
-from oplog.capture.recorder import Key, Recorder
+from oplog.capture.recorder import Key, Recorder, RowChange
 from oplog.capture.sending import (
     can_pipeline,
     check_committable,
@@ -40,12 +40,12 @@ from oplog.capture.sending import (
 )
 from oplog.capture.writer import Draft, EntryWriter, list_unticketed
 from oplog.catalog import TypeCatalog
-from oplog.entry import OpType, Receipt
+from oplog.entry import OpType, Receipt, Ticket
 from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
 from oplog.events import EntriesAppended
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StatementUnderWay:
     """What is known of a statement before it is sent: its plan, and whose rows it names."""
 
@@ -96,6 +96,7 @@ class EngineListener:
         "before_cursor_execute",
         "after_cursor_execute",
         "after_execute",
+        "handle_error",
         "commit",
         "prepare_twophase",
     )
@@ -146,8 +147,9 @@ class EngineListener:
         # Row locks are held by now: a version read here cannot miss another writer of them.
         wanted = list_unticketed(recorder)
         if wanted:
-            versions = self._read_tickets(connection, wanted)
-            recorder.hold_versions({name: versions.get(name, 0) for name in wanted})
+            versions = self._read_tickets(connection, list(wanted))
+            for name, frame in wanted.items():
+                frame.tickets[name] = Ticket(name, versions.get(name, 0))
 
     def drain(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
         """Build the transaction's entries and send them; nothing may be recorded after.
@@ -194,12 +196,17 @@ class EngineListener:
             return
         recorder.check_open(plan.bound)
         check_transactional(connection, plan.bound)
-        if plan.kind is OpType.CREATE:
-            self._under_way[context] = StatementUnderWay(plan, (), None)
+        if context in self._under_way:
+            # A later batch of the same insert.
             return
-        keys = read_keys(connection, plan, list_parameters(context))
-        groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
-        self._under_way[context] = StatementUnderWay(plan, keys, groups)
+        keys: Sequence[Key] = ()
+        groups = None
+        if plan.kind is not OpType.CREATE:
+            keys = read_keys(connection, plan, list_parameters(context))
+            groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
+        statement_under_way = StatementUnderWay(plan, keys, groups)
+        self._under_way[context] = statement_under_way
+        recorder.announce(statement_under_way)
 
     def _find_plan(
         self, connection: Connection, recorder: Recorder, context: Any, statement: str
@@ -217,9 +224,10 @@ class EngineListener:
             return None
 
         def find_type(table: Any) -> BoundType | None:
-            if not isinstance(table, sa.Table) or self._catalog.find_table(table) is None:
-                return None
-            return self.bind(connection, recorder).types[table]
+            if self._catalog.find_table(table) is not None:
+                return self.bind(connection, recorder).types[table]
+            self._catalog.check_namesake(table)
+            return None
 
         if isinstance(known, StatementPlan):
             binding = self.bind(connection, recorder)
@@ -246,7 +254,14 @@ class EngineListener:
         before the name is known.
         """
         recorder = self._recorders.get(connection)
-        if recorder is None or not _is_text(rest[1].compiled):
+        if recorder is None:
+            return
+        context = rest[1]
+        if context.isinsert and context in self._under_way and context._rowcount is None:  # noqa: SLF001
+            # The driver forgets it when SQLAlchemy closes the cursor of an insert; a trigger
+            # that suppresses rows shows nowhere else.
+            context._rowcount = cursor.rowcount  # noqa: SLF001
+        if not _is_text(context.compiled):
             return
         matched = match_control(statement)
         if matched is None or not matched["name"]:
@@ -266,17 +281,24 @@ class EngineListener:
         done = None if context is None else self._under_way.pop(context, None)
         if recorder is None or done is None:
             return
-        plan = done.plan
         try:
-            if plan.kind is OpType.CREATE:
-                recorder.record(observe_insert(plan, context))
-            else:
-                observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
-                recorder.record(observe(plan, context, keys=done.keys, groups=done.groups))
+            recorder.record(_observe(done, context))
         except OplogError as failure:
             # Swallowed by the application, it must still stop the COMMIT.
             recorder.fail(failure)
             raise
+        recorder.settle(done)
+
+    def _on_handle_error(self, exception_context: Any) -> None:
+        """A statement that the database refused, or that never left, changed nothing."""
+        connection = exception_context.connection
+        recorder = None if connection is None else self._recorders.get(connection)
+        context = exception_context.execution_context
+        if recorder is None or context is None or context not in self._under_way:
+            return
+        errors = connection.dialect.loaded_dbapi.Error
+        if isinstance(exception_context.original_exception, errors):
+            recorder.settle(self._under_way.pop(context))
 
     def _on_commit(self, connection: Connection) -> None:
         recorder = self._recorders.get(connection)
@@ -286,7 +308,8 @@ class EngineListener:
         if draft is not None:
             _release_deferral(connection)
         try:
-            check_committable(connection)
+            if draft is None:
+                check_committable(connection)
             recorder.raise_failure()
             if recorder.dirty:
                 raise UnloggedWriteError(
@@ -318,3 +341,11 @@ def _is_text(compiled: Any) -> bool:
 def _release_deferral(connection: Connection) -> None:
     if not connection.closed and not connection.invalidated:
         connection.info.pop(_DEFERRED, None)
+
+
+def _observe(done: StatementUnderWay, context: Any) -> list[RowChange]:
+    plan = done.plan
+    if plan.kind is OpType.CREATE:
+        return observe_insert(plan, context)
+    observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
+    return observe(plan, context, keys=done.keys, groups=done.groups)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from oplog.binding import Binding, BoundType
 from oplog.entry import Entry, OpType, Receipt, Ticket
-from oplog.errors import OplogError, TicketConflictError, UnloggedWriteError
+from oplog.errors import NotCapturableError, OplogError, TicketConflictError, UnloggedWriteError
 from oplog.value import Wire
 
 Key = tuple[Wire | None, ...]
@@ -48,6 +48,8 @@ class Frame:
     failure: OplogError | None = None
     seen: int = 0
     """Changes already looked at for tickets."""
+    under_way: set[object] = field(default_factory=set)
+    """Statements sent whose effect was not observed yet."""
 
 
 class Recorder:
@@ -87,7 +89,10 @@ class Recorder:
     def roll_back(self, name: str) -> None:
         """ROLLBACK TO SAVEPOINT: what happened since is gone, the savepoint itself stays."""
         place = self._find(name)
-        if place is not None:
+        if place is None:
+            # A savepoint from before the session joined the transaction: all of this is gone.
+            self.frames = [Frame("")]
+        else:
             self.frames[place:] = [Frame(name)]
 
     def release(self, name: str) -> None:
@@ -103,6 +108,7 @@ class Recorder:
                 outer.tickets.setdefault(aggregate, ticket)
             outer.metadata.update(frame.metadata)
             outer.failure = outer.failure or frame.failure
+            outer.under_way |= frame.under_way
         del self.frames[place:]
 
     def _find(self, name: str) -> int | None:
@@ -125,6 +131,15 @@ class Recorder:
                 hint="another before_commit listener or engine hook writes rows too late; "
                 "write them before commit() is called",
             )
+
+    def announce(self, statement: object) -> None:
+        """A tracked table is about to be written."""
+        self.frames[-1].under_way.add(statement)
+
+    def settle(self, statement: object) -> None:
+        """The statement's effect was observed, or it had none."""
+        for frame in self.frames:
+            frame.under_way.discard(statement)
 
     def fail(self, failure: OplogError) -> None:
         """Remember that a change was not captured: this frame can no longer be committed."""
@@ -154,15 +169,11 @@ class Recorder:
         """Hold a ticket until the frame ends."""
         self.frames[-1].tickets[ticket.aggregate] = ticket
 
-    def hold_versions(self, versions: Mapping[str, int]) -> None:
-        """Hold tickets that were read for aggregates just written."""
-        for aggregate, version in versions.items():
-            self.add_ticket(Ticket(aggregate, version))
-
-    def iterate_new(self) -> Iterator[RowChange]:
-        """Changes that no earlier call has given."""
+    def iterate_new(self) -> Iterator[tuple[Frame, RowChange]]:
+        """Changes that no earlier call has given, with the frame they belong to."""
         for frame in self.frames:
-            yield from frame.changes[frame.seen :]
+            for change in frame.changes[frame.seen :]:
+                yield frame, change
             frame.seen = len(frame.changes)
 
     def find_ticket(self, aggregate: str) -> Ticket | None:
@@ -181,7 +192,7 @@ class Recorder:
     @property
     def dirty(self) -> bool:
         """There is something to write, or a failure to report."""
-        return any(f.changes or f.entries or f.failure for f in self.frames)
+        return any(f.changes or f.entries or f.failure or f.under_way for f in self.frames)
 
     def iterate_changes(self) -> Iterator[RowChange]:
         """All surviving changes in the order they happened."""
@@ -205,6 +216,12 @@ class Recorder:
         for frame in self.frames:
             if frame.failure is not None:
                 raise frame.failure
+            if frame.under_way:
+                raise NotCapturableError(
+                    "a statement on a tracked table was sent and its effect was never seen",
+                    hint="another engine event hook raised in between and the error was "
+                    "swallowed; let it end the transaction",
+                )
 
     def mark_drained(self) -> None:
         """The entries are built: nothing may follow in this transaction."""

@@ -23,6 +23,8 @@ from oplog.errors import (
 from oplog.tables import STALE_TICKET
 
 _SERIALIZATION_FAILURE = "40001"
+_IN_ERROR = 3
+"""libpq's PQTRANS_INERROR, as psycopg passes it on."""
 
 
 def send_draft(connection: Connection, draft: Draft) -> list[Receipt]:
@@ -90,8 +92,7 @@ def check_transactional(connection: Connection, bound: BoundType) -> None:
 def check_committable(connection: Connection) -> None:
     """Raise `CommitWouldRollBackError` when Postgres would answer COMMIT with ROLLBACK."""
     raw: Any = connection.connection.driver_connection
-    status = getattr(getattr(raw, "info", None), "transaction_status", None)
-    if getattr(status, "name", "") == "INERROR":
+    if getattr(getattr(raw, "pgconn", None), "transaction_status", None) == _IN_ERROR:
         raise CommitWouldRollBackError(
             "a statement of this transaction failed and the error was swallowed; "
             "COMMIT would silently have rolled everything back",

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import Binding
 from oplog.capture.effect import NetRow, fold_changes
 from oplog.capture.readback import complete_rows
-from oplog.capture.recorder import Recorder
+from oplog.capture.recorder import Frame, Recorder
 from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
 from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
@@ -162,16 +162,22 @@ class EntryWriter:
         return NewEntry(aggregate, expected, entry_id, body_hash, data)
 
 
-def list_unticketed(recorder: Recorder) -> list[str]:
-    """Aggregates written since the last call, in lock order, that hold no ticket yet."""
-    names = set()
-    for change in recorder.iterate_new():
+def list_unticketed(recorder: Recorder) -> dict[str, Frame]:
+    """Aggregates written since the last call that hold no ticket yet, in lock order.
+
+    Each with the outermost frame that wrote it: rolling back a later savepoint must not take
+    the ticket away.
+    """
+    names: dict[str, Frame] = {}
+    for frame, change in recorder.iterate_new():
         values = {**(change.group or {}), **change.values}
         keys = dict(zip(change.bound.shape.key_names, change.key, strict=True))
         if all(name in values or name in keys for name in change.bound.template.columns):
             group = change.group or values
-            names.add(name_aggregate(NetRow(change.bound, change.key, existed=True), group))
-    return sorted((name for name in names if recorder.find_ticket(name) is None), key=_collate_c)
+            name = name_aggregate(NetRow(change.bound, change.key, existed=True), group)
+            names.setdefault(name, frame)
+    wanted = [name for name in names if recorder.find_ticket(name) is None]
+    return {name: names[name] for name in sorted(wanted, key=_collate_c)}
 
 
 def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:

@@ -1,0 +1,73 @@
+"""Whether an application's own protobuf message can hold every value of its table.
+
+Pure, decided at registration. Must not know the database. The hard thing is to refuse a
+field that fits today's rows and not tomorrow's: an int32 for a bigint, a double for a
+numeric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from google.protobuf import descriptor
+from google.protobuf.message import Message
+
+from oplog.errors import ConfigurationError, NotCapturableError
+from oplog.value import Kind
+
+_FIELD = descriptor.FieldDescriptor
+_WHOLE_NUMBERS = (_FIELD.CPPTYPE_INT32, _FIELD.CPPTYPE_INT64)
+_FIELD_TYPES: Mapping[Kind, tuple[int, ...]] = {
+    Kind.BOOL: (_FIELD.TYPE_BOOL,),
+    Kind.FLOAT4: (_FIELD.TYPE_FLOAT, _FIELD.TYPE_DOUBLE),
+    Kind.FLOAT8: (_FIELD.TYPE_DOUBLE,),
+    Kind.BYTES: (_FIELD.TYPE_BYTES,),
+    Kind.TEXT: (_FIELD.TYPE_STRING,),
+}
+_ADVICE: Mapping[Kind, str] = {
+    Kind.BOOL: "bool",
+    Kind.INT: "sint64",
+    Kind.FLOAT4: "float",
+    Kind.FLOAT8: "double",
+    Kind.BYTES: "bytes",
+    Kind.TEXT: "string (Postgres' text form)",
+}
+
+
+def check_message(
+    table: str,
+    message_class: type[Message],
+    *,
+    columns: Iterable[tuple[sa.Column[Any], Kind]],
+) -> None:
+    """Raise unless the message has a field for every column that holds all its values.
+
+    `ConfigurationError` names a column without a field, `NotCapturableError` one whose field
+    is too narrow or of another kind.
+    """
+    name = message_class.DESCRIPTOR.full_name
+    fields = {field.name: field for field in message_class.DESCRIPTOR.fields}
+    for column, kind in columns:
+        path = f"{table}.{column.name}"
+        found = fields.get(column.name)
+        if found is None:
+            raise ConfigurationError(
+                f"message {name} has no field for column {path}",
+                hint="add the field, or list the column in exclude={...} with the reason",
+            )
+        if not _fits(kind, found, column):
+            raise NotCapturableError(
+                f"field {name}.{found.name} cannot hold every value of column {path}",
+                hint=f"declare it as {_ADVICE[kind]}",
+            )
+
+
+def _fits(kind: Kind, found: Any, column: sa.Column[Any]) -> bool:
+    if found.is_repeated:
+        return False
+    if kind is Kind.INT:
+        wide = isinstance(column.type, sa.BigInteger)
+        return found.cpp_type in (_WHOLE_NUMBERS[1:] if wide else _WHOLE_NUMBERS)
+    return found.type in _FIELD_TYPES[kind]
