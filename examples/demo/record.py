@@ -9,7 +9,7 @@ import sys
 
 from examples.demo.history import ROOT, NoHistoryError, read_checkout, record_history
 
-EVERY = 5
+EVERY = 3
 
 
 def main() -> int:

@@ -124,7 +124,7 @@ def test_a_recorded_history_reads_like_the_original(checkout: Path, tmp_path: Pa
 
 def test_the_bundled_history_agrees_with_its_listings() -> None:
     history = read_bundled("a test")
-    assert len(history.commits) > 2 * FEWEST_COMMITS
+    assert len(history.commits) > FEWEST_COMMITS
     assert len(history.listed) > 5
     for commit in history.listed:
         assert fold(history.commits, through=commit) == history.list_files(commit)
