@@ -7,6 +7,7 @@ URL. A test's database is a copy of a template that has the log's tables (25 ms)
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,9 @@ SERVER_URL = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts background jobs so, and what tests start and interrupt would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     told = getattr(config, "workerinput", None)
     if told is not None:
         config.stash[SERVER_URL] = told["oplog_server_url"]
