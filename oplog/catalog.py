@@ -52,6 +52,8 @@ class AggregateTemplate:
         self.columns = tuple(name for _, name in self._pieces if name is not None)
         if not self.columns:
             _check_constant(text)
+        self.constant = "" if self.columns else self.render({})
+        """The name, where it is the same for every row."""
 
     def render(self, texts: Mapping[str, str | None]) -> str:
         """The aggregate's name for a row; `texts` are column values in Postgres' text form."""

@@ -82,9 +82,10 @@ def _create(rows: Rows, row: NetRow | None, change: RowChange) -> None:
         )
     row.exists = True
     row.replaced = row.existed
-    row.values.clear()
-    row.unknown.clear()
-    row.write(change.values, change.unknown)
+    row.values = dict(change.values)
+    row.unknown = set()
+    if change.unknown:
+        row.write({}, change.unknown)
 
 
 def _remove(row: NetRow) -> None:

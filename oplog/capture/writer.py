@@ -185,7 +185,9 @@ def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
     bound = row.bound
     shape = bound.shape
     if row.complete:
-        values = {name: row.values[name] for name in shape.names}
+        values: Mapping[str, Wire | None] = row.values
+        if len(values) != len(shape.names):
+            values = {name: row.values[name] for name in shape.names}
         effects = []
         if row.existed:
             effects.append((name_aggregate(row, row.group), _delete(row, ordinal)))
@@ -219,6 +221,9 @@ def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
 def name_aggregate(row: NetRow, values: Mapping[str, Wire | None] | None) -> str:
     """The aggregate of a row that has these values (the key's are taken from the key)."""
     shape, template = row.bound.shape, row.bound.template
+    if not template.columns:
+        # One name for the whole table, checked when it was declared.
+        return template.constant
     known: dict[str, Wire | None] = dict(values or {})
     known.update(zip(shape.key_names, row.key, strict=True))
     texts = {
