@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from oplog.errors import ConfigurationError, DecodeError, SchemaDriftError
+from oplog.errors import ConfigurationError, DecodeError
 from oplog.value import Kind, ValueCodec, codec_for
 
 _FIELD_TYPE = {
@@ -308,17 +308,6 @@ def register_shape(
                 hint=f"register it with revision={revision + 1} and an upcast step",
             )
     return shape
-
-
-def check_live_kind(table: str, column: str, *, declared: Kind, live: Kind, pg_type: str) -> None:
-    """Raise `SchemaDriftError` when model and database disagree about a column's values."""
-    if declared is not live:
-        raise SchemaDriftError(
-            f"column {table}.{column} is {pg_type} in the database, which travels as "
-            f"{live.name.lower()}; the model declares a type that travels as "
-            f"{declared.name.lower()}",
-            hint="bring the model and the table into agreement with a migration",
-        )
 
 
 def _name_field(column: str, number: int, taken: Collection[str]) -> str:
