@@ -8,7 +8,7 @@ and a rollback does not take it away.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -23,12 +23,14 @@ from oplog.errors import (
     SchemaDriftError,
     SchemaVersionError,
     UnknownTypeError,
+    UnloggedWriteError,
     WrongKeyError,
 )
 from oplog.keyring import Keyring
 from oplog.live import LiveColumn, LiveTable, read_live_tables, require_live_table
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
+from oplog.store.guards import Guard, Guards, read_guards
 from oplog.value import Kind, codec_for
 
 
@@ -39,6 +41,8 @@ class BoundType:
     declared: DeclaredType
     shape: Shape
     live: LiveTable
+    guard: Guard | None = None
+    """None where the table has no guard: what the application cannot see is refused."""
 
     @property
     def template(self) -> AggregateTemplate:
@@ -62,6 +66,20 @@ class Binding:
     by_name: Mapping[str, BoundType]
     fresh: bool
     """Types or keys were stored by the transaction that built this; it must commit first."""
+    deferred: Sequence[str] = ()
+    """Deferrable triggers of the application's own; empty where nothing is guarded."""
+
+    def find_relation(self, oid: int) -> BoundType:
+        """The tracked type of a table by its oid; `UnloggedWriteError` if there is none."""
+        for bound in self.types.values():
+            if bound.live.oid == oid:
+                return bound
+        raise UnloggedWriteError(
+            f"the guarded table with oid {oid} was changed, and this log's catalog does not "
+            "have it",
+            hint="add the table to the catalog, or untrack it in a migration: "
+            "op.untrack_tables(..., reason=...)",
+        )
 
     def find_type(self, type_name: str) -> BoundType:
         """The tracked type; `UnknownTypeError` if the catalog does not have it."""
@@ -109,7 +127,12 @@ class ShapeTable:
 
 
 def bind_for_writing(
-    connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+    connection: Connection,
+    catalog: TypeCatalog,
+    *,
+    store: Store,
+    keyring: Keyring | None,
+    guard: bool = True,
 ) -> Binding:
     """What a transaction needs to log its rows; nothing is stored by the transaction itself.
 
@@ -120,12 +143,24 @@ def bind_for_writing(
     is `fresh`.
     """
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
+    guards = read_guards(connection, store.schema) if guard else Guards({}, ())
     if not bound.fresh:
-        return bound
+        return _add_guards(bound, guards)
     apart = _bind_apart(connection.engine, catalog, store=store, keyring=keyring)
     if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
-        return apart
-    return bind_catalog(connection, catalog, store=store, keyring=keyring)
+        return _add_guards(apart, guards)
+    return _add_guards(bind_catalog(connection, catalog, store=store, keyring=keyring), guards)
+
+
+def _add_guards(binding: Binding, guards: Guards) -> Binding:
+    if not guards.tables:
+        return binding
+    types = {
+        table: replace(bound, guard=guards.tables.get(bound.live.oid))
+        for table, bound in binding.types.items()
+    }
+    by_name = {bound.declared.type_name: bound for bound in types.values()}
+    return replace(binding, types=types, by_name=by_name, deferred=guards.deferred)
 
 
 def bind_catalog(

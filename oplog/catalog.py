@@ -231,20 +231,27 @@ class TypeCatalog:
         """The type of a table, or None if it is not logged."""
         return self._by_table.get(table)
 
+    def find_namesake(self, table: Any) -> DeclaredType | None:
+        """The type of the logged table that another object, of the same name, stands for."""
+        name = getattr(table, "name", None)
+        schema = getattr(table, "schema", None)
+        for declared in self._types.values():
+            if (declared.table.name, declared.table.schema) == (name, schema):
+                return declared
+        return None
+
     def check_namesake(self, table: Any) -> None:
         """Raise `NotCapturableError` for another object that stands for a logged table.
 
         What it would write cannot be told: its columns and types need not be the catalog's.
         """
-        name = getattr(table, "name", None)
-        schema = getattr(table, "schema", None)
-        for declared in self._types.values():
-            if (declared.table.name, declared.table.schema) == (name, schema):
-                raise NotCapturableError(
-                    f"table {declared.table.fullname} is written through a Table object that is "
-                    "not the catalog's",
-                    hint="use the mapped class or the Table that the catalog was made from",
-                )
+        declared = self.find_namesake(table)
+        if declared is not None:
+            raise NotCapturableError(
+                f"table {declared.table.fullname} is written through a Table object that is "
+                "not the catalog's",
+                hint="use the mapped class or the Table that the catalog was made from",
+            )
 
     def find_types(self, model: Any) -> list[DeclaredType]:
         """The types that hold a mapped class's rows (several for joined inheritance).

@@ -52,6 +52,7 @@ from oplog.replay import (
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
 from oplog.store.feed import Feed
+from oplog.store.guards import collect_images
 from oplog.subscription import BATCH_ENTRIES, Subscription
 from oplog.upcast import Upcaster
 
@@ -69,12 +70,15 @@ class Oplog:
         schema: str = "oplog",
         strict: bool = False,
         plaintext: bool = False,
+        guard: bool = True,
         on_event: EventSink = ignore_event,
     ) -> None:
         """`keyring` seals what is written; `plaintext=True` says that none is wanted.
 
         With both, new entries are sealed and older plaintext ones can still be read.
-        `strict` reads every captured row back before COMMIT and compares. `on_event` is
+        `strict` reads every captured row back before COMMIT and compares. `guard` captures
+        what the application cannot see through the guards that `op.track_tables` installed;
+        without it a guarded table refuses every COMMIT. `on_event` is
         called with each event of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
@@ -87,6 +91,7 @@ class Oplog:
         self.keyring = keyring
         self.store = Store(schema)
         self._sealer = Sealer(keyring, accept_plain=plaintext)
+        self._guard = guard
         self._on_event = on_event
         self._codec = PayloadCodec()
         self._writer = EntryWriter(
@@ -100,9 +105,14 @@ class Oplog:
             self._writer,
             self.catalog,
             bind=lambda connection: bind_for_writing(
-                connection, self.catalog, store=self.store, keyring=self.keyring
+                connection,
+                self.catalog,
+                store=self.store,
+                keyring=self.keyring,
+                guard=self._guard,
             ),
             read_tickets=self.store.read_tickets,
+            collect=lambda connection: collect_images(connection, self.schema),
         )
 
     # -- set-up ---------------------------------------------------------------------------
@@ -110,7 +120,8 @@ class Oplog:
     def attach(self, target: Any) -> None:
         """Log every session of `target`.
 
-        `target` is a sessionmaker, async_sessionmaker, scoped_session or Session subclass.
+        `target` is a sessionmaker, async_sessionmaker, scoped_session or Session subclass; an
+        engine, to log every transaction on its connections, as data migrations need it.
         Raises `NotCapturableError` if a table of the catalog has no primary key.
         """
         self.catalog.check_keys()
@@ -333,11 +344,11 @@ class Oplog:
         return rebuild_row(self.open_reader(connection), types, key=key, at=at)
 
 
-def _unwrap(session: Any) -> Session:
-    if isinstance(session, Session):
+def _unwrap(session: Any) -> Session | Connection:
+    if isinstance(session, (Session, Connection)):
         return session
-    inner = getattr(session, "sync_session", None)
-    if isinstance(inner, Session):
+    inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))
+    if isinstance(inner, (Session, Connection)):
         return inner
     if isinstance(session, scoped_session) or hasattr(session, "registry"):
         return _unwrap(session())
@@ -346,8 +357,8 @@ def _unwrap(session: Any) -> Session:
     )
 
 
-def _unwrap_sync(session: Any) -> Session:
-    if not isinstance(session, Session) and hasattr(session, "sync_session"):
+def _unwrap_sync(session: Any) -> Session | Connection:
+    if hasattr(session, "sync_session") or hasattr(session, "sync_connection"):
         raise ConfigurationError(
             "this call asks the database, which an AsyncSession does only inside run_sync",
             hint="await session.run_sync(lambda s: log.take_ticket(s, 'account/42'))",

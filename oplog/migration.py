@@ -1,4 +1,4 @@
-"""The log's tables as Alembic operations: `op.create_oplog`, `op.upgrade_oplog`, `op.drop_oplog`.
+"""The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables`, …
 
 `import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
 Alembic; must not know sessions, catalogs or keys. The hard thing is that a statement reaches the
@@ -14,7 +14,14 @@ from pathlib import Path
 from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
-from oplog.tables import VERSION, create_statements, drop_statements
+from oplog.tables import (
+    VERSION,
+    create_statements,
+    drop_statements,
+    qualify,
+    track_statements,
+    untrack_statements,
+)
 
 
 @Operations.register_operation("create_oplog")
@@ -95,6 +102,94 @@ class DropOplogOp(MigrateOperation):
         return CreateOplogOp(self.version, schema=self.schema)
 
 
+@Operations.register_operation("track_tables")
+class TrackTablesOp(MigrateOperation):
+    """Put guards on tables."""
+
+    def __init__(
+        self, *tables: str, schema: str | None, bypass_role: str | None, log_schema: str
+    ) -> None:
+        self.tables = tables
+        self.schema = schema
+        self.bypass_role = bypass_role
+        self.log_schema = log_schema
+
+    @classmethod
+    def track_tables(
+        cls,
+        operations: Operations,
+        *tables: str,
+        schema: str | None = None,
+        bypass_role: str | None = None,
+        log_schema: str = "oplog",
+    ) -> None:
+        """Guard the tables: what is not logged can no longer be committed.
+
+        Names as they are, unquoted, in `schema` or found by the search path. Only members of
+        `bypass_role`, if one is given, may let a transaction pass unlogged. Needs a short
+        exclusive lock on each table; run again after adding partitions or changing keys.
+        """
+        operations.invoke(
+            cls(*tables, schema=schema, bypass_role=bypass_role, log_schema=log_schema)
+        )
+
+    def reverse(self) -> UntrackTablesOp:
+        """Return the operation that undoes this one."""
+        return UntrackTablesOp(
+            *self.tables, reason="downgrade", schema=self.schema, log_schema=self.log_schema
+        )
+
+
+@Operations.register_operation("untrack_tables")
+class UntrackTablesOp(MigrateOperation):
+    """Take guards from tables."""
+
+    def __init__(self, *tables: str, reason: str, schema: str | None, log_schema: str) -> None:
+        self.tables = tables
+        self.reason = reason
+        self.schema = schema
+        self.log_schema = log_schema
+
+    @classmethod
+    def untrack_tables(
+        cls,
+        operations: Operations,
+        *tables: str,
+        reason: str,
+        schema: str | None = None,
+        log_schema: str = "oplog",
+    ) -> None:
+        """Remove the tables' guards; `oplog doctor` shows the reason from then on.
+
+        Raises `ConfigurationError` for an empty reason.
+        """
+        if not reason.strip():
+            raise ConfigurationError(
+                "untrack_tables needs a reason", hint="say why nothing guards the tables now"
+            )
+        operations.invoke(cls(*tables, reason=reason, schema=schema, log_schema=log_schema))
+
+    def reverse(self) -> TrackTablesOp:
+        """Return the operation that undoes this one."""
+        return TrackTablesOp(
+            *self.tables, schema=self.schema, bypass_role=None, log_schema=self.log_schema
+        )
+
+
+@Operations.implementation_for(TrackTablesOp)
+def _track(operations: Operations, operation: TrackTablesOp) -> None:
+    names = qualify(operation.tables, operation.schema)
+    role = operation.bypass_role
+    _emit(operations, track_statements(names, bypass_role=role, schema=operation.log_schema))
+
+
+@Operations.implementation_for(UntrackTablesOp)
+def _untrack(operations: Operations, operation: UntrackTablesOp) -> None:
+    names = qualify(operation.tables, operation.schema)
+    reason = operation.reason
+    _emit(operations, untrack_statements(names, reason=reason, schema=operation.log_schema))
+
+
 @Operations.implementation_for(CreateOplogOp)
 def _create(operations: Operations, operation: CreateOplogOp) -> None:
     _emit(operations, create_statements(operation.schema, operation.version))
@@ -152,4 +247,11 @@ def migrations_path() -> Path:
     )
 
 
-__all__ = ["CreateOplogOp", "DropOplogOp", "UpgradeOplogOp", "migrations_path"]
+__all__ = [
+    "CreateOplogOp",
+    "DropOplogOp",
+    "TrackTablesOp",
+    "UntrackTablesOp",
+    "UpgradeOplogOp",
+    "migrations_path",
+]

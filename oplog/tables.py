@@ -10,7 +10,10 @@ break foreign keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from oplog.errors import SchemaVersionError
+from oplog.guard import create_guard_statements, drop_guard_statements
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -59,6 +62,7 @@ END $oplog_do$""",
         *_append_only(s),
         _append_one_function(s),
         _append_function(s),
+        *create_guard_statements(s, schema),
         f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
 
@@ -69,6 +73,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     name = quote_literal(schema)
     tables = ("entry", "metadata", "ticket", "type", "key", "checkpoint", "log")
     return [
+        *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in tables),
         f"DROP FUNCTION {s}.oplog_append_one",
         f"DROP FUNCTION {s}.oplog_append",
@@ -81,6 +86,31 @@ def drop_statements(schema: str = "oplog") -> list[str]:
                       AND refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass))
   THEN DROP SCHEMA {s}; END IF;
 END $oplog_do$""",
+    ]
+
+
+def qualify(tables: Iterable[str], schema: str | None) -> list[str]:
+    """Quoted names of tables, in `schema` or where the search path finds them."""
+    return [quote(t) if schema is None else f"{quote(schema)}.{quote(t)}" for t in tables]
+
+
+def track_statements(
+    names: Iterable[str], *, bypass_role: str | None = None, schema: str = "oplog"
+) -> list[str]:
+    """Statements that guard tables, given by quoted names, for the log in `schema`."""
+    role = "NULL" if bypass_role is None else quote_literal(bypass_role)
+    return [
+        f"SELECT {quote(schema)}.oplog_track_table({quote_literal(name)}::regclass, {role})"
+        for name in names
+    ]
+
+
+def untrack_statements(names: Iterable[str], *, reason: str, schema: str = "oplog") -> list[str]:
+    """Statements that take the guards away again, and keep the reason."""
+    return [
+        f"SELECT {quote(schema)}.oplog_untrack_table({quote_literal(name)}::regclass, "
+        f"{quote_literal(reason)})"
+        for name in names
     ]
 
 
@@ -280,7 +310,7 @@ def _append_one_function(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_append_one(
   p_aggregate text, p_expected bigint, p_entry_id uuid, p_body bytea, p_data bytea,
   p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text,
+  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
   OUT o_version bigint, OUT o_hash bytea)
 LANGUAGE plpgsql AS $oplog_fn$
 -- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
@@ -290,6 +320,7 @@ DECLARE
   v_prev bytea;
   v_position bigint;
 BEGIN
+  IF p_tally IS NOT NULL THEN PERFORM {s}.oplog_settle(p_tally); END IF;
   {_redeem(s, source, "p_body")}
   RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
   IF p_expected <> o_version - 1 THEN
@@ -316,7 +347,7 @@ def _append_function(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_append(
   p_aggregates text[], p_expected bigint[], p_entry_ids uuid[], p_bodies bytea[],
   p_data bytea[], p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text,
+  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
   OUT versions bigint[], OUT hashes bytea[])
 LANGUAGE plpgsql AS $oplog_fn$
 -- Redeems the tickets of all aggregates (given in "C" order, one lock order for everybody),
@@ -328,6 +359,7 @@ DECLARE
   v_prev bytea[];
   v_first bigint;
 BEGIN
+  IF p_tally IS NOT NULL THEN PERFORM {s}.oplog_settle(p_tally); END IF;
   WITH redeemed AS (
   {_redeem(s, source, "excluded.body_hash")}
   RETURNING t.aggregate_name, t.version, t.prev_hash, t.head_hash)

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from oplog import Keyring, LoggedEntry, Operation, Oplog, TypeCatalog
+from oplog.tables import qualify, track_statements
 from tests.support import assert_replays
 
 
@@ -65,16 +66,28 @@ def brief(operation: Operation) -> str:
     return f"{operation.kind.name} {operation.type_name} {key}"
 
 
+def track(engine: Engine, *tables: sa.Table) -> None:
+    """Put guards on tables."""
+    with engine.begin() as connection:
+        for table in tables:
+            for statement in track_statements(qualify([table.name], table.schema)):
+                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
 def open_logged(
     engine: Engine,
     models: type[DeclarativeBase] | sa.MetaData,
     *,
     strict: bool = False,
+    guarded: bool = False,
     **catalog: Any,
 ) -> LoggedDatabase:
-    """Create the models' tables and attach a log to a new sessionmaker."""
+    """Create the models' tables, guarded or not, and attach a log to a new sessionmaker."""
     metadata = models if isinstance(models, sa.MetaData) else models.metadata
     metadata.create_all(engine)
+    if guarded:
+        untracked = catalog.get("untracked", {})
+        track(engine, *(t for t in metadata.tables.values() if t.fullname not in untracked))
     log = Oplog(
         TypeCatalog.from_models(models, **catalog), keyring=Keyring.generate(), strict=strict
     )

@@ -61,13 +61,17 @@ class Attachments:
         self._lock = threading.Lock()
         self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
-        self._targets: dict[int, tuple[Any, type[Session], Callable[[], None]]] = {}
+        self._targets: dict[int, tuple[Any, type[Session] | None, Callable[[], None]]] = {}
 
     # -- attaching ------------------------------------------------------------------------
 
     def attach(self, target: Any) -> None:
         """Log every session of `target`; attaching twice is the same as once."""
         if id(target) in self._targets:
+            return
+        engine = getattr(target, "sync_engine", target)
+        if isinstance(engine, Engine):
+            self._attach_engine(target, engine)
             return
         undo: Callable[[], None]
         session_class: type[Session]
@@ -85,9 +89,16 @@ class Attachments:
         else:
             raise ConfigurationError(
                 f"cannot attach to {target!r}",
-                hint="give a sessionmaker, async_sessionmaker, scoped_session or Session subclass",
+                hint="give a sessionmaker, async_sessionmaker, scoped_session, Session subclass "
+                "or engine",
             )
+        if not self._targets:
+            event.listen(Session, "after_begin", self._on_any_begin)
         self._targets[id(target)] = (target, session_class, undo)
+        # The connections of its engine are this application's own, with a session or without.
+        bound = _find_engine(_list_keywords(target).get("bind"))
+        if bound is not None:
+            self._find_listener(bound).users.add(id(target))
 
     def detach(self, target: Any) -> None:
         """Stop logging the sessions of `target`."""
@@ -98,6 +109,21 @@ class Attachments:
                 hint="detach the very object that was given to attach",
             )
         found[2]()
+        for listener in self._engines.values():
+            listener.users.discard(id(target))
+        if not self._targets:
+            event.remove(Session, "after_begin", self._on_any_begin)
+
+    def _attach_engine(self, target: Any, engine: Engine) -> None:
+        listener = self._find_listener(engine)
+        listener.explicit = True
+
+        def undo() -> None:
+            listener.explicit = False
+
+        if not self._targets:
+            event.listen(Session, "after_begin", self._on_any_begin)
+        self._targets[id(target)] = (target, None, undo)
 
     def _attach_async(self, target: Any) -> tuple[type[Session], Callable[[], None]]:
         # Events cannot listen on an async factory: give it a Session class of our own.
@@ -126,8 +152,11 @@ class Attachments:
 
     # -- for the facade -------------------------------------------------------------------
 
-    def annotate(self, session: Session, metadata: Mapping[str, list[str]]) -> None:
+    def annotate(self, session: Session | Connection, metadata: Mapping[str, list[str]]) -> None:
         """Describe the session's transaction; kept until it has a connection."""
+        if isinstance(session, Connection):
+            self._find_own(session)[1].annotate(metadata)
+            return
         self._check_attached(session)
         self._describe(self._state(session), session.get_nested_transaction(), metadata)
 
@@ -143,13 +172,29 @@ class Attachments:
         else:
             state.pending.setdefault(savepoint, {}).update(metadata)
 
-    def list_receipts(self, session: Session) -> list[Receipt]:
+    def list_receipts(self, session: Session | Connection) -> list[Receipt]:
         """Receipts of the session's last commit."""
+        if isinstance(session, Connection):
+            return list(self._find_listener(session.engine).receipts.get(session, ()))
         self._check_attached(session)
         return list(self._state(session).receipts)
 
-    def find_recorder(self, session: Session) -> tuple[Connection, Recorder]:
+    def _find_own(self, connection: Connection) -> tuple[EngineListener, Recorder]:
+        """For a transaction that an attached engine's connection began without a session."""
+        listener = self._find_listener(connection.engine)
+        if not (listener.explicit or listener.users) or not connection.in_transaction():
+            raise ConfigurationError(
+                "this connection is in no transaction that is logged",
+                hint="attach its engine, and begin a transaction first",
+            )
+        return listener, listener.open(connection)
+
+    def find_recorder(self, session: Session | Connection) -> tuple[Connection, Recorder]:
         """The session's connection and recorder; begins its transaction if it has none."""
+        if isinstance(session, Connection):
+            listener, recorder = self._find_own(session)
+            listener.bind(session, recorder)
+            return session, recorder
         self._check_attached(session)
         connection = session.connection()
         for one in self._state(session).enlisted:
@@ -162,11 +207,18 @@ class Attachments:
         )
 
     def _check_attached(self, session: Session) -> None:
-        if not any(isinstance(session, found[1]) for found in self._targets.values()):
+        if not self._list_factories(session):
             raise ConfigurationError(
                 "this session is not attached to the log",
                 hint="call log.attach(...) with its sessionmaker or class first",
             )
+
+    def _list_factories(self, session: Session) -> list[int]:
+        return [
+            key
+            for key, (_, factory, _) in self._targets.items()
+            if factory is not None and isinstance(session, factory)
+        ]
 
     def refresh(self) -> None:
         """Forget what is known of every database."""
@@ -179,11 +231,8 @@ class Attachments:
             state = self._states[session] = SessionState()
         return state
 
-    def _listener(self, connection: Connection) -> EngineListener:
-        engine: Any = connection.engine
-        # engine.execution_options() gives a proxy whose events reach the same connections.
-        while hasattr(engine, "_proxied"):
-            engine = engine._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
+    def _find_listener(self, engine: Engine) -> EngineListener:
+        engine = _find_proxied(engine)
         listener = self._engines.get(engine)
         if listener is None:
             # Two threads' first transactions must not both listen: each would log everything.
@@ -197,12 +246,22 @@ class Attachments:
 
     # -- session events -------------------------------------------------------------------
 
+    def _on_any_begin(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        """A session that is not attached stays so, whatever engine it shares."""
+        if not self._list_factories(session):
+            listener = self._engines.get(_find_proxied(connection.engine))
+            if listener is not None:
+                listener.disown(connection)
+
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         state = self._state(session)
-        listener = self._listener(connection)
-        recorder = listener.open(connection)
+        listener = self._find_listener(connection.engine)
+        recorder = listener.open(connection, owned=True)
+        listener.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
             state.enlisted.append(Enlisted(connection, listener, recorder))
         savepoint = transaction if transaction.nested else None
@@ -256,6 +315,28 @@ class Attachments:
         state.begun.clear()
         state.pending.clear()
         state.committing = False
+
+
+def _find_proxied(engine: Any) -> Engine:
+    # engine.execution_options() gives a proxy whose events reach the same connections.
+    while hasattr(engine, "_proxied"):
+        engine = engine._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
+    found: Engine = engine
+    return found
+
+
+def _find_engine(target: Any) -> Engine | None:
+    """The engine that `target` is, wraps or connects to."""
+    target = getattr(target, "sync_engine", target)
+    if isinstance(target, Connection):
+        return target.engine
+    return target if isinstance(target, Engine) else None
+
+
+def _list_keywords(target: Any) -> Mapping[str, Any]:
+    factory = getattr(target, "session_factory", target)
+    found: Mapping[str, Any] = getattr(factory, "kw", None) or {}
+    return found
 
 
 def _is_async_factory(target: Any) -> bool:

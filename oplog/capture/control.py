@@ -14,6 +14,7 @@ _CONTROL = re.compile(
     r"))\b\s*(?P<name>\"(?:[^\"]|\"\")*\"|\w+)?",
     re.IGNORECASE,
 )
+_SELECT = re.compile(r"select\b", re.IGNORECASE)
 _SPACE_OR_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|$)")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 
@@ -24,6 +25,11 @@ def match_control(statement: str) -> re.Match[str] | None:
     Groups: `save`, `back`, `release`, `end` (whichever it is) and `name`.
     """
     return _CONTROL.match(statement, _skip_comments(statement))
+
+
+def is_select(statement: str) -> bool:
+    """The statement begins with SELECT; it may still call a function that writes."""
+    return _SELECT.match(statement, _skip_comments(statement)) is not None
 
 
 def _skip_comments(statement: str) -> int:

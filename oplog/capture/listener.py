@@ -8,8 +8,7 @@ would turn into a rollback is refused before the application believes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,40 +17,27 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import Binding, BoundType
-from oplog.capture.control import match_control
-from oplog.capture.observation import (
-    Group,
-    list_parameters,
-    observe_delete,
-    observe_insert,
-    observe_update,
-    read_groups,
-    read_keys,
-)
-from oplog.capture.plan import StatementPlan, plan_statement
-from oplog.capture.recorder import Key, Recorder, RowChange
+from oplog.binding import Binding
+from oplog.capture.control import is_select, match_control
+from oplog.capture.notice import Notices
+from oplog.capture.planning import Planned, StatementPlanner
+from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
     can_pipeline,
     check_committable,
     check_transactional,
+    explain_unlogged,
     send_draft,
     send_draft_and_commit,
 )
+from oplog.capture.statement import StatementUnderWay, count, observe, prepare
 from oplog.capture.writer import Draft, EntryWriter, list_unticketed
 from oplog.catalog import TypeCatalog
-from oplog.entry import OpType, Receipt, Ticket
+from oplog.entry import Receipt, Ticket
 from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
 from oplog.events import EntriesAppended
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StatementUnderWay:
-    """What is known of a statement before it is sent: its plan, and whose rows it names."""
-
-    plan: StatementPlan
-    keys: Sequence[Key]
-    groups: Sequence[Group] | None
+from oplog.guard import make_prefix
+from oplog.store.guards import Image
 
 
 _DEFERRED = "oplog.deferred"
@@ -69,15 +55,23 @@ class EngineListener:
         *,
         bind: Callable[[Connection], Binding],
         read_tickets: Callable[[Connection, list[str]], dict[str, int]],
+        collect: Callable[[Connection], list[Image]],
     ) -> None:
         self.engine = engine
         self._writer = writer
-        self._catalog = catalog
         self._bind = bind
         self._read_tickets = read_tickets
         self._binding: Binding | None = None
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
-        self._plans: WeakKeyDictionary[Any, StatementPlan | None] = WeakKeyDictionary()
+        self._planner = StatementPlanner(catalog, prefix=make_prefix(writer.schema))
+        self._notices = Notices(writer.schema)
+        self._collect = collect
+        self.explicit = False
+        """Every transaction of the engine is logged, not only those of sessions."""
+        self.users: set[int] = set()
+        """Attached factories that use the engine: its own connections' images are logged."""
+        self.receipts: WeakKeyDictionary[Connection, list[Receipt]] = WeakKeyDictionary()
+        """Of the last transaction that a connection of the engine's own committed."""
         self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
         self._under_way: WeakKeyDictionary[Any, StatementUnderWay] = WeakKeyDictionary()
         """By execution context. The plan goes along: another thread may clear the plans."""
@@ -85,7 +79,8 @@ class EngineListener:
     def listen(self) -> None:
         """Begin to receive the engine's events."""
         for name in self._EVENTS:
-            event.listen(self.engine, name, getattr(self, f"_on_{name}"))
+            returns = name in ("before_cursor_execute", "handle_error")
+            event.listen(self.engine, name, getattr(self, f"_on_{name}"), retval=returns)
 
     def unlisten(self) -> None:
         """Stop receiving them."""
@@ -93,6 +88,8 @@ class EngineListener:
             event.remove(self.engine, name, getattr(self, f"_on_{name}"))
 
     _EVENTS = (
+        "begin",
+        "rollback",
         "before_cursor_execute",
         "after_cursor_execute",
         "after_execute",
@@ -103,12 +100,21 @@ class EngineListener:
 
     # -- transactions ---------------------------------------------------------------------
 
-    def open(self, connection: Connection) -> Recorder:
-        """The recorder of a connection's transaction, begun if it has none."""
+    def open(self, connection: Connection, *, owned: bool = False) -> Recorder:
+        """The recorder of a connection's transaction, begun if it has none.
+
+        `owned` says that a session ends the transaction.
+        """
         found = self._recorders.get(connection)
         if found is None:
             found = self._recorders[connection] = Recorder()
+            self._notices.attend(connection)
+        found.owned = found.owned or owned
         return found
+
+    def disown(self, connection: Connection) -> None:
+        """The transaction belongs to a session that is not attached: its images stay."""
+        self._notices.attend(connection).disowned = True
 
     def bind(self, connection: Connection, recorder: Recorder) -> Binding:
         """What the transaction knows of its database, found out at its first write.
@@ -123,7 +129,7 @@ class EngineListener:
             known = self._bind(connection)
             # What this transaction stored itself may yet be rolled back.
             self._binding = None if known.fresh else known
-            self._plans.clear()
+            self._planner.clear()
         recorder.bind(known)
         return known
 
@@ -136,7 +142,7 @@ class EngineListener:
     def refresh(self) -> None:
         """Forget what is known of the database: types, tables, triggers."""
         self._binding = None
-        self._plans.clear()
+        self._planner.clear()
 
     def find(self, connection: Connection) -> Recorder | None:
         """The recorder of a connection's transaction, if it has one."""
@@ -156,10 +162,19 @@ class EngineListener:
 
         With `defer` they are sent together with COMMIT, which the caller knows to follow.
         """
-        if not recorder.dirty:
+        if recorder.drained:
+            return
+        self._force_deferred(connection, recorder)
+        ear = self._notices.attend(connection)
+        if not recorder.dirty and not ear.images:
             return
         check_committable(connection)
-        draft = self._writer.draft(connection, recorder)
+        images: list[Image] = []
+        if ear.images:
+            self.bind(connection, recorder)
+            images = self._collect(connection)
+            ear.images = False
+        draft = self._writer.draft(connection, recorder, images=images)
         recorder.mark_drained()
         if draft is None:
             return
@@ -170,6 +185,15 @@ class EngineListener:
         else:
             self._keep(recorder, send_draft(connection, draft), committed=False)
 
+    def _force_deferred(self, connection: Connection, recorder: Recorder) -> None:
+        """Let deferred triggers of the application's own write now what they would at COMMIT."""
+        binding = recorder.binding if recorder.bound else self._binding
+        if binding is None or not binding.deferred or not recorder.wrote:
+            return
+        check_committable(connection)
+        names = ", ".join(binding.deferred).replace("%", "%%")
+        connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
+
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
         """Send what was deferred to a COMMIT that this session did not make."""
         draft = self._drafts.pop(connection, None)
@@ -179,6 +203,8 @@ class EngineListener:
 
     def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:
         recorder.receipts += receipts
+        if not receipts:
+            return
         entry_ids = tuple([receipt.entry_id for receipt in receipts])
         self._writer.on_event(EntriesAppended(entry_ids, committed))
 
@@ -186,55 +212,39 @@ class EngineListener:
 
     def _on_before_cursor_execute(
         self, connection: Connection, cursor: Any, statement: str, *rest: Any
-    ) -> None:
+    ) -> tuple[str, Any]:
         recorder = self._recorders.get(connection)
         if recorder is None:
-            return
+            return statement, rest[0]
         context = rest[1]
-        plan = self._find_plan(connection, recorder, context, statement)
-        if plan is None:
-            return
+        planned = self._find_plan(connection, recorder, context, statement)
+        if planned is None or planned.plan is None:
+            return statement, rest[0]
+        plan = planned.plan
         recorder.check_open(plan.bound)
         check_transactional(connection, plan.bound)
         if context in self._under_way:
             # A later batch of the same insert.
-            return
-        keys: Sequence[Key] = ()
-        groups = None
-        if plan.kind is not OpType.CREATE:
-            keys = read_keys(connection, plan, list_parameters(context))
-            groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
-        statement_under_way = StatementUnderWay(plan, keys, groups)
+            return planned.announcement + statement, rest[0]
+        announced = bool(planned.announcement)
+        statement_under_way = prepare(connection, plan, context, announced=announced)
         self._under_way[context] = statement_under_way
         recorder.announce(statement_under_way)
+        return planned.announcement + statement, rest[0]
 
     def _find_plan(
         self, connection: Connection, recorder: Recorder, context: Any, statement: str
-    ) -> StatementPlan | None:
+    ) -> Planned | None:
         compiled = context.compiled
         if _is_text(compiled):
             self._check_control(recorder, statement)
+            recorder.wrote = recorder.wrote or not is_select(statement)
             return None
         writes = context.isinsert or context.isupdate or context.isdelete
         if not writes and not getattr(compiled, "ctes", None):
             return None
-        # Looked up once each time: another thread may clear the plans in between.
-        known = self._plans.get(compiled, self)
-        if known is None:
-            return None
-
-        def find_type(table: Any) -> BoundType | None:
-            if self._catalog.find_table(table) is not None:
-                return self.bind(connection, recorder).types[table]
-            self._catalog.check_namesake(table)
-            return None
-
-        if isinstance(known, StatementPlan):
-            binding = self.bind(connection, recorder)
-            if binding.types.get(known.bound.declared.table) is known.bound:
-                return known
-        plan = self._plans[compiled] = plan_statement(compiled, find_type)
-        return plan
+        recorder.wrote = True
+        return self._planner.find(context, lambda: self.bind(connection, recorder))
 
     @staticmethod
     def _check_control(recorder: Recorder, statement: str) -> None:
@@ -282,26 +292,53 @@ class EngineListener:
         if recorder is None or done is None:
             return
         try:
-            recorder.record(_observe(done, context))
+            changes = observe(done, context)
+            recorder.record(changes, tally=count(done, len(changes)))
         except OplogError as failure:
             # Swallowed by the application, it must still stop the COMMIT.
             recorder.fail(failure)
             raise
         recorder.settle(done)
 
-    def _on_handle_error(self, exception_context: Any) -> None:
-        """A statement that the database refused, or that never left, changed nothing."""
+    def _on_handle_error(self, exception_context: Any) -> OplogError | None:
+        """A statement that the database refused, or that never left, changed nothing.
+
+        Returns what SQLAlchemy shall raise instead of its own error, if that was a guard's.
+        """
+        unlogged = explain_unlogged(exception_context.original_exception)
         connection = exception_context.connection
         recorder = None if connection is None else self._recorders.get(connection)
         context = exception_context.execution_context
         if recorder is None or context is None or context not in self._under_way:
-            return
+            return unlogged
         errors = connection.dialect.loaded_dbapi.Error
         if isinstance(exception_context.original_exception, errors):
             recorder.settle(self._under_way.pop(context))
+        return unlogged
+
+    def _on_begin(self, connection: Connection) -> None:
+        ear = self._notices.attend(connection)
+        ear.images = ear.deaf
+        ear.disowned = False
+        if self.explicit:
+            self._recorders[connection] = Recorder()
+
+    def _on_rollback(self, connection: Connection) -> None:
+        recorder = self._recorders.get(connection)
+        if recorder is not None and not recorder.owned:
+            self.close(connection)
+
+    def _find_own(self, connection: Connection) -> Recorder | None:
+        """The recorder of an engine's own transaction that has something to log."""
+        recorder = self._recorders.get(connection)
+        if recorder is None and self.users:
+            ear = self._notices.attend(connection)
+            if ear.images and not ear.disowned:
+                recorder = self.open(connection)
+        return recorder
 
     def _on_commit(self, connection: Connection) -> None:
-        recorder = self._recorders.get(connection)
+        recorder = self._find_own(connection)
         if recorder is None:
             return
         draft = self._drafts.pop(connection, None)
@@ -310,6 +347,9 @@ class EngineListener:
         try:
             if draft is None:
                 check_committable(connection)
+            if not recorder.owned:
+                self.drain(connection, recorder, defer=False)
+                self.receipts[connection] = recorder.receipts
             recorder.raise_failure()
             if recorder.dirty:
                 raise UnloggedWriteError(
@@ -324,6 +364,9 @@ class EngineListener:
             if not connection.invalidated:
                 connection.dialect.do_rollback(connection.connection)
             raise
+        finally:
+            if not recorder.owned:
+                self.close(connection)
 
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         recorder = self._recorders.get(connection)
@@ -341,11 +384,3 @@ def _is_text(compiled: Any) -> bool:
 def _release_deferral(connection: Connection) -> None:
     if not connection.closed and not connection.invalidated:
         connection.info.pop(_DEFERRED, None)
-
-
-def _observe(done: StatementUnderWay, context: Any) -> list[RowChange]:
-    plan = done.plan
-    if plan.kind is OpType.CREATE:
-        return observe_insert(plan, context)
-    observe = observe_update if plan.kind is OpType.UPDATE else observe_delete
-    return observe(plan, context, keys=done.keys, groups=done.groups)

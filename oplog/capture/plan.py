@@ -80,6 +80,13 @@ def plan_statement(
     return _plan_delete(compiled, statement, bound)
 
 
+def find_written(statement: Any) -> Iterator[Any]:
+    """The tables that any part of a statement inserts into, updates or deletes from."""
+    for element in visitors.iterate(statement) if statement is not None else ():
+        if isinstance(element, (sa.Insert, sa.Update, sa.Delete)):
+            yield _unalias(element.table)
+
+
 def _refuse_hidden(statement: Any, find_type: Callable[[Any], BoundType | None]) -> None:
     """A data-modifying CTE writes without being the statement."""
     for element in visitors.iterate(statement) if statement is not None else ():

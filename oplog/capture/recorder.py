@@ -50,6 +50,8 @@ class Frame:
     """Changes already looked at for tickets."""
     under_way: set[object] = field(default_factory=set)
     """Statements sent whose effect was not observed yet."""
+    tally: int = 0
+    """What the guards must have counted of announced statements."""
 
 
 class Recorder:
@@ -60,6 +62,10 @@ class Recorder:
         self.frames = [Frame("")]
         self.receipts: list[Receipt] = []
         self.drained = False
+        self.owned = False
+        """A session ends this transaction, and drains it before it does."""
+        self.wrote = False
+        """A statement was sent that may write, tracked or not."""
 
     @property
     def binding(self) -> Binding:
@@ -109,6 +115,7 @@ class Recorder:
             outer.metadata.update(frame.metadata)
             outer.failure = outer.failure or frame.failure
             outer.under_way |= frame.under_way
+            outer.tally += frame.tally
         del self.frames[place:]
 
     def _find(self, name: str) -> int | None:
@@ -119,9 +126,15 @@ class Recorder:
 
     # -- recording ------------------------------------------------------------------------
 
-    def record(self, changes: list[RowChange]) -> None:
-        """Add changes to the innermost frame."""
+    def record(self, changes: list[RowChange], *, tally: int = 0) -> None:
+        """Add changes to the innermost frame, and what guards count of them."""
         self.frames[-1].changes += changes
+        self.frames[-1].tally += tally
+
+    @property
+    def tally(self) -> int:
+        """What guards must have counted of everything that survived."""
+        return sum(frame.tally for frame in self.frames)
 
     def check_open(self, bound: BoundType) -> None:
         """Raise `UnloggedWriteError` once the entries of this transaction are written."""

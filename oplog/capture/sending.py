@@ -18,8 +18,11 @@ from oplog.entry import Receipt
 from oplog.errors import (
     CommitWouldRollBackError,
     ConfigurationError,
+    OplogError,
     TicketConflictError,
+    UnloggedWriteError,
 )
+from oplog.guard import UNLOGGED
 from oplog.tables import STALE_TICKET
 
 _SERIALIZATION_FAILURE = "40001"
@@ -113,6 +116,9 @@ def explain(connection: Connection, cause: Exception, *, draft: Draft | None) ->
             detail or "an aggregate of this transaction was changed by another one",
             hint="run the whole transaction again; log.run(sessionmaker, work) does that",
         )
+    unlogged = explain_unlogged(cause)
+    if unlogged is not None:
+        return unlogged
     if dialect.is_disconnect(cause, connection.connection.driver_connection, None):  # type: ignore[arg-type]
         connection.invalidate(cause)
     return DBAPIError.instance(
@@ -122,6 +128,17 @@ def explain(connection: Connection, cause: Exception, *, draft: Draft | None) ->
         dialect.loaded_dbapi.Error,
         hide_parameters=True,
         dialect=dialect,
+    )
+
+
+def explain_unlogged(cause: BaseException) -> OplogError | None:
+    """A guard's refusal as `UnloggedWriteError`; None for any other error."""
+    if getattr(cause, "sqlstate", None) != UNLOGGED:
+        return None
+    diagnostic = getattr(cause, "diag", None)
+    return UnloggedWriteError(
+        getattr(diagnostic, "message_primary", None) or str(cause),
+        hint=getattr(diagnostic, "message_hint", None) or "",
     )
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
 from oplog.capture.effect import NetRow, fold_changes
+from oplog.capture.merge import measure, settle_rows, touch_rows
 from oplog.capture.readback import complete_rows
 from oplog.capture.recorder import Frame, Recorder
 from oplog.chain import hash_body, hash_metadata
@@ -23,6 +24,7 @@ from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_meta
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
+from oplog.store.guards import Image
 from oplog.value import Wire
 
 _NO_METADATA = hash_metadata([])
@@ -65,18 +67,27 @@ class EntryWriter:
         self.on_event = on_event
 
     @property
+    def schema(self) -> str:
+        """The schema of the log's tables."""
+        return self._store.schema
+
+    @property
     def key_id(self) -> str:
         """The key that the next transaction should seal with."""
         return self._sealer.key_id
 
-    def draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
-        """The entries for everything recorded; None when the net effect is nothing."""
+    def draft(
+        self, connection: Connection, recorder: Recorder, *, images: Sequence[Image] = ()
+    ) -> Draft | None:
+        """The entries for everything recorded and for the guards' images.
+
+        None when the net effect is nothing and no guard waits to be told so.
+        """
         recorder.raise_failure()
-        rows = fold_changes(recorder.iterate_changes())
-        complete_rows(connection, rows, strict=self._strict)
-        grouped = self._group(recorder, rows)
+        grouped = self._group(recorder, self._list_rows(connection, recorder, images))
+        tally = (recorder.tally + measure(images)) or None
         if not grouped:
-            return None
+            return None if tally is None else Draft((), *self._store.bind_settle(tally))
         metadata = recorder.list_metadata()
         check_metadata_count(len(metadata))
         metadata_hash = hash_metadata(metadata) if metadata else _NO_METADATA
@@ -101,6 +112,7 @@ class EntryWriter:
             key_id=key_id,
             metadata=metadata,
             metadata_hash=metadata_hash,
+            tally=tally,
         )
         if self.on_event is not ignore_event:
             self.on_event(
@@ -111,6 +123,19 @@ class EntryWriter:
                 )
             )
         return Draft(entries, statement, parameters)
+
+    def _list_rows(
+        self, connection: Connection, recorder: Recorder, images: Sequence[Image]
+    ) -> list[NetRow]:
+        rows = fold_changes(recorder.iterate_changes())
+        if not images:
+            complete_rows(connection, rows, strict=self._strict)
+            return rows
+        changes = recorder.iterate_changes()
+        touched = touch_rows(images, binding=recorder.binding, changes=changes)
+        rows = [row for row in rows if (row.bound.shape.type_name, row.key) not in touched]
+        complete_rows(connection, rows, strict=self._strict)
+        return rows + settle_rows(connection, touched)
 
     def check_entry(self, recorder: Recorder, entry: Entry) -> None:
         """Raise now what writing the entry would raise at commit."""

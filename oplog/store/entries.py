@@ -44,12 +44,12 @@ class Store:
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text)"
+            "%s::text[], %s::text[], %s::text, %s::bigint)"
         )
         self._append_one = (
             f"SELECT ARRAY[o_version], ARRAY[o_hash] FROM {s}.oplog_append_one(%s::text, "
             "%s::bigint, %b::uuid, %b::bytea, %b::bytea, %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text)"
+            "%s::text[], %s::text[], %s::text, %s::bigint)"
         )
 
     # -- schema ---------------------------------------------------------------------------
@@ -149,8 +149,12 @@ class Store:
         metadata: Sequence[tuple[str, str]],
         metadata_hash: bytes,
         idempotency_key: str | None = None,
+        tally: int | None = None,
     ) -> tuple[str, tuple[Any, ...]]:
-        """Statement and parameters that redeem and append; entries sorted by aggregate."""
+        """Statement and parameters that redeem and append; entries sorted by aggregate.
+
+        `tally` is what the guards of the tables must have counted; None if there are none.
+        """
         shared = (
             format,
             key_id,
@@ -158,6 +162,7 @@ class Store:
             [key for key, _ in metadata] or None,
             [value for _, value in metadata] or None,
             idempotency_key,
+            tally,
         )
         if len(entries) == 1:
             return self._append_one, (*entries[0], *shared)
@@ -169,6 +174,13 @@ class Store:
             write_array([f'"\\\\x{e.data.hex()}"' for e in entries]),
             *shared,
         )
+
+    def bind_settle(self, tally: int) -> tuple[str, tuple[Any, ...]]:
+        """Statement and parameters for a transaction whose changes come to nothing."""
+        statement = (
+            f"SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM {self._s}.oplog_settle(%s::bigint)"
+        )
+        return statement, (tally,)
 
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""

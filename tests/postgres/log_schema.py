@@ -11,7 +11,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import URL
 
-from oplog.tables import quote
+from oplog.guard import make_prefix
+from oplog.tables import quote, quote_literal
 
 # An application's own environment, as `alembic init` writes it, reduced to what matters here.
 ENVIRONMENT = """
@@ -133,7 +134,11 @@ def describe(url: URL, schema: str = "oplog") -> Described:
         found = connection.exec_driver_sql(DESCRIPTION, {"schema": quote(schema)}).fetchall()
     renamed = [
         tuple(
-            str(cell).replace(f"{quote(schema)}.", "oplog.").replace(f"{schema}.", "oplog.")
+            str(cell)
+            .replace(f"{quote(schema)}.", "oplog.")
+            .replace(f"{schema}.", "oplog.")
+            .replace(make_prefix(schema), "oplog")
+            .replace(quote_literal(schema), "'oplog'")
             for cell in row
         )
         for row in found

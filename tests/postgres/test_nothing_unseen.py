@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
-from oplog.capture import listener
+from oplog.capture import statement as statements
 from oplog.errors import NotCapturableError
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import Account, Base
@@ -50,7 +50,7 @@ def test_an_error_while_observing_stops_the_commit(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(listener, "observe_update", fail)
+    monkeypatch.setattr(statements, "observe_update", fail)
     session = db.sessions()
     with pytest.raises(ZeroDivisionError):
         session.execute(sa.update(Account).where(Account.id == 1).values(owner="unseen"))

@@ -1,0 +1,220 @@
+"""Images the guards kept, made into net rows.
+
+Decides what happened to every row that a statement touched unannounced. The hard thing is
+that images come without an order: cascades and triggers nest. None is needed. How often a
+row came and went under its key, and whether it is there now, say whether it was there
+before; its values are read from the table, where the last writer left them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.engine import Connection
+
+from oplog.binding import Binding, BoundType
+from oplog.capture.effect import NetRow
+from oplog.capture.readback import read_rows
+from oplog.capture.recorder import Key, RowChange
+from oplog.entry import OpType
+from oplog.errors import CaptureMismatchError, UnloggedWriteError
+from oplog.image import weigh
+from oplog.store.guards import Image
+from oplog.value import Wire
+
+Group = tuple[Wire | None, ...]
+Stored = Mapping[str, Wire | None]
+
+
+@dataclass(slots=True)
+class TouchedRow:
+    """One key of one table, and everything that touched it.
+
+    `balance` counts, for each state of the columns that name its aggregate, how often a row
+    left it less how often one entered it.
+    """
+
+    bound: BoundType
+    key: Key
+    balance: dict[Group, int] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+    def leave(self, group: Group) -> None:
+        """A row was deleted, or moved away."""
+        self.balance[group] = self.balance.get(group, 0) + 1
+
+    def enter(self, group: Group) -> None:
+        """A row was inserted, or moved here."""
+        self.balance[group] = self.balance.get(group, 0) - 1
+
+
+Touched = dict[tuple[str, Key], TouchedRow]
+
+
+def measure(images: Iterable[Image]) -> int:
+    """What the images' rows have added to the transaction's tally."""
+    return sum(image.rows * weigh(image.operation, image.relation) for image in images)
+
+
+def touch_rows(
+    images: Iterable[Image], *, binding: Binding, changes: Iterable[RowChange]
+) -> Touched:
+    """Every row that an image touched, with what `changes` did to the same rows.
+
+    Raises `UnloggedWriteError` for a table that the catalog does not have.
+    """
+    touched: Touched = {}
+    for image in images:
+        _add_image(touched, image, binding.find_relation(image.relation))
+    for change in changes if touched else ():
+        _add_change(touched, change)
+    return touched
+
+
+def settle_rows(connection: Connection, touched: Touched) -> list[NetRow]:
+    """What happened to the touched rows, with their values as the tables have them now.
+
+    Raises `CaptureMismatchError` where images and table contradict each other.
+    """
+    settled: list[NetRow] = []
+    by_type: dict[str, list[TouchedRow]] = {}
+    for row in touched.values():
+        by_type.setdefault(row.bound.shape.type_name, []).append(row)
+    for rows in by_type.values():
+        settled += _settle(connection, rows)
+    return settled
+
+
+def list_group_names(bound: BoundType) -> tuple[str, ...]:
+    """Columns that name the aggregate and are not in the key."""
+    return tuple(n for n in bound.template.columns if n not in bound.shape.key_names)
+
+
+def _add_image(touched: Touched, image: Image, bound: BoundType) -> None:
+    split = _Splitter(image, bound)
+    changed = set(image.changed).intersection(bound.shape.names)
+    name = bound.shape.type_name
+    olds = [] if image.old_rows is None else [split(texts) for texts in image.old_rows]
+    news = [] if image.new_rows is None else [split(texts) for texts in image.new_rows]
+
+    def touch(key: Key) -> TouchedRow:
+        place = name, key
+        row = touched.get(place)
+        if row is None:
+            row = touched[place] = TouchedRow(bound, key)
+        return row
+
+    if image.operation == "U":
+        for n, new in enumerate(news):
+            touch(new[0]).changed |= changed
+            if olds and olds[n] != new:
+                touch(olds[n][0]).leave(olds[n][1])
+                touch(new[0]).enter(new[1])
+    for key, group in olds if image.operation == "D" else ():
+        touch(key).leave(group)
+    for key, group in news if image.operation == "I" else ():
+        touch(key).enter(group)
+
+
+class _Splitter:
+    """From an image's texts to a key and a group."""
+
+    def __init__(self, image: Image, bound: BoundType) -> None:
+        kept = list(image.kept)
+        codecs = bound.shape.codecs
+        try:
+            self._key = [(kept.index(n), codecs[n].from_text) for n in bound.shape.key_names]
+            self._group = [(kept.index(n), codecs[n].from_text) for n in list_group_names(bound)]
+        except ValueError as cause:
+            error = UnloggedWriteError(
+                f"table {bound.live.qualified} was changed before its aggregate template "
+                f"{bound.template.text!r} was known to the log",
+                hint="it is known now: run the transaction again",
+            )
+            error.retryable = True
+            raise error from cause
+
+    def __call__(self, texts: Sequence[str | None]) -> tuple[Key, Group]:
+        return self._read(self._key, texts), self._read(self._group, texts)
+
+    @staticmethod
+    def _read(places: Sequence[tuple[int, object]], texts: Sequence[str | None]) -> Group:
+        values = []
+        for place, parse in places:
+            text = texts[place]
+            values.append(None if text is None else parse(text))  # type: ignore[operator]
+        return tuple(values)
+
+
+def _add_change(touched: Touched, change: RowChange) -> None:
+    """An announced change of a row that an image touched too."""
+    name, bound = change.bound.shape.type_name, change.bound
+    row = touched.get((name, change.key))
+    if row is not None:
+        row.changed.update(change.values, change.unknown)
+        if change.kind is OpType.CREATE:
+            row.enter(_group_of(bound, change.values))
+        elif change.kind is OpType.DELETE or change.moved_to not in (None, change.key):
+            row.leave(_group_of(bound, change.group or {}))
+    if change.moved_to is not None and change.moved_to != change.key:
+        moved = touched.get((name, change.moved_to))
+        if moved is not None:
+            moved.enter(_group_of(bound, change.group or {}))
+
+
+def _group_of(bound: BoundType, values: Stored) -> Group:
+    # Announced changes say their group (see `planning`). Where a value's stored form is not
+    # certain they cannot: the count is right all the same, and a doubt that is left is refused.
+    return tuple(values.get(name, "?") for name in list_group_names(bound))
+
+
+def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
+    """Net rows of one table, as the table has them now."""
+    bound = rows[0].bound
+    names: dict[str, None] = dict.fromkeys(list_group_names(bound))
+    for row in rows:
+        if row.balance:
+            names = dict.fromkeys(bound.shape.names)
+            break
+        names.update(dict.fromkeys(row.changed))
+    found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
+    settled = []
+    for row, stored in zip(rows, found, strict=True):
+        net = _make_net(row, stored)
+        if net is not None:
+            settled.append(net)
+    return settled
+
+
+def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
+    bound, key = row.bound, row.key
+    exists = stored is not None
+    before = int(exists) + sum(row.balance.values())
+    left = [group for group, times in row.balance.items() if times > 0]
+    if before not in (0, 1) or len(left) > 1:
+        raise CaptureMismatchError(
+            f"{bound.live.qualified} key {key!r}: the guards' images say that {before} such rows "
+            "were there before this transaction",
+            hint="the row was changed on a way that the guards do not see; run `oplog doctor`",
+        )
+    existed = before == 1
+    names = list_group_names(bound)
+    group: dict[str, Wire | None] | None = None
+    if existed and left:
+        group = dict(zip(names, left[0], strict=True))
+    elif existed and stored is not None:
+        group = {name: stored[name] for name in names}
+    if group is not None:
+        group.update(zip(bound.shape.key_names, key, strict=True))
+    if stored is None:
+        return NetRow(bound, key, existed=True, exists=False, group=group) if existed else None
+    values = dict(stored)
+    if existed and not row.balance:
+        # The key cannot have changed, and what it is the operation says anyway.
+        values = {n: v for n, v in stored.items() if n in row.changed}
+        for name in bound.shape.key_names:
+            values.pop(name, None)
+        if not values:
+            return None
+    return NetRow(bound, key, existed=existed, values=values, group=group)

@@ -1,0 +1,59 @@
+"""What the database tells a connection while statements run.
+
+Listens for the guards' message that images wait. Must not know what is done about it. The
+message is a hint that saves a query in every transaction: if a driver loses it, nothing
+slips past, because the guards refuse a COMMIT whose images were not collected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.engine import Connection
+
+from oplog.image import IMAGES_KEPT
+
+
+class Ear:
+    """What was heard on one driver connection since its transaction began."""
+
+    __slots__ = ("deaf", "disowned", "images")
+
+    def __init__(self) -> None:
+        self.images = False
+        """Images wait to be collected."""
+        self.deaf = False
+        """The driver passes no messages on: whether images wait has to be asked."""
+        self.disowned = False
+        """The transaction belongs to a session that is not attached."""
+
+
+class Notices:
+    """The ears of one engine's connections, for the log in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._ears: WeakKeyDictionary[Any, Ear] = WeakKeyDictionary()
+
+    def attend(self, connection: Connection) -> Ear:
+        """The ear of a connection, which listens from the first call on."""
+        raw: Any = connection.connection.driver_connection
+        found = self._ears.get(raw)
+        if found is None:
+            found = self._ears[raw] = Ear()
+            self._listen(raw, found)
+        return found
+
+    def _listen(self, raw: Any, ear: Ear) -> None:
+        schema = self._schema
+
+        def hear(diagnostic: Any) -> None:
+            if diagnostic.sqlstate == IMAGES_KEPT and diagnostic.schema_name == schema:
+                ear.images = True
+
+        add = getattr(raw, "add_notice_handler", None)
+        if add is None:
+            ear.deaf = True
+        else:
+            add(hear)

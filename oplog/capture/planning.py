@@ -1,0 +1,113 @@
+"""Who captures a statement: the application from its parameters, or the guards.
+
+Remembers the plan of each compiled statement. Must not record anything. The hard thing is
+that exactly one of the two must do it: a statement whose plan is certain is announced to the
+guards, which then only count; any other is left to them whole, and refused where a table it
+writes has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from oplog.binding import Binding, BoundType
+from oplog.capture.plan import StatementPlan, find_written, plan_statement
+from oplog.catalog import TypeCatalog
+from oplog.entry import OpType
+from oplog.errors import NotCapturableError
+from oplog.guard import announce
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A tracked table is written: by this plan, or (None) as the guards will say."""
+
+    plan: StatementPlan | None
+    announcement: str
+    """What to put before the statement's text."""
+
+
+_LEFT_TO_GUARDS = Planned(None, "")
+
+
+class StatementPlanner:
+    """Plans for the statements of one engine."""
+
+    def __init__(self, catalog: TypeCatalog, *, prefix: str) -> None:
+        self._catalog = catalog
+        self._prefix = prefix
+        self._known: WeakKeyDictionary[Any, Planned | None] = WeakKeyDictionary()
+
+    def clear(self) -> None:
+        """Forget: tables, types or guards may have changed."""
+        self._known.clear()
+
+    def find(self, context: Any, bind: Callable[[], Binding]) -> Planned | None:
+        """How the statement of an execution is captured; None if it writes no tracked table.
+
+        Raises `NotCapturableError` for one that neither side can capture.
+        """
+        compiled = context.compiled
+        # Looked up once each time: another thread may clear the plans in between.
+        known = self._known.get(compiled, self)
+        if known is None:
+            return None
+        if isinstance(known, Planned):
+            if known.plan is None:
+                return known
+            table = known.plan.bound.declared.table
+            if bind().types.get(table) is known.plan.bound:
+                return known
+        planned = self._known[compiled] = self._plan(compiled, bind)
+        return planned
+
+    def _plan(self, compiled: Any, bind: Callable[[], Binding]) -> Planned | None:
+        def find_type(table: Any) -> BoundType | None:
+            if self._catalog.find_table(table) is not None:
+                return bind().types[table]
+            self._catalog.check_namesake(table)
+            return None
+
+        try:
+            plan = plan_statement(compiled, find_type)
+        except NotCapturableError:
+            if self._is_guarded(compiled, bind):
+                return _LEFT_TO_GUARDS
+            raise
+        if plan is None:
+            return None
+        if plan.bound.guard is None:
+            return Planned(plan, "")
+        if _is_certain(plan):
+            return Planned(plan, announce(plan.bound.guard.oid, self._prefix))
+        return _LEFT_TO_GUARDS
+
+    def _is_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> bool:
+        """Every tracked table that the statement writes has a guard."""
+        translated = getattr(compiled, "schema_translate_map", None) or {}
+        found = False
+        for table in find_written(compiled.statement):
+            declared = self._catalog.find_table(table) or self._catalog.find_namesake(table)
+            if declared is None:
+                continue
+            if declared.table.schema in translated:
+                return False
+            if bind().types[declared.table].guard is None:
+                return False
+            found = True
+        return found
+
+
+def _is_certain(plan: StatementPlan) -> bool:
+    """The application can tell which rows the statement itself touches, and only those."""
+    bound, guard = plan.bound, plan.bound.guard
+    if guard is None or bound.live.rewrites_rows:
+        return False
+    if plan.kind is OpType.CREATE:
+        known = {column.name for column in plan.columns}.union(bound.shape.key_names)
+        return set(bound.template.columns) <= known
+    # Where the row was before it moves, the guard's image says without a query.
+    return not guard.cascades and not bound.regroups

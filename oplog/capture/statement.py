@@ -1,0 +1,68 @@
+"""A statement on a tracked table, from before it is sent until its effect is known.
+
+Must not know events or frames. The hard thing is what only the moment before knows: which
+rows the parameters name, and which aggregates those rows are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from oplog.capture.observation import (
+    Group,
+    list_parameters,
+    observe_delete,
+    observe_insert,
+    observe_update,
+    read_groups,
+    read_keys,
+)
+from oplog.capture.plan import StatementPlan
+from oplog.capture.recorder import Key, RowChange
+from oplog.entry import OpType
+from oplog.image import weigh
+
+_OPERATIONS = {OpType.CREATE: "I", OpType.UPDATE: "U", OpType.DELETE: "D"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StatementUnderWay:
+    """What is known of a statement before it is sent: its plan, and whose rows it names."""
+
+    plan: StatementPlan
+    keys: Sequence[Key]
+    groups: Sequence[Group] | None
+    announced: bool
+    """The table's guard counts the rows, and must come to the same number."""
+
+
+def prepare(
+    connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
+) -> StatementUnderWay:
+    """What has to be known before the statement of `context` is sent."""
+    if plan.kind is OpType.CREATE:
+        return StatementUnderWay(plan, (), None, announced)
+    keys = read_keys(connection, plan, list_parameters(context))
+    groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
+    return StatementUnderWay(plan, keys, groups, announced)
+
+
+def count(done: StatementUnderWay, rows: int) -> int:
+    """What the table's guard adds to the tally for these rows."""
+    guard = done.plan.bound.guard
+    if guard is None or not done.announced:
+        return 0
+    return rows * weigh(_OPERATIONS[done.plan.kind], guard.oid)
+
+
+def observe(done: StatementUnderWay, context: Any) -> list[RowChange]:
+    """The rows that the executed statement changed."""
+    plan = done.plan
+    if plan.kind is OpType.CREATE:
+        return observe_insert(plan, context)
+    look = observe_update if plan.kind is OpType.UPDATE else observe_delete
+    return look(plan, context, keys=done.keys, groups=done.groups)

@@ -1,0 +1,338 @@
+"""Guards: the triggers by which Postgres itself refuses what nobody logs.
+
+Holds the DDL that tracks a table, and what happens at COMMIT. Must not know sessions: what
+an application has to do with a guard is in `capture`. The hard thing is that a guard knows
+neither the keyring nor the application's types. So it keeps count, and keeps which rows were
+touched (`image`):
+
+- a statement that the application *announced* (a comment with the table's oid) is counted;
+- of any other statement the touched keys are left in `oplog_image`, and the client is told by
+  an INFO message, once for each transaction;
+- both raise the transaction's *tally*, which the application must match when it appends its
+  entries. A deferred trigger, armed by the first row, refuses COMMIT while a tally is open.
+
+Tally and arming live in settings local to the transaction, bound to its id: ROLLBACK TO
+SAVEPOINT takes them back together with the rows, and nothing leaks to the next transaction.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from oplog.image import DEFINER, IMAGE_FUNCTIONS, create_image_statements
+
+UNLOGGED = "OP003"
+"""SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
+FORMAT_MARK = 3
+"""Format number of an entry the database writes: no payload, only metadata."""
+BYPASS_AGGREGATE = "oplog/bypass"
+"""The aggregate of the marks that bypassed transactions leave."""
+GUARD_TRIGGERS = {"r": 8, "p": 4}
+"""How many guard triggers an ordinary and a partitioned table have, by relkind."""
+
+
+def make_prefix(schema: str) -> str:
+    """The part before the dot in the settings of the log in `schema`."""
+    return "oplog" if schema == "oplog" else f"oplog_{sha256(schema.encode()).hexdigest()[:8]}"
+
+
+def announce(oid: int, prefix: str) -> str:
+    """The comment that makes a statement on this table an announced one to one log."""
+    return f"/*{prefix}:{oid}*/ "
+
+
+def create_guard_statements(s: str, schema: str) -> list[str]:
+    """DDL of everything guards need; `s` is `schema` quoted."""
+    p = make_prefix(schema)
+    return [
+        f"""CREATE TABLE {s}.oplog_guard (
+  schema_name text COLLATE "C" NOT NULL,
+  table_name text COLLATE "C" NOT NULL,
+  tracked boolean NOT NULL,
+  reason text NOT NULL,
+  bypass_role text,
+  changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  PRIMARY KEY (schema_name, table_name))""",
+        *create_image_statements(s, p),
+        _mark(s),
+        _try_bypass(s, p),
+        _check(s, p),
+        _settle(s, p),
+        _truncate(s, p),
+        _check_trackable(s),
+        _declare(s),
+        _drop_guard(s),
+        _track(s, p, schema),
+        _untrack(s),
+    ]
+
+
+def drop_guard_statements(s: str) -> list[str]:
+    """Remove every guard, wherever it stands, then the functions and tables."""
+    functions = (
+        "track_table(regclass, text)",
+        "untrack_table(regclass, text)",
+        "drop_guard(regclass)",
+        "declare_guard(regclass, boolean, text, text)",
+        "check_trackable(regclass)",
+        "guard_truncate()",
+        "guard_check()",
+        *IMAGE_FUNCTIONS,
+        "settle(bigint)",
+        "try_bypass(text, text[])",
+        "mark(text[], text[])",
+    )
+    check = _in_literal(f"{s}.oplog_guard_check()")
+    return [
+        f"""SELECT {s}.oplog_drop_guard(t.tgrelid::regclass)
+FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
+      WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0) t""",
+        *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
+        f"DROP TABLE {s}.oplog_guard",
+        f"DROP TABLE {s}.oplog_image",
+    ]
+
+
+# -- COMMIT -----------------------------------------------------------------------------------
+
+
+def _mark(s: str) -> str:
+    frame = "int4send(octet_length({0})) || {0}".format
+    key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
+    name = f"convert_to('{BYPASS_AGGREGATE}', 'UTF8')"
+    return f"""CREATE FUNCTION {s}.oplog_mark(p_keys text[], p_values text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- An entry by the database itself: it has no key to seal with, so it has no payload.
+DECLARE
+  v_id uuid := gen_random_uuid();
+  v_metadata bytea;
+BEGIN
+  SELECT sha256('oplog/v1/metadata'::bytea || '\\x00'::bytea || int4send(count(*)::integer)
+      || string_agg({frame(key)} || {frame(value)}, ''::bytea ORDER BY m.n))
+    INTO v_metadata
+    FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n);
+  PERFORM {s}.oplog_append_one('{BYPASS_AGGREGATE}', NULL, v_id,
+    sha256('oplog/v1/body'::bytea || '\\x00'::bytea || int4send({FORMAT_MARK}) || uuid_send(v_id)
+      || {frame(name)} || int4send(0) || v_metadata || int4send(1) || '\\x00'::bytea || int4send(0)),
+    ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL);
+END $oplog_fn$"""
+
+
+def _try_bypass(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_try_bypass(p_changes text, p_tables text[]) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- True if this transaction may pass unlogged; it leaves a mark that says so.
+DECLARE
+  v_reason text := left(current_setting('{p}.bypass', true), 250);
+BEGIN
+  IF coalesce(v_reason, '') = '' THEN RETURN false; END IF;
+  IF EXISTS (SELECT FROM {s}.oplog_guard g
+      WHERE g.bypass_role IS NOT NULL
+        AND concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name)) = ANY (p_tables)
+        AND NOT pg_has_role(session_user, g.bypass_role, 'MEMBER')) THEN
+    RETURN false;
+  END IF;
+  PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
+    ARRAY[v_reason, session_user::text, left(p_changes, 1000)]);
+  RETURN true;
+END $oplog_fn$"""
+
+
+def _check(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_guard_check() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+-- Runs at COMMIT. An open tally is a change that no entry tells.
+DECLARE
+  v_changes text;
+  v_tables text[];
+BEGIN
+  -- Whatever a deferred trigger writes after this arms the check again.
+  PERFORM set_config('{p}.armed', '', true);
+  IF coalesce(current_setting('{p}.tally', true), '') IN ('', '0') THEN RETURN NULL; END IF;
+  SELECT string_agg(concat(i.name, ' (', i.rows, CASE i.rows WHEN 1 THEN ' row)' ELSE ' rows)' END),
+      ', ' ORDER BY i.name), array_agg(i.name)
+    INTO v_changes, v_tables
+    FROM (SELECT concat(quote_ident(n.nspname), '.', quote_ident(c.relname)) AS name,
+            sum(m.rows) AS rows
+          FROM {s}.oplog_image m JOIN pg_class c ON c.oid = m.relation
+          JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE m.transaction_id = pg_current_xact_id() GROUP BY 1) i;
+  IF v_changes IS NOT NULL AND {s}.oplog_try_bypass(v_changes, v_tables) THEN
+    DELETE FROM {s}.oplog_image WHERE transaction_id = pg_current_xact_id();
+    PERFORM set_config('{p}.tally', '', true);
+    RETURN NULL;
+  END IF;
+  RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+    message = concat('oplog: this transaction changes tracked rows and does not log them: ',
+      coalesce(v_changes, 'statements were announced and no entry came')),
+    hint = CASE WHEN current_query() ~* 'set\\s+constraints'
+      THEN 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints instead'
+      ELSE 'write through a session that is attached to the log, or set {p}.bypass to the '
+        'reason why this transaction may pass unlogged' END;
+END $oplog_fn$"""
+
+
+def _settle(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_settle(p_tally bigint) RETURNS void
+LANGUAGE plpgsql AS $oplog_fn$
+-- The application's own count of what it logs must be the tally.
+DECLARE
+  v_tally bigint := coalesce(nullif(pg_catalog.current_setting('{p}.tally', true), ''), '0')::bigint;
+BEGIN
+  IF v_tally <> p_tally THEN
+    RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+      message = 'oplog: the database saw other changes to tracked tables than the session logs',
+      detail = pg_catalog.concat('tally ', v_tally, ', session ', p_tally),
+      hint = 'the transaction is rolled back; if the tables were guarded only now, call '
+        'log.refresh() or restart the application';
+  END IF;
+  PERFORM pg_catalog.set_config('{p}.tally', '', true);
+END $oplog_fn$"""
+
+
+def _truncate(s: str, p: str) -> str:
+    name = "concat(quote_ident(tg_table_schema), '.', quote_ident(tg_table_name))"
+    return f"""CREATE FUNCTION {s}.oplog_guard_truncate() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+BEGIN
+  IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[{name}]) THEN RETURN NULL; END IF;
+  RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+    message = concat('oplog: TRUNCATE of tracked table ', {name}, ' is refused: it would not be logged'),
+    hint = 'use DELETE, which is logged row by row, or set {p}.bypass to the reason why not';
+END $oplog_fn$"""
+
+
+# -- tracking ---------------------------------------------------------------------------------
+
+
+def _in_literal(text: str) -> str:
+    return text.replace("'", "''")
+
+
+def _drop_guard(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_drop_guard(p_table regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+DECLARE
+  v_trigger record;
+BEGIN
+  FOR v_trigger IN
+    SELECT g.tgname, g.tgrelid::regclass AS relation
+    FROM (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
+    JOIN pg_trigger g ON g.tgrelid = t.relid
+    JOIN pg_proc f ON f.oid = g.tgfoid
+    WHERE g.tgparentid = 0 AND starts_with(f.proname, 'oplog_guard_')
+      AND f.pronamespace = (SELECT o.pronamespace FROM pg_proc o
+                            WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure)
+  LOOP
+    EXECUTE concat('DROP TRIGGER ', quote_ident(v_trigger.tgname), ' ON ', v_trigger.relation);
+  END LOOP;
+END $oplog_fn$"""
+
+
+_ANNOUNCED = """concat('pg_catalog.pg_trigger_depth() = 0 AND pg_catalog.strpos('
+    'pg_catalog.current_query(), ''/*{p}:'' || ', quote_literal(p_table), '::regclass::oid::text'
+    ' || ''*/'') > 0')"""
+_ARM = """pg_catalog.current_setting(''{p}.armed'', true) IS DISTINCT FROM '
+    'pg_catalog.pg_current_xact_id()::text AND pg_catalog.set_config(''{p}.armed'', '
+    'pg_catalog.pg_current_xact_id()::text, true) IS NOT NULL AND '
+    'pg_catalog.set_config(''{p}.tally'', '''', true) IS NOT NULL"""
+
+
+def _track(s: str, p: str, schema: str) -> str:
+    q = _in_literal(s)
+    argument = _in_literal("'" + _in_literal(schema) + "'")
+    return f"""CREATE FUNCTION {s}.oplog_track_table(p_table regclass, p_bypass_role text)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+DECLARE
+  v_kind "char" := {s}.oplog_check_trackable(p_table);
+  v_seen text := {_ANNOUNCED.replace("{p}", p)};
+  v_event text;
+  v_part regclass;
+  v_trigger text;
+BEGIN
+  PERFORM {s}.oplog_drop_guard(p_table);
+  IF v_kind = 'p' THEN
+    EXECUTE concat('CREATE TRIGGER {p}_guard_count AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
+      ' FOR EACH ROW WHEN (', v_seen, ') EXECUTE FUNCTION {q}.oplog_guard_count_row()');
+    EXECUTE concat('CREATE TRIGGER {p}_guard_image AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
+      ' FOR EACH ROW WHEN ((', v_seen, ') IS NOT TRUE) '
+      'EXECUTE FUNCTION {q}.oplog_guard_image_row({argument})');
+  ELSE
+    FOREACH v_event IN ARRAY ARRAY['insert', 'update', 'delete'] LOOP
+      v_trigger := concat(' AFTER ', upper(v_event), ' ON ', p_table, ' REFERENCING',
+        CASE WHEN v_event <> 'insert' THEN ' OLD TABLE AS oplog_old' END,
+        CASE WHEN v_event <> 'delete' THEN ' NEW TABLE AS oplog_new' END, ' FOR EACH STATEMENT');
+      EXECUTE concat('CREATE TRIGGER {p}_guard_count_', v_event, v_trigger, ' WHEN (', v_seen,
+        ') EXECUTE FUNCTION {q}.oplog_guard_count()');
+      EXECUTE concat('CREATE TRIGGER {p}_guard_image_', v_event, v_trigger, ' WHEN ((', v_seen,
+        ') IS NOT TRUE) EXECUTE FUNCTION {q}.oplog_guard_image({argument})');
+    END LOOP;
+  END IF;
+  -- Queued for the first row only: evaluating the condition is what arms it. The statement's
+  -- own triggers, which raise the tally, run after all its rows.
+  EXECUTE concat('CREATE CONSTRAINT TRIGGER {p}_guard_armed AFTER INSERT OR UPDATE OR DELETE ON ',
+    p_table, ' DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ({_ARM.replace("{p}", p)}) '
+    'EXECUTE FUNCTION {q}.oplog_guard_check()');
+  FOR v_part IN SELECT p_table UNION SELECT relid FROM pg_partition_tree(p_table) LOOP
+    EXECUTE concat('CREATE TRIGGER {p}_guard_truncate BEFORE TRUNCATE ON ', v_part,
+      ' FOR EACH STATEMENT EXECUTE FUNCTION {q}.oplog_guard_truncate()');
+  END LOOP;
+  -- ALWAYS: session_replication_role = replica would switch ordinary triggers off.
+  FOR v_part, v_trigger IN
+    SELECT g.tgrelid::regclass, g.tgname FROM pg_trigger g
+    JOIN (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
+      ON t.relid = g.tgrelid
+    WHERE starts_with(g.tgname, '{p}_guard_') AND g.tgenabled <> 'A' ORDER BY g.tgparentid
+  LOOP
+    EXECUTE concat('ALTER TABLE ', v_part, ' ENABLE ALWAYS TRIGGER ', quote_ident(v_trigger));
+  END LOOP;
+  PERFORM {s}.oplog_declare_guard(p_table, true, '', p_bypass_role);
+END $oplog_fn$"""
+
+
+def _check_trackable(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_check_trackable(p_table regclass) RETURNS "char"
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+DECLARE
+  v_class pg_class;
+  v_why text;
+BEGIN
+  SELECT * INTO v_class FROM pg_class c WHERE c.oid = p_table;
+  v_why := CASE
+    WHEN v_class.relkind NOT IN ('r', 'p') THEN 'it is not a table'
+    WHEN v_class.relpersistence = 't' THEN 'it is temporary'
+    WHEN v_class.relispartition THEN concat('it is a partition; track ', pg_partition_root(p_table))
+    WHEN v_class.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h
+      WHERE p_table IN (h.inhrelid, h.inhparent))
+      THEN 'it takes part in table inheritance, where a key may be there twice'
+    WHEN NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = p_table AND i.indisprimary)
+      THEN 'it has no primary key'
+  END;
+  IF v_why IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '42809',
+      message = concat('oplog: ', p_table, ' cannot be tracked: ', v_why),
+      hint = 'list it as untracked, with the reason';
+  END IF;
+  RETURN v_class.relkind;
+END $oplog_fn$"""
+
+
+def _declare(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_declare_guard(
+  p_table regclass, p_tracked boolean, p_reason text, p_bypass_role text)
+RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+INSERT INTO {s}.oplog_guard (schema_name, table_name, tracked, reason, bypass_role)
+SELECT n.nspname, c.relname, p_tracked, p_reason, p_bypass_role
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table
+ON CONFLICT (schema_name, table_name) DO UPDATE SET tracked = excluded.tracked,
+  reason = excluded.reason, bypass_role = excluded.bypass_role, changed_at = clock_timestamp()
+$oplog_fn$"""
+
+
+def _untrack(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_untrack_table(p_table regclass, p_reason text)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+BEGIN
+  PERFORM {s}.oplog_drop_guard(p_table);
+  PERFORM {s}.oplog_declare_guard(p_table, false, p_reason, NULL);
+END $oplog_fn$"""

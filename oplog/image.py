@@ -1,0 +1,250 @@
+"""Guards' eyes: the trigger functions that count rows and keep which ones were touched.
+
+DDL only. Must not know what refuses COMMIT (that is `guard`) nor who collects the images.
+The hard thing is the order of nested statements (cascades, triggers that write): it cannot
+be told from the outside. So no values are kept, only keys and which columns changed; the
+application reads the rows themselves when it collects, and what a row was before follows
+from counting how often it came and went.
+"""
+
+from __future__ import annotations
+
+from oplog.value import TEXT_SETTINGS
+
+IMAGES_KEPT = "OP004"
+"""SQLSTATE of the INFO message that images wait to be collected."""
+DEFINER = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
+"""Run with the owner's rights, so that any role that may write a table can be counted; a
+fixed path, so that such a role cannot put functions of its own in the way."""
+
+_LOW_BITS = 1048575
+_IMAGE_ROWS = 10000
+_TEXT = " ".join(f"SET {name} = '{value}'" for name, value in TEXT_SETTINGS.items())
+
+
+def weigh(operation: str, oid: int) -> int:
+    """What one row adds to a tally; `operation` is I, U or D, as in `oplog_image`.
+
+    An update weighs as much as a delete and an insert: that is what a partitioned table
+    reports of a row that moves between partitions.
+    """
+    unit = (oid & _LOW_BITS) * 4
+    return {"I": unit + 1, "D": unit + 2, "U": 2 * unit + 3}[operation]
+
+
+def _in_literal(text: str) -> str:
+    return text.replace("'", "''")
+
+
+def create_image_statements(s: str, p: str) -> list[str]:
+    """DDL of the images; `s` is the quoted schema, `p` the prefix of its settings."""
+    return [
+        # Rows live no longer than their transaction, which a crash ends too.
+        f"""CREATE UNLOGGED TABLE {s}.oplog_image (
+  id bigint GENERATED ALWAYS AS IDENTITY,
+  transaction_id xid8 NOT NULL,
+  relation oid NOT NULL,
+  operation "char" NOT NULL,
+  rows bigint NOT NULL,
+  kept text[] NOT NULL,
+  old_rows text[],
+  new_rows text[],
+  changed text[])""",
+        f"CREATE INDEX oplog_image_transaction ON {s}.oplog_image (transaction_id)",
+        _kept_columns(s),
+        _image_update(s),
+        _count(s, p),
+        _count_row(s, p),
+        _image(s, p),
+        _image_row(s, p),
+    ]
+
+
+IMAGE_FUNCTIONS = (
+    "guard_image()",
+    "guard_image_row()",
+    "guard_count()",
+    "guard_count_row()",
+    "image_update(oid, text[])",
+    "kept_columns(oid)",
+)
+"""Functions to drop, without the prefix of their names."""
+
+
+# -- counting ---------------------------------------------------------------------------------
+
+
+def _raise_tally(p: str, weight: str) -> str:
+    return f"""PERFORM pg_catalog.set_config('{p}.tally', (coalesce(nullif(
+    pg_catalog.current_setting('{p}.tally', true), ''), '0')::bigint + {weight})::text, true);"""
+
+
+def _weight(relation: str) -> str:
+    """One row's weight in SQL; must agree with `weigh`."""
+    unit = f"({relation}::bigint & {_LOW_BITS}) * 4"
+    return (
+        f"(CASE tg_op WHEN 'INSERT' THEN {unit} + 1 "
+        f"WHEN 'UPDATE' THEN 2 * {unit} + 3 ELSE {unit} + 2 END)"
+    )
+
+
+def _count(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_guard_count() RETURNS trigger
+LANGUAGE plpgsql AS $oplog_fn$
+-- An announced statement: the application says what it did, this says to how many rows.
+DECLARE
+  v_rows bigint;
+BEGIN
+  IF tg_op = 'DELETE' THEN SELECT pg_catalog.count(*) INTO v_rows FROM oplog_old;
+  ELSE SELECT pg_catalog.count(*) INTO v_rows FROM oplog_new; END IF;
+  IF v_rows > 0 THEN
+    {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
+  END IF;
+  RETURN NULL;
+END $oplog_fn$"""
+
+
+def _count_row(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_guard_count_row() RETURNS trigger
+LANGUAGE plpgsql AS $oplog_fn$
+-- A partitioned table: its statement triggers do not fire for statements aimed at a
+-- partition, its row triggers are cloned to every partition there is and will be.
+BEGIN
+  {_raise_tally(p, _weight("pg_catalog.pg_partition_root(tg_relid)::oid"))}
+  RETURN NULL;
+END $oplog_fn$"""
+
+
+# -- images -----------------------------------------------------------------------------------
+
+
+def _kept_columns(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_kept_columns(p_table oid) RETURNS text[]
+LANGUAGE sql STABLE AS $oplog_fn$
+-- The primary key, and what any aggregate's name is made of: with these the application finds
+-- a touched row, and the aggregate that it was in.
+SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum)
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND (
+  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
+          AND a.attnum = ANY (i.indkey::smallint[]))
+  OR EXISTS (SELECT FROM {s}.oplog_type t WHERE t.shape->>'schema' = n.nspname::text
+          AND t.shape->>'table' = c.relname::text
+          AND pg_catalog.strpos(t.shape->>'aggregate', '{{' || a.attname::text || '}}') > 0)
+  -- Nothing was ever logged for it: any column may be in the name.
+  OR NOT EXISTS (SELECT FROM {s}.oplog_type t WHERE t.shape->>'schema' = n.nspname::text
+          AND t.shape->>'table' = c.relname::text))
+$oplog_fn$"""
+
+
+def _tell(p: str, relation: str) -> str:
+    """Tell the client, once for each transaction, that images wait to be collected."""
+    return f"""IF current_setting('{p}.told', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
+    PERFORM set_config('{p}.told', pg_current_xact_id()::text, true);
+    RAISE INFO USING errcode = '{IMAGES_KEPT}', schema = tg_argv[0],
+      message = concat('oplog: ', {relation}::regclass, ' is changed by a statement that no '
+        'attached session announced; COMMIT is refused unless the change is logged');
+  END IF;"""
+
+
+def _image(s: str, p: str) -> str:
+    image = _in_literal(f"{s}.oplog_image (transaction_id, relation, operation, rows, kept")
+    return f"""CREATE FUNCTION {s}.oplog_guard_image() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} {_TEXT} AS $oplog_fn$
+-- Any other statement: leaves the keys of the rows it touched, and which columns it changed in
+-- any of them. Values are read from the table itself when the application collects, so the
+-- order of nested statements need not be known.
+DECLARE
+  v_kept text[] := {s}.oplog_kept_columns(tg_relid);
+  v_list text;
+  v_array text;
+  v_sql text;
+  v_rows bigint;
+BEGIN
+  IF tg_op <> 'UPDATE' THEN
+    SELECT string_agg(concat(quote_ident(c), '::text AS c', n), ', '),
+           string_agg(concat('r.c', n), ', ')
+      INTO v_list, v_array FROM unnest(v_kept) WITH ORDINALITY AS k(c, n);
+    v_sql := concat('INSERT INTO {image}, ',
+      CASE tg_op WHEN 'INSERT' THEN 'new_rows' ELSE 'old_rows' END,
+      ') SELECT pg_current_xact_id(), $1, $2, count(*), $3, array_agg(ARRAY[', v_array,
+      ']) FROM (SELECT (row_number() OVER () - 1) / {_IMAGE_ROWS} AS part, ', v_list, ' FROM ',
+      CASE tg_op WHEN 'INSERT' THEN 'oplog_new' ELSE 'oplog_old' END,
+      ') r GROUP BY r.part RETURNING rows');
+  ELSE
+    v_sql := {s}.oplog_image_update(tg_relid, v_kept);
+  END IF;
+  EXECUTE concat('WITH kept AS (', v_sql, ') SELECT sum(rows) FROM kept')
+    INTO v_rows USING tg_relid, left(tg_op, 1)::"char", v_kept;
+  IF v_rows > 0 THEN
+    {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
+    {_tell(p, "tg_relid")}
+  END IF;
+  RETURN NULL;
+END $oplog_fn$"""
+
+
+def _image_update(s: str) -> str:
+    image = _in_literal(f"{s}.oplog_image (transaction_id, relation, operation, rows, kept")
+    return f"""CREATE FUNCTION {s}.oplog_image_update(p_table oid, p_kept text[]) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- The statement that keeps the images of an UPDATE. Both transition tables hold the rows in
+-- the order they were updated. Record image operators compare what is stored, for any type.
+SELECT concat('INSERT INTO {image}, old_rows, new_rows, changed) '
+  'SELECT pg_current_xact_id(), $1, $2, count(*), $3, CASE WHEN bool_or(record_image_ne(ROW(',
+  string_agg(concat('o.c', a.attnum), ', ' ORDER BY a.attnum) FILTER (WHERE k.kept),
+  '), ROW(',
+  string_agg(concat('n.c', a.attnum), ', ' ORDER BY a.attnum) FILTER (WHERE k.kept),
+  '))) THEN array_agg(ARRAY[',
+  string_agg(concat('o.c', a.attnum, '::text'), ', ' ORDER BY a.attnum) FILTER (WHERE k.kept),
+  ']) END, array_agg(ARRAY[',
+  string_agg(concat('n.c', a.attnum, '::text'), ', ' ORDER BY a.attnum) FILTER (WHERE k.kept),
+  ']), array_remove(ARRAY[',
+  string_agg(concat('CASE WHEN bool_or(record_image_ne(ROW(o.c', a.attnum, '), ROW(n.c',
+    a.attnum, '))) THEN ', quote_literal(a.attname), ' END'), ', ' ORDER BY a.attnum),
+  ']::text[], NULL) FROM (SELECT row_number() OVER () AS r, ',
+  string_agg(concat(quote_ident(a.attname), ' AS c', a.attnum), ', '),
+  ' FROM oplog_old) o FULL JOIN (SELECT row_number() OVER () AS r, ',
+  string_agg(concat(quote_ident(a.attname), ' AS c', a.attnum), ', '),
+  ' FROM oplog_new) n USING (r) GROUP BY (r - 1) / {_IMAGE_ROWS} RETURNING rows')
+FROM pg_attribute a, LATERAL (SELECT a.attname::text = ANY (p_kept) AS kept) k
+WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+$oplog_fn$"""
+
+
+def _image_row(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_guard_image_row() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} {_TEXT} AS $oplog_fn$
+-- The same for one row of a partitioned table. A row that moves to another partition comes as
+-- a delete from the one and an insert into the other.
+DECLARE
+  v_root oid := pg_partition_root(tg_relid);
+  v_kept text[] := {s}.oplog_kept_columns(v_root);
+  v_list text;
+  v_old text[];
+  v_new text[];
+  v_changed text[];
+BEGIN
+  SELECT concat('SELECT ARRAY[', string_agg(concat('($1).', quote_ident(c), '::text'), ', '), ']')
+    INTO v_list FROM unnest(v_kept) AS c;
+  IF tg_op <> 'INSERT' THEN EXECUTE v_list INTO v_old USING OLD; END IF;
+  IF tg_op <> 'DELETE' THEN EXECUTE v_list INTO v_new USING NEW; END IF;
+  IF tg_op = 'UPDATE' THEN
+    SELECT concat('SELECT array_remove(ARRAY[', string_agg(concat(
+      'CASE WHEN record_image_ne(ROW(($1).', quote_ident(a.attname), '), ROW(($2).',
+      quote_ident(a.attname), ')) THEN ', quote_literal(a.attname), ' END'), ', '), ']::text[], NULL)') INTO v_list
+    FROM pg_attribute a
+    WHERE a.attrelid = tg_relid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
+    EXECUTE v_list INTO v_changed USING OLD, NEW;
+  END IF;
+  INSERT INTO {s}.oplog_image
+    (transaction_id, relation, operation, rows, kept, old_rows, new_rows, changed)
+  VALUES (pg_current_xact_id(), v_root, left(tg_op, 1)::"char", 1, v_kept,
+    CASE WHEN v_old IS DISTINCT FROM v_new AND v_old IS NOT NULL THEN ARRAY[v_old] END,
+    CASE WHEN v_new IS NOT NULL THEN ARRAY[v_new] END, v_changed);
+  {_raise_tally(p, _weight("v_root"))}
+  {_tell(p, "v_root")}
+  RETURN NULL;
+END $oplog_fn$"""

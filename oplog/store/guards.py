@@ -1,0 +1,127 @@
+"""What guards stand on the tables, and the images they kept.
+
+SQL on the catalog and on `oplog_image`, `oplog_guard`. Must not know what an image means for
+a row. Images are collected and removed in one statement, inside the writing transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from oplog.guard import GUARD_TRIGGERS
+from oplog.tables import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A table that is guarded."""
+
+    oid: int
+    cascades: bool
+    """A change of its rows may, through foreign keys with actions, change others of its rows
+    in the same statement: an announcement of one would be taken for the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Everything a transaction has to know of the guards in its database."""
+
+    tables: Mapping[int, Guard]
+    """By the table's oid; only tables whose guard is whole and enabled."""
+    deferred: Sequence[str]
+    """Names of deferrable triggers of the application's own, quoted: what they write has to
+    be known before the entries are built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Rows that one statement touched unannounced, in part or whole.
+
+    `operation` is I, U or D. `kept` names the columns of `old_rows` and `new_rows`, which are
+    texts under the text settings. An update that left all kept columns as they were has no
+    `old_rows`. `changed` are the columns that an update changed in any of the rows.
+    """
+
+    relation: int
+    operation: str
+    rows: int
+    kept: Sequence[str]
+    old_rows: Sequence[Sequence[str | None]] | None
+    new_rows: Sequence[Sequence[str | None]] | None
+    changed: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredGuard:
+    """What migrations said of a table."""
+
+    schema: str
+    table: str
+    tracked: bool
+    reason: str
+    bypass_role: str | None
+
+
+_GUARDED = """
+SELECT g.tgrelid::bigint, c.relkind::text, count(*)
+FROM pg_catalog.pg_trigger g
+JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
+JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard_')
+  AND g.tgenabled = 'A' AND g.tgparentid = 0
+GROUP BY 1, 2"""
+
+_CASCADING = """
+WITH RECURSIVE action AS (
+  SELECT DISTINCT confrelid AS parent, conrelid AS child FROM pg_catalog.pg_constraint
+  WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))),
+reach AS (
+  SELECT parent, child FROM action
+  UNION SELECT r.parent, a.child FROM reach r JOIN action a ON a.parent = r.child)
+SELECT parent::bigint FROM reach WHERE parent = child"""
+
+_DEFERRED = """
+SELECT DISTINCT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(g.tgname)
+FROM pg_catalog.pg_trigger g
+JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+WHERE g.tgdeferrable AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+  AND NOT pg_catalog.starts_with(f.proname, 'oplog_guard_')"""
+
+
+def read_guards(connection: Connection, schema: str) -> Guards:
+    """The guards of the log in `schema`."""
+    rows = connection.exec_driver_sql(_GUARDED, (schema,)).fetchall()
+    whole = [oid for oid, kind, count in rows if GUARD_TRIGGERS.get(kind, 0) <= count]
+    if not whole:
+        return Guards({}, ())
+    cascading = set(connection.exec_driver_sql(_CASCADING).scalars())
+    deferred = list(connection.exec_driver_sql(_DEFERRED).scalars())
+    return Guards({oid: Guard(oid, oid in cascading) for oid in whole}, deferred)
+
+
+def collect_images(connection: Connection, schema: str) -> list[Image]:
+    """Take this transaction's images away, in the order they were kept."""
+    s = quote(schema).replace("%", "%%")
+    rows = connection.exec_driver_sql(
+        f"WITH gone AS (DELETE FROM {s}.oplog_image "
+        "WHERE transaction_id = pg_catalog.pg_current_xact_id() RETURNING *) "
+        "SELECT relation::bigint, operation::text, rows, kept, old_rows, new_rows, "
+        "coalesce(changed, '{}') FROM gone ORDER BY id"
+    )
+    return [Image(*row) for row in rows]
+
+
+def list_declared_guards(connection: Connection, schema: str) -> list[DeclaredGuard]:
+    """What `op.track_tables` and `op.untrack_tables` declared, by schema and table."""
+    s = quote(schema).replace("%", "%%")
+    rows = connection.exec_driver_sql(
+        f"SELECT schema_name, table_name, tracked, reason, bypass_role FROM {s}.oplog_guard "
+        "ORDER BY 1, 2"
+    )
+    return [DeclaredGuard(*row) for row in rows]

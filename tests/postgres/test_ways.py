@@ -1,0 +1,120 @@
+"""Every way of writing is captured as the database stored it, or its COMMIT is refused."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import pytest_asyncio
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
+
+from oplog import OpType
+from oplog.errors import NotCapturableError, UnloggedWriteError
+from tests.logged import LoggedDatabase, brief, open_logged, track
+from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
+from tests.ways import SEED, WAYS, Way
+
+pytestmark = pytest.mark.postgres
+
+each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+
+
+@pytest.fixture
+def db(engine: Engine) -> LoggedDatabase:
+    db = open_logged(engine, Base, aggregates=AGGREGATES)
+    db.execute(*OBJECTS)
+    track(engine, *TABLES.values())
+    with db.sessions.begin() as session:
+        session.connection().exec_driver_sql(SEED)
+    return db
+
+
+def tell(db: LoggedDatabase, *, after: int) -> list[str]:
+    with db.engine.connect() as connection:
+        entries = list(db.log.read(connection, after=after))
+    return sorted(brief(o) for entry in entries for o in entry.operations)
+
+
+def last(db: LoggedDatabase) -> int:
+    return max(entry.position for entry in db.read())
+
+
+@each_way
+def test_captured(db: LoggedDatabase, way: Way) -> None:
+    before = last(db)
+    with db.sessions.begin() as session:
+        assert way.write(session) == way.returns
+    db.assert_replays()
+    assert tell(db, after=before) == sorted(way.tells)
+    assert db.count("oplog.oplog_image") == 0
+    db.assert_pool_is_clean()
+
+
+@each_way
+def test_captured_around_savepoints(db: LoggedDatabase, way: Way) -> None:
+    before = last(db)
+    with db.sessions.begin() as session:
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            way.write(session)
+            session.flush()
+            raise ZeroDivisionError
+        with session.begin_nested():
+            assert way.write(session) == way.returns
+    db.assert_replays()
+    told = [line for line in tell(db, after=before) if "movement" not in line]
+    assert told == sorted(line for line in way.tells if "movement" not in line)
+
+
+@each_way
+def test_not_captured_when_images_are_lost(
+    db: LoggedDatabase, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the capture of images, whatever needs it is refused, never lost."""
+    for listener in db.log._attachments._engines.values():
+        monkeypatch.setattr(listener, "_collect", lambda _: [])
+    before = last(db)
+    state = snapshot(db)
+    try:
+        with db.sessions.begin() as session:
+            way.write(session)
+    except UnloggedWriteError as refused:
+        assert "tracked" in str(refused)
+        assert snapshot(db) == state
+        assert last(db) == before
+    db.assert_replays()
+    db.assert_pool_is_clean()
+
+
+def snapshot(db: LoggedDatabase) -> dict[str, list[str]]:
+    with db.engine.connect() as connection:
+        return {
+            name: sorted(connection.exec_driver_sql(f"SELECT t::text FROM {name} t").scalars())
+            for name in TABLES
+        }
+
+
+@pytest_asyncio.fixture
+async def asynchronous(db: LoggedDatabase, database_url: URL):  # type: ignore[no-untyped-def]
+    engine = create_async_engine(database_url)
+    made = async_sessionmaker(engine)
+    db.log.attach(made)
+    yield made
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "way",
+    [w for n, w in WAYS.items() if n not in {"copy"}],
+    ids=[n for n in WAYS if n not in {"copy"}],
+)
+async def test_captured_async(
+    db: LoggedDatabase, asynchronous: async_sessionmaker[AsyncSession], way: Way
+) -> None:
+    before = last(db)
+    async with asynchronous.begin() as session:
+        assert await session.run_sync(way.write) == way.returns
+    db.assert_replays()
+    assert tell(db, after=before) == sorted(way.tells)
