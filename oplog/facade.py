@@ -52,7 +52,7 @@ from oplog.replay import (
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
 from oplog.store.feed import Feed
-from oplog.store.guards import collect_images
+from oplog.store.guards import Image, collect_images
 from oplog.subscription import BATCH_ENTRIES, Subscription
 from oplog.upcast import Upcaster
 
@@ -112,8 +112,12 @@ class Oplog:
                 guard=self._guard,
             ),
             read_tickets=self.store.read_tickets,
-            collect=lambda connection: collect_images(connection, self.schema),
+            collect=self._collect_images,
         )
+
+    def _collect_images(self, connection: Connection) -> list[Image]:
+        # Left where they are, the guards refuse the COMMIT.
+        return collect_images(connection, self.schema) if self._guard else []
 
     # -- set-up ---------------------------------------------------------------------------
 

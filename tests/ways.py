@@ -14,8 +14,10 @@ from tests.models.depot import TABLES, Bin, Part, Reading, Setting, Slot
 
 PART, SLOT, BIN = TABLES["part"], TABLES["slot"], TABLES["bin"]
 SEED = """
-INSERT INTO part (id, sku, stock, note) VALUES (1, 'a', 10, NULL), (2, 'b', 20, ''), (3, 'c', 0, 'x');
-INSERT INTO bin (id, label, up) VALUES (1, 'root', NULL), (2, 'left', 1), (3, 'leaf', 2), (4, 'x', NULL);
+INSERT INTO part (id, sku, stock, note)
+  VALUES (1, 'a', 10, NULL), (2, 'b', 20, ''), (3, 'c', 0, 'x');
+INSERT INTO bin (id, label, up)
+  VALUES (1, 'root', NULL), (2, 'left', 1), (3, 'leaf', 2), (4, 'x', NULL);
 INSERT INTO slot (id, bin_id, part_id, amount) VALUES (1, 1, 1, 5), (2, 3, 1, 6), (3, 4, 2, 7);
 INSERT INTO setting (name, value) VALUES ('zone', '{"a":  1}');
 INSERT INTO reading (id, day, value) VALUES (1, 1, 0.5), (2, 1, 1.5), (3, 2, 2.5);
@@ -32,7 +34,10 @@ class Way:
 
 
 def text(statement: str) -> Callable[[Session], Any]:
-    return lambda s: s.execute(sa.text(statement)) and None
+    def write(session: Session) -> None:
+        session.execute(sa.text(statement))
+
+    return write
 
 
 def driver(statement: str) -> Callable[[Session], None]:
@@ -60,6 +65,10 @@ def copy_in(session: Session) -> None:
         copy.write("10\tten\n11\televen\n")
 
 
+def update_by_key(session: Session) -> None:
+    session.execute(sa.update(Part), [{"id": 1, "note": "k"}, {"id": 2, "note": "l"}])
+
+
 def query_update(session: Session) -> int:
     return session.query(Part).filter(Part.id < 3).update({"note": "q"})
 
@@ -80,9 +89,8 @@ def bulk_objects(session: Session) -> None:
 
 
 def swap_unique(session: Session) -> None:
-    session.execute(
-        sa.text("UPDATE part SET sku = CASE id WHEN 1 THEN 'b~' ELSE 'a' END WHERE id < 3")
-    )
+    swap = "UPDATE part SET sku = CASE id WHEN 1 THEN 'b~' ELSE 'a' END WHERE id < 3"
+    session.execute(sa.text(swap))
     session.execute(sa.update(Part).where(Part.sku == "b~").values(sku="b"))
 
 
@@ -211,7 +219,8 @@ WAYS: dict[str, Way] = {
     "driver": Way(driver("DELETE FROM slot WHERE amount > 5"), ["DELETE slot 2", "DELETE slot 3"]),
     "several in one text": Way(
         driver(
-            "DELETE FROM slot; UPDATE part SET note = 'd' WHERE id = 1; INSERT INTO part VALUES (10, 'k')"
+            "DELETE FROM slot; UPDATE part SET note = 'd' WHERE id = 1; "
+            "INSERT INTO part VALUES (10, 'k')"
         ),
         ["CREATE part 10", "DELETE slot 1", "DELETE slot 2", "DELETE slot 3", "UPDATE part 1"],
     ),

@@ -169,11 +169,8 @@ class EngineListener:
         if not recorder.dirty and not ear.images:
             return
         check_committable(connection)
-        images: list[Image] = []
-        if ear.images:
-            self.bind(connection, recorder)
-            images = self._collect(connection)
-            ear.images = False
+        images = self._take_images(connection, recorder) if ear.images else []
+        ear.images = False
         draft = self._writer.draft(connection, recorder, images=images)
         recorder.mark_drained()
         if draft is None:
@@ -184,6 +181,23 @@ class EngineListener:
             self._drafts[connection] = draft
         else:
             self._keep(recorder, send_draft(connection, draft), committed=False)
+
+    def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
+        binding = self.bind(connection, recorder)
+        images = self._collect(connection)
+        for image in images:
+            bound = binding.find_relation(image.relation)
+            if bound.guard is None:
+                # The next transaction looks anew.
+                self.refresh()
+                error = UnloggedWriteError(
+                    f"table {bound.live.qualified} was found guarded, in whole or in part, and "
+                    "had no guard when this process looked",
+                    hint="run the transaction again; if it stays so, `oplog doctor` says why",
+                )
+                error.retryable = True
+                raise error
+        return images
 
     def _force_deferred(self, connection: Connection, recorder: Recorder) -> None:
         """Let deferred triggers of the application's own write now what they would at COMMIT."""

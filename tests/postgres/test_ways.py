@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
