@@ -20,6 +20,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
+from benchmarks.guarding import compare_bulk, compare_guards, compare_raw
 from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
 from benchmarks.replaying import fill_log, measure_replay
 from benchmarks.workloads import WORKLOADS, WRITERS, Base, Workload
@@ -47,6 +48,7 @@ def main() -> None:
         results["writing"] = [
             row for clients in (1, 2) for row in compare_writing(server.url, clients, chosen.pairs)
         ]
+        results["guards"] = list(compare_guarding(server.url, chosen.pairs))
         results["wire"] = list(compare_wire(server.url))
         results["size"] = list(measure_size(server.url))
         results["replay"] = list(compare_replay(server.url, chosen.replay_rows))
@@ -139,6 +141,21 @@ def _compare_pairs(clients: Clients, workload: Workload, way: str, pairs: int) -
         f"{quartiles[0]:>8.2f}-{quartiles[2]:.2f}{'' if target is None else f'{target:8.2f}'}"
     )
     return row
+
+
+def compare_guarding(server: str, pairs: int) -> Iterator[dict[str, Any]]:
+    """What guards cost, and what they capture."""
+    say(f"\n{'guards':64}{'ms':>9}{'base ms':>9}{'ratio':>7}{'spread':>13}{'target':>8}")
+    for compare in (compare_guards, compare_raw, compare_bulk):
+        with fresh_database(server) as one, fresh_database(server) as other:
+            for row in compare((one, other), pairs):
+                low, high = row["quartiles"]
+                target = "" if row["target"] is None else f"{row['target']:8.2f}"
+                say(
+                    f"{row['what']:64}{row['milliseconds']:>9}{row['base_milliseconds']:>9}"
+                    f"{row['ratio']:>7.2f}{low:>8.2f}-{high:.2f}{target}"
+                )
+                yield row
 
 
 def compare_wire(server: str) -> Iterator[dict[str, Any]]:

@@ -5,11 +5,11 @@ an application has to do with a guard is in `capture`. The hard thing is that a 
 neither the keyring nor the application's types. So it keeps count, and keeps which rows were
 touched (`image`):
 
-- a statement that the application *announced* (a comment with the table's oid) is counted;
-- of any other statement the touched keys are left in `oplog_image`, and the client is told by
-  an INFO message, once for each transaction;
-- both raise the transaction's *tally*, which the application must match when it appends its
-  entries. A deferred trigger, armed by the first row, refuses COMMIT while a tally is open.
+- every row raises the transaction's *tally*, which the application must match when it appends
+  its entries. A deferred trigger, armed by the first row, refuses COMMIT while it is open;
+- of a statement that the application did not *announce* (by a comment with the table's oid)
+  the touched keys are left in `oplog_image`, and the client is told by an INFO message, once
+  for each transaction.
 
 Tally and arming live in settings local to the transaction, bound to its id: ROLLBACK TO
 SAVEPOINT takes them back together with the rows, and nothing leaks to the next transaction.
@@ -27,7 +27,7 @@ FORMAT_MARK = 3
 """Format number of an entry the database writes: no payload, only metadata."""
 BYPASS_AGGREGATE = "oplog/bypass"
 """The aggregate of the marks that bypassed transactions leave."""
-GUARD_TRIGGERS = {"r": 8, "p": 4}
+GUARD_TRIGGERS = {"r": 5, "p": 3}
 """How many guard triggers an ordinary and a partitioned table have, by relkind."""
 
 
@@ -113,7 +113,8 @@ BEGIN
     FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n);
   PERFORM {s}.oplog_append_one('{BYPASS_AGGREGATE}', NULL, v_id,
     sha256('oplog/v1/body'::bytea || '\\x00'::bytea || int4send({FORMAT_MARK}) || uuid_send(v_id)
-      || {frame(name)} || int4send(0) || v_metadata || int4send(1) || '\\x00'::bytea || int4send(0)),
+      || {frame(name)} || int4send(0) || v_metadata || int4send(1)
+      || '\\x00'::bytea || int4send(0)),
     ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL);
 END $oplog_fn$"""
 
@@ -133,7 +134,7 @@ BEGIN
     RETURN false;
   END IF;
   PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
-    ARRAY[v_reason, session_user::text, left(p_changes, 1000)]);
+    ARRAY[v_reason, session_user::text, left(p_changes, 250)]);
   RETURN true;
 END $oplog_fn$"""
 
@@ -172,21 +173,24 @@ BEGIN
 END $oplog_fn$"""
 
 
+def settle(p: str) -> str:
+    """PL/pgSQL that holds `p_tally`, the application's own count, to the guards' tally."""
+    tally = f"pg_catalog.current_setting('{p}.tally', true)"
+    return f"""IF {tally} IS DISTINCT FROM p_tally::text THEN
+    RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+      message = 'oplog: the database saw other changes to tracked tables than the session logs',
+      detail = pg_catalog.concat('tally ', {tally}, ', session ', p_tally),
+      hint = 'the transaction is rolled back; if it stays so, run `oplog doctor`';
+  END IF;
+  PERFORM pg_catalog.set_config('{p}.tally', '0', true);"""
+
+
 def _settle(s: str, p: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_settle(p_tally bigint) RETURNS void
 LANGUAGE plpgsql AS $oplog_fn$
--- The application's own count of what it logs must be the tally.
-DECLARE
-  v_tally bigint := coalesce(nullif(pg_catalog.current_setting('{p}.tally', true), ''), '0')::bigint;
+-- For a transaction whose changes come to nothing, so that there is nothing to append.
 BEGIN
-  IF v_tally <> p_tally THEN
-    RAISE EXCEPTION USING errcode = '{UNLOGGED}',
-      message = 'oplog: the database saw other changes to tracked tables than the session logs',
-      detail = pg_catalog.concat('tally ', v_tally, ', session ', p_tally),
-      hint = 'the transaction is rolled back; if the tables were guarded only now, call '
-        'log.refresh() or restart the application';
-  END IF;
-  PERFORM pg_catalog.set_config('{p}.tally', '', true);
+  {settle(p)}
 END $oplog_fn$"""
 
 
@@ -197,7 +201,8 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 BEGIN
   IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[{name}]) THEN RETURN NULL; END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
-    message = concat('oplog: TRUNCATE of tracked table ', {name}, ' is refused: it would not be logged'),
+    message = concat('oplog: TRUNCATE of tracked table ', {name},
+      ' is refused: it would not be logged'),
     hint = 'use DELETE, which is logged row by row, or set {p}.bypass to the reason why not';
 END $oplog_fn$"""
 
@@ -220,22 +225,13 @@ BEGIN
     FROM (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
     JOIN pg_trigger g ON g.tgrelid = t.relid
     JOIN pg_proc f ON f.oid = g.tgfoid
-    WHERE g.tgparentid = 0 AND starts_with(f.proname, 'oplog_guard_')
+    WHERE g.tgparentid = 0 AND starts_with(f.proname, 'oplog_guard')
       AND f.pronamespace = (SELECT o.pronamespace FROM pg_proc o
                             WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure)
   LOOP
     EXECUTE concat('DROP TRIGGER ', quote_ident(v_trigger.tgname), ' ON ', v_trigger.relation);
   END LOOP;
 END $oplog_fn$"""
-
-
-_ANNOUNCED = """concat('pg_catalog.pg_trigger_depth() = 0 AND pg_catalog.strpos('
-    'pg_catalog.current_query(), ''/*{p}:'' || ', quote_literal(p_table), '::regclass::oid::text'
-    ' || ''*/'') > 0')"""
-_ARM = """pg_catalog.current_setting(''{p}.armed'', true) IS DISTINCT FROM '
-    'pg_catalog.pg_current_xact_id()::text AND pg_catalog.set_config(''{p}.armed'', '
-    'pg_catalog.pg_current_xact_id()::text, true) IS NOT NULL AND '
-    'pg_catalog.set_config(''{p}.tally'', '''', true) IS NOT NULL"""
 
 
 def _track(s: str, p: str, schema: str) -> str:
@@ -245,34 +241,25 @@ def _track(s: str, p: str, schema: str) -> str:
 RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 DECLARE
   v_kind "char" := {s}.oplog_check_trackable(p_table);
-  v_seen text := {_ANNOUNCED.replace("{p}", p)};
   v_event text;
   v_part regclass;
   v_trigger text;
 BEGIN
   PERFORM {s}.oplog_drop_guard(p_table);
+  EXECUTE concat('CREATE CONSTRAINT TRIGGER {p}_guard_armed AFTER INSERT OR UPDATE OR DELETE ON ',
+    p_table, ' DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ({q}.oplog_arm()) '
+    'EXECUTE FUNCTION {q}.oplog_guard_check()');
   IF v_kind = 'p' THEN
-    EXECUTE concat('CREATE TRIGGER {p}_guard_count AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
-      ' FOR EACH ROW WHEN (', v_seen, ') EXECUTE FUNCTION {q}.oplog_guard_count_row()');
-    EXECUTE concat('CREATE TRIGGER {p}_guard_image AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
-      ' FOR EACH ROW WHEN ((', v_seen, ') IS NOT TRUE) '
-      'EXECUTE FUNCTION {q}.oplog_guard_image_row({argument})');
+    EXECUTE concat('CREATE TRIGGER {p}_guard AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
+      ' FOR EACH ROW EXECUTE FUNCTION {q}.oplog_guard_row({argument})');
   ELSE
     FOREACH v_event IN ARRAY ARRAY['insert', 'update', 'delete'] LOOP
-      v_trigger := concat(' AFTER ', upper(v_event), ' ON ', p_table, ' REFERENCING',
-        CASE WHEN v_event <> 'insert' THEN ' OLD TABLE AS oplog_old' END,
-        CASE WHEN v_event <> 'delete' THEN ' NEW TABLE AS oplog_new' END, ' FOR EACH STATEMENT');
-      EXECUTE concat('CREATE TRIGGER {p}_guard_count_', v_event, v_trigger, ' WHEN (', v_seen,
-        ') EXECUTE FUNCTION {q}.oplog_guard_count()');
-      EXECUTE concat('CREATE TRIGGER {p}_guard_image_', v_event, v_trigger, ' WHEN ((', v_seen,
-        ') IS NOT TRUE) EXECUTE FUNCTION {q}.oplog_guard_image({argument})');
+      EXECUTE concat('CREATE TRIGGER {p}_guard_', v_event, ' AFTER ', v_event, ' ON ', p_table,
+        ' REFERENCING', CASE WHEN v_event <> 'insert' THEN ' OLD TABLE AS oplog_old' END,
+        CASE WHEN v_event <> 'delete' THEN ' NEW TABLE AS oplog_new' END,
+        ' FOR EACH STATEMENT EXECUTE FUNCTION {q}.oplog_guard({argument})');
     END LOOP;
   END IF;
-  -- Queued for the first row only: evaluating the condition is what arms it. The statement's
-  -- own triggers, which raise the tally, run after all its rows.
-  EXECUTE concat('CREATE CONSTRAINT TRIGGER {p}_guard_armed AFTER INSERT OR UPDATE OR DELETE ON ',
-    p_table, ' DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ({_ARM.replace("{p}", p)}) '
-    'EXECUTE FUNCTION {q}.oplog_guard_check()');
   FOR v_part IN SELECT p_table UNION SELECT relid FROM pg_partition_tree(p_table) LOOP
     EXECUTE concat('CREATE TRIGGER {p}_guard_truncate BEFORE TRUNCATE ON ', v_part,
       ' FOR EACH STATEMENT EXECUTE FUNCTION {q}.oplog_guard_truncate()');
@@ -282,7 +269,7 @@ BEGIN
     SELECT g.tgrelid::regclass, g.tgname FROM pg_trigger g
     JOIN (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
       ON t.relid = g.tgrelid
-    WHERE starts_with(g.tgname, '{p}_guard_') AND g.tgenabled <> 'A' ORDER BY g.tgparentid
+    WHERE starts_with(g.tgname, '{p}_guard') AND g.tgenabled <> 'A' ORDER BY g.tgparentid
   LOOP
     EXECUTE concat('ALTER TABLE ', v_part, ' ENABLE ALWAYS TRIGGER ', quote_ident(v_trigger));
   END LOOP;

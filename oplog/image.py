@@ -1,4 +1,4 @@
-"""Guards' eyes: the trigger functions that count rows and keep which ones were touched.
+"""Guards' eyes: how rows are counted, and which ones were touched is kept.
 
 DDL only. Must not know what refuses COMMIT (that is `guard`) nor who collects the images.
 The hard thing is the order of nested statements (cascades, triggers that write): it cannot
@@ -19,7 +19,7 @@ fixed path, so that such a role cannot put functions of its own in the way."""
 
 _LOW_BITS = 1048575
 _IMAGE_ROWS = 10000
-_TEXT = " ".join(f"SET {name} = '{value}'" for name, value in TEXT_SETTINGS.items())
+_FIXED = ", ".join(f"'{value}'" for value in TEXT_SETTINGS.values())
 
 
 def weigh(operation: str, oid: int) -> int:
@@ -51,21 +51,21 @@ def create_image_statements(s: str, p: str) -> list[str]:
   new_rows text[],
   changed text[])""",
         f"CREATE INDEX oplog_image_transaction ON {s}.oplog_image (transaction_id)",
+        _arm(s, p),
+        _set_text(s),
         _kept_columns(s),
         _image_update(s),
-        _count(s, p),
-        _count_row(s, p),
         _image(s, p),
         _image_row(s, p),
     ]
 
 
 IMAGE_FUNCTIONS = (
-    "guard_image()",
-    "guard_image_row()",
-    "guard_count()",
-    "guard_count_row()",
+    "guard()",
+    "guard_row()",
+    "arm()",
     "image_update(oid, text[])",
+    "set_text(text[])",
     "kept_columns(oid)",
 )
 """Functions to drop, without the prefix of their names."""
@@ -74,9 +74,28 @@ IMAGE_FUNCTIONS = (
 # -- counting ---------------------------------------------------------------------------------
 
 
+def _arm(s: str, p: str) -> str:
+    # Conditions of triggers are parsed again for every statement: a long one costs more than
+    # the call of a function, whose plan is kept.
+    return f"""CREATE FUNCTION {s}.oplog_arm() RETURNS boolean
+LANGUAGE plpgsql AS $oplog_fn$
+-- True for a transaction's first row, which queues the check of COMMIT.
+BEGIN
+  IF pg_catalog.current_setting('{p}.armed', true)
+      IS NOT DISTINCT FROM pg_catalog.pg_current_xact_id()::text THEN
+    RETURN false;
+  END IF;
+  PERFORM pg_catalog.set_config('{p}.armed', pg_catalog.pg_current_xact_id()::text, true),
+    pg_catalog.set_config('{p}.tally', '0', true);
+  RETURN true;
+END $oplog_fn$"""
+
+
 def _raise_tally(p: str, weight: str) -> str:
-    return f"""PERFORM pg_catalog.set_config('{p}.tally', (coalesce(nullif(
-    pg_catalog.current_setting('{p}.tally', true), ''), '0')::bigint + {weight})::text, true);"""
+    return (
+        f"PERFORM set_config('{p}.tally', "
+        f"(current_setting('{p}.tally')::bigint + {weight})::text, true);"
+    )
 
 
 def _weight(relation: str) -> str:
@@ -88,31 +107,11 @@ def _weight(relation: str) -> str:
     )
 
 
-def _count(s: str, p: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_guard_count() RETURNS trigger
-LANGUAGE plpgsql AS $oplog_fn$
--- An announced statement: the application says what it did, this says to how many rows.
-DECLARE
-  v_rows bigint;
-BEGIN
-  IF tg_op = 'DELETE' THEN SELECT pg_catalog.count(*) INTO v_rows FROM oplog_old;
-  ELSE SELECT pg_catalog.count(*) INTO v_rows FROM oplog_new; END IF;
-  IF v_rows > 0 THEN
-    {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
-  END IF;
-  RETURN NULL;
-END $oplog_fn$"""
-
-
-def _count_row(s: str, p: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_guard_count_row() RETURNS trigger
-LANGUAGE plpgsql AS $oplog_fn$
--- A partitioned table: its statement triggers do not fire for statements aimed at a
--- partition, its row triggers are cloned to every partition there is and will be.
-BEGIN
-  {_raise_tally(p, _weight("pg_catalog.pg_partition_root(tg_relid)::oid"))}
-  RETURN NULL;
-END $oplog_fn$"""
+def _is_announced(p: str, relation: str) -> str:
+    return (
+        "pg_trigger_depth() = 1 AND "
+        f"strpos(current_query(), concat('/*{p}:', {relation}, '*/')) > 0"
+    )
 
 
 # -- images -----------------------------------------------------------------------------------
@@ -139,6 +138,22 @@ WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND (
 $oplog_fn$"""
 
 
+def _set_text(s: str) -> str:
+    read = ", ".join(f"current_setting('{name}')" for name in TEXT_SETTINGS)
+    write = ", ".join(
+        f"set_config('{name}', p_values[{n}], true)" for n, name in enumerate(TEXT_SETTINGS, 1)
+    )
+    return f"""CREATE FUNCTION {s}.oplog_set_text(p_values text[]) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Settings that decide what values look like as text; gives back what they were.
+DECLARE
+  v_before text[] := ARRAY[{read}];
+BEGIN
+  IF v_before <> p_values THEN PERFORM {write}; END IF;
+  RETURN v_before;
+END $oplog_fn$"""
+
+
 def _tell(p: str, relation: str) -> str:
     """Tell the client, once for each transaction, that images wait to be collected."""
     return f"""IF current_setting('{p}.told', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
@@ -151,18 +166,25 @@ def _tell(p: str, relation: str) -> str:
 
 def _image(s: str, p: str) -> str:
     image = _in_literal(f"{s}.oplog_image (transaction_id, relation, operation, rows, kept")
-    return f"""CREATE FUNCTION {s}.oplog_guard_image() RETURNS trigger
-LANGUAGE plpgsql {DEFINER} {_TEXT} AS $oplog_fn$
--- Any other statement: leaves the keys of the rows it touched, and which columns it changed in
--- any of them. Values are read from the table itself when the application collects, so the
--- order of nested statements need not be known.
+    return f"""CREATE FUNCTION {s}.oplog_guard() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+-- Counts the rows of an announced statement. Of any other it leaves the keys of the rows it
+-- touched, and which columns it changed in any of them. Values are read from the table itself
+-- when the application collects, so the order of nested statements need not be known.
 DECLARE
-  v_kept text[] := {s}.oplog_kept_columns(tg_relid);
+  v_rows bigint;
+  v_kept text[];
   v_list text;
   v_array text;
   v_sql text;
-  v_rows bigint;
+  v_before text[];
 BEGIN
+  IF tg_op = 'DELETE' THEN SELECT count(*) INTO v_rows FROM oplog_old;
+  ELSE SELECT count(*) INTO v_rows FROM oplog_new; END IF;
+  IF v_rows = 0 THEN RETURN NULL; END IF;
+  {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
+  IF {_is_announced(p, "tg_relid")} THEN RETURN NULL; END IF;
+  v_kept := {s}.oplog_kept_columns(tg_relid);
   IF tg_op <> 'UPDATE' THEN
     SELECT string_agg(concat(quote_ident(c), '::text AS c', n), ', '),
            string_agg(concat('r.c', n), ', ')
@@ -172,16 +194,14 @@ BEGIN
       ') SELECT pg_current_xact_id(), $1, $2, count(*), $3, array_agg(ARRAY[', v_array,
       ']) FROM (SELECT (row_number() OVER () - 1) / {_IMAGE_ROWS} AS part, ', v_list, ' FROM ',
       CASE tg_op WHEN 'INSERT' THEN 'oplog_new' ELSE 'oplog_old' END,
-      ') r GROUP BY r.part RETURNING rows');
+      ') r GROUP BY r.part');
   ELSE
     v_sql := {s}.oplog_image_update(tg_relid, v_kept);
   END IF;
-  EXECUTE concat('WITH kept AS (', v_sql, ') SELECT sum(rows) FROM kept')
-    INTO v_rows USING tg_relid, left(tg_op, 1)::"char", v_kept;
-  IF v_rows > 0 THEN
-    {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
-    {_tell(p, "tg_relid")}
-  END IF;
+  v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
+  EXECUTE v_sql USING tg_relid, left(tg_op, 1)::"char", v_kept;
+  PERFORM {s}.oplog_set_text(v_before);
+  {_tell(p, "tg_relid")}
   RETURN NULL;
 END $oplog_fn$"""
 
@@ -208,25 +228,31 @@ SELECT concat('INSERT INTO {image}, old_rows, new_rows, changed) '
   string_agg(concat(quote_ident(a.attname), ' AS c', a.attnum), ', '),
   ' FROM oplog_old) o FULL JOIN (SELECT row_number() OVER () AS r, ',
   string_agg(concat(quote_ident(a.attname), ' AS c', a.attnum), ', '),
-  ' FROM oplog_new) n USING (r) GROUP BY (r - 1) / {_IMAGE_ROWS} RETURNING rows')
+  ' FROM oplog_new) n USING (r) GROUP BY (r - 1) / {_IMAGE_ROWS}')
 FROM pg_attribute a, LATERAL (SELECT a.attname::text = ANY (p_kept) AS kept) k
 WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 $oplog_fn$"""
 
 
 def _image_row(s: str, p: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_guard_image_row() RETURNS trigger
-LANGUAGE plpgsql {DEFINER} {_TEXT} AS $oplog_fn$
--- The same for one row of a partitioned table. A row that moves to another partition comes as
--- a delete from the one and an insert into the other.
+    return f"""CREATE FUNCTION {s}.oplog_guard_row() RETURNS trigger
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+-- The same for one row of a partitioned table, whose statement triggers do not fire for
+-- statements aimed at a partition, and whose row triggers are cloned to every partition there
+-- is and will be. A row that moves to another one comes as a delete and an insert.
 DECLARE
   v_root oid := pg_partition_root(tg_relid);
-  v_kept text[] := {s}.oplog_kept_columns(v_root);
+  v_kept text[];
+  v_before text[];
   v_list text;
   v_old text[];
   v_new text[];
   v_changed text[];
 BEGIN
+  {_raise_tally(p, _weight("v_root"))}
+  IF {_is_announced(p, "v_root")} THEN RETURN NULL; END IF;
+  v_kept := {s}.oplog_kept_columns(v_root);
+  v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
   SELECT concat('SELECT ARRAY[', string_agg(concat('($1).', quote_ident(c), '::text'), ', '), ']')
     INTO v_list FROM unnest(v_kept) AS c;
   IF tg_op <> 'INSERT' THEN EXECUTE v_list INTO v_old USING OLD; END IF;
@@ -234,7 +260,8 @@ BEGIN
   IF tg_op = 'UPDATE' THEN
     SELECT concat('SELECT array_remove(ARRAY[', string_agg(concat(
       'CASE WHEN record_image_ne(ROW(($1).', quote_ident(a.attname), '), ROW(($2).',
-      quote_ident(a.attname), ')) THEN ', quote_literal(a.attname), ' END'), ', '), ']::text[], NULL)') INTO v_list
+      quote_ident(a.attname), ')) THEN ', quote_literal(a.attname), ' END'), ', '),
+      ']::text[], NULL)') INTO v_list
     FROM pg_attribute a
     WHERE a.attrelid = tg_relid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
     EXECUTE v_list INTO v_changed USING OLD, NEW;
@@ -244,7 +271,7 @@ BEGIN
   VALUES (pg_current_xact_id(), v_root, left(tg_op, 1)::"char", 1, v_kept,
     CASE WHEN v_old IS DISTINCT FROM v_new AND v_old IS NOT NULL THEN ARRAY[v_old] END,
     CASE WHEN v_new IS NOT NULL THEN ARRAY[v_new] END, v_changed);
-  {_raise_tally(p, _weight("v_root"))}
+  PERFORM {s}.oplog_set_text(v_before);
   {_tell(p, "v_root")}
   RETURN NULL;
 END $oplog_fn$"""

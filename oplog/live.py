@@ -43,6 +43,8 @@ class LiveTable:
     columns: tuple[LiveColumn, ...]
     rewrites_rows: bool
     """A trigger or rule of the application's may change what a statement stores."""
+    oddity: str | None = None
+    """Why rows of this table cannot be told exactly, whatever writes them."""
 
     @property
     def qualified(self) -> str:
@@ -75,7 +77,11 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
   a.attgenerated <> '', a.attnotnull,
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
           AND a.attnum = ANY (i.indkey::smallint[])),
-  a.atthasdef OR a.attidentity <> '' OR own.typdefault IS NOT NULL
+  a.atthasdef OR a.attidentity <> '' OR own.typdefault IS NOT NULL,
+  CASE WHEN c.relpersistence = 't' THEN 'a temporary table of that name is in the way'
+    WHEN c.relkind = 'r' AND NOT c.relispartition AND EXISTS (
+      SELECT FROM pg_catalog.pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
+    THEN 'it takes part in table inheritance, where a key may be there twice' END
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -115,6 +121,11 @@ def require_live_table(live: Mapping[sa.Table, LiveTable], table: sa.Table) -> L
             f"{table.fullname} is not a table in the database (relkind {found.kind!r})",
             hint='views and foreign tables are not logged; list it in untracked={...: "reason"}',
         )
+    if found.oddity is not None:
+        raise NotCapturableError(
+            f"{table.fullname} cannot be logged: {found.oddity}",
+            hint='give the table another name, or list it in untracked={...: "reason"}',
+        )
     if set(found.key_names) != {c.name for c in table.primary_key}:
         raise SchemaDriftError(
             f"table {table.fullname} has primary key ({', '.join(found.key_names)}) in the "
@@ -138,4 +149,4 @@ def _build(rows: list[Any]) -> LiveTable:
         )
         for row in rows
     )
-    return LiveTable(oid, schema, name, kind, columns, rewrites)
+    return LiveTable(oid, schema, name, kind, columns, rewrites, rows[0][13])

@@ -1,4 +1,4 @@
-"""The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables`, …
+"""The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables` etc.
 
 `import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
 Alembic; must not know sessions, catalogs or keys. The hard thing is that a statement reaches the

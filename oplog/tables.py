@@ -13,7 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
-from oplog.guard import create_guard_statements, drop_guard_statements
+from oplog.guard import (
+    create_guard_statements,
+    drop_guard_statements,
+    make_prefix,
+    settle,
+)
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -60,8 +65,8 @@ END $oplog_do$""",
         *_entry_tables(s),
         *_indexes(s),
         *_append_only(s),
-        _append_one_function(s),
-        _append_function(s),
+        _append_one_function(s, make_prefix(schema)),
+        _append_function(s, make_prefix(schema)),
         *create_guard_statements(s, schema),
         f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
@@ -304,7 +309,7 @@ _INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_positio
        WITH ORDINALITY AS i(aggregate, entry_id, data, version, prev_hash, entry_hash, n);"""
 
 
-def _append_one_function(s: str) -> str:
+def _append_one_function(s: str, p: str) -> str:
     sequence = quote_literal(f"{s}.oplog_entry_id_seq")
     source = f"VALUES (p_aggregate, 1, {_ZERO}, {_first_hash('p_body')}, p_body)"
     return f"""CREATE FUNCTION {s}.oplog_append_one(
@@ -320,7 +325,9 @@ DECLARE
   v_prev bytea;
   v_position bigint;
 BEGIN
-  IF p_tally IS NOT NULL THEN PERFORM {s}.oplog_settle(p_tally); END IF;
+  IF p_tally IS NOT NULL THEN
+  {settle(p)}
+  END IF;
   {_redeem(s, source, "p_body")}
   RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
   IF p_expected <> o_version - 1 THEN
@@ -338,7 +345,7 @@ BEGIN
 END $oplog_fn$"""
 
 
-def _append_function(s: str) -> str:
+def _append_function(s: str, p: str) -> str:
     sequence = quote_literal(f"{s}.oplog_entry_id_seq")
     source = f"""SELECT i.aggregate, 1, {_ZERO}, {_first_hash("i.body")}, i.body
   FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_bodies))
@@ -359,7 +366,9 @@ DECLARE
   v_prev bytea[];
   v_first bigint;
 BEGIN
-  IF p_tally IS NOT NULL THEN PERFORM {s}.oplog_settle(p_tally); END IF;
+  IF p_tally IS NOT NULL THEN
+  {settle(p)}
+  END IF;
   WITH redeemed AS (
   {_redeem(s, source, "excluded.body_hash")}
   RETURNING t.aggregate_name, t.version, t.prev_hash, t.head_hash)

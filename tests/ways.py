@@ -158,12 +158,7 @@ WAYS: dict[str, Way] = {
     "orm update returning": Way(
         rows(NOTED.returning(Part.id, Part.note)), BOTH, [(1, "n"), (2, "n")]
     ),
-    "orm update by key list": Way(
-        lambda s: (
-            s.execute(sa.update(Part), [{"id": 1, "note": "k"}, {"id": 2, "note": "l"}]) and None
-        ),
-        BOTH,
-    ),
+    "orm update by key list": Way(update_by_key, BOTH),
     "orm delete": Way(
         count(sa.delete(Slot).where(Slot.part_id == 1)), ["DELETE slot 1", "DELETE slot 2"], 2
     ),

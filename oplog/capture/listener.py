@@ -39,7 +39,6 @@ from oplog.events import EntriesAppended
 from oplog.guard import make_prefix
 from oplog.store.guards import Image
 
-
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
 

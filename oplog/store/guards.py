@@ -71,7 +71,7 @@ FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
-WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard_')
+WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard')
   AND g.tgenabled = 'A' AND g.tgparentid = 0
 GROUP BY 1, 2"""
 
@@ -91,7 +91,7 @@ JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 WHERE g.tgdeferrable AND NOT g.tgisinternal AND g.tgenabled <> 'D'
-  AND NOT pg_catalog.starts_with(f.proname, 'oplog_guard_')"""
+  AND NOT pg_catalog.starts_with(f.proname, 'oplog_guard')"""
 
 
 def read_guards(connection: Connection, schema: str) -> Guards:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -13,10 +13,9 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from oplog import Keyring, Oplog, OpType, TypeCatalog
+from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, UnloggedWriteError
-from oplog.guard import make_prefix
-from oplog.tables import create_statements, qualify, track_statements, untrack_statements
+from oplog.tables import track_statements, untrack_statements
 from tests.logged import LoggedDatabase, open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base, Line, Order
 
@@ -345,7 +344,7 @@ def test_a_bypass_may_be_for_members_of_a_role(
 
 
 def test_truncate_is_refused(db: LoggedDatabase, raw: psycopg.Connection[Any]) -> None:
-    with pytest.raises(psycopg.DatabaseError, match="TRUNCATE of tracked table public.account"):
+    with pytest.raises(psycopg.DatabaseError, match=r"tracked table public\.account"):
         raw.execute("TRUNCATE account")
     with pytest.raises(UnloggedWriteError, match="TRUNCATE"), db.sessions.begin() as session:
         session.execute(sa.text('TRUNCATE "order" CASCADE'))
@@ -386,8 +385,8 @@ UNTRACKABLE: dict[str, tuple[str, str]] = {
     "no key": ("CREATE TABLE odd (id integer)", "no primary key"),
     "temporary": ("CREATE TEMP TABLE odd (id integer PRIMARY KEY)", "temporary"),
     "partition": (
-        "CREATE TABLE whole (id integer PRIMARY KEY) PARTITION BY RANGE (id);"
-        "CREATE TABLE odd PARTITION OF whole DEFAULT",
+        """CREATE TABLE whole (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE odd PARTITION OF whole DEFAULT""",
         "track public.whole",
     ),
     "parent": (
