@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -49,7 +50,7 @@ class BoundType:
         """How rows are grouped."""
         return self.declared.template
 
-    @property
+    @cached_property
     def regroups(self) -> bool:
         """The aggregate's name depends on more than the primary key."""
         return not set(self.template.columns) <= set(self.shape.key_names)

@@ -9,7 +9,7 @@ before; its values are read from the table, where the last writer left them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
@@ -27,26 +27,34 @@ Group = tuple[Wire | None, ...]
 Stored = Mapping[str, Wire | None]
 
 
+_NOTHING: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class TouchedRow:
     """One key of one table, and everything that touched it.
 
     `balance` counts, for each state of the columns that name its aggregate, how often a row
-    left it less how often one entered it.
+    left it less how often one entered it; None if nothing came or went.
     """
 
     bound: BoundType
     key: Key
-    balance: dict[Group, int] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
+    changed: frozenset[str] = _NOTHING
+    balance: dict[Group, int] | None = None
 
     def leave(self, group: Group) -> None:
         """A row was deleted, or moved away."""
-        self.balance[group] = self.balance.get(group, 0) + 1
+        self._count(group, 1)
 
     def enter(self, group: Group) -> None:
         """A row was inserted, or moved here."""
-        self.balance[group] = self.balance.get(group, 0) - 1
+        self._count(group, -1)
+
+    def _count(self, group: Group, times: int) -> None:
+        if self.balance is None:
+            self.balance = {}
+        self.balance[group] = self.balance.get(group, 0) + times
 
 
 Touched = dict[tuple[str, Key], TouchedRow]
@@ -93,24 +101,25 @@ def list_group_names(bound: BoundType) -> tuple[str, ...]:
 
 def _add_image(touched: Touched, image: Image, bound: BoundType) -> None:
     split = _Splitter(image, bound)
-    changed = set(image.changed).intersection(bound.shape.names)
     name = bound.shape.type_name
     olds = [] if image.old_rows is None else [split(texts) for texts in image.old_rows]
     news = [] if image.new_rows is None else [split(texts) for texts in image.new_rows]
 
     def touch(key: Key) -> TouchedRow:
-        place = name, key
-        row = touched.get(place)
+        row = touched.get((name, key))
         if row is None:
-            row = touched[place] = TouchedRow(bound, key)
+            row = touched[name, key] = TouchedRow(bound, key)
         return row
 
     if image.operation == "U":
+        # One set for all rows: there may be a hundred thousand.
+        changed = frozenset(image.changed).intersection(bound.shape.names)
         for n, new in enumerate(news):
-            touch(new[0]).changed |= changed
+            row = touch(new[0])
+            row.changed = row.changed | changed if row.changed else changed
             if olds and olds[n] != new:
                 touch(olds[n][0]).leave(olds[n][1])
-                touch(new[0]).enter(new[1])
+                row.enter(new[1])
     for key, group in olds if image.operation == "D" else ():
         touch(key).leave(group)
     for key, group in news if image.operation == "I" else ():
@@ -152,7 +161,7 @@ def _add_change(touched: Touched, change: RowChange) -> None:
     name, bound = change.bound.shape.type_name, change.bound
     row = touched.get((name, change.key))
     if row is not None:
-        row.changed.update(change.values, change.unknown)
+        row.changed = row.changed.union(change.values, change.unknown)
         if change.kind is OpType.CREATE:
             row.enter(_group_of(bound, change.values))
         elif change.kind is OpType.DELETE or change.moved_to not in (None, change.key):
@@ -172,15 +181,23 @@ def _group_of(bound: BoundType, values: Stored) -> Group:
 def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
     """Net rows of one table, as the table has them now."""
     bound = rows[0].bound
-    names: dict[str, None] = dict.fromkeys(list_group_names(bound))
-    for row in rows:
-        if row.balance:
-            names = dict.fromkeys(bound.shape.names)
-            break
-        names.update(dict.fromkeys(row.changed))
-    found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
+    wanted: dict[str, None] = dict.fromkeys(list_group_names(bound))
+    if any(row.balance is not None for row in rows):
+        wanted = dict.fromkeys(bound.shape.names)
+    else:
+        for changed in {row.changed for row in rows}:
+            wanted.update(dict.fromkeys(changed))
+    found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(wanted))
+    keys = frozenset(bound.shape.key_names)
     settled = []
     for row, stored in zip(rows, found, strict=True):
+        if row.balance is None and stored is not None and not bound.regroups:
+            # The usual row of a bulk update. Its key did not change, and says where it is.
+            names = row.changed - keys
+            if names:
+                values = {name: stored[name] for name in names}
+                settled.append(NetRow(bound, row.key, existed=True, values=values))
+            continue
         net = _make_net(row, stored)
         if net is not None:
             settled.append(net)
@@ -190,8 +207,9 @@ def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
 def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
     bound, key = row.bound, row.key
     exists = stored is not None
-    before = int(exists) + sum(row.balance.values())
-    left = [group for group, times in row.balance.items() if times > 0]
+    balance = row.balance or {}
+    before = int(exists) + sum(balance.values())
+    left = [group for group, times in balance.items() if times > 0]
     if before not in (0, 1) or len(left) > 1:
         raise CaptureMismatchError(
             f"{bound.live.qualified} key {key!r}: the guards' images say that {before} such rows "
@@ -210,11 +228,10 @@ def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
     if stored is None:
         return NetRow(bound, key, existed=True, exists=False, group=group) if existed else None
     values = dict(stored)
-    if existed and not row.balance:
+    if existed and row.balance is None:
         # The key cannot have changed, and what it is the operation says anyway.
-        values = {n: v for n, v in stored.items() if n in row.changed}
-        for name in bound.shape.key_names:
-            values.pop(name, None)
+        written = row.changed.difference(bound.shape.key_names)
+        values = {name: value for name, value in stored.items() if name in written}
         if not values:
             return None
     return NetRow(bound, key, existed=existed, values=values, group=group)

@@ -229,6 +229,8 @@ def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
     if not row.values:
         return []
     before = name_aggregate(row, row.group)
+    if not bound.regroups:
+        return [(before, _update(row, ordinal))]
     group = {**(row.group or {}), **row.values}
     after = name_aggregate(row, group)
     if after == before:

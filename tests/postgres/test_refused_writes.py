@@ -143,6 +143,29 @@ def test_refused_unsent(db: LoggedDatabase, work: Callable[[Session], Any]) -> N
     db.assert_pool_is_clean()
 
 
+REFUSED_ALWAYS = {
+    "another schema",
+    "commit as text",
+    "end as text",
+    "commit behind a comment",
+    "rollback as text",
+    "prepared by hand",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - REFUSED_ALWAYS))
+def test_captured_where_guards_stand(engine: Engine, name: str) -> None:
+    """What the application cannot tell, the database can."""
+    db = open_logged(engine, Base, aggregates=AGGREGATES, guarded=True)
+    with db.sessions.begin() as session:
+        session.add_all([Account(id=n, owner="ada", balance=Decimal(n)) for n in (1, 2)])
+    with db.sessions.begin() as session:
+        REFUSED[name](session)
+    assert len(db.tell()) > 2 or name == "on conflict do nothing"
+    db.assert_replays()
+    db.assert_pool_is_clean()
+
+
 def insert_one(session: Session) -> None:
     session.execute(TABLE.insert().values(id=9, **ROW))
 
