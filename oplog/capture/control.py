@@ -7,6 +7,9 @@ comments, which in Postgres nest.
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import sqlalchemy as sa
 
 _CONTROL = re.compile(
     r"(?:(?P<save>savepoint)|(?P<back>rollback\s+(?:(?:work|transaction)\s+)?to(?:\s+savepoint)?)"
@@ -14,7 +17,9 @@ _CONTROL = re.compile(
     r"))\b\s*(?P<name>\"(?:[^\"]|\"\")*\"|\w+)?",
     re.IGNORECASE,
 )
-_SELECT = re.compile(r"select\b", re.IGNORECASE)
+_PASSIVE = re.compile(
+    r"(?:select|set|show|savepoint|release|rollback|reset|lock|listen|notify)\b", re.IGNORECASE
+)
 _SPACE_OR_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|$)")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 
@@ -27,9 +32,15 @@ def match_control(statement: str) -> re.Match[str] | None:
     return _CONTROL.match(statement, _skip_comments(statement))
 
 
-def is_select(statement: str) -> bool:
-    """The statement begins with SELECT; it may still call a function that writes."""
-    return _SELECT.match(statement, _skip_comments(statement)) is not None
+def is_passive(statement: str) -> bool:
+    """The statement writes no row by itself; a SELECT may still call a function that does."""
+    return _PASSIVE.match(statement, _skip_comments(statement)) is not None
+
+
+def is_text(compiled: Any) -> bool:
+    """Not a construct that reads or writes rows: text, or a savepoint's own clause."""
+    statement = getattr(compiled, "statement", None)
+    return statement is None or isinstance(statement, sa.TextClause) or hasattr(statement, "ident")
 
 
 def _skip_comments(statement: str) -> int:

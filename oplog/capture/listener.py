@@ -12,13 +12,12 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import Binding
-from oplog.capture.control import is_select, match_control
+from oplog.capture.control import is_passive, is_text, match_control
 from oplog.capture.notice import Notices
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
@@ -163,13 +162,14 @@ class EngineListener:
         """
         if recorder.drained:
             return
+        if self._must_log(connection, recorder):
+            check_committable(connection)
+            self.bind(connection, recorder)
         self._force_deferred(connection, recorder)
-        ear = self._notices.attend(connection)
-        if not recorder.dirty and not ear.images:
+        if not self._must_log(connection, recorder):
             return
         check_committable(connection)
-        images = self._take_images(connection, recorder) if ear.images else []
-        ear.images = False
+        images = self._take_images(connection, recorder)
         draft = self._writer.draft(connection, recorder, images=images)
         recorder.mark_drained()
         if draft is None:
@@ -181,7 +181,15 @@ class EngineListener:
         else:
             self._keep(recorder, send_draft(connection, draft), committed=False)
 
+    def _must_log(self, connection: Connection, recorder: Recorder) -> bool:
+        ear = self._notices.attend(connection)
+        return recorder.dirty or ear.images or (ear.deaf and recorder.wrote)
+
     def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
+        ear = self._notices.attend(connection)
+        if not (ear.images or ear.deaf):
+            return []
+        ear.images = False
         binding = self.bind(connection, recorder)
         images = self._collect(connection)
         for image in images:
@@ -249,9 +257,9 @@ class EngineListener:
         self, connection: Connection, recorder: Recorder, context: Any, statement: str
     ) -> Planned | None:
         compiled = context.compiled
-        if _is_text(compiled):
+        if is_text(compiled):
             self._check_control(recorder, statement)
-            recorder.wrote = recorder.wrote or not is_select(statement)
+            recorder.wrote = recorder.wrote or not is_passive(statement)
             return None
         writes = context.isinsert or context.isupdate or context.isdelete
         if not writes and not getattr(compiled, "ctes", None):
@@ -284,7 +292,7 @@ class EngineListener:
             # The driver forgets it when SQLAlchemy closes the cursor of an insert; a trigger
             # that suppresses rows shows nowhere else.
             context._rowcount = cursor.rowcount  # noqa: SLF001
-        if not _is_text(context.compiled):
+        if not is_text(context.compiled):
             return
         matched = match_control(statement)
         if matched is None or not matched["name"]:
@@ -331,7 +339,7 @@ class EngineListener:
 
     def _on_begin(self, connection: Connection) -> None:
         ear = self._notices.attend(connection)
-        ear.images = ear.deaf
+        ear.images = False
         ear.disowned = False
         if self.explicit:
             self._recorders[connection] = Recorder()
@@ -386,12 +394,6 @@ class EngineListener:
         if recorder is not None:
             self.send_deferred(connection, recorder)
             self._on_commit(connection)
-
-
-def _is_text(compiled: Any) -> bool:
-    """Not a construct that reads or writes rows: text, or a savepoint's own clause."""
-    statement = getattr(compiled, "statement", None)
-    return statement is None or isinstance(statement, sa.TextClause) or hasattr(statement, "ident")
 
 
 def _release_deferral(connection: Connection) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 
+from oplog import Oplog
 from oplog.errors import UnloggedWriteError
 from tests.logged import LoggedDatabase, brief, open_logged, track
-from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base
+from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
 from tests.ways import SEED, WAYS, Way
 
 pytestmark = pytest.mark.postgres
@@ -119,3 +123,34 @@ async def test_captured_async(
         assert await session.run_sync(way.write) == way.returns
     db.assert_replays()
     assert tell(db, after=before) == sorted(way.tells)
+
+
+def test_a_deferred_trigger_in_the_first_transaction_of_a_process(
+    db: LoggedDatabase, database_url: URL
+) -> None:
+    """Nothing is known of the database yet when the raw statement is sent."""
+    engine = sa.create_engine(database_url)
+    sessions = sessionmaker(engine)
+    log = Oplog(db.log.catalog, keyring=db.log.keyring)
+    log.attach(sessions)
+    with sessions.begin() as session:
+        session.execute(sa.text("UPDATE part SET note = 'late' WHERE id = 1"))
+    engine.dispose()
+    assert db.count("movement") == 1
+    db.assert_replays()
+
+
+def test_a_driver_that_passes_no_messages_on(db: LoggedDatabase) -> None:
+    for listener in db.log._attachments._engines.values():
+        for ear in listener._notices._ears.values():
+            ear.deaf = True
+    assert db.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+    raw: Any = db.engine.raw_connection()
+    raw.driver_connection._notice_handlers.clear()
+    raw.close()
+    with db.sessions.begin() as session:
+        session.execute(sa.text("UPDATE part SET note = 'x'"))
+    with db.sessions.begin() as session:
+        session.execute(sa.text("SET TRANSACTION READ ONLY"))
+        session.execute(sa.select(Part))
+    db.assert_replays()

@@ -37,7 +37,7 @@ STEPS = st.one_of(
     st.builds(Step, st.just("set"), st.just("part"), KEYS, st.just("note"),
               st.sampled_from([None, "", "late", "é"])),
     st.builds(Step, st.just("set"), st.just("slot"), KEYS, st.just("bin_id"), KEYS),
-    st.builds(Step, st.just("set"), st.just("bin"), KEYS, st.just("label"), st.text("ab", max_size=2)),
+    st.builds(Step, st.just("set"), st.just("bin"), KEYS, st.just("label"), st.text("ab")),
     st.builds(Step, st.just("remove"), st.sampled_from(sorted(MODELS)), KEYS, st.just(""), KEYS),
     st.builds(Step, st.just("savepoint"), st.just(""), st.just(0), st.just(""), st.booleans()),
 )  # fmt: skip
