@@ -142,10 +142,6 @@ class EngineListener:
         self._binding = None
         self._planner.clear()
 
-    def find(self, connection: Connection) -> Recorder | None:
-        """The recorder of a connection's transaction, if it has one."""
-        return self._recorders.get(connection)
-
     def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
         """Take the tickets of aggregates that this transaction wrote and holds none for."""
         # Row locks are held by now: a version read here cannot miss another writer of them.
