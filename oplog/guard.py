@@ -144,11 +144,12 @@ def _check(s: str, p: str) -> str:
 LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- Runs at COMMIT. An open tally is a change that no entry tells.
 DECLARE
+  v_set text;
   v_changes text;
   v_tables text[];
 BEGIN
   -- Whatever a deferred trigger writes after this arms the check again.
-  PERFORM set_config('{p}.armed', '', true);
+  v_set := set_config('{p}.armed', '', true);
   IF coalesce(current_setting('{p}.tally', true), '') IN ('', '0') THEN RETURN NULL; END IF;
   SELECT string_agg(concat(i.name, ' (', i.rows, CASE i.rows WHEN 1 THEN ' row)' ELSE ' rows)' END),
       ', ' ORDER BY i.name), array_agg(i.name)
@@ -182,13 +183,15 @@ def settle(p: str) -> str:
       detail = pg_catalog.concat('tally ', {tally}, ', session ', p_tally),
       hint = 'the transaction is rolled back; if it stays so, run `oplog doctor`';
   END IF;
-  PERFORM pg_catalog.set_config('{p}.tally', '0', true);"""
+  v_set := pg_catalog.set_config('{p}.tally', '0', true);"""
 
 
 def _settle(s: str, p: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_settle(p_tally bigint) RETURNS void
 LANGUAGE plpgsql AS $oplog_fn$
 -- For a transaction whose changes come to nothing, so that there is nothing to append.
+DECLARE
+  v_set text;
 BEGIN
   {settle(p)}
 END $oplog_fn$"""

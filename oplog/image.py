@@ -80,20 +80,23 @@ def _arm(s: str, p: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_arm() RETURNS boolean
 LANGUAGE plpgsql AS $oplog_fn$
 -- True for a transaction's first row, which queues the check of COMMIT.
+DECLARE
+  v_set text;
 BEGIN
   IF pg_catalog.current_setting('{p}.armed', true)
       IS NOT DISTINCT FROM pg_catalog.pg_current_xact_id()::text THEN
     RETURN false;
   END IF;
-  PERFORM pg_catalog.set_config('{p}.armed', pg_catalog.pg_current_xact_id()::text, true),
-    pg_catalog.set_config('{p}.tally', '0', true);
+  -- Assigned, not performed: a plain expression needs no executor.
+  v_set := pg_catalog.set_config('{p}.armed', pg_catalog.pg_current_xact_id()::text, true);
+  v_set := pg_catalog.set_config('{p}.tally', '0', true);
   RETURN true;
 END $oplog_fn$"""
 
 
 def _raise_tally(p: str, weight: str) -> str:
     return (
-        f"PERFORM set_config('{p}.tally', "
+        f"v_set := set_config('{p}.tally', "
         f"(current_setting('{p}.tally')::bigint + {weight})::text, true);"
     )
 
@@ -172,6 +175,7 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- touched, and which columns it changed in any of them. Values are read from the table itself
 -- when the application collects, so the order of nested statements need not be known.
 DECLARE
+  v_set text;
   v_rows bigint;
   v_kept text[];
   v_list text;
@@ -241,6 +245,7 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- statements aimed at a partition, and whose row triggers are cloned to every partition there
 -- is and will be. A row that moves to another one comes as a delete and an insert.
 DECLARE
+  v_set text;
   v_root oid := pg_partition_root(tg_relid);
   v_kept text[];
   v_before text[];

@@ -321,6 +321,7 @@ LANGUAGE plpgsql AS $oplog_fn$
 -- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
 -- same order, without arrays, at half the cost.
 DECLARE
+  v_set text;
   v_now timestamptz := pg_catalog.clock_timestamp();
   v_prev bytea;
   v_position bigint;
@@ -361,6 +362,7 @@ LANGUAGE plpgsql AS $oplog_fn$
 -- then draws the ids, then writes the entries and the metadata. Raises {STALE_TICKET} when a
 -- ticket was redeemed by somebody else since the version in p_expected (NULL is any version).
 DECLARE
+  v_set text;
   v_count integer := pg_catalog.cardinality(p_aggregates);
   v_now timestamptz := pg_catalog.clock_timestamp();
   v_prev bytea[];
