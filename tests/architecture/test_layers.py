@@ -78,6 +78,7 @@ PUBLIC = {
         "EntriesDrafted",
         "Entry",
         "Event",
+        "Finding",
         "Keyring",
         "LoggedEntry",
         "OpType",
