@@ -16,6 +16,7 @@ from oplog.entry import (
 )
 from oplog.events import EntriesAppended, EntriesDrafted, Event, WorkRetried
 from oplog.facade import Oplog
+from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
@@ -28,6 +29,7 @@ __all__ = [
     "EntriesDrafted",
     "Entry",
     "Event",
+    "Finding",
     "Keyring",
     "LoggedEntry",
     "OpType",

@@ -25,6 +25,7 @@ from oplog.capture.retry import run_async_work, run_work
 from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
 from oplog.codec import PayloadCodec
+from oplog.diagnosis import judge
 from oplog.entry import (
     Change,
     Entry,
@@ -37,6 +38,7 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError, TicketConflictError
 from oplog.events import EventSink, ignore_event
+from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.reader import EntryReader
 from oplog.replay import (
@@ -51,6 +53,7 @@ from oplog.replay import (
 )
 from oplog.seal import Sealer
 from oplog.store import EntryFilter, Store
+from oplog.store.diagnosis import read_facts
 from oplog.store.feed import Feed
 from oplog.store.guards import Image, collect_images
 from oplog.subscription import BATCH_ENTRIES, Subscription
@@ -138,6 +141,18 @@ class Oplog:
     def refresh(self) -> None:
         """Look at every database anew: after a migration made while the process runs."""
         self._attachments.refresh()
+
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """What is wrong with the log, its guards and its database; problems come first.
+
+        Compares what stands there with what this library installs, and the tables with the
+        catalog and the log's types. Reads only, so that it runs on a standby as well; rows
+        are not compared, which is `verify`. An empty list, or one of notices, is a log whose
+        promises hold. Nothing of this kind raises: missing tables are a finding too.
+        """
+        tables = [declared.table for declared in self.catalog.types.values()]
+        facts = read_facts(connection, self.store, tables=tables)
+        return judge(facts, schema=self.schema, catalog=self.catalog, guard=self._guard)
 
     # -- writing --------------------------------------------------------------------------
 

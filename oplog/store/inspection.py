@@ -9,7 +9,6 @@ creates them, and text from a command line reaches SQL as a parameter only.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,22 +19,18 @@ from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 
 from oplog.errors import ConfigurationError
 from oplog.live import read_live_tables, require_live_table
+from oplog.store.expected import (
+    FoundTrigger,
+    FunctionForm,
+    find_function_faults,
+    find_trigger_faults,
+    list_log_functions,
+    list_log_triggers,
+    normalise_settings,
+)
 from oplog.store.rows import EntryFilter
-from oplog.tables import create_statements, quote, quote_literal
+from oplog.tables import quote, quote_literal
 from oplog.value import TEXT_SETTINGS, codec_for
-
-_TRIGGER = re.compile(
-    r"CREATE TRIGGER (?P<name>\w+) BEFORE (?P<events>[A-Z ]+?) ON .+\.(?P<table>oplog_\w+)\s+"
-    r"FOR EACH (?P<level>STATEMENT|ROW)"
-)
-_FUNCTION = re.compile(
-    r"CREATE FUNCTION .+?\.(?P<name>oplog_\w+)\(.+?\sAS (?P<mark>\$\w*\$)(?P<body>.*)(?P=mark)",
-    re.DOTALL,
-)
-_REFUSE = "oplog_refuse_change"
-_EVENT_BITS = {"DELETE": 8, "UPDATE": 16, "TRUNCATE": 32}
-_ROW_BIT, _BEFORE_BIT = 1, 2
-"""Bits of `pg_trigger.tgtype`, which no catalog view spells out for TRUNCATE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,64 +62,47 @@ def list_guard_problems(connection: Connection, schema: str) -> list[str]:
     Finds one that is missing, disabled, active in some replication roles only, moved to other
     events or to another function, and one of the log's functions whose body was replaced.
     """
-    found = {
-        (table, name): (enabled, kind, function)
-        for table, name, enabled, kind, function in connection.exec_driver_sql(
-            """SELECT c.relname::text, t.tgname::text, t.tgenabled::text, t.tgtype::integer,
-  f.proname::text
+    found = list_triggers(connection, schema)
+    problems = [
+        f"trigger {fault.name} on {table} {fault.text}"
+        for table, expected in list_log_triggers(schema).items()
+        for fault in find_trigger_faults(schema, expected=expected, found=found.get(table, {}))
+    ]
+    functions = list_functions(connection, schema)
+    return problems + [
+        f"function {name} is not the one that the log was created with"
+        for name in find_function_faults(list_log_functions(schema), functions)
+    ]
+
+
+def list_triggers(connection: Connection, schema: str) -> dict[str, dict[str, FoundTrigger]]:
+    """The triggers on tables of `schema`, by table and name."""
+    found: dict[str, dict[str, FoundTrigger]] = {}
+    for row in connection.exec_driver_sql(
+        """SELECT c.relname::text, t.tgname::text, t.tgenabled::text,
+  pg_catalog.pg_get_triggerdef(t.oid), f.proname::text
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
 WHERE n.nspname = %s AND NOT t.tgisinternal""",
-            (schema,),
-        )
-    }
-    problems = []
-    for (table, name), kind in _list_expected(schema).items():
-        where = f"trigger {name} on {table}"
-        enabled, actual, function = found.get((table, name), (None, None, None))
-        if enabled is None:
-            problems.append(f"{where} is missing")
-        elif enabled != "A":
-            state = "disabled" if enabled == "D" else "not ENABLE ALWAYS"
-            problems.append(f"{where} is {state}")
-        elif actual != kind:
-            problems.append(f"{where} does not fire on what it should")
-        elif function != _REFUSE:
-            problems.append(f"{where} calls {function}")
-    problems += [
-        f"function {name} is not the one that the log was created with"
-        for name in _list_replaced(connection, schema)
-    ]
-    return problems
-
-
-def _list_expected(schema: str) -> dict[tuple[str, str], int]:
-    expected = {}
-    for statement in create_statements(schema):
-        match = _TRIGGER.match(statement)
-        if match is not None:
-            bits = _BEFORE_BIT | (_ROW_BIT if match["level"] == "ROW" else 0)
-            for event in match["events"].split(" OR "):
-                bits |= _EVENT_BITS[event]
-            expected[match["table"], match["name"]] = bits
-    return expected
-
-
-def _list_replaced(connection: Connection, schema: str) -> list[str]:
-    """Names of the log's functions whose bodies are not what created them."""
-    rows = connection.exec_driver_sql(
-        """SELECT p.proname::text, p.prosrc FROM pg_catalog.pg_proc p
-JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %s""",
         (schema,),
-    )
-    found = {row[0]: row[1] for row in rows}
-    expected = {}
-    for statement in create_statements(schema):
-        match = _FUNCTION.match(statement)
-        if match is not None:
-            expected[match["name"]] = match["body"]
-    return [name for name, body in expected.items() if found.get(name) != body]
+    ):
+        found.setdefault(row[0], {})[row[1]] = FoundTrigger(*row)
+    return found
+
+
+def list_functions(connection: Connection, schema: str) -> dict[str, list[FunctionForm]]:
+    """The functions in `schema` by name; several of one name are overloaded."""
+    found: dict[str, list[FunctionForm]] = {}
+    for name, body, definer, settings in connection.exec_driver_sql(
+        "SELECT p.proname::text, p.prosrc, p.prosecdef, coalesce(p.proconfig, '{}') "
+        "FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace "
+        "WHERE n.nspname = %s",
+        (schema,),
+    ):
+        form = FunctionForm(body, definer, normalise_settings(settings))
+        found.setdefault(name, []).append(form)
+    return found
 
 
 def find_tail_start(

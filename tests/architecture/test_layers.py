@@ -78,6 +78,7 @@ PUBLIC = {
         "EntriesDrafted",
         "Entry",
         "Event",
+        "Finding",
         "Keyring",
         "LoggedEntry",
         "OpType",
@@ -99,7 +100,14 @@ PUBLIC = {
         "UpgradeOplogOp",
         "migrations_path",
     },
-    "oplog.testing": {"EmbeddedServer"},
+    "oplog.testing": {"EmbeddedServer", "assert_logged", "assert_tracked"},
+    "oplog.testing.plugin": {
+        "OpenedLog",
+        "open_oplog",
+        "oplog_engine",
+        "oplog_server_url",
+        "oplog_template",
+    },
 }
 # Three arguments with one natural order each, as the contract of these names has them.
 CROWDED = {
@@ -112,6 +120,8 @@ CROWDED = {
         "TrackTablesOp.track_tables",
         "UntrackTablesOp.untrack_tables",
     },
+    # The log, where to look in it, and what for.
+    "oplog.testing": {"assert_logged"},
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -20,7 +20,9 @@ API = DOCS / "reference/api.md"
 SCHEMA = DOCS / "reference/schema.md"
 
 
-@pytest.mark.parametrize("module", ["oplog", "oplog.errors", "oplog.migration", "oplog.testing"])
+@pytest.mark.parametrize(
+    "module", ["oplog", "oplog.errors", "oplog.migration", "oplog.testing", "oplog.testing.plugin"]
+)
 def test_public_names_are_documented(module: str) -> None:
     public = set(importlib.import_module(module).__all__)
     assert public - list_code_words(API) == set()

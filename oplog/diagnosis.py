@@ -1,0 +1,327 @@
+"""What is wrong with a log, its guards and its database, judged from facts.
+
+Pure: `store.diagnosis` reads the facts. Must not know a connection. The hard thing is to
+tell a problem (something may go unlogged, or a promise does not hold) from a notice (allowed
+and declared, but worth knowing): only problems make `oplog doctor` fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from oplog.binding import resolve_shape
+from oplog.catalog import DeclaredType, TypeCatalog
+from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.finding import Finding, make_notice, make_problem
+from oplog.live import LiveTable, require_live_table
+from oplog.premise import judge_owners, judge_settings
+from oplog.shape import Shape
+from oplog.store.diagnosis import Facts, GuardedTree, LogFacts, Part
+from oplog.store.expected import (
+    find_function_faults,
+    find_trigger_faults,
+    list_guard_triggers,
+    list_log_functions,
+    list_log_triggers,
+)
+from oplog.store.guards import DeclaredGuard
+from oplog.tables import VERSION
+
+
+def judge(facts: Facts, *, schema: str, catalog: TypeCatalog, guard: bool) -> list[Finding]:
+    """Everything worth saying, problems first, in an order that stays the same.
+
+    `schema` is the log's; `guard` whether its application relies on guards.
+    """
+    found = list(_judge_log(facts.log, schema))
+    if facts.log.usable and facts.log.version == VERSION:
+        found += judge_owners(facts, schema)
+        found += _judge_tables(facts, catalog)
+        found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
+        found += _judge_traces(facts.log)
+    found += judge_settings(facts)
+    return sorted(found, key=lambda finding: finding.severity != "problem")
+
+
+# -- the log's own schema -----------------------------------------------------------------------
+
+
+def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
+    where = "" if schema == "oplog" else f", schema={schema!r}"
+    if not log.usable:
+        yield make_problem(
+            "log-unreadable",
+            f"schema {schema}",
+            message="this role may not look into the log's schema, so nothing in it was checked",
+            hint="GRANT USAGE ON SCHEMA and SELECT on its tables, or run this as another role",
+        )
+    elif log.version is None:
+        yield make_problem(
+            "log-missing",
+            f"schema {schema}",
+            message="the log's tables are not here, or the comment with their version is gone",
+            hint=f"add this line to a migration: op.create_oplog(version={VERSION}{where})",
+        )
+    elif log.version != VERSION:
+        older = log.version < VERSION
+        yield make_problem(
+            "log-version",
+            f"schema {schema}",
+            message=f"the log's tables are at schema version {log.version}, this library "
+            f"{'needs' if older else 'knows'} {VERSION}; nothing else in them was checked",
+            hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})"
+            if older
+            else "upgrade the oplog package in this application",
+        )
+    else:
+        yield from _judge_log_tables(log, schema)
+        yield from _judge_log_triggers(log, schema)
+        yield from _judge_log_functions(log, schema)
+
+
+def _judge_log_tables(log: LogFacts, schema: str) -> Iterator[Finding]:
+    for table in log.missing_tables:
+        yield make_problem(
+            "log-table-missing",
+            f"{schema}.{table}",
+            message="a table of the log is not here",
+            hint="restore it from a backup; transactions that need it fail",
+        )
+    for table in log.unreadable_tables:
+        yield make_notice(
+            "log-unreadable",
+            f"{schema}.{table}",
+            message="this role may not read the table, so what is in it was not checked",
+            hint="GRANT SELECT, or run this as another role",
+        )
+
+
+def _judge_log_functions(log: LogFacts, schema: str) -> Iterator[Finding]:
+    for name, kind in find_function_faults(list_log_functions(schema), log.functions).items():
+        state = "not here" if kind == "missing" else "not the one that the log was created with"
+        yield make_problem(
+            f"log-function-{kind}",
+            f"function {schema}.{name}",
+            message=f"a function of the log is {state}",
+            hint="find out who changed it, run `oplog verify`, and put it back: `alembic upgrade "
+            "--sql` prints its definition",
+        )
+
+
+def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
+    for table, expected in list_log_triggers(schema).items():
+        if table in log.missing_tables:
+            continue
+        found = log.triggers.get(table, {})
+        for fault in find_trigger_faults(schema, expected=expected, found=found):
+            yield make_problem(
+                f"log-trigger-{fault.kind}",
+                f"{schema}.{table} trigger {fault.name}",
+                message=f"the trigger that keeps {schema}.{table} append-only {fault.text}",
+                hint="find out who changed it, run `oplog verify`, then "
+                f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {fault.name}"
+                if fault.kind == "disabled"
+                else "find out who changed it, run `oplog verify`, and create it again",
+            )
+
+
+# -- the application's tables -------------------------------------------------------------------
+
+
+def _judge_tables(facts: Facts, catalog: TypeCatalog) -> Iterator[Finding]:
+    stored: dict[str, list[Shape]] = {}
+    for shape in facts.log.shapes:
+        stored.setdefault(shape.type_name, []).append(shape)
+    for declared in catalog.types.values():
+        live = facts.live.get(declared.table)
+        if live is None:
+            yield make_problem(
+                "table-missing",
+                declared.table.fullname,
+                message="the catalog has this table, the database has not",
+                hint="run the migrations, or list the table in untracked={...}",
+            )
+            continue
+        yield from _judge_shape(declared, facts, live, stored.get(declared.type_name, []))
+    for name, shapes in stored.items():
+        newest = shapes[-1]
+        if name in catalog.types:
+            continue
+        where = f"{newest.schema}.{newest.table}"
+        if (newest.schema, newest.table) not in facts.existing:
+            yield make_problem(
+                "type-table-missing",
+                where,
+                message=f"the log has the type {name!r}, and its table is gone: replay and "
+                "verify stop there",
+                hint="restore the table, empty, or replay from a backup of the log",
+            )
+        elif all(
+            live.schema != newest.schema or live.name != newest.table
+            for live in facts.live.values()
+        ):
+            yield make_notice(
+                "type-undeclared",
+                where,
+                message=f"the log has the type {name!r}, and this application's catalog has not: "
+                "what this application writes to the table is not logged",
+                hint="declare the table, or make sure that another application logs it",
+            )
+
+
+def _judge_shape(
+    declared: DeclaredType, facts: Facts, live: LiveTable, stored: list[Shape]
+) -> Iterator[Finding]:
+    where = f"{live.schema}.{live.name}"
+    try:
+        require_live_table(facts.live, declared.table)
+        shape = resolve_shape(declared, live, stored=stored)
+    except (SchemaDriftError, ConfigurationError) as error:
+        yield make_problem("table-differs", where, message=str(error.args[0]), hint=error.hint)
+        return
+    if stored and shape not in stored:
+        yield make_problem(
+            "table-differs",
+            where,
+            message=f"the table is not what the log's newest type {declared.type_name!r} revision "
+            f"{stored[-1].revision} says: {'; '.join(_compare_shapes(stored[-1], shape))}",
+            hint="run `oplog types sync` and, in processes that were running during the migration, "
+            "log.refresh()",
+        )
+
+
+def _compare_shapes(old: Shape, new: Shape) -> Iterator[str]:
+    for name, column in new.by_name.items():
+        known = old.by_name.get(name)
+        if known is None:
+            yield f"column {name} is new"
+        elif known.pg_type != column.pg_type:
+            yield f"column {name} is {column.pg_type}, was {known.pg_type}"
+    for name in old.names:
+        if name not in new.by_name:
+            yield f"column {name} is {'excluded' if name in new.excluded else 'gone'}"
+    if old.key_names != new.key_names:
+        yield f"the primary key is ({', '.join(new.key_names)}), was ({', '.join(old.key_names)})"
+    if (old.schema, old.table) != (new.schema, new.table):
+        yield f"it was {old.schema}.{old.table}"
+    if old.aggregate != new.aggregate:
+        yield f"its aggregate is {new.aggregate!r}, was {old.aggregate!r}"
+    if old.message_name != new.message_name:
+        yield f"its message is {new.message_name}, was {old.message_name}"
+
+
+# -- guards -------------------------------------------------------------------------------------
+
+
+def _judge_guards(
+    facts: Facts, *, schema: str, catalog: TypeCatalog, guard: bool
+) -> Iterator[Finding]:
+    declared = {(d.schema, d.table): d for d in facts.log.declared}
+    known = {live.oid for table, live in facts.live.items() if catalog.find_table(table)}
+    for tree in facts.trees:
+        if tree.kind not in {"r", "p"}:
+            continue
+        tracked = any(part.oid in known for part in tree.parts)
+        if not any(part.triggers for part in tree.parts):
+            said = declared.get((tree.root.schema, tree.root.table))
+            yield _judge_unguarded(tree.root, said, guard=guard)
+            continue
+        for part in tree.parts:
+            yield from _judge_part(tree, part, schema)
+        if not tracked:
+            yield make_notice(
+                "guard-undeclared",
+                tree.root.name,
+                message="the table is guarded, and this application's catalog does not have it: "
+                "its sessions cannot change it",
+                hint="add it to the catalog, or "
+                f"{_spell(tree.root, 'untrack_tables', ', reason=...')} in a migration",
+            )
+
+
+def _judge_unguarded(root: Part, said: DeclaredGuard | None, *, guard: bool) -> Finding:
+    name, track = root.name, _spell(root, "track_tables")
+    if said is not None and not said.tracked:
+        return make_notice(
+            "guard-waived",
+            name,
+            message=f"a migration took the guard away: {said.reason}",
+            hint=f"{track} puts it back",
+        )
+    if said is not None:
+        return make_problem(
+            "guard-missing",
+            name,
+            message="a migration guarded the table, and the triggers are gone: what sessions that "
+            "are not attached write is neither logged nor refused",
+            hint=f"run `oplog verify`, then {track} in a migration",
+        )
+    make = make_problem if guard else make_notice
+    waive = _spell(root, "untrack_tables", ", reason=...")
+    return make(
+        "guard-missing",
+        name,
+        message="the table has no guard: text SQL, COPY, cascades and sessions that are not "
+        "attached change it unseen",
+        hint=f"{track} in a migration, or {waive} to say why not",
+    )
+
+
+def _spell(root: Part, operation: str, more: str = "") -> str:
+    """The line for a migration."""
+    schema = "" if root.schema == "public" else f", schema={root.schema!r}"
+    return f"op.{operation}({root.table!r}{schema}{more})"
+
+
+def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]:
+    track = _spell(tree.root, "track_tables")
+    expected = list_guard_triggers(
+        schema, kind=tree.kind, table=part.qualified, root=part.root_literal
+    )
+    for fault in find_trigger_faults(schema, expected=expected, found=part.triggers):
+        if part.oid != tree.oid and fault.kind == "missing" and fault.name.endswith("_truncate"):
+            yield make_problem(
+                "guard-partition",
+                part.name,
+                message=f"the partition of {tree.root.name} has no guard against TRUNCATE: it was "
+                "made or attached after the table was tracked",
+                hint=f"{track} again, in a migration",
+            )
+            continue
+        code = {"missing": "incomplete"}.get(fault.kind, fault.kind)
+        replaced = fault.kind == "altered"
+        yield make_problem(
+            f"guard-{code}",
+            f"{part.name} trigger {fault.name}",
+            message=f"a guard of {tree.root.name} {fault.text}: changes may be neither logged "
+            "nor refused",
+            hint="find out who changed it, run `oplog verify`, then in a migration "
+            + (f"DROP TRIGGER {fault.name} ON {part.qualified} and " if replaced else "")
+            + track,
+        )
+
+
+# -- traces, settings ---------------------------------------------------------------------------
+
+
+def _judge_traces(log: LogFacts) -> Iterator[Finding]:
+    if log.bypasses is not None:
+        last = log.bypasses
+        moment = last.recorded_at.isoformat(timespec="seconds")
+        number = f"{last.count} transaction{'' if last.count == 1 else 's'}"
+        yield make_notice(
+            "bypassed",
+            f"role {last.role}",
+            message=f"{number} passed unlogged; the last at {moment} changed {last.changes}, "
+            f"with the reason {last.reason!r}",
+            hint="`oplog tail --aggregate oplog/bypass` lists them, `oplog verify` shows what they "
+            "left different",
+        )
+    for table, rows in log.images_left.items():
+        yield make_problem(
+            "images-left",
+            table,
+            message=f"{rows} changed row{'' if rows == 1 else 's'} passed COMMIT without being "
+            "logged: a guard was switched off at that moment",
+            hint="run `oplog verify` to find them; the images themselves can then be deleted",
+        )

@@ -1,0 +1,150 @@
+"""What the log relies on and did not install: settings of the server, and who owns what.
+
+Pure, like `diagnosis`, for which it judges these facts. Must not know tables or guards. The
+hard thing is that most servers run with some of these settings, so only what breaks a promise
+that the log makes is a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from oplog.finding import Finding, Severity, make_notice, make_problem
+from oplog.store.diagnosis import Facts, OwnedObject
+
+LONG_KEEPALIVE_SECONDS = 600
+"""A client that vanished holds its locks for as long, which other writers wait for."""
+_KINDS = ("schema", "table", "function")
+_OFF = frozenset({"off", "false", "no", "0"})
+
+
+def judge_owners(facts: Facts, schema: str) -> Iterator[Finding]:
+    """Who could switch the log's triggers off, and whether guards reach its tables."""
+    by_owner: dict[str, list[OwnedObject]] = {}
+    for owned in facts.log.owned:
+        by_owner.setdefault(owned.owner, []).append(owned)
+    for owner, objects in by_owner.items():
+        told = _count_objects(objects)
+        if owner == facts.role:
+            yield make_notice(
+                "owner-connected",
+                f"role {owner}",
+                message=f"the role of this connection owns {told} of the log: if the application "
+                "connects as this role, it can switch triggers off",
+                hint="let the application use a role that does not own the log",
+            )
+        if objects[0].superuser:
+            yield make_notice(
+                "owner-superuser",
+                f"role {owner}",
+                message=f"a superuser owns {told} of the log; guard functions run with its rights",
+                hint="create the log as a role that owns your tables and is no superuser",
+            )
+    owners = {kind: {o.owner for o in facts.log.owned if o.kind == kind} for kind in _KINDS}
+    if owners["function"] - owners["table"]:
+        others = ", ".join(sorted(owners["function"] - owners["table"]))
+        yield make_problem(
+            "owner-differs",
+            f"schema {schema}",
+            message=f"functions of the log are owned by {others}, its tables by "
+            f"{', '.join(sorted(owners['table']))}: guards run with their owner's rights and may "
+            "not reach the tables",
+            hint=f"ALTER FUNCTION ... OWNER TO {min(owners['table'], default='...')}",
+        )
+    elif owners["function"] != owners["schema"]:
+        yield make_notice(
+            "owner-differs",
+            f"schema {schema}",
+            message=f"the schema is owned by {', '.join(sorted(owners['schema']))}, the log in it "
+            f"by {', '.join(sorted(owners['function']))}: both can drop what is in it",
+            hint="let one role own both",
+        )
+
+
+def _count_objects(objects: list[OwnedObject]) -> str:
+    counted = []
+    for kind in _KINDS:
+        number = sum(owned.kind == kind for owned in objects)
+        if number:
+            counted.append("the schema" if kind == "schema" else f"{number} {kind}s")
+    return ", ".join(counted)
+
+
+def judge_settings(facts: Facts) -> Iterator[Finding]:
+    """Settings under which less holds than the log promises."""
+    if facts.standby:
+        yield make_notice(
+            "standby",
+            f"database {facts.database}",
+            message="this server is a standby: what guards keep of transactions cannot be "
+            "read on it",
+            hint="run this on the primary as well",
+        )
+    settings = {**facts.settings}
+    if not facts.over_tcp:
+        settings.pop("tcp_keepalives_idle", None)
+    for name, value in settings.items():
+        yield from _judge_setting(name, value, where=name)
+    for role, name, value in facts.role_settings:
+        yield from _judge_setting(name, value, where=f"{name} of role {role}")
+
+
+_WEAK: Mapping[str, tuple[Severity, frozenset[str], str, str]] = {
+    "fsync": (
+        "problem",
+        _OFF,
+        "a crash of the machine may corrupt or lose what was committed, log and tables alike",
+        "set fsync = on",
+    ),
+    "full_page_writes": (
+        "problem",
+        _OFF,
+        "a crash of the machine may tear pages, log and tables alike",
+        "set full_page_writes = on",
+    ),
+    "synchronous_commit": (
+        "problem",
+        _OFF,
+        "a crash loses the last commits after they were reported as done",
+        "set synchronous_commit = on",
+    ),
+    "session_replication_role": (
+        "problem",
+        frozenset({"replica"}),
+        "foreign keys and ordinary triggers do not fire, and replay checks foreign keys",
+        "set session_replication_role = origin",
+    ),
+    "idle_in_transaction_session_timeout": (
+        "notice",
+        frozenset({"0"}),
+        "a client that hangs in a transaction holds its locks for ever",
+        "set idle_in_transaction_session_timeout, to a minute for example",
+    ),
+}
+
+
+def _judge_setting(name: str, value: str, *, where: str) -> Iterator[Finding]:
+    if name in _WEAK:
+        severity, weak, message, hint = _WEAK[name]
+        if value.lower() in weak:
+            told = f"{name} is {value}: {message}"
+            yield Finding(severity, "setting", where, told, hint)
+    elif name == "server_encoding" and value.upper() != "UTF8":
+        yield make_problem(
+            "setting",
+            where,
+            message=f"the database is encoded in {value}: text that it cannot hold is refused, and "
+            "what the log hashes is UTF-8",
+            hint="create the database anew with ENCODING 'UTF8' and load it",
+        )
+    elif (
+        name == "tcp_keepalives_idle"
+        and value.isdecimal()
+        and not 0 < int(value) <= LONG_KEEPALIVE_SECONDS
+    ):
+        yield make_notice(
+            "setting",
+            where,
+            message=f"{name} is {value} s: a client that vanished holds its locks for as long",
+            hint=f"set {name} to {LONG_KEEPALIVE_SECONDS} s or less",
+        )

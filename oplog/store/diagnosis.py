@@ -1,0 +1,346 @@
+"""Everything a diagnosis has to know of a database, read in one go.
+
+SQL on the catalog and on the log's tables, no judgement: what is a fault is decided by
+`oplog.diagnosis`. Writes nothing, so that it runs on a standby. The hard thing is to get
+through whatever state the database is in: tables that are missing or may not be read are
+facts, not errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from oplog.guard import BYPASS_AGGREGATE, make_prefix
+from oplog.live import LiveTable, read_live_tables
+from oplog.shape import Shape
+from oplog.store.entries import Store
+from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
+from oplog.store.guards import DeclaredGuard, list_declared_guards
+from oplog.store.inspection import list_functions, list_triggers
+from oplog.tables import quote
+
+WATCHED_SETTINGS = (
+    "fsync",
+    "full_page_writes",
+    "synchronous_commit",
+    "idle_in_transaction_session_timeout",
+    "session_replication_role",
+    "tcp_keepalives_idle",
+    "server_encoding",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A table or partition and the guard triggers on it. `qualified` is its quoted name."""
+
+    oid: int
+    schema: str
+    table: str
+    qualified: str
+    root_literal: str
+    """The name of the tree's root as a regclass literal."""
+    triggers: Mapping[str, FoundTrigger]
+
+    @property
+    def name(self) -> str:
+        """Schema and table, for people."""
+        return f"{self.schema}.{self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedTree:
+    """A table with its partitions; the root comes first."""
+
+    oid: int
+    kind: str
+    parts: Sequence[Part]
+
+    @property
+    def root(self) -> Part:
+        """The table that migrations name."""
+        return self.parts[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Bypasses:
+    """The marks of bypassed transactions: how many, and what the last one says."""
+
+    count: int
+    recorded_at: datetime
+    reason: str
+    role: str
+    changes: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedObject:
+    """Who owns the log's schema, or one of its tables or functions."""
+
+    kind: str
+    """schema, table or function."""
+    name: str
+    owner: str
+    superuser: bool
+
+
+@dataclass(frozen=True)
+class LogFacts:
+    """What stands in the log's own schema; empty where it may not or cannot be read."""
+
+    usable: bool = True
+    """The role may look into the schema."""
+    version: int | None = None
+    missing_tables: Sequence[str] = ()
+    unreadable_tables: Sequence[str] = ()
+    triggers: Mapping[str, Mapping[str, FoundTrigger]] = field(default_factory=dict)
+    functions: Mapping[str, list[FunctionForm]] = field(default_factory=dict)
+    owned: Sequence[OwnedObject] = ()
+    declared: Sequence[DeclaredGuard] = ()
+    shapes: Sequence[Shape] = ()
+    bypasses: Bypasses | None = None
+    images_left: Mapping[str, int] = field(default_factory=dict)
+    """Rows in images of transactions that are over, by table."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A database, as a diagnosis sees it."""
+
+    role: str
+    superuser: bool
+    standby: bool
+    over_tcp: bool
+    database: str
+    settings: Mapping[str, str]
+    """As this connection has them, durations in their base unit."""
+    role_settings: Sequence[tuple[str, str, str]]
+    """Of other roles: role, setting, value."""
+    log: LogFacts
+    live: Mapping[sa.Table, LiveTable]
+    existing: Collection[tuple[str, str]]
+    """Schema and name of those tables that have types in the log and are there."""
+    trees: Sequence[GuardedTree]
+    """Guarded tables, and those of the catalog."""
+
+
+def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Table]) -> Facts:
+    """All facts about the log of `store` and about the catalog's `tables`.
+
+    Several statements: in a transaction that is not REPEATABLE READ they may see changes
+    that others make meanwhile.
+    """
+    server = connection.exec_driver_sql(
+        "SELECT current_user::text, r.rolsuper, pg_catalog.pg_is_in_recovery(), "
+        "pg_catalog.inet_client_addr() IS NOT NULL, pg_catalog.current_database()::text "
+        "FROM pg_catalog.pg_roles r WHERE r.rolname = current_user"
+    ).one()
+    live = read_live_tables(connection, tables)
+    log = _read_log(connection, store, standby=server[2])
+    role, superuser, standby, over_tcp, database = server
+    return Facts(
+        role=role,
+        superuser=superuser,
+        standby=standby,
+        over_tcp=over_tcp,
+        database=database,
+        settings=_read_settings(connection),
+        role_settings=_list_role_settings(connection),
+        log=log,
+        live=live,
+        existing=_find_existing(connection, {(s.schema, s.table) for s in log.shapes}),
+        trees=_list_trees(connection, store.schema, oids=[table.oid for table in live.values()]),
+    )
+
+
+# -- the log ----------------------------------------------------------------------------------
+
+
+def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFacts:
+    schema = store.schema
+    usable = connection.exec_driver_sql(
+        "SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') FROM pg_catalog.pg_namespace n "
+        "WHERE n.nspname = %s",
+        (schema,),
+    ).scalar()
+    if not usable:
+        return LogFacts(usable=usable is None)
+    rows = connection.exec_driver_sql(
+        "SELECT c.relname::text, pg_catalog.has_table_privilege(c.oid, 'SELECT') "
+        "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = %s AND c.relkind IN ('r', 'p')",
+        (schema,),
+    )
+    readable: dict[str, bool] = {row[0]: row[1] for row in rows}
+    names = list_log_tables(schema)
+
+    def can_read(*suffixes: str) -> bool:
+        return all(readable.get(f"oplog_{suffix}", False) for suffix in suffixes)
+
+    return LogFacts(
+        version=store.read_version(connection),
+        missing_tables=[name for name in names if name not in readable],
+        unreadable_tables=[name for name in names if not readable.get(name, True)],
+        triggers=list_triggers(connection, schema),
+        functions=list_functions(connection, schema),
+        owned=_list_owned(connection, schema),
+        declared=list_declared_guards(connection, schema) if can_read("guard") else (),
+        shapes=store.list_types(connection) if can_read("type") else (),
+        bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
+        # An unlogged table cannot be read there at all.
+        images_left=_read_images(connection, schema) if can_read("image") and not standby else {},
+    )
+
+
+def _list_owned(connection: Connection, schema: str) -> list[OwnedObject]:
+    rows = connection.exec_driver_sql(
+        """WITH log AS (SELECT oid, nspowner FROM pg_catalog.pg_namespace WHERE nspname = %s),
+owned AS (
+  SELECT 'schema' AS kind, %s::text AS name, nspowner AS owner FROM log
+  UNION ALL SELECT 'table', c.relname::text, c.relowner
+  FROM pg_catalog.pg_class c JOIN log ON log.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND pg_catalog.starts_with(c.relname::text, 'oplog_')
+  UNION ALL SELECT 'function', p.proname::text, p.proowner
+  FROM pg_catalog.pg_proc p JOIN log ON log.oid = p.pronamespace
+  WHERE pg_catalog.starts_with(p.proname::text, 'oplog_'))
+SELECT o.kind, o.name, r.rolname::text, r.rolsuper
+FROM owned o JOIN pg_catalog.pg_roles owner ON owner.oid = o.owner
+-- The schema public belongs to a role that stands for the database's owner.
+JOIN pg_catalog.pg_roles r ON r.oid = CASE owner.rolname WHEN 'pg_database_owner' THEN
+  (SELECT d.datdba FROM pg_catalog.pg_database d
+   WHERE d.datname = pg_catalog.current_database()) ELSE owner.oid END
+ORDER BY 1, 2""",
+        (schema, schema),
+    )
+    return [OwnedObject(*row) for row in rows]
+
+
+def _read_bypasses(connection: Connection, schema: str) -> Bypasses | None:
+    s = quote(schema).replace("%", "%%")
+    row = connection.exec_driver_sql(
+        f"""SELECT e.version, e.created_at,
+  pg_catalog.jsonb_object_agg(m.key, m.value) FILTER (WHERE m.key IS NOT NULL)
+FROM {s}.oplog_entry e
+LEFT JOIN {s}.oplog_metadata m ON m.transaction_position = e.transaction_position
+  AND m.key IN ('oplog.bypass', 'oplog.role', 'oplog.changes')
+WHERE e.id = (SELECT l.id FROM {s}.oplog_entry l WHERE l.aggregate_name = %s
+              ORDER BY l.version DESC LIMIT 1)
+GROUP BY e.version, e.created_at""",
+        (BYPASS_AGGREGATE,),
+    ).one_or_none()
+    if row is None:
+        return None
+    told = row[2] or {}
+    texts = [told.get(f"oplog.{key}", "") for key in ("bypass", "role", "changes")]
+    return Bypasses(row[0], row[1], *texts)
+
+
+def _read_images(connection: Connection, schema: str) -> dict[str, int]:
+    s = quote(schema).replace("%", "%%")
+    # What others' open transactions keep cannot be seen from here.
+    rows = connection.exec_driver_sql(
+        f"SELECT relation::regclass::text, sum(rows)::bigint FROM {s}.oplog_image "
+        "WHERE transaction_id IS DISTINCT FROM pg_catalog.pg_current_xact_id_if_assigned() "
+        "GROUP BY relation ORDER BY 1"
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+# -- the application's tables -------------------------------------------------------------------
+
+_TREES = """
+WITH root AS (
+  SELECT coalesce(pg_catalog.pg_partition_root(r.oid), r.oid)::oid AS oid
+  FROM (SELECT pg_catalog.unnest(%(oids)s::bigint[])::oid AS oid
+    UNION SELECT g.tgrelid FROM pg_catalog.pg_trigger g
+    JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+    JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+    WHERE pg_catalog.starts_with(g.tgname::text, %(prefix)s) OR (n.nspname = %(schema)s
+      AND pg_catalog.starts_with(f.proname::text, 'oplog_guard_'))) r),
+member AS (
+  SELECT oid AS root, oid FROM root
+  UNION SELECT r.oid, t.relid::oid FROM root r, pg_catalog.pg_partition_tree(r.oid) t
+  WHERE t.relid IS NOT NULL)
+SELECT m.root::bigint, k.relkind::text, m.oid::bigint, n.nspname::text, c.relname::text,
+  pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
+  pg_catalog.quote_literal(m.root::regclass::text),
+  g.tgname::text, g.tgenabled::text, pg_catalog.pg_get_triggerdef(g.oid), f.proname::text
+FROM member m
+JOIN pg_catalog.pg_class k ON k.oid = m.root
+JOIN pg_catalog.pg_class c ON c.oid = m.oid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN (pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid)
+  ON g.tgrelid = m.oid AND pg_catalog.starts_with(g.tgname::text, %(prefix)s)
+ORDER BY m.root, m.oid <> m.root, 4, 5
+"""
+
+
+def _list_trees(connection: Connection, schema: str, *, oids: Sequence[int]) -> list[GuardedTree]:
+    prefix = f"{make_prefix(schema)}_guard_"
+    parts: dict[tuple[int, str], dict[int, tuple[Any, dict[str, FoundTrigger]]]] = {}
+    for row in connection.exec_driver_sql(
+        _TREES, {"oids": list(oids), "prefix": prefix, "schema": schema}
+    ):
+        tree = parts.setdefault((row[0], row[1]), {})
+        _, triggers = tree.setdefault(row[2], (row, {}))
+        if row[7] is not None:
+            triggers[row[7]] = FoundTrigger(row[4], *row[7:])
+    return [
+        GuardedTree(
+            root,
+            kind,
+            [
+                Part(oid, row[3], row[4], row[5], row[6], triggers)
+                for oid, (row, triggers) in tree.items()
+            ],
+        )
+        for (root, kind), tree in parts.items()
+    ]
+
+
+def _find_existing(
+    connection: Connection, names: Collection[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    rows = connection.exec_driver_sql(
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relkind IN ('r', 'p') AND (n.nspname::text, c.relname::text) IN "
+        "(SELECT * FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])))",
+        ([schema for schema, _ in names], [table for _, table in names]),
+    )
+    return {(row[0], row[1]) for row in rows}
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+def _read_settings(connection: Connection) -> dict[str, str]:
+    rows = connection.exec_driver_sql(
+        "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY(%s::text[])",
+        (list(WATCHED_SETTINGS),),
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def _list_role_settings(connection: Connection) -> list[tuple[str, str, str]]:
+    """What ALTER ROLE ... SET gives to other roles here; this connection has its own already."""
+    rows = connection.exec_driver_sql(
+        """SELECT r.rolname::text, pg_catalog.split_part(p.pair, '=', 1),
+  pg_catalog.substr(p.pair, pg_catalog.strpos(p.pair, '=') + 1)
+FROM pg_catalog.pg_db_role_setting s
+JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
+CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) AS p(pair)
+WHERE r.rolname <> session_user AND s.setdatabase IN (0, (
+  SELECT d.oid FROM pg_catalog.pg_database d
+  WHERE d.datname = pg_catalog.current_database()))
+  AND pg_catalog.split_part(p.pair, '=', 1) = ANY(%s::text[])
+ORDER BY 1, 2""",
+        (list(WATCHED_SETTINGS),),
+    )
+    return [(row[0], row[1], row[2]) for row in rows]

@@ -1,0 +1,154 @@
+"""Fixtures for pytest: a database with a log, and a strict one that is verified at the end.
+
+Use it by `pytest_plugins = ["oplog.testing.plugin"]` in the top `conftest.py`, or by
+`from oplog.testing.plugin import *`. The only module that imports pytest, which is an extra.
+The hard thing is what the verification at the end is worth: tables are guarded and the log
+is strict, so that what slips past either raises where it happens or is found afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from oplog.catalog import TypeCatalog
+from oplog.facade import Oplog
+from oplog.keyring import Keyring
+from oplog.tables import create_statements, qualify, quote, track_statements
+from oplog.testing.assertion import assert_logged
+from oplog.testing.resolve import CHOICE, resolve_server
+
+__all__ = ["OpenedLog", "open_oplog", "oplog_engine", "oplog_server_url", "oplog_template"]
+
+
+@dataclass(frozen=True)
+class OpenedLog:
+    """A strict log, attached to `sessions`, whose tables are guarded."""
+
+    log: Oplog
+    sessions: sessionmaker[Session]
+    engine: Engine
+
+    def assert_logged(self, model_or_type: Any = None, **wanted: Any) -> None:
+        """`oplog.testing.assert_logged` on a connection of its own."""
+        with self.engine.connect() as connection:
+            assert_logged(self.log, connection, model_or_type, **wanted)
+
+
+@pytest.fixture(scope="session")
+def oplog_server_url() -> Iterator[URL]:
+    """A database for administration on the server of this run.
+
+    The server is the one that the variable `OPLOG_TEST_DATABASE_URL` names, whose account
+    must be allowed to create databases, or an embedded one that ends with the run.
+    """
+    server = resolve_server({CHOICE: "embedded", **os.environ})
+    yield make_url(server.url).set(drivername="postgresql+psycopg")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def oplog_template(oplog_server_url: URL) -> Iterator[str]:
+    """Name of a database that has the log's tables and is copied for each test."""
+    with _make_database(oplog_server_url, "template1") as url:
+        engine = sa.create_engine(url, poolclass=NullPool)
+        with engine.begin() as connection:
+            _execute(connection, create_statements())
+        yield str(url.database)
+
+
+@pytest.fixture
+def oplog_engine(oplog_server_url: URL, oplog_template: str) -> Iterator[Engine]:
+    """Engine of a fresh database with the log's tables; both are gone after the test."""
+    with _make_database(oplog_server_url, oplog_template) as url:
+        engine = sa.create_engine(url)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def open_oplog(oplog_engine: Engine) -> Iterator[Callable[..., OpenedLog]]:
+    """A function that opens a log on `oplog_engine` for the models it is given.
+
+    `opened = open_oplog(Base, untracked={...})` creates the tables of the models, guards those
+    that are tracked, and attaches a strict log to a new sessionmaker. At the end of the test
+    the live tables are compared with the log; the test fails where they differ.
+
+    Arguments by name: `catalog`, or what `TypeCatalog.from_models` takes to make one;
+    `keyring`, by default a fresh one; `sessions`, a sessionmaker of the application's own to
+    be bound to the database instead of a new one, and given back at the end; `verify=False`
+    for a test that tampers on purpose.
+    """
+
+    def open_log(
+        models: type[DeclarativeBase] | sa.MetaData,
+        *,
+        catalog: TypeCatalog | None = None,
+        keyring: Keyring | None = None,
+        sessions: sessionmaker[Session] | None = None,
+        verify: bool = True,
+        **declared: Any,
+    ) -> OpenedLog:
+        known = catalog or TypeCatalog.from_models(models, **declared)
+        _create_tables(oplog_engine, models, known)
+        log = Oplog(known, keyring=keyring or Keyring.generate(), strict=True)
+        factory = sessions or sessionmaker(oplog_engine)
+        before = factory.kw.get("bind")
+        factory.configure(bind=oplog_engine)
+        log.attach(factory)
+        opened = OpenedLog(log, factory, oplog_engine)
+
+        def close() -> None:
+            log.detach(factory)
+            factory.configure(bind=before)
+            if verify:
+                opened.assert_logged()
+
+        closing.callback(close)
+        return opened
+
+    with ExitStack() as closing:
+        yield open_log
+
+
+def _create_tables(
+    engine: Engine, models: type[DeclarativeBase] | sa.MetaData, catalog: TypeCatalog
+) -> None:
+    metadata = models if isinstance(models, sa.MetaData) else models.metadata
+    schemas = {table.schema for table in metadata.tables.values() if table.schema}
+    tables = [declared.table for declared in catalog.types.values()]
+    with engine.begin() as connection:
+        _execute(connection, [f"CREATE SCHEMA IF NOT EXISTS {quote(s)}" for s in sorted(schemas)])
+        metadata.create_all(connection)
+        for table in tables:
+            _execute(connection, track_statements(qualify([table.name], table.schema)))
+
+
+def _execute(connection: Connection, statements: list[str]) -> None:
+    for statement in statements:
+        # Without this a percent sign in DDL would be taken for a parameter.
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+@contextmanager
+def _make_database(server: URL, template: str) -> Iterator[URL]:
+    name = f"oplog_{uuid4().hex[:16]}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {quote(name)} TEMPLATE {quote(template)}")
+    try:
+        yield server.set(database=name)
+    finally:
+        with admin.connect() as connection:
+            # A test that failed may have left a connection open.
+            connection.exec_driver_sql(f"DROP DATABASE {quote(name)} WITH (FORCE)")
