@@ -212,7 +212,7 @@ def _may_narrow(compiled: SQLCompiler, column: Any, pg_type: str) -> bool:
     """
     declared = column.type.compile(dialect=compiled.dialect).lower()
     if not declared.startswith(("real", "float", "date", "time", "interval")) and not (
-        declared.endswith("[]") and "(" in declared
+        declared.endswith("[]") and ("(" in declared or declared.startswith("char"))
     ):
         return False
     spelled = declared.replace(", ", ",").replace("varchar", "character varying")
