@@ -231,6 +231,13 @@ class TypeCatalog:
         """The type of a table, or None if it is not logged."""
         return self._by_table.get(table)
 
+    def narrow(self, type_names: Iterable[str]) -> TypeCatalog:
+        """A catalog of these types alone; `KeyError` for one that is not declared."""
+        narrowed = TypeCatalog()
+        for name in type_names:
+            narrowed._add(self._types[name])
+        return narrowed
+
     def check_namesake(self, table: Any) -> None:
         """Raise `NotCapturableError` for another object that stands for a logged table.
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from oplog.adoption import CHUNK_ROWS, AdoptionReport, Target, adopt_tables
 from oplog.binding import (
     ShapeTable,
     bind_for_writing,
@@ -192,6 +193,35 @@ class Oplog:
     ) -> T:
         """`run` for an async_sessionmaker; cancelling it cancels the pause as well."""
         return await run_async_work(sessions, work, retries=retries, on_event=self._on_event)
+
+    def adopt(
+        self,
+        connection: Connection,
+        tables: Iterable[Any] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+        dry_run: bool = False,
+    ) -> AdoptionReport:
+        """Log the rows that exist, of `tables` (names, `Table`s, mapped classes) or of all.
+
+        On a connection that is in no transaction each chunk of at most `chunk_rows` commits by
+        itself; in an open one everything is in that, and **writers wait until it ends**. What
+        was adopted before is passed over; interrupted, it goes on where it stopped. `progress`
+        gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
+        not to be had, `EntryTooLargeError` for a row wider than an entry.
+        """
+        self._attachments.check_settled(connection)
+        target = Target(self.store, self.keyring, self._sealer, self._codec, self._on_event)
+        return adopt_tables(
+            connection,
+            self.catalog,
+            tables=tables,
+            target=target,
+            chunk_rows=chunk_rows,
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     # -- reading --------------------------------------------------------------------------
 

@@ -30,6 +30,12 @@ class LiveColumn:
     not_null: bool
     has_default: bool
     """An insert that leaves the column out may store something other than NULL."""
+    parts: tuple[str, ...] = ()
+    """Types that values are made of: of elements, of fields, of bounds."""
+    blind: bool = False
+    """Its collation calls texts equal that differ."""
+    cast_to_text: str = ""
+    """A function of somebody's own that `::text` calls instead of the type's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,24 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
   a.attgenerated <> '', a.attnotnull,
   EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
           AND a.attnum = ANY (i.indkey::smallint[])),
-  a.atthasdef OR a.attidentity <> '' OR own.typdefault IS NOT NULL
+  a.atthasdef OR a.attidentity <> '' OR own.typdefault IS NOT NULL,
+  ARRAY(WITH RECURSIVE part(oid) AS (
+    SELECT b.typid UNION SELECT inner_part.oid FROM part
+    JOIN pg_catalog.pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
+      SELECT p.typelem WHERE p.typelem <> 0
+      UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
+      UNION ALL SELECT e.atttypid FROM pg_catalog.pg_attribute e
+        WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
+      UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
+        WHERE p.oid IN (r.rngtypid, r.rngmultitypid)) inner_part(oid))
+    SELECT pg_catalog.format_type(oid, NULL) FROM part WHERE oid <> b.typid ORDER BY 1),
+  EXISTS (SELECT FROM pg_catalog.pg_collation k
+    WHERE k.oid = a.attcollation AND NOT k.collisdeterministic),
+  coalesce((SELECT k.castfunc::regprocedure::text FROM pg_catalog.pg_cast k
+    WHERE k.castsource = b.typid AND k.casttarget = 'pg_catalog.text'::regtype
+      AND k.castmethod = 'f' AND k.oid >= 16384
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
+        AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), '')
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -135,6 +158,9 @@ def _build(rows: list[Any]) -> LiveTable:
             primary_key=row[11],
             not_null=row[10],
             has_default=row[12],
+            parts=tuple(row[13]),
+            blind=row[14],
+            cast_to_text=row[15],
         )
         for row in rows
     )

@@ -71,6 +71,8 @@ PUBLIC = {
         "WrongKeyError",
     },
     "oplog": {
+        "AdoptedType",
+        "AdoptionReport",
         "Batch",
         "Change",
         "Difference",
@@ -92,6 +94,7 @@ PUBLIC = {
         "WorkRetried",
     },
     "oplog.migration": {
+        "AdoptTableOp",
         "CreateOplogOp",
         "DropOplogOp",
         "UpgradeOplogOp",
@@ -104,6 +107,7 @@ CROWDED = {
     "oplog": {"Oplog.append", "Oplog.history"},
     "oplog.migration": {
         # Alembic calls these with its own arguments.
+        "AdoptTableOp.adopt_table",
         "CreateOplogOp.create_oplog",
         "UpgradeOplogOp.upgrade_oplog",
         "DropOplogOp.drop_oplog",
