@@ -20,6 +20,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
+from benchmarks.adopting import fill_table, measure_adoption
 from benchmarks.guarding import compare_bulk, compare_guards, compare_raw
 from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
 from benchmarks.replaying import fill_log, measure_replay
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=10, help="pairs for each ratio (10)")
     parser.add_argument("--replay-rows", type=int, default=100_000)
+    parser.add_argument("--adopted-rows", type=int, default=1_000_000)
     chosen = parser.parse_args()
     with EmbeddedServer(fsync=True) as server:
         results: dict[str, Any] = {"machine": describe_machine(server.url)}
@@ -52,6 +54,7 @@ def main() -> None:
         results["wire"] = list(compare_wire(server.url))
         results["size"] = list(measure_size(server.url))
         results["replay"] = list(compare_replay(server.url, chosen.replay_rows))
+        results["adoption"] = compare_adoption(server.url, chosen.adopted_rows)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     say(f"written to {RESULTS.relative_to(RESULTS.parent.parent)}")
 
@@ -231,6 +234,26 @@ def compare_replay(server: str, rows: int) -> Iterator[dict[str, Any]]:
             "ratio": round(ratio, 3),
             "target": 0.25,
         }
+
+
+def compare_adoption(server: str, rows: int) -> dict[str, Any]:
+    """Adoption beside COPY TO of the same table; target 0.25 of COPY."""
+    say(f"\n{'table of':34}{'adopt rows/s':>14}{'COPY rows/s':>14}{'ratio':>8}{'target':>8}")
+    with fresh_database(server) as url:
+        engine = sa.create_engine(url)
+        fill_table(engine, rows)
+        measured = [measure_adoption(engine, number) for number in range(3)]
+        engine.dispose()
+    copied, adopted = (statistics.median(column) for column in zip(*measured, strict=True))
+    ratio = statistics.median(two / one for one, two in measured)
+    say(f"{f'{rows} rows':34}{adopted:>14.0f}{copied:>14.0f}{ratio:>8.2f}{0.25:>8.2f}")
+    return {
+        "rows": rows,
+        "adopt_rows_per_second": round(adopted),
+        "copy_rows_per_second": round(copied),
+        "ratio": round(ratio, 3),
+        "target": 0.25,
+    }
 
 
 if __name__ == "__main__":

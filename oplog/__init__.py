@@ -4,6 +4,7 @@ Everything importable from here, from `oplog.errors`, `oplog.migration` and `opl
 public; nothing else is.
 """
 
+from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
     Change,
@@ -22,6 +23,8 @@ from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
 
 __all__ = [
+    "AdoptedType",
+    "AdoptionReport",
     "Batch",
     "Change",
     "Difference",

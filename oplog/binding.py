@@ -32,7 +32,7 @@ from oplog.live import LiveColumn, LiveTable, read_live_tables, require_live_tab
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
 from oplog.store.guards import Guard, Guards, read_guards
-from oplog.value import Kind, codec_for
+from oplog.value import Kind, check_parts, codec_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +286,11 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
             )
     for found in live.columns:
         # Columns that the model does not have yet are logged as well: the row is the truth.
-        if found.generated or found.name in declared.excluded:
+        if found.name in declared.excluded:
+            continue
+        if found.primary_key:
+            _check_key(live, found)
+        if found.generated:
             continue
         columns.append(_declare_column(live, found))
     if declared.message_class is None:
@@ -323,9 +327,37 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
 
 def _declare_column(live: LiveTable, column: LiveColumn) -> DeclaredColumn:
     try:
+        check_parts(column.pg_type, column.parts)
         kind: Kind = codec_for(column.pg_type, category=column.category).kind
     except NotCapturableError as cause:
-        raise NotCapturableError(
-            f"column {live.schema}.{live.name}.{column.name}: {cause.args[0]}", hint=cause.hint
-        ) from cause
+        raise _refuse(live, column, str(cause.args[0]), hint=cause.hint) from cause
+    if column.cast_to_text:
+        raise _refuse(
+            live,
+            column,
+            f"type {column.pg_type} cannot be logged exactly: as text it is what "
+            f"{column.cast_to_text} makes of it",
+            hint="drop the cast to text, or leave the column out with exclude={...}",
+        )
     return DeclaredColumn(column.name, column.pg_type, kind, column.primary_key, column.category)
+
+
+def _check_key(live: LiveTable, column: LiveColumn) -> None:
+    if column.generated:
+        raise _refuse(
+            live,
+            column,
+            "it is part of the primary key and computed: what is not written is not logged",
+            hint="give the table a key that is written",
+        )
+    if column.blind:
+        raise _refuse(
+            live,
+            column,
+            "it is part of the primary key and its collation calls texts equal that differ",
+            hint='give the column a deterministic collation, such as COLLATE "C"',
+        )
+
+
+def _refuse(live: LiveTable, column: LiveColumn, why: str, *, hint: str) -> NotCapturableError:
+    return NotCapturableError(f"column {live.schema}.{live.name}.{column.name}: {why}", hint=hint)

@@ -240,6 +240,13 @@ class TypeCatalog:
                 return declared
         return None
 
+    def narrow(self, type_names: Iterable[str]) -> TypeCatalog:
+        """A catalog of these types alone; `KeyError` for one that is not declared."""
+        narrowed = TypeCatalog()
+        for name in type_names:
+            narrowed._add(self._types[name])
+        return narrowed
+
     def check_namesake(self, table: Any) -> None:
         """Raise `NotCapturableError` for another object that stands for a logged table.
 

@@ -1,45 +1,43 @@
 """Row effects to payload bytes and back.
 
 Pure. `Effect` is an operation in wire values, which replay turns into SQL text without a
-detour through Python objects; `Operation` is the same for people. Must not know sealing or
-the database. The hard thing is absence: a column set to NULL, a column set to its type's
-default and a column not written must stay three different things.
+detour through Python objects. Must not know sealing or the database. The hard thing is
+absence: a column set to NULL, a column set to its type's default and a column not written
+must stay three different things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter, itemgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from google.protobuf import message
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.entry import MAX_ENTRY_BYTES, Operation, OpType
-from oplog.errors import DecodeError, EntryError, EntryTooLargeError, UnknownTypeError
+from oplog.block import Key, check_total, order_columns, read_block
+from oplog.effect import Effect, effect_to_operation, operation_to_effect
+from oplog.entry import MAX_ENTRY_BYTES, OpType
+from oplog.errors import DecodeError, EntryError, EntryTooLargeError
 from oplog.shape import Column, Shape
-from oplog.value import UNSURE, Wire
+from oplog.value import Wire
+
+__all__ = [
+    "Effect",
+    "FindKeys",
+    "PayloadCodec",
+    "RowCodec",
+    "TypeLookup",
+    "effect_to_operation",
+    "operation_to_effect",
+]
+
+FindKeys: TypeAlias = Callable[[Shape], Collection[Key] | None]
+"""Keys of the rows that are looked for among those of a shape; None for all."""
 
 _KINDS = {kind.value: kind for kind in OpType}
 # One call for all of an operation's fields; each access by itself costs as much as parsing it.
 _read_operation = attrgetter("kind", "type", "complete", "ordinal", "row", "null_fields")
-
-
-@dataclass(slots=True)
-class Effect:
-    """What a transaction did to one row, in wire values (None is NULL).
-
-    `key` is the primary key before the operation, in `shape.key_columns` order. `values`
-    maps written columns to wire values; `complete` says that they are all logged columns.
-    """
-
-    kind: OpType
-    shape: Shape
-    key: tuple[Wire | None, ...]
-    values: Mapping[str, Wire | None]
-    complete: bool
-    ordinal: int
 
 
 class TypeLookup(Protocol):
@@ -185,14 +183,18 @@ class PayloadCodec:
                 use = uses[id(shape)] = len(uses)
                 payload.types.add(name=shape.type_name, revision=shape.revision)
             append(self._encode_operation(effect, use))
-        data = payload.SerializeToString()
-        if len(data) > MAX_ENTRY_BYTES:
-            raise EntryTooLargeError(
-                f"entry for aggregate {aggregate!r} has {len(data)} bytes, "
-                f"the limit is {MAX_ENTRY_BYTES}",
-                hint="write fewer rows in one transaction, or use a finer aggregate template",
-            )
-        return data
+        return _serialize(payload, aggregate)
+
+    def encode_block(self, shape: Shape, rows: bytes, *, row_count: int, aggregate: str) -> bytes:
+        """Payload bytes of rows that were there before: `rows` are COPY's, taken as they are.
+
+        Their columns are in the order of `order_columns`.
+        """
+        payload = entry_pb2.Payload()
+        payload.types.add(name=shape.type_name, revision=shape.revision)
+        fields = [column.number for column in order_columns(shape)]
+        payload.blocks.add(type=0, fields=fields, row_count=row_count, rows=rows)
+        return _serialize(payload, aggregate)
 
     def _encode_operation(self, effect: Effect, use: int) -> entry_pb2.Operation:
         codec = self.find_row_codec(effect.shape)
@@ -214,8 +216,13 @@ class PayloadCodec:
                 operation.default_fields.extend(defaults)
         return operation
 
-    def decode(self, payload: bytes, types: TypeLookup) -> list[Effect]:
-        """The effects in a payload, in the order they were written."""
+    def decode(
+        self, payload: bytes, types: TypeLookup, *, find_keys: FindKeys | None = None
+    ) -> list[Effect]:
+        """The effects in a payload, in the order they were written.
+
+        With `find_keys`, rows of blocks under other keys may be left out: they are many.
+        """
         try:
             parsed = entry_pb2.Payload.FromString(payload)
         except message.DecodeError as cause:
@@ -233,7 +240,40 @@ class PayloadCodec:
                 effects.append(codecs[use].decode_create(row, nulls, ordinal=ordinal))
             else:
                 effects.append(_decode_operation(operation, codecs))
+        check_total(block.row_count for block in parsed.blocks)
+        for block in parsed.blocks:
+            effects += _decode_block(block, codecs, find_keys)
         return effects
+
+
+def _serialize(payload: entry_pb2.Payload, aggregate: str) -> bytes:
+    data = payload.SerializeToString()
+    if len(data) > MAX_ENTRY_BYTES:
+        raise EntryTooLargeError(
+            f"entry for aggregate {aggregate!r} has {len(data)} bytes, "
+            f"the limit is {MAX_ENTRY_BYTES}",
+            hint="write fewer rows in one transaction, or use a finer aggregate template",
+        )
+    return data
+
+
+def _decode_block(
+    block: entry_pb2.RowBlock, codecs: list[RowCodec], find_keys: FindKeys | None
+) -> list[Effect]:
+    if block.type >= len(codecs):
+        raise DecodeError(
+            f"a block of rows has type index {block.type} of {len(codecs)}",
+            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+        )
+    shape = codecs[block.type].shape
+    return read_block(
+        shape,
+        block.rows,
+        fields=block.fields,
+        row_count=block.row_count,
+        first_ordinal=block.first_ordinal,
+        keys=None if find_keys is None else find_keys(shape),
+    )
 
 
 def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) -> Effect:
@@ -282,86 +322,3 @@ def _unknown_field(shape: Shape, number: int) -> DecodeError:
         f"field {number} is not in type {shape.type_name!r} revision {shape.revision}",
         hint="the entry is damaged or its type row was altered; run verify",
     )
-
-
-def effect_to_operation(effect: Effect) -> Operation:
-    """The effect with Python's natural values."""
-    codecs = effect.shape.codecs
-    key = {
-        name: None if wire is None else codecs[name].to_python(wire)
-        for name, wire in zip(effect.shape.key_names, effect.key, strict=True)
-    }
-    fields = {
-        name: None if wire is None else codecs[name].to_python(wire)
-        for name, wire in effect.values.items()
-    }
-    return Operation(effect.kind, effect.shape.type_name, key, fields)
-
-
-def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> Effect:
-    """An operation given by hand, in wire values.
-
-    Raises `UnknownTypeError` for a column the type does not have and `EntryError` for a key
-    that is not the whole primary key or is written anew, for an update of nothing, and for a
-    value whose stored form is not certain.
-    """
-    if set(operation.key) != set(shape.key_names):
-        raise EntryError(
-            f"operation on {operation.type_name!r} has key {sorted(operation.key)}, "
-            f"the primary key is {sorted(shape.key_names)}",
-            hint="give every column of the primary key and no other",
-        )
-    key = tuple([_to_wire(shape, name, operation.key[name]) for name in shape.key_names])
-    if None in key:
-        raise EntryError(
-            f"operation on {operation.type_name!r} has NULL in its key {dict(operation.key)!r}",
-            hint="give every column of the primary key a value",
-        )
-    if operation.kind is OpType.DELETE:
-        return Effect(operation.kind, shape, key, {}, complete=False, ordinal=ordinal)
-    values = {name: _to_wire(shape, name, value) for name, value in operation.fields.items()}
-    moved = [
-        name
-        for name, part in zip(shape.key_names, key, strict=True)
-        if name in values and values[name] != part
-    ]
-    if moved:
-        raise EntryError(
-            f"operation on {operation.type_name!r} names one key and writes another: "
-            f"{', '.join(moved)} differs",
-            hint="a row that changes its key is a delete and a create",
-        )
-    if operation.kind is OpType.CREATE:
-        missing = [name for name in shape.names if name not in values]
-        if missing:
-            raise EntryError(
-                f"create of {operation.type_name!r} leaves out {missing}",
-                hint="a create says every logged column; use None for NULL",
-            )
-        values = {name: values[name] for name in shape.names}
-    elif not values:
-        raise EntryError(
-            f"update of {operation.type_name!r} writes no column",
-            hint="leave the operation out, or give the columns that changed",
-        )
-    complete = operation.kind is OpType.CREATE
-    return Effect(operation.kind, shape, key, values, complete=complete, ordinal=ordinal)
-
-
-def _to_wire(shape: Shape, name: str, value: object) -> Wire | None:
-    codec = shape.codecs.get(name)
-    if codec is None:
-        raise UnknownTypeError(
-            f"type {shape.type_name!r} has no column {name!r}",
-            hint=f"its columns are {', '.join(shape.names)}",
-        )
-    if value is None:
-        return None
-    wire = codec.to_wire(value)
-    if wire is UNSURE:
-        raise EntryError(
-            f"{shape.type_name}.{name}: a {type(value).__name__} has no certain stored form "
-            f"as {codec.pg_type}",
-            hint="give the Python type that matches the column, such as Decimal for numeric",
-        )
-    return wire

@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
 
+from oplog.adoption import CHUNK_ROWS, AdoptionReport, Target, adopt_tables
 from oplog.binding import (
     ShapeTable,
     bind_for_writing,
@@ -22,6 +23,7 @@ from oplog.binding import (
 from oplog.capture.attachment import Attachments
 from oplog.capture.listener import EngineListener
 from oplog.capture.retry import run_async_work, run_work
+from oplog.capture.target import find_blocking, find_session
 from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
 from oplog.codec import PayloadCodec
@@ -116,6 +118,7 @@ class Oplog:
             ),
             read_tickets=self.store.read_tickets,
             collect=self._collect_images,
+            log=self,
         )
 
     def _collect_images(self, connection: Connection) -> list[Image]:
@@ -164,11 +167,11 @@ class Oplog:
         """
         checked = {key: check_metadata(key, value) for key, value in metadata.items()}
         check_metadata_count(sum(len(values) for values in checked.values()))
-        self._attachments.annotate(_unwrap(session), checked)
+        self._attachments.annotate(find_session(session), checked)
 
     def receipts(self, session: Any) -> list[Receipt]:
         """Receipts of the session's last commit, sorted by aggregate."""
-        return self._attachments.list_receipts(_unwrap(session))
+        return self._attachments.list_receipts(find_session(session))
 
     def take_ticket(self, session: Any, aggregate: str) -> Ticket:
         """The aggregate's version now; take it before reading what the change depends on.
@@ -177,7 +180,7 @@ class Oplog:
         commit raises `TicketConflictError`. Version 0 means never written.
         """
         check_aggregate_name(aggregate)
-        connection, recorder = self._attachments.find_recorder(_unwrap_sync(session))
+        connection, recorder = self._attachments.find_recorder(find_blocking(session))
         held = recorder.find_ticket(aggregate)
         if held is not None:
             return held
@@ -199,7 +202,7 @@ class Oplog:
             )
             error.retryable = False
             raise error
-        _, recorder = self._attachments.find_recorder(_unwrap_sync(session))
+        _, recorder = self._attachments.find_recorder(find_blocking(session))
         self._writer.check_entry(recorder, entry)
         recorder.add_entry(entry, ticket)
 
@@ -222,6 +225,35 @@ class Oplog:
     ) -> T:
         """`run` for an async_sessionmaker; cancelling it cancels the pause as well."""
         return await run_async_work(sessions, work, retries=retries, on_event=self._on_event)
+
+    def adopt(
+        self,
+        connection: Connection,
+        tables: Iterable[Any] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        chunk_rows: int = CHUNK_ROWS,
+        dry_run: bool = False,
+    ) -> AdoptionReport:
+        """Log the rows that exist, of `tables` (names, `Table`s, mapped classes) or of all.
+
+        On a connection that is in no transaction each chunk of at most `chunk_rows` commits by
+        itself; in an open one everything is in that, and **writers wait until it ends**. What
+        was adopted before is passed over; interrupted, it goes on where it stopped. `progress`
+        gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
+        not to be had, `EntryTooLargeError` for a row wider than an entry.
+        """
+        self._attachments.check_settled(connection)
+        target = Target(self.store, self.keyring, self._sealer, self._codec, self._on_event)
+        return adopt_tables(
+            connection,
+            self.catalog,
+            tables=tables,
+            target=target,
+            chunk_rows=chunk_rows,
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     # -- reading --------------------------------------------------------------------------
 
@@ -361,25 +393,3 @@ class Oplog:
         """The row's logged columns at a position or an aware datetime; None if there was none."""
         types = self.catalog.find_types(model)
         return rebuild_row(self.open_reader(connection), types, key=key, at=at)
-
-
-def _unwrap(session: Any) -> Session | Connection:
-    if isinstance(session, (Session, Connection)):
-        return session
-    inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))
-    if isinstance(inner, (Session, Connection)):
-        return inner
-    if isinstance(session, scoped_session) or hasattr(session, "registry"):
-        return _unwrap(session())
-    raise ConfigurationError(
-        f"{type(session).__name__} is not a session", hint="give the session itself"
-    )
-
-
-def _unwrap_sync(session: Any) -> Session | Connection:
-    if hasattr(session, "sync_session") or hasattr(session, "sync_connection"):
-        raise ConfigurationError(
-            "this call asks the database, which an AsyncSession does only inside run_sync",
-            hint="await session.run_sync(lambda s: log.take_ticket(s, 'account/42'))",
-        )
-    return _unwrap(session)

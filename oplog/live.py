@@ -30,6 +30,12 @@ class LiveColumn:
     not_null: bool
     has_default: bool
     """An insert that leaves the column out may store something other than NULL."""
+    parts: tuple[str, ...] = ()
+    """Types that values are made of: of elements, of fields, of bounds."""
+    blind: bool = False
+    """Its collation calls texts equal that differ."""
+    cast_to_text: str = ""
+    """A function of somebody's own that `::text` calls instead of the type's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,24 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
   CASE WHEN c.relpersistence = 't' THEN 'a temporary table of that name is in the way'
     WHEN c.relkind = 'r' AND NOT c.relispartition AND EXISTS (
       SELECT FROM pg_catalog.pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
-    THEN 'it takes part in table inheritance, where a key may be there twice' END
+    THEN 'it takes part in table inheritance, where a key may be there twice' END,
+  ARRAY(WITH RECURSIVE part(oid) AS (
+    SELECT b.typid UNION SELECT inner_part.oid FROM part
+    JOIN pg_catalog.pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
+      SELECT p.typelem WHERE p.typelem <> 0
+      UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
+      UNION ALL SELECT e.atttypid FROM pg_catalog.pg_attribute e
+        WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
+      UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
+        WHERE p.oid IN (r.rngtypid, r.rngmultitypid)) inner_part(oid))
+    SELECT pg_catalog.format_type(oid, NULL) FROM part WHERE oid <> b.typid ORDER BY 1),
+  EXISTS (SELECT FROM pg_catalog.pg_collation k
+    WHERE k.oid = a.attcollation AND NOT k.collisdeterministic),
+  coalesce((SELECT k.castfunc::regprocedure::text FROM pg_catalog.pg_cast k
+    WHERE k.castsource = b.typid AND k.casttarget = 'pg_catalog.text'::regtype
+      AND k.castmethod = 'f' AND k.oid >= 16384
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
+        AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), '')
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -146,6 +169,9 @@ def _build(rows: list[Any]) -> LiveTable:
             primary_key=row[11],
             not_null=row[10],
             has_default=row[12],
+            parts=tuple(row[14]),
+            blind=row[15],
+            cast_to_text=row[16],
         )
         for row in rows
     )

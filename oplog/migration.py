@@ -1,19 +1,22 @@
 """The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables` etc.
 
 `import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
-Alembic; must not know sessions, catalogs or keys. The hard thing is that a statement reaches the
+Alembic; must not know sessions, catalogs or keys: what needs a log, which `op.adopt_table`
+does, is given one. The hard thing is that a statement reaches the
 server exactly as it was written, executed or printed by `--sql`: SQLAlchemy reads a colon as the
 start of a parameter, the driver a percent sign, and a schema's name may hold both.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
+from oplog.facade import Oplog
 from oplog.tables import (
     VERSION,
     create_statements,
@@ -214,6 +217,64 @@ def _drop(operations: Operations, operation: DropOplogOp) -> None:
     _emit(operations, drop_statements(operation.schema))
 
 
+# -- adoption ---------------------------------------------------------------------------------
+
+
+@Operations.register_operation("adopt_table")
+class AdoptTableOp(MigrateOperation):
+    """Log the rows that a table has."""
+
+    def __init__(self, name: str, *, schema: str | None = None, log: Oplog | None = None) -> None:
+        self.name = name
+        self.schema = schema
+        self.log = log
+
+    @classmethod
+    def adopt_table(
+        cls,
+        operations: Operations,
+        name: str,
+        *,
+        schema: str | None = None,
+        log: Oplog | None = None,
+    ) -> None:
+        """Log the rows that table `name` has, so that the log tells of them from now on.
+
+        In the migration's transaction: writers of the table wait until that ends. `name` may
+        also be the name of a type. The log is `log`, or what `context.configure(oplog=...)`
+        was given, or what the engine is attached to. Raises `ConfigurationError` without one,
+        and in a migration that is printed as SQL: its rows are not known there.
+        """
+        operations.invoke(cls(name, schema=schema, log=log))
+
+    def reverse(self) -> MigrateOperation:
+        """Raise `ConfigurationError`: what is in the log stays there."""
+        raise ConfigurationError(
+            f"the adoption of {self.name} cannot be undone: the log is append-only",
+            hint="leave it out of downgrade(); adopting again does nothing",
+        )
+
+
+@Operations.implementation_for(AdoptTableOp)
+def _adopt(operations: Operations, operation: AdoptTableOp) -> None:
+    context = operations.migration_context
+    name = operation.name if operation.schema is None else f"{operation.schema}.{operation.name}"
+    if context.as_sql:
+        raise ConfigurationError(
+            f"the rows of {name} cannot be adopted by SQL that is printed",
+            hint="run this revision online, or take the line out and run: oplog adopt "
+            f"{shlex.quote(name)}",
+        )
+    connection = operations.get_bind()
+    log = operation.log or context.opts.get("oplog") or connection.info.get("oplog.log")
+    if not isinstance(log, Oplog):
+        raise ConfigurationError(
+            f"op.adopt_table({operation.name!r}) does not know the log",
+            hint="write in env.py: context.configure(connection=connection, ..., oplog=log)",
+        )
+    log.adopt(connection, [name])
+
+
 def _emit(operations: Operations, statements: Iterable[str]) -> None:
     """Run the statements, or print them, untouched by anything that looks for parameters."""
     context = operations.migration_context
@@ -248,6 +309,7 @@ def migrations_path() -> Path:
 
 
 __all__ = [
+    "AdoptTableOp",
     "CreateOplogOp",
     "DropOplogOp",
     "TrackTablesOp",

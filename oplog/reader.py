@@ -7,14 +7,14 @@ do not match its hash is refused, by name, before it is unsealed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
 from oplog.chain import hash_body, hash_entry, hash_metadata
-from oplog.codec import Effect, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.codec import Effect, FindKeys, PayloadCodec, TypeLookup, effect_to_operation
 from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
 from oplog.guard import FORMAT_MARK
@@ -55,8 +55,11 @@ class EntryReader:
         self._key_checks = key_checks
         self._upcaster = upcaster
 
-    def open(self, stored: StoredEntry) -> OpenedEntry:
-        """Check, unseal and decode one entry; any error names its position."""
+    def open(self, stored: StoredEntry, *, find_keys: FindKeys | None = None) -> OpenedEntry:
+        """Check, unseal and decode one entry; any error names its position.
+
+        With `find_keys`, adopted rows under other keys may be left out.
+        """
         check_hashes(stored)
         if stored.format == FORMAT_MARK:
             # Written by the database, which holds no key: it can say that, but never rows.
@@ -70,7 +73,7 @@ class EntryReader:
                 key_id=stored.key_id,
                 check_value=self._key_checks.get(stored.key_id),
             )
-            effects = self._codec.decode(payload, self.types)
+            effects = self._codec.decode(payload, self.types, find_keys=find_keys)
             if self._upcaster is not None:
                 effects = [self._upcaster.convert(effect) for effect in effects]
             return OpenedEntry(stored, effects)
@@ -110,6 +113,24 @@ class EntryReader:
     def present(self, page: Iterable[StoredEntry]) -> Iterator[LoggedEntry]:
         """Opened entries with Python values and their metadata, which is checked as well."""
         entries = list(page)
+        for stored, pairs in zip(entries, self.read_metadata(entries), strict=True):
+            opened = self.open(stored)
+            yield LoggedEntry(
+                position=stored.position,
+                sequence=None,
+                aggregate=stored.aggregate,
+                version=stored.version,
+                operations=tuple(effect_to_operation(e) for e in opened.effects),
+                metadata=pairs,
+                transaction_id=stored.transaction_id,
+                transaction_position=stored.transaction_position,
+                entry_id=stored.entry_id,
+                entry_hash=stored.entry_hash,
+                recorded_at=stored.recorded_at,
+            )
+
+    def read_metadata(self, entries: Sequence[StoredEntry]) -> Iterator[dict[str, list[str]]]:
+        """The metadata of each entry's transaction; `ChainBrokenError` if it was altered."""
         metadata = self.store.read_metadata(
             self.connection, (e.transaction_position for e in entries)
         )
@@ -122,20 +143,7 @@ class EntryReader:
                     hint="rows of oplog_metadata were altered or are missing; compare with a "
                     "backup or the archive",
                 )
-            opened = self.open(stored)
-            yield LoggedEntry(
-                position=stored.position,
-                sequence=None,
-                aggregate=stored.aggregate,
-                version=stored.version,
-                operations=tuple(effect_to_operation(e) for e in opened.effects),
-                metadata=_group_pairs(pairs),
-                transaction_id=stored.transaction_id,
-                transaction_position=stored.transaction_position,
-                entry_id=stored.entry_id,
-                entry_hash=stored.entry_hash,
-                recorded_at=stored.recorded_at,
-            )
+            yield _group_pairs(pairs)
 
     @staticmethod
     def _incomplete(held: Mapping[int, list[OpenedEntry]]) -> ChainBrokenError:

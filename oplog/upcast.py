@@ -8,6 +8,7 @@ step gets just that.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from oplog.codec import Effect, TypeLookup
@@ -53,9 +54,7 @@ class Upcaster:
         down = path[0][1] < shape.revision
         target = self._types.find_shape(shape.type_name, path[-1][1])
         if not effect.values:
-            return Effect(
-                effect.kind, target, effect.key, effect.values, effect.complete, effect.ordinal
-            )
+            return replace(effect, shape=target)
         row = _to_python(shape, effect.values)
         for step, revision in path:
             row = _apply(step, row, shape, revision, down=down)
@@ -63,7 +62,7 @@ class Upcaster:
         complete = effect.complete and set(values) == set(target.names)
         if complete:
             values = {name: values[name] for name in target.names}
-        return Effect(effect.kind, target, effect.key, values, complete, effect.ordinal)
+        return replace(effect, shape=target, values=values, complete=complete)
 
     def _find_path(self, shape: Shape) -> tuple[Any, ...]:
         key = (shape.type_name, shape.revision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool
@@ -53,20 +55,39 @@ Row = dict[str, str]
 def _fold_log(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
     rows: dict[tuple[str, str], Row] = {}
     reader = log.open_reader(connection)
+    adopting = _find_adopting(log, connection)
     for transaction in reader.iterate_transactions(log.store.read_snapshot(connection)):
-        effects = [effect for entry in transaction for effect in entry.effects]
-        for effect in sorted(effects, key=lambda effect: effect.ordinal):
+        effects = [
+            (effect, entry.stored.position) for entry in transaction for effect in entry.effects
+        ]
+        for effect, position in sorted(effects, key=lambda pair: pair[0].ordinal):
             where = (f"{effect.shape.schema}.{effect.shape.table}", repr(effect.key))
             values = {name: repr(value) for name, value in effect.values.items()}
-            if effect.kind is OpType.DELETE:
-                assert rows.pop(where, None) is not None, f"deletes what is not there: {where}"
+            if effect.adopted:
+                rows[where] = values
             elif effect.kind is OpType.CREATE:
                 assert where not in rows, f"creates what is there: {where}"
                 rows[where] = values
+            elif where not in rows:
+                # Known or not, a row may be changed before it is adopted.
+                excused = position < adopting.get(effect.shape.type_name, 0)
+                assert excused, f"{effect.kind.name} of what is not there: {where}"
+            elif effect.kind is OpType.DELETE:
+                del rows[where]
             else:
-                assert where in rows, f"updates what is not there: {where}"
                 rows[where].update(values)
     return rows
+
+
+def _find_adopting(log: Oplog, connection: Connection) -> dict[str, float]:
+    """Until which position each type is being adopted, as the entries themselves say it."""
+    until: dict[str, float] = {}
+    for entry in log.read(connection):
+        for name in entry.metadata.get("adopted", []):
+            if entry.aggregate == f"adopted/{name}":
+                done = "adopted_rows" in entry.metadata
+                until[name] = entry.position if done else math.inf
+    return until
 
 
 def _read_live(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:

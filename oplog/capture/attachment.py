@@ -206,6 +206,16 @@ class Attachments:
             hint="call log.attach(...) when the application starts",
         )
 
+    def check_settled(self, connection: Connection) -> None:
+        """Raise `ConfigurationError` if the connection's transaction has changes to log yet."""
+        for listener in list(self._engines.values()):
+            if listener.is_dirty(connection):
+                raise ConfigurationError(
+                    "this transaction changed rows that are logged when it commits: adopted "
+                    "now, they would be in the log as if they changed after that",
+                    hint="commit the changes first, and adopt in a transaction after it",
+                )
+
     def _check_attached(self, session: Session) -> None:
         if not self._list_factories(session):
             raise ConfigurationError(

@@ -54,6 +54,7 @@ class EngineListener:
         bind: Callable[[Connection], Binding],
         read_tickets: Callable[[Connection, list[str]], dict[str, int]],
         collect: Callable[[Connection], list[Image]],
+        log: object,
     ) -> None:
         self.engine = engine
         self._writer = writer
@@ -64,6 +65,7 @@ class EngineListener:
         self._planner = StatementPlanner(catalog, prefix=make_prefix(writer.schema))
         self._notices = Notices(writer.schema)
         self._collect = collect
+        self._log = log
         self.explicit = False
         """Every transaction of the engine is logged, not only those of sessions."""
         self.users: set[int] = set()
@@ -80,20 +82,15 @@ class EngineListener:
             returns = name in ("before_cursor_execute", "handle_error")
             event.listen(self.engine, name, getattr(self, f"_on_{name}"), retval=returns)
 
-    def unlisten(self) -> None:
-        """Stop receiving them."""
-        for name in self._EVENTS:
-            event.remove(self.engine, name, getattr(self, f"_on_{name}"))
+    def is_dirty(self, connection: Connection) -> bool:
+        """The connection's transaction has changes that are logged when it commits."""
+        recorder = self._recorders.get(connection)
+        dirty = recorder is not None and recorder.dirty
+        return dirty or self._notices.attend(connection).images
 
-    _EVENTS = (
-        "begin",
-        "rollback",
-        "before_cursor_execute",
-        "after_cursor_execute",
-        "after_execute",
-        "handle_error",
-        "commit",
-        "prepare_twophase",
+    _EVENTS = tuple(
+        "begin rollback before_cursor_execute after_cursor_execute after_execute handle_error "
+        "commit prepare_twophase".split()
     )
 
     # -- transactions ---------------------------------------------------------------------
@@ -334,6 +331,8 @@ class EngineListener:
         return unlogged
 
     def _on_begin(self, connection: Connection) -> None:
+        # A migration finds the log by the engine's connection.
+        connection.info.setdefault("oplog.log", self._log)
         ear = self._notices.attend(connection)
         ear.images = False
         ear.disowned = False

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from oplog import __version__
+from oplog.cli.adopting import adopt
 from oplog.cli.examining import doctor
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
@@ -56,5 +57,5 @@ def program(context: click.Context, /, **options: Any) -> None:
     invocation.database = options["database"]
 
 
-for _command in (status, doctor, tail, history, replay, verify, keys, types):
+for _command in (status, doctor, tail, history, replay, verify, adopt, keys, types):
     program.add_command(_command)

@@ -3,7 +3,8 @@
 Pure: no SQL, no connection. A fold holds what happened since the last batch was loaded, so
 memory is bounded by the batch and not by the log. The hard thing is what the fold cannot
 know: whether a row it never saw is in the table. It sorts rows by what the log claims, and
-the loader holds the table to it.
+the loader holds the table to it. Only while a type is being adopted may the log speak of rows
+that it has not met yet; what it says of those counts for nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from oplog.codec import Effect
@@ -60,7 +62,7 @@ class TableForm(Protocol):
 class TableFold:
     """Net effects on one table since the last batch, by key.
 
-    A row that was replaced is in `gone` and in `created`.
+    A row that was replaced is in `gone` and in `created`, or in `gone` and in `adopted`.
     """
 
     form: TableForm
@@ -70,48 +72,88 @@ class TableFold:
     """New values for some columns of rows that the table has."""
     created: dict[Key, Row] = field(default_factory=dict)
     """Whole rows that the table does not have."""
+    adopted: dict[Key, Row] = field(default_factory=dict)
+    """Whole rows, whether the table has others under their keys or not."""
+    doubtful: set[Key] = field(default_factory=set)
+    """Keys in `gone` and `patched` of rows that the table need not have."""
 
     def __len__(self) -> int:
-        return len(self.gone) + len(self.patched) + len(self.created)
+        return len(self.gone) + len(self.patched) + len(self.created) + len(self.adopted)
 
     def clear(self) -> None:
         """Begin the next batch."""
         self.gone.clear()
         self.patched.clear()
         self.created.clear()
+        self.adopted.clear()
+        self.doubtful.clear()
 
     def create(self, key: Key, row: Row) -> None:
         """A row appears."""
-        if key in self.created or key in self.patched:
+        if key in self.created or key in self.patched or key in self.adopted:
             raise self.misfit(key, row[2], "creates a row that is already there")
         self.created[key] = row
 
-    def update(self, key: Key, values: Mapping[str, Wire | None], position: int) -> None:
-        """Some columns of a row change; never its key."""
+    def adopt(self, key: Key, row: Row) -> None:
+        """A row is there, whatever was known of it."""
+        self.created.pop(key, None)
+        if self.patched.pop(key, None) is not None:
+            self.doubtful.discard(key)
+        self.adopted[key] = row
+
+    def update(
+        self,
+        key: Key,
+        values: Mapping[str, Wire | None],
+        position: int,
+        *,
+        lenient: bool = False,
+    ) -> None:
+        """Some columns of a row change; never its key. `lenient` if it need not be known."""
         for name, part in zip(self.form.key_names, key, strict=True):
-            if values.get(name, part) != part:
+            value = values.get(name, part)
+            # NaN is unequal to itself in Python, and one key in Postgres.
+            if value != part and not _are_nan(value, part):
                 raise self.misfit(key, position, f"changes key column {name} in an update")
-        rows = self.created
+        rows = self.created if key in self.created else self.adopted
         if key not in rows:
             if key in self.gone:
+                if lenient:
+                    return
                 raise self.misfit(key, position, "updates a row that is not there")
             rows = self.patched
         before = rows.get(key)
         if before is None:
             rows[key] = (values, tuple(values), position)
+            if lenient:
+                self.doubtful.add(key)
             return
+        if not lenient:
+            # What was doubtful must be there by now.
+            self.doubtful.discard(key)
         merged = {**before[0], **values}
         columns = before[1] if len(before[1]) == len(merged) else tuple(merged)
         rows[key] = (merged, columns, position)
 
-    def delete(self, key: Key, position: int) -> None:
+    def delete(self, key: Key, position: int, *, lenient: bool = False) -> None:
         """A row disappears; one that also appeared in this batch leaves no trace."""
         if self.created.pop(key, None) is not None:
             return
+        if self.adopted.pop(key, None) is not None:
+            if key not in self.gone:
+                self.gone[key] = position
+                self.doubtful.add(key)
+            return
         if key in self.gone:
+            if lenient:
+                return
             raise self.misfit(key, position, "deletes a row that is not there")
-        self.patched.pop(key, None)
+        known = self.patched.pop(key, None) is not None and key not in self.doubtful
         self.gone[key] = position
+        if lenient and not known:
+            self.doubtful.add(key)
+        elif not lenient:
+            self.doubtful.discard(key)
 
     def misfit(self, key: Key, position: int, what: str) -> ReplayError:
         """The error for an effect that does not fit the rows before it."""
@@ -128,6 +170,8 @@ class _Route:
     columns: tuple[str, ...]
     steps: tuple[tuple[str, Step | None], ...] | None
     key_steps: tuple[tuple[int, Step | None], ...] | None
+    lenient_until: float
+    """Position before which the log may speak of rows that it does not know."""
 
     def convert(self, values: Mapping[str, Wire | None]) -> Values:
         """Values of an old revision, as columns that the table has now."""
@@ -150,9 +194,20 @@ class _Route:
 class Fold:
     """All tables' net rows since the last batch."""
 
-    def __init__(self, tables: Mapping[str, TableFold]) -> None:
-        """`tables` by type name; several types may share a table after a renaming."""
+    def __init__(
+        self,
+        tables: Mapping[str, TableFold],
+        *,
+        lenient_until: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """`tables` by type name; several types may share a table after a renaming.
+
+        `lenient_until` is the position, for a type that was or is being adopted, at which
+        its adoption ended: before it, updates and deletes of rows that the log has not met
+        are of rows that were not adopted yet, and count for nothing.
+        """
         self._by_type = tables
+        self._lenient_until = lenient_until
         self.tables: Sequence[TableFold] = list({id(t): t for t in tables.values()}.values())
         self._routes: dict[int, _Route] = {}
 
@@ -194,17 +249,26 @@ class Fold:
             if kind is OpType.CREATE:
                 if not effect.complete:
                     columns = tuple(values)
-                route.table.create(key, (values, columns, position))
+                put = route.table.adopt if effect.adopted else route.table.create
+                put(key, (values, columns, position))
             elif kind is OpType.UPDATE:
-                route.table.update(key, values, position)
+                route.table.update(key, values, position, lenient=position < route.lenient_until)
             else:
-                route.table.delete(key, position)
+                route.table.delete(key, position, lenient=position < route.lenient_until)
 
     def _find_route(self, shape: Shape) -> _Route:
         found = self._routes.get(id(shape))
         if found is None:
-            found = self._routes[id(shape)] = _make_route(shape, self._by_type[shape.type_name])
+            found = self._routes[id(shape)] = _make_route(
+                shape,
+                self._by_type[shape.type_name],
+                lenient_until=self._lenient_until.get(shape.type_name, 0),
+            )
         return found
+
+
+def _are_nan(*values: Wire | None) -> bool:
+    return all(isinstance(value, float) and math.isnan(value) for value in values)
 
 
 def _ordinal(effect: Effect) -> int:
@@ -246,7 +310,7 @@ def _convert(route: _Route, effect: Effect, position: int) -> tuple[Key, Mapping
         ) from cause
 
 
-def _make_route(shape: Shape, table: TableFold) -> _Route:
+def _make_route(shape: Shape, table: TableFold, *, lenient_until: float) -> _Route:
     form = table.form
     if set(shape.key_names) != set(form.key_names):
         raise SchemaDriftError(
@@ -273,6 +337,7 @@ def _make_route(shape: Shape, table: TableFold) -> _Route:
         tuple(name for name, _ in steps),
         None if same else steps,
         None if same_key and not any(s for _, s in key_steps) else key_steps,
+        lenient_until,
     )
 
 

@@ -10,34 +10,64 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
 from oplog.catalog import AggregateTemplate, DeclaredType
 from oplog.codec import Effect, effect_to_operation
-from oplog.entry import Change, LoggedEntry, OpType
+from oplog.entry import Change, OpType
 from oplog.errors import ChainBrokenError, ConfigurationError
 from oplog.reader import EntryReader, describe
 from oplog.replay.transaction import check_moment
 from oplog.shape import Shape
 from oplog.store import EntryFilter, StoredEntry
+from oplog.store.adopted import name_adoption
 from oplog.value import UNSURE, Wire
+
+
+class _Origin(NamedTuple):
+    """The entry that an effect is in."""
+
+    position: int
+    metadata: Mapping[str, list[str]]
+    recorded_at: datetime
+
+
+_Touch: TypeAlias = tuple[Effect, _Origin]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     """A row in one table: every revision logged for the table, and the key by shape."""
 
+    newest: Shape
     shapes: Mapping[tuple[str, int], Shape]
     key: Mapping[str, Wire]
 
     def matches(self, effect: Effect) -> bool:
         """Whether the effect is on this row."""
-        shape = self.shapes.get((effect.shape.type_name, effect.shape.revision))
-        return shape is not None and effect.key == tuple(
-            [self.key.get(name) for name in shape.key_names]
-        )
+        return self.holds(effect.shape) and effect.key == self._order_key(effect.shape)
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether the row is of this shape, or may have been."""
+        return (shape.type_name, shape.revision) in self.shapes
+
+    def find_key(self, shape: Shape) -> tuple[Wire | None, ...] | None:
+        """The key as it stands in blocks of this shape; None where that is not certain."""
+        known, now = shape.by_name, self.newest.by_name
+        if not self.holds(shape) or any(
+            name not in now or now[name].pg_type != known[name].pg_type for name in shape.key_names
+        ):
+            return None
+        return self._order_key(shape)
+
+    def _order_key(self, shape: Shape) -> tuple[Wire | None, ...]:
+        return tuple([self.key.get(name) for name in shape.key_names])
+
+    def list_adoptions(self) -> set[str]:
+        """Aggregates that hold the adopted rows of the table."""
+        return {name_adoption(type_name) for type_name, _ in self.shapes}
 
     def list_aggregates(self) -> set[str] | None:
         """Aggregates the row can be in; None when its key alone does not say."""
@@ -62,7 +92,7 @@ def list_changes(reader: EntryReader, types: Sequence[DeclaredType], *, key: Any
     Reads only the row's aggregate if its name follows from the key, else the whole log.
     Raises `ConfigurationError` for a key that does not fit.
     """
-    return [change for _, change in _iterate_changes(reader, types, key)]
+    return list(_iterate_changes(reader, types, key))
 
 
 def rebuild_row(
@@ -70,43 +100,76 @@ def rebuild_row(
 ) -> dict[str, Any] | None:
     """The row's logged columns after the last transaction at or before `at`.
 
-    A position or an aware datetime; transactions count whole. None if there was no row.
+    A position or an aware datetime; transactions count whole. None if there was no row, or
+    none that the log knew: a row that was not adopted yet may have been changed before.
     """
     if isinstance(at, datetime):
         snapshot = reader.store.read_snapshot(reader.connection)
         at = reader.store.find_position(reader.connection, check_moment(at), snapshot=snapshot)
-    row: dict[str, Any] | None = None
-    for transaction, change in _iterate_changes(reader, types, key):
+    rows = _find_rows(reader, types, key)
+    # With joined inheritance there is a row only where every table has its part of it.
+    states: dict[tuple[str, str], dict[str, Any] | None] = dict.fromkeys(
+        (row.newest.schema, row.newest.table) for row in rows
+    )
+    for transaction, group in _iterate_groups(reader, rows):
         if transaction > at:
             break
-        gone = change.kind is OpType.DELETE
-        row = None if gone else {**(row or {}), **change.fields}
-    return row
+        for effect, _ in group:
+            place = (effect.shape.schema, effect.shape.table)
+            before = states[place]
+            if effect.kind is OpType.DELETE:
+                states[place] = None
+            elif effect.kind is OpType.CREATE:
+                states[place] = dict(effect_to_operation(effect).fields)
+            elif before is not None:
+                before.update(effect_to_operation(effect).fields)
+    row: dict[str, Any] = {}
+    for state in states.values():
+        if state is None:
+            return None
+        row.update(state)
+    return row or None
 
 
 def _iterate_changes(
     reader: EntryReader, types: Sequence[DeclaredType], key: Any
-) -> Iterator[tuple[int, Change]]:
-    """Changes with their transaction's position."""
-    rows = _find_rows(reader, types, key)
-    found: dict[int, list[tuple[Effect, LoggedEntry]]] = {}
+) -> Iterator[Change]:
+    for _, group in _iterate_groups(reader, _find_rows(reader, types, key)):
+        yield _merge(group)
+
+
+def _iterate_groups(
+    reader: EntryReader, rows: Sequence[_Row]
+) -> Iterator[tuple[int, list[_Touch]]]:
+    """What each transaction did to the row, in order, with the transaction's position."""
+    found: dict[int, list[_Touch]] = {}
+
+    def find_keys(shape: Shape) -> list[tuple[Wire | None, ...]] | None:
+        keys = []
+        for row in rows:
+            key = row.find_key(shape)
+            if key is None and row.holds(shape):
+                return None
+            keys += [] if key is None else [key]
+        return keys
+
     for page in _iterate_pages(reader, rows):
-        opened = [(stored, reader.open(stored).effects) for stored in page]
-        touching = [
-            (stored, effects)
-            for stored, effects in opened
-            if any(row.matches(effect) for row in rows for effect in effects)
-        ]
-        described = reader.present(stored for stored, _ in touching)
-        for (stored, effects), entry in zip(touching, described, strict=True):
+        touching = []
+        for stored in page:
+            effects = reader.open(stored, find_keys=find_keys).effects
+            touched = [e for e in effects if any(row.matches(e) for row in rows)]
+            if touched:
+                touching.append((stored, touched))
+        described = reader.read_metadata([stored for stored, _ in touching])
+        for (stored, effects), metadata in zip(touching, described, strict=True):
             group = found.setdefault(stored.transaction_position, [])
-            group += [(e, entry) for e in effects if any(row.matches(e) for row in rows)]
+            origin = _Origin(stored.position, metadata, stored.recorded_at)
+            group += [(effect, origin) for effect in effects]
     for transaction in sorted(found):
-        group = sorted(found[transaction], key=lambda pair: pair[0].ordinal)
-        yield transaction, _merge(group)
+        yield transaction, sorted(found[transaction], key=lambda pair: pair[0].ordinal)
 
 
-def _merge(group: Sequence[tuple[Effect, LoggedEntry]]) -> Change:
+def _merge(group: Sequence[_Touch]) -> Change:
     """One transaction's effects on a row, over all tables that hold it."""
     by_table: dict[tuple[str, str], list[OpType]] = {}
     fields: dict[str, Any] = {}
@@ -117,7 +180,7 @@ def _merge(group: Sequence[tuple[Effect, LoggedEntry]]) -> Change:
             fields.update(effect_to_operation(effect).fields)
     net = {_net_kind(kinds) for kinds in by_table.values()}
     kind = next(iter(net)) if len(net) == 1 else OpType.UPDATE
-    last = max((entry for _, entry in group), key=lambda entry: entry.position)
+    last = max((origin for _, origin in group), key=lambda origin: origin.position)
     return Change(
         last.position,
         kind,
@@ -145,7 +208,7 @@ def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[S
         if listed is None:
             yield from reader.store.iterate(connection, EntryFilter(), snapshot=snapshot)
             return
-        names |= listed
+        names |= listed | row.list_adoptions()
     for name in sorted(names):
         chosen = EntryFilter(aggregate=name)
         before: StoredEntry | None = None
@@ -191,7 +254,7 @@ def _find_rows(reader: EntryReader, types: Sequence[DeclaredType], key: Any) -> 
         wires = {
             name: _to_wire(shape, name, value) for name, value in zip(names, values, strict=True)
         }
-        rows.append(_Row(shapes, wires))
+        rows.append(_Row(shape, shapes, wires))
     return rows
 
 

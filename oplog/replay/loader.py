@@ -7,7 +7,7 @@ not, and when that fails the error names the very entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import psycopg
@@ -52,9 +52,11 @@ class TableLoader:
         self._used = True
         try:
             if net.gone:
-                self._delete(net.gone)
+                self._delete(net.gone, net.doubtful)
             if net.patched:
-                self._update(net.patched)
+                self._update(net.patched, net.doubtful)
+            if net.adopted:
+                self._put(net.adopted)
             if net.created:
                 self._create(net.created)
         except (psycopg.IntegrityError, psycopg.DataError) as cause:
@@ -67,24 +69,30 @@ class TableLoader:
         )
         self.keyed = True
 
-    def _delete(self, gone: Mapping[Key, int]) -> None:
-        keys = list(gone)
+    def _delete(self, gone: Mapping[Key, int], doubtful: Collection[Key]) -> None:
+        keys, certain = _sort_certain(gone, doubtful)
         self._stage(keys)
         done = self._driver.execute(
-            f"DELETE FROM {self.target} t USING {_STAGE} s WHERE {self._on_key}"
-        )
-        if done.rowcount != len(keys):
-            position = self._find_staged(keys, "NOT EXISTS", gone.__getitem__)
-            self._raise_misfit(position, "deletes a row that is not there")
+            f"WITH gone AS (DELETE FROM {self.target} t USING {_STAGE} s WHERE {self._on_key} "
+            "RETURNING s.n) SELECT (SELECT count(*) FROM gone), (SELECT min(s.n) "
+            f"FROM {_STAGE} s WHERE s.n < {certain} AND s.n NOT IN (SELECT g.n FROM gone g))"
+        ).fetchone()
+        count, missing = done or (0, None)
+        if missing is not None:
+            found = keys[missing], gone[keys[missing]]
+            self._raise_misfit(found, "deletes a row that is not there")
+        if count > len(keys):
+            self._raise_misfit(None, "deletes a row that is not there")
         self._drop_stage()
-        self.rows -= len(keys)
+        self.rows -= count
 
-    def _update(self, patched: Mapping[Key, Row]) -> None:
-        rows = list(patched.values())
+    def _update(self, patched: Mapping[Key, Row], doubtful: Collection[Key]) -> None:
+        keys, certain = _sort_certain(patched, doubtful)
+        rows = [patched[key] for key in keys]
         sets: dict[frozenset[str], int] = {}
         groups = [sets.setdefault(frozenset(columns), len(sets)) for _, columns, _ in rows]
         columns = [name for name in self.plan.names if any(name in changed for changed in sets)]
-        self._stage(list(patched), rows=rows, groups=groups, columns=columns)
+        self._stage(keys, rows=rows, groups=groups, columns=columns)
         found = 0
         for changed, group in sets.items():
             assignments = ", ".join(
@@ -99,35 +107,58 @@ class TableLoader:
             )
             found += done.rowcount
         if found != len(rows):
-            position = self._find_staged(list(patched), "NOT EXISTS", lambda k: patched[k][2])
-            self._raise_misfit(position, "updates a row that is not there")
+            missing = self._find_staged(keys[:certain], "NOT EXISTS", lambda key: patched[key][2])
+            if missing is not None or certain == len(rows) or found > len(rows):
+                self._raise_misfit(missing, "updates a row that is not there")
         self._drop_stage()
 
+    def _put(self, adopted: Mapping[Key, Row]) -> None:
+        """Rows that take the place of others under their keys, of which there are few or none."""
+        if not self.keyed:
+            # The first batch: the table is empty.
+            self._copy_rows(adopted)
+            return
+        self._driver.execute("SAVEPOINT oplog_load")
+        try:
+            self._copy_rows(adopted)
+        except psycopg.errors.UniqueViolation:
+            self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
+            self._stage(list(adopted))
+            done = self._driver.execute(
+                f"DELETE FROM {self.target} t USING {_STAGE} s WHERE {self._on_key}"
+            )
+            self.rows -= done.rowcount
+            self._drop_stage()
+            self._copy_rows(adopted)
+        self._driver.execute("RELEASE SAVEPOINT oplog_load")
+
     def _create(self, created: Mapping[Key, Row]) -> None:
+        if not self.keyed:
+            self._copy_rows(created)
+            return
+        self._driver.execute("SAVEPOINT oplog_load")
+        try:
+            self._copy_rows(created)
+        except psycopg.errors.UniqueViolation as cause:
+            self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
+            self._stage(list(created))
+            position = self._find_staged(list(created), "EXISTS", lambda k: created[k][2])
+            self._raise_misfit(position, "creates a row that is already there", cause)
+        self._driver.execute("RELEASE SAVEPOINT oplog_load")
+
+    def _copy_rows(self, whole: Mapping[Key, Row]) -> None:
         origins: dict[tuple[str, ...], list[Mapping[str, Wire | None]]] = {}
-        for values, columns, _ in created.values():
+        for values, columns, _ in whole.values():
             if columns in origins:
                 origins[columns].append(values)
             else:
                 origins[columns] = [values]
-        if self.keyed:
-            self._driver.execute("SAVEPOINT oplog_load")
-        try:
-            for columns, rows in origins.items():
-                self._driver.copy(
-                    f"COPY {self.target} ({list_quoted(columns)}) FROM STDIN",
-                    self._print_rows(columns, rows),
-                )
-        except psycopg.errors.UniqueViolation as cause:
-            if self.keyed:
-                self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
-                self._stage(list(created))
-                position = self._find_staged(list(created), "EXISTS", lambda k: created[k][2])
-                self._raise_misfit(position, "creates a row that is already there", cause)
-            raise
-        if self.keyed:
-            self._driver.execute("RELEASE SAVEPOINT oplog_load")
-        self.rows += len(created)
+        for columns, rows in origins.items():
+            self._driver.copy(
+                f"COPY {self.target} ({list_quoted(columns)}) FROM STDIN",
+                self._print_rows(columns, rows),
+            )
+        self.rows += len(whole)
 
     def _print_rows(
         self, columns: tuple[str, ...], rows: Sequence[Mapping[str, Wire | None]]
@@ -205,7 +236,7 @@ class TableLoader:
     ) -> tuple[Key, int] | None:
         """The first staged key that is in the table or is not, and its position."""
         found = self._driver.execute(
-            f"SELECT min(s.n) FROM {_STAGE} s WHERE {condition} "
+            f"SELECT min(s.n) FROM {_STAGE} s WHERE s.n < {len(keys)} AND {condition} "
             f"(SELECT FROM {self.target} t WHERE {self._on_key})"
         ).fetchone()
         if found is None or found[0] is None:
@@ -224,6 +255,15 @@ class TableLoader:
             f"the log does not replay: some entry {what}: {self.plan.name}",
             hint="two keys of the log are equal in Postgres and written differently; report this",
         ) from cause
+
+
+def _sort_certain(keys: Iterable[Key], doubtful: Collection[Key]) -> tuple[list[Key], int]:
+    """Keys of rows that must be there first, and how many these are."""
+    if not doubtful:
+        whole = list(keys)
+        return whole, len(whole)
+    certain = [key for key in keys if key not in doubtful]
+    return certain + [key for key in keys if key in doubtful], len(certain)
 
 
 def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[str]:

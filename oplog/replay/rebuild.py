@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from oplog.replay.plan import TablePlan, list_quoted, read_plans
 from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
 from oplog.shape import Shape
+from oplog.store.adopted import AdoptionStore
 from oplog.tables import quote_literal
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -151,7 +153,7 @@ def fold_log(
     by_type: Mapping[str, TableFold] = {
         name: folds[id(loader)] for loader in loaders for name in loader.plan.types
     }
-    fold = Fold(by_type)
+    fold = Fold(by_type, lenient_until=find_leniency(reader, list(by_type), snapshot=snapshot))
     applied = Applied()
     last = 0 if progress is None else _find_last(reader, through, snapshot=snapshot)
 
@@ -172,6 +174,13 @@ def fold_log(
                 sealed = 0
         load()
     return applied
+
+
+def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -> dict[str, float]:
+    """For types whose adoption began: the position at which it ended, infinity if it has not."""
+    store = AdoptionStore(reader.store.schema)
+    found = store.find_adoptions(reader.connection, types, snapshot=snapshot)
+    return {name: math.inf if end is None else end for name, end in found.items()}
 
 
 @contextmanager

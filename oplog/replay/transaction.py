@@ -7,9 +7,10 @@ cannot give one consistent snapshot another connection is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -27,23 +28,26 @@ class Driver:
     The engine's listeners would take writes to rebuilt tables for the application's.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        """`ConfigurationError` for a driver that is not psycopg 3, or its async form."""
+    def __init__(self, connection: Connection, *, doing: str = "a replay") -> None:
+        """`ConfigurationError` for a driver that is not psycopg 3, or its async form.
+
+        `doing` is what needs it, as the error says it.
+        """
         raw = connection.connection.driver_connection
         if isinstance(raw, psycopg.AsyncConnection):
             raise ConfigurationError(
-                "replay and verify do not run on an async connection",
+                f"{doing} cannot run on an async connection",
                 hint="give a connection of create_engine('postgresql+psycopg://...'), in a "
                 "thread if need be: await asyncio.to_thread(...)",
             )
         if not isinstance(raw, psycopg.Connection):
             raise ConfigurationError(
-                f"replay and verify need psycopg 3, the connection is {type(raw).__module__}'s",
+                f"{doing} needs psycopg 3, the connection is {type(raw).__module__}'s",
                 hint="use a postgresql+psycopg:// URL",
             )
         if raw.autocommit:
             raise ConfigurationError(
-                "replay and verify need a transaction, and the connection is in autocommit",
+                f"{doing} needs a transaction, and the connection is in autocommit",
                 hint="leave out isolation_level='AUTOCOMMIT'",
             )
         self._cursor = raw.cursor()
@@ -57,6 +61,48 @@ class Driver:
         with self._cursor.copy(statement.encode()) as copy:
             for chunk in chunks:
                 copy.write(chunk)
+
+    def copy_out(self, statement: str, *, enough: int) -> bytearray:
+        """What `COPY ... TO STDOUT` gives: all of it if that is less than `enough` bytes.
+
+        Else whole rows up to the one that made it enough. The statement is cancelled then,
+        which fails the transaction or its savepoint.
+        """
+        found = bytearray()
+        with suppress(_EnoughError), self._cursor.copy(statement.encode()) as copy:
+            while row := copy.read():
+                found += row
+                # A turn of the driver's loop costs more than a row: what has arrived by now
+                # is taken from libpq at once.
+                if self._take_arrived(found, enough):
+                    break
+                if len(found) >= enough:
+                    # Leaving without an error would read the rest, however much it is.
+                    raise _EnoughError
+        return found
+
+    def _take_arrived(self, found: bytearray, enough: int) -> bool:
+        """Add the rows that need not be waited for, until enough; whether that was the end."""
+        connection = self._cursor.connection.pgconn
+        take = connection.get_copy_data
+        count = 1
+        while len(found) < enough:
+            count, row = take(1)
+            if count <= 0:
+                break
+            found += row
+        if count >= 0:
+            return False
+        # All results first: with one left the connection could not even be rolled back.
+        for result in list(iter(connection.get_result, None)):
+            if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
+                state = result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) or b"XX000"
+                raise psycopg.errors.lookup(state.decode())(result.get_error_message())
+        return True
+
+
+class _EnoughError(Exception):
+    """Ends a COPY before its last row."""
 
 
 @contextmanager
@@ -103,15 +149,17 @@ def open_snapshot(connection: Connection) -> Iterator[Connection]:
 
 
 @contextmanager
-def pin_settings(connection: Connection, *, restore: bool = True) -> Iterator[None]:
-    """Fix how Postgres prints and reads values until the block ends."""
+def pin_settings(
+    connection: Connection, *, restore: bool = True, more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
+    """Fix how Postgres prints and reads values, and `more` settings, until the block ends."""
     Driver(connection)
-    names = list(TEXT_SETTINGS)
+    settings = {**TEXT_SETTINGS, **more}
     before = connection.exec_driver_sql(
         "SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.unnest(%s::text[]) n(name)",
-        (names,),
+        (list(settings),),
     ).all()
-    _set_all(connection, TEXT_SETTINGS.items())
+    _set_all(connection, settings.items())
     # On an error the transaction or savepoint is rolled back, and its settings with it.
     yield
     if restore:

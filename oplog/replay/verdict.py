@@ -125,14 +125,15 @@ def compare_table(
     tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
     tests = [_test(name, codecs[name]) for name in tested]
     key = plan.key_names[0]
-    both = f"l.{quote(key)} IS NOT NULL AND r.{quote(key)} IS NOT NULL"
+    # A composite value IS NOT NULL only if none of its fields is; this asks for the value.
+    here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
+    both = f"{here} AND {there}"
     order = [f"coalesce(l.{quote(n)}, r.{quote(n)})" for n in plan.key_names]
     only = "ONLY " if plan.live.kind == "r" else ""
     rows = driver.execute(
         "SELECT d.here, d.there, d.changed, d.live, d.logged, sum(CASE WHEN d.here AND d.there "
         "THEN pg_catalog.cardinality(pg_catalog.array_positions(d.changed, true)) ELSE 1 END) "
-        f"OVER () FROM (SELECT l.{quote(key)} IS NOT NULL AS here, "
-        f"r.{quote(key)} IS NOT NULL AS there, "
+        f"OVER () FROM (SELECT {here} AS here, {there} AS there, "
         f"ARRAY[{', '.join(tests)}]::boolean[] AS changed, "
         f"{_texts('l', names)} AS live, {_texts('r', names)} AS logged, "
         f"{', '.join(f'{place} AS k{n}' for n, place in enumerate(order))} "

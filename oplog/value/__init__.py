@@ -6,10 +6,10 @@ certain to store exactly that; whenever there is doubt the answer is `UNSURE` an
 value has to be read back.
 """
 
-from oplog.value.copytext import copy_field
+from oplog.value.copytext import copy_field, read_copy_field
 from oplog.value.declaration import declared_kind
 from oplog.value.kind import TEXT_SETTINGS, UNSURE, Kind, Unsure, ValueCodec, Wire
-from oplog.value.typename import codec_for
+from oplog.value.typename import check_parts, codec_for
 
 __all__ = [
     "TEXT_SETTINGS",
@@ -18,7 +18,9 @@ __all__ = [
     "Unsure",
     "ValueCodec",
     "Wire",
+    "check_parts",
     "codec_for",
     "copy_field",
     "declared_kind",
+    "read_copy_field",
 ]

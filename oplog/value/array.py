@@ -7,6 +7,7 @@ exactly as Postgres prints it, because the literal itself is the logged value.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from oplog.value.kind import (
     UNSURE,
@@ -25,13 +26,19 @@ _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|([^{},"\\]+)|([{},])', re.DOTALL)
 
 
 def make_array_codec(
-    pg_type: str, element: ValueCodec, *, predictable: bool, readable: bool
+    pg_type: str,
+    element: ValueCodec,
+    *,
+    predictable: bool,
+    readable: bool,
+    from_text: Callable[[str], Wire],
 ) -> ValueCodec:
     """Codec of arrays of `element`.
 
     `predictable` when the element's text inside a literal is what `element.to_text` gives.
     `readable` when elements are worth turning into a (nested) list; else to_python gives the
-    literal, as it does for an array whose lower bounds are not 1.
+    literal, as it does for an array whose lower bounds are not 1. `from_text` mends a literal
+    that Postgres would not read back.
     """
 
     def to_wire(value: object) -> Wire | Unsure:
@@ -60,6 +67,7 @@ def make_array_codec(
         compare_as_text=True,
         to_wire=to_wire if predictable else refuse_to_guess,
         to_python=to_python if readable else None,
+        from_text=from_text,
     )
 
 

@@ -1,15 +1,31 @@
-"""Fields of COPY's text format.
+"""Fields of COPY's text format, written and read.
 
-Pure. Knows no types. The hard thing is only speed: it sees every value of a replay.
+Pure. Knows no types. The hard thing is only speed: it sees every value of a replay. What is
+read may come from anybody, so only what COPY itself writes is accepted.
 """
 
 from __future__ import annotations
+
+import re
+
+_NULL = r"\N"
+_ESCAPES = {
+    "\\": "\\",
+    "b": "\b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+    "v": "\v",
+}
+_ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
+_UNWRITTEN = re.compile(r"[\b\t\n\v\f\r]")
 
 
 def copy_field(text: str | None) -> str:
     """One field of a COPY row in text format, None for NULL; without delimiters."""
     if text is None:
-        return r"\N"
+        return _NULL
     # Every character with an escape but the backslash is unprintable, and asking for that
     # is several times cheaper than looking for each of them.
     if text.isprintable() and "\\" not in text:
@@ -24,3 +40,25 @@ def copy_field(text: str | None) -> str:
         .replace("\f", r"\f")
         .replace("\v", r"\v")
     )
+
+
+def read_copy_field(field: str) -> str | None:
+    """The text of one field, None for NULL: the inverse of `copy_field`.
+
+    Raises `ValueError` for what COPY does not write: another escape, a backslash at the end,
+    a character that would have been escaped.
+    """
+    if field.isprintable() and "\\" not in field:
+        return field
+    if field == _NULL:
+        return None
+    if _UNWRITTEN.search(field):
+        raise ValueError(f"a character that COPY escapes stands bare in {field[:40]!r}")
+    return _ESCAPED.sub(_unescape, field)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    found = _ESCAPES.get(match[1])
+    if found is None:
+        raise ValueError(f"COPY writes no escape {match[0]!r}")
+    return found

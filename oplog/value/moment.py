@@ -25,6 +25,18 @@ _INTERVAL = re.compile(
 )
 
 
+_LEAST_CLOCK = "-2562047788:00:54.775808"
+"""The least clock of an interval: printed by Postgres, and refused when it reads it back."""
+
+_LEAST_CLOCK_SPELLED = "-9223372036854775808us"
+"""The same, as Postgres reads it; without a blank, which would need quotes in an array."""
+
+
+def spell_interval(text: str) -> str:
+    """Text of an interval or of an array of them, so that Postgres reads all of it."""
+    return text.replace(_LEAST_CLOCK, _LEAST_CLOCK_SPELLED)
+
+
 def _find_grain(modifiers: tuple[int, ...]) -> int:
     """Microseconds per storable step: values between two steps are rounded by Postgres."""
     digits = modifiers[0] if modifiers else _MAX_DIGITS
@@ -122,7 +134,11 @@ def make_interval_codec(pg_type: str, *, restricted: bool) -> ValueCodec:
 
     # '24:00:00' = '1 day' in SQL, though days and hours are stored apart.
     return make_text_codec(
-        pg_type, compare_as_text=True, to_wire=to_wire, to_python=_parse_interval
+        pg_type,
+        compare_as_text=True,
+        to_wire=to_wire,
+        to_python=_parse_interval,
+        from_text=spell_interval,
     )
 
 
@@ -184,7 +200,7 @@ def _parse_time(text: str) -> object:
 
 
 def _parse_interval(text: str) -> object:
-    match = _INTERVAL.fullmatch(text)
+    match = _INTERVAL.fullmatch(text.replace(_LEAST_CLOCK_SPELLED, _LEAST_CLOCK))
     if match is None:
         return text
     clock = timedelta(

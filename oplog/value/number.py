@@ -89,11 +89,16 @@ def make_double_codec(pg_type: str) -> ValueCodec:
         kind=Kind.FLOAT8,
         to_wire=to_wire,
         to_python=wire_as_python,
-        from_text=float,
+        from_text=_parse_double,
         to_text=repr,
         # 0.0 = -0.0 in SQL, though they are stored and printed differently.
         compare_as_text=True,
     )
+
+
+def _parse_double(text: str) -> float:
+    # Always the same NaN: as part of a key it is looked up, and equal only if identical.
+    return math.nan if text == "NaN" else float(text)
 
 
 def round_to_single(value: float) -> float:
@@ -103,7 +108,9 @@ def round_to_single(value: float) -> float:
 
 def parse_single(text: str) -> float:
     """The single nearest to a decimal, rounded once."""
-    double = float(text)
+    double = _parse_double(text)
+    if math.isnan(double):
+        return double
     single = round_to_single(double)
     other = 2 * double - single
     # If the mirror image of `single` is a single too, the double lies exactly between them,

@@ -8,7 +8,7 @@ and nothing about them is predicted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Final
@@ -16,7 +16,7 @@ from typing import Final
 from oplog.errors import NotCapturableError
 from oplog.value.array import make_array_codec
 from oplog.value.document import make_json_codec, make_jsonb_codec
-from oplog.value.kind import ValueCodec, make_text_codec
+from oplog.value.kind import ValueCodec, make_text_codec, text_as_wire
 from oplog.value.moment import (
     make_date_codec,
     make_interval_codec,
@@ -24,6 +24,7 @@ from oplog.value.moment import (
     make_timestamp_codec,
     make_timestamptz_codec,
     make_timetz_codec,
+    spell_interval,
 )
 from oplog.value.number import (
     make_bool_codec,
@@ -102,6 +103,24 @@ _CATALOG_REFERENCES: Final = frozenset(
     }
 )
 
+_REFUSED_ANYWHERE: Final = (
+    (
+        _CATALOG_REFERENCES,
+        (
+            "it names an object of this one database",
+            "store the name as text, or leave the column out with exclude={...}",
+        ),
+    ),
+    (
+        _UNREADABLE_TYPES,
+        (
+            "Postgres prints its values but does not read them back",
+            "leave the column out with exclude={...}",
+        ),
+    ),
+)
+"""Refused as a column's type and inside of one, and why."""
+
 
 def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
     """The codec of a Postgres type.
@@ -119,7 +138,7 @@ def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
     _check_capturable(pg_type, base, category)
     if category == "E":
         return make_enum_codec(pg_type)
-    if base.startswith("interval"):
+    if _is_interval(base):
         return make_interval_codec(pg_type, restricted=pg_type != "interval")
     if base == "citext" and category in ("", "S"):
         return make_string_codec(pg_type)
@@ -141,6 +160,26 @@ def _split_name(pg_type: str) -> tuple[str, tuple[int, ...]]:
     return match["base"] + (match["zone"] or ""), modifiers
 
 
+def check_parts(pg_type: str, parts: Iterable[str]) -> None:
+    """Raise `NotCapturableError` for a type made of some that text cannot carry.
+
+    `parts` are the types of its elements, fields and bounds, at any depth. What only
+    `column::text` would lose, such as the blanks of bpchar, is kept inside of a row or array.
+    """
+    for part in parts:
+        for refused, (reason, hint) in _REFUSED_ANYWHERE:
+            if part.removesuffix("[]") in refused:
+                raise NotCapturableError(
+                    f"type {pg_type} cannot be logged exactly: it contains {part}, and {reason}",
+                    hint=hint,
+                )
+
+
+def _is_interval(base: str) -> bool:
+    # 'interval day to second' is one, a user's type 'interval_kind' is not.
+    return base == "interval" or base.startswith("interval ")
+
+
 def _make_array_codec(pg_type: str) -> ValueCodec:
     element = codec_for(pg_type.removesuffix("[]"))
     base, _ = _split_name(element.pg_type)
@@ -148,23 +187,23 @@ def _make_array_codec(pg_type: str) -> ValueCodec:
         pg_type,
         element,
         predictable=base in _PREDICTABLE_ELEMENTS,
-        readable=base in _MAKERS or base == "citext" or base.startswith("interval"),
+        readable=base in _MAKERS or base == "citext" or _is_interval(base),
+        from_text=spell_interval if _is_interval(base) else text_as_wire,
     )
 
 
 def _check_capturable(pg_type: str, base: str, category: str) -> None:
+    for refused, (reason, hint) in _REFUSED_ANYWHERE:
+        if base in refused:
+            raise NotCapturableError(
+                f"type {pg_type} cannot be logged exactly: {reason}", hint=hint
+            )
     if base == "money":
         reason = "its text depends on the server's lc_monetary setting"
         hint = "use numeric(19,2), or leave the column out with exclude={...}"
     elif base == "bpchar":
         reason = "its trailing blanks are stored but lost in every conversion to text"
         hint = "use text, or give it a length: character(n)"
-    elif base in _CATALOG_REFERENCES:
-        reason = "it names an object of this one database"
-        hint = "store the name as text, or leave the column out with exclude={...}"
-    elif base in _UNREADABLE_TYPES:
-        reason = "Postgres prints its values but does not read them back"
-        hint = "leave the column out with exclude={...}"
     elif category == "P" or base in _PSEUDO_TYPES:
         reason = "it is a pseudo-type"
         hint = "give the column a real type"

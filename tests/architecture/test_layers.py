@@ -71,6 +71,8 @@ PUBLIC = {
         "WrongKeyError",
     },
     "oplog": {
+        "AdoptedType",
+        "AdoptionReport",
         "Batch",
         "Change",
         "Difference",
@@ -93,6 +95,7 @@ PUBLIC = {
         "WorkRetried",
     },
     "oplog.migration": {
+        "AdoptTableOp",
         "CreateOplogOp",
         "DropOplogOp",
         "TrackTablesOp",
@@ -114,6 +117,7 @@ CROWDED = {
     "oplog": {"Oplog.append", "Oplog.history"},
     "oplog.migration": {
         # Alembic calls these with its own arguments.
+        "AdoptTableOp.adopt_table",
         "CreateOplogOp.create_oplog",
         "UpgradeOplogOp.upgrade_oplog",
         "DropOplogOp.drop_oplog",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -215,3 +215,83 @@ def test_columns_print_as_single_fields_do(pg_type: str, values: list[Wire | Non
     expected = [copy_field(None if v is None else codec.to_text(v)) for v in values]
     assert list(print_column(codec, values)) == expected
     assert codec.kind in Kind
+
+
+# -- rows that are being adopted --------------------------------------------------------------
+
+
+def adopted(id: Wire, values: Mapping[str, Wire | None] | None = None) -> Effect:
+    """A row that was there when the log met it."""
+    return replace(effect(C, id, values), adopted=True)
+
+
+def fold_adoption(*effects: Effect, end: float = math.inf) -> TableFold:
+    """The net of effects at positions 1, 2, 3..., with an adoption that ends at `end`."""
+    table = TableFold(Form(ITEM))
+    whole = Fold({"item": table}, lenient_until={"item": end})
+    for position, one in enumerate(effects, start=1):
+        whole.add([one], position=position)
+    return table
+
+
+def test_an_adopted_row_takes_the_place_of_whatever_was_known() -> None:
+    for before in ([], [effect(C, 1)], [effect(U, 1, {"size": 1})], [effect(C, 1), adopted(1)]):
+        net = fold_adoption(*before, adopted(1, {"name": "a"}))
+        position = len(before) + 1
+        assert net.adopted == {(1,): ({"id": 1, "name": "a", "size": None}, ITEM.names, position)}
+        assert (net.created, net.patched, net.doubtful) == ({}, {}, set())
+        assert len(net) == 1
+
+
+def test_an_adopted_row_is_changed_like_any_other() -> None:
+    net = fold_adoption(adopted(1, {"name": "a"}), effect(U, 1, {"size": 4}), end=2)
+    assert net.adopted[1,][0] == {"id": 1, "name": "a", "size": 4}
+    assert not net.patched
+    with pytest.raises(ReplayError, match="position 2 creates a row that is already there"):
+        fold_adoption(adopted(1), effect(C, 1), end=2)
+
+
+def test_an_adopted_row_that_goes_may_leave_another_behind() -> None:
+    # The table may have had a row under the key, which the adopted one would have replaced.
+    net = fold_adoption(adopted(1), effect(D, 1), end=2)
+    assert (net.gone, net.doubtful, net.adopted) == ({(1,): 2}, {(1,)}, {})
+    with pytest.raises(ReplayError, match="deletes a row that is not there"):
+        fold_adoption(adopted(1), effect(D, 1), effect(D, 1), end=2)
+    replaced = fold_adoption(effect(D, 1), adopted(1), effect(D, 1), end=0)
+    assert (replaced.gone, replaced.doubtful) == ({(1,): 1}, set())
+
+
+def test_before_the_end_of_an_adoption_rows_need_not_be_known() -> None:
+    net = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 2))
+    assert (list(net.patched), net.gone) == ([(1,)], {(2,): 2})
+    assert net.doubtful == {(1,), (2,)}
+    # A row that is gone is not known any more.
+    again = fold_adoption(effect(D, 2), effect(D, 2), effect(U, 2, {"size": 1}))
+    assert (again.gone, again.patched) == ({(2,): 1}, {})
+
+
+def test_after_the_end_of_an_adoption_rows_must_be_known() -> None:
+    net = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 2), end=1)
+    assert net.doubtful == set()
+    # Once updated after the end, a row must have been there all the time.
+    late = fold_adoption(effect(U, 1, {"size": 1}), effect(U, 1, {"size": 2}), end=2)
+    assert (late.patched[1,][2], late.doubtful) == (2, set())
+    gone = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 1), end=2)
+    assert (gone.gone, gone.doubtful) == ({(1,): 2}, set())
+    doubtful = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 1), end=3)
+    assert (doubtful.gone, doubtful.doubtful) == ({(1,): 2}, {(1,)})
+
+
+def test_leniency_is_for_its_type_alone_and_not_for_creates() -> None:
+    with pytest.raises(ReplayError, match="position 2 creates a row that is already there"):
+        fold_adoption(effect(C, 1), effect(C, 1))
+    table = TableFold(Form(ITEM))
+    Fold({"item": table}, lenient_until={"other": math.inf}).add([effect(D, 1)], position=1)
+    assert not table.doubtful
+
+
+def test_the_next_batch_knows_no_adopted_rows() -> None:
+    net = fold_adoption(adopted(1), effect(D, 2))
+    net.clear()
+    assert len(net) == 0
+    assert not net.doubtful

@@ -99,3 +99,17 @@ def test_a_copy_field_reads_back_and_cannot_end_a_line(text: str) -> None:
     field = copy_field(text)
     assert set(field).isdisjoint("\n\r\t")
     assert re.sub(r"\\(.)", lambda match: escapes[match[1]], field) == text
+
+
+def test_a_type_whose_name_begins_like_an_interval_is_none() -> None:
+    assert codec_for("interval_kind").to_python("12:30:00") == "12:30:00"
+    assert codec_for("interval").to_python("12:30:00") != "12:30:00"
+
+
+@pytest.mark.parametrize("pg_type", ["interval", "interval(3)", "interval day to second"])
+def test_the_interval_that_postgres_does_not_read_back_is_spelled_otherwise(pg_type: str) -> None:
+    least = "1 mon -2562047788:00:54.775808"
+    codec = codec_for(pg_type)
+    assert codec.from_text(least) == "1 mon -9223372036854775808us"
+    inside = codec_for(f"{pg_type}[]").from_text(f'{{"{least}",NULL}}')
+    assert inside == '{"1 mon -9223372036854775808us",NULL}'

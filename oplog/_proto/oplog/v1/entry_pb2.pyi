@@ -46,10 +46,26 @@ class Operation(_message.Message):
     ordinal: int
     def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., key: _Optional[bytes] = ..., row: _Optional[bytes] = ..., null_fields: _Optional[_Iterable[int]] = ..., default_fields: _Optional[_Iterable[int]] = ..., complete: bool = ..., ordinal: _Optional[int] = ...) -> None: ...
 
+class RowBlock(_message.Message):
+    __slots__ = ("type", "fields", "row_count", "rows", "first_ordinal")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    type: int
+    fields: _containers.RepeatedScalarFieldContainer[int]
+    row_count: int
+    rows: bytes
+    first_ordinal: int
+    def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ...) -> None: ...
+
 class Payload(_message.Message):
-    __slots__ = ("types", "operations")
+    __slots__ = ("types", "operations", "blocks")
     TYPES_FIELD_NUMBER: _ClassVar[int]
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
     types: _containers.RepeatedCompositeFieldContainer[TypeUse]
     operations: _containers.RepeatedCompositeFieldContainer[Operation]
-    def __init__(self, types: _Optional[_Iterable[_Union[TypeUse, _Mapping]]] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ...) -> None: ...
+    blocks: _containers.RepeatedCompositeFieldContainer[RowBlock]
+    def __init__(self, types: _Optional[_Iterable[_Union[TypeUse, _Mapping]]] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[RowBlock, _Mapping]]] = ...) -> None: ...

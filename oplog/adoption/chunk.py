@@ -1,0 +1,164 @@
+"""The next rows of a table in the order of its primary key, as COPY prints them.
+
+Knows SQL and the text of rows. Must not know entries. The hard thing is to stay in bounds
+whatever the rows are like: a chunk ends at a number of rows or of bytes, and a single row
+may be wider than any entry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from oplog.binding import BoundType
+from oplog.block import order_columns
+from oplog.entry import MAX_ENTRY_BYTES
+from oplog.errors import EntryTooLargeError
+from oplog.live import LiveTable
+from oplog.replay.plan import list_quoted, quote_literal_safely
+from oplog.replay.transaction import Driver
+from oplog.shape import Shape
+from oplog.tables import quote
+from oplog.value import read_copy_field
+
+AIMED_BYTES: Final = 4 * 1024 * 1024
+"""What a chunk of rows like the last ones should have: wider rows make smaller chunks."""
+_ENOUGH_BYTES = 8 * 1024 * 1024
+"""At this many a chunk ends, whatever was expected of its rows."""
+_MOST_BYTES = MAX_ENTRY_BYTES - 64 * 1024
+"""Rows of one entry: a payload holds besides them a name and some numbers."""
+SAVEPOINT: Final = "oplog_adopt"
+_PRINTED_AS_TEXT = re.compile(
+    r"(smallint|integer|bigint|real|double precision|numeric|text|character varying|bytea|uuid|"
+    r"date|(time|timestamp)(\([0-9]\))? with(out)? time zone|jsonb?)(\([0-9, -]+\))?"
+)
+"""Types that COPY prints just as `::text` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows as COPY printed them."""
+
+    rows: bytes
+    count: int
+    last: bool
+    """There are no more rows after these."""
+    key: dict[str, str] | None
+    """The last row's, as text."""
+
+
+def read_key_order(connection: Connection, bound: BoundType) -> list[str]:
+    """The primary key's columns in the order of its index, which need not be the table's."""
+    rows = connection.exec_driver_sql(
+        "SELECT a.attname::text FROM pg_catalog.pg_index i CROSS JOIN LATERAL "
+        "pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(n, place) "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.n "
+        "WHERE i.indrelid = %s::bigint::oid AND i.indisprimary AND k.place <= i.indnkeyatts "
+        "ORDER BY k.place",
+        (bound.live.oid,),
+    )
+    return list(rows.scalars())
+
+
+def read_chunk(
+    connection: Connection,
+    bound: BoundType,
+    *,
+    order: Sequence[str],
+    after: Mapping[str, str] | None,
+    limit: int,
+) -> Chunk:
+    """The rows after the key `after`, at most `limit`; text settings must be pinned.
+
+    `order` is what `read_key_order` gives. Raises `EntryTooLargeError` for a row that no entry
+    can hold, naming its key.
+    """
+    driver = Driver(connection, doing="an adoption")
+    driver.execute(f"SAVEPOINT {SAVEPOINT}")
+    statement = _select_rows(bound, order, after, limit)
+    try:
+        rows = driver.copy_out(statement, enough=_ENOUGH_BYTES)
+    except psycopg.Error as cause:
+        # As SQLAlchemy would have raised it.
+        raise DBAPIError.instance(
+            statement, None, cause, psycopg.Error, dialect=connection.dialect
+        ) from cause
+    cut = len(rows) >= _ENOUGH_BYTES
+    if cut:
+        driver.execute(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
+    driver.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
+    start = _find_last(rows)
+    if len(rows) > _MOST_BYTES:
+        # The last row is very wide; it may still fit into an entry of its own.
+        if start == 0:
+            raise _too_wide(bound, rows)
+        del rows[start:]
+        start = _find_last(rows)
+    count = rows.count(b"\n")
+    found = bytes(rows)
+    key = _read_key(bound, found[start:]) if count else None
+    return Chunk(found, count, not cut and count < limit, key)
+
+
+def name_rows(live: LiveTable) -> str:
+    """The table in SQL: its own rows, and those of its partitions."""
+    return f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}"
+
+
+def _select_rows(
+    bound: BoundType, order: Sequence[str], after: Mapping[str, str] | None, limit: int
+) -> str:
+    """COPY of the next rows, with their columns as `order_columns` has them."""
+    shape = bound.shape
+    selected = ", ".join(
+        f"t.{quote(column.name)}{'' if _PRINTED_AS_TEXT.fullmatch(column.pg_type) else '::text'}"
+        for column in order_columns(shape)
+    )
+    keys = list_quoted(order, prefix="t.")
+    where = ""
+    if after is not None:
+        values = ", ".join(_write_literal(shape, name, after[name]) for name in order)
+        where = f"WHERE ({keys}) > ({values}) "
+    return (
+        f"COPY (SELECT {selected} FROM {name_rows(bound.live)} t {where}ORDER BY {keys} "
+        f"LIMIT {limit}) TO STDOUT"
+    )
+
+
+def _write_literal(shape: Shape, name: str, printed: str) -> str:
+    """A value in SQL. Not every text that Postgres prints does it read back."""
+    codec = shape.codecs[name]
+    text = codec.to_text(codec.from_text(printed))
+    return f"{quote_literal_safely(text)}::{shape.by_name[name].pg_type}"
+
+
+def _find_last(rows: bytearray) -> int:
+    """Where the last row begins."""
+    return rows.rfind(b"\n", 0, max(len(rows) - 1, 0)) + 1
+
+
+def _read_key(bound: BoundType, row: bytes | bytearray) -> dict[str, str]:
+    """The key of the row at the beginning of `row`, as text."""
+    names = bound.shape.key_names
+    fields = bytes(row).removesuffix(b"\n").split(b"\t", len(names))[: len(names)]
+    texts = [read_copy_field(part.decode(errors="replace")) or "" for part in fields]
+    return dict(zip(names, texts, strict=True))
+
+
+def _show_row(bound: BoundType, row: bytes | bytearray) -> str:
+    shown = ", ".join(f"{name}={text[:100]}" for name, text in _read_key(bound, row).items())
+    return f"a row of {bound.live.schema}.{bound.live.name} ({shown})"
+
+
+def _too_wide(bound: BoundType, row: bytearray) -> EntryTooLargeError:
+    return EntryTooLargeError(
+        f"{_show_row(bound, row)} does not fit into an entry: as text it has {len(row)} bytes, "
+        f"the limit is {_MOST_BYTES}",
+        hint="exclude its widest column with the reason, or keep such values outside of the table",
+    )

@@ -1,0 +1,128 @@
+"""The transaction of a chunk, and the lock that keeps its table as it was read.
+
+Knows SQLAlchemy connections and Postgres' locks. Must not know rows or entries. The hard
+thing is to wait for a lock without making others wait: whoever queues for a table's lock
+stops everybody behind, so each wait is short, and there are pauses between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import random
+from types import MappingProxyType
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
+
+from oplog.adoption.chunk import SAVEPOINT, name_rows
+from oplog.errors import ConfigurationError, ConflictError
+from oplog.live import LiveTable
+from oplog.replay.transaction import pin_settings
+
+_LOCK_NOT_AVAILABLE = "55P03"
+_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "client_encoding": "UTF8",
+        # Row security would hide rows in silence; this makes it an error.
+        "row_security": "off",
+        # A chunk is a walk along the primary key. Planned by cost it may become a scan of the
+        # whole table and a sort, for each chunk.
+        "enable_sort": "off",
+        "jit": "off",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How a lock is waited for, in seconds: at once, between two attempts, in all."""
+
+    at_once: float = 1.0
+    pause: float = 0.5
+    in_all: float = 300.0
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+
+@contextmanager
+def open_own(connection: Connection) -> Iterator[None]:
+    """A transaction for one chunk."""
+    with connection.begin():
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        with pin_settings(connection, restore=False, more=_SETTINGS):
+            yield
+
+
+@contextmanager
+def open_inside(connection: Connection) -> Iterator[None]:
+    """The caller's transaction, whose settings are put back."""
+    with pin_settings(connection, more=_SETTINGS):
+        yield
+
+
+def check_isolation(connection: Connection) -> None:
+    """Raise `ConfigurationError` for an open transaction that sees an older state.
+
+    What it reads under the lock would be rows as they were, at a position after their changes.
+    """
+    isolation = connection.exec_driver_sql(
+        "SELECT pg_catalog.current_setting('transaction_isolation')"
+    ).scalar_one()
+    if isolation != "read committed":
+        raise ConfigurationError(
+            f"an adoption cannot run inside a {str(isolation).upper()} transaction: it would "
+            "read rows as they were when that began",
+            hint="use a READ COMMITTED transaction, or a connection that is in none",
+        )
+
+
+def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, patience: Patience) -> None:
+    """Keep writers out of the tables until the transaction ends.
+
+    SHARE: whoever reads goes on reading. Raises `ConflictError`, retryable, when the locks are
+    not to be had for so long.
+    """
+    end = patience.clock() + patience.in_all
+    names = ", ".join(name_rows(table) for table in tables)
+    before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
+    while True:
+        _execute(connection, f"SAVEPOINT {SAVEPOINT}")
+        _set_timeout(connection, f"{max(1, round(patience.at_once * 1000))}ms")
+        try:
+            _execute(connection, f"LOCK TABLE {names} IN SHARE MODE")
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            # Of several tables' locks none is kept.
+            _execute(connection, f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
+            if patience.clock() >= end:
+                raise _unavailable(tables, patience) from error
+        else:
+            break
+        _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
+        patience.sleep(patience.pause * (1 + random()))  # noqa: S311 - jitter
+    _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
+    _set_timeout(connection, str(before))
+
+
+def _unavailable(tables: Sequence[LiveTable], patience: Patience) -> ConflictError:
+    names = ", ".join(f"{table.schema}.{table.name}" for table in tables)
+    error = ConflictError(
+        f"the lock on {names} was not to be had within {patience.in_all:g} seconds: a "
+        "transaction that wrote there is still open",
+        hint="end that transaction and adopt again: it goes on where it stopped",
+    )
+    error.retryable = True
+    return error
+
+
+def _set_timeout(connection: Connection, value: str) -> None:
+    connection.exec_driver_sql("SELECT pg_catalog.set_config('lock_timeout', %s, true)", (value,))
+
+
+def _execute(connection: Connection, statement: str) -> object:
+    done = connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    return done.scalar() if done.returns_rows else None

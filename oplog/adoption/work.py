@@ -1,0 +1,259 @@
+"""Tables adopted chunk by chunk, each chunk one entry.
+
+Decides the order of work; what is read and how is locked is beside. The hard thing is to
+agree with writers that go on writing: a chunk's position is drawn while a lock keeps the
+table as it was read, so that every earlier change of its rows has a lower position and every
+later one a higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias
+from uuid import uuid4
+
+from sqlalchemy.engine import Connection
+
+from oplog.adoption.choice import choose_types, sort_types
+from oplog.adoption.chunk import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
+from oplog.adoption.locking import Patience, check_isolation, lock_tables, open_inside, open_own
+from oplog.adoption.report import AdoptedType, AdoptionReport, Reached
+from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
+from oplog.block import MAX_BLOCK_ROWS
+from oplog.catalog import TypeCatalog
+from oplog.chain import hash_body, hash_metadata
+from oplog.codec import PayloadCodec
+from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.events import EntriesAppended, EntriesDrafted, EventSink
+from oplog.keyring import Keyring
+from oplog.live import read_live_tables
+from oplog.replay.transaction import Driver
+from oplog.seal import SealContext, Sealer
+from oplog.store import NewEntry, Store
+from oplog.store.adopted import ADOPTED, ADOPTED_ROWS, AdoptionStore, name_adoption
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called after each chunk with the rows adopted so far and those estimated in all."""
+
+CHUNK_ROWS: Final = 25_000
+"""Most rows adopted under one lock, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A log to adopt into, and how its entries are made."""
+
+    store: Store
+    keyring: Keyring | None
+    sealer: Sealer
+    codec: PayloadCodec
+    on_event: EventSink
+
+
+def adopt_tables(
+    connection: Connection,
+    catalog: TypeCatalog,
+    *,
+    tables: Iterable[Any] | None,
+    target: Target,
+    chunk_rows: int = CHUNK_ROWS,
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> AdoptionReport:
+    """What `Oplog.adopt` does; with `dry_run` only what it says."""
+    if not 1 <= chunk_rows <= MAX_BLOCK_ROWS:
+        raise ConfigurationError(
+            f"a chunk of {chunk_rows} rows", hint=f"give chunk_rows=1 to {MAX_BLOCK_ROWS}"
+        )
+    chosen = choose_types(catalog, tables)
+    Driver(connection, doing="an adoption")
+    own = not connection.in_transaction()
+    if not own:
+        check_isolation(connection)
+    with connection.begin() if own else nullcontext():
+        binding = _bind(connection, chosen, target, dry_run=dry_run)
+        bound = [binding.types[declared.table] for declared in sort_types(chosen)]
+        types = [_survey(connection, one, target) for one in bound]
+    if not dry_run:
+        work = _Work(connection, binding, target, own=own, patience=patience, most_rows=chunk_rows)
+        types = list(work.run(types, progress))
+    return AdoptionReport(tuple(types))
+
+
+def _bind(
+    connection: Connection, catalog: TypeCatalog, target: Target, *, dry_run: bool
+) -> Binding:
+    store, keyring = target.store, target.keyring
+    if dry_run:
+        return bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
+    return bind_for_writing(connection, catalog, store=store, keyring=keyring)
+
+
+def _survey(connection: Connection, bound: BoundType, target: Target) -> AdoptedType:
+    name = bound.declared.type_name
+    saved = AdoptionStore(target.store.schema).read_progress(connection, name)
+    reached = Reached.from_json(saved)
+    plan = connection.exec_driver_sql(
+        f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(bound.live)}",
+        execution_options={"no_parameters": True},
+    ).scalar_one()
+    return AdoptedType(
+        name,
+        f"{bound.live.schema}.{bound.live.name}",
+        rows=0,
+        entries=0,
+        earlier_rows=reached.rows,
+        estimated_rows=int(plan[0]["Plan"]["Plan Rows"]),
+        finished=reached.done,
+    )
+
+
+class _Work:
+    """One call's work on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        binding: Binding,
+        target: Target,
+        *,
+        own: bool,
+        patience: Patience,
+        most_rows: int,
+    ) -> None:
+        """`own`: each chunk in a transaction of its own, else all in the caller's."""
+        self._connection = connection
+        self._binding = binding
+        self._target = target
+        self._own = own
+        self._patience = patience
+        self._most_rows = most_rows
+        self._store = AdoptionStore(target.store.schema)
+
+    def run(self, types: list[AdoptedType], progress: Progress | None) -> Iterator[AdoptedType]:
+        """Adopt what is not finished."""
+        if not self._own:
+            # All at once: held one by one, each would be held while the next is waited for.
+            self._lock([one for one in types if not one.finished])
+        rows = sum(one.earlier_rows for one in types)
+        expected = sum(max(one.estimated_rows, one.earlier_rows) for one in types)
+        for one in types:
+            current, limit = one, self._most_rows
+            while not current.finished:
+                chunk, reached = self._adopt_next(current, limit)
+                adopted = 0 if chunk is None else chunk.count
+                current = replace(
+                    current,
+                    rows=current.rows + adopted,
+                    entries=current.entries + (chunk is not None),
+                    earlier_rows=reached.rows - current.rows - adopted,
+                    finished=reached.done,
+                )
+                if chunk is not None and chunk.rows:
+                    fitting = AIMED_BYTES * chunk.count // len(chunk.rows)
+                    limit = max(1, min(self._most_rows, fitting))
+                rows += adopted
+                if progress is not None:
+                    progress(rows, max(rows, expected))
+            yield current
+
+    def _adopt_next(self, current: AdoptedType, limit: int) -> tuple[Chunk | None, Reached]:
+        """The next chunk, appended, and how far that is; no chunk if there was none left."""
+        name = current.type_name
+        scope: AbstractContextManager[None] = (
+            open_own(self._connection) if self._own else open_inside(self._connection)
+        )
+        with scope:
+            saved = self._store.lock_progress(self._connection, name)
+            reached = Reached.from_json(saved)
+            if saved is None and self._is_logged(name):
+                reached = replace(reached, done=True)
+            if reached.done:
+                return None, reached
+            if self._own:
+                self._lock([current])
+            bound = self._check_table(name)
+            order = read_key_order(self._connection, bound)
+            if reached.after is not None and set(reached.after) != set(order):
+                raise _other_key(bound, reached.after)
+            chunk = read_chunk(
+                self._connection, bound, order=order, after=reached.after, limit=limit
+            )
+            reached = Reached(
+                chunk.key or reached.after,
+                reached.rows + chunk.count,
+                reached.entries + 1,
+                chunk.last,
+            )
+            self._append(bound, chunk, total=reached.rows)
+            self._store.write_progress(self._connection, name, progress=reached.to_json())
+            return chunk, reached
+
+    def _is_logged(self, type_name: str) -> bool:
+        """Whether the log says that the type was adopted: what was saved can be lost."""
+        snapshot = self._target.store.read_snapshot(self._connection)
+        found = self._store.find_adoptions(self._connection, [type_name], snapshot=snapshot)
+        return found.get(type_name) is not None
+
+    def _lock(self, types: list[AdoptedType]) -> None:
+        tables = [self._binding.by_name[one.type_name].live for one in types]
+        if tables:
+            lock_tables(self._connection, tables, patience=self._patience)
+
+    def _check_table(self, type_name: str) -> BoundType:
+        """The type, whose table nobody can change any more; a migration may have, before."""
+        bound = self._binding.by_name[type_name]
+        table = bound.declared.table
+        live = read_live_tables(self._connection, [table]).get(table)
+        if live is None or (live.oid, live.columns) != (bound.live.oid, bound.live.columns):
+            raise SchemaDriftError(
+                f"table {bound.live.schema}.{bound.live.name} was changed while it was adopted",
+                hint="adopt again: it goes on where it stopped, with the new columns",
+            )
+        return bound
+
+    def _append(self, bound: BoundType, chunk: Chunk, *, total: int) -> None:
+        target, key_id = self._target, self._binding.key_id
+        type_name = bound.declared.type_name
+        aggregate = name_adoption(type_name)
+        metadata = [(ADOPTED, type_name)]
+        if chunk.last:
+            metadata.append((ADOPTED_ROWS, str(total)))
+        metadata_hash = hash_metadata(metadata)
+        payload = target.codec.encode_block(
+            bound.shape, chunk.rows, row_count=chunk.count, aggregate=aggregate
+        )
+        entry_id = uuid4()
+        context = SealContext(self._binding.log_id, aggregate, entry_id)
+        data = target.sealer.seal(payload, context, key_id=key_id)
+        body_hash = hash_body(
+            format=target.sealer.format,
+            entry_id=entry_id,
+            aggregate=aggregate,
+            key_id=key_id,
+            metadata_hash=metadata_hash,
+            transaction_size=1,
+            idempotency_key=None,
+            data=data,
+        )
+        target.on_event(EntriesDrafted(1, chunk.count, len(data)))
+        statement, parameters = target.store.bind_append(
+            [NewEntry(aggregate, None, entry_id, body_hash, data)],
+            format=target.sealer.format,
+            key_id=key_id,
+            metadata=metadata,
+            metadata_hash=metadata_hash,
+        )
+        self._connection.exec_driver_sql(statement, parameters)
+        target.on_event(EntriesAppended((entry_id,), committed=False))
+
+
+def _other_key(bound: BoundType, after: Iterable[str]) -> SchemaDriftError:
+    return SchemaDriftError(
+        f"table {bound.live.schema}.{bound.live.name} had primary key ({', '.join(after)}) when "
+        f"its adoption began, and has ({', '.join(bound.shape.key_names)}) now",
+        hint="log the table under a new type name and adopt it under that",
+    )

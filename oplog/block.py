@@ -1,0 +1,204 @@
+"""Rows in bulk, as COPY prints them: what adoption logs without looking at each row.
+
+Pure. From the text of many rows to their effects, all of them or those under some keys. Must
+not know messages. The hard thing is that the bytes may come from anybody: what COPY does not
+write is refused, and what a block claims is counted before anything is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, TypeAlias
+
+from oplog.effect import Effect
+from oplog.entry import OpType
+from oplog.errors import DecodeError
+from oplog.shape import Column, Shape
+from oplog.value import Kind, ValueCodec, Wire, copy_field, read_copy_field
+from oplog.value.kind import text_as_wire
+
+Key: TypeAlias = tuple[Wire | None, ...]
+
+MAX_BLOCK_ROWS: Final = 131_072
+"""Most rows of one entry: what 16 MiB of shorter rows would take in memory is out of bounds."""
+_BARE = "\b\v\f\r"
+"""Characters that COPY escapes, besides those that end a field or a row."""
+_BOOLS = {"true": True, "false": False}
+
+
+def order_columns(shape: Shape) -> tuple[Column, ...]:
+    """The columns of a block in the order they are written: the key's first, to be found by."""
+    return (*shape.key_columns, *(c for c in shape.columns if not c.primary_key))
+
+
+def read_block(
+    shape: Shape,
+    rows: bytes,
+    *,
+    fields: Sequence[int],
+    row_count: int,
+    first_ordinal: int,
+    keys: Collection[Key] | None = None,
+) -> list[Effect]:
+    """The creates that a block holds, or only those of rows under one of `keys`.
+
+    `fields` are the field numbers of the rows' columns. Raises `DecodeError` unless these are
+    all columns of the shape, the rows as many as claimed, and each of them what COPY writes.
+    """
+    columns = _find_columns(shape, fields)
+    _check_count(shape, rows, row_count)
+    if keys is None:
+        return _read_rows(shape, columns, rows, first=first_ordinal)
+    prefixes = _print_keys(columns, shape, keys)
+    if prefixes is None:
+        found = _read_rows(shape, columns, rows, first=first_ordinal)
+        wanted = set(keys)
+        return [effect for effect in found if effect.key in wanted]
+    effects: list[Effect] = []
+    whole = len(columns) == len(shape.key_columns)
+    for prefix in prefixes:
+        for start, end in _find_lines(rows, prefix + (b"\n" if whole else b"\t")):
+            ordinal = first_ordinal + rows.count(b"\n", 0, start)
+            effects += _read_rows(shape, columns, rows[start:end], first=ordinal)
+    return effects
+
+
+def check_total(row_counts: Iterable[int]) -> None:
+    """Raise `DecodeError` for an entry whose blocks claim more rows than any entry has."""
+    total = sum(row_counts)
+    if total > MAX_BLOCK_ROWS:
+        raise DecodeError(
+            f"an entry's blocks claim {total} rows, over {MAX_BLOCK_ROWS}",
+            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+        )
+
+
+def _find_columns(shape: Shape, fields: Sequence[int]) -> list[Column]:
+    if len(fields) != len(shape.columns) or set(fields) != shape.by_number.keys():
+        raise _damaged(
+            shape, f"its columns are fields {list(fields[:20])}, not all fields of the type once"
+        )
+    return [shape.by_number[number] for number in fields]
+
+
+def _check_count(shape: Shape, rows: bytes, row_count: int) -> None:
+    found = rows.count(b"\n")
+    if found != row_count:
+        raise _damaged(shape, f"it claims {row_count} rows and has {found}")
+    if rows and not rows.endswith(b"\n"):
+        raise _damaged(shape, "bytes follow its last row")
+
+
+# -- all rows ---------------------------------------------------------------------------------
+
+
+def _read_rows(shape: Shape, columns: Sequence[Column], rows: bytes, *, first: int) -> list[Effect]:
+    if not rows:
+        return []
+    try:
+        text = rows.decode()
+        by_column = _split(text, len(columns))
+        escaped = "\\" in text
+        values = {
+            column.name: _read_column(shape.codecs[column.name], found, escaped=escaped)
+            for column, found in zip(columns, by_column, strict=True)
+        }
+    except (ValueError, ArithmeticError, KeyError) as cause:
+        raise _damaged(shape, f"a row is not what COPY writes: {cause}") from cause
+    if any(None in values[name] for name in shape.key_names):
+        raise _damaged(shape, "a row has NULL in its key")
+    names = shape.names
+    keys = zip(*[values[name] for name in shape.key_names], strict=True)
+    whole = zip(*[values[name] for name in names], strict=True)
+    return [
+        Effect(
+            OpType.CREATE,
+            shape,
+            key,
+            dict(zip(names, row, strict=True)),
+            complete=True,
+            ordinal=ordinal,
+            adopted=True,
+        )
+        for ordinal, (key, row) in enumerate(zip(keys, whole, strict=True), first)
+    ]
+
+
+def _split(text: str, width: int) -> Iterable[tuple[str, ...]]:
+    """Fields by column."""
+    if any(bare in text for bare in _BARE):
+        raise ValueError("a character that COPY escapes stands bare")
+    lines = [line.split("\t") for line in text[:-1].split("\n")]
+    if any(len(line) != width for line in lines):
+        raise ValueError(f"it has not {width} columns")
+    return zip(*lines, strict=True)
+
+
+def _read_column(
+    codec: ValueCodec, fields: Sequence[str], *, escaped: bool
+) -> Sequence[Wire | None]:
+    texts: Sequence[str | None] = fields
+    # Asked of all together, it costs next to nothing.
+    if escaped and "\\" in "".join(fields):
+        texts = [read_copy_field(field) if "\\" in field else field for field in fields]
+    if codec.from_text is text_as_wire:
+        return texts
+    if codec.kind is Kind.BOOL:
+        return [None if text is None else _BOOLS[text] for text in texts]
+    read = codec.from_text
+    if texts is fields:
+        values: list[Wire | None] = [read(text) for text in fields]
+    else:
+        values = [None if text is None else read(text) for text in texts]
+    if codec.kind is Kind.BYTES:
+        write = codec.to_text
+        for text, value in zip(texts, values, strict=True):
+            if value is not None and write(value) != text:
+                raise ValueError("bytes are not lower-case hex after a backslash and x")
+    return values
+
+
+# -- rows by key ------------------------------------------------------------------------------
+
+
+def _print_keys(
+    columns: Sequence[Column], shape: Shape, keys: Collection[Key]
+) -> list[bytes] | None:
+    """How rows under these keys begin; None where that is not certain."""
+    first = columns[: len(shape.key_columns)]
+    codecs = [shape.codecs[column.name] for column in first]
+    if not all(column.primary_key and _is_literal(codec) for column, codec in zip(first, codecs)):  # noqa: B905 - made of one another
+        return None
+    places = [shape.key_names.index(column.name) for column in first]
+    prefixes = []
+    for key in keys:
+        parts = [(codec, key[place]) for codec, place in zip(codecs, places, strict=True)]
+        if all(part is not None for _, part in parts):
+            texts = [copy_field(codec.to_text(part)) for codec, part in parts if part is not None]
+            prefixes.append("\t".join(texts).encode())
+    return prefixes
+
+
+def _is_literal(codec: ValueCodec) -> bool:
+    """A value has one text only, the one that its codec writes."""
+    return codec.kind in (Kind.INT, Kind.BYTES) or codec.from_text is text_as_wire
+
+
+def _find_lines(rows: bytes, prefix: bytes) -> Iterable[tuple[int, int]]:
+    """Start and end of the lines that begin so."""
+    start = 0 if rows.startswith(prefix) else rows.find(b"\n" + prefix) + 1
+    while start or rows.startswith(prefix):
+        end = rows.index(b"\n", start) + 1
+        yield start, end
+        found = rows.find(b"\n" + prefix, end - 1)
+        if found < 0:
+            return
+        start = found + 1
+
+
+def _damaged(shape: Shape, why: str) -> DecodeError:
+    return DecodeError(
+        f"a block of rows of type {shape.type_name!r} revision {shape.revision} cannot be read: "
+        f"{why}",
+        hint="the entry is damaged or written by a newer library; upgrade and run verify",
+    )

@@ -1,0 +1,38 @@
+"""What an application hands over, and what is behind it.
+
+Unwraps sessions, connections and engines in their blocking, asynchronous and scoped forms.
+Must not know what is logged on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, scoped_session
+
+from oplog.errors import ConfigurationError
+
+
+def find_session(session: Any) -> Session | Connection:
+    """The blocking session or connection behind what the application holds."""
+    if isinstance(session, (Session, Connection)):
+        return session
+    inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))
+    if isinstance(inner, (Session, Connection)):
+        return inner
+    if isinstance(session, scoped_session) or hasattr(session, "registry"):
+        return find_session(session())
+    raise ConfigurationError(
+        f"{type(session).__name__} is not a session", hint="give the session itself"
+    )
+
+
+def find_blocking(session: Any) -> Session | Connection:
+    """The same for calls that ask the database; an asynchronous one is refused."""
+    if hasattr(session, "sync_session") or hasattr(session, "sync_connection"):
+        raise ConfigurationError(
+            "this call asks the database, which an AsyncSession does only inside run_sync",
+            hint="await session.run_sync(lambda s: log.take_ticket(s, 'account/42'))",
+        )
+    return find_session(session)

@@ -1,0 +1,117 @@
+"""The effect of a transaction on one row: in wire values, and as the operation people see.
+
+Pure. Must not know bytes or the database. The hard thing is to refuse, from what is given by
+hand, every value whose stored form is not certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from oplog.entry import Operation, OpType
+from oplog.errors import EntryError, UnknownTypeError
+from oplog.shape import Shape
+from oplog.value import UNSURE, Wire
+
+
+@dataclass(slots=True)
+class Effect:
+    """What a transaction did to one row, in wire values (None is NULL).
+
+    `key` is the primary key before the operation, in `shape.key_columns` order. `values`
+    maps written columns to wire values; `complete` says that they are all logged columns.
+    `adopted` marks the create of a row that was there when the log met it: it takes the
+    place of whatever the log said of that key before.
+    """
+
+    kind: OpType
+    shape: Shape
+    key: tuple[Wire | None, ...]
+    values: Mapping[str, Wire | None]
+    complete: bool
+    ordinal: int
+    adopted: bool = False
+
+
+def effect_to_operation(effect: Effect) -> Operation:
+    """The effect with Python's natural values."""
+    codecs = effect.shape.codecs
+    key = {
+        name: None if wire is None else codecs[name].to_python(wire)
+        for name, wire in zip(effect.shape.key_names, effect.key, strict=True)
+    }
+    fields = {
+        name: None if wire is None else codecs[name].to_python(wire)
+        for name, wire in effect.values.items()
+    }
+    return Operation(effect.kind, effect.shape.type_name, key, fields)
+
+
+def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> Effect:
+    """An operation given by hand, in wire values.
+
+    Raises `UnknownTypeError` for a column the type does not have and `EntryError` for a key
+    that is not the whole primary key or is written anew, for an update of nothing, and for a
+    value whose stored form is not certain.
+    """
+    if set(operation.key) != set(shape.key_names):
+        raise EntryError(
+            f"operation on {operation.type_name!r} has key {sorted(operation.key)}, "
+            f"the primary key is {sorted(shape.key_names)}",
+            hint="give every column of the primary key and no other",
+        )
+    key = tuple([_to_wire(shape, name, operation.key[name]) for name in shape.key_names])
+    if None in key:
+        raise EntryError(
+            f"operation on {operation.type_name!r} has NULL in its key {dict(operation.key)!r}",
+            hint="give every column of the primary key a value",
+        )
+    if operation.kind is OpType.DELETE:
+        return Effect(operation.kind, shape, key, {}, complete=False, ordinal=ordinal)
+    values = {name: _to_wire(shape, name, value) for name, value in operation.fields.items()}
+    moved = [
+        name
+        for name, part in zip(shape.key_names, key, strict=True)
+        if name in values and values[name] != part
+    ]
+    if moved:
+        raise EntryError(
+            f"operation on {operation.type_name!r} names one key and writes another: "
+            f"{', '.join(moved)} differs",
+            hint="a row that changes its key is a delete and a create",
+        )
+    if operation.kind is OpType.CREATE:
+        missing = [name for name in shape.names if name not in values]
+        if missing:
+            raise EntryError(
+                f"create of {operation.type_name!r} leaves out {missing}",
+                hint="a create says every logged column; use None for NULL",
+            )
+        values = {name: values[name] for name in shape.names}
+    elif not values:
+        raise EntryError(
+            f"update of {operation.type_name!r} writes no column",
+            hint="leave the operation out, or give the columns that changed",
+        )
+    complete = operation.kind is OpType.CREATE
+    return Effect(operation.kind, shape, key, values, complete=complete, ordinal=ordinal)
+
+
+def _to_wire(shape: Shape, name: str, value: object) -> Wire | None:
+    codec = shape.codecs.get(name)
+    if codec is None:
+        raise UnknownTypeError(
+            f"type {shape.type_name!r} has no column {name!r}",
+            hint=f"its columns are {', '.join(shape.names)}",
+        )
+    if value is None:
+        return None
+    wire = codec.to_wire(value)
+    if wire is UNSURE:
+        raise EntryError(
+            f"{shape.type_name}.{name}: a {type(value).__name__} has no certain stored form "
+            f"as {codec.pg_type}",
+            hint="give the Python type that matches the column, such as Decimal for numeric",
+        )
+    return wire
