@@ -88,9 +88,9 @@ class EngineListener:
         dirty = recorder is not None and recorder.dirty
         return dirty or self._notices.attend(connection).images
 
-    _EVENTS = tuple(
-        "begin rollback before_cursor_execute after_cursor_execute after_execute handle_error "
-        "commit prepare_twophase".split()
+    _EVENTS = (
+        *("begin", "commit", "rollback", "prepare_twophase"),
+        *("before_cursor_execute", "after_cursor_execute", "after_execute", "handle_error"),
     )
 
     # -- transactions ---------------------------------------------------------------------
