@@ -234,12 +234,14 @@ class Oplog:
         progress: Callable[[int, int], None] | None = None,
         chunk_rows: int = CHUNK_ROWS,
         dry_run: bool = False,
+        again: bool = False,
     ) -> AdoptionReport:
         """Log the rows that exist, of `tables` (names, `Table`s, mapped classes) or of all.
 
         On a connection that is in no transaction each chunk of at most `chunk_rows` commits by
         itself; in an open one everything is in that, and **writers wait until it ends**. What
-        was adopted before is passed over; interrupted, it goes on where it stopped. `progress`
+        was adopted before is passed over, unless `again` asks for every row as it is now, which
+        puts right what slipped past; interrupted, it goes on where it stopped. `progress`
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
@@ -252,6 +254,7 @@ class Oplog:
             target=target,
             chunk_rows=chunk_rows,
             dry_run=dry_run,
+            again=again,
             progress=progress,
         )
 

@@ -61,7 +61,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
         _truncate(s, p),
         _check_trackable(s),
         _declare(s),
-        _drop_guard(s),
+        _drop_guard(s, p),
         _track(s, p, schema),
         _untrack(s),
     ]
@@ -217,7 +217,7 @@ def _in_literal(text: str) -> str:
     return text.replace("'", "''")
 
 
-def _drop_guard(s: str) -> str:
+def _drop_guard(s: str, p: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_drop_guard(p_table regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 DECLARE
@@ -228,9 +228,11 @@ BEGIN
     FROM (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
     JOIN pg_trigger g ON g.tgrelid = t.relid
     JOIN pg_proc f ON f.oid = g.tgfoid
-    WHERE g.tgparentid = 0 AND starts_with(f.proname, 'oplog_guard')
-      AND f.pronamespace = (SELECT o.pronamespace FROM pg_proc o
-                            WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure)
+    -- By name as well: somebody may have pointed one at another function.
+    WHERE g.tgparentid = 0 AND (starts_with(g.tgname, '{p}_guard')
+      OR starts_with(f.proname, 'oplog_guard') AND f.pronamespace = (
+        SELECT o.pronamespace FROM pg_proc o
+        WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure))
   LOOP
     EXECUTE concat('DROP TRIGGER ', quote_ident(v_trigger.tgname), ' ON ', v_trigger.relation);
   END LOOP;

@@ -61,6 +61,7 @@ def adopt_tables(
     chunk_rows: int = CHUNK_ROWS,
     patience: Patience = Patience(),  # noqa: B008 - frozen
     dry_run: bool = False,
+    again: bool = False,
     progress: Progress | None = None,
 ) -> AdoptionReport:
     """What `Oplog.adopt` does; with `dry_run` only what it says."""
@@ -79,7 +80,7 @@ def adopt_tables(
         types = [_survey(connection, one, target) for one in bound]
     if not dry_run:
         work = _Work(connection, binding, target, own=own, patience=patience, most_rows=chunk_rows)
-        types = list(work.run(types, progress))
+        types = list(work.run(work.restart(types) if again else types, progress))
     return AdoptionReport(tuple(types))
 
 
@@ -132,6 +133,18 @@ class _Work:
         self._patience = patience
         self._most_rows = most_rows
         self._store = AdoptionStore(target.store.schema)
+
+    def restart(self, types: list[AdoptedType]) -> list[AdoptedType]:
+        """Begin anew with what was finished; what was interrupted goes on."""
+        with open_own(self._connection) if self._own else open_inside(self._connection):
+            for one in types:
+                if one.finished:
+                    self._store.lock_progress(self._connection, one.type_name)
+                    progress = Reached().to_json()
+                    self._store.write_progress(self._connection, one.type_name, progress=progress)
+        return [
+            replace(one, earlier_rows=0, finished=False) if one.finished else one for one in types
+        ]
 
     def run(self, types: list[AdoptedType], progress: Progress | None) -> Iterator[AdoptedType]:
         """Adopt what is not finished."""

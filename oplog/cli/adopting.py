@@ -27,10 +27,18 @@ from oplog.cli.progress import show_progress
     show_default=True,
     help="Most rows logged under one lock.",
 )
+@click.option("--again", is_flag=True, help="Log every row as it is now, adopted before or not.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be adopted.")
 @standard_options
 @pass_invocation
-def adopt(invocation: Invocation, *, tables: Sequence[str], chunk_rows: int, dry_run: bool) -> None:
+def adopt(
+    invocation: Invocation,
+    *,
+    tables: Sequence[str],
+    chunk_rows: int,
+    again: bool,
+    dry_run: bool,
+) -> None:
     """Log the rows that were there before the log.
 
     TABLE is the name of a logged type or table; without one, all are adopted. The
@@ -44,7 +52,9 @@ def adopt(invocation: Invocation, *, tables: Sequence[str], chunk_rows: int, dry
             report = log.adopt(connection, chosen, dry_run=True)
         else:
             with show_progress("adopting") as progress:
-                report = log.adopt(connection, chosen, progress=progress, chunk_rows=chunk_rows)
+                report = log.adopt(
+                    connection, chosen, progress=progress, chunk_rows=chunk_rows, again=again
+                )
     invocation.emit(
         lambda: _report_to_json(report, dry_run=dry_run),
         lambda: _show_report(report, dry_run=dry_run),

@@ -24,6 +24,7 @@ from oplog.errors import (
 )
 from oplog.replay import verify_tables
 from tests.logged import LoggedDatabase, open_logged
+from tests.models import bank
 from tests.support import assert_replays
 
 pytestmark = pytest.mark.postgres
@@ -598,3 +599,29 @@ def test_chains_and_foreign_keys_hold_in_a_replay(database: LoggedDatabase) -> N
         found = connection.exec_driver_sql("SELECT count(*) FROM rebuilt.transfer").scalar()
     assert (report.rows, found) == (13, 3)
     assert_replays(database.log, database.engine)
+
+
+def test_adopted_again_it_puts_right_what_slipped_past(engine: Engine) -> None:
+    db = open_logged(engine, bank.Base, aggregates=bank.AGGREGATES)
+    db.execute("INSERT INTO account (owner, balance) SELECT 'x', n FROM generate_series(1, 9) n")
+    with engine.connect() as connection:
+        db.log.adopt(connection, ["account"], chunk_rows=4)
+    db.assert_replays()
+    db.execute(
+        "UPDATE account SET owner = 'unseen' WHERE id = 3",
+        "INSERT INTO account (id, owner, balance) VALUES (100, 'unseen', 1)",
+    )
+    with engine.connect() as connection:
+        assert db.log.adopt(connection, ["account"]).rows == 0
+        assert len(db.log.verify(connection).differences) == 2
+    with engine.connect() as connection:
+        assert db.log.adopt(connection, ["account"], chunk_rows=4, again=True).rows == 10
+    db.assert_replays()
+    with db.sessions.begin() as session:
+        session.get_one(bank.Account, 100).owner = "seen"
+    db.assert_replays()
+    with engine.connect() as connection:
+        assert [c.fields["owner"] for c in db.log.history(connection, bank.Account, 3)] == [
+            "x",
+            "unseen",
+        ]

@@ -429,3 +429,18 @@ def test_partitions_made_later_are_guarded(engine: Engine, raw: psycopg.Connecti
     raw.execute("INSERT INTO part VALUES (1)")
     with pytest.raises(psycopg.DatabaseError, match=r"public.whole \(1 row\)"):
         raw.commit()
+
+
+def test_tracking_again_puts_a_replaced_trigger_right(
+    db: LoggedDatabase, raw: psycopg.Connection[Any]
+) -> None:
+    run(
+        db,
+        "CREATE FUNCTION shrug() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "DROP TRIGGER oplog_guard_insert ON account",
+        "CREATE TRIGGER oplog_guard_insert AFTER INSERT ON account EXECUTE FUNCTION shrug()",
+        *track_statements(["account"]),
+    )
+    raw.execute(RAW)
+    with pytest.raises(psycopg.DatabaseError, match=r"account \(2 rows\)"):
+        raw.commit()

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, load_only, registry, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.tables import quote, quote_literal
+from oplog.tables import quote, quote_literal, track_statements
 from oplog.value import TEXT_SETTINGS
 from tests.property.type_samples import TYPES, Sample
 from tests.property.type_samples_made import NEVER_KEYS
@@ -88,6 +88,8 @@ def open_table(engine: Engine, sample: Sample) -> TypeTable:
         f"CREATE TABLE t (id integer PRIMARY KEY, {quote(AWKWARD)} {typed} {always}, "
         f"p {typed} {always}, d {typed} DEFAULT {literal}, n {typed} {always})",
         *(f"CREATE TABLE {name} (id {typed} PRIMARY KEY, note text)" for name in keyed),
+        # The keyed tables are for the application's own capture.
+        *track_statements(["t"]),
     )
     metadata = sa.MetaData()
     given = sa.FetchedValue()
@@ -184,7 +186,25 @@ def write_lists(
         session.execute(sa.update(db.table).where(db.table.c.id == id_).values(v=text))
 
 
-WAYS: list[Way] = [write_parameters, write_expressions, write_lists]
+def write_text(
+    session: Session, db: TypeTable, texts: Mapping[int, str | None], *, fresh: bool
+) -> None:
+    """SQL as text, under settings of its own, captured from the guard's images."""
+    connection = session.connection()
+    for name, value in APPLICATION_SETTINGS.items():
+        connection.exec_driver_sql("SELECT set_config(%s, %s, true)", (name, value))
+    column = quote(AWKWARD).replace("%", "%%")
+    typed = f"CAST(%s AS {db.sample.sql})"
+    statement = (
+        f"INSERT INTO t ({column}, id) VALUES ({typed}, %s)"
+        if fresh
+        else f"UPDATE t SET {column} = {typed} WHERE id = %s"
+    )
+    for id_, text in texts.items():
+        connection.exec_driver_sql(statement, (text, id_))
+
+
+WAYS: list[Way] = [write_parameters, write_expressions, write_lists, write_text]
 """Every way in which `v` is written; one more is a function more."""
 
 
