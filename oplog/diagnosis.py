@@ -275,9 +275,7 @@ def _spell(root: Part, operation: str, more: str = "") -> str:
 
 def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]:
     track = _spell(tree.root, "track_tables")
-    expected = list_guard_triggers(
-        schema, kind=tree.kind, table=part.qualified, root=part.root_literal
-    )
+    expected = list_guard_triggers(schema, kind=tree.kind, table=part.qualified)
     for fault in find_trigger_faults(schema, expected=expected, found=part.triggers):
         if part.oid != tree.oid and fault.kind == "missing" and fault.name.endswith("_truncate"):
             yield make_problem(

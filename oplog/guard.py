@@ -229,7 +229,7 @@ BEGIN
     JOIN pg_trigger g ON g.tgrelid = t.relid
     JOIN pg_proc f ON f.oid = g.tgfoid
     -- By name as well: somebody may have pointed one at another function.
-    WHERE g.tgparentid = 0 AND (starts_with(g.tgname, '{p}_guard')
+    WHERE g.tgparentid = 0 AND (starts_with(g.tgname, '{p}_guard_')
       OR starts_with(f.proname, 'oplog_guard') AND f.pronamespace = (
         SELECT o.pronamespace FROM pg_proc o
         WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure))
@@ -255,7 +255,7 @@ BEGIN
     p_table, ' DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ({q}.oplog_arm()) '
     'EXECUTE FUNCTION {q}.oplog_guard_check()');
   IF v_kind = 'p' THEN
-    EXECUTE concat('CREATE TRIGGER {p}_guard AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
+    EXECUTE concat('CREATE TRIGGER {p}_guard_row AFTER INSERT OR UPDATE OR DELETE ON ', p_table,
       ' FOR EACH ROW EXECUTE FUNCTION {q}.oplog_guard_row({argument})');
   ELSE
     FOREACH v_event IN ARRAY ARRAY['insert', 'update', 'delete'] LOOP
@@ -274,7 +274,7 @@ BEGIN
     SELECT g.tgrelid::regclass, g.tgname FROM pg_trigger g
     JOIN (SELECT p_table AS relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
       ON t.relid = g.tgrelid
-    WHERE starts_with(g.tgname, '{p}_guard') AND g.tgenabled <> 'A' ORDER BY g.tgparentid
+    WHERE starts_with(g.tgname, '{p}_guard_') AND g.tgenabled <> 'A' ORDER BY g.tgparentid
   LOOP
     EXECUTE concat('ALTER TABLE ', v_part, ' ENABLE ALWAYS TRIGGER ', quote_ident(v_trigger));
   END LOOP;

@@ -97,7 +97,8 @@ END $oplog_fn$"""
 def _raise_tally(p: str, weight: str) -> str:
     return (
         f"v_set := set_config('{p}.tally', "
-        f"(current_setting('{p}.tally')::bigint + {weight})::text, true);"
+        f"(coalesce(nullif(current_setting('{p}.tally', true), ''), '0')::bigint + {weight})"
+        "::text, true);"
     )
 
 

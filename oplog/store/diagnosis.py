@@ -44,8 +44,6 @@ class Part:
     schema: str
     table: str
     qualified: str
-    root_literal: str
-    """The name of the tree's root as a regclass literal."""
     triggers: Mapping[str, FoundTrigger]
 
     @property
@@ -269,7 +267,6 @@ member AS (
   WHERE t.relid IS NOT NULL)
 SELECT m.root::bigint, k.relkind::text, m.oid::bigint, n.nspname::text, c.relname::text,
   pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname),
-  pg_catalog.quote_literal(m.root::regclass::text),
   g.tgname::text, g.tgenabled::text, pg_catalog.pg_get_triggerdef(g.oid), f.proname::text
 FROM member m
 JOIN pg_catalog.pg_class k ON k.oid = m.root
@@ -289,16 +286,13 @@ def _list_trees(connection: Connection, schema: str, *, oids: Sequence[int]) -> 
     ):
         tree = parts.setdefault((row[0], row[1]), {})
         _, triggers = tree.setdefault(row[2], (row, {}))
-        if row[7] is not None:
-            triggers[row[7]] = FoundTrigger(row[4], *row[7:])
+        if row[6] is not None:
+            triggers[row[6]] = FoundTrigger(row[4], *row[6:])
     return [
         GuardedTree(
             root,
             kind,
-            [
-                Part(oid, row[3], row[4], row[5], row[6], triggers)
-                for oid, (row, triggers) in tree.items()
-            ],
+            [Part(oid, row[3], row[4], row[5], triggers) for oid, (row, triggers) in tree.items()],
         )
         for (root, kind), tree in parts.items()
     ]

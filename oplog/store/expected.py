@@ -89,44 +89,32 @@ def list_log_functions(schema: str) -> dict[str, FunctionForm]:
     return expected
 
 
-def list_guard_triggers(schema: str, *, kind: str, table: str, root: str) -> dict[str, str]:
+def list_guard_triggers(schema: str, *, kind: str, table: str) -> dict[str, str]:
     """Definitions of the guards of one table or partition, by name.
 
-    `kind` is the relkind of the tree's root, `table` the qualified and quoted name, `root` the
-    root's name as a regclass literal.
+    `kind` is the relkind of the tree's root, `table` the qualified and quoted name.
     """
-    s, p = quote(schema), make_prefix(schema)
-    seen = f"pg_trigger_depth() = 0 AND strpos(current_query(), '/*{p}:' || {root}::regclass::oid"
-    seen += " || '*/') > 0"
-    unseen, argument = f"({seen}) IS NOT TRUE", quote_literal(schema)
+    s, p, argument = quote(schema), make_prefix(schema), quote_literal(schema)
     rows = f"AFTER INSERT OR UPDATE OR DELETE ON {table}"
     made = {
-        "truncate": f"BEFORE TRUNCATE ON {table} FOR EACH STATEMENT "
+        f"{p}_guard_truncate": f"BEFORE TRUNCATE ON {table} FOR EACH STATEMENT "
         f"EXECUTE FUNCTION {s}.oplog_guard_truncate()",
-        "armed": f"{rows} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
-        f"WHEN (current_setting('{p}.armed', true) IS DISTINCT FROM pg_current_xact_id() AND "
-        f"set_config('{p}.armed', pg_current_xact_id(), true) IS NOT NULL AND "
-        f"set_config('{p}.tally', '', true) IS NOT NULL) EXECUTE FUNCTION {s}.oplog_guard_check()",
+        f"{p}_guard_armed": f"{rows} DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+        f"WHEN ({s}.oplog_arm()) EXECUTE FUNCTION {s}.oplog_guard_check()",
     }
     if kind == "p":
-        made["count"] = (
-            f"{rows} FOR EACH ROW WHEN ({seen}) EXECUTE FUNCTION {s}.oplog_guard_count_row()"
-        )
-        made["image"] = (
-            f"{rows} FOR EACH ROW WHEN ({unseen}) "
-            f"EXECUTE FUNCTION {s}.oplog_guard_image_row({argument})"
+        made[f"{p}_guard_row"] = (
+            f"{rows} FOR EACH ROW EXECUTE FUNCTION {s}.oplog_guard_row({argument})"
         )
     for event in ("INSERT", "UPDATE", "DELETE") if kind != "p" else ():
         old = "" if event == "INSERT" else " OLD TABLE AS oplog_old"
         new = "" if event == "DELETE" else " NEW TABLE AS oplog_new"
-        begin = f"AFTER {event} ON {table} REFERENCING{old}{new} FOR EACH STATEMENT WHEN "
-        made[f"count_{event.lower()}"] = f"{begin}({seen}) EXECUTE FUNCTION {s}.oplog_guard_count()"
-        made[f"image_{event.lower()}"] = (
-            f"{begin}({unseen}) EXECUTE FUNCTION {s}.oplog_guard_image({argument})"
+        made[f"{p}_guard_{event.lower()}"] = (
+            f"AFTER {event} ON {table} REFERENCING{old}{new} FOR EACH STATEMENT "
+            f"EXECUTE FUNCTION {s}.oplog_guard({argument})"
         )
     return {
-        f"{p}_guard_{name}": f"CREATE {'CONSTRAINT ' if name == 'armed' else ''}TRIGGER "
-        f"{p}_guard_{name} {rest}"
+        name: f"CREATE {'CONSTRAINT ' if name.endswith('_armed') else ''}TRIGGER {name} {rest}"
         for name, rest in made.items()
     }
 

@@ -265,15 +265,14 @@ def test_excluded_columns_are_not_read_and_generated_ones_not_logged(engine: Eng
     database.execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
-def test_a_partitioned_table_and_one_that_others_inherit(engine: Engine) -> None:
+def test_a_partitioned_table(engine: Engine) -> None:
     metadata = sa.MetaData()
-    for name in ("event", "parent"):
-        sa.Table(
-            name,
-            metadata,
-            sa.Column("id", sa.Integer, primary_key=True),
-            sa.Column("day", sa.Date, primary_key=name == "event"),
-        )
+    sa.Table(
+        "event",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("day", sa.Date, primary_key=True),
+    )
     with engine.begin() as connection:
         for statement in (
             "CREATE TABLE event (id integer, day date) PARTITION BY RANGE (day)",
@@ -281,16 +280,12 @@ def test_a_partitioned_table_and_one_that_others_inherit(engine: Engine) -> None
             "CREATE TABLE old PARTITION OF event FOR VALUES FROM (MINVALUE) TO ('2024-01-01')",
             "CREATE TABLE new PARTITION OF event FOR VALUES FROM ('2024-01-01') TO (MAXVALUE)",
             "INSERT INTO event SELECT n, date '2023-12-25' + n % 14 FROM generate_series(1, 50) n",
-            "CREATE TABLE parent (id integer PRIMARY KEY, day date)",
-            "CREATE TABLE child (more integer) INHERITS (parent)",
-            "INSERT INTO parent VALUES (1, '2024-01-01')",
-            "INSERT INTO child VALUES (2, '2024-01-01', 5)",
         ):
             connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     database = open_log(engine, metadata)
     with engine.connect() as connection:
         report = database.log.adopt(connection, chunk_rows=7)
-        assert {t.type_name: t.rows for t in report.types} == {"event": 50, "parent": 1}
+        assert {t.type_name: t.rows for t in report.types} == {"event": 50}
         assert database.log.verify(connection).ok
 
 

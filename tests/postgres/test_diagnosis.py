@@ -153,9 +153,9 @@ LOG_FAULTS = {
         "function oplog.oplog_guard_check",
     ),
     "function with another path": (
-        "ALTER FUNCTION oplog.oplog_guard_image() SET search_path = public",
+        "ALTER FUNCTION oplog.oplog_guard() SET search_path = public",
         "log-function-altered",
-        "function oplog.oplog_guard_image",
+        "function oplog.oplog_guard",
     ),
     "table dropped": (
         "DROP TABLE oplog.oplog_checkpoint",
@@ -228,7 +228,7 @@ def test_every_guard_trigger_is_watched(db: LoggedDatabase, table: str) -> None:
                 "AND tgname LIKE 'oplog%%' ORDER BY 1"
             ).scalars()
         )
-    assert len(names) == (8 if table == "part" else 4)
+    assert len(names) == (5 if table == "part" else 3)
     for name in names:
         db.execute(f"ALTER TABLE ONLY {table} DISABLE TRIGGER {name}")
     expected = {("problem", "guard-disabled", f"public.{table} trigger {name}") for name in names}
@@ -253,23 +253,19 @@ def test_every_guard_trigger_is_watched(db: LoggedDatabase, table: str) -> None:
 ALTERED = {
     "function": "AFTER INSERT ON part FOR EACH STATEMENT EXECUTE FUNCTION oplog.shrug()",
     "level": (
-        "AFTER INSERT ON part FOR EACH ROW WHEN (false) EXECUTE FUNCTION oplog.oplog_guard_count()"
+        "AFTER INSERT ON part FOR EACH ROW WHEN (false) EXECUTE FUNCTION oplog.oplog_guard('oplog')"
     ),
     "condition": (
         "AFTER INSERT ON part REFERENCING NEW TABLE AS oplog_new FOR EACH STATEMENT "
-        "WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION oplog.oplog_guard_count()"
+        "WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION oplog.oplog_guard('oplog')"
     ),
-    "another table's condition": (
+    "another log's name": (
         "AFTER INSERT ON part REFERENCING NEW TABLE AS oplog_new FOR EACH STATEMENT "
-        "WHEN (pg_catalog.pg_trigger_depth() = 0 AND pg_catalog.strpos(pg_catalog.current_query(), "
-        "'/*oplog:' || 'bin'::regclass::oid::text || '*/') > 0) "
-        "EXECUTE FUNCTION oplog.oplog_guard_count()"
+        "EXECUTE FUNCTION oplog.oplog_guard('other')"
     ),
     "event": (
-        "AFTER UPDATE ON part REFERENCING NEW TABLE AS oplog_new FOR EACH STATEMENT "
-        "WHEN (pg_catalog.pg_trigger_depth() = 0 AND pg_catalog.strpos(pg_catalog.current_query(), "
-        "'/*oplog:' || 'part'::regclass::oid::text || '*/') > 0) "
-        "EXECUTE FUNCTION oplog.oplog_guard_count()"
+        "AFTER DELETE ON part REFERENCING OLD TABLE AS oplog_old FOR EACH STATEMENT "
+        "EXECUTE FUNCTION oplog.oplog_guard('oplog')"
     ),
 }
 
@@ -279,17 +275,17 @@ def test_an_altered_guard(db: LoggedDatabase, definition: str) -> None:
     db.execute(
         "CREATE FUNCTION oplog.shrug() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; "
         "END'",
-        "DROP TRIGGER oplog_guard_count_insert ON part",
-        f"CREATE TRIGGER oplog_guard_count_insert {definition}",
-        "ALTER TABLE part ENABLE ALWAYS TRIGGER oplog_guard_count_insert",
+        "DROP TRIGGER oplog_guard_insert ON part",
+        f"CREATE TRIGGER oplog_guard_insert {definition}",
+        "ALTER TABLE part ENABLE ALWAYS TRIGGER oplog_guard_insert",
     )
     (found,) = find(db)
     assert (found.severity, found.what) == ("problem", "guard-altered")
-    assert found.where == "public.part trigger oplog_guard_count_insert"
+    assert found.where == "public.part trigger oplog_guard_insert"
     if "shrug" in definition:
         assert "calls shrug" in found.message
-    assert "DROP TRIGGER oplog_guard_count_insert ON public.part" in found.hint
-    db.execute("DROP TRIGGER oplog_guard_count_insert ON public.part")
+    assert "DROP TRIGGER oplog_guard_insert ON public.part" in found.hint
+    db.execute("DROP TRIGGER oplog_guard_insert ON public.part")
     track(db.engine, TABLES["part"])
     assert find(db) == []
 
