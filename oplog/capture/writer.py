@@ -8,6 +8,7 @@ order for everybody, and nothing that could still wait for anything but those ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -20,6 +21,7 @@ from oplog.capture.readback import complete_rows
 from oplog.capture.recorder import Frame, Recorder
 from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
+from oplog.collector import pause_collector
 from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.seal import SealContext, Sealer
@@ -28,6 +30,8 @@ from oplog.store.guards import Image
 from oplog.value import Wire
 
 _NO_METADATA = hash_metadata([])
+_MANY_ROWS = 10_000
+"""From here on the collector, walking all that was made of the rows, costs more than they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,13 @@ class EntryWriter:
         None when the net effect is nothing and no guard waits to be told so.
         """
         recorder.raise_failure()
+        many = sum(image.rows for image in images) > _MANY_ROWS
+        with pause_collector() if many else nullcontext():
+            return self._draft(connection, recorder, images)
+
+    def _draft(
+        self, connection: Connection, recorder: Recorder, images: Sequence[Image]
+    ) -> Draft | None:
         grouped = self._group(recorder, self._list_rows(connection, recorder, images))
         tally = (recorder.tally + measure(images)) or None
         if not grouped:

@@ -7,17 +7,16 @@ the same tables.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 from sqlalchemy.engine import Connection
 
+from oplog.collector import pause_collector
 from oplog.errors import ChainBrokenError
 from oplog.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
@@ -165,7 +164,7 @@ def fold_log(
             progress(applied.position, max(last, applied.position))
 
     sealed = 0
-    with _pause_collector() as collect:
+    with pause_collector() as collect:
         for entries in reader.iterate_transactions(snapshot, through=through):
             sealed += _add(fold, entries, applied)
             if sealed > BATCH_BYTES or len(fold) >= batch_rows:
@@ -181,28 +180,6 @@ def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -
     store = AdoptionStore(reader.store.schema)
     found = store.find_adoptions(reader.connection, types, snapshot=snapshot)
     return {name: math.inf if end is None else end for name, end in found.items()}
-
-
-@contextmanager
-def _pause_collector() -> Iterator[Callable[[], None]]:
-    """No cyclic garbage collection but when told, between batches.
-
-    A batch is many small objects and no cycles. Taking them for possible garbage, the
-    collector walked the whole process's heap again and again: two fifths of a replay's time.
-    """
-    enabled = gc.isenabled()
-
-    def collect() -> None:
-        # Other threads' garbage must not pile up for as long as a replay takes.
-        if enabled:
-            gc.collect(1)
-
-    gc.disable()
-    try:
-        yield collect
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _add(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
