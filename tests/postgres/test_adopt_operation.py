@@ -14,6 +14,8 @@ from sqlalchemy.engine import URL, Connection, Engine
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, UnknownTypeError
 from oplog.migration import AdoptTableOp
+from tests.logged import open_logged
+from tests.models import bank
 from tests.postgres.log_schema import Application
 
 pytestmark = pytest.mark.postgres
@@ -152,3 +154,19 @@ def test_printed_as_sql_it_is_refused(tmp_path: Path, bare_database_url: URL) ->
     with pytest.raises(ConfigurationError, match="cannot be adopted by SQL") as caught:
         application.print_upgrade()
     assert caught.value.hint.endswith("oplog adopt 'a b.account'")
+
+
+def test_the_log_of_an_engine_whose_sessions_are_attached_is_found(engine: Engine) -> None:
+    database = open_logged(engine, bank.Base, aggregates=bank.AGGREGATES, guarded=True)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL oplog.bypass = 'from before the log'")
+        connection.exec_driver_sql("ALTER TABLE account DISABLE TRIGGER ALL")
+        connection.exec_driver_sql("INSERT INTO account (owner, balance) VALUES ('x', 1)")
+        for name in ("armed", "insert", "update", "delete", "truncate"):
+            trigger = f"oplog_guard_{name}"
+            connection.exec_driver_sql(f"ALTER TABLE account ENABLE ALWAYS TRIGGER {trigger}")
+    with engine.begin() as connection:
+        operations: Any = Operations(MigrationContext.configure(connection))
+        operations.adopt_table("account")
+    assert database.tell() == ["CREATE account 1"]
+    database.assert_replays()
