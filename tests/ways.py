@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ def text(statement: str) -> Callable[[Session], Any]:
 def driver(statement: str) -> Callable[[Session], None]:
     def write(session: Session) -> None:
         raw: Any = session.connection().connection
-        with raw.cursor() as cursor:
+        # SQLAlchemy 2.0's asynchronous cursors are no context managers.
+        with closing(raw.cursor()) as cursor:
             cursor.execute(statement)
 
     return write
