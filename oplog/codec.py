@@ -60,7 +60,8 @@ class RowCodec:
         self.shape = shape
         self._build: Callable[..., message.Message] = shape.message_class
         self._parse = shape.message_class.FromString  # type: ignore[attr-defined]
-        self._fields = {c.name: (c.field, c.number) for c in shape.columns}
+        self._fields = {c.name: c.field for c in shape.columns}
+        self._numbers = {c.name: c.number for c in shape.columns}
         descriptor = shape.message_class.DESCRIPTOR  # type: ignore[attr-defined]
         presence = {f.number: f.has_presence for f in descriptor.fields}
         self._tracked = all(presence[c.number] for c in shape.columns)
@@ -79,14 +80,11 @@ class RowCodec:
 
     def encode_row(self, values: Mapping[str, Wire | None]) -> tuple[bytes, list[int], list[int]]:
         """Message bytes, numbers of NULL fields, numbers of defaults not on the wire."""
-        present: dict[str, Wire] = {}
+        fields = self._fields
+        present = {fields[name]: value for name, value in values.items() if value is not None}
         nulls: list[int] = []
-        for name, value in values.items():
-            field, number = self._fields[name]
-            if value is None:
-                nulls.append(number)
-            else:
-                present[field] = value
+        if len(present) != len(values):
+            nulls = [self._numbers[name] for name, value in values.items() if value is None]
         try:
             row = self._build(**present).SerializeToString()
         except (TypeError, ValueError) as cause:
@@ -94,15 +92,11 @@ class RowCodec:
                 f"a value of type {self.shape.type_name!r} does not fit its message: {cause}",
                 hint="widen the field in the .proto file and register a new revision",
             ) from cause
-        defaults = (
-            []
-            if self._tracked
-            else [
-                c.number
-                for c in self._without_presence
-                if c.field in present and not present[c.field]
-            ]
-        )
+        if self._tracked:
+            return row, nulls, []
+        defaults = [
+            c.number for c in self._without_presence if c.field in present and not present[c.field]
+        ]
         return row, nulls, defaults
 
     def decode_create(self, row: bytes, nulls: Sequence[int], *, ordinal: int) -> Effect:
