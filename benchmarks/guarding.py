@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
+from benchmarks.measuring import list_rows
 from benchmarks.workloads import WORKLOADS, Transfer, Turn, Workload, make_log
 from oplog import Keyring
 from oplog.tables import track_statements
@@ -54,8 +55,8 @@ def compare_guards(urls: tuple[str, str], pairs: int) -> Iterator[dict[str, Any]
 
         def prepare(workload: Workload = workload) -> list[int]:
             # Both databases have seen the same statements: the rows have the same keys.
-            _prepare(guarded, workload)
-            return _prepare(bare, workload)
+            list_rows(guarded, workload)
+            return list_rows(bare, workload)
 
         measured = _compare(on, off, pairs=pairs * 2, prepare=prepare)
         yield _describe(f"guard on / off: {workload.title}", measured, GUARD_TARGET)
@@ -131,19 +132,6 @@ def _fill(sessions: Sessions) -> None:
     )
     with sessions.begin() as session:
         session.execute(insert)
-
-
-def _prepare(sessions: Sessions, workload: Workload) -> list[int]:
-    if workload.name != "mixed":
-        return []
-    with sessions.begin() as session:
-        rows = [
-            Transfer(source=n, target=n, amount=1, memo="to be changed")
-            for n in range(workload.transactions * 6)
-        ]
-        session.add_all(rows)
-        session.flush()
-        return [row.id for row in rows]
 
 
 def _compare(
