@@ -15,10 +15,18 @@ from oplog.entry import (
     Receipt,
     Ticket,
 )
-from oplog.events import EntriesAppended, EntriesDrafted, Event, WorkRetried
+from oplog.events import (
+    EntriesAppended,
+    EntriesDrafted,
+    Event,
+    OutcomeLost,
+    OutcomeResolved,
+    WorkRetried,
+)
 from oplog.facade import Oplog
 from oplog.finding import Finding
 from oplog.keyring import Keyring
+from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
 
@@ -26,6 +34,7 @@ __all__ = [
     "AdoptedType",
     "AdoptionReport",
     "Batch",
+    "Blocker",
     "Change",
     "Difference",
     "EntriesAppended",
@@ -38,8 +47,12 @@ __all__ = [
     "OpType",
     "Operation",
     "Oplog",
+    "Outcome",
+    "OutcomeLost",
+    "OutcomeResolved",
     "Receipt",
     "ReplayReport",
+    "Resolution",
     "Subscription",
     "Ticket",
     "TypeCatalog",

@@ -10,7 +10,12 @@ wrapped; they pass through unchanged.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from asyncio import CancelledError
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from oplog.entry import Receipt
 
 
 class OplogError(Exception):
@@ -74,13 +79,27 @@ class ConflictError(OplogError):
 
 
 class TicketConflictError(ConflictError):
-    """The aggregate changed after its ticket was taken; nothing was written."""
+    """The aggregate changed after its ticket was taken; nothing was written.
+
+    `aggregates` are all that the transaction was about to write, where they are known.
+    """
 
     retryable = True
 
+    def __init__(self, message: str, *, hint: str = "", aggregates: Iterable[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.aggregates = tuple(aggregates)
+
 
 class IdempotencyConflictError(ConflictError):
-    """The idempotency key was already used for a different request."""
+    """The idempotency key was used before: for another request, or by a commit not seen yet.
+
+    `receipts` are those of the one transaction that the key stands for, where they are known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", receipts: Iterable[Receipt] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.receipts = list(receipts)
 
 
 # -- commit -----------------------------------------------------------------------------
@@ -91,7 +110,47 @@ class CommitError(OplogError):
 
 
 class CommitOutcomeUnknownError(CommitError):
-    """The answer to COMMIT was lost; the transaction may or may not have happened."""
+    """The answer to COMMIT was lost; the transaction may or may not have happened.
+
+    `receipts` are those of its entries, to be given to `Oplog.resolve`; version and hash are
+    in them as far as they were known. `idempotency_key` is the transaction's, if it had one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        receipts: Iterable[Receipt] = (),
+        idempotency_key: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.receipts = list(receipts)
+        self.idempotency_key = idempotency_key
+
+    interrupted: ClassVar[bool] = False
+    """Somebody wants the whole program, or task, to end: nothing is to be tried again."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The first receipt: one is enough to ask for the outcome of all."""
+        return self.receipts[0] if self.receipts else None
+
+
+class CommitCancelledError(CommitOutcomeUnknownError, CancelledError):
+    """A task was cancelled while COMMIT was under way: still a cancellation for asyncio."""
+
+    interrupted = True
+
+
+class CommitInterruptedError(CommitOutcomeUnknownError, KeyboardInterrupt):
+    """Somebody pressed Ctrl-C while COMMIT was under way."""
+
+    interrupted = True
+
+
+class DurabilityNotConfirmedWarning(UserWarning):
+    """A COMMIT happened, and a wait for its standby was cut short: a failover may lose it."""
 
 
 class CommitWouldRollBackError(CommitError):
@@ -234,12 +293,15 @@ __all__ = [
     "ArchiveError",
     "CaptureMismatchError",
     "ChainBrokenError",
+    "CommitCancelledError",
     "CommitError",
+    "CommitInterruptedError",
     "CommitOutcomeUnknownError",
     "CommitWouldRollBackError",
     "ConfigurationError",
     "ConflictError",
     "DecodeError",
+    "DurabilityNotConfirmedWarning",
     "EntryError",
     "EntryTooLargeError",
     "HeadRolledBackError",

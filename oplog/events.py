@@ -42,7 +42,22 @@ class WorkRetried:
     reason: str
 
 
-Event = EntriesDrafted | EntriesAppended | WorkRetried
+@dataclass(frozen=True, slots=True)
+class OutcomeLost:
+    """The answer to a COMMIT was lost; the application gets `CommitOutcomeUnknownError`."""
+
+    entry_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeResolved:
+    """Somebody asked what became of a transaction: "committed", "aborted" or "pending"."""
+
+    outcome: str
+    wait_seconds: float
+
+
+Event = EntriesDrafted | EntriesAppended | WorkRetried | OutcomeLost | OutcomeResolved
 EventSink = Callable[[Event], None]
 
 

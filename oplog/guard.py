@@ -115,7 +115,7 @@ BEGIN
     sha256('oplog/v1/body'::bytea || '\\x00'::bytea || int4send({FORMAT_MARK}) || uuid_send(v_id)
       || {frame(name)} || int4send(0) || v_metadata || int4send(1)
       || '\\x00'::bytea || int4send(0)),
-    ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL);
+    ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL, true);
 END $oplog_fn$"""
 
 

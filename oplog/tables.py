@@ -1,33 +1,30 @@
-"""The log's tables, triggers and its two functions, as DDL.
+"""The log's tables and triggers, as DDL.
 
 Holds the SQL that creates and drops a schema version. Must not know Alembic, SQLAlchemy or
 any connection: statements are text, so that they run online and print with `--sql`; they
-hold no percent sign, which a driver would take for a parameter. The hard thing is the order
-inside `oplog_append`: every ticket of a transaction is redeemed before the first entry id is
-drawn. Drawn earlier, an effect could get a lower position than its cause and replay would
-break foreign keys.
+hold no percent sign, which a driver would take for a parameter. The hard thing is that every
+column of what was written is covered by a trigger that nothing switches off by accident.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from oplog.append import create_append_statements
 from oplog.errors import SchemaVersionError
 from oplog.guard import (
     create_guard_statements,
     drop_guard_statements,
     make_prefix,
-    settle,
 )
 
 VERSION = 1
 """Newest schema version this library knows."""
 
+IDEMPOTENCY_INDEX = "oplog_entry_idempotency"
 COMMENT_PREFIX = "oplog schema version "
 SCHEMA_COMMENT = "created for oplog"
 
-STALE_TICKET = "OP001"
-"""SQLSTATE of a redeem that lost: class OP is free for applications."""
 APPEND_ONLY = "OP002"
 """SQLSTATE of an attempt to change or remove what the log holds."""
 
@@ -65,8 +62,7 @@ END $oplog_do$""",
         *_entry_tables(s),
         *_indexes(s),
         *_append_only(s),
-        _append_one_function(s, make_prefix(schema)),
-        _append_function(s, make_prefix(schema)),
+        *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),
         f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
@@ -76,7 +72,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     """Statements that remove the log and everything in it, and the schema if that empties it."""
     s = quote(schema)
     name = quote_literal(schema)
-    tables = ("entry", "metadata", "ticket", "type", "key", "checkpoint", "log")
+    tables = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log")
     return [
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in tables),
@@ -154,10 +150,15 @@ def _entry_tables(s: str) -> list[str]:
         # Updated in place by every entry: room on the page keeps the updates HOT.
         f"""CREATE TABLE {s}.oplog_ticket (
   aggregate_name text COLLATE "C" PRIMARY KEY,
-  version bigint NOT NULL CHECK (version > 0),
+  version bigint NOT NULL CHECK (version >= 0),
   prev_hash bytea NOT NULL,
   head_hash bytea NOT NULL,
   body_hash bytea NOT NULL) WITH (fillfactor = 50)""",
+        # Entries that were declared aborted while their COMMIT might still have been on its way.
+        f"""CREATE TABLE {s}.oplog_fence (
+  entry_id uuid PRIMARY KEY,
+  aggregate_name text COLLATE "C" NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
         f"CREATE SEQUENCE {s}.oplog_entry_id_seq AS bigint",
         f"""CREATE TABLE {s}.oplog_entry (
   id bigint PRIMARY KEY,
@@ -198,7 +199,7 @@ def _indexes(s: str) -> list[str]:
         # "What is new since this cursor" in time proportional to what is new.
         f"CREATE INDEX oplog_entry_transaction ON {s}.oplog_entry (transaction_id, id)",
         f"CREATE INDEX oplog_entry_created ON {s}.oplog_entry USING brin (created_at)",
-        f"""CREATE UNIQUE INDEX oplog_entry_idempotency ON {s}.oplog_entry (idempotency_key)
+        f"""CREATE UNIQUE INDEX {IDEMPOTENCY_INDEX} ON {s}.oplog_entry (idempotency_key)
   WHERE idempotency_key IS NOT NULL""",
         # A digest, not the value: a long value in a btree fails the application's transaction.
         f"""CREATE INDEX oplog_metadata_value
@@ -216,7 +217,7 @@ BEGIN
     hint = 'what was written stays; record a correction as a new change';
 END $oplog_fn$"""
     ]
-    for table in ("entry", "metadata", "type", "log"):
+    for table in ("entry", "metadata", "fence", "type", "log"):
         statements += _always(
             s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
@@ -224,15 +225,16 @@ END $oplog_fn$"""
         statements += _always(
             s, table, f"BEFORE DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
-    # A ticket only moves forward by one, linked to where it was; a key only gets re-wrapped.
+    # A ticket only moves forward by one, linked to where it was, or is touched as it is, to
+    # lock it; a key only gets re-wrapped.
     # WHEN is evaluated without calling the function, so the ordinary redeem pays nothing.
     statements += _always(
         s,
         "ticket",
         f"""BEFORE UPDATE ON {s}.oplog_ticket FOR EACH ROW
-  WHEN (NEW.aggregate_name IS DISTINCT FROM OLD.aggregate_name
+  WHEN ((NEW.aggregate_name IS DISTINCT FROM OLD.aggregate_name
     OR NEW.version IS DISTINCT FROM OLD.version + 1
-    OR NEW.prev_hash IS DISTINCT FROM OLD.head_hash)""",
+    OR NEW.prev_hash IS DISTINCT FROM OLD.head_hash) AND NEW.* IS DISTINCT FROM OLD.*)""",
         suffix="_step",
     )
     statements += _always(
@@ -254,142 +256,3 @@ def _always(s: str, table: str, definition: str, *, suffix: str = "") -> list[st
         # ALWAYS: session_replication_role = replica would switch an ordinary trigger off.
         f"ALTER TABLE {s}.oplog_{table} ENABLE ALWAYS TRIGGER {name}",
     ]
-
-
-_HEAD = "pg_catalog.sha256('oplog/v1/entry'::bytea || '\\x00'::bytea"
-_ZERO = "'\\x" + "00" * 32 + "'::bytea"
-
-
-def _redeem(s: str, source: str, body: str) -> str:
-    """Raise the version of one ticket, or of many in the order `source` gives them.
-
-    A conflict means that the aggregate was written before; waiting for its row lock is the
-    queue of its writers.
-    """
-    return f"""INSERT INTO {s}.oplog_ticket AS t
-    (aggregate_name, version, prev_hash, head_hash, body_hash)
-  {source}
-  ON CONFLICT (aggregate_name) DO UPDATE SET
-    version = t.version + 1, prev_hash = t.head_hash, body_hash = excluded.body_hash,
-    head_hash = {_HEAD} || t.head_hash || pg_catalog.int8send(t.version + 1)
-                        || pg_catalog.timestamptz_send(v_now) || {body})"""
-
-
-def _first_hash(body: str) -> str:
-    return (
-        f"{_HEAD} || {_ZERO} || pg_catalog.int8send(1) "
-        f"|| pg_catalog.timestamptz_send(v_now) || {body})"
-    )
-
-
-def _raise_stale(aggregate: str, expected: str, version: str) -> str:
-    return f"""RAISE EXCEPTION USING errcode = '{STALE_TICKET}',
-        message = pg_catalog.concat('oplog: the ticket of aggregate ',
-          pg_catalog.quote_literal({aggregate}), ' was taken at version ', {expected},
-          ', it is now at version ', {version} - 1),
-        hint = 'run the whole transaction again';"""
-
-
-_METADATA = """INSERT INTO {s}.oplog_metadata (transaction_position, ordinal, key, value)
-    SELECT {position}, m.n, m.key, m.value
-    FROM ROWS FROM (pg_catalog.unnest(p_metadata_keys), pg_catalog.unnest(p_metadata_values))
-         WITH ORDINALITY AS m(key, value, n);"""
-
-
-_INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
-    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
-    created_at, idempotency_key)
-  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval({sequence}) END,
-    i.entry_id, v_first, v_count, i.aggregate, i.version, p_format, i.data, p_key_id,
-    p_metadata_hash, i.prev_hash, i.entry_hash, v_now,
-    CASE i.n WHEN 1 THEN p_idempotency_key END
-  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_entry_ids),
-                  pg_catalog.unnest(p_data), pg_catalog.unnest(versions),
-                  pg_catalog.unnest(v_prev), pg_catalog.unnest(hashes))
-       WITH ORDINALITY AS i(aggregate, entry_id, data, version, prev_hash, entry_hash, n);"""
-
-
-def _append_one_function(s: str, p: str) -> str:
-    sequence = quote_literal(f"{s}.oplog_entry_id_seq")
-    source = f"VALUES (p_aggregate, 1, {_ZERO}, {_first_hash('p_body')}, p_body)"
-    return f"""CREATE FUNCTION {s}.oplog_append_one(
-  p_aggregate text, p_expected bigint, p_entry_id uuid, p_body bytea, p_data bytea,
-  p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
-  OUT o_version bigint, OUT o_hash bytea)
-LANGUAGE plpgsql AS $oplog_fn$
--- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
--- same order, without arrays, at half the cost.
-DECLARE
-  v_set text;
-  v_now timestamptz := pg_catalog.clock_timestamp();
-  v_prev bytea;
-  v_position bigint;
-BEGIN
-  IF p_tally IS NOT NULL THEN
-  {settle(p)}
-  END IF;
-  {_redeem(s, source, "p_body")}
-  RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
-  IF p_expected <> o_version - 1 THEN
-    {_raise_stale("p_aggregate", "p_expected", "o_version")}
-  END IF;
-  v_position := pg_catalog.nextval({sequence});
-  INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
-    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
-    created_at, idempotency_key)
-  VALUES (v_position, p_entry_id, v_position, 1, p_aggregate, o_version, p_format, p_data,
-    p_key_id, p_metadata_hash, v_prev, o_hash, v_now, p_idempotency_key);
-  IF p_metadata_keys IS NOT NULL THEN
-    {_METADATA.format(s=s, position="v_position")}
-  END IF;
-END $oplog_fn$"""
-
-
-def _append_function(s: str, p: str) -> str:
-    sequence = quote_literal(f"{s}.oplog_entry_id_seq")
-    source = f"""SELECT i.aggregate, 1, {_ZERO}, {_first_hash("i.body")}, i.body
-  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_bodies))
-       AS i(aggregate, body)
-  ORDER BY i.aggregate COLLATE \"C\""""
-    return f"""CREATE FUNCTION {s}.oplog_append(
-  p_aggregates text[], p_expected bigint[], p_entry_ids uuid[], p_bodies bytea[],
-  p_data bytea[], p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
-  OUT versions bigint[], OUT hashes bytea[])
-LANGUAGE plpgsql AS $oplog_fn$
--- Redeems the tickets of all aggregates (given in "C" order, one lock order for everybody),
--- then draws the ids, then writes the entries and the metadata. Raises {STALE_TICKET} when a
--- ticket was redeemed by somebody else since the version in p_expected (NULL is any version).
-DECLARE
-  v_set text;
-  v_count integer := pg_catalog.cardinality(p_aggregates);
-  v_now timestamptz := pg_catalog.clock_timestamp();
-  v_prev bytea[];
-  v_first bigint;
-BEGIN
-  IF p_tally IS NOT NULL THEN
-  {settle(p)}
-  END IF;
-  WITH redeemed AS (
-  {_redeem(s, source, "excluded.body_hash")}
-  RETURNING t.aggregate_name, t.version, t.prev_hash, t.head_hash)
-  SELECT pg_catalog.array_agg(r.version ORDER BY r.aggregate_name),
-         pg_catalog.array_agg(r.prev_hash ORDER BY r.aggregate_name),
-         pg_catalog.array_agg(r.head_hash ORDER BY r.aggregate_name)
-    INTO versions, v_prev, hashes FROM redeemed r;
-  FOR n IN 1 .. v_count LOOP
-    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
-      RAISE EXCEPTION USING errcode = '22023',
-        message = 'oplog: aggregates are not sorted or not distinct';
-    END IF;
-    IF p_expected[n] <> versions[n] - 1 THEN
-      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
-    END IF;
-  END LOOP;
-  v_first := pg_catalog.nextval({sequence});
-  {_INSERT_MANY.format(s=s, sequence=sequence)}
-  IF p_metadata_keys IS NOT NULL THEN
-    {_METADATA.format(s=s, position="v_first")}
-  END IF;
-END $oplog_fn$"""

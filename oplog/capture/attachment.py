@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from oplog.capture.listener import EngineListener
+from oplog.capture.notice import warn_unconfirmed
 from oplog.capture.recorder import Recorder
 from oplog.entry import Receipt
 from oplog.errors import ConfigurationError
@@ -175,7 +176,11 @@ class Attachments:
     def list_receipts(self, session: Session | Connection) -> list[Receipt]:
         """Receipts of the session's last commit."""
         if isinstance(session, Connection):
-            return list(self._find_listener(session.engine).receipts.get(session, ()))
+            listener = self._find_listener(session.engine)
+            receipts = list(listener.receipts.get(session, ()))
+            if listener.is_unconfirmed(session):
+                return [replace(receipt, durability_confirmed=False) for receipt in receipts]
+            return receipts
         self._check_attached(session)
         return list(self._state(session).receipts)
 
@@ -191,16 +196,19 @@ class Attachments:
 
     def find_recorder(self, session: Session | Connection) -> tuple[Connection, Recorder]:
         """The session's connection and recorder; begins its transaction if it has none."""
+        one = self.enlist(session)
+        one.listener.bind(one.connection, one.recorder)
+        return one.connection, one.recorder
+
+    def enlist(self, session: Session | Connection) -> Enlisted:
+        """The same before anything was asked of the database."""
         if isinstance(session, Connection):
-            listener, recorder = self._find_own(session)
-            listener.bind(session, recorder)
-            return session, recorder
+            return Enlisted(session, *self._find_own(session))
         self._check_attached(session)
         connection = session.connection()
         for one in self._state(session).enlisted:
             if one.connection is connection:
-                one.listener.bind(connection, one.recorder)
-                return connection, one.recorder
+                return one
         raise ConfigurationError(
             "this session began its transaction before it was attached to the log",
             hint="call log.attach(...) when the application starts",
@@ -309,9 +317,15 @@ class Attachments:
                 self._describe(state, outer, state.pending.pop(savepoint))
             return
         state.receipts = []
+        confirmed = True
         for one in state.enlisted:
             one.listener.send_deferred(one.connection, one.recorder)
-            state.receipts += one.recorder.receipts
+            spent = one.recorder.spent or one.recorder.claim
+            state.receipts += one.recorder.receipts or (spent.receipts if spent else ())
+            confirmed = confirmed and not one.listener.is_unconfirmed(one.connection)
+        if not confirmed:
+            state.receipts = [replace(r, durability_confirmed=False) for r in state.receipts]
+            warn_unconfirmed()
 
     def _on_after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
         state = self._state(session)

@@ -8,73 +8,38 @@ would turn into a rollback is refused before the application believes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import Binding
 from oplog.capture.control import is_passive, is_text, match_control
-from oplog.capture.notice import Notices
-from oplog.capture.planning import Planned, StatementPlanner
+from oplog.capture.planning import Planned
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
-    can_pipeline,
     check_committable,
     check_transactional,
+    describe_loss,
     explain_unlogged,
-    send_draft,
+    find_process,
+    is_undecided,
     send_draft_and_commit,
 )
-from oplog.capture.statement import StatementUnderWay, count, observe, prepare
-from oplog.capture.writer import Draft, EntryWriter, list_unticketed
-from oplog.catalog import TypeCatalog
-from oplog.entry import Receipt, Ticket
-from oplog.errors import NotCapturableError, OplogError, UnloggedWriteError
-from oplog.events import EntriesAppended
-from oplog.guard import make_prefix
-from oplog.store.guards import Image
-
-_DEFERRED = "oplog.deferred"
-"""In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
+from oplog.capture.statement import count, observe, prepare
+from oplog.capture.transaction import Transactions, release_deferral
+from oplog.errors import (
+    CommitOutcomeUnknownError,
+    NotCapturableError,
+    OplogError,
+    UnloggedWriteError,
+)
+from oplog.events import OutcomeLost
 
 
-class EngineListener:
+class EngineListener(Transactions):
     """Watches one engine; records for the connections that belong to attached sessions."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        writer: EntryWriter,
-        catalog: TypeCatalog,
-        *,
-        bind: Callable[[Connection], Binding],
-        read_tickets: Callable[[Connection, list[str]], dict[str, int]],
-        collect: Callable[[Connection], list[Image]],
-        log: object,
-    ) -> None:
-        self.engine = engine
-        self._writer = writer
-        self._bind = bind
-        self._read_tickets = read_tickets
-        self._binding: Binding | None = None
-        self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
-        self._planner = StatementPlanner(catalog, prefix=make_prefix(writer.schema))
-        self._notices = Notices(writer.schema)
-        self._collect = collect
-        self._log = log
-        self.explicit = False
-        """Every transaction of the engine is logged, not only those of sessions."""
-        self.users: set[int] = set()
-        """Attached factories that use the engine: its own connections' images are logged."""
-        self.receipts: WeakKeyDictionary[Connection, list[Receipt]] = WeakKeyDictionary()
-        """Of the last transaction that a connection of the engine's own committed."""
-        self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
-        self._under_way: WeakKeyDictionary[Any, StatementUnderWay] = WeakKeyDictionary()
-        """By execution context. The plan goes along: another thread may clear the plans."""
 
     def listen(self) -> None:
         """Begin to receive the engine's events."""
@@ -82,145 +47,10 @@ class EngineListener:
             returns = name in ("before_cursor_execute", "handle_error")
             event.listen(self.engine, name, getattr(self, f"_on_{name}"), retval=returns)
 
-    def is_dirty(self, connection: Connection) -> bool:
-        """The connection's transaction has changes that are logged when it commits."""
-        recorder = self._recorders.get(connection)
-        dirty = recorder is not None and recorder.dirty
-        return dirty or self._notices.attend(connection).images
-
     _EVENTS = (
         *("begin", "commit", "rollback", "prepare_twophase"),
         *("before_cursor_execute", "after_cursor_execute", "after_execute", "handle_error"),
     )
-
-    # -- transactions ---------------------------------------------------------------------
-
-    def open(self, connection: Connection, *, owned: bool = False) -> Recorder:
-        """The recorder of a connection's transaction, begun if it has none.
-
-        `owned` says that a session ends the transaction.
-        """
-        found = self._recorders.get(connection)
-        if found is None:
-            found = self._recorders[connection] = Recorder()
-            self._notices.attend(connection)
-        found.owned = found.owned or owned
-        return found
-
-    def disown(self, connection: Connection) -> None:
-        """The transaction belongs to a session that is not attached: its images stay."""
-        self._notices.attend(connection).disowned = True
-
-    def bind(self, connection: Connection, recorder: Recorder) -> Binding:
-        """What the transaction knows of its database, found out at its first write.
-
-        Not earlier: sessions that only read must not need the log.
-        """
-        if recorder.bound:
-            return recorder.binding
-        known = self._binding
-        # A rotated key has to be known to the log before it is used.
-        if known is None or known.key_id != self._writer.key_id:
-            known = self._bind(connection)
-            # What this transaction stored itself may yet be rolled back.
-            self._binding = None if known.fresh else known
-            self._planner.clear()
-        recorder.bind(known)
-        return known
-
-    def close(self, connection: Connection) -> None:
-        """Forget the transaction, however it ended."""
-        self._recorders.pop(connection, None)
-        if self._drafts.pop(connection, None) is not None:
-            _release_deferral(connection)
-
-    def refresh(self) -> None:
-        """Forget what is known of the database: types, tables, triggers."""
-        self._binding = None
-        self._planner.clear()
-
-    def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
-        """Take the tickets of aggregates that this transaction wrote and holds none for."""
-        # Row locks are held by now: a version read here cannot miss another writer of them.
-        wanted = list_unticketed(recorder)
-        if wanted:
-            versions = self._read_tickets(connection, list(wanted))
-            for name, frame in wanted.items():
-                frame.tickets[name] = Ticket(name, versions.get(name, 0))
-
-    def drain(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
-        """Build the transaction's entries and send them; nothing may be recorded after.
-
-        With `defer` they are sent together with COMMIT, which the caller knows to follow.
-        """
-        if recorder.drained:
-            return
-        if self._must_log(connection, recorder):
-            check_committable(connection)
-            self.bind(connection, recorder)
-        self._force_deferred(connection, recorder)
-        if not self._must_log(connection, recorder):
-            return
-        check_committable(connection)
-        images = self._take_images(connection, recorder)
-        draft = self._writer.draft(connection, recorder, images=images)
-        recorder.mark_drained()
-        if draft is None:
-            return
-        # One log only: COMMIT must not leave before another log's entries.
-        if defer and can_pipeline(connection) and _DEFERRED not in connection.info:
-            connection.info[_DEFERRED] = True
-            self._drafts[connection] = draft
-        else:
-            self._keep(recorder, send_draft(connection, draft), committed=False)
-
-    def _must_log(self, connection: Connection, recorder: Recorder) -> bool:
-        ear = self._notices.attend(connection)
-        return recorder.dirty or ear.images or (ear.deaf and recorder.wrote)
-
-    def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
-        ear = self._notices.attend(connection)
-        if not (ear.images or ear.deaf):
-            return []
-        ear.images = False
-        binding = self.bind(connection, recorder)
-        images = self._collect(connection)
-        for image in images:
-            bound = binding.find_relation(image.relation)
-            if bound.guard is None:
-                # The next transaction looks anew.
-                self.refresh()
-                error = UnloggedWriteError(
-                    f"table {bound.live.qualified} was found guarded, in whole or in part, and "
-                    "had no guard when this process looked",
-                    hint="run the transaction again; if it stays so, `oplog doctor` says why",
-                )
-                error.retryable = True
-                raise error
-        return images
-
-    def _force_deferred(self, connection: Connection, recorder: Recorder) -> None:
-        """Let deferred triggers of the application's own write now what they would at COMMIT."""
-        binding = recorder.binding if recorder.bound else self._binding
-        if binding is None or not binding.deferred or not recorder.wrote:
-            return
-        check_committable(connection)
-        names = ", ".join(binding.deferred).replace("%", "%%")
-        connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
-
-    def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
-        """Send what was deferred to a COMMIT that this session did not make."""
-        draft = self._drafts.pop(connection, None)
-        if draft is not None:
-            _release_deferral(connection)
-            self._keep(recorder, send_draft(connection, draft), committed=False)
-
-    def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:
-        recorder.receipts += receipts
-        if not receipts:
-            return
-        entry_ids = tuple([receipt.entry_id for receipt in receipts])
-        self._writer.on_event(EntriesAppended(entry_ids, committed))
 
     # -- engine events --------------------------------------------------------------------
 
@@ -322,6 +152,8 @@ class EngineListener:
         unlogged = explain_unlogged(exception_context.original_exception)
         connection = exception_context.connection
         recorder = None if connection is None else self._recorders.get(connection)
+        if recorder is not None and recorder.ending and exception_context.statement is None:
+            return self._lose_outcome(exception_context, recorder) or unlogged
         context = exception_context.execution_context
         if recorder is None or context is None or context not in self._under_way:
             return unlogged
@@ -330,12 +162,32 @@ class EngineListener:
             recorder.settle(self._under_way.pop(context))
         return unlogged
 
+    def _lose_outcome(
+        self, exception_context: Any, recorder: Recorder
+    ) -> CommitOutcomeUnknownError | None:
+        """SQLAlchemy's own COMMIT failed: None if the server decided."""
+        cause = exception_context.original_exception
+        connection = exception_context.connection
+        if not is_undecided(connection, cause):
+            return None
+        # A cancelled or interrupted driver call leaves the connection in the middle of it.
+        exception_context.is_disconnect = True
+        receipts = [replace(r, process_id=recorder.process_id) for r in recorder.receipts]
+        lost = exception_context.chained_exception
+        if isinstance(lost, CommitOutcomeUnknownError):
+            # Another log of the same transaction was asked first.
+            lost.receipts += receipts
+        else:
+            lost = describe_loss(cause, receipts, recorder.spent)
+        self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in receipts)))
+        return lost
+
     def _on_begin(self, connection: Connection) -> None:
         # A migration finds the log by the engine's connection.
         connection.info.setdefault("oplog.log", self._log)
-        ear = self._notices.attend(connection)
-        ear.images = False
-        ear.disowned = False
+        self._notices.attend(connection).begin()
+        # Kept beyond the COMMIT before, whose error it would have explained.
+        self._recorders.pop(connection, None)
         if self.explicit:
             self._recorders[connection] = Recorder()
 
@@ -359,21 +211,19 @@ class EngineListener:
             return
         draft = self._drafts.pop(connection, None)
         if draft is not None:
-            _release_deferral(connection)
+            release_deferral(connection)
         try:
             if draft is None:
                 check_committable(connection)
-            if not recorder.owned:
-                self.drain(connection, recorder, defer=False)
-                self.receipts[connection] = recorder.receipts
-            recorder.raise_failure()
-            if recorder.dirty:
-                raise UnloggedWriteError(
-                    "tracked rows changed after the session's commit began",
-                    hint="a listener writes rows too late; write them before commit()",
-                )
+            self._finish(connection, recorder)
             if draft is not None:
                 self._keep(recorder, send_draft_and_commit(connection, draft), committed=True)
+            # Without entries there is nothing to ask about: the error stays the database's.
+            recorder.ending = bool(recorder.receipts)
+            recorder.process_id = find_process(connection) if recorder.ending else 0
+        except CommitOutcomeUnknownError as lost:
+            self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in lost.receipts)))
+            raise
         except (OplogError, DBAPIError):
             # SQLAlchemy takes the transaction for ended once this hook ran: left open, it
             # would go back to the pool with the connection.
@@ -381,16 +231,22 @@ class EngineListener:
                 connection.dialect.do_rollback(connection.connection)
             raise
         finally:
-            if not recorder.owned:
+            if not recorder.owned and not recorder.ending:
                 self.close(connection)
+
+    def _finish(self, connection: Connection, recorder: Recorder) -> None:
+        if not recorder.owned:
+            self.drain(connection, recorder, defer=False)
+            self.receipts[connection] = recorder.receipts
+        recorder.raise_failure()
+        if recorder.dirty:
+            raise UnloggedWriteError(
+                "tracked rows changed after the session's commit began",
+                hint="a listener writes rows too late; write them before commit()",
+            )
 
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         recorder = self._recorders.get(connection)
         if recorder is not None:
             self.send_deferred(connection, recorder)
             self._on_commit(connection)
-
-
-def _release_deferral(connection: Connection) -> None:
-    if not connection.closed and not connection.invalidated:
-        connection.info.pop(_DEFERRED, None)

@@ -11,8 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from oplog.binding import Binding, BoundType
+from oplog.capture.request import Claim
 from oplog.entry import Entry, OpType, Receipt, Ticket
-from oplog.errors import NotCapturableError, OplogError, TicketConflictError, UnloggedWriteError
+from oplog.errors import (
+    ConfigurationError,
+    NotCapturableError,
+    OplogError,
+    TicketConflictError,
+    UnloggedWriteError,
+)
 from oplog.value import Wire
 
 Key = tuple[Wire | None, ...]
@@ -46,6 +53,7 @@ class Frame:
     tickets: dict[str, Ticket] = field(default_factory=dict)
     metadata: dict[str, list[str]] = field(default_factory=dict)
     failure: OplogError | None = None
+    claim: Claim | None = None
     seen: int = 0
     """Changes already looked at for tickets."""
     under_way: set[object] = field(default_factory=set)
@@ -66,6 +74,12 @@ class Recorder:
         """A session ends this transaction, and drains it before it does."""
         self.wrote = False
         """A statement was sent that may write, tracked or not."""
+        self.spent: Claim | None = None
+        """The claim it had when it was drained."""
+        self.ending = False
+        """COMMIT is under way: an error from now on leaves its outcome open."""
+        self.process_id = 0
+        """The server's process that was told to, where the driver knows it."""
 
     @property
     def binding(self) -> Binding:
@@ -114,6 +128,7 @@ class Recorder:
                 outer.tickets.setdefault(aggregate, ticket)
             outer.metadata.update(frame.metadata)
             outer.failure = outer.failure or frame.failure
+            outer.claim = outer.claim or frame.claim
             outer.under_way |= frame.under_way
             outer.tally += frame.tally
         del self.frames[place:]
@@ -200,12 +215,34 @@ class Recorder:
         """Describe the transaction; the later value of a key replaces the earlier one."""
         self.frames[-1].metadata.update(metadata)
 
+    @property
+    def claim(self) -> Claim | None:
+        """The idempotency key that the transaction holds."""
+        return next((frame.claim for frame in self.frames if frame.claim is not None), None)
+
+    def add_claim(self, claim: Claim) -> None:
+        """Hold a key until the frame ends."""
+        self.frames[-1].claim = claim
+
+    def find_claim(self, key: str) -> Claim | None:
+        """The claim held for a key; `ConfigurationError` if another key is held."""
+        held = self.claim
+        if held is not None and held.key != key:
+            raise ConfigurationError(
+                f"this transaction has the idempotency key {held.key!r} and is given {key!r}",
+                hint="one key for each transaction: it stands for all that commits together",
+            )
+        return held
+
     # -- draining -------------------------------------------------------------------------
 
     @property
     def dirty(self) -> bool:
         """There is something to write, or a failure to report."""
-        return any(f.changes or f.entries or f.failure or f.under_way for f in self.frames)
+        return any(f.changes or f.entries or f.failure or f.under_way for f in self.frames) or (
+            # A key that was not used before is to be used up, whatever else happens.
+            (claim := self.claim) is not None and not claim.receipts
+        )
 
     def iterate_changes(self) -> Iterator[RowChange]:
         """All surviving changes in the order they happened."""
@@ -238,5 +275,7 @@ class Recorder:
 
     def mark_drained(self) -> None:
         """The entries are built: nothing may follow in this transaction."""
+        claim = self.claim
         self.frames = [Frame(frame.name) for frame in self.frames]
         self.drained = True
+        self.spent = claim

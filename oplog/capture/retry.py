@@ -1,8 +1,9 @@
-"""Running work again after a conflict.
+"""Running work again after conflicts, and after a COMMIT whose answer was lost.
 
-Must not know what the work does. The hard thing is when to stop: pauses are capped and
-jittered (an uncapped doubling once reached hours), and only errors that a fresh run can cure
-are retried.
+Decides what is worth a retry and how long to wait. Must not know how entries are written.
+The hard thing is to end: pauses are capped and jittered (an uncapped doubling once reached
+hours), and only errors that a fresh run can cure are retried. A lost COMMIT is such an error
+under an idempotency key alone, which lets one run of the work happen and shows which.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from oplog.errors import OplogError
+from oplog.entry import Receipt
+from oplog.errors import CommitOutcomeUnknownError, OplogError, TicketConflictError
 from oplog.events import EventSink, WorkRetried, ignore_event
 
 T = TypeVar("T")
@@ -25,6 +28,24 @@ FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.5
 RETRYABLE_STATES = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: Postgres asks for the transaction to be run again."""
+RETRIES = 20
+CLAIM_SECONDS = 10.0
+"""How long a run waits for a session that it lost to let go of the key."""
+PATIENCE = 3
+"""Conflicts in a row after which a run waits in line rather than try its luck again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a run asks of its transaction before the work, and after it.
+
+    `claim(session, wait_seconds)` takes the run's idempotency key, `lock(session, aggregates)`
+    waits in line, `list_receipts(session)` are those of the commit just made.
+    """
+
+    claim: Callable[[Session, float | None], list[Receipt]]
+    lock: Callable[[Session, tuple[str, ...]], None]
+    list_receipts: Callable[[Session], list[Receipt]]
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -36,53 +57,137 @@ def is_retryable(error: BaseException) -> bool:
     return False
 
 
+def is_lock_timeout(error: BaseException) -> bool:
+    """Whether a lock was not to be had in time."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
+
+
 def draw_pause(attempt: int, *, draw: Callable[[], float] = random.random) -> float:
     """Seconds to wait before retry number `attempt` (from 0): full jitter under a cap."""
     longest: float = FIRST_PAUSE_SECONDS * 2 ** min(attempt, 16)
     return draw() * min(LONGEST_PAUSE_SECONDS, longest)
 
 
+@dataclass(slots=True)
+class Course(Generic[T]):
+    """One run: what happened so far, and what follows from it."""
+
+    retries: int
+    keyed: bool
+    on_event: EventSink = ignore_event
+    attempt: int = 0
+    conflicts: int = 0
+    contended: tuple[str, ...] = ()
+    """Aggregates to wait for in the next attempt."""
+    lost: CommitOutcomeUnknownError | None = None
+    """The COMMIT whose answer is still owed."""
+    values: list[T] = field(default_factory=list)
+    """What the work returned whose COMMIT was lost."""
+
+    def keep(self, value: T) -> None:
+        """The work is done; its COMMIT may yet be lost."""
+        self.values = [value]
+
+    def finish(self, receipts: list[Receipt]) -> T | list[Receipt]:
+        """What the run returns: the work's value if that is known and not None."""
+        if self.values and (self.values[0] is not None or not self.keyed):
+            return self.values[0]
+        return receipts
+
+    def find_first(self, receipts: list[Receipt]) -> T | list[Receipt]:
+        """What the run returns when its key was used: by itself if a COMMIT of its was lost."""
+        if self.lost is None:
+            self.values = []
+        return self.finish(receipts)
+
+    def forget_loss(self) -> None:
+        """The key is held and was not used: the lost COMMIT never happened, and never will."""
+        self.lost = None
+        self.values = []
+
+    def decide(self, error: OplogError | DBAPIError) -> float:
+        """Seconds to pause before the next attempt; raises if there is to be none."""
+        if isinstance(error, CommitOutcomeUnknownError):
+            if not self.keyed or error.interrupted:
+                raise error
+            self.lost = error
+        elif not is_retryable(error):
+            if self.lost is None:
+                raise error
+            if is_lock_timeout(error):
+                # The lost session lives and holds the key: nobody can know yet.
+                raise self.lost from error
+        if self.attempt >= self.retries:
+            # The database's state is what the application must learn, not the last mishap.
+            if self.lost is not None and error is not self.lost:
+                raise self.lost from error
+            raise error
+        self._note(error)
+        pause = draw_pause(self.attempt)
+        self.attempt += 1
+        self.on_event(WorkRetried(self.attempt, pause, type(error).__name__))
+        return pause
+
+    def _note(self, error: OplogError | DBAPIError) -> None:
+        if not isinstance(error, TicketConflictError):
+            return
+        self.conflicts += 1
+        if self.conflicts >= PATIENCE and error.aggregates:
+            self.contended = tuple(sorted({*self.contended, *error.aggregates}))
+
+
 def run_work(
     sessions: Callable[[], Session],
     work: Callable[[Session], T],
     *,
-    retries: int,
+    course: Course[T],
+    beginning: Beginning,
     sleep: Callable[[float], None] = time.sleep,
-    on_event: EventSink = ignore_event,
-) -> T:
-    """`work(session)` committed; the last error when `retries` retries were not enough."""
-    attempt = 0
+) -> T | list[Receipt]:
+    """`work(session)` committed; the last error when the retries were not enough."""
     while True:
         try:
-            with sessions() as session, session.begin():
-                return work(session)
+            with sessions() as session:
+                with session.begin():
+                    first = _begin(course, beginning, session)
+                    if first:
+                        return course.find_first(first)
+                    course.keep(work(session))
+                return course.finish(beginning.list_receipts(session))
         except (OplogError, DBAPIError) as error:
-            if attempt >= retries or not is_retryable(error):
-                raise
-            pause = draw_pause(attempt)
-            on_event(WorkRetried(attempt + 1, pause, type(error).__name__))
+            pause = course.decide(error)
         sleep(pause)
-        attempt += 1
 
 
 async def run_async_work(
     sessions: Callable[[], Any],
     work: Callable[[Any], Awaitable[T]],
     *,
-    retries: int,
+    course: Course[T],
+    beginning: Beginning,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    on_event: EventSink = ignore_event,
-) -> T:
+) -> T | list[Receipt]:
     """`run_work` for async sessions; a cancellation during a pause ends it at once."""
-    attempt = 0
     while True:
         try:
-            async with sessions() as session, session.begin():
-                return await work(session)
+            async with sessions() as session:
+                async with session.begin():
+                    first = await session.run_sync(lambda s: _begin(course, beginning, s))
+                    if first:
+                        return course.find_first(first)
+                    course.keep(await work(session))
+                return course.finish(beginning.list_receipts(session.sync_session))
         except (OplogError, DBAPIError) as error:
-            if attempt >= retries or not is_retryable(error):
-                raise
-            pause = draw_pause(attempt)
-            on_event(WorkRetried(attempt + 1, pause, type(error).__name__))
+            pause = course.decide(error)
         await sleep(pause)
-        attempt += 1
+
+
+def _begin(course: Course[T], beginning: Beginning, session: Session) -> list[Receipt]:
+    first: list[Receipt] = []
+    if course.keyed:
+        first = beginning.claim(session, None if course.lost is None else CLAIM_SECONDS)
+        if not first:
+            course.forget_loss()
+    if course.contended and not first:
+        beginning.lock(session, course.contended)
+    return first

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from hashlib import sha256
 from uuid import UUID, uuid4
 
 from sqlalchemy.engine import Connection
@@ -19,17 +20,22 @@ from oplog.capture.effect import NetRow, fold_changes
 from oplog.capture.merge import measure, settle_rows, touch_rows
 from oplog.capture.readback import complete_rows
 from oplog.capture.recorder import Frame, Recorder
+from oplog.capture.request import Claim, refuse_repeat
 from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
 from oplog.collector import pause_collector
 from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
 from oplog.events import EntriesDrafted, EventSink, ignore_event
+from oplog.guard import FORMAT_MARK
 from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
 from oplog.store.guards import Image
+from oplog.store.outcomes import REQUEST
 from oplog.value import Wire
 
 _NO_METADATA = hash_metadata([])
+REQUEST_AGGREGATE = "oplog/request"
+"""Names the aggregate of a keyed transaction that changed no tracked row, with a digest."""
 _MANY_ROWS = 10_000
 """From here on the collector, walking all that was made of the rows, costs more than they do."""
 
@@ -41,6 +47,25 @@ class Draft:
     entries: Sequence[NewEntry]
     statement: str
     parameters: tuple[object, ...]
+    claim: Claim | None = None
+
+    @property
+    def aggregates(self) -> list[str]:
+        """What it redeems, in lock order."""
+        return [entry.aggregate for entry in self.entries]
+
+    def guess_receipts(self, process_id: int) -> list[Receipt]:
+        """Receipts as far as they are known when the answer was lost."""
+        return [
+            Receipt(
+                entry.entry_id,
+                entry.aggregate,
+                0 if entry.expected is None else entry.expected + 1,
+                b"",
+                process_id=process_id,
+            )
+            for entry in self.entries
+        ]
 
     def make_receipts(self, versions: Sequence[int], hashes: Sequence[bytes]) -> list[Receipt]:
         """What the application gets to keep."""
@@ -97,32 +122,30 @@ class EntryWriter:
     ) -> Draft | None:
         grouped = self._group(recorder, self._list_rows(connection, recorder, images))
         tally = (recorder.tally + measure(images)) or None
-        if not grouped:
+        claim = recorder.claim
+        if claim is not None and claim.receipts and (grouped or tally is not None):
+            raise refuse_repeat(claim)
+        if not grouped and (claim is None or claim.receipts):
             return None if tally is None else Draft((), *self._store.bind_settle(tally))
         metadata = recorder.list_metadata()
+        if claim is not None and claim.fingerprint is not None:
+            metadata.append((REQUEST, claim.fingerprint))
         check_metadata_count(len(metadata))
         metadata_hash = hash_metadata(metadata) if metadata else _NO_METADATA
-        key_id = recorder.binding.key_id
-        entries = []
-        for aggregate in sorted(grouped, key=_collate_c):
-            ticket = recorder.find_ticket(aggregate)
-            entries.append(
-                self._seal(
-                    recorder.binding,
-                    aggregate,
-                    grouped[aggregate],
-                    expected=None if ticket is None else ticket.version,
-                    key_id=key_id,
-                    metadata_hash=metadata_hash,
-                    size=len(grouped),
-                )
-            )
+        if grouped:
+            form, key_id = self._sealer.format, recorder.binding.key_id
+            entries = self._list_entries(recorder, grouped, metadata_hash=metadata_hash)
+        else:
+            # The key is used up by a transaction that changed nothing, too.
+            form, key_id = FORMAT_MARK, ""
+            entries = [self._mark(claim, metadata_hash)]
         statement, parameters = self._store.bind_append(
             entries,
-            format=self._sealer.format,
+            format=form,
             key_id=key_id,
             metadata=metadata,
             metadata_hash=metadata_hash,
+            idempotency_key=None if claim is None else claim.key,
             tally=tally,
         )
         if self.on_event is not ignore_event:
@@ -133,7 +156,46 @@ class EntryWriter:
                     sealed_bytes=sum(len(entry.data) for entry in entries),
                 )
             )
-        return Draft(entries, statement, parameters)
+        return Draft(entries, statement, parameters, claim)
+
+    def _list_entries(
+        self, recorder: Recorder, grouped: Mapping[str, list[Effect]], *, metadata_hash: bytes
+    ) -> list[NewEntry]:
+        entries: list[NewEntry] = []
+        claim = recorder.claim
+        for aggregate in sorted(grouped, key=_collate_c):
+            ticket = recorder.find_ticket(aggregate)
+            entries.append(
+                self._seal(
+                    recorder.binding,
+                    aggregate,
+                    grouped[aggregate],
+                    expected=None if ticket is None else ticket.version,
+                    key_id=recorder.binding.key_id,
+                    metadata_hash=metadata_hash,
+                    size=len(grouped),
+                    # On the first entry it stands for all of the transaction.
+                    idempotency_key=None if claim is None or entries else claim.key,
+                )
+            )
+        return entries
+
+    def _mark(self, claim: Claim | None, metadata_hash: bytes) -> NewEntry:
+        """An entry without a payload, for a key whose work changed no tracked row."""
+        key = "" if claim is None else claim.key
+        aggregate = f"{REQUEST_AGGREGATE}/{sha256(key.encode()).hexdigest()[:32]}"
+        entry_id = self._draw_id()
+        body_hash = hash_body(
+            format=FORMAT_MARK,
+            entry_id=entry_id,
+            aggregate=aggregate,
+            key_id="",
+            metadata_hash=metadata_hash,
+            transaction_size=1,
+            idempotency_key=key,
+            data=b"",
+        )
+        return NewEntry(aggregate, None, entry_id, body_hash, b"")
 
     def _list_rows(
         self, connection: Connection, recorder: Recorder, images: Sequence[Image]
@@ -180,6 +242,7 @@ class EntryWriter:
         key_id: str,
         metadata_hash: bytes,
         size: int,
+        idempotency_key: str | None,
     ) -> NewEntry:
         payload = self._codec.encode(effects, aggregate=aggregate)
         entry_id = self._draw_id()
@@ -192,7 +255,7 @@ class EntryWriter:
             key_id=key_id,
             metadata_hash=metadata_hash,
             transaction_size=size,
-            idempotency_key=None,
+            idempotency_key=idempotency_key,
             data=data,
         )
         return NewEntry(aggregate, expected, entry_id, body_hash, data)

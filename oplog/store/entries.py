@@ -36,20 +36,21 @@ PAGE_BYTES = 8 * 1024 * 1024
 class Store:
     """The log's tables in one schema."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
+        self._asynchronous_commit = asynchronous_commit
         self._qualifier = quote(schema)
         # In a statement a percent sign would be taken for a parameter.
         s = self._s = self._qualifier.replace("%", "%%")
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, %s::bigint)"
+            "%s::text[], %s::text[], %s::text, %s::bigint, %s::boolean)"
         )
         self._append_one = (
             f"SELECT ARRAY[o_version], ARRAY[o_hash] FROM {s}.oplog_append_one(%s::text, "
             "%s::bigint, %b::uuid, %b::bytea, %b::bytea, %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, %s::bigint)"
+            "%s::text[], %s::text[], %s::text, %s::bigint, %s::boolean)"
         )
 
     # -- schema ---------------------------------------------------------------------------
@@ -163,6 +164,7 @@ class Store:
             [value for _, value in metadata] or None,
             idempotency_key,
             tally,
+            self._asynchronous_commit,
         )
         if len(entries) == 1:
             return self._append_one, (*entries[0], *shared)
@@ -291,7 +293,8 @@ SELECT coalesce(l.aggregate_name, t.aggregate_name), coalesce(l.version, t.versi
       THEN 'its ticket is at version ' || t.version
     ELSE 'its ticket holds another head hash' END
 FROM links l FULL JOIN {self._s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
-WHERE t.aggregate_name IS NULL OR l.aggregate_name IS NULL OR l.version <> l.before + 1
+WHERE t.aggregate_name IS NULL OR (l.aggregate_name IS NULL AND t.version > 0)
+  OR l.version <> l.before + 1
   OR l.prev_hash <> coalesce(l.linked, decode(repeat('00', 32), 'hex'))
   OR (l.newest AND (t.version <> l.version OR t.head_hash <> l.entry_hash))
 ORDER BY 1, 2 LIMIT {int(limit)}"""
@@ -303,7 +306,7 @@ ORDER BY 1, 2 LIMIT {int(limit)}"""
         name = quote_literal(f"{self._s}.oplog_entry")
         row = connection.exec_driver_sql(
             f"""SELECT (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
-  (SELECT count(*) FROM {self._s}.oplog_ticket) AS aggregates,
+  (SELECT count(*) FROM {self._s}.oplog_ticket WHERE version > 0) AS aggregates,
   (SELECT coalesce(max(id), 0) FROM {self._s}.oplog_entry) AS position,
   (SELECT (extract(epoch FROM max(created_at)) * 1000000)::bigint
    FROM {self._s}.oplog_entry) AS recorded_at,

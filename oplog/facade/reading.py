@@ -1,0 +1,181 @@
+"""The half of `Oplog` that reads: entries, histories, replays, verdicts.
+
+Every method is one call into the module that does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+
+from oplog.binding import (
+    ShapeTable,
+    check_keyring,
+    list_unstored_shapes,
+)
+from oplog.entry import (
+    Change,
+    LoggedEntry,
+    check_metadata,
+)
+from oplog.errors import ConfigurationError
+from oplog.facade.foundation import Foundation
+from oplog.reader import EntryReader
+from oplog.replay import (
+    MOST_DIFFERENCES,
+    Progress,
+    ReplayReport,
+    VerifyReport,
+    list_changes,
+    rebuild_row,
+    replay_log,
+    verify_tables,
+)
+from oplog.store import EntryFilter
+from oplog.store.feed import Feed
+from oplog.subscription import BATCH_ENTRIES, Subscription
+from oplog.upcast import Upcaster
+
+
+class ReadingOplog(Foundation):
+    """What an application, an operator or a consumer asks a log."""
+
+    def open_reader(
+        self, connection: Connection, *, revisions: Mapping[str, int] | None = None
+    ) -> EntryReader:
+        """A reader of this log on `connection`, after checking schema and keyring."""
+        self.store.require_current(connection)
+        types = ShapeTable(self.store, connection)
+        lifts = self.catalog.has_steps or revisions
+        return EntryReader(
+            connection,
+            store=self.store,
+            sealer=self._sealer,
+            codec=self._codec,
+            types=types,
+            log_id=self.store.read_log_id(connection),
+            key_checks=check_keyring(connection, self.keyring, store=self.store),
+            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
+        )
+
+    def read(
+        self,
+        connection: Connection,
+        *,
+        aggregate: str | None = None,
+        metadata: Mapping[str, str | Iterable[str]] | None = None,
+        after: int | None = None,
+        through: int | datetime | None = None,
+        revisions: Mapping[str, int] | None = None,
+    ) -> Iterator[LoggedEntry]:
+        """Entries in causal order, as of one snapshot taken at the first.
+
+        `metadata` keeps entries of transactions that have every given value. `after` and
+        `through` are positions (`through` also a time); a lower position may become visible
+        later, so a consumer that goes on from where it stopped uses `subscribe`.
+        `revisions` asks for types, by name, as of a revision (through the catalog's steps).
+        """
+        reader = self.open_reader(connection, revisions=revisions)
+        snapshot = self.store.read_snapshot(connection)
+        pairs = tuple(
+            (key, value)
+            for key, given in (metadata or {}).items()
+            for value in check_metadata(key, given)
+        )
+        if isinstance(through, datetime):
+            through = self.store.find_position(connection, through, snapshot=snapshot)
+        chosen = EntryFilter(aggregate, pairs, after, through)
+        return reader.read(chosen, snapshot=snapshot)
+
+    def subscribe(
+        self, engine: Engine, *, name: str, max_entries: int = BATCH_ENTRIES
+    ) -> Subscription:
+        """A durable consumer: `for batch in log.subscribe(...): ...; batch.commit()`.
+
+        A batch is a sequence of `LoggedEntry` in causal order, whole transactions of about
+        `max_entries` entries together. Its cursor is saved under `name` by `batch.commit()`,
+        after which it is not delivered again. The iteration ends when nothing is new.
+        """
+        return Subscription(
+            engine,
+            name=name,
+            feed=Feed(self.schema),
+            open_reader=self.open_reader,
+            max_entries=max_entries,
+        )
+
+    # -- replaying ------------------------------------------------------------------------
+
+    def replay(
+        self,
+        connection: Connection,
+        *,
+        into: str = "replayed",
+        through: int | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> ReplayReport:
+        """Rebuild every logged table in schema `into` from the log alone.
+
+        Runs in the connection's transaction if it is in one, which the caller commits; else
+        in one of its own. `through` is a position or an aware datetime. Tables of an earlier
+        replay are replaced, any others refused. `progress` is called with the position
+        reached and the last. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError`
+        for a log that does not replay.
+        """
+        return replay_log(
+            connection,
+            open_reader=self.open_reader,
+            into=into,
+            through=through,
+            progress=progress,
+        )
+
+    def verify(
+        self,
+        connection: Connection,
+        *,
+        full: bool = True,
+        limit: int = MOST_DIFFERENCES,
+        progress: Progress | None = None,
+    ) -> VerifyReport:
+        """Compare the live tables with the log, row by row, in one snapshot; never repairs.
+
+        A connection that is in a transaction already may see a state of its own: then a
+        second one of the same engine is used. Every row is compared: only `full=True` is
+        offered. At most `limit` differences are described, all are counted. Raises
+        `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a log that does not
+        replay.
+        """
+        if not full:
+            raise ConfigurationError(
+                "this version verifies every row; there is no incremental verification",
+                hint="call verify(connection), or replay a smaller log",
+            )
+        return verify_tables(
+            connection,
+            open_reader=self.open_reader,
+            list_unstored=lambda inside, stored: list_unstored_shapes(
+                inside, self.catalog, stored=stored
+            ),
+            limit=limit,
+            progress=progress,
+        )
+
+    def history(self, connection: Connection, model: Any, key: Any) -> list[Change]:
+        """What happened to a row, oldest first: when, by whom, what was written.
+
+        `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
+        aggregate if its name follows from the key, else the whole log.
+        """
+        types = self.catalog.find_types(model)
+        return list_changes(self.open_reader(connection), types, key=key)
+
+    def as_of(
+        self, connection: Connection, model: Any, *, key: Any, at: int | datetime
+    ) -> dict[str, Any] | None:
+        """The row's logged columns at a position or an aware datetime; None if there was none."""
+        types = self.catalog.find_types(model)
+        return rebuild_row(self.open_reader(connection), types, key=key, at=at)

@@ -1,0 +1,153 @@
+"""What became of a transaction whose answer was lost.
+
+Decides between COMMITTED, ABORTED and PENDING on a connection of its own. Must not know
+sessions or capture. The hard thing is that ABORTED must stay true: a COMMIT delayed in the
+network may arrive long after its client died, and together with the entries. So the answer is
+not only looked up, it is made: what is not there when its ticket is held is fenced off, and
+refused by the database if it comes yet. The status of a transaction id is never asked for:
+after a crash the id is given to another one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
+
+from oplog.entry import Receipt
+from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
+from oplog.outcome import Outcome, Resolution
+from oplog.store.outcomes import OutcomeStore
+
+WAIT_SECONDS = 10.0
+"""How long a resolver waits for a session that may still commit."""
+_GLANCE_SECONDS = 0.02
+_LEAST_SECONDS = 0.1
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+def resolve_on(
+    connection: Connection,
+    question: Sequence[Receipt] | str,
+    *,
+    store: OutcomeStore,
+    wait_seconds: float = WAIT_SECONDS,
+) -> Resolution:
+    """The outcome of the transaction with these receipts, or under this idempotency key.
+
+    `connection` is in no transaction. Raises `ConfigurationError` on a standby.
+    """
+    # Each statement must see what was committed while the one before it waited.
+    connection = connection.execution_options(isolation_level="READ COMMITTED")
+    with connection.begin():
+        _require_primary(connection, store)
+    if isinstance(question, str):
+        return _resolve_key(connection, question, store=store, wait_seconds=wait_seconds)
+    return _resolve_receipts(connection, question, store=store, wait_seconds=wait_seconds)
+
+
+def read_question(given: Any) -> list[Receipt] | str:
+    """What may be asked about: a receipt, several, an idempotency key, or the error itself.
+
+    Raises `ConfigurationError` for anything else, and for an error without receipts.
+    """
+    if isinstance(given, CommitOutcomeUnknownError):
+        # By receipt the answer does not wait for a lost session to let go of its key.
+        given = given.receipts or given.idempotency_key
+    if isinstance(given, Receipt):
+        return [given]
+    if isinstance(given, str) and given:
+        return given
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        receipts = list(given)
+        if receipts and all(isinstance(receipt, Receipt) for receipt in receipts):
+            return receipts
+    raise ConfigurationError(
+        f"{given!r:.100} does not name a transaction",
+        hint="give a receipt, the receipts of one transaction, an idempotency key, or the "
+        "CommitOutcomeUnknownError",
+    )
+
+
+def _require_primary(connection: Connection, store: OutcomeStore) -> None:
+    if store.is_standby(connection):
+        raise ConfigurationError(
+            "a standby cannot say what became of a transaction: it shows a past, and what is "
+            "not there may come yet",
+            hint="ask the primary",
+        )
+
+
+def _resolve_receipts(
+    connection: Connection,
+    receipts: Sequence[Receipt],
+    *,
+    store: OutcomeStore,
+    wait_seconds: float,
+) -> Resolution:
+    deadline = time.monotonic() + wait_seconds
+    # All entries of a transaction share its fate: one ticket is enough.
+    receipt = receipts[0]
+    _await_process(connection, receipt, store=store, deadline=deadline)
+    try:
+        with connection.begin() as transaction:
+            store.limit_wait(connection, max(_LEAST_SECONDS, deadline - time.monotonic()))
+            store.touch_ticket(connection, receipt.aggregate)
+            position = store.find_entry(connection, receipt)
+            if position is not None:
+                found = store.list_receipts(connection, position)
+                # Nothing is to be kept of having looked.
+                transaction.rollback()
+                return Resolution(Outcome.COMMITTED, tuple(found))
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+            store.fence(connection, [(one.entry_id, one.aggregate) for one in receipts])
+    except DBAPIError as error:
+        if not _is_timeout(error):
+            raise
+        with connection.begin():
+            blockers = store.list_ticket_blockers(connection, receipt.aggregate)
+        return Resolution(Outcome.PENDING, blockers=tuple(blockers))
+    return Resolution(Outcome.ABORTED)
+
+
+def _await_process(
+    connection: Connection, receipt: Receipt, *, store: OutcomeStore, deadline: float
+) -> None:
+    """Let a COMMIT that is late arrive, rather than fence it off.
+
+    Only a courtesy: behind a pooler the process is unknown, and its id may belong to another.
+    """
+    pause = 0.0
+    while receipt.process_id and time.monotonic() < deadline:
+        with connection.begin():
+            if not store.is_under_way(connection, receipt.process_id, pause_seconds=pause):
+                return
+        pause = _GLANCE_SECONDS
+
+
+def _resolve_key(
+    connection: Connection, key: str, *, store: OutcomeStore, wait_seconds: float
+) -> Resolution:
+    try:
+        with connection.begin():
+            store.limit_wait(connection, wait_seconds)
+            # Held by every transaction under the key from before its first statement.
+            store.lock_key(connection, key)
+            found = store.find_request(connection, key)
+    except DBAPIError as error:
+        if not _is_timeout(error):
+            raise
+        with connection.begin():
+            return Resolution(
+                Outcome.PENDING, blockers=tuple(store.list_key_blockers(connection, key))
+            )
+    if found is None:
+        return Resolution(Outcome.ABORTED)
+    return Resolution(Outcome.COMMITTED, found.receipts)
+
+
+def _is_timeout(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
