@@ -152,6 +152,9 @@ class CommitInterruptedError(CommitOutcomeUnknownError, KeyboardInterrupt):
 class DurabilityNotConfirmedWarning(UserWarning):
     """A COMMIT happened, and a wait for its standby was cut short: a failover may lose it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
 
 class CommitWouldRollBackError(CommitError):
     """A failed statement was swallowed: COMMIT would silently have rolled everything back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from oplog.capture.listener import EngineListener
-from oplog.capture.notice import warn_unconfirmed
+from oplog.capture.notice import mark_unconfirmed, warn_unconfirmed
 from oplog.capture.recorder import Recorder
 from oplog.entry import Receipt
 from oplog.errors import ConfigurationError
@@ -176,11 +176,7 @@ class Attachments:
     def list_receipts(self, session: Session | Connection) -> list[Receipt]:
         """Receipts of the session's last commit."""
         if isinstance(session, Connection):
-            listener = self._find_listener(session.engine)
-            receipts = list(listener.receipts.get(session, ()))
-            if listener.is_unconfirmed(session):
-                return [replace(receipt, durability_confirmed=False) for receipt in receipts]
-            return receipts
+            return list(self._find_listener(session.engine).receipts.get(session, ()))
         self._check_attached(session)
         return list(self._state(session).receipts)
 
@@ -324,7 +320,7 @@ class Attachments:
             state.receipts += one.recorder.receipts or (spent.receipts if spent else ())
             confirmed = confirmed and not one.listener.is_unconfirmed(one.connection)
         if not confirmed:
-            state.receipts = [replace(r, durability_confirmed=False) for r in state.receipts]
+            state.receipts = mark_unconfirmed(state.receipts)
             warn_unconfirmed()
 
     def _on_after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:

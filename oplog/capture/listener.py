@@ -238,6 +238,7 @@ class EngineListener(Transactions):
         if not recorder.owned:
             self.drain(connection, recorder, defer=False)
             self.receipts[connection] = recorder.receipts
+            self._notices.attend(connection).receipts = recorder.receipts
         recorder.raise_failure()
         if recorder.dirty:
             raise UnloggedWriteError(

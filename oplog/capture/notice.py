@@ -9,11 +9,14 @@ message is the server's own warning that a COMMIT no longer waits for its standb
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection
 
+from oplog.entry import Receipt
 from oplog.errors import DurabilityNotConfirmedWarning
 from oplog.image import IMAGES_KEPT
 
@@ -25,7 +28,7 @@ anything may warn with its SQLSTATE, 01000."""
 class Ear:
     """What was heard on one driver connection since its transaction began."""
 
-    __slots__ = ("deaf", "disowned", "images", "owned", "unconfirmed")
+    __slots__ = ("deaf", "disowned", "images", "owned", "receipts", "unconfirmed")
 
     def __init__(self) -> None:
         self.images = False
@@ -38,10 +41,13 @@ class Ear:
         """It belongs to an attached one, which asks after COMMIT what was heard."""
         self.unconfirmed = False
         """COMMIT stopped waiting for a synchronous standby."""
+        self.receipts: list[Receipt] = []
+        """Of a transaction that no session asks about: marked in place."""
 
     def begin(self) -> None:
         """A transaction begins: what was heard before is not about it."""
         self.images = self.disowned = self.owned = self.unconfirmed = False
+        self.receipts = []
 
 
 class Notices:
@@ -69,6 +75,7 @@ class Notices:
             elif diagnostic.source_function == _SYNCHRONOUS_WAIT:
                 ear.unconfirmed = True
                 if not ear.owned:
+                    ear.receipts[:] = mark_unconfirmed(ear.receipts)
                     warn_unconfirmed()
 
         add = getattr(raw, "add_notice_handler", None)
@@ -76,6 +83,11 @@ class Notices:
             ear.deaf = True
         else:
             add(hear)
+
+
+def mark_unconfirmed(receipts: Iterable[Receipt]) -> list[Receipt]:
+    """The receipts of a COMMIT that did not wait for its standby."""
+    return [replace(receipt, durability_confirmed=False) for receipt in receipts]
 
 
 def warn_unconfirmed() -> None:

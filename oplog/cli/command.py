@@ -18,6 +18,7 @@ from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
 from oplog.cli.option import debug_option, json_option
 from oplog.cli.rebuilding import replay, verify
+from oplog.cli.resolving import resolve
 from oplog.cli.types import types
 
 _EPILOG = """\b
@@ -57,5 +58,5 @@ def program(context: click.Context, /, **options: Any) -> None:
     invocation.database = options["database"]
 
 
-for _command in (status, doctor, tail, history, replay, verify, adopt, keys, types):
+for _command in (status, doctor, tail, history, replay, verify, resolve, adopt, keys, types):
     program.add_command(_command)

@@ -21,7 +21,7 @@ from oplog.errors import OplogError
 
 DIFFERENCES = 3
 """Exit code of a command that worked and found differences."""
-_FAILED = 1
+FAILED = 1
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141
 """What a shell reports for a process that SIGINT or SIGPIPE ended."""
@@ -103,14 +103,14 @@ def _explain(error: Exception) -> tuple[str, str, str, int]:
             hint = f"{path} --help"
         return name, error.format_message(), hint, error.exit_code
     if isinstance(error, DBAPIError):
-        return name, f"the database says: {_join([str(error.orig)])}", _advise(error), _FAILED
+        return name, f"the database says: {_join([str(error.orig)])}", _advise(error), FAILED
     if isinstance(error, SQLAlchemyError):
-        return name, _join([str(error).partition("\n(Background on")[0]]), "", _FAILED
+        return name, _join([str(error).partition("\n(Background on")[0]]), "", FAILED
     cause = error.__cause__ if isinstance(error, UnexpectedError) else None
     if isinstance(cause, Exception):
         text = f"{error}: {type(cause).__name__}: {cause}"
-        return type(cause).__name__, _join([text]), "--debug shows the traceback", _FAILED
-    return name, _join([f"{name}: {error}"]), "--debug shows the traceback", _FAILED
+        return type(cause).__name__, _join([text]), "--debug shows the traceback", FAILED
+    return name, _join([f"{name}: {error}"]), "--debug shows the traceback", FAILED
 
 
 def _advise(error: DBAPIError) -> str:
@@ -139,4 +139,4 @@ def _give_up_output(cause: BaseException) -> int:
         return _PIPE_CLOSED
     reason = cause.strerror if isinstance(cause, OSError) else cause
     sys.stderr.write(f"error: the output cannot be written: {reason}\n")
-    return _FAILED
+    return FAILED

@@ -38,12 +38,15 @@ PUBLIC = {
         "ArchiveError",
         "CaptureMismatchError",
         "ChainBrokenError",
+        "CommitCancelledError",
         "CommitError",
+        "CommitInterruptedError",
         "CommitOutcomeUnknownError",
         "CommitWouldRollBackError",
         "ConfigurationError",
         "ConflictError",
         "DecodeError",
+        "DurabilityNotConfirmedWarning",
         "EntryError",
         "EntryTooLargeError",
         "HeadRolledBackError",
@@ -74,6 +77,7 @@ PUBLIC = {
         "AdoptedType",
         "AdoptionReport",
         "Batch",
+        "Blocker",
         "Change",
         "Difference",
         "EntriesAppended",
@@ -86,8 +90,12 @@ PUBLIC = {
         "OpType",
         "Operation",
         "Oplog",
+        "Outcome",
+        "OutcomeLost",
+        "OutcomeResolved",
         "Receipt",
         "ReplayReport",
+        "Resolution",
         "Subscription",
         "Ticket",
         "TypeCatalog",
@@ -159,11 +167,18 @@ def public_callables(module_name: str) -> Iterator[tuple[str, inspect.Signature]
         # The library makes its values, users only read them.
         if not is_dataclass(value):
             yield public, inspect.signature(value)
-        for member in vars(value) if inspect.isclass(value) else ():
+        for member, found in _list_members(value) if inspect.isclass(value) else ():
             method = getattr(value, member)
             if not member.startswith("_") and inspect.isroutine(method):
-                bound = inspect.ismethod(method) or isinstance(vars(value)[member], staticmethod)
+                bound = inspect.ismethod(method) or isinstance(found, staticmethod)
                 yield f"{public}.{member}", _without_self(inspect.signature(method), bound=bound)
+
+
+def _list_members(value: type) -> Iterator[tuple[str, object]]:
+    """A class's own members and those of its parts, which need not be public themselves."""
+    for part in value.__mro__:
+        if part.__module__.startswith("oplog"):
+            yield from vars(part).items()
 
 
 def _without_self(signature: inspect.Signature, *, bound: bool) -> inspect.Signature:
@@ -245,8 +260,10 @@ def test_two_positional_parameters_at_most(module_name: str) -> None:
 
 
 def test_only_the_store_names_the_logs_tables() -> None:
-    names = re.compile(r"\boplog_(?:entry|metadata|ticket|type|key|checkpoint|log|image|guard)\b")
-    definitions = {PACKAGE / f"{name}.py" for name in ("tables", "guard", "image")}
+    names = re.compile(
+        r"\boplog_(?:entry|metadata|ticket|type|key|checkpoint|log|fence|image|guard)\b"
+    )
+    definitions = {PACKAGE / f"{name}.py" for name in ("append", "tables", "guard", "image")}
     allowed = {*definitions, *(PACKAGE / "store").glob("*.py")}
     elsewhere = {
         f"{path.relative_to(ROOT)}:{constant.lineno}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from sqlalchemy.orm import Session
 from oplog.capture.retry import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
+    PATIENCE,
+    Beginning,
+    Course,
     draw_pause,
     run_async_work,
     run_work,
@@ -29,6 +32,17 @@ pytestmark = [pytest.mark.concurrency]
 
 class OneSession(Session):
     """A session that touches no database."""
+
+
+PLAIN = Beginning(
+    claim=lambda session, wait_seconds: pytest.fail("there is no key"),
+    lock=lambda session, aggregates: pytest.fail("nothing is known to be contended"),
+    list_receipts=lambda session: [],
+)
+
+
+def run(work: Callable[[Session], Any], *, course: Course[Any], sleep: Any) -> Any:
+    return run_work(OneSession, work, course=course, beginning=PLAIN, sleep=sleep)
 
 
 def conflict() -> TicketConflictError:
@@ -57,7 +71,7 @@ def test_run_gives_up_after_its_retries() -> None:
         raise conflict()
 
     with pytest.raises(TicketConflictError, match="lost"):
-        run_work(OneSession, work, retries=3, sleep=pauses.append, on_event=events.append)
+        run(work, course=Course(3, keyed=False, on_event=events.append), sleep=pauses.append)
     assert len(calls) == 4
     assert len(set(map(id, calls))) == 4  # each attempt in a session of its own
     assert len(pauses) == 3
@@ -75,7 +89,35 @@ def test_run_returns_what_the_last_attempt_returned() -> None:
             raise answer
         return answer
 
-    assert run_work(OneSession, work, retries=2, sleep=lambda _: None) == "done"
+    assert run(work, course=Course(2, keyed=False), sleep=lambda _: None) == "done"
+
+
+def test_after_several_conflicts_a_run_waits_in_line() -> None:
+    locked: list[tuple[int, tuple[str, ...]]] = []
+    calls: list[int] = []
+
+    def work(session: Session) -> None:
+        calls.append(1)
+        raise TicketConflictError("lost", aggregates=[f"account/{len(calls) % 2}", "account/9"])
+
+    beginning = Beginning(
+        claim=lambda session, wait_seconds: pytest.fail("there is no key"),
+        lock=lambda session, aggregates: locked.append((len(calls), aggregates)),
+        list_receipts=lambda session: [],
+    )
+    with pytest.raises(TicketConflictError):
+        run_work(
+            OneSession,
+            work,
+            course=Course(PATIENCE + 1, keyed=False),
+            beginning=beginning,
+            sleep=lambda _: None,
+        )
+    last = f"account/{PATIENCE % 2}"
+    assert locked == [
+        (PATIENCE, (last, "account/9")),
+        (PATIENCE + 1, ("account/0", "account/1", "account/9")),
+    ]
 
 
 @dataclass
@@ -103,7 +145,7 @@ def test_what_a_fresh_run_cannot_cure_passes_at_once(failure: BaseException) -> 
         raise failure
 
     with pytest.raises(type(failure)) as caught:
-        run_work(OneSession, work, retries=5, sleep=lambda _: pytest.fail("it paused"))
+        run(work, course=Course(5, keyed=False), sleep=lambda _: pytest.fail("it paused"))
     assert caught.value is failure
     assert calls == [1]
 
@@ -117,7 +159,7 @@ def test_what_postgres_asks_to_run_again_is_run_again(sqlstate: str) -> None:
             raise failures.pop()
         return 1
 
-    assert run_work(OneSession, work, retries=1, sleep=lambda _: None) == 1
+    assert run(work, course=Course(1, keyed=False), sleep=lambda _: None) == 1
 
 
 async def test_cancelling_ends_the_pause(database_url: sa.URL) -> None:
@@ -133,7 +175,13 @@ async def test_cancelling_ends_the_pause(database_url: sa.URL) -> None:
         raise conflict()
 
     running = asyncio.ensure_future(
-        run_async_work(async_sessionmaker(engine), work, retries=20, sleep=pause)
+        run_async_work(
+            async_sessionmaker(engine),
+            work,
+            course=Course(20, keyed=False),
+            beginning=PLAIN,
+            sleep=pause,
+        )
     )
     await pausing.wait()
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]

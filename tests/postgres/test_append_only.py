@@ -15,10 +15,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.store import NewEntry, Store
+from oplog.store.outcomes import OutcomeStore
 
 pytestmark = pytest.mark.postgres
 
-FROZEN = ("oplog_entry", "oplog_metadata", "oplog_type", "oplog_log")
+FROZEN = ("oplog_entry", "oplog_metadata", "oplog_fence", "oplog_type", "oplog_log")
 """Tables whose rows never change at all."""
 STEPPING = ("oplog_ticket", "oplog_key")
 """Tables whose rows never go, and change in one way only."""
@@ -48,6 +49,7 @@ def write_rows(connection: Connection) -> None:
         "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor) "
         "VALUES ('account', 1, '{}', '')"
     )
+    OutcomeStore("oplog").fence(connection, [(uuid4(), "account/1")])
     for names in (["account/1", "account/2"], ["account/1"]):
         statement, values = store.bind_append(
             [NewEntry(name, None, uuid4(), b"b" * 32, b"sealed") for name in names],
@@ -189,6 +191,12 @@ def test_a_ticket_can_be_redeemed(connection: Connection) -> None:
     assert done.rowcount == 2
 
 
+def test_a_ticket_can_be_touched_as_it_is(connection: Connection) -> None:
+    """A resolver does, so that no transaction with an older snapshot redeems it."""
+    done = connection.exec_driver_sql("UPDATE oplog.oplog_ticket SET version = version")
+    assert done.rowcount == 2
+
+
 @pytest.mark.parametrize(
     "assignments",
     [
@@ -197,7 +205,7 @@ def test_a_ticket_can_be_redeemed(connection: Connection) -> None:
         "prev_hash = head_hash",
         f"prev_hash = {BEFORE}",
         "aggregate_name = aggregate_name || 'x'",
-        "version = version",
+        "version = version, head_hash = 'new'",
         "version = version + 1",
         "version = version + 2, prev_hash = head_hash",
         "version = version - 1, prev_hash = head_hash",

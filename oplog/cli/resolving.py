@@ -1,0 +1,105 @@
+"""The command that asks what became of a transaction: resolve.
+
+Must not decide: the library answers. The hard thing is that to ask by entry is to decide, so
+the help says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+from uuid import UUID
+
+import click
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from oplog.cli.invocation import Invocation, parse_url
+from oplog.cli.option import pass_invocation, standard_options
+from oplog.cli.outcome import FAILED
+from oplog.cli.presentation import escape
+from oplog.entry import Receipt
+from oplog.outcome import Outcome, Resolution
+
+
+@click.command()
+@click.argument("key", required=False)
+@click.option("--entry", type=click.UUID, help="Entry id of a receipt.")
+@click.option("--aggregate", metavar="NAME", help="Aggregate of the same receipt.")
+@click.option("--version", type=click.IntRange(min=0), default=0, help="Its version, if known.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For a session that may still commit.",
+)
+@standard_options
+@pass_invocation
+def resolve(
+    invocation: Invocation,
+    *,
+    key: str | None,
+    entry: UUID | None,
+    aggregate: str | None,
+    version: int,
+    wait: float,
+) -> int:
+    """What became of a transaction whose COMMIT was not answered.
+
+    By idempotency KEY, or by the --entry and --aggregate of a receipt. Asked by receipt, a
+    transaction that is not there is declared aborted, for ever: its COMMIT is refused should it
+    arrive yet. Exit code 1 while nobody can know (pending); who is waited for is shown.
+    """
+    question = _read_question(key, entry, aggregate, version)
+    log = invocation.load_log()
+    engine = sa.create_engine(
+        parse_url(invocation.database),
+        poolclass=NullPool,
+        connect_args={"application_name": "oplog"},
+    )
+    with engine.connect() as connection:
+        log.store.require_current(connection)
+    found = log.inquire(question, engine, wait_seconds=wait)
+    invocation.emit(lambda: _to_json(found), lambda: _show(found))
+    return FAILED if found.outcome is Outcome.PENDING else 0
+
+
+def _read_question(
+    key: str | None, entry: UUID | None, aggregate: str | None, version: int
+) -> Receipt | str:
+    if key is not None and entry is None and aggregate is None:
+        return key
+    if key is None and entry is not None and aggregate is not None:
+        return Receipt(entry, aggregate, version, b"")
+    raise click.UsageError("give an idempotency KEY, or --entry and --aggregate of a receipt")
+
+
+def _to_json(found: Resolution) -> dict[str, Any]:
+    return {
+        "outcome": found.outcome.value,
+        "receipts": [
+            {
+                "entry_id": str(receipt.entry_id),
+                "aggregate": receipt.aggregate,
+                "version": receipt.version,
+                "entry_hash": receipt.entry_hash.hex(),
+            }
+            for receipt in found.receipts
+        ],
+        "blockers": [asdict(blocker) for blocker in found.blockers],
+    }
+
+
+def _show(found: Resolution) -> Iterator[str]:
+    yield found.outcome.value
+    for receipt in found.receipts:
+        yield f"  {escape(receipt.aggregate)} version {receipt.version}, entry {receipt.entry_id}"
+    for blocker in found.blockers:
+        who = f"process {blocker.process_id}" if blocker.process_id else "a prepared transaction"
+        told = ", ".join(
+            part for part in (blocker.state, blocker.application_name, blocker.client) if part
+        )
+        yield f"  waits for {who}: {escape(told)}, for {blocker.transaction_seconds:.0f} s"
