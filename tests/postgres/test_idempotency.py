@@ -132,7 +132,10 @@ def test_annotating_with_a_used_key_tells_so(db: LoggedDatabase) -> None:
             assert db.log.annotate(session, idempotency_key="k") == first
             assert db.log.annotate(session, idempotency_key="k") == first
         assert db.log.receipts(session) == first
-    with pytest.raises(IdempotencyConflictError, match="writes again") as caught, db.sessions() as s:
+    with (
+        pytest.raises(IdempotencyConflictError, match="writes again") as caught,
+        db.sessions() as s,
+    ):
         db.log.annotate(s, idempotency_key="k")
         s.get_one(Customer, 1).name = "again"
         s.commit()
@@ -151,9 +154,12 @@ def test_a_connection_of_an_attached_engine_takes_keys_too(db: LoggedDatabase) -
     first = db.log.receipts(connection)
     with db.engine.begin() as connection:
         assert db.log.annotate(connection, idempotency_key="k") == first
-    with pytest.raises(IdempotencyConflictError), db.engine.begin() as connection:
+    with db.engine.connect() as connection:
+        transaction = connection.begin()
         db.log.annotate(connection, idempotency_key="k")
         connection.execute(statement.values(name="y"))
+        with pytest.raises(IdempotencyConflictError):
+            transaction.commit()
     db.assert_replays()
 
 
