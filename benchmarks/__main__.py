@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.adopting import fill_table, measure_adoption
+from benchmarks.contending import compare_contention
 from benchmarks.guarding import compare_bulk, compare_guards, compare_raw
 from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
 from benchmarks.replaying import fill_log, measure_replay
@@ -51,6 +52,7 @@ def main() -> None:
             row for clients in (1, 2) for row in compare_writing(server.url, clients, chosen.pairs)
         ]
         results["guards"] = list(compare_guarding(server.url, chosen.pairs))
+        results["contention"] = list(compare_writers(server.url))
         results["wire"] = list(compare_wire(server.url))
         results["size"] = list(measure_size(server.url))
         results["replay"] = list(compare_replay(server.url, chosen.replay_rows))
@@ -159,6 +161,18 @@ def compare_guarding(server: str, pairs: int) -> Iterator[dict[str, Any]]:
                     f"{row['ratio']:>7.2f}{low:>8.2f}-{high:.2f}{target}"
                 )
                 yield row
+
+
+def compare_writers(server: str) -> Iterator[dict[str, Any]]:
+    """Goodput and wasted work of writers on one aggregate; ratio to an aggregate each."""
+    say(f"\n{'writers':>7}  {'way':34}{'commits/s':>10}{'ratio':>8}{'in vain':>9}{'longest s':>11}")
+    with fresh_database(server) as url:
+        for row in compare_contention(url):
+            say(
+                f"{row['writers']:>7}  {row['way']:34}{row['commits_per_second']:>10}"
+                f"{row['ratio']:>8.2f}{row['vain_per_commit']:>9.2f}{row['longest_seconds']:>11.2f}"
+            )
+            yield row
 
 
 def compare_wire(server: str) -> Iterator[dict[str, Any]]:

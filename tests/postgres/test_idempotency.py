@@ -132,13 +132,11 @@ def test_annotating_with_a_used_key_tells_so(db: LoggedDatabase) -> None:
             assert db.log.annotate(session, idempotency_key="k") == first
             assert db.log.annotate(session, idempotency_key="k") == first
         assert db.log.receipts(session) == first
-    with (
-        pytest.raises(IdempotencyConflictError, match="writes again") as caught,
-        db.sessions() as s,
-    ):
-        db.log.annotate(s, idempotency_key="k")
-        s.get_one(Customer, 1).name = "again"
-        s.commit()
+    with db.sessions() as session:
+        db.log.annotate(session, idempotency_key="k")
+        session.get_one(Customer, 1).name = "again"
+        with pytest.raises(IdempotencyConflictError, match="writes again") as caught:
+            session.commit()
     assert caught.value.receipts == first
     assert db.read()[-1].metadata == {"actor": ["a"]}
     db.assert_replays()
