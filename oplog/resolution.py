@@ -101,6 +101,7 @@ def _resolve_receipts(
                 found = store.list_receipts(connection, position)
                 # Nothing is to be kept of having looked.
                 transaction.rollback()
+                _check_one_transaction(receipts, found)
                 return Resolution(Outcome.COMMITTED, tuple(found))
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
             store.fence(connection, [(one.entry_id, one.aggregate) for one in receipts])
@@ -111,6 +112,15 @@ def _resolve_receipts(
             blockers = store.list_ticket_blockers(connection, receipt.aggregate)
         return Resolution(Outcome.PENDING, blockers=tuple(blockers))
     return Resolution(Outcome.ABORTED)
+
+
+def _check_one_transaction(asked: Sequence[Receipt], found: Sequence[Receipt]) -> None:
+    others = {one.entry_id for one in asked} - {one.entry_id for one in found}
+    if others:
+        raise ConfigurationError(
+            f"of {len(asked)} receipts, {len(others)} are not of the transaction of the first",
+            hint="ask about one transaction at a time",
+        )
 
 
 def _await_process(

@@ -171,7 +171,10 @@ class EngineListener(Transactions):
         if not is_undecided(connection, cause):
             return None
         # A cancelled or interrupted driver call leaves the connection in the middle of it.
-        exception_context.is_disconnect = True
+        if not exception_context.is_disconnect:
+            exception_context.is_disconnect = True
+            # The others of the pool are none the worse for it.
+            exception_context.invalidate_pool_on_disconnect = False
         receipts = [replace(r, process_id=recorder.process_id) for r in recorder.receipts]
         lost = exception_context.chained_exception
         if isinstance(lost, CommitOutcomeUnknownError):
