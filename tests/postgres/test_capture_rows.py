@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oplog import OpType
@@ -317,6 +318,30 @@ def test_many_rows_in_one_flush_keep_their_own_keys_and_defaults(db: LoggedDatab
         for account in session.scalars(sa.select(Account).where(Account.id % 2 == 0)):
             session.delete(account)
     db.assert_replays()
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["unguarded", "guarded"])
+def test_unique_values_are_swapped_in_one_flush(engine: Engine, guarded: bool) -> None:
+    db = open_logged(engine, Base, aggregates=AGGREGATES, guarded=guarded)
+    unique = "ALTER TABLE account ADD UNIQUE (owner) DEFERRABLE INITIALLY DEFERRED"
+    db.execute(unique)
+    with db.sessions.begin() as session:
+        session.add_all([make_account(1, owner="ada"), make_account(2, owner="bob")])
+    with db.sessions.begin() as session:
+        first, second = session.get_one(Account, 1), session.get_one(Account, 2)
+        first.owner, second.owner = second.owner, first.owner
+        session.flush()
+        first.note = second.note = "swapped"
+    with pytest.raises(IntegrityError), db.sessions.begin() as session:
+        session.get_one(Account, 1).owner = "ada"
+    assert db.tell() == [f"{k} account {n}" for k in ("CREATE", "UPDATE") for n in (1, 2)]
+    assert [e.operations[0].fields["owner"] for e in db.read()] == ["ada", "bob", "bob", "ada"]
+    db.assert_replays()
+    db.assert_pool_is_clean()
+    with engine.connect() as connection:
+        db.log.replay(connection, into="again")
+        sql = "SELECT id, owner FROM again.account ORDER BY id"
+        assert list(connection.exec_driver_sql(sql)) == [(1, "bob"), (2, "ada")]
 
 
 def test_nothing_is_logged_of_a_rolled_back_transaction(db: LoggedDatabase) -> None:

@@ -226,6 +226,26 @@ def test_computed_columns_are_computed_anew_and_compared(engine: Engine) -> None
     db.assert_replays()
 
 
+def test_a_tampered_computed_column_is_found(engine: Engine) -> None:
+    """A function that is declared IMMUTABLE and replaced leaves rows as it made them before."""
+    price = "CREATE OR REPLACE FUNCTION price(integer) RETURNS integer LANGUAGE sql IMMUTABLE AS "
+    table = "(id integer PRIMARY KEY, v integer, p integer GENERATED ALWAYS AS (price(v)) STORED)"
+    db = open_table(
+        engine,
+        make_id(),
+        sa.Column("v", sa.Integer),
+        ddl=(f"{price} 'SELECT $1 * 2'", f"CREATE TABLE t {table}"),
+    )
+    insert(db, id=1, v=0)
+    insert(db, id=2, v=3)
+    db.assert_replays()
+    db.execute(f"{price} 'SELECT $1 * 20'")
+    with engine.connect() as connection:
+        (difference,) = db.log.verify(connection).differences
+    assert (difference.kind, difference.key, difference.column) == ("changed", {"id": 2}, "p")
+    assert (difference.live, difference.logged) == (6, 60)
+
+
 def test_virtual_columns_are_compared(engine: Engine) -> None:
     with engine.connect() as connection:
         if connection.dialect.server_version_info < (18,):  # type: ignore[operator]
