@@ -28,7 +28,13 @@ from oplog.errors import (
     WrongKeyError,
 )
 from oplog.keyring import Keyring
-from oplog.live import LiveColumn, LiveTable, read_live_tables, require_live_table
+from oplog.live import (
+    LiveColumn,
+    LiveTable,
+    check_settings,
+    read_live_tables,
+    require_live_table,
+)
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
 from oplog.store.guards import Guard, Guards, read_guards
@@ -176,8 +182,10 @@ def bind_catalog(
 
     With `write=False` nothing is stored, and the binding is `fresh` if something had to be.
     Raises `SchemaVersionError` without current log tables, `SchemaDriftError` where tables
-    and models disagree, `WrongKeyError` when a known key id comes with another key.
+    and models disagree, `WrongKeyError` when a known key id comes with another key,
+    `ConfigurationError` for settings under which the log's SQL says something else.
     """
+    check_settings(connection)
     store.require_current(connection)
     log_id = store.read_log_id(connection)
     # Read once: another thread may rotate the keyring at any moment.

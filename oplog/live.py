@@ -9,13 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from oplog.errors import NotCapturableError, SchemaDriftError
+from oplog.errors import ConfigurationError, NotCapturableError, SchemaDriftError
 from oplog.tables import quote
+
+REFUSED_SETTINGS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "standard_conforming_strings": (
+            "off",
+            "on",
+            "a backslash in the text of the log's functions would mean something else",
+        ),
+        "array_nulls": (
+            "off",
+            "on",
+            "a NULL inside an array parameter is stored as the word",
+        ),
+        "quote_all_identifiers": (
+            "on",
+            "off",
+            "the server spells the same type in another way",
+        ),
+    }
+)
+"""Settings that change what the log's own SQL says: the value, the one to set, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +136,23 @@ JOIN base b ON b.attrelid = c.oid AND b.attnum = a.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
 ORDER BY w.n, a.attnum
 """
+
+
+def check_settings(connection: Connection) -> None:
+    """Raise `ConfigurationError` where a setting changes what the log's own SQL says."""
+    found = connection.exec_driver_sql(
+        "SELECT name, setting, pg_catalog.current_database()::text FROM pg_catalog.pg_settings "
+        "WHERE name = ANY(%s::text[])",
+        (list(REFUSED_SETTINGS),),
+    )
+    for name, value, database in found:
+        refused, wanted, why = REFUSED_SETTINGS[name]
+        if value == refused:
+            raise ConfigurationError(
+                f"{name} is {value}: {why}",
+                hint=f"ALTER DATABASE {quote(database)} SET {name} = {wanted}, or the same for "
+                "the role that sets it",
+            )
 
 
 def read_live_tables(

@@ -17,6 +17,7 @@ from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.facade import Oplog
+from oplog.live import check_settings
 from oplog.tables import (
     VERSION,
     create_statements,
@@ -283,6 +284,8 @@ def _emit(operations: Operations, statements: Iterable[str]) -> None:
             f"the log lives in PostgreSQL, this migration runs on {context.dialect.name}",
             hint="keep the log's revisions in the environment of the PostgreSQL database",
         )
+    if not context.as_sql:
+        check_settings(operations.get_bind())
     for statement in statements:
         if context.as_sql:
             context.impl.static_output(statement + context.impl.command_terminator)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from oplog.finding import Finding, Severity, make_notice, make_problem
+from oplog.live import REFUSED_SETTINGS
 from oplog.store.diagnosis import Facts, OwnedObject
 
 LONG_KEEPALIVE_SECONDS = 600
@@ -120,6 +121,15 @@ _WEAK: Mapping[str, tuple[Severity, frozenset[str], str, str]] = {
         "a client that hangs in a transaction holds its locks for ever",
         "set idle_in_transaction_session_timeout, to a minute for example",
     ),
+    **{
+        name: (
+            "problem",
+            frozenset({refused}),
+            f"{why}; what needs it is refused",
+            f"set {name} = {wanted}",
+        )
+        for name, (refused, wanted, why) in REFUSED_SETTINGS.items()
+    },
 }
 
 

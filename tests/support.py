@@ -92,7 +92,7 @@ def _find_adopting(log: Oplog, connection: Connection) -> dict[str, float]:
 
 def _read_live(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
     for name, value in TEXT_SETTINGS.items():
-        connection.exec_driver_sql("SELECT set_config(%s, %s, true)", (name, value))
+        connection.exec_driver_sql("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
     rows: dict[tuple[str, str], Row] = {}
     for shape in log.open_reader(connection).types.latest.values():
         table = f"{quote(shape.schema)}.{quote(shape.table)}"

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.guard import BYPASS_AGGREGATE, make_prefix
-from oplog.live import LiveTable, read_live_tables
+from oplog.live import REFUSED_SETTINGS, LiveTable, read_live_tables
 from oplog.shape import Shape
 from oplog.store.entries import Store
 from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
@@ -33,6 +33,7 @@ WATCHED_SETTINGS = (
     "session_replication_role",
     "tcp_keepalives_idle",
     "server_encoding",
+    *REFUSED_SETTINGS,
 )
 
 
