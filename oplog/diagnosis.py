@@ -14,7 +14,7 @@ from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.live import LiveTable, require_live_table
-from oplog.premise import judge_owners, judge_settings
+from oplog.premise import judge_activity, judge_owners, judge_settings
 from oplog.shape import Shape
 from oplog.store.diagnosis import Facts, GuardedTree, LogFacts, Part
 from oplog.store.expected import (
@@ -40,6 +40,7 @@ def judge(facts: Facts, *, schema: str, catalog: TypeCatalog, guard: bool) -> li
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
         found += _judge_traces(facts.log)
     found += judge_settings(facts)
+    found += judge_activity(facts.activity)
     return sorted(found, key=lambda finding: finding.severity != "problem")
 
 

@@ -1,4 +1,4 @@
-"""What the log relies on and did not install: settings of the server, and who owns what.
+"""What the log relies on and did not install: settings, owners, and transactions that end.
 
 Pure, like `diagnosis`, for which it judges these facts. Must not know tables or guards. The
 hard thing is that most servers run with some of these settings, so only what breaks a promise
@@ -11,10 +11,15 @@ from collections.abc import Iterator, Mapping
 
 from oplog.finding import Finding, Severity, make_notice, make_problem
 from oplog.live import REFUSED_SETTINGS
+from oplog.store.activity import Activity, OpenTransaction
 from oplog.store.diagnosis import Facts, OwnedObject
 
 LONG_KEEPALIVE_SECONDS = 600
 """A client that vanished holds its locks for as long, which other writers wait for."""
+LONG_TRANSACTION_SECONDS = 300
+"""Until it ends the log's tables keep every dead version of a ticket, and its locks."""
+OLD_DATABASE_AGE = 1_000_000_000
+"""Transaction ids; the server accepts no writes at all a little after two thousand million."""
 _KINDS = ("schema", "table", "function")
 _OFF = frozenset({"off", "false", "no", "0"})
 
@@ -158,3 +163,40 @@ def _judge_setting(name: str, value: str, *, where: str) -> Iterator[Finding]:
             message=f"{name} is {value} s: a client that vanished holds its locks for as long",
             hint=f"set {name} to {LONG_KEEPALIVE_SECONDS} s or less",
         )
+
+
+def judge_activity(activity: Activity) -> Iterator[Finding]:
+    """Transactions that were forgotten, and a database that nobody could clean for long."""
+    for one in activity.transactions:
+        if one.seconds >= LONG_TRANSACTION_SECONDS:
+            yield _judge_transaction(one)
+    if activity.frozen_age >= OLD_DATABASE_AGE:
+        yield make_notice(
+            "wraparound",
+            "transaction ids",
+            message=f"{activity.frozen_age:,} transactions have passed since the oldest that this "
+            "database has to know; after about two thousand million the server refuses writes",
+            hint="end old transactions, drop unused replication slots, then VACUUM FREEZE",
+        )
+
+
+def _judge_transaction(one: OpenTransaction) -> Finding:
+    minutes = f"{one.seconds // 60} minutes"
+    if one.prepared is not None:
+        name = one.prepared.replace("'", "''")
+        return make_notice(
+            "transaction-prepared",
+            f"prepared transaction {one.prepared}",
+            message=f"{one.role} prepared it {minutes} ago and it is still there: it holds its "
+            "locks, through restarts too, and whoever writes the same aggregates waits",
+            hint=f"COMMIT PREPARED '{name}' or ROLLBACK PREPARED '{name}'",
+        )
+    program = f" ({one.application_name})" if one.application_name else ""
+    return make_notice(
+        "transaction-old",
+        f"process {one.process_id}",
+        message=f"{one.role}{program} has had a transaction open for {minutes}, {one.state}: "
+        "nothing is missed by readers, but what it wrote comes late, its locks are held, and no "
+        "dead version of a ticket can be cleaned away",
+        hint=f"end it there, or SELECT pg_terminate_backend({one.process_id})",
+    )

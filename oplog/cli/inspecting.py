@@ -6,7 +6,8 @@ is shown is what is read, never the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,8 @@ from oplog.cli.presentation import (
     to_json_value,
 )
 from oplog.facade import Oplog
+from oplog.premise import judge_activity
+from oplog.store.activity import read_activity
 from oplog.store.inspection import (
     find_tail_start,
     list_guard_problems,
@@ -56,6 +59,8 @@ def status(invocation: Invocation) -> None:
     for key in found["keys"]:
         if key["state"] in {"missing", "different"}:
             say(f"warning: the keyring's key {key['key_id']} is {key['state']}")
+    for warning in found["transactions"]["warnings"]:
+        say(f"warning: {escape(warning)}")
 
 
 def _read_status(log: Oplog, connection: Connection) -> dict[str, Any]:
@@ -63,6 +68,7 @@ def _read_status(log: Oplog, connection: Connection) -> dict[str, Any]:
     counted = log.store.read_status(connection)
     server = read_server_status(connection, log.schema)
     problems = list_guard_problems(connection, log.schema)
+    activity = read_activity(connection)
     types: dict[str, dict[str, Any]] = {}
     for shape in log.store.list_types(connection):
         described = types.setdefault(shape.type_name, {"name": shape.type_name, "revisions": []})
@@ -80,6 +86,10 @@ def _read_status(log: Oplog, connection: Connection) -> dict[str, Any]:
         "types": list(types.values()),
         "keys": _list_keys(log, log.store.list_keys(connection)),
         "append_only": {"ok": not problems, "problems": problems},
+        "transactions": {
+            "open": [asdict(one) for one in activity.transactions],
+            "warnings": [f"{f.where}: {f.message}" for f in judge_activity(activity)],
+        },
         "server": {
             "version": server.version,
             "standby": server.standby,
@@ -118,6 +128,7 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
         "append-only": "yes, every trigger is in place"
         if found["append_only"]["ok"]
         else "NO, see the warnings",
+        "open": _show_open(found["transactions"]["open"]),
         "types": "" if found["types"] else "none yet",
     }
     for name, text in lines.items():
@@ -129,6 +140,15 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
     yield "keys:" if found["keys"] else "keys:        none, the log is not sealed"
     for key in found["keys"]:
         yield f"  {key['key_id']}  {key['state']}"
+
+
+def _show_open(transactions: Sequence[Mapping[str, Any]]) -> str:
+    if not transactions:
+        return "no other transaction"
+    prepared = sum(one["prepared"] is not None for one in transactions)
+    told = f", {prepared} of them prepared" if prepared else ""
+    oldest = max(one["seconds"] for one in transactions)
+    return f"{show_count(len(transactions), 'other transaction')}{told}, the oldest for {oldest} s"
 
 
 @click.command()

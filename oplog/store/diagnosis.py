@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from oplog.guard import BYPASS_AGGREGATE, make_prefix
 from oplog.live import REFUSED_SETTINGS, LiveTable, read_live_tables
 from oplog.shape import Shape
+from oplog.store.activity import Activity, read_activity
 from oplog.store.entries import Store
 from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
 from oplog.store.guards import DeclaredGuard, list_declared_guards
@@ -127,6 +128,8 @@ class Facts:
     """Schema and name of those tables that have types in the log and are there."""
     trees: Sequence[GuardedTree]
     """Guarded tables, and those of the catalog."""
+    activity: Activity
+    """Open transactions of others."""
 
 
 def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Table]) -> Facts:
@@ -155,6 +158,7 @@ def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Tabl
         live=live,
         existing=_find_existing(connection, {(s.schema, s.table) for s in log.shapes}),
         trees=_list_trees(connection, store.schema, oids=[table.oid for table in live.values()]),
+        activity=read_activity(connection),
     )
 
 
