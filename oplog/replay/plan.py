@@ -16,11 +16,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from oplog.errors import SchemaDriftError
+from oplog.errors import NotCapturableError, SchemaDriftError
 from oplog.live import LiveColumn, LiveTable, read_live_tables
 from oplog.shape import Column, Shape
 from oplog.tables import quote, quote_literal
-from oplog.value import ValueCodec
+from oplog.value import ValueCodec, codec_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +170,7 @@ def _check_drift(
                 hint="if a migration dropped it, start the application once: its next logged "
                 "transaction stores the new revision",
             )
+    _check_kinds(live, shapes, name=name, excluded=excluded)
     known = {column for shape in shapes for column in shape.names}
     for found in live.columns:
         if found.generated or found.name in excluded or found.name in known:
@@ -180,6 +181,32 @@ def _check_drift(
             hint="if a migration added it, start the application once: its next logged "
             "transaction stores the new revision",
         )
+
+
+def _check_kinds(
+    live: LiveTable, shapes: list[Shape], *, name: str, excluded: frozenset[str]
+) -> None:
+    """Refuse a column whose values are of another kind now than those that the log has.
+
+    A wider or narrower type of the same kind reads the logged values as before, or says which
+    of them it cannot.
+    """
+    for found in live.columns:
+        logged = [s.by_name[found.name] for s in shapes if found.name in s.by_name]
+        if not logged or found.generated or found.name in excluded:
+            continue
+        try:
+            kind = codec_for(found.pg_type, category=found.category).kind
+        except NotCapturableError:
+            kind = None
+        if all(column.kind is not kind for column in logged):
+            raise SchemaDriftError(
+                f"column {name}.{found.name} is {found.pg_type} in the table and "
+                f"{logged[-1].pg_type} in the log (type {shapes[-1].type_name!r} revision "
+                f"{shapes[-1].revision})",
+                hint="if a migration changed it, log its rows anew with the new model: "
+                "oplog adopt --again",
+            )
 
 
 def _find_fills(columns: tuple[Column, ...], details: dict[str, Any]) -> dict[str, str]:

@@ -153,7 +153,10 @@ def _describe(
 ) -> list[Difference]:
     here, there, changed, live_texts, logged_texts = row[:5]
     names = plan.compared
-    live = {n: _read(codecs[n], text) for n, text in zip(names, live_texts, strict=True)}
+    live = {
+        n: _read_live(plan, n, codec=codecs[n], text=text)
+        for n, text in zip(names, live_texts, strict=True)
+    }
     logged = {n: _read(codecs[n], text) for n, text in zip(names, logged_texts, strict=True)}
     key = {name: (live if here else logged)[name] for name in plan.key_names}
     if not there:
@@ -187,6 +190,16 @@ def _test(name: str, codec: ValueCodec) -> str:
 
 def _texts(side: str, names: Sequence[str]) -> str:
     return f"ARRAY[{', '.join(f'{side}.{quote(name)}::text' for name in names)}]"
+
+
+def _read_live(plan: TablePlan, name: str, *, codec: ValueCodec, text: str | None) -> Any:
+    """The value, or its text where the table's type is no longer the logged one."""
+    try:
+        return _read(codec, text)
+    except ReplayError:
+        if plan.live_columns[name].pg_type == codec.pg_type:
+            raise
+        return text
 
 
 def _read(codec: ValueCodec, text: str | None) -> Any:
