@@ -6,6 +6,7 @@ to the last byte, whenever the test says so.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -18,8 +19,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import Engine, create_engine
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from oplog import Outcome, Receipt
+from oplog.errors import CommitOutcomeUnknownError
 from oplog.testing import EmbeddedServer
 from tests.logged import LoggedDatabase, open_logged
 from tests.support import install_log
@@ -134,4 +138,104 @@ def test_full_of_data(disk: SmallDisk, full: str) -> None:
         with db.sessions.begin() as session:
             session.add(make_picture(2))
         assert_whole(db, rows=2)
+        db.engine.dispose()
+
+
+# -- the write-ahead log ------------------------------------------------------------------------
+
+QUIET = {
+    # COMMIT itself has to be what meets the full disk, not a process in the background.
+    "wal_buffers": "16MB",
+    "wal_writer_delay": "10s",
+    "checkpoint_timeout": "1h",
+    "min_wal_size": "32MB",
+    "max_wal_size": "32MB",
+    "restart_after_crash": "off",
+}
+
+
+def move_wal(server: EmbeddedServer, disk: SmallDisk) -> None:
+    """Put the write-ahead log on the small disk."""
+    wal, place = server.directory / "data" / "pg_wal", disk.path / "pg_wal"
+    owner = wal.stat()
+    server.kill9()
+    shutil.copytree(wal, place)
+    for path in (place, *place.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    shutil.rmtree(wal)
+    wal.symlink_to(place)
+    server.restart()
+
+
+def write_until_lost(db: LoggedDatabase, acknowledged: list[Receipt]) -> CommitOutcomeUnknownError:
+    for number in range(1, 1000):
+        session = db.sessions()
+        session.add(make_picture(number, kilobytes=500))
+        try:
+            session.commit()
+        except CommitOutcomeUnknownError as lost:
+            session.close()
+            return lost
+        acknowledged += db.log.receipts(session)
+        session.close()
+    raise AssertionError("the disk never was full")
+
+
+async def write_until_lost_async(
+    db: LoggedDatabase, acknowledged: list[Receipt]
+) -> CommitOutcomeUnknownError:
+    engine = create_async_engine(db.engine.url)
+    sessions = async_sessionmaker(engine)
+    db.log.attach(sessions)
+    try:
+        for number in range(1, 1000):
+            session = sessions()
+            session.add(make_picture(number, kilobytes=500))
+            try:
+                await session.commit()
+            except CommitOutcomeUnknownError as lost:
+                await session.close()
+                return lost
+            acknowledged += db.log.receipts(session)
+            await session.close()
+    finally:
+        await engine.dispose()
+    raise AssertionError("the disk never was full")
+
+
+@pytest.mark.parametrize("way", ["together with COMMIT", "before COMMIT"])
+def test_full_of_write_ahead_log(disk: SmallDisk, way: str) -> None:
+    """The server dies of it in COMMIT, and what it says last is not whether it committed."""
+    with EmbeddedServer(settings=QUIET) as server:
+        db = open_pictures(create_engine(server.url))
+        move_wal(server, disk)
+        db.engine.dispose()
+        disk.fill()
+        acknowledged: list[Receipt] = []
+        if way == "before COMMIT":
+            lost = asyncio.run(write_until_lost_async(db, acknowledged))
+            # An SQLSTATE, and yet it decides nothing: the connection is dead.
+            assert getattr(lost.__cause__, "sqlstate", None) == DISK_FULL
+        else:
+            lost = write_until_lost(db, acknowledged)
+        assert "No space left on device" in (server.directory / "log").read_text()
+        assert len(acknowledged) > 0
+        with pytest.raises(OperationalError):  # no server, no answer
+            db.log.resolve(lost, db.engine)
+        disk.free()
+        db.engine.dispose()
+        server.restart()
+        outcome = db.log.resolve(lost, db.engine)
+        entries = {entry.entry_id: entry for entry in db.read()}
+        for receipt in acknowledged:
+            assert entries.pop(receipt.entry_id).entry_hash == receipt.entry_hash
+        # And at most the one whose answer was lost, exactly if the log says so.
+        assert lost.receipt is not None
+        expected = {lost.receipt.entry_id} if outcome is Outcome.COMMITTED else set()
+        assert set(entries) == expected
+        assert outcome in (Outcome.COMMITTED, Outcome.ABORTED)
+        assert_whole(db, rows=len(acknowledged) + len(expected))
+        with db.sessions.begin() as session:
+            session.add(make_picture(1001))
+        assert_whole(db, rows=len(acknowledged) + len(expected) + 1)
         db.engine.dispose()
