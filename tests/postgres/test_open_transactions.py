@@ -44,8 +44,10 @@ def leave_prepared(engine: Engine, name: str) -> Iterator[None]:
             pytest.skip("the server allows no prepared transactions")
         quoted = name.replace("'", "''")
         connection.exec_driver_sql(f"BEGIN; PREPARE TRANSACTION '{quoted}'")
-        yield
-        connection.exec_driver_sql(f"ROLLBACK PREPARED '{quoted}'")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(f"ROLLBACK PREPARED '{quoted}'")
 
 
 def look(engine: Engine) -> Activity:
