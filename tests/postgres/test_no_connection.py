@@ -49,6 +49,17 @@ def make_sessions(log: Oplog, url: URL) -> sessionmaker[Session]:
     return sessions
 
 
+def close(db: LoggedDatabase, sessions: sessionmaker[Session], role: str) -> None:
+    """Close the pool, and wait until the server has seen it."""
+    sessions.kw["bind"].dispose()
+    gone = "SELECT count(*), pg_sleep(0.002) FROM pg_stat_activity WHERE usename = %s"
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for _ in range(5000):
+            if connection.exec_driver_sql(gone, (role,)).one()[0] == 0:
+                return
+    raise AssertionError(f"a connection of {role} never ended")
+
+
 def add_account(session: Session) -> None:
     session.add(Account(owner="ada", balance=1))
 
@@ -86,11 +97,11 @@ def test_a_server_with_nothing_left(db: LoggedDatabase, role: str) -> None:
         with pytest.raises(OperationalError, match="too many connections"):
             db.log.run(second, add_account)
     assert db.count("account") == 1
-    first.kw["bind"].dispose()
+    close(db, first, role)
     db.log.run(second, add_account)
     db.assert_replays()
     # Reading needs one connection as well, at a time.
-    second.kw["bind"].dispose()
+    close(db, second, role)
     engine = sa.create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
     assert len(consume(db.log, engine)) == 2
     with engine.connect() as connection:
