@@ -176,7 +176,8 @@ class EngineListener(Transactions):
             # The others of the pool are none the worse for it.
             exception_context.invalidate_pool_on_disconnect = False
         receipts = [replace(r, process_id=recorder.process_id) for r in recorder.receipts]
-        lost = exception_context.chained_exception
+        # Unset until a listener has returned an error.
+        lost = getattr(exception_context, "chained_exception", None)
         if isinstance(lost, CommitOutcomeUnknownError):
             # Another log of the same transaction was asked first.
             lost.receipts += receipts

@@ -26,8 +26,11 @@ T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS = 0.005
 LONGEST_PAUSE_SECONDS = 0.5
-RETRYABLE_STATES = frozenset({"40001", "40P01"})
-"""Serialization failure and deadlock: Postgres asks for the transaction to be run again."""
+LOCK_NOT_AVAILABLE = "55P03"
+RETRYABLE_STATES = frozenset({"40001", "40P01", LOCK_NOT_AVAILABLE})
+"""Serialization failure and deadlock, for which Postgres asks to run the transaction again, and
+a lock that was not to be had in time. Not 57014: a statement's timeout cannot be told from
+somebody who cancelled it on purpose."""
 RETRIES = 20
 CLAIM_SECONDS = 10.0
 """How long a run waits for a session that it lost to let go of the key."""
@@ -53,13 +56,14 @@ def is_retryable(error: BaseException) -> bool:
     if isinstance(error, OplogError):
         return error.retryable
     if isinstance(error, DBAPIError):
-        return getattr(error.orig, "sqlstate", None) in RETRYABLE_STATES
+        return read_state(error) in RETRYABLE_STATES
     return False
 
 
-def is_lock_timeout(error: BaseException) -> bool:
-    """Whether a lock was not to be had in time."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
+def read_state(error: BaseException) -> str | None:
+    """The SQLSTATE behind an error of SQLAlchemy's."""
+    found: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return found
 
 
 def draw_pause(attempt: int, *, draw: Callable[[], float] = random.random) -> float:
@@ -111,12 +115,14 @@ class Course(Generic[T]):
             if not self.keyed or error.interrupted:
                 raise error
             self.lost = error
-        elif not is_retryable(error):
-            if self.lost is None:
+        elif self.lost is None:
+            if not is_retryable(error):
                 raise error
-            if is_lock_timeout(error):
-                # The lost session lives and holds the key: nobody can know yet.
-                raise self.lost from error
+        elif read_state(error) == LOCK_NOT_AVAILABLE or (
+            isinstance(error, OplogError) and not error.retryable
+        ):
+            # The lost session lives and holds the key: nobody can know yet.
+            raise self.lost from error
         if self.attempt >= self.retries:
             # The database's state is what the application must learn, not the last mishap.
             if self.lost is not None and error is not self.lost:

@@ -150,7 +150,7 @@ def test_what_a_fresh_run_cannot_cure_passes_at_once(failure: BaseException) -> 
     assert calls == [1]
 
 
-@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01", "55P03"])
 def test_what_postgres_asks_to_run_again_is_run_again(sqlstate: str) -> None:
     failures: list[Exception] = [OperationalError("UPDATE", None, DriverError(sqlstate))]
 
