@@ -1,0 +1,399 @@
+"""The checker against histories made by hand: each law has one that breaks it and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from tests.fault import history
+from tests.fault.history import (
+    ABORTED,
+    ACKNOWLEDGED,
+    COMMITTED,
+    FAILED,
+    INVOKED,
+    NO_HASH,
+    PENDING,
+    RESOLVED,
+    UNKNOWN,
+    Event,
+    KeptEntry,
+    Promise,
+    State,
+    judge,
+)
+
+pytestmark = [pytest.mark.unit, pytest.mark.fault]
+
+
+@dataclass
+class Story:
+    """A run in which all went well, to be spoiled by a test."""
+
+    events: list[Event] = field(default_factory=list)
+    entries: list[KeptEntry] = field(default_factory=list)
+    tickets: dict[str, tuple[int, str]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+    earlier: dict[str, KeptEntry] = field(default_factory=dict)
+
+    def invoke(self, operation: str, *, key: str | None = None, request: str | None = None) -> None:
+        self.say(INVOKED, operation, key=key, request=request)
+
+    def say(
+        self,
+        what: str,
+        operation: str,
+        *,
+        receipts: tuple[Promise, ...] = (),
+        key: str | None = None,
+        request: str | None = None,
+        verdict: str | None = None,
+    ) -> None:
+        at = len(self.events) * 10
+        self.events.append(Event(what, operation, at, receipts, key, request, verdict))
+
+    def store(self, operation: str, *aggregates: str, key: str | None = None) -> list[Promise]:
+        """One transaction that adds one to each counter, in the database."""
+        transaction = len(self.entries) + 1
+        promises = []
+        for aggregate in aggregates:
+            version, head = self.tickets.get(aggregate, (0, NO_HASH))
+            name = f"{operation}-{aggregate}"
+            self.entries.append(
+                KeptEntry(
+                    entry_id=name,
+                    aggregate=aggregate,
+                    version=version + 1,
+                    entry_hash=f"hash of {name}",
+                    prev_hash=head,
+                    digest=f"bytes of {name}",
+                    transaction=transaction,
+                    operation=operation,
+                    key=key,
+                    seen=version,
+                    value=version + 1,
+                )
+            )
+            key = None  # only the first entry of a transaction carries it
+            self.tickets[aggregate] = (version + 1, f"hash of {name}")
+            self.rows[aggregate] = version + 1
+            promises.append(Promise(name, aggregate, version + 1, f"hash of {name}"))
+        return promises
+
+    def change(self, place: int, **values: object) -> None:
+        self.entries[place] = replace(self.entries[place], **values)  # type: ignore[arg-type]
+
+    def judge(self) -> list[str]:
+        state = State(self.entries, self.tickets, self.rows, self.complaints, self.earlier)
+        return [str(violation) for violation in judge(self.events, state)]
+
+    def list_broken_laws(self) -> set[str]:
+        return {line.split(":")[0] for line in self.judge()}
+
+
+def tell_story() -> Story:
+    """Three on one counter, one on two, a failure, two unknown outcomes, one key used twice."""
+    story = Story()
+    for operation in ("a1", "a2", "a3"):
+        story.invoke(operation)
+        story.say(ACKNOWLEDGED, operation, receipts=tuple(story.store(operation, "counter/1")))
+    story.invoke("b1")
+    both = tuple(story.store("b1", "counter/1", "counter/2"))
+    story.say(ACKNOWLEDGED, "b1", receipts=both)
+    story.invoke("c1")
+    story.say(FAILED, "c1")
+    story.invoke("d1")
+    lost = tuple(story.store("d1", "counter/2"))
+    story.say(UNKNOWN, "d1", receipts=(replace(lost[0], version=0, entry_hash=""),))
+    story.say(RESOLVED, "d1", receipts=lost, verdict=PENDING)
+    story.say(RESOLVED, "d1", receipts=lost, verdict=COMMITTED)
+    story.invoke("d2")
+    never = (Promise("d2-counter/2", "counter/2", 0, ""),)
+    story.say(UNKNOWN, "d2", receipts=never)
+    story.say(RESOLVED, "d2", receipts=never, verdict=ABORTED)
+    story.say(RESOLVED, "d2", receipts=never, verdict=ABORTED)
+    story.invoke("e1", key="k", request="x")
+    keyed = tuple(story.store("e1", "counter/3", key="k"))
+    story.say(UNKNOWN, "e1", receipts=keyed)
+    story.invoke("e2", key="k", request="x")
+    story.say(ACKNOWLEDGED, "e2", receipts=keyed)
+    story.say(RESOLVED, "e1", verdict=COMMITTED)
+    story.invoke("e3", key="k", request="y")
+    story.say(FAILED, "e3")
+    story.invoke("f1")  # its client died, and it happened
+    story.store("f1", "counter/3")
+    story.invoke("f2")  # its client died, and it did not
+    return story
+
+
+def test_nothing_is_wrong_with_a_good_story() -> None:
+    story = tell_story()
+    story.tickets["counter/9"] = (0, NO_HASH)  # a resolver made it
+    story.earlier = {entry.entry_id: entry for entry in story.entries[:3]}
+    assert story.judge() == []
+
+
+def find(story: Story, operation: str, what: str) -> int:
+    """Where the operation's (last) event of this kind is."""
+    places = [n for n, e in enumerate(story.events) if (e.operation, e.what) == (operation, what)]
+    return places[-1]
+
+
+def tell(story: Story, operation: str, told: str, **values: object) -> None:
+    """Let the client have been told something else."""
+    place = find(story, operation, told)
+    story.events[place] = replace(story.events[place], **values)  # type: ignore[arg-type]
+
+
+def leave_version_out(story: Story) -> None:
+    lost = story.entries[-1]
+    assert (lost.operation, lost.version) == ("f1", 2)
+    story.change(-1, version=3)
+
+
+def repeat_version(story: Story) -> None:
+    # Nobody was promised the version of an operation whose client died.
+    story.change(-1, version=1)
+
+
+def hold_another_head(story: Story) -> None:
+    story.tickets["counter/3"] = (2, "hash of nothing")
+
+
+def follow_another(story: Story) -> None:
+    story.change(2, prev_hash="hash of nothing")
+
+
+def lag_ticket(story: Story) -> None:
+    story.tickets["counter/3"] = (1, story.tickets["counter/3"][1])
+
+
+def lose_ticket(story: Story) -> None:
+    del story.tickets["counter/3"]
+
+
+def leave_ticket_alone(story: Story) -> None:
+    story.tickets["counter/9"] = (1, NO_HASH)
+
+
+def happen_twice(story: Story) -> None:
+    story.store("f1", "counter/3")
+
+
+def happen_uninvited(story: Story) -> None:
+    story.store("g1", "counter/3")
+
+
+def share_transaction(story: Story) -> None:
+    story.change(-1, transaction=story.entries[-2].transaction)
+
+
+def change_bytes(story: Story) -> None:
+    story.earlier["f1-counter/3"] = replace(story.entries[-1], digest="other bytes")
+
+
+def lose_after_reading(story: Story) -> None:
+    story.earlier["gone"] = replace(story.entries[-1], entry_id="gone")
+
+
+def complain(story: Story) -> None:
+    story.complaints.append("counter 1: live 3, logged 4")
+
+
+def lose_acknowledged(story: Story) -> None:
+    story.invoke("g1")
+    promise = Promise("g1-counter/1", "counter/1", 5, "hash of g1")
+    story.say(ACKNOWLEDGED, "g1", receipts=(promise,))
+
+
+def promise_another_hash(story: Story) -> None:
+    (promise,) = story.events[find(story, "a3", ACKNOWLEDGED)].receipts
+    tell(story, "a3", ACKNOWLEDGED, receipts=(replace(promise, entry_hash="other"),))
+
+
+def promise_another_version(story: Story) -> None:
+    (promise,) = story.events[find(story, "a3", ACKNOWLEDGED)].receipts
+    tell(story, "a3", ACKNOWLEDGED, receipts=(replace(promise, version=2),))
+
+
+def promise_nothing(story: Story) -> None:
+    story.invoke("g1")
+    story.say(ACKNOWLEDGED, "g1")
+
+
+def promise_half(story: Story) -> None:
+    promises = story.events[find(story, "b1", ACKNOWLEDGED)].receipts
+    tell(story, "b1", ACKNOWLEDGED, receipts=promises[:1])
+
+
+def keep_failed(story: Story) -> None:
+    story.store("c1", "counter/3")
+
+
+def deny_committed(story: Story) -> None:
+    tell(story, "d1", RESOLVED, verdict=ABORTED)
+
+
+def affirm_aborted(story: Story) -> None:
+    tell(story, "d2", RESOLVED, verdict=COMMITTED)
+
+
+def commit_after_verdict(story: Story) -> None:
+    story.store("d2", "counter/2")
+
+
+def affirm_half(story: Story) -> None:
+    story.invoke("g1")
+    half = (*story.store("g1", "counter/1"), Promise("g1-counter/2", "counter/2", 0, ""))
+    story.say(UNKNOWN, "g1", receipts=half)
+    story.say(RESOLVED, "g1", receipts=half, verdict=COMMITTED)
+
+
+def change_mind(story: Story) -> None:
+    receipts = story.events[find(story, "d1", RESOLVED)].receipts
+    story.say(RESOLVED, "d1", receipts=receipts, verdict=ABORTED)
+
+
+def answer_nothing(story: Story) -> None:
+    tell(story, "e1", RESOLVED, verdict=PENDING)
+
+
+def invent_verdict(story: Story) -> None:
+    tell(story, "d2", RESOLVED, verdict="LIKELY")
+
+
+def deny_key(story: Story) -> None:
+    tell(story, "e1", RESOLVED, verdict=ABORTED)
+
+
+def affirm_unused_key(story: Story) -> None:
+    story.invoke("g1", key="unused", request="x")
+    story.say(UNKNOWN, "g1")
+    story.say(RESOLVED, "g1", verdict=COMMITTED)
+
+
+def use_key_twice(story: Story) -> None:
+    story.invoke("e4", key="k", request="x")
+    story.store("e4", "counter/3", key="k")
+
+
+def promise_others_for_key(story: Story) -> None:
+    story.invoke("e4", key="k", request="x")
+    story.say(ACKNOWLEDGED, "e4", receipts=tuple(story.store("e4", "counter/3")))
+
+
+def accept_other_request(story: Story) -> None:
+    receipts = story.events[find(story, "e2", ACKNOWLEDGED)].receipts
+    tell(story, "e3", FAILED, what=ACKNOWLEDGED, receipts=receipts)
+
+
+def begin_too_late(story: Story) -> None:
+    # a2 is version 2; a3, version 3, was acknowledged before it began.
+    place = find(story, "a2", INVOKED)
+    later = story.events[find(story, "a3", ACKNOWLEDGED)].at + 1
+    story.events[place] = replace(story.events[place], at=later)
+    tell(story, "a2", ACKNOWLEDGED, at=later + 1)
+
+
+def resolve_before_beginning(story: Story) -> None:
+    # d1 is version 2 of counter/2; b1, version 1, began after its verdict.
+    later = story.events[find(story, "d1", RESOLVED)].at + 1
+    tell(story, "b1", INVOKED, at=later)
+    tell(story, "b1", ACKNOWLEDGED, at=later + 1)
+    # On the other counter of its transaction nothing follows.
+    assert story.entries[3].aggregate == "counter/1"
+    assert story.entries[3].version == 4
+
+
+def see_the_past(story: Story) -> None:
+    story.change(2, seen=1, value=2)
+
+
+def see_something_at_first(story: Story) -> None:
+    story.change(-2, seen=1, value=2)
+    story.change(-1, seen=2, value=3)
+
+
+def add_two(story: Story) -> None:
+    story.change(-1, value=3)
+
+
+def count_less(story: Story) -> None:
+    story.rows["counter/3"] = 1
+
+
+def count_unlogged(story: Story) -> None:
+    story.rows["counter/7"] = 1
+
+
+BREACHES: list[tuple[str, Callable[[Story], None]]] = [
+    ("versions", leave_version_out),
+    ("versions", repeat_version),
+    ("tickets", lag_ticket),
+    ("tickets", lose_ticket),
+    ("tickets", leave_ticket_alone),
+    ("links", hold_another_head),
+    ("links", follow_another),
+    ("whole", happen_twice),
+    ("whole", happen_uninvited),
+    ("whole", share_transaction),
+    ("stable", change_bytes),
+    ("stable", lose_after_reading),
+    ("verify", complain),
+    ("acknowledged", lose_acknowledged),
+    ("acknowledged", promise_another_hash),
+    ("acknowledged", promise_another_version),
+    ("acknowledged", promise_nothing),
+    ("acknowledged", promise_half),
+    ("failed", keep_failed),
+    ("verdicts", deny_committed),
+    ("verdicts", affirm_aborted),
+    ("verdicts", commit_after_verdict),
+    ("verdicts", affirm_half),
+    ("verdicts", change_mind),
+    ("verdicts", answer_nothing),
+    ("verdicts", invent_verdict),
+    ("verdicts", deny_key),
+    ("verdicts", affirm_unused_key),
+    ("keys", use_key_twice),
+    ("keys", promise_others_for_key),
+    ("keys", accept_other_request),
+    ("order", begin_too_late),
+    ("order", resolve_before_beginning),
+    ("updates", see_the_past),
+    ("updates", see_something_at_first),
+    ("updates", add_two),
+    ("rows", count_less),
+    ("rows", count_unlogged),
+]
+
+
+@pytest.mark.parametrize(
+    ("law", "spoil"), BREACHES, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_breach_of_one_law_is_named(law: str, spoil: Callable[[Story], None]) -> None:
+    story = tell_story()
+    spoil(story)
+    assert story.list_broken_laws() == {law}, story.judge()
+
+
+def test_every_law_has_a_breach() -> None:
+    names = {law.__name__.removeprefix("check_") for law in history.LAWS}
+    assert names == {{"verify": "complaints"}.get(law, law) for law, _ in BREACHES}
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([(INVOKED, "a"), (INVOKED, "a")], "invoked twice"),
+        ([(FAILED, "a")], "never invoked"),
+        ([(INVOKED, "a"), (FAILED, "a"), (ACKNOWLEDGED, "a")], "ended twice"),
+    ],
+)
+def test_a_journal_that_cannot_be_is_refused(events: list[tuple[str, str]], message: str) -> None:
+    told = [Event(what, operation, at) for at, (what, operation) in enumerate(events)]
+    with pytest.raises(ValueError, match=message):
+        judge(told, State([], {}, {}))
