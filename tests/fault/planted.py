@@ -1,0 +1,145 @@
+"""Bugs planted into the product, to see the checker find them.
+
+Three mistakes that a log like this is likely to have. Holds how each is put in; must not judge.
+The hard thing is to change nothing else: the append function is taken as the product installed
+it and altered in one place, and where that place is not found any more, planting fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from oplog.append import STALE_TICKET
+from oplog.capture.recorder import Recorder
+from oplog.capture.writer import Draft, EntryWriter
+from oplog.errors import TicketConflictError
+
+NO_COMPARE_AND_SWAP = "no compare-and-swap"
+"""The ticket is raised whatever version it was taken at."""
+REFUSAL_UNCHECKED = "refusal unchecked"
+"""A stale ticket leaves everything as it is, and nobody looks: the rows commit without entry."""
+OWN_TRANSACTION = "redeemed in its own transaction"
+"""The ticket is raised and committed first, rows and entry after it."""
+
+_STALE = "IF p_expected <> o_version - 1 THEN"
+_REDEEM = re.compile(
+    r"(INSERT INTO \"oplog\"\.oplog_ticket AS t.*?)"
+    r"RETURNING t\.version, t\.prev_hash, t\.head_hash INTO o_version, v_prev, o_hash;",
+    re.DOTALL,
+)
+_UNCHECKED = """
+BEGIN
+  PERFORM FROM oplog.oplog_ticket t WHERE t.aggregate_name = p_aggregate FOR UPDATE;
+  IF p_expected <> (SELECT t.version FROM oplog.oplog_ticket t
+                    WHERE t.aggregate_name = p_aggregate) THEN
+    o_version := p_expected + 1;
+    o_hash := p_body;
+    RETURN;
+  END IF;
+"""
+
+_REDEEMED = """CREATE TABLE planted_redeemed (
+  body bytea PRIMARY KEY, version bigint, prev_hash bytea, head_hash bytea, at timestamptz)"""
+_REDEEM_ALONE = """CREATE FUNCTION planted_redeem(
+  p_aggregate text, p_expected bigint, p_body bytea) RETURNS void LANGUAGE plpgsql AS $planted$
+DECLARE v_now timestamptz := clock_timestamp(); o_version bigint; v_prev bytea; o_hash bytea;
+BEGIN
+  {redeem}
+  RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
+  IF p_expected <> o_version - 1 THEN
+    RAISE EXCEPTION USING errcode = '{stale}', message = 'planted: stale';
+  END IF;
+  INSERT INTO planted_redeemed VALUES (p_body, o_version, v_prev, o_hash, v_now);
+END $planted$"""
+_TAKE_REDEEMED = """SELECT r.version, r.prev_hash, r.head_hash, r.at
+    INTO o_version, v_prev, o_hash, v_now FROM planted_redeemed r WHERE r.body = p_body;"""
+
+DIES_AFTER = 15
+"""Redeemed tickets after which a client with the third bug dies, before its COMMIT."""
+
+
+def plant_in_database(engine: Engine, bug: str) -> None:
+    """Alter the append function of the log in schema `oplog`."""
+    with engine.begin() as connection:
+        definition = _read_append(connection)
+        if bug == NO_COMPARE_AND_SWAP:
+            definition = _replace_once(definition, _STALE, "IF false THEN")
+        elif bug == REFUSAL_UNCHECKED:
+            definition = _replace_once(definition, "\nBEGIN\n", _UNCHECKED)
+        elif bug == OWN_TRANSACTION:
+            redeem = _REDEEM.search(definition)
+            assert redeem is not None, "the append function does not redeem as it did"
+            _execute(connection, _REDEEMED)
+            _execute(connection, _REDEEM_ALONE.format(redeem=redeem[1], stale=STALE_TICKET))
+            definition = _replace_once(definition, redeem[0], _TAKE_REDEEMED)
+            definition = _replace_once(definition, _STALE, "IF false THEN")
+        else:
+            raise ValueError(f"no such bug: {bug}")
+        _execute(connection, definition)
+
+
+def _read_append(connection: Connection) -> str:
+    return str(
+        connection.exec_driver_sql(
+            "SELECT pg_get_functiondef('oplog.oplog_append_one'::regproc)"
+        ).scalar_one()
+    )
+
+
+def _replace_once(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, f"the append function has {old!r} {text.count(old)} times"
+    return text.replace(old, new)
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+
+
+def plant_in_client(bug: str) -> None:
+    """Alter this process, where a bug needs that."""
+    if bug != OWN_TRANSACTION:
+        return
+    draft_honestly = EntryWriter.draft
+    redeemed = 0
+
+    def draft(
+        self: EntryWriter,
+        connection: Connection,
+        recorder: Recorder,
+        *,
+        images: Sequence[Any] = (),
+    ) -> Draft | None:
+        nonlocal redeemed
+        drafted = draft_honestly(self, connection, recorder, images=images)
+        if drafted is not None:
+            for entry in drafted.entries:
+                _redeem_alone(connection.engine, entry.aggregate, entry.expected, entry.body_hash)
+                redeemed += 1
+                if redeemed == DIES_AFTER:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return drafted
+
+    patch.object(EntryWriter, "draft", draft).start()
+
+
+def _redeem_alone(engine: Engine, aggregate: str, expected: int | None, body: bytes) -> None:
+    alone = sa.create_engine(engine.url, poolclass=NullPool)
+    try:
+        with alone.begin() as connection:
+            connection.exec_driver_sql(
+                "SELECT planted_redeem(%s, %s::bigint, %b)", (aggregate, expected, body)
+            )
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != STALE_TICKET:
+            raise
+        raise TicketConflictError(f"planted: the ticket of {aggregate} is stale") from error
