@@ -16,6 +16,9 @@ UV_VERSION := 0.13.8
 WORKERS ?= logical
 # More arguments for pytest: make test ARGS="-m unit -x"
 ARGS ?=
+# How long `make soak` goes on, and the seed of an earlier run whose draws it shall repeat.
+MINUTES ?= 10
+SEED ?=
 
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 \
@@ -25,7 +28,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 RUN := .venv/bin/python
 TYPED = $(wildcard oplog tests examples benchmarks migrations)
 
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench soak
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
 
 help:
@@ -33,6 +36,7 @@ help:
 	@echo 'make test     run all tests (ARGS="-m unit" runs some of them)'
 	@echo 'make check    format, lint, types, floors, wire formats, and the tests on both SQLAlchemys'
 	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
+	@echo 'make soak     kill, cut and race for MINUTES=10, then check every answer (SEED= repeats)'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
@@ -49,6 +53,9 @@ check: format-check lint types floors protos-check test test-sqlalchemy-20
 
 bench: .venv/ready
 	@$(RUN) -m benchmarks
+
+soak: .venv/ready
+	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 format: .venv/ready
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .

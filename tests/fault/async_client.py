@@ -71,7 +71,12 @@ class AsyncClient(Client):
         try:
             receipts = await task
         except (AbandonedError, OplogError, DBAPIError, asyncio.CancelledError) as error:
-            self.conclude(plan, error)
+            if plan.receipts:
+                # Cancelled while its session was closed, when it had its answer already.
+                self.journal.note("cancelled after commit")
+                self.acknowledge(plan, plan.receipts, worked=bool(held))
+            else:
+                self.conclude(plan, error)
             if getattr(error, "connection_invalidated", False) or is_away(error):
                 await asyncio.sleep(AWAY_SECONDS)
         else:
@@ -96,12 +101,15 @@ class AsyncClient(Client):
                 idempotency_request=plan.request,
             )
             return list(found) if plan.key is not None and found else self.log.receipts(held[0])
-        async with sessions.begin() as session:
-            first = await session.run_sync(self.claim, plan)
-            if first:
-                return first
-            await work(session)
-        return self.log.receipts(session)
+        # Not `sessions.begin()`: it commits in a task of its own, which a cancellation of this
+        # one does not reach, so that nobody would be told what became of it.
+        async with sessions() as session:
+            async with session.begin():
+                first = await session.run_sync(self.claim, plan)
+                if not first:
+                    await work(session)
+            plan.receipts = first or self.log.receipts(session)
+        return plan.receipts
 
     async def ask(self) -> None:
         """Put every open question. Another lane may be at the same ones."""

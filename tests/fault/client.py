@@ -91,6 +91,8 @@ class Plan:
     runs: bool
     key: str | None = None
     request: str | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+    """What a session was given that is not closed yet."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -96,14 +97,15 @@ class Setting:
 
 
 @contextmanager
-def open_run(setting: Setting) -> Iterator[Run]:
-    """A server with the tables, a proxy before it, and clients at work."""
+def open_run(setting: Setting, directory: Path) -> Iterator[Run]:
+    """A server with the tables, a proxy before it, and clients at work.
+
+    Their journals, keys and error output are left in the directory.
+    """
     with (
-        tempfile.TemporaryDirectory(prefix="oplog-soak-") as name,
         EmbeddedServer(fsync=True, settings={"deadlock_timeout": "50ms"}) as server,
         Cutter(server.directory / ".s.PGSQL.5432") as cutter,
     ):
-        directory = Path(name)
         keyring = directory / "keyring.json"
         Keyring.generate().save(keyring)
         engine = sa.create_engine(server.url, pool_pre_ping=True)
@@ -172,7 +174,7 @@ def run_short(run: Run) -> None:
         run.terminate_session()
         run.cancel_statement()
     for _ in range(MOST_CUTS):
-        if not list_unreached(run):
+        if not list_unreached(run.journals):
             return
         # A lost COMMIT under a key is retried by the product: then another is needed.
         run.cut_anyhow()
@@ -266,13 +268,13 @@ class Verdict:
 def conclude(run: Run) -> Verdict:
     """Judge a run whose clients have ended."""
     run.journals.catch_up()
-    unreached = list_unreached(run)
+    unreached = list_unreached(run.journals)
     resolve_all(run)
     run.journals.catch_up()
     state = read_state(run.log, run.engine, earlier=run.earlier)
     violations = judge(run.journals.events, state)
     wrong = len({v.where for v in violations if v.law == "verdicts"})
-    reached = count_reached(run)
+    reached = count_reached(run.journals)
     counts = run.journals.counts
     return Verdict(
         violations=violations,
@@ -304,11 +306,11 @@ def conclude(run: Run) -> Verdict:
     )
 
 
-def count_reached(run: Run) -> Counter[str]:
+def count_reached(journals: Journals) -> Counter[str]:
     """How often each path was walked so far."""
-    reached = Counter(run.journals.notes)
+    reached = Counter(journals.notes)
     verdicts: dict[str, str] = {}
-    for event in run.journals.events:
+    for event in journals.events:
         reached["unknown"] += event.what == history.UNKNOWN
         if event.what == history.RESOLVED and event.verdict != history.PENDING:
             verdicts[event.operation] = f"resolved {str(event.verdict).lower()}"
@@ -316,9 +318,9 @@ def count_reached(run: Run) -> Counter[str]:
     return reached + Counter(verdicts.values())
 
 
-def list_unreached(run: Run) -> list[str]:
+def list_unreached(journals: Journals) -> list[str]:
     """Paths that must be reached and were not; what the controller asks does not count."""
-    reached = count_reached(run)
+    reached = count_reached(journals)
     return [path for path in MUST_REACH if not reached[path]]
 
 
@@ -340,12 +342,21 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
     print(f"seed {seed} (SEED={seed} repeats the draws)", flush=True)  # noqa: T201
-    with open_run(Setting(seed)) as run:
-        run_long(run, minutes=arguments.minutes)
+    directory = Path(tempfile.mkdtemp(prefix="oplog-soak-"))
+    with open_run(Setting(seed), directory) as run:
+        try:
+            run_long(run, minutes=arguments.minutes)
+        except AssertionError as failure:
+            # What there is can be judged all the same.
+            run.complaints.append(str(failure))
         run.stop_clients()
         verdict = conclude(run)
     print(verdict, flush=True)  # noqa: T201
-    return 0 if verdict.ok else 1
+    if verdict.ok:
+        shutil.rmtree(directory)
+        return 0
+    print(f"journals are kept in {directory}", flush=True)  # noqa: T201
+    return 1
 
 
 if __name__ == "__main__":

@@ -9,17 +9,27 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-from tests.fault.history import ACKNOWLEDGED
+from tests.fault.history import ABORTED, COMMITTED, INVOKED, PENDING, RESOLVED, UNKNOWN
+from tests.fault.journal import Journal, Journals
 from tests.fault.nemesis import CLIENT_KILLED, SERVER_KILLED, Run
 from tests.fault.planted import (
     NO_COMPARE_AND_SWAP,
     OWN_TRANSACTION,
     REFUSAL_UNCHECKED,
 )
-from tests.fault.soak import MUST_REACH, Setting, Verdict, conclude, open_run, run_short
+from tests.fault.soak import (
+    MUST_REACH,
+    Setting,
+    Verdict,
+    conclude,
+    list_unreached,
+    open_run,
+    run_short,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
@@ -31,8 +41,8 @@ def draw_seed() -> int:
     return seed
 
 
-def test_whatever_breaks_the_log_and_the_rows_and_the_clients_agree() -> None:
-    with open_run(Setting(draw_seed(), synchronous=2, asynchronous=2)) as run:
+def test_whatever_breaks_the_log_and_the_rows_and_the_clients_agree(tmp_path: Path) -> None:
+    with open_run(Setting(draw_seed(), synchronous=2, asynchronous=2), tmp_path) as run:
         run_short(run)
         run.stop_clients()
         verdict = conclude(run)
@@ -42,12 +52,12 @@ def test_whatever_breaks_the_log_and_the_rows_and_the_clients_agree() -> None:
     assert verdict.counts["resolved right"] == verdict.counts["resolved"] >= 2
 
 
-def run_planted(bug: str) -> Verdict:
+def run_planted(bug: str, directory: Path) -> Verdict:
     """Competing clients of a broken product, and no other fault."""
     setting = Setting(
-        draw_seed(), synchronous=3, asynchronous=0, kinds=["ticket"], limit=60, plant=bug
+        draw_seed(), synchronous=2, asynchronous=0, kinds=["ticket"], limit=80, plant=bug
     )
-    with open_run(setting) as run:
+    with open_run(setting, directory) as run:
         if bug == OWN_TRANSACTION:
             await_deaths(run)
         else:
@@ -76,27 +86,36 @@ def list_laws(verdict: Verdict) -> set[str]:
         (OWN_TRANSACTION, {"tickets", "verify"}),
     ],
 )
-def test_a_planted_bug_is_named(bug: str, laws: Iterable[str]) -> None:
-    verdict = run_planted(bug)
+def test_a_planted_bug_is_named(bug: str, laws: Iterable[str], tmp_path: Path) -> None:
+    verdict = run_planted(bug, tmp_path)
     assert not verdict.complaints, str(verdict)
     assert verdict.counts["acknowledged"] > 0
     assert list_laws(verdict) >= set(laws), str(verdict)
 
 
-def test_without_a_bug_the_same_run_breaks_no_law() -> None:
-    verdict = run_planted("")
+def test_without_a_bug_the_same_run_breaks_no_law(tmp_path: Path) -> None:
+    verdict = run_planted("", tmp_path)
     assert verdict.violations == []
     assert not verdict.complaints, str(verdict)
     assert verdict.counts["conflicts"] > 0
 
 
-def test_a_run_that_reaches_nothing_is_not_ok() -> None:
-    with open_run(Setting(draw_seed(), synchronous=1, asynchronous=0, limit=3)) as run:
-        run.wait_for_clients()
-        verdict = conclude(run)
-        run.journals.catch_up()
-        assert run.journals.counts[ACKNOWLEDGED] > 0
-    assert verdict.violations == []
-    assert {"unknown", "resolved committed", "cancelled", "key repeated"} <= set(verdict.unreached)
-    assert set(verdict.unreached) <= set(MUST_REACH)
-    assert not verdict.ok
+def test_a_path_that_was_never_reached_fails_the_run(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    assert list_unreached(journals) == list(MUST_REACH)
+    with Journal(tmp_path / "0.0.jsonl") as journal:
+        for operation, verdict in (("a", COMMITTED), ("b", ABORTED)):
+            journal.say(INVOKED, operation)
+            journal.say(UNKNOWN, operation)
+            journal.say(RESOLVED, operation, verdict=PENDING)
+            journals.catch_up()
+            assert f"resolved {verdict.lower()}" in list_unreached(journals)
+            journal.say(RESOLVED, operation, verdict=verdict)
+        for note in ("conflict", "deadlock", "serialization failure", "cancelled"):
+            journal.note(note)
+        journals.catch_up()
+        assert list_unreached(journals) == ["key repeated"]
+        assert not Verdict([], [], list_unreached(journals), {}).ok
+        journal.note("key repeated")
+    journals.catch_up()
+    assert Verdict([], [], list_unreached(journals), {}).ok
