@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from oplog import Keyring, Oplog, Outcome
+from oplog import Event, Keyring, Oplog, Outcome, WorkRetried
 from oplog.errors import CommitOutcomeUnknownError
 from oplog.testing import EmbeddedServer
 from tests.fault.counters import Counter, create_tables, make_log
@@ -105,4 +106,36 @@ async def test_a_lost_commit_of_an_async_session_too(
             session.add(Counter(id=1, seen=0, value=1))
     assert log.resolve(raised.value, direct) is outcome
     assert count(direct) == 1 + (outcome is Outcome.COMMITTED)
+    await engine.dispose()
+
+
+async def test_a_run_cancelled_before_it_knew_of_its_lost_commit_says_so(
+    through: URL, direct: Engine, cutter: Cutter, tmp_path: Path
+) -> None:
+    path = tmp_path / "keyring.json"
+    Keyring.generate().save(path)
+    engine = create_async_engine(through)
+
+    def cancel(event: Event) -> None:
+        if isinstance(event, WorkRetried):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()  # strikes in the pause that follows
+
+    log = make_log(path, on_event=cancel)
+    sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(engine)
+    log.attach(sessions)
+    async with sessions.begin() as session:
+        session.add(Counter(id=0, seen=0, value=1))
+
+    async def work(session: AsyncSession) -> None:
+        session.add(Counter(id=1, seen=0, value=1))
+
+    cutter.arm(Cut.ANSWER)
+    run = asyncio.create_task(log.run_async(sessions, work, idempotency_key="lost"))
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await run
+    assert count(direct) == 2
+    assert isinstance(raised.value, CommitOutcomeUnknownError), "told to be undone, and is done"
+    assert log.resolve(raised.value, direct) is Outcome.COMMITTED
     await engine.dispose()
