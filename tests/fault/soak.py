@@ -186,7 +186,7 @@ def run_long(run: Run, *, minutes: float) -> None:
     end = time.monotonic() + minutes * 60
     told = time.monotonic()
     faults = {
-        run.kill_server: 1,
+        run.kill_server: 2,
         run.kill_client: 2,
         run.terminate_session: 4,
         run.cancel_statement: 4,
