@@ -13,13 +13,18 @@ import socket
 import struct
 import threading
 from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _CHUNK = 65_536
+_COMMIT = b"COMMIT\x00"
+"""With the end of its text: every BEGIN says READ COMMITTED."""
 _RESET = struct.pack("ii", 1, 0)
-_HOLD_SECONDS = 0.4
+_HOLD_SECONDS = 0.8
+_GATHER_SECONDS = 0.1
+"""For the COMMIT behind an append: a session that waits for the append first sends none."""
 
 
 class Cut(enum.Enum):
@@ -27,7 +32,7 @@ class Cut(enum.Enum):
 
     REQUEST = "it never arrives"
     ANSWER = "it arrives, the answer is lost"
-    LATE = "the client is cut off first, then it arrives"
+    LATE = "the client is cut off first, then it arrives, and the append that travels with it"
     BOTH = "both sides are cut off as it is sent: nobody knows"
 
 
@@ -92,9 +97,11 @@ class Cutter:
         finally:
             to_server.close()
 
+    def _is_next(self, cut: Cut) -> bool:
+        return bool(self._armed) and self._armed[0] is cut
+
     def _take(self, data: bytes) -> Cut | None:
-        # With the end of its text: every BEGIN says READ COMMITTED.
-        if b"COMMIT\x00" not in data or not self._armed:
+        if _COMMIT not in data or not self._armed:
             return None
         cut = self._armed.popleft()
         self.done[cut] += 1
@@ -136,6 +143,8 @@ class _Link:
 
     async def _hear_client(self) -> None:
         while data := await self._from_client.read(_CHUNK):
+            if b"oplog_append" in data and self._cutter._is_next(Cut.LATE):
+                data += await self._gather()
             cut = self._cutter._take(data)
             if cut in {Cut.REQUEST, Cut.LATE}:
                 self._reset()
@@ -149,6 +158,21 @@ class _Link:
             if cut in {Cut.REQUEST, Cut.LATE, Cut.BOTH}:
                 return
             self._swallows = self._swallows or cut is Cut.ANSWER
+
+    async def _gather(self) -> bytes:
+        """What the client sends behind an append, until it is a COMMIT.
+
+        Let through, the append would hold its ticket, and whoever asks would only have to wait.
+        """
+        more = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_SECONDS):
+                while _COMMIT not in more:
+                    data = await self._from_client.read(_CHUNK)
+                    if not data:
+                        break
+                    more += data
+        return more
 
     async def _hear_server(self) -> None:
         while data := await self._from_server.read(_CHUNK):

@@ -163,9 +163,11 @@ def _make_job(
 def run_short(run: Run) -> None:
     """Every fault at least once, each under load; ends when every path was reached."""
     run.await_acknowledged(60)
-    for cut in Cut:
+    # Late more than once: a lost COMMIT must be asked about while it is still on its way.
+    for cut in (*Cut, Cut.LATE, Cut.LATE):
+        before = run.cutter.done[cut]
         run.cut(cut)
-        run.await_progress(lambda: run.cutter.done[cut] > 0, f"cut: {cut.value}")  # noqa: B023 - at once
+        run.await_progress(lambda: run.cutter.done[cut] > before, f"cut: {cut.value}")  # noqa: B023 - at once
     for _ in range(2):
         run.await_acknowledged(40)
         run.kill_server()
