@@ -37,7 +37,9 @@ from oplog.live import (
 )
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
+from oplog.store.driver import require_driver
 from oplog.store.guards import Guard, Guards, read_guards
+from oplog.store.standby import require_primary
 from oplog.value import Kind, check_parts, codec_for
 
 
@@ -147,8 +149,10 @@ def bind_for_writing(
     connection apart: in the caller's own, every other first writer would wait for its end,
     and one in the same thread for ever. Only where that cannot see the same tables (they
     are made by the caller's open transaction) the caller's own stores them, and the binding
-    is `fresh`.
+    is `fresh`. `ConfigurationError` on a standby, and for a driver other than psycopg 3.
     """
+    require_driver(connection)
+    require_primary(connection, "writing to the log")
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
     guards = read_guards(connection, store.schema) if guard else Guards({}, ())
     if not bound.fresh:

@@ -26,6 +26,7 @@ from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
 from oplog.shape import Shape
 from oplog.store.adopted import AdoptionStore
+from oplog.store.standby import require_primary
 from oplog.tables import quote_literal
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -80,9 +81,11 @@ def replay_log(
     Tables of an earlier replay are replaced; a live, a log's or a system schema and tables
     made by anybody else are refused (`ConfigurationError`). Raises `SchemaDriftError` where
     live tables and log disagree about columns, `ChainBrokenError` for an altered log and
-    `ReplayError` for one that does not replay or breaks a constraint.
+    `ReplayError` for one that does not replay or breaks a constraint. A standby is refused
+    with `ConfigurationError`.
     """
     with open_work(connection):
+        require_primary(connection, "a replay")
         reader = open_reader(connection)
         snapshot = reader.store.read_snapshot(connection)
         check_links(reader)
