@@ -39,8 +39,7 @@ def require_primary(connection: Connection, doing: str) -> None:
     if is_standby(connection):
         raise ConfigurationError(
             f"{doing} needs the primary: this server is a standby, which takes no writes",
-            hint="do it on the primary; a standby serves read, history, as_of, verify and "
-            "diagnose",
+            hint="do it on the primary; a standby serves read, history, as_of, verify and diagnose",
         )
 
 

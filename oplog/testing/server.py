@@ -47,7 +47,7 @@ class EmbeddedServer:
         standby_of: EmbeddedServer | None = None,
     ) -> None:
         # `full_page_writes` stays on even so: a killed process may tear a page it was writing.
-        self._settings = {
+        self._settings: dict[str, str] = {
             "fsync": "on" if fsync else "off",
             "max_connections": "200",
             "max_prepared_transactions": "20",
@@ -56,7 +56,7 @@ class EmbeddedServer:
             **(standby_of._settings if standby_of else {}),
             **(settings or {}),
         }
-        self._bin_dir = bin_dir or (standby_of._bin_dir if standby_of else None)
+        self._bin_dir: Path | None = bin_dir or (standby_of._bin_dir if standby_of else None)
         self._primary = standby_of
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._owner = 0

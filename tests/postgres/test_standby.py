@@ -14,13 +14,13 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Oplog
 from oplog.errors import ConfigurationError
-from oplog.store import entries, standby
+from oplog.store import EntryFilter, entries, standby
 from tests.concurrency.workload import Base, Customer, Invoice, Member, add_customer, make_log
 from tests.logged import track
 from tests.postgres.shop import open_shop
@@ -107,6 +107,7 @@ def test_the_command_line_reads_on_a_standby(servers: Pair, tmp_path: Path) -> N
     db = Followed(servers)
     shop = open_shop(tmp_path, db.urls[0])
     shop.fill()
+    shop.execute(*(f"SELECT oplog.oplog_track_table('{t}', NULL)" for t in ("account", "line")))
     db.catch_up()
     shown: dict[str, Any] = {}
     for url in db.urls:
@@ -176,7 +177,7 @@ def test_pages_are_bounded_by_bytes(db: Followed, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(entries, "PAGE_BYTES", 1)
     with db.standby.connect() as connection:
         pages = db.log.store.iterate(
-            connection, entries.EntryFilter(), snapshot=db.log.store.read_snapshot(connection)
+            connection, EntryFilter(), snapshot=db.log.store.read_snapshot(connection)
         )
         assert [len(page) for page in pages] == [1] * 7
 
@@ -263,14 +264,12 @@ def subscribe(log: Oplog, engine: Engine) -> None:
         pytest.param(with_connection(lambda log, c: log.replay(c)), id="replay"),
     ],
 )
-def test_what_writes_is_refused_first(
-    db: Followed, write: Callable[[Oplog, Engine], None]
-) -> None:
+def test_what_writes_is_refused_first(db: Followed, write: Callable[[Oplog, Engine], None]) -> None:
     fill(db)
     sent: list[str] = []
 
     def listen(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement.split()[0])
+        sent.append(statement.split(maxsplit=1)[0])
 
     sa.event.listen(db.standby, "after_cursor_execute", listen)
     log = Oplog(db.log.catalog, keyring=db.log.keyring)
