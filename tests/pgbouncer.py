@@ -76,9 +76,7 @@ def open_pgbouncer(url: URL, *, size: int) -> Iterator[URL]:
         if account is not None:
             os.chown(ini, account.pw_uid, account.pw_gid)
         privileges: dict[str, Any] = (
-            {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-            if account
-            else {}
+            {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
         )
         with subprocess.Popen(
             [program, "-q", str(ini)],

@@ -41,17 +41,18 @@ class Pair:
                     return
         raise AssertionError(f"the standby never replayed {lsn}")
 
-    def pause_replay(self) -> None:
-        """From here on the standby does not show what the primary does."""
-        administer(make_url(self.standby.url), "SELECT pg_wal_replay_pause()")
+    def cut(self) -> None:
+        """From here on the standby receives nothing of what the primary does."""
+        url = make_url(self.standby.url)
+        administer(url, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
         with _autocommit(self.standby_engine) as connection:
             for _ in range(10_000):
-                state = connection.exec_driver_sql(
-                    "SELECT pg_get_wal_replay_pause_state(), pg_sleep(0.002)"
-                ).one()[0]
-                if state == "paused":
+                receivers = connection.exec_driver_sql(
+                    "SELECT count(*), pg_sleep(0.002) FROM pg_stat_wal_receiver"
+                ).one()
+                if receivers[0] == 0:
                     return
-        raise AssertionError("replay never paused")
+        raise AssertionError("the standby went on receiving")
 
     def promote(self) -> None:
         """Make the standby a primary of its own, on a new timeline."""

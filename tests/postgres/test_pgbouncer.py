@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from oplog import Oplog
+from oplog import Oplog, Outcome
 from oplog.errors import TicketConflictError
 from tests.concurrency.workload import Base, Customer, Invoice, Member, consume, make_log
 from tests.logged import track
@@ -123,31 +125,71 @@ def test_conflicts_are_found_and_run_again(
     log: Oplog, pooled: Engine, sessions: sessionmaker[Session]
 ) -> None:
     with sessions.begin() as session:
-        session.add(Member(id=1, team="a"))
+        session.add(Customer(id=1, name=""))
     with pytest.raises(TicketConflictError), sessions.begin() as slow:
-        log.take_ticket(slow, "team/a")
+        log.take_ticket(slow, "customer/1")
         with sessions.begin() as fast:
-            fast.add(Member(id=2, team="a"))
-        slow.add(Member(id=3, team="a"))
+            fast.get_one(Customer, 1).name = "fast"
+        slow.get_one(Customer, 1).name = "slow"
     both_have_read = threading.Barrier(2)
-    tries: list[int] = []
+    tries: list[str] = []
 
     def work(session: Session) -> None:
-        log.take_ticket(session, "team/a")
-        member = session.get_one(Member, 1)
-        tries.append(member.points)
+        log.take_ticket(session, "customer/1")
+        customer = session.get_one(Customer, 1)
+        tries.append(customer.name)
         if len(tries) <= 2:
             both_have_read.wait(30)
-        member.points += 1
+        customer.name += "+"
 
     threads = [threading.Thread(target=log.run, args=(sessions, work)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert tries == [0, 0, 1]
+    assert tries == ["fast", "fast", "fast+"]
     with sessions() as session:
-        assert session.get_one(Member, 1).points == 2
+        assert session.get_one(Customer, 1).name == "fast++"
+
+
+def test_a_lost_answer_is_resolved(
+    log: Oplog, engine: Engine, pooled: Engine, sessions: sessionmaker[Session]
+) -> None:
+    """The process id that the driver knows is PgBouncer's invention: it must not be relied on."""
+    with sessions.begin() as session:
+        session.add(Customer(id=1, name="kept"))
+    (kept,) = log.receipts(session)
+    lost = replace(kept, entry_id=uuid4())
+    for there in (pooled, engine):
+        assert log.resolve(kept, there) is Outcome.COMMITTED
+        assert log.resolve(lost, there) is Outcome.ABORTED
+
+    def work(session: Session) -> None:
+        session.get_one(Customer, 1).name += "!"
+
+    for _ in range(3):
+        log.run(sessions, work, idempotency_key="once")
+    assert log.resolve("once", pooled) is Outcome.COMMITTED
+    with sessions() as session:
+        assert session.get_one(Customer, 1).name == "kept!"
+
+
+def test_a_transaction_that_is_still_open_is_not_called_aborted(
+    log: Oplog, pooled: Engine, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as session:
+        session.add(Customer(id=1, name="new"))
+    (kept,) = log.receipts(session)
+    prepared = sessionmaker(pooled, twophase=True)
+    log.attach(prepared)
+    with prepared() as open_session:
+        open_session.get_one(Customer, 1).name = "open"
+        # Its entry is written and its ticket locked; no server process belongs to it any more.
+        open_session.prepare()
+        other = replace(kept, entry_id=uuid4())
+        assert log.resolve(other, pooled, wait_seconds=0.2) is Outcome.PENDING
+        open_session.commit()
+    assert log.resolve(other, pooled) is Outcome.ABORTED
 
 
 def test_many_threads(log: Oplog, sessions: sessionmaker[Session]) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
-from oplog import Oplog
+from oplog import Oplog, Receipt
 from oplog.errors import ConfigurationError
 from oplog.store import EntryFilter, entries, standby
 from tests.concurrency.workload import Base, Customer, Invoice, Member, add_customer, make_log
@@ -112,10 +112,15 @@ def test_the_command_line_reads_on_a_standby(servers: Pair, tmp_path: Path) -> N
     shown: dict[str, Any] = {}
     for url in db.urls:
         shop = type(shop)(tmp_path, url)
-        shown[str(url)] = [shop.ask("tail"), shop.ask("history", "account", "1")]
+        # A server without fsync is a problem, the same one on both.
+        findings = shop.ask("doctor", code=3)["findings"]
+        shown[str(url)] = [
+            shop.ask("tail"),
+            shop.ask("history", "account", "1"),
+            [finding for finding in findings if finding["what"] != "standby"],
+        ]
         assert shop.ask("status")["server"]["standby"] is (url == db.urls[1])
         assert shop.ask("verify")["ok"] is True
-        assert shop.ask("doctor")["problems"] == 0
     assert shown[str(db.urls[0])] == shown[str(db.urls[1])]
     assert len(shown[str(db.urls[0])][0]) > 0
 
@@ -249,6 +254,12 @@ def with_connection(use: Callable[[Oplog, Connection], object]) -> Callable[...,
     return run
 
 
+def resolve(log: Oplog, engine: Engine) -> None:
+    with engine.connect() as connection:
+        entry = next(iter(log.read(connection)))
+    log.resolve(Receipt(entry.entry_id, entry.aggregate, 1, entry.entry_hash), engine)
+
+
 def subscribe(log: Oplog, engine: Engine) -> None:
     log.subscribe(engine, name="c").read_batch()
 
@@ -259,6 +270,7 @@ def subscribe(log: Oplog, engine: Engine) -> None:
         pytest.param(write_row, id="flush"),
         pytest.param(write_rows, id="bulk"),
         pytest.param(take_ticket, id="ticket"),
+        pytest.param(resolve, id="resolve"),
         pytest.param(subscribe, id="subscribe"),
         pytest.param(with_connection(lambda log, c: log.adopt(c)), id="adopt"),
         pytest.param(with_connection(lambda log, c: log.replay(c)), id="replay"),
@@ -276,7 +288,7 @@ def test_what_writes_is_refused_first(db: Followed, write: Callable[[Oplog, Engi
     with pytest.raises(ConfigurationError, match="standby") as caught:
         write(log, db.standby)
     assert "primary" in caught.value.hint
-    assert set(sent) <= {"SELECT", "SET"}
+    assert set(sent) <= {"SELECT", "SET", "DECLARE", "FETCH", "CLOSE"}
 
 
 def test_sessions_that_only_read_need_no_primary(db: Followed) -> None:
