@@ -47,16 +47,16 @@ class EmbeddedServer:
         standby_of: EmbeddedServer | None = None,
     ) -> None:
         # `full_page_writes` stays on even so: a killed process may tear a page it was writing.
-        self._settings: dict[str, str] = {
+        self.settings: dict[str, str] = {
             "fsync": "on" if fsync else "off",
             "max_connections": "200",
             "max_prepared_transactions": "20",
             "timezone": "UTC",
             # A standby must allow as much as its primary, or it does not start.
-            **(standby_of._settings if standby_of else {}),
+            **(standby_of.settings if standby_of else {}),
             **(settings or {}),
         }
-        self._bin_dir: Path | None = bin_dir or (standby_of._bin_dir if standby_of else None)
+        self.bin_dir: Path | None = bin_dir or (standby_of.bin_dir if standby_of else None)
         self._primary = standby_of
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._owner = 0
@@ -100,7 +100,7 @@ class EmbeddedServer:
                 "the embedded server needs a POSIX system",
                 hint="run a PostgreSQL server and give its URL instead",
             )
-        job = {"bin": str(find_binaries(self._bin_dir)), "settings": self._settings}
+        job = {"bin": str(find_binaries(self.bin_dir)), "settings": self.settings}
         if self._primary is not None:
             job["follows"] = str(self._primary.directory)
         self._owner = os.getpid()
@@ -164,7 +164,7 @@ class EmbeddedServer:
         if "error" in answer:
             raise ConfigurationError(
                 f"the embedded PostgreSQL server failed: {answer['error']}",
-                hint=f"it was run from {find_binaries(self._bin_dir)}; "
+                hint=f"it was run from {find_binaries(self.bin_dir)}; "
                 "another one can be named with bin_dir",
             )
         self._directory, self._pid = Path(answer["directory"]), answer["pid"]

@@ -74,7 +74,7 @@ def test_a_promoted_standby_goes_on(pair: Pair) -> None:
     add_customer(promoted, 2)
     assert_replays(log, pair.standby_engine)
     # The transaction ids of the new timeline may be those of lost transactions.
-    with pytest.raises(ConfigurationError, match="timeline 1, this is server .* timeline 2"):
+    with pytest.raises(ConfigurationError, match=r"timeline 1, this is server .* timeline 2"):
         subscription.read_batch()
 
 
@@ -103,7 +103,7 @@ def test_commits_that_a_failover_lost(pair: Pair) -> None:
     assert [log.resolve(r, pair.standby_engine) for r in lost] == [Outcome.ABORTED] * 3
     assert rename(log, promoted, "again") == lost[0].version == 3
     assert_replays(log, pair.standby_engine)
-    with pytest.raises(ConfigurationError, match="timeline 1, this is server .* timeline 2"):
+    with pytest.raises(ConfigurationError, match=r"timeline 1, this is server .* timeline 2"):
         log.subscribe(pair.standby_engine, name="c").read_batch()
 
 

@@ -64,12 +64,16 @@ async def test_asyncpg(engine: Engine, log: Oplog, raw: bool) -> None:
     other = create_async_engine(url, poolclass=NullPool)
     sessions = async_sessionmaker(other)
     log.attach(sessions)
-    with pytest.raises(ConfigurationError, match="asyncpg"):
+
+    async def write() -> None:
         async with sessions.begin() as session:
             if raw:
                 await session.execute(RAW)
             else:
                 session.add(Customer(id=1, name="new"))
+
+    with pytest.raises(ConfigurationError, match="asyncpg"):
+        await write()
 
 
 def test_a_session_without_a_log_refuses_nothing(engine: Engine, log: Oplog) -> None:

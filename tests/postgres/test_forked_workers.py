@@ -56,11 +56,11 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def write(log: Oplog, sessions: sessionmaker[Session], *, first: int) -> None:
-    for id in range(first, first + STEPS):
+    for number in range(first, first + STEPS):
         with sessions.begin() as session:
-            session.add(Customer(id=id, name="new"))
+            session.add(Customer(id=number, name="new"))
             session.flush()
-            session.execute(sa.text("UPDATE customer SET name = 'raw' WHERE id = :id"), {"id": id})
+            session.execute(sa.text(f"UPDATE customer SET name = 'raw' WHERE id = {number}"))
         assert len(log.receipts(session)) == 1
 
 

@@ -58,6 +58,9 @@ class Followed:
     def catch_up(self) -> None:
         self._pair.catch_up()
 
+    def tamper(self, statement: str) -> None:
+        administer(self.urls[0], f"BEGIN; SET LOCAL oplog.bypass = 'test'; {statement}; COMMIT")
+
 
 @pytest.fixture
 def db(servers: Pair) -> Iterator[Followed]:
