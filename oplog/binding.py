@@ -8,14 +8,9 @@ and a rollback does not take it away.
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -42,7 +37,7 @@ from oplog.live import (
 )
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
-from oplog.store.driver import require_driver
+from oplog.store.driver import cut_off, require_driver
 from oplog.store.guards import Guard, Guards, read_guards
 from oplog.store.standby import require_primary
 from oplog.value import Kind, check_parts, codec_for
@@ -247,7 +242,7 @@ def _bind_apart(
     # Not from the pool: the caller may hold its only connection.
     apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
     try:
-        with apart.connect() as connection, _cut_off(connection), connection.begin():
+        with apart.connect() as connection, cut_off(connection, _APART_SECONDS), connection.begin():
             connection.exec_driver_sql("SELECT pg_catalog.set_config('lock_timeout', '5s', true)")
             bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
         return replace(bound, fresh=False)
@@ -257,28 +252,6 @@ def _bind_apart(
         return None
     finally:
         apart.dispose()
-
-
-@contextmanager
-def _cut_off(connection: Connection) -> Iterator[None]:
-    """End the connection, and the wait for it, if the block takes too long.
-
-    Behind PgBouncer the first writers may hold all the server connections that it shares, and
-    each wait for one more. No setting of the server's bounds that wait.
-    """
-    raw: Any = connection.connection.driver_connection
-
-    def cut() -> None:
-        with suppress(OSError), socket.socket(fileno=os.dup(raw.pgconn.socket)) as wire:
-            wire.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(_APART_SECONDS, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _same_types(one: Binding, other: Binding) -> bool:
