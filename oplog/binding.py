@@ -37,8 +37,13 @@ from oplog.live import (
 )
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
 from oplog.store import Store
+from oplog.store.driver import cut_off, require_driver
 from oplog.store.guards import Guard, Guards, read_guards
+from oplog.store.standby import require_primary
 from oplog.value import Kind, check_parts, codec_for
+
+_APART_SECONDS = 5.0
+"""For storing types on a connection of its own; after that the caller's transaction does it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +152,10 @@ def bind_for_writing(
     connection apart: in the caller's own, every other first writer would wait for its end,
     and one in the same thread for ever. Only where that cannot see the same tables (they
     are made by the caller's open transaction) the caller's own stores them, and the binding
-    is `fresh`.
+    is `fresh`. `ConfigurationError` on a standby, and for a driver other than psycopg 3.
     """
+    require_driver(connection)
+    require_primary(connection, "writing to the log")
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
     guards = read_guards(connection, store.schema) if guard else Guards({}, ())
     if not bound.fresh:
@@ -235,7 +242,7 @@ def _bind_apart(
     # Not from the pool: the caller may hold its only connection.
     apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
     try:
-        with apart.begin() as connection:
+        with apart.connect() as connection, cut_off(connection, _APART_SECONDS), connection.begin():
             connection.exec_driver_sql("SELECT pg_catalog.set_config('lock_timeout', '5s', true)")
             bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
         return replace(bound, fresh=False)

@@ -76,6 +76,25 @@ class Cursor:
                 "consumer has with the log, then reset its checkpoint",
             )
 
+    def is_behind(self, other: Cursor) -> bool:
+        """Whether something was consumed at `other` that is not yet at this cursor.
+
+        A saved cursor only goes forward. One that is behind another that was saved before
+        was set back, and the log may have been with it.
+        """
+        if self.snapshot == other.snapshot:
+            return other.target is not None and (
+                self.target != other.target or self.after < other.after
+            )
+        if other.snapshot is None:
+            return False
+        if self.snapshot is None:
+            return True
+        _, xmax, running = _parse(self.snapshot)
+        _, other_xmax, other_running = _parse(other.snapshot)
+        missing = {xid for xid in running if xid < other_xmax} - set(other_running)
+        return xmax < other_xmax or bool(missing)
+
     def advance(self, snapshot: str, transaction_ids: Iterable[int]) -> Cursor:
         """The cursor after consuming a batch that `snapshot` showed.
 

@@ -95,6 +95,8 @@ class Subscription:
         self._feed = feed
         self._open_reader = open_reader
         self._max_entries = max_entries
+        self._furthest: Cursor | None = None
+        """As it was read from the database, where it was committed."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches until nothing is new; commit each one before the next.
@@ -117,8 +119,9 @@ class Subscription:
     def read_batch(self) -> Batch | None:
         """The batch after the saved cursor; None when nothing is new.
 
-        Raises `ConfigurationError` on a standby, and when the server's history is not the
-        one that the cursor was saved in.
+        Raises `ConfigurationError` on a standby, when the server's history is not the one that
+        the cursor was saved in, and when the saved cursor is behind one that this object has
+        read before.
         """
         with self._engine.connect() as connection:
             reader = self._open_reader(connection)
@@ -129,6 +132,7 @@ class Subscription:
             else:
                 cursor = Cursor.from_json(saved)
                 cursor.check_origin(system_identifier, timeline=timeline)
+            self._check_forward(cursor)
             found = self._read_next(connection, cursor)
             if found is None:
                 return None
@@ -154,6 +158,17 @@ class Subscription:
                 hint="the batch was committed before, or another process consumes under the "
                 "same name: roll back and read the next batch",
             )
+
+    def _check_forward(self, cursor: Cursor) -> None:
+        if self._furthest is not None and cursor.is_behind(self._furthest):
+            raise ConfigurationError(
+                f"the cursor of consumer {self.name!r} is behind what it has read before: it was "
+                "reset, or the database was set back to an older point",
+                hint="if the database was set back, entries that this consumer was given may be "
+                "gone, and others have their versions: compare what it has with the log by "
+                "entry_hash; then start the consumer again",
+            )
+        self._furthest = cursor
 
     def _read_next(
         self, connection: Connection, cursor: Cursor

@@ -7,11 +7,12 @@ read, and everything flushed later is refused.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -60,9 +61,16 @@ class Attachments:
     def __init__(self, make_listener: Callable[[Engine], EngineListener]) -> None:
         self._make_listener = make_listener
         self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            renew = WeakMethod(self._renew_lock)
+            os.register_at_fork(after_in_child=lambda: (found := renew()) and found())
         self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
         self._targets: dict[int, tuple[Any, type[Session] | None, Callable[[], None]]] = {}
+
+    def _renew_lock(self) -> None:
+        # Another thread may have held it when the process forked: nobody would release it.
+        self._lock = threading.Lock()
 
     # -- attaching ------------------------------------------------------------------------
 

@@ -5,9 +5,10 @@ hard thing is refusing to be lenient: an effect that does not fit the row it mee
 alarm about the log, so it stops the replay with the table, the key and the position.
 """
 
+from oplog.replay.comparison import Difference
 from oplog.replay.history import list_changes, rebuild_row
 from oplog.replay.rebuild import Progress, ReplayReport, replay_log
-from oplog.replay.verdict import MOST_DIFFERENCES, Difference, VerifyReport, verify_tables
+from oplog.replay.verdict import MOST_DIFFERENCES, VerifyReport, verify_tables
 
 __all__ = [
     "MOST_DIFFERENCES",

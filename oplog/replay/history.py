@@ -23,6 +23,7 @@ from oplog.replay.transaction import check_moment
 from oplog.shape import Shape
 from oplog.store import EntryFilter, StoredEntry
 from oplog.store.adopted import name_adoption
+from oplog.store.standby import ALL_VISIBLE
 from oplog.value import UNSURE, Wire
 
 
@@ -209,17 +210,21 @@ def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[S
             yield from reader.store.iterate(connection, EntryFilter(), snapshot=snapshot)
             return
         names |= listed | row.list_adoptions()
-    for name in sorted(names):
-        chosen = EntryFilter(aggregate=name)
-        before: StoredEntry | None = None
-        for page in reader.store.iterate(connection, chosen, snapshot=snapshot):
-            before = _check_chain(page, before)
+    chosen = [EntryFilter(aggregate=name) for name in sorted(names)]
+    if snapshot == ALL_VISIBLE:
+        # Read one after another, each aggregate would show a moment of its own.
+        chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
+    newest: dict[str, StoredEntry] = {}
+    for one in chosen:
+        for page in reader.store.iterate(connection, one, snapshot=snapshot):
+            _check_chain(page, newest)
             yield page
 
 
-def _check_chain(page: Iterable[StoredEntry], before: StoredEntry | None) -> StoredEntry | None:
+def _check_chain(page: Iterable[StoredEntry], newest: dict[str, StoredEntry]) -> None:
     """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before."""
     for stored in page:
+        before = newest.get(stored.aggregate)
         version, linked = (before.version, before.entry_hash) if before else (0, bytes(32))
         if stored.version != version + 1 or bytes(stored.prev_hash) != bytes(linked):
             raise ChainBrokenError(
@@ -227,8 +232,7 @@ def _check_chain(page: Iterable[StoredEntry], before: StoredEntry | None) -> Sto
                 f"{version}",
                 hint="rows of oplog_entry were altered or removed; run verify",
             )
-        before = stored
-    return before
+        newest[stored.aggregate] = stored
 
 
 # -- which row -------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class TableLoader:
             if net.created:
                 self._create(net.created)
         except (psycopg.IntegrityError, psycopg.DataError) as cause:
-            raise _refused(self.plan, cause) from cause
+            raise refuse_rows(self.plan, cause) from cause
 
     def build_key(self) -> None:
         """Add the primary key."""
@@ -291,7 +291,8 @@ def _print_texts(values: Iterable[Wire | None]) -> Sequence[str]:
     return [copy_field(text) for text in texts]
 
 
-def _refused(plan: TablePlan, cause: psycopg.Error) -> ReplayError:
+def refuse_rows(plan: TablePlan, cause: psycopg.Error) -> ReplayError:
+    """The error for rows that do not fit their own table."""
     detail = cause.diag.message_detail
     return ReplayError(
         f"the rows that the log gives {plan.name} are refused by a table made like it: "

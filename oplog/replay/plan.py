@@ -39,6 +39,8 @@ class TablePlan:
     """SQL for a column that rows logged before it was added do not have."""
     domains: Mapping[str, str]
     """Base types of columns whose type is a domain, which may refuse NULL."""
+    formulas: Mapping[str, str]
+    """SQL of the computed columns, by the bare names of the others."""
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ class TablePlan:
 _DETAILS = """
 SELECT a.attrelid::bigint, a.attname,
   CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END,
-  CASE WHEN a.attgenerated = '' THEN pg_catalog.pg_get_expr(d.adbin, d.adrelid) END,
+  pg_catalog.pg_get_expr(d.adbin, d.adrelid),
   ARRAY(SELECT b.attname::text FROM pg_catalog.pg_depend p
     JOIN pg_catalog.pg_attribute b ON b.attrelid = p.refobjid AND b.attnum = p.refobjsubid
     WHERE p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
@@ -146,6 +148,7 @@ def _make_plan(live: LiveTable, shapes: list[Shape], details: dict[str, Any]) ->
         (*(column.name for column in columns), *computed),
         _find_fills(columns, details),
         {column: row[6] for column, row in details.items() if row[5]},
+        {column.name: details[column.name][3] for column in live.columns if column.generated},
     )
 
 

@@ -26,6 +26,7 @@ from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
 from oplog.shape import Shape
 from oplog.store.adopted import AdoptionStore
+from oplog.store.standby import require_primary
 from oplog.tables import quote_literal
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -80,9 +81,11 @@ def replay_log(
     Tables of an earlier replay are replaced; a live, a log's or a system schema and tables
     made by anybody else are refused (`ConfigurationError`). Raises `SchemaDriftError` where
     live tables and log disagree about columns, `ChainBrokenError` for an altered log and
-    `ReplayError` for one that does not replay or breaks a constraint.
+    `ReplayError` for one that does not replay or breaks a constraint. A standby is refused
+    with `ConfigurationError`.
     """
     with open_work(connection):
+        require_primary(connection, "a replay")
         reader = open_reader(connection)
         snapshot = reader.store.read_snapshot(connection)
         check_links(reader)
@@ -154,7 +157,7 @@ def fold_log(
     }
     fold = Fold(by_type, lenient_until=find_leniency(reader, list(by_type), snapshot=snapshot))
     applied = Applied()
-    last = 0 if progress is None else _find_last(reader, through, snapshot=snapshot)
+    last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
 
     def load() -> None:
         for loader in loaders:
@@ -166,7 +169,7 @@ def fold_log(
     sealed = 0
     with pause_collector() as collect:
         for entries in reader.iterate_transactions(snapshot, through=through):
-            sealed += _add(fold, entries, applied)
+            sealed += add_transaction(fold, entries, applied)
             if sealed > BATCH_BYTES or len(fold) >= batch_rows:
                 load()
                 collect()
@@ -182,7 +185,7 @@ def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -
     return {name: math.inf if end is None else end for name, end in found.items()}
 
 
-def _add(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
+def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
     """Fold one transaction; its sealed bytes."""
     fold.add_transaction([(entry.stored.position, entry.effects) for entry in entries])
     applied.entries += len(entries)
@@ -190,7 +193,8 @@ def _add(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
     return sum(len(entry.stored.data) for entry in entries)
 
 
-def _find_last(reader: EntryReader, through: int | None, *, snapshot: str) -> int:
+def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str) -> int:
+    """The last position there is, or `through` if that is before it."""
     last = reader.store.find_position(reader.connection, _END_OF_TIME, snapshot=snapshot)
     return last if through is None else min(last, through)
 

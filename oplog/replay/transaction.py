@@ -7,7 +7,7 @@ cannot give one consistent snapshot another connection is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import MappingProxyType
@@ -51,10 +51,15 @@ class Driver:
                 hint="leave out isolation_level='AUTOCOMMIT'",
             )
         self._cursor = raw.cursor()
+        self._raw_cursor = psycopg.RawCursor(raw)
 
     def execute(self, statement: str) -> psycopg.Cursor[Any]:
         """Run a statement without parameters; a percent sign means itself."""
         return self._cursor.execute(statement.encode())
+
+    def query(self, statement: str, parameters: Sequence[Any]) -> psycopg.Cursor[Any]:
+        """Run a statement whose parameters are $1, $2...; a percent sign means itself."""
+        return self._raw_cursor.execute(statement.encode(), parameters)
 
     def copy(self, statement: str, chunks: Iterable[str]) -> None:
         """Feed `COPY ... FROM STDIN` in text format."""

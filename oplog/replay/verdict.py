@@ -1,20 +1,21 @@
-"""Live tables beside what the log says they hold, in one snapshot.
+"""The verdict on a log: whether the live tables are what it says, in one snapshot.
 
-Reports, never repairs. The hard thing is what "equal" means: stored values are compared, so
-where SQL calls two of them equal that print differently, their text is compared instead.
+Reports, never repairs. How a table is compared is `comparison`'s. The hard thing is to leave
+nothing behind and to need nothing: on a standby, where not even a temporary table can be made,
+the log's rows travel as parameters instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import NotCapturableError, ReplayError
-from oplog.replay.loader import TableLoader
+from oplog.reader import EntryReader
+from oplog.replay.comparison import Comparison, Difference, compare_table
 from oplog.replay.plan import TablePlan, read_plans
+from oplog.replay.portion import compare_portions
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     OpenReader,
@@ -26,31 +27,10 @@ from oplog.replay.rebuild import (
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, open_snapshot
 from oplog.shape import Shape
-from oplog.tables import quote
-from oplog.value import ValueCodec, codec_for
-from oplog.value.kind import make_text_codec
+from oplog.store.standby import ALL_VISIBLE
 
 MOST_DIFFERENCES = 1000
 """Differences described unless told otherwise; all are counted."""
-
-DifferenceKind = Literal["missing", "extra", "changed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One thing in which a live table is not what the log says.
-
-    `changed`: the column's live and logged values. `missing` (the log has the row, the table
-    has not) and `extra` (the reverse) concern a whole row: `column` is empty, and the side
-    that has it holds the row as a mapping of columns, the other None.
-    """
-
-    table: str
-    key: Mapping[str, Any]
-    column: str
-    live: Any
-    logged: Any
-    kind: DifferenceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,116 +79,40 @@ def verify_tables(
         types = list_newest_types(reader)
         types += list_unstored(inside, {shape.type_name for shape in types})
         plans = read_plans(inside, types)
-        driver = Driver(inside)
-        loaders = make_scratch(driver, plans)
-        applied = fold_log(
-            reader, loaders, snapshot=snapshot, batch_rows=batch_rows, progress=progress
+        compare = _compare_in_tables
+        if snapshot == ALL_VISIBLE:
+            compare = compare_portions
+        found = compare(
+            reader, plans, snapshot=snapshot, limit=limit, batch_rows=batch_rows, progress=progress
         )
-        differences: list[Difference] = []
-        count = 0
-        for loader in loaders:
-            found, total = compare_table(driver, loader, limit=max(limit - len(differences), 0))
-            differences += found
-            count += total
-        rows = sum(loader.rows for loader in loaders)
-        return VerifyReport(count == 0, differences, count, rows, applied.entries, applied.position)
+        return VerifyReport(
+            found.count == 0,
+            found.differences,
+            found.count,
+            found.rows,
+            found.applied.entries,
+            found.applied.position,
+        )
 
 
-def compare_table(
-    driver: Driver, loader: TableLoader, *, limit: int
-) -> tuple[list[Difference], int]:
-    """The first differences of one table, by key, and the number of all."""
-    plan = loader.plan
-    names = plan.compared
-    codecs = _list_codecs(plan)
-    # The key joined the two rows; beyond that it can still differ in its text.
-    tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
-    tests = [_test(name, codecs[name]) for name in tested]
-    key = plan.key_names[0]
-    # A composite value IS NOT NULL only if none of its fields is; this asks for the value.
-    here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
-    both = f"{here} AND {there}"
-    order = [f"coalesce(l.{quote(n)}, r.{quote(n)})" for n in plan.key_names]
-    only = "ONLY " if plan.live.kind == "r" else ""
-    rows = driver.execute(
-        "SELECT d.here, d.there, d.changed, d.live, d.logged, sum(CASE WHEN d.here AND d.there "
-        "THEN pg_catalog.cardinality(pg_catalog.array_positions(d.changed, true)) ELSE 1 END) "
-        f"OVER () FROM (SELECT {here} AS here, {there} AS there, "
-        f"ARRAY[{', '.join(tests)}]::boolean[] AS changed, "
-        f"{_texts('l', names)} AS live, {_texts('r', names)} AS logged, "
-        f"{', '.join(f'{place} AS k{n}' for n, place in enumerate(order))} "
-        f"FROM {only}{plan.live.qualified} l FULL JOIN {loader.target} r ON "
-        f"{' AND '.join(f'l.{quote(n)} = r.{quote(n)}' for n in plan.key_names)} "
-        f"WHERE NOT ({both}){''.join(f' OR {test}' for test in tests)}) d "
-        f"ORDER BY {', '.join(f'd.k{n}' for n in range(len(order)))} LIMIT {max(limit, 1)}"
-    ).fetchall()
-    differences: list[Difference] = []
-    for row in rows:
-        differences += _describe(plan, codecs, tested=tested, row=row)
-    return differences[:limit], int(rows[0][5]) if rows else 0
-
-
-def _describe(
-    plan: TablePlan, codecs: Mapping[str, ValueCodec], *, tested: Sequence[str], row: Any
-) -> list[Difference]:
-    here, there, changed, live_texts, logged_texts = row[:5]
-    names = plan.compared
-    live = {
-        n: _read_live(plan, n, codec=codecs[n], text=text)
-        for n, text in zip(names, live_texts, strict=True)
-    }
-    logged = {n: _read(codecs[n], text) for n, text in zip(names, logged_texts, strict=True)}
-    key = {name: (live if here else logged)[name] for name in plan.key_names}
-    if not there:
-        return [Difference(plan.name, key, "", live, None, "extra")]
-    if not here:
-        return [Difference(plan.name, key, "", None, logged, "missing")]
-    return [
-        Difference(plan.name, key, name, live[name], logged[name], "changed")
-        for name, differs in zip(tested, changed, strict=True)
-        if differs
-    ]
-
-
-def _list_codecs(plan: TablePlan) -> dict[str, ValueCodec]:
-    codecs = dict(plan.codecs)
-    for name in plan.compared:
-        if name not in codecs:
-            column = plan.live_columns[name]
-            try:
-                codecs[name] = codec_for(column.pg_type, category=column.category)
-            except NotCapturableError:
-                # Computed, hence never logged: its text will do for a comparison.
-                codecs[name] = make_text_codec(column.pg_type, compare_as_text=True)
-    return codecs
-
-
-def _test(name: str, codec: ValueCodec) -> str:
-    suffix = '::text COLLATE "C"' if codec.compare_as_text else ""
-    return f"l.{quote(name)}{suffix} IS DISTINCT FROM r.{quote(name)}{suffix}"
-
-
-def _texts(side: str, names: Sequence[str]) -> str:
-    return f"ARRAY[{', '.join(f'{side}.{quote(name)}::text' for name in names)}]"
-
-
-def _read_live(plan: TablePlan, name: str, *, codec: ValueCodec, text: str | None) -> Any:
-    """The value, or its text where the table's type is no longer the logged one."""
-    try:
-        return _read(codec, text)
-    except ReplayError:
-        if plan.live_columns[name].pg_type == codec.pg_type:
-            raise
-        return text
-
-
-def _read(codec: ValueCodec, text: str | None) -> Any:
-    if text is None:
-        return None
-    try:
-        return codec.to_python(codec.from_text(text))
-    except (ValueError, ArithmeticError) as cause:
-        raise ReplayError(
-            f"a value of type {codec.pg_type} cannot be read: {text[:100]!r}",
-            hint="report this with the column's type",
-        ) from cause
+def _compare_in_tables(
+    reader: EntryReader,
+    plans: Sequence[TablePlan],
+    *,
+    snapshot: str,
+    limit: int,
+    batch_rows: int,
+    progress: Progress | None,
+) -> Comparison:
+    """The log folded into temporary tables, and these compared."""
+    driver = Driver(reader.connection)
+    loaders = make_scratch(driver, plans)
+    applied = fold_log(reader, loaders, snapshot=snapshot, batch_rows=batch_rows, progress=progress)
+    result = Comparison(applied)
+    for loader in loaders:
+        left = max(limit - len(result.differences), 0)
+        found, total = compare_table(driver, loader.plan, loader.target, limit=left)
+        result.differences += found
+        result.count += total
+        result.rows += loader.rows
+    return result

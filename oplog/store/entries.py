@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
+from oplog.store.driver import require_driver
 from oplog.store.rows import (
     ENTRY_COLUMNS,
     BrokenLink,
@@ -25,6 +26,7 @@ from oplog.store.rows import (
     make_stored,
     read_microseconds,
 )
+from oplog.store.standby import ALL_VISIBLE, iterate_positions
 from oplog.tables import COMMENT_PREFIX, VERSION, quote, quote_literal
 
 PAGE_ENTRIES = 4000
@@ -67,7 +69,11 @@ class Store:
         return int(number) if number.isdecimal() else None
 
     def require_current(self, connection: Connection) -> None:
-        """Raise `SchemaVersionError` with the exact line to add unless the schema is current."""
+        """Raise `SchemaVersionError` with the exact line to add unless the schema is current.
+
+        `ConfigurationError` for a driver that the log does not work with.
+        """
+        require_driver(connection)
         found = self.read_version(connection)
         where = "" if self.schema == "oplog" else f", schema={self.schema!r}"
         if found is None:
@@ -196,10 +202,13 @@ class Store:
     # -- reading --------------------------------------------------------------------------
 
     def read_snapshot(self, connection: Connection) -> str:
-        """The transaction's (or statement's) snapshot as text."""
-        return str(
-            connection.exec_driver_sql("SELECT pg_catalog.pg_current_snapshot()::text").scalar()
+        """The transaction's (or statement's) snapshot as text; on a standby `ALL_VISIBLE`."""
+        found = connection.exec_driver_sql(
+            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN %s::text "
+            "ELSE pg_catalog.pg_current_snapshot()::text END",
+            (ALL_VISIBLE,),
         )
+        return str(found.scalar())
 
     def read_page(
         self, connection: Connection, filter: EntryFilter, *, snapshot: str, after: int
@@ -236,6 +245,9 @@ class Store:
         if filter.aggregate is not None:
             where += " AND e.aggregate_name = %s"
             values.append(filter.aggregate)
+        if filter.aggregates:
+            where += " AND e.aggregate_name = ANY(%s::text[])"
+            values.append(list(filter.aggregates))
         for key, value in filter.metadata:
             where += (
                 f" AND EXISTS (SELECT FROM {self._s}.oplog_metadata m WHERE "
@@ -323,10 +335,38 @@ ORDER BY 1, 2 LIMIT {int(limit)}"""
         self, connection: Connection, filter: EntryFilter, *, snapshot: str
     ) -> Iterator[list[StoredEntry]]:
         """Pages of entries in causal order, from one snapshot."""
+        if snapshot == ALL_VISIBLE:
+            yield from self._iterate_on_standby(connection, filter)
+            return
         after = filter.after or 0
         while page := self.read_page(connection, filter, snapshot=snapshot, after=after):
             yield page
             after = page[-1].position
+
+    def _iterate_on_standby(
+        self, connection: Connection, filter: EntryFilter
+    ) -> Iterator[list[StoredEntry]]:
+        where, values = self._bind_filter(filter)
+        # With a sum the order cannot come from the index on ids, which a cursor is otherwise
+        # planned to walk, all of it, for the entries of a few aggregates.
+        narrow = filter.aggregate is not None or filter.aggregates
+        order = "e.id + 0" if narrow else "e.id"
+        pages = iterate_positions(
+            connection,
+            f"SELECT e.id, octet_length(e.data) FROM {self._s}.oplog_entry e "
+            f"WHERE e.id > %s{where} ORDER BY {order}",
+            (filter.after or 0, *values),
+            most=PAGE_ENTRIES,
+            most_bytes=PAGE_BYTES,
+        )
+        for positions in pages:
+            # Entries never change: a later statement shows the same ones.
+            rows = connection.exec_driver_sql(
+                f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e "
+                "WHERE e.id = ANY(%s::bigint[]) ORDER BY e.id",
+                (positions,),
+            )
+            yield [make_stored(row) for row in rows]
 
 
 def write_array(elements: Sequence[str]) -> str:

@@ -51,6 +51,8 @@ class EntryFilter:
     metadata: tuple[tuple[str, str], ...] = ()
     after: int | None = None
     through: int | None = None
+    aggregates: tuple[str, ...] = ()
+    """Any of these, unless it is empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ class EmbeddedServer:
     `fsync`: whether a commit waits for the disk; without it data survives killed processes,
     not a power failure. `settings`: further server settings, by name. `bin_dir`: directory
     of `initdb` and `postgres`; by default the `embedded` extra's, else an installed server's.
+    `standby_of`: a running server, of which this one is a hot standby: a copy of its data made
+    by `pg_basebackup`, which follows it until `SELECT pg_promote()`. It takes over the other's
+    settings and programs.
     """
 
     def __init__(
@@ -41,16 +44,20 @@ class EmbeddedServer:
         fsync: bool = False,
         settings: Mapping[str, str] | None = None,
         bin_dir: Path | None = None,
+        standby_of: EmbeddedServer | None = None,
     ) -> None:
         # `full_page_writes` stays on even so: a killed process may tear a page it was writing.
-        self._settings = {
+        self.settings: dict[str, str] = {
             "fsync": "on" if fsync else "off",
             "max_connections": "200",
             "max_prepared_transactions": "20",
             "timezone": "UTC",
+            # A standby must allow as much as its primary, or it does not start.
+            **(standby_of.settings if standby_of else {}),
             **(settings or {}),
         }
-        self._bin_dir = bin_dir
+        self.bin_dir: Path | None = bin_dir or (standby_of.bin_dir if standby_of else None)
+        self._primary = standby_of
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._directory = Path()
@@ -93,7 +100,9 @@ class EmbeddedServer:
                 "the embedded server needs a POSIX system",
                 hint="run a PostgreSQL server and give its URL instead",
             )
-        job = {"bin": str(find_binaries(self._bin_dir)), "settings": self._settings}
+        job = {"bin": str(find_binaries(self.bin_dir)), "settings": self.settings}
+        if self._primary is not None:
+            job["follows"] = str(self._primary.directory)
         self._owner = os.getpid()
         self._watchdog = subprocess.Popen(
             # -I and -S: nothing but the standard library, whatever the environment says.
@@ -155,7 +164,7 @@ class EmbeddedServer:
         if "error" in answer:
             raise ConfigurationError(
                 f"the embedded PostgreSQL server failed: {answer['error']}",
-                hint=f"it was run from {find_binaries(self._bin_dir)}; "
+                hint=f"it was run from {find_binaries(self.bin_dir)}; "
                 "another one can be named with bin_dir",
             )
         self._directory, self._pid = Path(answer["directory"]), answer["pid"]

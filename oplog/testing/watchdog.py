@@ -44,6 +44,7 @@ class Cluster:
     def __init__(self, job: dict[str, Any]) -> None:
         self.account = _choose_account()
         self.settings: dict[str, str] = job["settings"]
+        self.follows: str | None = job.get("follows")
         self.directory = _make_directory(self.account)
         self.process: subprocess.Popen[bytes] | None = None
         self.killed = False
@@ -127,8 +128,13 @@ class Cluster:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _initialise(self) -> None:
-        command = [str(self.bin / "initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust"]
-        command += ["-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+        program = "initdb" if self.follows is None else "pg_basebackup"
+        command = [str(self.bin / program), "-D", str(self.data), "-U", "postgres", "--no-sync"]
+        if self.follows is None:
+            command += ["-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
+        else:
+            # -R leaves the primary's address and the file that says "standby".
+            command += ["-h", self.follows, "-R", "-X", "stream", "-c", "fast"]
         done = subprocess.run(
             command,
             stdout=subprocess.PIPE,
@@ -138,7 +144,7 @@ class Cluster:
         )
         if done.returncode != 0:
             said = done.stdout.decode(errors="replace").strip()
-            raise JobError(f"initdb ended with {done.returncode}: {said}")
+            raise JobError(f"{program} ended with {done.returncode}: {said}")
 
     def _surroundings(self) -> dict[str, Any]:
         """What both programs run in: no terminal, no environment of the owner's, no root."""

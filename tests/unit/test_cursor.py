@@ -85,3 +85,31 @@ def test_an_unreadable_cursor_is_an_error(text: str) -> None:
 def test_a_cursor_survives_its_text() -> None:
     cursor = Cursor("7", 2, "3:5:4", "3:9:4", 12)
     assert Cursor.from_json(cursor.to_json()) == cursor
+
+
+@pytest.mark.parametrize(
+    ("saved", "before", "behind"),
+    [
+        (("5:5:", None, 0), (None, None, 0), False),
+        ((None, None, 0), ("5:5:", None, 0), True),
+        (("5:5:", None, 0), ("5:5:", None, 0), False),
+        (("4:4:", None, 0), ("5:5:", None, 0), True),
+        # The same end, and one more transaction seen: forward, and back again.
+        (("7:7:", None, 0), ("5:7:5", None, 0), False),
+        (("5:7:5", None, 0), ("7:7:", None, 0), True),
+        (("5:9:5,8", None, 0), ("5:7:5", None, 0), False),
+        # On the way to one target.
+        (("5:5:", "9:9:", 3), ("5:5:", None, 0), False),
+        (("5:5:", "9:9:", 4), ("5:5:", "9:9:", 3), False),
+        (("5:5:", "9:9:", 2), ("5:5:", "9:9:", 3), True),
+        (("5:5:", None, 0), ("5:5:", "9:9:", 3), True),
+        (("5:5:", "8:8:", 3), ("5:5:", "9:9:", 3), True),
+        (("9:9:", None, 0), ("5:5:", "9:9:", 3), False),
+    ],
+)
+def test_a_cursor_only_goes_forward(
+    saved: tuple[str | None, str | None, int],
+    before: tuple[str | None, str | None, int],
+    behind: bool,
+) -> None:
+    assert Cursor("1", 1, *saved).is_behind(Cursor("1", 1, *before)) is behind

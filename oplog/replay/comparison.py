@@ -1,0 +1,161 @@
+"""One live table beside what the log says it holds.
+
+Knows SQL, and not where the log's rows are. The hard thing is what "equal" means: stored values
+are compared, so where SQL calls two of them equal that print differently, their text is
+compared instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from oplog.errors import NotCapturableError, ReplayError
+from oplog.replay.plan import TablePlan
+from oplog.replay.rebuild import Applied
+from oplog.replay.transaction import Driver
+from oplog.tables import quote
+from oplog.value import ValueCodec, codec_for
+from oplog.value.kind import make_text_codec
+
+DifferenceKind = Literal["missing", "extra", "changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which a live table is not what the log says.
+
+    `changed`: the column's live and logged values. `missing` (the log has the row, the table
+    has not) and `extra` (the reverse) concern a whole row: `column` is empty, and the side
+    that has it holds the row as a mapping of columns, the other None.
+    """
+
+    table: str
+    key: Mapping[str, Any]
+    column: str
+    live: Any
+    logged: Any
+    kind: DifferenceKind
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All tables compared: the first differences, how many there are, the log's rows."""
+
+    applied: Applied
+    differences: list[Difference] = field(default_factory=list)
+    count: int = 0
+    rows: int = 0
+
+
+def compare_table(
+    driver: Driver,
+    plan: TablePlan,
+    target: str,
+    *,
+    limit: int,
+    parameters: Sequence[Any] = (),
+    portion: str = "",
+) -> tuple[list[Difference], int]:
+    """The first differences of one table, by key, and the number of all.
+
+    `target` is what the log gives: a table's name, or a query in brackets that uses
+    `parameters`. `portion` is a condition on the live rows, which are all compared without.
+    """
+    names = plan.compared
+    codecs = _list_codecs(plan)
+    # The key joined the two rows; beyond that it can still differ in its text.
+    tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
+    tests = [_test(name, codecs[name]) for name in tested]
+    key = plan.key_names[0]
+    # A composite value IS NOT NULL only if none of its fields is; this asks for the value.
+    here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
+    both = f"{here} AND {there}"
+    order = [f"coalesce(l.{quote(n)}, r.{quote(n)})" for n in plan.key_names]
+    live = f"{'ONLY ' if plan.live.kind == 'r' else ''}{plan.live.qualified}"
+    if portion:
+        live = f"(SELECT * FROM {live} t WHERE {portion})"
+    rows = driver.query(
+        "SELECT d.here, d.there, d.changed, d.live, d.logged, sum(CASE WHEN d.here AND d.there "
+        "THEN pg_catalog.cardinality(pg_catalog.array_positions(d.changed, true)) ELSE 1 END) "
+        f"OVER () FROM (SELECT {here} AS here, {there} AS there, "
+        f"ARRAY[{', '.join(tests)}]::boolean[] AS changed, "
+        f"{_texts('l', names)} AS live, {_texts('r', names)} AS logged, "
+        f"{', '.join(f'{place} AS k{n}' for n, place in enumerate(order))} "
+        f"FROM {live} l FULL JOIN {target} r ON "
+        f"{' AND '.join(f'l.{quote(n)} = r.{quote(n)}' for n in plan.key_names)} "
+        f"WHERE NOT ({both}){''.join(f' OR {test}' for test in tests)}) d "
+        f"ORDER BY {', '.join(f'd.k{n}' for n in range(len(order)))} LIMIT {max(limit, 1)}",
+        parameters,
+    ).fetchall()
+    differences: list[Difference] = []
+    for row in rows:
+        differences += _describe(plan, codecs, tested=tested, row=row)
+    return differences[:limit], int(rows[0][5]) if rows else 0
+
+
+def _describe(
+    plan: TablePlan, codecs: Mapping[str, ValueCodec], *, tested: Sequence[str], row: Any
+) -> list[Difference]:
+    here, there, changed, live_texts, logged_texts = row[:5]
+    names = plan.compared
+    live = {
+        n: _read_live(plan, n, codec=codecs[n], text=text)
+        for n, text in zip(names, live_texts, strict=True)
+    }
+    logged = {n: _read(codecs[n], text) for n, text in zip(names, logged_texts, strict=True)}
+    key = {name: (live if here else logged)[name] for name in plan.key_names}
+    if not there:
+        return [Difference(plan.name, key, "", live, None, "extra")]
+    if not here:
+        return [Difference(plan.name, key, "", None, logged, "missing")]
+    return [
+        Difference(plan.name, key, name, live[name], logged[name], "changed")
+        for name, differs in zip(tested, changed, strict=True)
+        if differs
+    ]
+
+
+def _list_codecs(plan: TablePlan) -> dict[str, ValueCodec]:
+    codecs = dict(plan.codecs)
+    for name in plan.compared:
+        if name not in codecs:
+            column = plan.live_columns[name]
+            try:
+                codecs[name] = codec_for(column.pg_type, category=column.category)
+            except NotCapturableError:
+                # Computed, hence never logged: its text will do for a comparison.
+                codecs[name] = make_text_codec(column.pg_type, compare_as_text=True)
+    return codecs
+
+
+def _test(name: str, codec: ValueCodec) -> str:
+    suffix = '::text COLLATE "C"' if codec.compare_as_text else ""
+    return f"l.{quote(name)}{suffix} IS DISTINCT FROM r.{quote(name)}{suffix}"
+
+
+def _texts(side: str, names: Sequence[str]) -> str:
+    return f"ARRAY[{', '.join(f'{side}.{quote(name)}::text' for name in names)}]"
+
+
+def _read_live(plan: TablePlan, name: str, *, codec: ValueCodec, text: str | None) -> Any:
+    """The value, or its text where the table's type is no longer the logged one."""
+    try:
+        return _read(codec, text)
+    except ReplayError:
+        if plan.live_columns[name].pg_type == codec.pg_type:
+            raise
+        return text
+
+
+def _read(codec: ValueCodec, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return codec.to_python(codec.from_text(text))
+    except (ValueError, ArithmeticError) as cause:
+        raise ReplayError(
+            f"a value of type {codec.pg_type} cannot be read: {text[:100]!r}",
+            hint="report this with the column's type",
+        ) from cause

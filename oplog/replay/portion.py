@@ -1,0 +1,340 @@
+"""Live tables compared with the log where nothing may be created: on a standby.
+
+The log is folded in memory and its rows travel as parameters of the comparing query. The hard
+thing is a bound on memory with nowhere to put what does not fit: then rows are taken in
+portions, chosen by a hash of their key that both sides compute, and the log is read once for
+each portion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from oplog.collector import pause_collector
+from oplog.errors import ConfigurationError
+from oplog.reader import EntryReader
+from oplog.replay.comparison import Comparison, compare_table
+from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
+from oplog.replay.loader import refuse_rows
+from oplog.replay.plan import TablePlan
+from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last, find_leniency
+from oplog.replay.transaction import Driver
+from oplog.tables import quote
+from oplog.value import ValueCodec, Wire
+
+PORTION_BYTES = 32 * 1024 * 1024
+"""Of live tables, aimed at for one portion; their rows take several times that in memory."""
+PORTION_BATCHES = 4
+"""A portion has at most as many rows of the log as so many batches of a replay."""
+MOST_PORTIONS = 4096
+"""More than these and the comparison would take for ever."""
+
+_REPORTED = 1000
+"""Transactions between two reports."""
+_SPLITTING = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
+"""Types of which one value has one text."""
+_LENGTH = re.compile(r"^(character varying|character|bit varying|bit)\(\d+\)")
+_WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
+
+
+class _TooManyError(Exception):
+    """The rows of a portion are more than may be held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Portion:
+    """One of `count` parts of every table that can be split; the rest is in the first."""
+
+    number: int
+    count: int
+
+    def describe(self, plan: TablePlan) -> str:
+        """The condition on live rows, called `t`."""
+        name = _find_splitting(plan)
+        if self.count == 1:
+            return ""
+        if name is None:
+            return "true" if self.number == 0 else "false"
+        digest = f"pg_catalog.sha256(pg_catalog.convert_to(t.{quote(name)}::text, 'UTF8'))"
+        return (
+            f"(get_byte({digest}, 0) * 65536 + get_byte({digest}, 1) * 256 "
+            f"+ get_byte({digest}, 2)) % {self.count} = {self.number}"
+        )
+
+    def make_test(self, plan: TablePlan) -> Callable[[Key], bool]:
+        """The same condition on the log's keys."""
+        name = _find_splitting(plan)
+        number, count = self.number, self.count
+        if count == 1 or name is None:
+            return lambda _: number == 0
+        place = plan.key_names.index(name)
+        write = plan.codecs[name].to_text
+
+        def takes(key: Key) -> bool:
+            part = key[place]
+            text = "" if part is None else write(part)
+            digest = hashlib.sha256(text.encode()).digest()
+            return int.from_bytes(digest[:3]) % count == number
+
+        return takes
+
+
+class _PortionFold(TableFold):
+    """The fold of one portion of a table, of which nothing is loaded before its end."""
+
+    def __init__(self, plan: TablePlan, portion: _Portion) -> None:
+        super().__init__(plan)
+        self.plan = plan
+        self._takes = portion.make_test(plan)
+
+    def create(self, key: Key, row: Row) -> None:
+        """A row appears."""
+        if self._takes(key):
+            super().create(key, row)
+
+    def adopt(self, key: Key, row: Row) -> None:
+        """A row is there, whatever was known of it."""
+        if self._takes(key):
+            super().adopt(key, row)
+
+    def update(
+        self,
+        key: Key,
+        values: Mapping[str, Wire | None],
+        position: int,
+        *,
+        lenient: bool = False,
+    ) -> None:
+        """Some columns of a row change."""
+        if self._takes(key):
+            super().update(key, values, position, lenient=lenient)
+
+    def delete(self, key: Key, position: int, *, lenient: bool = False) -> None:
+        """A row disappears."""
+        if self._takes(key):
+            super().delete(key, position, lenient=lenient)
+
+    def check_known(self) -> None:
+        """Raise `ReplayError` if rows were changed that never appeared."""
+        for key, row in self.patched.items():
+            if key not in self.doubtful:
+                raise make_misfit(
+                    self.form, key, position=row[2], what="updates a row that is not there"
+                )
+        for key, position in self.gone.items():
+            if key not in self.doubtful:
+                raise make_misfit(
+                    self.form, key, position=position, what="deletes a row that is not there"
+                )
+
+    def list_rows(self) -> list[Mapping[str, Wire | None]]:
+        """The rows that there are at the end of the log."""
+        return [row[0] for rows in (self.created, self.adopted) for row in rows.values()]
+
+
+class _Work:
+    """One comparison of all tables, in a number of portions that is found by trying."""
+
+    def __init__(
+        self,
+        reader: EntryReader,
+        plans: Sequence[TablePlan],
+        *,
+        snapshot: str,
+        limit: int,
+        most_rows: int,
+        progress: Progress | None,
+    ) -> None:
+        self._reader = reader
+        self._plans = plans
+        self._snapshot = snapshot
+        self._limit = limit
+        self._most_rows = most_rows
+        self._progress = progress
+        self._driver = Driver(reader.connection)
+        self._last = 0 if progress is None else find_last(reader, snapshot=snapshot)
+        types = [name for plan in plans for name in plan.types]
+        self._leniency = find_leniency(reader, types, snapshot=snapshot)
+        self._collations = _read_collations(self._driver, plans)
+
+    def estimate(self) -> int:
+        """In how many portions the live tables are of a size to be held."""
+        oids = [plan.live.oid for plan in self._plans]
+        found = self._driver.query(
+            "SELECT coalesce(sum(pg_catalog.pg_table_size(o::oid)), 0)::bigint "
+            "FROM pg_catalog.unnest($1::bigint[]) o",
+            (oids,),
+        ).fetchone()
+        return 1 + int(found[0] if found else 0) // PORTION_BYTES
+
+    def run(self, count: int) -> Comparison:
+        """Compare in `count` portions; `_TooManyError` when one of them is too large."""
+        parts = [Comparison(Applied()) for _ in self._plans]
+        applied = Applied()
+        for number in range(count):
+            portion = _Portion(number, count)
+            folds = [_PortionFold(plan, portion) for plan in self._plans]
+            applied = self._fold(folds, portion)
+            for fold, part in zip(folds, parts, strict=True):
+                self._compare(fold, portion, part)
+        whole = Comparison(applied)
+        for part in parts:
+            whole.differences += part.differences
+            whole.count += part.count
+            whole.rows += part.rows
+        del whole.differences[self._limit :]
+        return whole
+
+    def _fold(self, folds: Sequence[_PortionFold], portion: _Portion) -> Applied:
+        by_type = {name: fold for fold in folds for name in fold.plan.types}
+        fold = Fold(by_type, lenient_until=self._leniency)
+        applied = Applied()
+        with pause_collector() as collect:
+            for number, entries in enumerate(self._reader.iterate_transactions(self._snapshot)):
+                add_transaction(fold, entries, applied)
+                if len(fold) > self._most_rows:
+                    raise _TooManyError
+                if number % _REPORTED == 0:
+                    collect()
+                    self._report(applied.position, portion)
+        self._report(applied.position, portion)
+        for one in folds:
+            one.check_known()
+        return applied
+
+    def _report(self, position: int, portion: _Portion) -> None:
+        if self._progress is not None:
+            last = max(self._last, position)
+            self._progress(position + portion.number * last, portion.count * last)
+
+    def _compare(self, fold: _PortionFold, portion: _Portion, part: Comparison) -> None:
+        plan = fold.plan
+        rows = fold.list_rows()
+        target, parameters = _make_target(plan, rows, self._collations)
+        try:
+            found, total = compare_table(
+                self._driver,
+                plan,
+                target,
+                limit=max(self._limit - len(part.differences), 0),
+                parameters=parameters,
+                portion=portion.describe(plan),
+            )
+        except (psycopg.IntegrityError, psycopg.DataError) as cause:
+            raise refuse_rows(plan, cause) from cause
+        part.differences += found
+        part.count += total
+        part.rows += len(rows)
+
+
+def compare_portions(
+    reader: EntryReader,
+    plans: Sequence[TablePlan],
+    *,
+    snapshot: str,
+    limit: int,
+    batch_rows: int,
+    progress: Progress | None,
+) -> Comparison:
+    """All tables beside the log's rows, in as many portions as memory asks for.
+
+    The log is read once for each. With more than one, differences are ordered by key within
+    a portion only. `ConfigurationError` where tables that are too large cannot be split.
+    """
+    work = _Work(
+        reader,
+        plans,
+        snapshot=snapshot,
+        limit=limit,
+        most_rows=PORTION_BATCHES * batch_rows,
+        progress=progress,
+    )
+    count = work.estimate()
+    while count <= MOST_PORTIONS:
+        try:
+            return work.run(count)
+        except _TooManyError:
+            # More rows in the log than in the tables, or small ones: nothing is known to fit.
+            count *= 4
+    raise ConfigurationError(
+        "the tables are too large to be verified on a standby",
+        hint="run verify on the primary, where the log is folded into temporary tables",
+    )
+
+
+# -- the log's rows as a query ----------------------------------------------------------------
+
+
+def _make_target(
+    plan: TablePlan,
+    rows: Sequence[Mapping[str, Wire | None]],
+    collations: Mapping[tuple[int, str], str],
+) -> tuple[str, list[list[str | None]]]:
+    """A query in brackets for these rows, with computed columns, and its parameters."""
+
+    def shape(name: str, value: str) -> str:
+        """A value as the live column's, whose collation the comparison needs."""
+        kind = _LENGTH.sub(_drop_length, plan.live_columns[name].pg_type)
+        collation = collations.get((plan.live.oid, name))
+        collated = f" COLLATE {collation}" if collation else ""
+        return f"({value})::{kind}{collated} AS {quote(name)}"
+
+    by_origin: dict[tuple[str, ...], list[Mapping[str, Wire | None]]] = {}
+    for row in rows:
+        by_origin.setdefault(tuple(n for n in plan.names if n in row), []).append(row)
+    nothing = ", ".join(shape(name, "NULL") for name in plan.names)
+    selects = [f"SELECT {nothing} WHERE false"]
+    parameters: list[list[str | None]] = []
+    for origin, same in by_origin.items():
+        places = {name: f"u.c{number}" for number, name in enumerate(origin)}
+        columns = ", ".join(
+            shape(name, places.get(name) or plan.fills.get(name, "NULL")) for name in plan.names
+        )
+        arrays = ", ".join(
+            f"pg_catalog.unnest(${len(parameters) + n + 1}::text[])" for n in range(len(origin))
+        )
+        names = ", ".join(f"c{number}" for number in range(len(origin)))
+        selects.append(f"SELECT {columns} FROM ROWS FROM ({arrays}) u({names})")
+        parameters += [_print_column(plan.codecs[name], name, same) for name in origin]
+    computed = "".join(
+        f", {shape(name, plan.formulas[name])}" for name in plan.compared if name not in plan.codecs
+    )
+    return f"(SELECT q.*{computed} FROM ({' UNION ALL '.join(selects)}) q)", parameters
+
+
+def _drop_length(found: re.Match[str]) -> str:
+    # A cast would cut a longer value to the column's length, and a difference with it.
+    return _WITHOUT_LENGTH.get(found[1], found[1])
+
+
+def _print_column(
+    codec: ValueCodec, name: str, rows: Sequence[Mapping[str, Wire | None]]
+) -> list[str | None]:
+    write = codec.to_text
+    return [None if (value := row[name]) is None else write(value) for row in rows]
+
+
+def _find_splitting(plan: TablePlan) -> str | None:
+    """The first key column by which rows can be put into portions, if there is one."""
+    for name in plan.key_names:
+        if _SPLITTING.fullmatch(plan.live_columns[name].pg_type):
+            return name
+    return None
+
+
+def _read_collations(driver: Driver, plans: Sequence[TablePlan]) -> Mapping[tuple[int, str], str]:
+    """Names of the columns' collations, as SQL, by the table's oid and the column."""
+    rows = driver.query(
+        "SELECT a.attrelid::bigint, a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' "
+        "|| pg_catalog.quote_ident(c.collname) FROM pg_catalog.pg_attribute a "
+        "JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace "
+        "WHERE a.attrelid = ANY($1::bigint[]::oid[])",
+        ([plan.live.oid for plan in plans],),
+    )
+    return {(oid, name): collation for oid, name, collation in rows}
