@@ -83,6 +83,7 @@ def touch_rows(
 def settle_rows(connection: Connection, touched: Touched) -> list[NetRow]:
     """What happened to the touched rows, with their values as the tables have them now.
 
+    A row that is what it was has no values: nothing happened, but somebody wrote it.
     Raises `CaptureMismatchError` where images and table contradict each other.
     """
     settled: list[NetRow] = []
@@ -193,10 +194,8 @@ def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
     for row, stored in zip(rows, found, strict=True):
         if row.balance is None and stored is not None and not bound.regroups:
             # The usual row of a bulk update. Its key did not change, and says where it is.
-            names = row.changed - keys
-            if names:
-                values = {name: stored[name] for name in names}
-                settled.append(NetRow(bound, row.key, existed=True, values=values))
+            values = {name: stored[name] for name in row.changed - keys}
+            settled.append(NetRow(bound, row.key, existed=True, values=values))
             continue
         net = _make_net(row, stored)
         if net is not None:
@@ -232,6 +231,4 @@ def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
         # The key cannot have changed, and what it is the operation says anyway.
         written = row.changed.difference(bound.shape.key_names)
         values = {name: value for name, value in stored.items() if name in written}
-        if not values:
-            return None
     return NetRow(bound, key, existed=existed, values=values, group=group)

@@ -204,6 +204,11 @@ class Recorder:
                 yield frame, change
             frame.seen = len(frame.changes)
 
+    @property
+    def has_tickets(self) -> bool:
+        """Any ticket is held."""
+        return any(frame.tickets for frame in self.frames)
+
     def find_ticket(self, aggregate: str) -> Ticket | None:
         """The ticket held for an aggregate: the first one taken protects the longest."""
         for frame in self.frames:

@@ -7,7 +7,7 @@ order for everybody, and nothing that could still wait for anything but those ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,6 +25,7 @@ from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
 from oplog.collector import pause_collector
 from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
+from oplog.errors import TicketConflictError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.guard import FORMAT_MARK
 from oplog.seal import SealContext, Sealer
@@ -120,7 +121,9 @@ class EntryWriter:
     def _draft(
         self, connection: Connection, recorder: Recorder, images: Sequence[Image]
     ) -> Draft | None:
-        grouped = self._group(recorder, self._list_rows(connection, recorder, images))
+        rows = self._list_rows(connection, recorder, images)
+        grouped = self._group(recorder, rows)
+        self._check_idle(connection, recorder, rows, written=grouped)
         tally = (recorder.tally + measure(images)) or None
         claim = recorder.claim
         if claim is not None and claim.receipts and (grouped or tally is not None):
@@ -157,6 +160,34 @@ class EntryWriter:
                 )
             )
         return Draft(entries, statement, parameters, claim)
+
+    def _check_idle(
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        rows: Sequence[NetRow],
+        *,
+        written: Collection[str],
+    ) -> None:
+        """Hold the tickets of aggregates that were written as they were, which no entry redeems.
+
+        Of two that read 0 and wrote 1, the second changes nothing, and is a lost update.
+        """
+        if not recorder.has_tickets:
+            return
+        names = {name_aggregate(row, row.group) for row in rows if is_idle(row)}
+        held = {name: recorder.find_ticket(name) for name in names.difference(written)}
+        taken = {name: ticket.version for name, ticket in held.items() if ticket is not None}
+        if not taken:
+            return
+        versions = self._store.read_tickets(connection, sorted(taken))
+        stale = sorted(name for name in taken if versions.get(name, 0) != taken[name])
+        if stale:
+            raise TicketConflictError(
+                f"aggregate {stale[0]!r} was changed after its ticket was taken",
+                hint="run the whole transaction again",
+                aggregates=stale,
+            )
 
     def _list_entries(
         self, recorder: Recorder, grouped: Mapping[str, list[Effect]], *, metadata_hash: bytes
@@ -317,6 +348,18 @@ def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
             _create(row, {name: row.values[name] for name in shape.names}, ordinal + 1),
         ),
     ]
+
+
+def is_idle(row: NetRow) -> bool:
+    """A row that was written as it was, and whose aggregate is known."""
+    known = {*(row.group or {}), *row.bound.shape.key_names}
+    return (
+        row.existed
+        and row.exists
+        and not row.complete
+        and not row.values
+        and known.issuperset(row.bound.template.columns)
+    )
 
 
 def name_aggregate(row: NetRow, values: Mapping[str, Wire | None] | None) -> str:
