@@ -209,7 +209,10 @@ class Attachments:
         if isinstance(session, Connection):
             return Enlisted(session, *self._find_own(session))
         self._check_attached(session)
-        connection = session.connection()
+        return self.find_enlisted(session, session.connection())
+
+    def find_enlisted(self, session: Session, connection: Connection) -> Enlisted:
+        """What is kept for a connection that the session has begun on."""
         for one in self._state(session).enlisted:
             if one.connection is connection:
                 return one

@@ -8,12 +8,18 @@ sent away, or two of them would wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
 
+from sqlalchemy import event
 from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
 
+from oplog.capture.attachment import Attachments, Enlisted
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim, check_key, check_same
+from oplog.capture.retry import Beginning, KeyUsedError
 from oplog.entry import Receipt, check_aggregate_name
 from oplog.errors import ConfigurationError
 from oplog.store.outcomes import OutcomeStore
@@ -77,3 +83,71 @@ def lock_aggregates(
         )
     ordered = sorted(set(names), key=lambda name: name.encode())
     store.lock_aggregates(connection, ordered)
+
+
+def watch_beginning(session: Session, begin: Callable[[Connection], None]) -> Callable[[], bool]:
+    """Call `begin` on the connection with which the session's transaction begins, once.
+
+    Whoever opens it, with whatever options. Returns a function that says whether it was called,
+    and stops watching.
+    """
+    begun: list[Connection] = []
+
+    def listen(*given: Any) -> None:
+        if not begun:
+            begun.append(given[2])
+            begin(given[2])
+
+    event.listen(session, "after_begin", listen)
+
+    def stop() -> bool:
+        if event.contains(session, "after_begin", listen):
+            event.remove(session, "after_begin", listen)
+        return bool(begun)
+
+    return stop
+
+
+def begin_run(
+    attachments: Attachments, store: OutcomeStore, *, key: str | None, fingerprint: str | None
+) -> Beginning:
+    """How a run's transactions begin: with its key, and in line for what it keeps losing."""
+    watched: WeakKeyDictionary[Session, Callable[[], bool]] = WeakKeyDictionary()
+
+    def claim_on(one: Enlisted, wait_seconds: float | None = None) -> list[Receipt]:
+        if key is None:
+            return []
+        return claim_key(
+            one.connection,
+            one.recorder,
+            store=store,
+            key=key,
+            fingerprint=fingerprint,
+            wait_seconds=wait_seconds,
+        )
+
+    def prepare(session: Session, aggregates: tuple[str, ...]) -> None:
+        if key is None and not aggregates:
+            return
+
+        def begin(connection: Connection) -> None:
+            one = attachments.find_enlisted(session, connection)
+            first = claim_on(one)
+            if first:
+                raise KeyUsedError(first)
+            lock_aggregates(connection, one.recorder, store=store, aggregates=aggregates)
+
+        watched[session] = watch_beginning(session, begin)
+
+    def finish(session: Session) -> None:
+        stop = watched.pop(session, None)
+        if stop is not None and not stop() and key is not None:
+            # The work never came to the database; its key is used up all the same.
+            claim_on(attachments.enlist(session))
+
+    return Beginning(
+        claim=lambda session, wait_seconds: claim_on(attachments.enlist(session), wait_seconds),
+        prepare=prepare,
+        finish=finish,
+        list_receipts=attachments.list_receipts,
+    )

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from oplog.capture.sending import describe_loss
 from oplog.entry import Receipt
 from oplog.errors import CommitOutcomeUnknownError, OplogError, TicketConflictError
 from oplog.events import EventSink, WorkRetried, ignore_event
@@ -42,13 +43,25 @@ PATIENCE = 3
 class Beginning:
     """What a run asks of its transaction before the work, and after it.
 
-    `claim(session, wait_seconds)` takes the run's idempotency key, `lock(session, aggregates)`
-    waits in line, `list_receipts(session)` are those of the commit just made.
+    `claim(session, wait_seconds)` takes the run's idempotency key in a transaction of the
+    session, `prepare(session, aggregates)` sees to it that the next transaction begins with the
+    key, if there is one, and in line for the aggregates; it raises `KeyUsedError` inside the
+    work. `finish(session)` does so where the work never came to the database.
+    `list_receipts(session)` are those of the commit just made.
     """
 
     claim: Callable[[Session, float | None], list[Receipt]]
-    lock: Callable[[Session, tuple[str, ...]], None]
+    prepare: Callable[[Session, tuple[str, ...]], None]
+    finish: Callable[[Session], None]
     list_receipts: Callable[[Session], list[Receipt]]
+
+
+class KeyUsedError(BaseException):
+    """Somebody else had the key's effect meanwhile. Not for the work to handle."""
+
+    def __init__(self, receipts: list[Receipt]) -> None:
+        super().__init__("the idempotency key was used")
+        self.receipts = receipts
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -87,22 +100,41 @@ class Course(Generic[T]):
     """The COMMIT whose answer is still owed."""
     values: list[T] = field(default_factory=list)
     """What the work returned whose COMMIT was lost."""
+    receipts: list[Receipt] | None = None
+    """Of the COMMIT that was answered."""
 
     def keep(self, value: T) -> None:
         """The work is done; its COMMIT may yet be lost."""
         self.values = [value]
 
-    def finish(self, receipts: list[Receipt]) -> T | list[Receipt]:
+    def done(self, receipts: list[Receipt]) -> None:
+        """COMMIT was answered."""
+        self.receipts = receipts
+
+    def finish(self) -> T | list[Receipt]:
         """What the run returns: the work's value if that is known and not None."""
         if self.values and (self.values[0] is not None or not self.keyed):
             return self.values[0]
-        return receipts
+        return self.receipts or []
 
     def find_first(self, receipts: list[Receipt]) -> T | list[Receipt]:
         """What the run returns when its key was used: by itself if a COMMIT of its was lost."""
         if self.lost is None:
             self.values = []
-        return self.finish(receipts)
+        self.receipts = receipts
+        return self.finish()
+
+    def explain_end(self, cause: BaseException) -> None:
+        """Raise what a cancellation must not hide: the work is done, or may be."""
+        if isinstance(cause, Exception):
+            return
+        if self.receipts is not None:
+            # Cancelled while the session was closed: COMMIT has been answered.
+            raise describe_loss(cause, self.receipts, None) from cause
+        if self.lost is not None:
+            lost = describe_loss(cause, self.lost.receipts, None)
+            lost.idempotency_key = self.lost.idempotency_key
+            raise lost from cause
 
     def forget_loss(self) -> None:
         """The key is held and was not used: the lost COMMIT never happened, and never will."""
@@ -154,15 +186,26 @@ def run_work(
     while True:
         try:
             with sessions() as session:
+                if course.keyed and (first := _ask(course, beginning, session)):
+                    return course.find_first(first)
                 with session.begin():
-                    first = _begin(course, beginning, session)
-                    if first:
-                        return course.find_first(first)
+                    beginning.prepare(session, course.contended)
                     course.keep(work(session))
-                return course.finish(beginning.list_receipts(session))
+                    beginning.finish(session)
+                course.done(beginning.list_receipts(session))
+            return course.finish()
+        except KeyUsedError as used:
+            return course.find_first(used.receipts)
         except (OplogError, DBAPIError) as error:
             pause = course.decide(error)
-        sleep(pause)
+        except BaseException as cause:
+            course.explain_end(cause)
+            raise
+        try:
+            sleep(pause)
+        except BaseException as cause:
+            course.explain_end(cause)
+            raise
 
 
 async def run_async_work(
@@ -177,23 +220,38 @@ async def run_async_work(
     while True:
         try:
             async with sessions() as session:
+                if course.keyed and (
+                    first := await session.run_sync(lambda s: _ask(course, beginning, s))
+                ):
+                    return course.find_first(first)
                 async with session.begin():
-                    first = await session.run_sync(lambda s: _begin(course, beginning, s))
-                    if first:
-                        return course.find_first(first)
+                    beginning.prepare(session.sync_session, course.contended)
                     course.keep(await work(session))
-                return course.finish(beginning.list_receipts(session.sync_session))
+                    await session.run_sync(beginning.finish)
+                course.done(beginning.list_receipts(session.sync_session))
+            return course.finish()
+        except KeyUsedError as used:
+            return course.find_first(used.receipts)
         except (OplogError, DBAPIError) as error:
             pause = course.decide(error)
-        await sleep(pause)
+        except BaseException as cause:
+            course.explain_end(cause)
+            raise
+        try:
+            await sleep(pause)
+        except BaseException as cause:
+            course.explain_end(cause)
+            raise
 
 
-def _begin(course: Course[T], beginning: Beginning, session: Session) -> list[Receipt]:
-    first: list[Receipt] = []
-    if course.keyed:
-        first = beginning.claim(session, None if course.lost is None else CLAIM_SECONDS)
-        if not first:
-            course.forget_loss()
-    if course.contended and not first:
-        beginning.lock(session, course.contended)
+def _ask(course: Course[T], beginning: Beginning, session: Session) -> list[Receipt]:
+    """Receipts under the run's key, asked for before the work.
+
+    In a transaction apart: the work's own begins with what the work asks of it, such as an
+    isolation level, which a transaction that has begun does not take any more.
+    """
+    first = beginning.claim(session, None if course.lost is None else CLAIM_SECONDS)
+    session.rollback()
+    if not first:
+        course.forget_loss()
     return first

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from oplog.adoption import CHUNK_ROWS, AdoptionReport, Target, adopt_tables
-from oplog.capture.claiming import claim_key, lock_aggregates
+from oplog.capture.claiming import begin_run, claim_key, lock_aggregates
 from oplog.capture.request import check_key, fingerprint_request, fingerprint_work
 from oplog.capture.retry import RETRIES, Beginning, Course, run_async_work, run_work
 from oplog.capture.target import find_blocking, find_session
@@ -221,13 +221,7 @@ class WritingOplog(Foundation):
             check_key(key)
             known = request is not None
             fingerprint = fingerprint_request(request) if known else fingerprint_work(work)
-
-        def claim(session: Session, wait_seconds: float | None) -> list[Receipt]:
-            if key is None:
-                return []
-            return self._claim(session, key, fingerprint, wait_seconds=wait_seconds)
-
-        return Beginning(claim, self.lock, self.receipts)
+        return begin_run(self._attachments, self._outcomes, key=key, fingerprint=fingerprint)
 
     def resolve(
         self, question: Any, engine: Engine, *, wait_seconds: float = WAIT_SECONDS

@@ -21,6 +21,12 @@ from oplog.tables import quote
 REQUEST = "oplog.request"
 """Metadata key of what an idempotency key stood for, as a hash in hexadecimal."""
 
+# The same numbers stand for other things in every database.
+_HERE = (
+    "l.database = (SELECT d.oid FROM pg_catalog.pg_database d "
+    "WHERE d.datname = pg_catalog.current_database())"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
@@ -177,8 +183,8 @@ class OutcomeStore:
         )
         return exact or self._list_blockers(
             connection,
-            "l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.relation = "
-            "pg_catalog.to_regclass(%s)",
+            f"l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND {_HERE} "
+            "AND l.relation = pg_catalog.to_regclass(%s)",
             (f"{quote(self._schema)}.oplog_ticket",),
         )
 
@@ -186,7 +192,7 @@ class OutcomeStore:
         """Whoever holds an idempotency key."""
         return self._list_blockers(
             connection,
-            "l.locktype = 'advisory' AND l.objsubid = 1 AND "
+            f"l.locktype = 'advisory' AND l.objsubid = 1 AND {_HERE} AND "
             "(l.classid::bigint << 32) | l.objid::bigint = "
             "pg_catalog.hashtextextended(%s::text, 0)",
             (self._name_lock("key", key),),
