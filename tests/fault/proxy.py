@@ -109,6 +109,7 @@ class FaultProxy:
         self._dialogues: list[Dialogue] = []
         self._threads: list[threading.Thread] = []
         self._connections = 0
+        self._another = threading.Event()
         self.failures: list[BaseException] = []
         self._start(self._accept)
 
@@ -126,6 +127,7 @@ class FaultProxy:
         `disarm` is called. `reset`: the client's side of a cut ends with a reset.
         """
         dialogue = Dialogue(fault, offset, reset=reset)
+        self._another.clear()
         with self._guard:
             self._armed = dialogue, self._connections
             self._dialogues.append(dialogue)
@@ -138,6 +140,11 @@ class FaultProxy:
             for dialogue in self._dialogues:
                 if not dialogue.struck:
                     dialogue.fault = Fault.NONE
+
+    def wait_connection(self) -> None:
+        """Return once a connection was made after the last arming: to cancel, say."""
+        if not self._another.wait(PATIENCE_SECONDS):
+            raise AssertionError("nobody connected")
 
     def close(self) -> None:
         """End every connection and thread; raise what went wrong in one."""
@@ -184,6 +191,7 @@ class FaultProxy:
             with self._guard:
                 self._connections += 1
                 number = self._connections
+            self._another.set()
             self._start(_Link(self, client, self._connect(), number).run)
 
     def _connect(self) -> socket.socket:
