@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from sqlalchemy.engine import URL
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 """After which a test that waits for what never comes fails."""
 _CHUNK = 65_536
 _RESET = struct.pack("ii", 1, 0)

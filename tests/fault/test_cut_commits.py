@@ -61,7 +61,10 @@ def judge(bench: Bench, number: int, told: BaseException | None, *, work: Work =
     """What was told, in a word; it was the truth."""
     dialogue = bench.struck
     if isinstance(told, CommitOutcomeUnknownError):
-        written = {write_known: ["customer/1"], write_new: [f"invoice/{number}"]}
+        written: dict[Work, list[str]] = {
+            write_known: ["customer/1"],
+            write_new: [f"invoice/{number}"],
+        }
         expected = written.get(work, ["customer/1", f"invoice/{number}"])
         assert [receipt.aggregate for receipt in told.receipts] == expected
         outcome = bench.resolve(told)

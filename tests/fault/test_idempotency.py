@@ -102,15 +102,20 @@ async def test_an_async_run_with_a_key_goes_on_by_itself(
     bench: Bench, fault: Fault, at: Any
 ) -> None:
     work = Work()
-    asking = {"idempotency_key": "k", "idempotency_request": "r"}
+
+    async def run(sessions: Any) -> object:
+        return await bench.log.run_async(
+            sessions, work.run_async, idempotency_key="k", idempotency_request="r"
+        )
+
     async with bench.open_async_sessions() as sessions:
         bench.plan(fault, at=at)
         if at is APPEND:
             # Lost before COMMIT was sent: an ordinary disconnect, of which `run` promises nothing.
             with pytest.raises(sa.exc.OperationalError):
-                await bench.log.run_async(sessions, work.run_async, **asking)
+                await run(sessions)
             work.runs = 0
-        receipts = await bench.log.run_async(sessions, work.run_async, **asking)
+        receipts = await run(sessions)
     assert_one_effect(bench, receipts)
 
 
