@@ -1,4 +1,7 @@
-"""One effect under one key: repeated, at the same time, over lost answers, in other processes."""
+"""One effect under one key over lost answers, in COMMITs under way, and in several processes.
+
+What needs no fault is in `tests/postgres/test_idempotency.py`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ from tests.fault.lost_commits import (
     Bench,
     count,
     open_bench,
-    write_both,
     write_new,
 )
 from tests.fault.proxy import Fault
@@ -67,21 +69,7 @@ def assert_one_effect(bench: Bench, receipts: object) -> None:
     bench.assert_whole()
 
 
-# -- A27: the same key again ------------------------------------------------------------------
-
-
-def test_the_same_key_again_gives_the_first_receipts(bench: Bench) -> None:
-    work = Work()
-    with bench.open_sessions() as sessions:
-        first = bench.log.run(sessions, work, idempotency_key="k", idempotency_request=b"pay 5")
-        again = bench.log.run(sessions, work, idempotency_key="k", idempotency_request=b"pay 5")
-        with sessions.begin() as session:
-            assert bench.log.annotate(session, idempotency_key="k") == first
-    assert again == first
-    assert work.runs == 1
-    assert bench.log.resolve("k", bench.engine) is Outcome.COMMITTED
-    assert bench.log.resolve("another", bench.engine) is Outcome.ABORTED
-    assert_one_effect(bench, first)
+# -- A27: after an unknown outcome -----------------------------------------------------------
 
 
 @faults
@@ -230,46 +218,28 @@ def test_runs_in_several_processes_have_one_effect(database_url: URL, tmp_path: 
 # -- A28: the same key for something else -----------------------------------------------------
 
 
-def test_another_request_under_the_key_is_a_conflict(bench: Bench) -> None:
+@faults
+def test_another_request_under_a_lost_key(bench: Bench, fault: Fault) -> None:
+    """It is a conflict if the first one happened, and the first one if that did not."""
     work = Work()
-    with bench.open_sessions() as sessions:
-        first = bench.log.run(sessions, work, idempotency_key="k", idempotency_request={"pay": 5})
-        with pytest.raises(IdempotencyConflictError) as caught:
-            bench.log.run(sessions, work, idempotency_key="k", idempotency_request={"pay": 6})
-        assert caught.value.receipts == first
-        with (
-            pytest.raises(IdempotencyConflictError) as caught,
-            sessions.begin() as session,
-        ):
-            bench.log.annotate(session, idempotency_key="k", idempotency_request={"pay": 7})
-        assert caught.value.receipts == first
-    assert work.runs == 1
-    assert_one_effect(bench, first)
 
-
-async def test_another_request_under_the_key_is_a_conflict_async(bench: Bench) -> None:
-    work = Work()
-    async with bench.open_async_sessions() as sessions:
-        first = await bench.log.run_async(
-            sessions, work.run_async, idempotency_key="k", idempotency_request=1
+    def run(request: str, retries: int) -> object:
+        return bench.log.run(
+            sessions, work, retries=retries, idempotency_key="k", idempotency_request=request
         )
-        with pytest.raises(IdempotencyConflictError):
-            await bench.log.run_async(
-                sessions, work.run_async, idempotency_key="k", idempotency_request=2
-            )
-    assert work.runs == 1
-    assert_one_effect(bench, first)
 
-
-def test_writing_again_under_a_used_key_is_a_conflict(bench: Bench) -> None:
-    """`annotate` said that the key was used; whoever writes all the same is stopped at COMMIT."""
-    work = Work()
     with bench.open_sessions() as sessions:
-        first = bench.log.run(sessions, work, idempotency_key="k", idempotency_request="r")
-        with sessions() as session:
-            assert bench.log.annotate(session, idempotency_key="k") == first
-            write_both(session, 99)
+        bench.plan(fault)
+        with pytest.raises(CommitOutcomeUnknownError) as lost:
+            run("pay 5", 0)
+        if fault is Fault.DROP_ANSWER:
             with pytest.raises(IdempotencyConflictError) as caught:
-                session.commit()
-        assert caught.value.receipts == first
-    assert_one_effect(bench, first)
+                run("pay 6", 20)
+            assert work.runs == 1
+            receipts: object = caught.value.receipts
+        else:
+            receipts = run("pay 6", 20)
+        assert bench.resolve(lost.value) is (
+            Outcome.COMMITTED if fault is Fault.DROP_ANSWER else Outcome.ABORTED
+        )
+    assert_one_effect(bench, receipts)
