@@ -159,6 +159,27 @@ def test_a_commit_that_arrives_after_the_verdict_is_refused(
         assert REFUSED.search(bytes(bench.struck.answer))
         assert not bench.happened(1, work=work)
         check_inquiry(bench, error, Outcome.ABORTED)
+        # Done again, it is the aggregate's next version, or its first.
+        commit(sessions, 1, work=work)
+        assert bench.happened(1, work=work)
+        check_inquiry(bench, error, Outcome.ABORTED)
+        go_on(bench, sessions)
+
+
+@pytest.mark.parametrize("one", [0, 1], ids=["first", "last"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_receipt_of_several_is_enough(bench: Bench, level: str, one: int) -> None:
+    """Fenced off by one of its entries, a transaction is refused as a whole."""
+    with bench.open_sessions(isolation_level=level) as sessions:
+        bench.plan(Fault.HOLD_REQUEST)
+        error = lose(sessions, WORKS["both"])
+        asked = error.receipts[one]
+        assert bench.log.resolve(asked, bench.engine, wait_seconds=BRIEFLY) is Outcome.ABORTED
+        bench.struck.deliver()
+        bench.struck.wait_ended()
+        assert REFUSED.search(bytes(bench.struck.answer))
+        assert not bench.happened(1)
+        check_inquiry(bench, error, Outcome.ABORTED)
         go_on(bench, sessions)
 
 
