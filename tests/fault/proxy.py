@@ -39,6 +39,7 @@ class Fault(enum.Enum):
     HOLD_REQUEST = "the client is reset; the request arrives when delivered, or never"
     SILENT = "the request is held and the client waits, until delivered or hung up"
     DROP_ANSWER = "the request arrives, the answer is swallowed, the client reset"
+    FORGE_ANSWER = "the request arrives; the client gets a forged answer, and the end"
     HOLD_ANSWER = "the request arrives; the client waits until the answer is delivered"
     CUT_REQUEST = "both sides are cut after some bytes of what the client sends"
     CUT_ANSWER = "both sides are cut after some bytes of what the server answers"
@@ -47,10 +48,11 @@ class Fault(enum.Enum):
 class Dialogue:
     """What one connection says from the moment of arming on, and what the server answers."""
 
-    def __init__(self, fault: Fault, offset: int, *, reset: bool) -> None:
+    def __init__(self, fault: Fault, offset: int, *, reset: bool, forged: bytes) -> None:
         self.fault = fault
         self.offset = offset
         self.reset = reset
+        self.forged = forged
         self.request = bytearray()
         """What the client sent, arrived or not."""
         self.answer = bytearray()
@@ -120,13 +122,15 @@ class FaultProxy:
         through = bare.set(host="127.0.0.1", port=self.port)
         return through.update_query_dict({"sslmode": "disable", "gssencmode": "disable"})
 
-    def arm(self, fault: Fault, *, offset: int = 0, reset: bool = False) -> Dialogue:
+    def arm(
+        self, fault: Fault, *, offset: int = 0, reset: bool = False, forged: bytes = b""
+    ) -> Dialogue:
         """Let the fault strike the next thing that a client sends on an open connection.
 
         `offset` counts bytes of that direction, from there on until the connection ends or
         `disarm` is called. `reset`: the client's side of a cut ends with a reset.
         """
-        dialogue = Dialogue(fault, offset, reset=reset)
+        dialogue = Dialogue(fault, offset, reset=reset, forged=forged)
         self._another.clear()
         with self._guard:
             self._armed = dialogue, self._connections
@@ -314,6 +318,11 @@ class _Link:
                 dialogue._strike()
                 self._hang_up_client(reset=True)
                 return False
+            case Fault.FORGE_ANSWER:
+                dialogue._strike()
+                _send(self._client, dialogue.forged)
+                self._hang_up_client(reset=False)
+                return False
             case Fault.HOLD_ANSWER:
                 dialogue._strike()
                 delivers = dialogue._await_decision()
@@ -331,6 +340,12 @@ class _Link:
         if reset:
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._client.close()
+
+
+def forge_error(sqlstate: str) -> bytes:
+    """What a server says that ends itself in the middle of something."""
+    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0Mforged\0\0".encode()
+    return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
 
 
 def measure_request(request: bytes | bytearray) -> int:

@@ -32,7 +32,7 @@ from tests.fault.lost_commits import (
     name,
     open_bench,
 )
-from tests.fault.proxy import Fault
+from tests.fault.proxy import Fault, forge_error
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
@@ -138,6 +138,39 @@ async def test_resolving_in_an_event_loop(bench: Bench) -> None:
                 await commit_async(sessions, number)
             asking = sessions.kw["bind"]
             assert await bench.log.resolve_async(caught.value, asking) is outcome
+    bench.assert_whole()
+
+
+# -- a reason, and a dead connection -----------------------------------------------------------
+
+STATES = pytest.mark.parametrize("state", ["53100", "57P01", "40001", "OP001", "23505"])
+
+
+@STATES
+def test_an_sqlstate_on_a_connection_that_dies_decides_nothing(bench: Bench, state: str) -> None:
+    """A full disk for the WAL ends the server with 53100, and the transaction may be on disk."""
+    with bench.open_sessions() as sessions:
+        bench.plan(Fault.FORGE_ANSWER, forged=forge_error(state))
+        error = lose(sessions, WORKS["both"])
+        bench.struck.wait_ended()
+        assert bench.happened(1)
+        check_inquiry(bench, error, Outcome.COMMITTED)
+        go_on(bench, sessions)
+
+
+@STATES
+async def test_an_sqlstate_on_a_connection_that_dies_decides_nothing_async(
+    bench: Bench, state: str
+) -> None:
+    async with bench.open_async_sessions() as sessions:
+        bench.plan(Fault.FORGE_ANSWER, at=COMMIT, forged=forge_error(state))
+        with pytest.raises(CommitOutcomeUnknownError) as caught:
+            await commit_async(sessions, 1)
+        # The blocking driver, reading reason and end at once, forgets the reason.
+        assert getattr(caught.value.__cause__, "sqlstate", None) == state
+        bench.struck.wait_ended()
+        assert bench.happened(1)
+        check_inquiry(bench, caught.value, Outcome.COMMITTED)
     bench.assert_whole()
 
 

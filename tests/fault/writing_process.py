@@ -50,7 +50,9 @@ def commit_plainly(log: Oplog, engine: Engine, direct: Engine, number: int) -> d
         told = {"told": [kind.__name__ for kind in type(error).__mro__]}
         if isinstance(error, CommitOutcomeUnknownError):
             told["outcome"] = log.resolve(error, direct).value
-    # A connection that was interrupted must be gone.
+            told["process"] = error.receipts[0].process_id
+    with engine.connect() as connection:
+        told["next process"] = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
     check_pool(engine)
     commit(sessions, number + 1)
     check_pool(engine)
