@@ -223,7 +223,7 @@ def test_a_ticket_that_is_not_to_be_had_in_time(bench: Bench, limit: str, state:
         hold_ticket(bench, fail)
         assert not bench.happened(1)
         commit(sessions, 2)
-    assert [get_state(error) for error in errors] == [state]
+    assert [(get_state(e), is_retryable(e)) for e in errors] == [(state, state == LOCKED)]
     assert bench.happened(2)
     bench.assert_whole()
 
