@@ -55,7 +55,7 @@ class Member(Base):
 
 def make_log(**options: Any) -> Oplog:
     catalog = TypeCatalog.from_models(Base, aggregates={"member": "team/{team}"})
-    return Oplog(catalog, keyring=Keyring.generate(), **options)
+    return Oplog(catalog, **{"keyring": Keyring.generate(), **options})
 
 
 @contextmanager
