@@ -142,8 +142,10 @@ def begin_run(
     def finish(session: Session) -> None:
         stop = watched.pop(session, None)
         if stop is not None and not stop() and key is not None:
-            # The work never came to the database; its key is used up all the same.
-            claim_on(attachments.enlist(session))
+            # The work has not come to the database yet; its key is used up all the same.
+            first = claim_on(attachments.enlist(session))
+            if first:
+                raise KeyUsedError(first)
 
     return Beginning(
         claim=lambda session, wait_seconds: claim_on(attachments.enlist(session), wait_seconds),

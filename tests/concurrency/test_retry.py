@@ -34,11 +34,16 @@ class OneSession(Session):
     """A session that touches no database."""
 
 
-PLAIN = Beginning(
-    claim=lambda session, wait_seconds: pytest.fail("there is no key"),
-    lock=lambda session, aggregates: pytest.fail("nothing is known to be contended"),
-    list_receipts=lambda session: [],
-)
+def make_beginning(prepared: list[tuple[str, ...]]) -> Beginning:
+    return Beginning(
+        claim=lambda session, wait_seconds: pytest.fail("there is no key"),
+        prepare=lambda session, aggregates: prepared.append(aggregates),
+        finish=lambda session: None,
+        list_receipts=lambda session: [],
+    )
+
+
+PLAIN = make_beginning([])
 
 
 def run(work: Callable[[Session], Any], *, course: Course[Any], sleep: Any) -> Any:
@@ -93,30 +98,26 @@ def test_run_returns_what_the_last_attempt_returned() -> None:
 
 
 def test_after_several_conflicts_a_run_waits_in_line() -> None:
-    locked: list[tuple[int, tuple[str, ...]]] = []
+    prepared: list[tuple[str, ...]] = []
     calls: list[int] = []
 
     def work(session: Session) -> None:
         calls.append(1)
         raise TicketConflictError("lost", aggregates=[f"account/{len(calls) % 2}", "account/9"])
 
-    beginning = Beginning(
-        claim=lambda session, wait_seconds: pytest.fail("there is no key"),
-        lock=lambda session, aggregates: locked.append((len(calls), aggregates)),
-        list_receipts=lambda session: [],
-    )
     with pytest.raises(TicketConflictError):
         run_work(
             OneSession,
             work,
             course=Course(PATIENCE + 1, keyed=False),
-            beginning=beginning,
+            beginning=make_beginning(prepared),
             sleep=lambda _: None,
         )
     last = f"account/{PATIENCE % 2}"
-    assert locked == [
-        (PATIENCE, (last, "account/9")),
-        (PATIENCE + 1, ("account/0", "account/1", "account/9")),
+    assert prepared == [
+        *[()] * PATIENCE,
+        (last, "account/9"),
+        ("account/0", "account/1", "account/9"),
     ]
 
 
