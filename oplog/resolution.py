@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from oplog.entry import Receipt
 from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Outcome, Resolution
+from oplog.store.driver import require_driver
 from oplog.store.outcomes import OutcomeStore
 
 WAIT_SECONDS = 10.0
@@ -40,6 +41,7 @@ def resolve_on(
 
     `connection` is in no transaction. Raises `ConfigurationError` on a standby.
     """
+    require_driver(connection)
     # Each statement must see what was committed while the one before it waited.
     connection = connection.execution_options(isolation_level="READ COMMITTED")
     with connection.begin():
