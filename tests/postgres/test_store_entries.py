@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.errors import SchemaVersionError
 from oplog.store import NewEntry, Store
 from oplog.store.rows import BrokenLink, EntryFilter
+from oplog.store.standby import ALL_VISIBLE
+from oplog.tables import COMMENT_PREFIX
 from tests.bound import make_shape
 
 pytestmark = pytest.mark.postgres
@@ -41,10 +43,17 @@ def append(connection: Connection, *names: str, metadata: dict[str, str] | None 
 
 
 def read(connection: Connection, filter: EntryFilter | None = None) -> list[str]:
-    """Aggregates of the entries, page by page."""
+    """Aggregates of the entries, page by page, in both ways that there are."""
     snapshot = STORE.read_snapshot(connection)
-    pages = STORE.iterate(connection, filter or EntryFilter(), snapshot=snapshot)
-    return [entry.aggregate for page in pages for entry in page]
+    here, there = (
+        [entry for page in pages for entry in page]
+        for pages in (
+            STORE.iterate(connection, filter or EntryFilter(), snapshot=how)
+            for how in (snapshot, ALL_VISIBLE)
+        )
+    )
+    assert here == there
+    return [entry.aggregate for entry in here]
 
 
 def test_entries_come_page_by_page_in_order(
@@ -75,6 +84,8 @@ def test_filters_hold_together(connection: Connection) -> None:
     )
     second = whole[1].position
     assert read(connection, EntryFilter(aggregate="a")) == ["a", "a"]
+    assert read(connection, EntryFilter(aggregates=("c", "b"))) == ["b", "c"]
+    assert read(connection, EntryFilter(aggregates=("a", "b"), aggregate="b")) == ["b"]
     assert read(connection, EntryFilter(metadata=(("actor", "ada"),))) == ["a", "b", "c"]
     assert read(connection, EntryFilter(metadata=(("actor", "ada"), ("why", "y")))) == ["c"]
     assert read(connection, EntryFilter(metadata=(("why", "ada"),))) == []
@@ -89,6 +100,13 @@ def test_filters_hold_together(connection: Connection) -> None:
         after=whole[2].position,
     )
     assert [entry.aggregate for entry in after] == ["c"]
+    before = STORE.read_page(
+        connection,
+        EntryFilter(after=second),
+        snapshot=STORE.read_snapshot(connection),
+        after=whole[0].position,
+    )
+    assert [entry.aggregate for entry in before] == ["a", "c"]
 
 
 def test_only_what_the_snapshot_shows(connection: Connection) -> None:
@@ -167,6 +185,7 @@ def test_the_version_is_in_a_comment(connection: Connection) -> None:
         ("oplog schema version", None),
         ("oplog schema version one", None),
         ("another 1", None),
+        ("x" * len(COMMENT_PREFIX) + "7", None),
         ("", None),
     ]:
         connection.exec_driver_sql(f"COMMENT ON TABLE oplog.oplog_entry IS '{comment}'")

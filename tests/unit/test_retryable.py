@@ -318,7 +318,7 @@ class Transactions:
         self.beginning = Beginning(self.claim, self.prepare, self.finish, self.list_receipts)
 
     def claim(self, session: Any, wait_seconds: float | None) -> list[Receipt]:
-        assert isinstance(session, Session)
+        assert isinstance(session, OneSession)
         self.session = session
         self.claimed.append(wait_seconds)
         return self.firsts.pop(0) if self.firsts else []
@@ -452,10 +452,9 @@ async def test_a_cancellation_in_a_pause_says_what_is_owed(run: Run) -> None:
 
 
 async def test_a_cancellation_in_the_work_says_what_is_owed(run: Run) -> None:
+    course = make(keyed=False)
+    course.lost = lost()
     with pytest.raises(CommitOutcomeUnknownError):
-        course = make()
-        course.lost = lost()
-        course.keyed = False
         await run(Failing(asyncio.CancelledError()), course, Transactions())
     with pytest.raises(asyncio.CancelledError) as caught:
         await run(Failing(asyncio.CancelledError()), make(), Transactions())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
 from uuid import UUID
 
 import pytest
+from sqlalchemy.engine import Connection
 
+from oplog.errors import ConfigurationError
 from oplog.store import NewEntry, Store
 from oplog.store.entries import write_array
 
@@ -66,6 +70,12 @@ def test_a_percent_sign_in_the_schemas_name_is_no_parameter() -> None:
     assert statement % parameters == (
         'SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM "100%s".oplog_settle(7::bigint)'
     )
+
+
+def test_another_driver_is_refused_before_anything_is_asked() -> None:
+    connection = SimpleNamespace(dialect=SimpleNamespace(driver="psycopg2"))
+    with pytest.raises(ConfigurationError, match="driver is psycopg2"):
+        Store("log").require_current(cast("Connection", connection))
 
 
 def test_an_array_literal() -> None:

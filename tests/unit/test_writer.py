@@ -326,8 +326,8 @@ def test_the_ticket_of_an_idle_row_must_hold(drafting: Drafting) -> None:
     recorder.record([update(BY_KEY, 2), update(BY_KEY, 1), update(BY_KEY, 3)])
     assert drafting.draft() is None
     assert binder.asked == []
-    for id, version in ((1, 4), (2, 0)):
-        recorder.add_ticket(Ticket(f"item/{id}", version))
+    for number, version in ((1, 4), (2, 0)):
+        recorder.add_ticket(Ticket(f"item/{number}", version))
     assert drafting.draft() is None
     assert binder.asked == [["item/1", "item/2"]]
     binder.versions = {"item/1": 5, "item/2": 1}
