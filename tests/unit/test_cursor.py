@@ -172,3 +172,10 @@ def test_a_cursor_that_advances_keeps_its_history_and_forgets_its_way() -> None:
 
 def test_a_new_cursor_has_no_way() -> None:
     assert (START.target, START.after) == (None, 0)
+
+
+def test_a_cursor_is_not_behind_itself_nor_behind_one_that_saw_less() -> None:
+    way = Cursor("1", 1, "3:3:", "5:9:5", 7)
+    assert way.is_behind(way) is False
+    # What still runs for the one had not begun for the other.
+    assert replace(START, snapshot="5:9:5").is_behind(replace(START, snapshot="5:5:")) is False

@@ -78,6 +78,10 @@ def test_an_error_without_a_state_is_not() -> None:
     assert is_retryable(OperationalError("SELECT", None, Exception("gone"))) is False
     assert is_retryable(ValueError("40001")) is False
     assert is_retryable(RefusedError("40001")) is False
+    # An error of somebody else's that happens to look like SQLAlchemy's.
+    foreign = ValueError()
+    foreign.orig = RefusedError("40001")  # type: ignore[attr-defined]
+    assert is_retryable(foreign) is False
 
 
 @pytest.mark.parametrize("retryable", [True, False])

@@ -339,6 +339,17 @@ def test_the_ticket_of_an_idle_row_must_hold(drafting: Drafting) -> None:
         drafting.draft()
 
 
+def test_stale_tickets_are_told_in_order(drafting: Drafting) -> None:
+    names = [f"item/{number}" for number in range(1, 10)]
+    for number, name in enumerate(names, 1):
+        drafting.recorder.record([update(BY_KEY, number)])
+        drafting.recorder.add_ticket(Ticket(name, 7))
+    with pytest.raises(TicketConflictError) as caught:
+        drafting.draft()
+    assert caught.value.aggregates == tuple(names)
+    assert drafting.binder.asked == [names]
+
+
 def test_the_ticket_of_an_aggregate_that_is_written_is_redeemed_instead(
     drafting: Drafting,
 ) -> None:
