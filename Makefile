@@ -26,9 +26,9 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	&& { command -v $$p; break; }; done)
 
 RUN := .venv/bin/python
-TYPED = $(wildcard oplog tests examples benchmarks migrations)
+TYPED = $(wildcard oplog tests examples benchmarks migrations mutants)
 
-.PHONY: help demo test check bench soak
+.PHONY: help demo test check bench soak mutants
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make check    format, lint, types, floors, wire formats, and the tests on both SQLAlchemys'
 	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
 	@echo 'make soak     kill, cut and race for MINUTES=10, then check every answer (SEED= repeats)'
+	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
@@ -56,6 +57,9 @@ bench: .venv/ready
 
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+mutants: .venv/ready
+	@$(RUN) -m mutants $(ONLY)
 
 format: .venv/ready
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .

@@ -73,7 +73,7 @@ class RowCodec:
         )
         self._place = {c.number: n for n, c in enumerate(shape.columns)}
         places = [n for n, c in enumerate(shape.columns) if c.primary_key]
-        pick = itemgetter(*places) if places else tuple
+        pick = itemgetter(*places) if places else _no_key
         self._pick_key: Callable[[Sequence[Any]], tuple[Any, ...]] = (
             (lambda values: (pick(values),)) if len(places) == 1 else pick
         )
@@ -238,6 +238,10 @@ class PayloadCodec:
         for block in parsed.blocks:
             effects += _decode_block(block, codecs, find_keys)
         return effects
+
+
+def _no_key(_values: Sequence[Any]) -> tuple[Any, ...]:
+    return ()
 
 
 def _serialize(payload: entry_pb2.Payload, aggregate: str) -> bytes:

@@ -184,3 +184,49 @@ def test_numbers_out_of_range_are_refused(number: int) -> None:
 def test_text_that_could_not_be_stored_is_refused(field: str) -> None:
     with pytest.raises(EntryError, match="surrogate"):
         hash_body(**{**BODY, field: "\ud800"})
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("key", "tail"), [(None, b"\0"), ("", b"\1" + number(0)), ("k", b"\1" + number(1) + b"k")]
+)
+def test_the_body_is_hashed_in_the_documented_form(key: str | None, tail: bytes) -> None:
+    parts = [
+        b"oplog/v1/body\0",
+        number(1),
+        UUID(int=7).bytes,
+        number(10),
+        b"account/42",
+        number(2),
+        b"k1",
+        bytes(range(32)),
+        number(2),
+        tail,
+        number(6),
+        b"sealed",
+    ]
+    found = hash_body(**{**BODY, "idempotency_key": key})
+    assert found == hashlib.sha256(b"".join(parts)).digest()
+
+
+def test_metadata_is_hashed_in_the_documented_form() -> None:
+    parts = [b"oplog/v1/metadata\0", number(2), number(1), b"a", number(2), "\u00e9".encode()]
+    parts += [number(0), number(3), b"xyz"]
+    found = hash_metadata([("a", "\u00e9"), ("", "xyz")])
+    assert found == hashlib.sha256(b"".join(parts)).digest()
+
+
+def test_the_first_entry_follows_32_zero_bytes() -> None:
+    assert bytes(32) == ZERO_HASH
+
+
+def test_what_cannot_be_hashed_is_named() -> None:
+    for field in ("aggregate", "key_id", "idempotency_key"):
+        what = {"aggregate": "aggregate name", "key_id": "key id"}.get(field, "idempotency key")
+        with pytest.raises(EntryError, match=what):
+            hash_body(**{**BODY, field: "\0"})
+    with pytest.raises(EntryError, match="metadata"):
+        hash_metadata([("\0", "")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from oplog.cursor import Cursor
-from oplog.errors import DecodeError
+from oplog.errors import ConfigurationError, DecodeError
 
 pytestmark = [pytest.mark.unit]
 
@@ -75,7 +76,19 @@ def sees(snapshot: str | None, xid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "null", START.to_json().replace("null", '"1:2"', 1)]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        START.to_json().replace("null", '"1:2"', 1),
+        START.to_json().replace("null", '"1:2:x"', 1),
+        START.to_json().replace('"target": null', '"target": "1:2"'),
+        START.to_json().replace('"target": null', '"target": 7'),
+        START.to_json().replace('"timeline": 1', '"timeline": "one"'),
+        START.to_json().replace('"after": 0', '"after": null'),
+    ],
 )
 def test_an_unreadable_cursor_is_an_error(text: str) -> None:
     with pytest.raises(DecodeError):
@@ -113,3 +126,56 @@ def test_a_cursor_only_goes_forward(
     behind: bool,
 ) -> None:
     assert Cursor("1", 1, *saved).is_behind(Cursor("1", 1, *before)) is behind
+
+
+def test_a_cursor_is_kept_as_json_that_others_can_read() -> None:
+    assert json.loads(Cursor("7", 2, "3:5:4", "3:9:4", 12).to_json()) == {
+        "system_identifier": "7",
+        "timeline": 2,
+        "snapshot": "3:5:4",
+        "target": "3:9:4",
+        "after": 12,
+    }
+    given = (
+        '{"system_identifier": 7, "timeline": "2", "snapshot": null, "target": null, "after": 0}'
+    )
+    assert Cursor.from_json(given) == Cursor("7", 2, None)
+
+
+def test_an_unreadable_cursor_is_shown_in_part() -> None:
+    with pytest.raises(DecodeError, match=r"'x{100}'\n"):
+        Cursor.from_json("x" * 101)
+
+
+def test_a_cursor_belongs_to_one_history() -> None:
+    START.check_origin("1", timeline=1)
+    for identifier, timeline in (("2", 1), ("1", 2)):
+        with pytest.raises(ConfigurationError, match=f"this is server {identifier}"):
+            START.check_origin(identifier, timeline=timeline)
+
+
+def test_the_way_to_a_goal_is_gone_in_steps() -> None:
+    goal = Cursor("1", 1, "5:9:5")
+    begun = replace(START, snapshot="3:3:").begin(goal, after=2)
+    assert begun == Cursor("1", 1, "3:3:", "5:9:5", 2)
+    assert START.begin(goal, after=0).after == 0
+    reached = begun.reach(7)
+    assert reached == Cursor("1", 1, "3:3:", "5:9:5", 7)
+    assert reached.finish() == Cursor("1", 1, "5:9:5")
+
+
+def test_a_cursor_that_advances_keeps_its_history_and_forgets_its_way() -> None:
+    cursor = Cursor("7", 3, "3:3:", "3:9:", 5)
+    assert cursor.advance("4:9:4,6", [5, 3]) == Cursor("7", 3, "4:6:4")
+    assert cursor.advance("4:9:", []) is cursor
+
+
+def test_a_new_cursor_has_no_way() -> None:
+    assert (START.target, START.after) == (None, 0)
+
+
+def test_a_cursor_is_not_behind_itself_nor_behind_one_that_saw_less() -> None:
+    way = Cursor("1", 1, "3:3:", "5:9:5", 7)
+    assert way.is_behind(way) is False
+    # What still runs for the one had not begun for the other.
+    assert replace(START, snapshot="5:9:5").is_behind(replace(START, snapshot="5:5:")) is False

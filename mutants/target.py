@@ -1,0 +1,44 @@
+"""Which modules are mutated, and the fast tests that judge each.
+
+Unit tests come first, and of the others those that fail soonest: a mutant dies of the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module and its judge."""
+
+    name: str
+    module: str
+    tests: tuple[str, ...]
+    by_hand: bool = False
+    """Its mutants are those of `sql.py`."""
+
+
+TARGETS = (
+    Target("chain", "oplog.chain", ("tests/unit/test_chain.py",)),
+    Target("cursor", "oplog.cursor", ("tests/unit/test_cursor.py",)),
+    Target("codec", "oplog.codec", ("tests/unit/test_codec.py", "tests/unit/test_block.py")),
+    Target("effect", "oplog.effect", ("tests/unit/test_effect.py",)),
+    Target("recorder", "oplog.capture.recorder", ("tests/unit/test_recorder.py",)),
+    Target("net", "oplog.capture.effect", ("tests/unit/test_net_rows.py",)),
+    Target("merge", "oplog.capture.merge", ("tests/unit/test_merge.py",)),
+    Target("writer", "oplog.capture.writer", ("tests/unit/test_writer.py",)),
+    Target("retry", "oplog.capture.retry", ("tests/unit/test_retryable.py",)),
+    Target(
+        "request",
+        "oplog.capture.request",
+        ("tests/unit/test_fingerprint.py", "tests/unit/test_request.py"),
+    ),
+    Target("resolution", "oplog.resolution", ("tests/unit/test_resolution.py",)),
+    Target(
+        "entries",
+        "oplog.store.entries",
+        ("tests/unit/test_store_binding.py", "tests/postgres/test_store_entries.py"),
+    ),
+    Target("sql", "oplog.append", ("tests/postgres/test_append_functions.py",), by_hand=True),
+)

@@ -1,0 +1,35 @@
+"""A type bound to a table that need not exist: what capture's rules work on, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from oplog.binding import BoundType
+from oplog.catalog import AggregateTemplate, DeclaredType
+from oplog.live import LiveTable
+from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.value import codec_for
+
+Columns = Sequence[tuple[str, str]]
+
+
+def make_shape(columns: Columns, *, key: Sequence[str], name: str = "item") -> Shape:
+    """The first revision of a type."""
+    declared = [
+        DeclaredColumn(column, pg_type, codec_for(pg_type).kind, column in key)
+        for column, pg_type in columns
+    ]
+    return derive_shape(
+        name, declared, schema="public", table=name, aggregate=name, excluded={}, stored=[]
+    )
+
+
+def make_bound(
+    columns: Columns, *, key: Sequence[str], aggregate: str, name: str = "item", oid: int = 7
+) -> BoundType:
+    """A bound type with these columns."""
+    declared = DeclaredType(name, sa.Table(name, sa.MetaData()), AggregateTemplate(aggregate))
+    live = LiveTable(oid, "public", name, "r", (), rewrites_rows=False)
+    return BoundType(declared, make_shape(columns, key=key, name=name), live)
