@@ -26,7 +26,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	&& { command -v $$p; break; }; done)
 
 RUN := .venv/bin/python
-TYPED = $(wildcard oplog tests examples benchmarks migrations mutants)
+TYPED = $(wildcard oplog tests examples benchmarks migrations)
 
 .PHONY: help demo test check bench soak mutants
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
@@ -59,7 +59,7 @@ soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutants: .venv/ready
-	@$(RUN) -m mutants $(ONLY)
+	@$(RUN) -m tests.mutants $(ONLY)
 
 format: .venv/ready
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .

@@ -231,8 +231,7 @@ class EngineListener(Transactions):
         except (OplogError, DBAPIError):
             # SQLAlchemy takes the transaction for ended once this hook ran: left open, it
             # would go back to the pool with the connection.
-            if not connection.invalidated:
-                connection.dialect.do_rollback(connection.connection)
+            _roll_back(connection)
             raise
         finally:
             if not recorder.owned and not recorder.ending:
@@ -255,3 +254,14 @@ class EngineListener(Transactions):
         if recorder is not None:
             self.send_deferred(connection, recorder)
             self._on_commit(connection)
+
+
+def _roll_back(connection: Connection) -> None:
+    """End a transaction whose COMMIT was refused, on a connection that may have died of it."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Whoever waits for the reason of the refusal must get that, and no other.
+        connection.invalidate(failure)

@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
+from oplog import Entry, Operation
 from oplog.capture.retry import is_retryable
 from oplog.errors import (
     CommitWouldRollBackError,
@@ -312,3 +313,29 @@ def test_several_aggregates_are_one_group(bench: Bench) -> None:
         groups.append({entry.aggregate for entry in batch})
         batch.commit()
     assert groups[1:] == [{"customer/1", "invoice/1"}, {"customer/1", "invoice/2"}]
+
+
+def test_a_refusal_on_a_connection_that_died(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason of the refusal is told, not what became of the ROLLBACK after it."""
+    with bench.open_sessions(pool_size=1, max_overflow=0) as sessions:
+        commit(sessions, 1)
+        engine = sessions.kw["bind"]
+
+        def roll_back(connection: Any) -> None:
+            # The server is killed right after its answer.
+            monkeypatch.undo()
+            connection.driver_connection.pgconn.finish()
+            connection.driver_connection.rollback()
+
+        with sessions() as session:
+            process_id = find_process(session)
+            ticket = bench.log.take_ticket(session, "customer/1")
+            with bench.open_sessions() as others, others.begin() as rival:
+                rival.get_one(Customer, 1).name = "by another"
+            operation = Operation.update("customer", key={"id": 1}, fields={"name": "by hand"})
+            bench.log.append(session, Entry("customer/1", [operation]), ticket)
+            monkeypatch.setattr(engine.dialect, "do_rollback", roll_back)
+            with pytest.raises(TicketConflictError):
+                session.commit()
+        with sessions() as session:
+            assert find_process(session) != process_id

@@ -7,11 +7,11 @@ from textwrap import dedent
 
 import pytest
 
-from mutants.explanation import FILE, read_explanations
-from mutants.judge import locate
-from mutants.mutation import Mutant, list_mutants
-from mutants.sql import CHANGES, list_sql_mutants
-from mutants.target import TARGETS
+from tests.mutants.explanation import FILE, read_explanations
+from tests.mutants.judge import locate
+from tests.mutants.mutation import Mutant, list_mutants
+from tests.mutants.sql import CHANGES, list_sql_mutants
+from tests.mutants.target import TARGETS
 
 pytestmark = pytest.mark.unit
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
@@ -59,6 +60,7 @@ class Server:
         self.request: LoggedRequest | None = None
         self.refusal: DBAPIError | None = None
         self.open = False
+        self.dialect = SimpleNamespace(driver="psycopg")
 
     # The connection.
 

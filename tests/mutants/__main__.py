@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mutants.explanation import FILE, Explanation, read_explanations
-from mutants.judge import ROOT, Trial, Verdict, judge, locate, measure, warm_up
-from mutants.mutation import Mutant, list_mutants
-from mutants.sql import list_sql_mutants
-from mutants.target import TARGETS, Target
+from tests.mutants.explanation import FILE, Explanation, read_explanations
+from tests.mutants.judge import ROOT, Trial, Verdict, judge, locate, measure, warm_up
+from tests.mutants.mutation import Mutant, list_mutants
+from tests.mutants.sql import list_sql_mutants
+from tests.mutants.target import TARGETS, Target
 
 ALLOWANCE_SECONDS = 20.0
 ALLOWANCE_TIMES = 5
@@ -69,7 +69,7 @@ def _serve() -> Iterator[str]:
     if given:
         yield given
         return
-    command = [sys.executable, "-m", "mutants.server"]
+    command = [sys.executable, "-m", "tests.mutants.server"]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

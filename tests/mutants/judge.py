@@ -34,7 +34,7 @@ from typing import TypeVar
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIRST_DEADLINE_SECONDS = 600.0
 """For the run without a mutant, which sets the deadline of the others."""
 
@@ -147,7 +147,7 @@ def _end(process: BaseProcess, *, in_time: bool) -> Verdict:
     return Verdict.SURVIVED if process.exitcode == 0 else Verdict.KILLED
 
 
-def _run(trial: Trial, show: bool) -> None:  # noqa: FBT001
+def _run(trial: Trial, show: bool) -> None:
     os.setpgid(0, 0)
     os.chdir(ROOT)
     if not show:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mutants.mutation import Mutant
+from tests.mutants.mutation import Mutant
 
 
 @dataclass(frozen=True, slots=True)
