@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
@@ -59,6 +60,7 @@ class Server:
         self.request: LoggedRequest | None = None
         self.refusal: DBAPIError | None = None
         self.open = False
+        self.dialect = SimpleNamespace(driver="psycopg")
 
     # The connection.
 
@@ -228,6 +230,14 @@ def test_other_errors_pass_through(server: Server, question: Any) -> None:
 def test_a_standby_is_not_asked(server: Server, question: Any) -> None:
     server.standby = True
     with pytest.raises(ConfigurationError, match="standby"):
+        resolve(server, question)
+    assert server.told == []
+
+
+@pytest.mark.parametrize("question", [[ONE], "key"])
+def test_another_driver_is_not_asked_with(server: Server, question: Any) -> None:
+    server.dialect.driver = "psycopg2"
+    with pytest.raises(ConfigurationError, match="driver is psycopg2"):
         resolve(server, question)
     assert server.told == []
 
