@@ -234,6 +234,14 @@ def test_a_standby_is_not_asked(server: Server, question: Any) -> None:
     assert server.told == []
 
 
+@pytest.mark.parametrize("question", [[ONE], "key"])
+def test_another_driver_is_not_asked_with(server: Server, question: Any) -> None:
+    server.dialect.driver = "psycopg2"
+    with pytest.raises(ConfigurationError, match="driver is psycopg2"):
+        resolve(server, question)
+    assert server.told == []
+
+
 def test_a_key_that_was_used_was_committed(server: Server) -> None:
     server.request = LoggedRequest(tuple(WHOLE), None)
     assert resolve(server, "key", wait_seconds=3.0) == Resolution(Outcome.COMMITTED, tuple(WHOLE))
