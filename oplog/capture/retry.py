@@ -103,6 +103,11 @@ class Course(Generic[T]):
     receipts: list[Receipt] | None = None
     """Of the COMMIT that was answered."""
 
+    @property
+    def asks(self) -> bool:
+        """The key is to be asked for apart: at first, and for a COMMIT that was lost."""
+        return self.keyed and (self.attempt == 0 or self.lost is not None)
+
     def keep(self, value: T) -> None:
         """The work is done; its COMMIT may yet be lost."""
         self.values = [value]
@@ -186,7 +191,7 @@ def run_work(
     while True:
         try:
             with sessions() as session:
-                if course.keyed and (first := _ask(course, beginning, session)):
+                if course.asks and (first := _ask(course, beginning, session)):
                     return course.find_first(first)
                 with session.begin():
                     beginning.prepare(session, course.contended)
@@ -220,7 +225,7 @@ async def run_async_work(
     while True:
         try:
             async with sessions() as session:
-                if course.keyed and (
+                if course.asks and (
                     first := await session.run_sync(lambda s: _ask(course, beginning, s))
                 ):
                     return course.find_first(first)
