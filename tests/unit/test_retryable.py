@@ -466,10 +466,11 @@ async def test_a_cancellation_in_the_work_says_what_is_owed(run: Run) -> None:
 
 
 def test_a_key_is_asked_for_apart_at_first_and_for_a_lost_commit_only() -> None:
-    assert not Course[None](3, keyed=False).asks
-    course = Course[None](3, keyed=True)
-    assert course.asks
+    assert not make(keyed=False).asks
+    course = make()
+    asked = [course.asks]
     course.attempt = 1
-    assert not course.asks
-    course.lost = CommitOutcomeUnknownError("lost")
-    assert course.asks
+    asked.append(course.asks)
+    course.lost = lost()
+    asked.append(course.asks)
+    assert asked == [True, False, True]
