@@ -250,6 +250,18 @@ class StoreUnavailableError(ArchiveError):
     exit_code = 13
 
 
+class StorageConfigError(ArchiveError):
+    """The object store refuses: no permission, no bucket, wrong credentials, a wrong clock."""
+
+    exit_code = 13
+
+
+class ObjectTooLargeError(ArchiveError):
+    """A stored object is larger than anything that is ever written under its name."""
+
+    exit_code = 3
+
+
 class ManifestInvalidError(ArchiveError):
     """A head or a snapshot manifest contradicts itself or what it names."""
 
@@ -316,6 +328,7 @@ __all__ = [
     "ManifestInvalidError",
     "NotCapturableError",
     "ObjectConflictError",
+    "ObjectTooLargeError",
     "OplogError",
     "ReplayError",
     "SchemaDriftError",
@@ -323,6 +336,7 @@ __all__ = [
     "SealError",
     "SegmentCorruptError",
     "SegmentMissingError",
+    "StorageConfigError",
     "StoreUnavailableError",
     "TicketConflictError",
     "UnknownTypeError",
