@@ -92,6 +92,7 @@ class Head:
     number: int
     nonce: str
     previous: HeadLink | None
+    archive_id: UUID
     log_id: UUID
     generation: int
     epoch: int
@@ -130,12 +131,13 @@ class Head:
         return replace(self, **neutral) == replace(other, **neutral)  # type: ignore[arg-type]
 
 
-def make_first(log_id: UUID, origin: Origin) -> Head:
+def make_first(archive_id: UUID, log_id: UUID, origin: Origin) -> Head:
     """What an archive without any head holds: nothing. Never published itself."""
     return Head(
         number=0,
         nonce="",
         previous=None,
+        archive_id=archive_id,
         log_id=log_id,
         generation=0,
         epoch=0,
@@ -160,6 +162,7 @@ def decode_head(data: bytes, *, what: str) -> Head:
         number=fields.take_integer("number", least=1),
         nonce=fields.take_text("id", most=64),
         previous=_read_link(fields.take("previous"), what),
+        archive_id=_read_uuid(fields.take_text("archive", most=36), what),
         log_id=_read_uuid(fields.take_text("log", most=36), what),
         generation=fields.take_integer("generation"),
         epoch=fields.take_integer("epoch"),
@@ -217,6 +220,7 @@ def _write_head(head: Head) -> dict[str, Any]:
         "number": head.number,
         "id": head.nonce,
         "previous": link and {"number": link.number, "sha256": link.digest.hex()},
+        "archive": str(head.archive_id),
         "log": str(head.log_id),
         "generation": head.generation,
         "epoch": head.epoch,
@@ -322,7 +326,7 @@ def _read_uuid(text: str, what: str) -> UUID:
     try:
         found = UUID(text)
     except ValueError as cause:
-        raise invalid(what, f"its log is {text!r}") from cause
+        raise invalid(what, f"{text!r} in it is no UUID") from cause
     if str(found) != text:
-        raise invalid(what, f"its log is {text!r}")
+        raise invalid(what, f"{text!r} in it is no UUID")
     return found

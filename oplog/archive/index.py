@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
-from uuid import UUID
 
 from oplog.archive.document import Fields, decode_document, encode_document, invalid
 from oplog.archive.path import INDEX, LOG, name_content, parse_content
@@ -101,7 +100,7 @@ def read_item(document: Any, *, level: int, what: str) -> Item:
     )
     fields.finish()
     name = parse_content(item.path, LOG if level == 0 else INDEX)
-    if name.number != item.first or item.last < item.first:
+    if name.number != (item.first if level == 0 else item.last) or item.last < item.first:
         raise invalid(what, f"its item {item.path} claims sequences {item.first} to {item.last}")
     return item
 
@@ -119,19 +118,20 @@ def check_items(items: Sequence[Item], *, what: str) -> None:
 # -- nodes --------------------------------------------------------------------------------
 
 
-def encode_node(items: Sequence[Item], *, level: int, log_id: UUID) -> tuple[bytes, Item]:
+def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
     """The bytes of a node that holds `items` of `level`, and the item for it."""
     data = encode_document(
         {
             "format": FORMAT,
-            "log": str(log_id),
             "level": level,
             "items": [item.to_json() for item in items],
         }
     )
     last = items[-1]
     return data, Item(
-        name_content(INDEX, items[0].first, data=data),
+        # By its last sequence: a node that reaches back before the oldest kept entry must not look
+        # like garbage while the head that needs it is being made.
+        name_content(INDEX, last.last, data=data),
         items[0].first,
         last.last,
         min(item.first_position for item in items),
@@ -144,13 +144,11 @@ def encode_node(items: Sequence[Item], *, level: int, log_id: UUID) -> tuple[byt
     )
 
 
-def decode_node(data: bytes, item: Item, *, level: int, log_id: UUID) -> list[Item]:
+def decode_node(data: bytes, item: Item, *, level: int) -> list[Item]:
     """The items of the node that `item` (of `level`) names; they must be all it claims."""
     what = item.path
     fields = Fields(decode_document(data, most=MAX_NODE_BYTES, what=what), what)
     fields.take_format(FORMAT)
-    if fields.take_text("log", most=36) != str(log_id):
-        raise invalid(what, "it belongs to another log")
     found = fields.take_integer("level")
     if found != level - 1:
         raise invalid(what, f"it holds level {found}, not {level - 1}")
@@ -158,7 +156,7 @@ def decode_node(data: bytes, item: Item, *, level: int, log_id: UUID) -> list[It
     items = [read_item(one, level=level - 1, what=what) for one in listed]
     fields.finish()
     check_items(items, what=what)
-    if not items or encode_node(items, level=level - 1, log_id=log_id)[1] != item:
+    if not items or encode_node(items, level=level - 1)[1] != item:
         raise invalid(what, "it does not hold what the document that names it says")
     return items
 
@@ -166,15 +164,13 @@ def decode_node(data: bytes, item: Item, *, level: int, log_id: UUID) -> list[It
 # -- the right edge -----------------------------------------------------------------------
 
 
-def add_item(
-    levels: Levels, item: Item, *, log_id: UUID, put: Callable[[str, bytes], None]
-) -> Levels:
+def add_item(levels: Levels, item: Item, *, put: Callable[[str, bytes], None]) -> Levels:
     """The levels with one more segment; full levels become nodes, handed to `put`."""
     rows = [list(row) for row in levels] or [[]]
     rows[0].append(item)
     level = 0
     while len(rows[level]) >= FANOUT:
-        data, node = encode_node(rows[level], level=level, log_id=log_id)
+        data, node = encode_node(rows[level], level=level)
         put(node.path, data)
         rows[level] = []
         level += 1

@@ -15,6 +15,8 @@ from oplog.errors import ManifestInvalidError
 
 HEAD, LOG, INDEX, SNAPSHOT, BLOB = "HEAD", "LOG", "INDEX", "SNAPSHOT", "BLOB"
 PIN, LATEST = "PIN", "LATEST"
+COLLECTED = "COLLECTED"
+"""There once head 1 is being deleted: from then on nothing can be the first head."""
 
 MINT_BITS = 32
 """A minted number is an epoch, moved up by so many bits, and a counter."""
