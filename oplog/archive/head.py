@@ -14,7 +14,7 @@ from uuid import UUID
 
 from oplog.archive.document import Fields, decode_document, encode_document, invalid
 from oplog.archive.index import Levels, read_levels, write_levels
-from oplog.archive.path import BLOB, SNAPSHOT, parse_content
+from oplog.archive.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
 from oplog.archive.segment import start_chain
 
 FORMAT = 1
@@ -201,8 +201,9 @@ def _check_head(head: Head, what: str) -> None:
         raise invalid(what, f"it claims sequence {head.sequence}, its segments end at {last.last}")
     elif items[0].first > head.first_sequence:
         raise invalid(what, f"its segments begin after sequence {head.first_sequence}")
-    if (head.previous is None) != (head.number == 1):
-        raise invalid(what, "it has no predecessor" if head.previous is None else "it has one")
+    # Writers that no store keeps apart number their heads by epoch.
+    if head.previous is None and 1 < head.number < 1 << MINT_BITS:
+        raise invalid(what, "it names no predecessor")
     if head.previous is not None and head.previous.number >= head.number:
         raise invalid(what, f"it follows head {head.previous.number}")
     sequences = [snapshot.sequence for snapshot in head.snapshots]
