@@ -25,7 +25,6 @@ from oplog.replay.plan import TablePlan, list_quoted, read_plans
 from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
 from oplog.shape import Shape
-from oplog.store.adopted import AdoptionStore
 from oplog.store.standby import require_primary
 from oplog.tables import quote_literal
 
@@ -180,8 +179,7 @@ def fold_log(
 
 def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -> dict[str, float]:
     """For types whose adoption began: the position at which it ended, infinity if it has not."""
-    store = AdoptionStore(reader.store.schema)
-    found = store.find_adoptions(reader.connection, types, snapshot=snapshot)
+    found = reader.store.find_adoptions(reader.connection, types, snapshot=snapshot)
     return {name: math.inf if end is None else end for name, end in found.items()}
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
+from oplog.store.adopted import AdoptionStore
 from oplog.store.driver import require_driver
 from oplog.store.rows import (
     ENTRY_COLUMNS,
@@ -36,7 +37,9 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Store:
-    """The log's tables in one schema."""
+    """The log's tables in one schema; a `LogSource`."""
+
+    ordered = True
 
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
@@ -280,6 +283,12 @@ class Store:
             (at, snapshot),
         ).scalar()
         return int(found or 0)
+
+    def find_adoptions(
+        self, connection: Connection, types: Sequence[str], *, snapshot: str
+    ) -> dict[str, int | None]:
+        """Types whose adoption began, with the position of its last entry if it ended."""
+        return AdoptionStore(self.schema).find_adoptions(connection, types, snapshot=snapshot)
 
     # -- checking -------------------------------------------------------------------------
 
