@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.shape import Shape
-from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry
+from oplog.store import BrokenLink, EntryFilter, SequencedPage, Store, StoredEntry
 
 PAGE = 3
 """Entries on a page: few, so that transactions and batches cross pages."""
@@ -22,6 +23,8 @@ class KeptLog:
     """A `LogSource` that fills in batches; a batch holds what its snapshot showed first."""
 
     ordered = False
+    generation = 1
+    first_sequence = 1
 
     def __init__(self, store: Store, *, page: int = PAGE) -> None:
         self.schema = store.schema
@@ -48,6 +51,32 @@ class KeptLog:
         self._keys = store.list_keys(connection)
         names = [shape.type_name for shape in self._types]
         self._adoptions = store.find_adoptions(connection, names, snapshot=snapshot)
+
+    def find_sequence(self, position: int) -> int:
+        """The sequence of the entry at a position."""
+        return 1 + [entry.position for entry in self.entries].index(position)
+
+    # -- by sequence ----------------------------------------------------------------------
+
+    @property
+    def sequence(self) -> int:
+        return len(self.entries)
+
+    def find_chain(self, sequence: int) -> bytes | None:
+        if sequence > len(self.entries):
+            return None
+        chain = hashlib.sha256(b"kept")
+        for entry in self.entries[:sequence]:
+            chain.update(entry.entry_hash)
+        return chain.digest()
+
+    def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
+        assert after >= self.first_sequence - 1
+        for start in range(after, len(self.entries), self._page):
+            entries = self.entries[start : start + self._page]
+            positions = {entry.transaction_position for entry in entries}
+            metadata = {p: self.metadata[p] for p in positions if p in self.metadata}
+            yield SequencedPage(start + 1, entries, metadata)
 
     # -- what a reader asks ---------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -150,24 +150,50 @@ def fold_log(
     progress: Progress | None = None,
 ) -> Applied:
     """Fold the log, batch by batch, into the loaders' empty tables."""
+    types = [name for loader in loaders for name in loader.plan.types]
+    last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
+
+    def report(applied: Applied) -> None:
+        if progress is not None:
+            progress(applied.position, max(last, applied.position))
+
+    return fold_transactions(
+        reader.iterate_transactions(snapshot, through=through),
+        loaders,
+        lenient_until=find_leniency(reader, types, snapshot=snapshot),
+        batch_rows=batch_rows,
+        report=report,
+    )
+
+
+def fold_transactions(
+    transactions: Iterable[Sequence[OpenedEntry]],
+    loaders: Sequence[TableLoader],
+    *,
+    lenient_until: Mapping[str, float],
+    batch_rows: int = BATCH_ROWS,
+    report: Callable[[Applied], None],
+) -> Applied:
+    """Fold transactions in causal order, batch by batch, into what the loaders' tables hold.
+
+    `report` is called after each batch.
+    """
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
     by_type: Mapping[str, TableFold] = {
         name: folds[id(loader)] for loader in loaders for name in loader.plan.types
     }
-    fold = Fold(by_type, lenient_until=find_leniency(reader, list(by_type), snapshot=snapshot))
+    fold = Fold(by_type, lenient_until=lenient_until)
     applied = Applied()
-    last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
 
     def load() -> None:
         for loader in loaders:
             loader.apply(folds[id(loader)])
         fold.clear()
-        if progress is not None:
-            progress(applied.position, max(last, applied.position))
+        report(applied)
 
     sealed = 0
     with pause_collector() as collect:
-        for entries in reader.iterate_transactions(snapshot, through=through):
+        for entries in transactions:
             sealed += add_transaction(fold, entries, applied)
             if sealed > BATCH_BYTES or len(fold) >= batch_rows:
                 load()

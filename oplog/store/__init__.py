@@ -8,6 +8,15 @@ know catalogs, keys or sessions, and never opens or ends a transaction.
 
 from oplog.store.entries import Store
 from oplog.store.rows import BrokenLink, EntryFilter, NewEntry, StoredEntry
-from oplog.store.source import LogSource
+from oplog.store.source import LogSource, SequencedLog, SequencedPage
 
-__all__ = ["BrokenLink", "EntryFilter", "LogSource", "NewEntry", "Store", "StoredEntry"]
+__all__ = [
+    "BrokenLink",
+    "EntryFilter",
+    "LogSource",
+    "NewEntry",
+    "SequencedLog",
+    "SequencedPage",
+    "Store",
+    "StoredEntry",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
@@ -78,4 +78,47 @@ class LogSource(Protocol):
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains."""
+        ...
+
+
+class SequencedPage(NamedTuple):
+    """Entries that follow one another in a log's sequence, with their metadata.
+
+    `first` is the sequence of the first; the others count up from it. `metadata` has the pairs
+    of their transactions, by transaction position.
+    """
+
+    first: int
+    entries: list[StoredEntry]
+    metadata: Mapping[int, list[tuple[str, str]]]
+
+
+class SequencedLog(LogSource, Protocol):
+    """A log whose entries are numbered without gaps, in the order in which it gives them.
+
+    Of one generation: where the log was forked, what came after the fork has the same
+    sequences in each. Transactions are whole, their entries one after the other.
+    """
+
+    @property
+    def generation(self) -> int:
+        """Which fork of the log this is."""
+        ...
+
+    @property
+    def first_sequence(self) -> int:
+        """Of the oldest entry that is kept: 1 unless older ones were given up."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest entry; 0 for an empty log."""
+        ...
+
+    def find_chain(self, sequence: int) -> bytes | None:
+        """The hash over all up to `sequence`; None where this log does not reach."""
+        ...
+
+    def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
+        """Pages, none empty, of the entries whose sequence is over `after`."""
         ...
