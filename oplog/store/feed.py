@@ -115,13 +115,18 @@ class Feed:
         for entry in entries:
             place = (entry.transaction_id, entry.transaction_position)
             missing[place] = missing.get(place, entry.transaction_size) - 1
-        cut = [str(place[0]) for place, count in missing.items() if count > 0]
+        cut = [(*place, count) for place, count in missing.items() if count > 0]
         if not cut:
             return []
+        # Each stops at what it lacks: all restored entries have one transaction id.
         rows = connection.exec_driver_sql(
-            f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e "
-            "WHERE e.transaction_id = ANY (%s::text[]::xid8[]) AND e.id > %s ORDER BY e.id",
-            (cut, after),
+            "SELECT t.* FROM ROWS FROM (pg_catalog.unnest(%s::text[]), "
+            "pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::bigint[])) "
+            f"AS c(xid, position, missing) CROSS JOIN LATERAL (SELECT {ENTRY_COLUMNS} "
+            f"FROM {self._s}.oplog_entry e WHERE e.transaction_id = c.xid::xid8 AND e.id > %s "
+            "AND e.transaction_position = c.position "
+            "ORDER BY e.transaction_id, e.id LIMIT c.missing) t ORDER BY t.id",
+            ([str(xid) for xid, _, _ in cut], [c[1] for c in cut], [c[2] for c in cut], after),
         )
         return [make_stored(row) for row in rows]
 
