@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -25,9 +25,9 @@ from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
 from oplog.archive.typefile import LoggedTypes, encode_types
 from oplog.cursor import Cursor
-from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseLostError
+from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
 from oplog.store import Store
-from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.export import ArchiveRow, ExportStore, NewPage
 from oplog.store.feed import Feed
 
 PAGE_ENTRIES = 20_000
@@ -89,11 +89,12 @@ class Exporter:
         self._page_entries = page_entries
         self._segment_bytes = segment_bytes
         self._head_seen: Head | None = None
+        self._new_id = uuid4()
 
     # -- passes ---------------------------------------------------------------------------
 
     def publish_all(self, engine: Engine) -> SyncReport:
-        """Publish until nothing is new; `LeaseLostError` if another worker is at it."""
+        """Publish until nothing is new; `LeaseHeldError` if another worker is at it."""
         total = SyncReport(0, 0, 0, 0)
         while True:
             report = self.publish_page(engine)
@@ -109,13 +110,17 @@ class Exporter:
             if not report.entries and not report.lost:
                 return total
 
-    def publish_page(self, engine: Engine) -> SyncReport:
-        """Publish what one head takes; a report of no entries says that nothing is new."""
+    def publish_page(self, engine: Engine, *, seize: bool = False) -> SyncReport:
+        """Publish what one head takes; a report of no entries says that nothing is new.
+
+        `seize` goes on although another worker has the lease: of both, one publishes. Raises
+        `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
+        """
         with engine.connect() as connection:
             try:
                 for _ in range(2):
                     with connection.begin():
-                        report = self.publish_in(connection)
+                        report = self.publish_in(connection, seize=seize)
                     if report is not None:
                         return report
                     with connection.begin():
@@ -132,15 +137,16 @@ class Exporter:
             hint="see that one worker runs for each archive; nothing is lost",
         )
 
-    def publish_in(self, connection: Connection) -> SyncReport | None:
+    def publish_in(self, connection: Connection, *, seize: bool = False) -> SyncReport | None:
         """`publish_page` in a transaction just begun; None if an epoch must be taken first."""
         self.store.begin(connection)
         self._log.require_current(connection)
         origin = Origin(*self._feed.read_origin(connection))
         head = self.archive.find_head() or self._make_first(connection, origin)
         self._check_log(connection, head)
-        if not self.store.try_lease(connection, head.archive_id):
-            raise LeaseLostError(
+        held = not self.store.try_lease(connection, head.archive_id)
+        if held and (self.archive.single_writer or not seize):
+            raise LeaseHeldError(
                 f"another worker is publishing to {self.archive.url}",
                 hint="it does the work: wait for it, or stop it first",
             )
@@ -199,9 +205,10 @@ class Exporter:
 
     def _make_first(self, connection: Connection, origin: Origin) -> Head:
         """Nothing published yet; the row of an attempt that came to nothing is used again."""
-        archive_id: UUID | None = None
+        archive_id = self._new_id
         for row in self.store.list_rows(connection):
-            if row.url != self.archive.url:
+            # Each opening of memory:// is another, empty store under the same URL.
+            if row.url != self.archive.url or row.url.startswith("memory:"):
                 continue
             if row.head:
                 raise HeadRolledBackError(
@@ -211,7 +218,7 @@ class Exporter:
                     "begin a new archive under another prefix",
                 )
             archive_id = row.archive_id
-        return make_first(archive_id or uuid4(), self._log.read_log_id(connection), origin)
+        return make_first(archive_id, self._log.read_log_id(connection), origin)
 
     def _check_log(self, connection: Connection, head: Head) -> None:
         log_id = self._log.read_log_id(connection)
@@ -293,19 +300,19 @@ class Exporter:
 
     def _add_page(self, connection: Connection, head: Head, cursor: Cursor, tally: _Tally) -> Head:
         """The head with the next page of what is new, whose segments are put."""
-        cursor = self._aim(connection, cursor)
-        if cursor.target is None:
-            return replace(head, cursor=cursor.to_json())
-        page = self.store.read_new(
-            connection, cursor, limit=self._page_entries, most_bytes=self._segment_bytes
-        )
+        page = NewPage([], cursor)
+        while not page.entries:
+            # A page may hold nothing but the rest of transactions that were published before it.
+            aimed = self._aim(connection, page.cursor)
+            if aimed.target is None:
+                return replace(head, cursor=aimed.to_json())
+            page = self.store.read_new(
+                connection, aimed, limit=self._page_entries, most_bytes=self._segment_bytes
+            )
         self._emit(Step.READ_NEWS, "", 0)
         check_whole(page.entries)
-        chunks = list(cut_entries(page.entries, self._segment_bytes))
-        for number, (positions, missing) in enumerate(chunks, 1):
-            last = number == len(chunks)
-            text = page.cursor.to_json() if last else None
-            head = self._add_segment(connection, head, positions, missing=missing, cursor=text)
+        for positions, missing in cut_entries(page.entries, self._segment_bytes):
+            head = self._add_segment(connection, head, positions, missing=missing)
             tally.segments += 1
             tally.entries += len(positions)
         return replace(head, cursor=page.cursor.to_json())
@@ -328,7 +335,6 @@ class Exporter:
         positions: Sequence[int],
         *,
         missing: int,
-        cursor: str | None,
     ) -> Head:
         entries = self.store.read_entries(connection, positions)
         metadata = self._log.read_metadata(
@@ -340,7 +346,6 @@ class Exporter:
             entries,
             metadata=metadata,
             missing=missing,
-            cursor=cursor,
         )
 
     def _add_types(self, connection: Connection, head: Head) -> Head:

@@ -51,6 +51,7 @@ def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: S
         generation=head.generation,
         sequence=standing.sequence,
         chain=standing.chain,
+        cursor=standing.cursor.to_json(),
         last=head.sequence,
         head=head.number,
         levels=lost,
@@ -98,7 +99,6 @@ def _split(
         generation=head.generation + 1,
         first=item.first,
         chain_before=segment.header.chain_before,
-        cursor=standing.cursor.to_json(),
     )
     publisher.put_content(make_item(header, data).path, data, step=Step.PUT_SEGMENT)
     return add_item(

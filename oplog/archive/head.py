@@ -67,13 +67,15 @@ class TypesRef:
 class Branch:
     """Entries that were published and that the database no longer had.
 
-    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `levels`
-    hold their segments, the first of which may begin before.
+    They follow `sequence` (whose chain is `chain`; `cursor` is the place in the database after
+    it) in `generation`, and end at `last`. `head` was the last that had them. `levels` hold their
+    segments, the first of which may begin before.
     """
 
     generation: int
     sequence: int
     chain: bytes
+    cursor: str
     last: int
     head: int
     levels: Levels
@@ -255,6 +257,7 @@ def _write_head(head: Head) -> dict[str, Any]:
                 "generation": one.generation,
                 "sequence": one.sequence,
                 "chain": one.chain.hex(),
+                "cursor": one.cursor,
                 "last": one.last,
                 "head": one.head,
                 "segments": write_levels(one.levels),
@@ -315,6 +318,7 @@ def _read_branch(document: Any, what: str) -> Branch:
         generation=fields.take_integer("generation"),
         sequence=fields.take_integer("sequence"),
         chain=fields.take_hash("chain"),
+        cursor=fields.take_text("cursor", most=32 * 1024),
         last=fields.take_integer("last"),
         head=fields.take_integer("head", least=1),
         levels=read_levels(fields.take("segments"), what=what),

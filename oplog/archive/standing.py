@@ -94,7 +94,7 @@ def find_standing(
         row_cursor = None if row is None else row.cursor
         return Standing(head.sequence, head.chain, _find_cursor(head.cursor, row_cursor, origin), 0)
     known = row is not None and row.sequence == start
-    text = row.cursor if row is not None and known else read_cursor_at(archive, head, start)
+    text = row.cursor if row is not None and known else find_cursor_at(head, start)
     chain = read_chain_at(archive, head, start)
     return Standing(start, chain, _find_cursor(text, text, origin), count, tuple(lost))
 
@@ -169,18 +169,17 @@ def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
     return extend_chain(segment.header.chain_before, within, first=item.first)
 
 
-def read_cursor_at(archive: Archive, head: Head, sequence: int) -> str | None:
-    """The place in the database after an entry, where a segment ends with it."""
+def find_cursor_at(head: Head, sequence: int) -> str | None:
+    """The place in the database after an entry at which an earlier fork began."""
     if sequence == 0:
         return None
-    item = next(archive.iterate_items(head.levels, after=sequence - 1))
-    cursor = archive.read_segment(item).header.cursor if item.last == sequence else None
-    if cursor is None:
-        raise ConfigurationError(
-            f"nothing says which entries the database had when sequence {sequence} was published",
-            hint="begin a new archive under another prefix; the old one stays readable",
-        )
-    return cursor
+    for branch in head.branches:
+        if branch.sequence == sequence:
+            return branch.cursor
+    raise ConfigurationError(
+        f"nothing says which entries the database had when sequence {sequence} was published",
+        hint="begin a new archive under another prefix; the old one stays readable",
+    )
 
 
 def look_up(
