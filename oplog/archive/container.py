@@ -33,8 +33,11 @@ class Container(NamedTuple):
 
 
 def encode_container(magic: bytes, header: Mapping[str, Any], *, body: bytes) -> bytes:
-    """The object's bytes."""
+    """The object's bytes; `SegmentCorruptError` for what could not be read back."""
     text = encode_document(header)
+    size = _PREFIX.size + len(text) + len(body)
+    if len(text) > MAX_HEADER_BYTES or size > MAX_OBJECT_BYTES:
+        raise corrupt("an object to be written", f"it has {len(text)} of {size} bytes of header")
     return b"".join((_PREFIX.pack(magic, len(text)), text, body))
 
 

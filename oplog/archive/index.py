@@ -186,11 +186,16 @@ def add_item(levels: Levels, item: Item, *, put: Callable[[str, bytes], None]) -
     return tuple(tuple(row) for row in rows)
 
 
-def iterate_items(levels: Levels, read_node: ReadNode, *, after: int = 0) -> Iterator[Item]:
-    """All segments with a sequence over `after`, oldest first."""
+def iterate_items(
+    levels: Levels, read_node: ReadNode, *, after: int = 0, through: int | None = None
+) -> Iterator[Item]:
+    """All segments with a sequence over `after` up to `through`, oldest first.
+
+    Nodes that have none are not read.
+    """
     for level in range(len(levels) - 1, -1, -1):
         for item in levels[level]:
-            yield from _descend(item, level, read_node, after)
+            yield from _descend(item, level, read_node, (after, through))
 
 
 def iterate_newest(levels: Levels, read_node: ReadNode, *, after: int = 0) -> Iterator[Item]:
@@ -200,14 +205,17 @@ def iterate_newest(levels: Levels, read_node: ReadNode, *, after: int = 0) -> It
             yield from _descend_newest(item, level, read_node, after)
 
 
-def _descend(item: Item, level: int, read_node: ReadNode, after: int) -> Iterator[Item]:
-    if item.last <= after:
+def _descend(
+    item: Item, level: int, read_node: ReadNode, bounds: tuple[int, int | None]
+) -> Iterator[Item]:
+    after, through = bounds
+    if item.last <= after or (through is not None and item.first > through):
         return
     if level == 0:
         yield item
         return
     for child in read_node(item, level):
-        yield from _descend(child, level - 1, read_node, after)
+        yield from _descend(child, level - 1, read_node, bounds)
 
 
 def _descend_newest(item: Item, level: int, read_node: ReadNode, after: int) -> Iterator[Item]:

@@ -110,6 +110,8 @@ def encode_segment(
     transaction may be in other segments as well; `missing` entries of the last one are.
     """
     body = b"".join(encode_body(entries, metadata))
+    if len(body) > MAX_BODY_BYTES or len(entries) > MAX_ENTRIES:
+        raise corrupt("a segment to be written", f"{len(entries)} entries have {len(body)} bytes")
     recorded = [write_microseconds(entry.recorded_at) for entry in entries]
     positions = [entry.position for entry in entries]
     header = SegmentHeader(
@@ -174,6 +176,8 @@ def _read_header(document: dict[str, Any], what: str) -> SegmentHeader:
         identity = UUID(log_id)
     except ValueError as cause:
         raise corrupt(what, f"its log is {log_id!r}") from cause
+    if str(identity) != log_id:
+        raise corrupt(what, f"its log is {log_id!r}")
     header = SegmentHeader(
         log_id=identity,
         generation=fields.take_integer("generation"),
@@ -206,10 +210,10 @@ def decode_segment(data: bytes, *, what: str = "a segment") -> Segment:
     header = _read_header(container.header, what)
     body = decompress(container.body, size=header.body_bytes, most=MAX_BODY_BYTES, what=what)
     try:
-        entries, metadata = decode_body(body, what)
+        entries, metadata = decode_body(body, what, most=header.last - header.first + 1)
+        _check_claims(header, entries, what)
     except (DecodeError, EntryError, OverflowError, ValueError, struct.error) as cause:
         raise corrupt(what, f"its entries cannot be read: {cause}") from cause
-    _check_claims(header, entries, what)
     return Segment(header, entries, metadata)
 
 
