@@ -116,22 +116,28 @@ class Exporter:
         `seize` goes on although another worker has the lease: of both, one publishes. Raises
         `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
         """
-        with engine.connect() as connection:
-            try:
+        done = False
+        try:
+            with engine.connect() as connection:
                 for _ in range(2):
                     with connection.begin():
                         report = self.publish_in(connection, seize=seize)
                     if report is not None:
+                        done = True
                         return report
                     with connection.begin():
                         self._take_epoch(connection)
-            except DBAPIError as cause:
-                if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
-                    raise
-                raise LeaseLostError(
-                    "another worker published while this one did",
-                    hint="nothing is lost, and this one may be started again",
-                ) from cause
+        except DBAPIError as cause:
+            if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
+                raise
+            raise LeaseLostError(
+                "another worker published while this one did",
+                hint="nothing is lost, and this one may be started again",
+            ) from cause
+        finally:
+            if self.archive.single_writer and not done:
+                # A head of this epoch may still be on its way: the next has another name.
+                self.publisher = None
         raise LeaseLostError(
             "another worker took the epoch that was meant for this one",
             hint="see that one worker runs for each archive; nothing is lost",
@@ -156,17 +162,24 @@ class Exporter:
         )
         if standing.lost and self._fork is ForkPolicy.STOP:
             raise refuse_fork(self.archive, standing)
-        if not self._has_work(connection, standing, head):
+        page = self._read_page(connection, standing)
+        if not self._has_work(connection, standing, head, page):
             if row is None or not matches(row, head):
-                self._repair_receipt(connection, head, row, standing)
+                self._repair_receipt(connection, head, row, page.cursor)
             return self._report(head, _Tally(), 0)
         if self.publisher is None or row is None or row.epoch != self.publisher.epoch:
             self._head_seen = head
             return None
-        return self._publish(connection, head, standing=standing, origin=origin)
+        return self._publish(connection, head, page=page, standing=standing, origin=origin)
 
     def _publish(
-        self, connection: Connection, head: Head, *, standing: Standing, origin: Origin
+        self,
+        connection: Connection,
+        head: Head,
+        *,
+        page: NewPage,
+        standing: Standing,
+        origin: Origin,
     ) -> SyncReport:
         publisher = self._require_publisher()
         before = publisher.written_bytes
@@ -174,7 +187,7 @@ class Exporter:
         draft = replace(head, origin=origin)
         if standing.lost:
             draft = make_fork(self.archive, publisher, draft, standing=standing)
-        draft = self._add_page(connection, draft, standing.cursor, tally)
+        draft = self._add_page(connection, draft, page, tally)
         draft = self._add_types(connection, draft)
         published = publisher.create_head(head, draft)
         self.acknowledge(connection, published)
@@ -229,14 +242,14 @@ class Exporter:
                 "is to go on with this archive is made by oplog restore",
             )
 
-    def _has_work(self, connection: Connection, standing: Standing, head: Head) -> bool:
-        if standing.lost:
+    def _has_work(
+        self, connection: Connection, standing: Standing, head: Head, page: NewPage
+    ) -> bool:
+        """Whether a head has to be published; if not, the receipt may still have to be."""
+        if standing.lost or (standing.published and self.archive.single_writer):
+            # Without a store's help another writer's head is never taken as it is.
             return True
-        cursor = standing.cursor
-        if cursor.target is not None:
-            return True
-        snapshot = self._feed.read_snapshot(connection)
-        if self._feed.find_news(connection, cursor, snapshot=snapshot) is not None:
+        if page.entries:
             return True
         return head.number > 0 and self._types_changed(connection, head)
 
@@ -264,7 +277,7 @@ class Exporter:
         return self.publisher
 
     def _repair_receipt(
-        self, connection: Connection, head: Head, row: ArchiveRow | None, standing: Standing
+        self, connection: Connection, head: Head, row: ArchiveRow | None, cursor: Cursor
     ) -> None:
         """Published, and the process died before it could say so here."""
         if head.number == 0:
@@ -280,7 +293,8 @@ class Exporter:
                 head.sequence,
                 head.chain.hex(),
                 head.number,
-                standing.cursor.to_json(),
+                # Never the head's cursor: it may be of a server that saw other transactions.
+                cursor.to_json(),
             ),
             position=head.position,
         )
@@ -298,17 +312,8 @@ class Exporter:
 
     # -- segments -------------------------------------------------------------------------
 
-    def _add_page(self, connection: Connection, head: Head, cursor: Cursor, tally: _Tally) -> Head:
-        """The head with the next page of what is new, whose segments are put."""
-        page = NewPage([], cursor)
-        while not page.entries:
-            # A page may hold nothing but the rest of transactions that were published before it.
-            aimed = self._aim(connection, page.cursor)
-            if aimed.target is None:
-                return replace(head, cursor=aimed.to_json())
-            page = self.store.read_new(
-                connection, aimed, limit=self._page_entries, most_bytes=self._segment_bytes
-            )
+    def _add_page(self, connection: Connection, head: Head, page: NewPage, tally: _Tally) -> Head:
+        """The head with a page of what is new, whose segments are put."""
         self._emit(Step.READ_NEWS, "", 0)
         check_whole(page.entries)
         for positions, missing in cut_entries(page.entries, self._segment_bytes):
@@ -316,6 +321,23 @@ class Exporter:
             tally.segments += 1
             tally.entries += len(positions)
         return replace(head, cursor=page.cursor.to_json())
+
+    def _read_page(self, connection: Connection, standing: Standing) -> NewPage:
+        """What is new and not published, and the cursor after that and all that is published."""
+        left = set(standing.published)
+        page = NewPage([], standing.cursor)
+        while left or not page.entries:
+            # A page may hold nothing but the rest of transactions that were published before it.
+            aimed = self._aim(connection, page.cursor)
+            if aimed.target is None:
+                return NewPage(page.entries, aimed)
+            more = self.store.read_new(
+                connection, aimed, limit=self._page_entries, most_bytes=self._segment_bytes
+            )
+            found = [entry for entry in more.entries if entry.position not in left]
+            left.difference_update(entry.position for entry in more.entries)
+            page = NewPage(sorted([*page.entries, *found]), more.cursor)
+        return page
 
     def _aim(self, connection: Connection, cursor: Cursor) -> Cursor:
         """The cursor on its way to what this transaction sees; without a target if no news."""

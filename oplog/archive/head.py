@@ -69,15 +69,13 @@ class TypesRef:
 class Branch:
     """Entries that were published and that the database no longer had.
 
-    They follow `sequence` (whose chain is `chain`; `cursor` is the place in the database after
-    it) in `generation`, and end at `last`. `head` was the last that had them. `levels` hold their
-    segments, the first of which may begin before.
+    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `head`
+    was the last that had them. `levels` hold their segments, the first of which may begin before.
     """
 
     generation: int
     sequence: int
     chain: bytes
-    cursor: str
     last: int
     head: int
     levels: Levels
@@ -88,9 +86,10 @@ class Head:
     """Everything an archive holds, as of one publication.
 
     `sequence`, `chain`, `position` (the highest) and `recorded_at` (microseconds, the highest)
-    describe the last entry. `cursor` is the place in the database up to which everything is
-    here. `first_sequence` is the oldest that is promised to be here. `horizon` is the lowest
-    mint that somebody may still be about to use.
+    describe the last entry. `cursor` is the place in the database that was read up to: for
+    information, since only the database's own row says where to go on. `first_sequence` is the
+    oldest that is promised to be here. `horizon` is the lowest mint that somebody may still be
+    about to use.
     """
 
     number: int
@@ -280,7 +279,6 @@ def _write_head(head: Head) -> dict[str, Any]:
                 "generation": one.generation,
                 "sequence": one.sequence,
                 "chain": one.chain.hex(),
-                "cursor": one.cursor,
                 "last": one.last,
                 "head": one.head,
                 "segments": write_levels(one.levels),
@@ -341,7 +339,6 @@ def _read_branch(document: Any, what: str) -> Branch:
         generation=fields.take_integer("generation"),
         sequence=fields.take_integer("sequence"),
         chain=fields.take_hash("chain"),
-        cursor=fields.take_text("cursor", most=32 * 1024),
         last=fields.take_integer("last"),
         head=fields.take_integer("head", least=1),
         levels=read_levels(fields.take("segments"), what=what),
