@@ -1,6 +1,6 @@
-"""The log outside Postgres: published as objects, checked there, and read back.
+"""The log outside the database: segments, heads and snapshots in an object store.
 
-Holds formats, protocol and workers. Must not know keys or what payloads mean: entries are
-carried as the sealed bytes that they are. The hard part is that a head never names what is
-not there, whoever crashes, races or wakes up late.
+Copies sealed entries as they are; knows no key and decodes no payload. Must not know how
+entries were captured or are replayed. The hard thing is never to lie: at every instant all
+that a head names is there and whole, whoever else is at work, and however their requests end.
 """
