@@ -22,6 +22,7 @@ from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.protocol import ObjectStore
 from tests.s3stub import CREDENTIALS, S3Stub
+from tests.timepiece import Timepiece
 
 LEAKING = ("AWS_", "AZURE_", "GOOGLE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 START_ATTEMPTS = 150
@@ -38,6 +39,16 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def stub() -> Iterator[S3Stub]:
     with S3Stub() as stub:
         yield stub
+
+
+@pytest.fixture
+def timepiece() -> Timepiece:
+    return Timepiece()
+
+
+@pytest.fixture
+def remote(stub: S3Stub, timepiece: Timepiece) -> ObjectStore:
+    return stub.open(patience=timepiece.patience())
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from threading import Barrier
 
 import pytest
 
 from oplog.archive.objectstore.opening import open_store
-from oplog.archive.objectstore.probe import RACERS, Verdict, probe_store
 from oplog.archive.objectstore.protocol import CreateUnsupportedError, ObjectStore
 from oplog.archive.objectstore.retry import Patience
 from oplog.errors import (
@@ -24,6 +21,7 @@ from oplog.errors import (
     StoreUnavailableError,
 )
 from tests.s3stub import CREDENTIALS, Fault, S3Stub
+from tests.timepiece import Timepiece
 
 pytestmark = pytest.mark.contract
 
@@ -45,31 +43,6 @@ every_told_call = pytest.mark.parametrize(
     "call", [PLACES[0], *PLACES[2:]], ids=[NAMES[0], *NAMES[2:]]
 )
 every_object_call = pytest.mark.parametrize("call", PLACES[:-1], ids=NAMES[:-1])
-
-
-@dataclass
-class Timepiece:
-    now: float = 0.0
-    pauses: list[float] = field(default_factory=list)
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
-
-    def patience(self) -> Patience:
-        return Patience(
-            clock=lambda: self.now, sleep=self.sleep, draw=lambda: 1.0, deadline_seconds=30.0
-        )
-
-
-@pytest.fixture
-def timepiece() -> Timepiece:
-    return Timepiece()
-
-
-@pytest.fixture
-def remote(stub: S3Stub, timepiece: Timepiece) -> ObjectStore:
-    return stub.open(patience=timepiece.patience())
 
 
 # -- the traps of the client -----------------------------------------------------------------
@@ -356,64 +329,6 @@ def test_lock_refuses_to_overwrite(stub: S3Stub, remote: ObjectStore) -> None:
     with pytest.raises(ArchiveError):
         remote.delete(PATH)
     assert len(stub.requests) == 3
-
-
-# -- the probe -------------------------------------------------------------------------------
-
-
-def test_probe_of_a_store_that_overwrites(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.ignores_conditions = True
-    assert probe_store(remote) is Verdict.LIES
-    assert stub.objects == {}
-
-
-def test_probe_of_a_store_that_says_no(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.refuses_conditions = True
-    assert probe_store(remote) is Verdict.REFUSES
-    assert stub.objects == {}
-
-
-def test_probe_of_a_store_that_checks_and_then_writes(stub: S3Stub, remote: ObjectStore) -> None:
-    gate = Barrier(RACERS)
-
-    def meet(path: str) -> None:
-        if path.endswith("-race"):
-            gate.wait(30)
-
-    stub.between = meet
-    assert probe_store(remote) is Verdict.LIES
-
-
-def test_probe_of_a_store_that_refuses_and_overwrites(stub: S3Stub, remote: ObjectStore) -> None:
-    """The 412 is not the proof: the body is."""
-    stub.ignores_conditions = True
-    stub.plan(Fault(), method="PUT")
-    stub.plan(Fault(412, "PreconditionFailed", performed=True), times=1000, method="PUT")
-    assert probe_store(remote) is Verdict.LIES
-
-
-def test_probe_whose_answers_are_lost(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.plan(Fault(performed=True, dropped=True), times=1, method="PUT", path="-once")
-    stub.plan(Fault(500, "InternalError", performed=True), times=8, method="PUT", path="-race")
-    assert probe_store(remote) is Verdict.ATOMIC
-
-
-def test_probe_that_may_not_delete(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.plan(Fault(403, "AccessDenied"), times=1000, method="DELETE")
-    assert probe_store(remote, nonce="n") is Verdict.ATOMIC
-    assert set(stub.objects) == {"pre/fix/PROBE/n-once", "pre/fix/PROBE/n-race"}
-
-
-def test_probe_without_permission_has_no_verdict(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.plan(Fault(403, "AccessDenied"), times=1000)
-    with pytest.raises(StorageConfigError):
-        probe_store(remote)
-
-
-def test_probe_of_a_store_that_loses_what_it_refused(stub: S3Stub, remote: ObjectStore) -> None:
-    stub.plan(Fault(412, "PreconditionFailed"), method="PUT")
-    with pytest.raises(StoreUnavailableError, match="nothing is there"):
-        probe_store(remote)
 
 
 # -- many at once ----------------------------------------------------------------------------
