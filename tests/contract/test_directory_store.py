@@ -119,6 +119,18 @@ def test_bytes_before_name_before_directory(tmp_path: Path, insert: Callable[[Di
     ]
 
 
+def test_what_is_said_to_be_gone_is_gone(tmp_path: Path, insert: Callable[[Disk], Disk]) -> None:
+    """Also when somebody who was killed had removed it, without making that durable."""
+    disk, store = insert(Disk()), DirectoryStore(tmp_path)
+    store.put("HEAD/1", b"x")
+    store.put("HEAD/2", b"x")
+    store.delete("HEAD/1")
+    assert disk.list_survivors(tmp_path) == {"HEAD/2": b"x"}
+    (tmp_path / "HEAD" / "2").unlink()
+    store.delete("HEAD/2")
+    assert disk.list_survivors(tmp_path) == {}
+
+
 def test_killed_at_every_call(tmp_path: Path, insert: Callable[[Disk], Disk]) -> None:
     """Nothing torn is ever listed, and what was said to be there survives even the power."""
     insert(whole := Disk())
