@@ -13,8 +13,9 @@ from oplog import Keyring, Oplog
 from oplog.archive.manifest import SnapshotManifest, decode_manifest, encode_manifest
 from oplog.archive.path import BLOB, name_content
 from oplog.reader import OpenedEntry
+from oplog.recovery.filling import load_snapshot
 from oplog.recovery.livedata import describe_table, list_present
-from oplog.recovery.loading import StoredSnapshot, StoredTable
+from oplog.recovery.loading import StoredSnapshot
 from oplog.recovery.snapshot import SETTINGS, SnapshotPoint, take_snapshot
 from oplog.replay.loader import TableLoader
 from oplog.replay.plan import list_quoted, read_plans
@@ -112,12 +113,11 @@ class Shelf:
             present = list_present(connection, self.log.store.list_types(connection))
             plans = read_plans(connection, present)
             driver = Driver(connection)
-            loaders = {one.plan.live.name: one for one in make_scratch(driver, plans)}
-            tables = list(snapshot.tables())
-            assert {table.name[1] for table in tables} == set(loaders)
-            for table in tables:
-                loader = loaders[table.name[1]]
-                assert load(driver, loader, table) == table.dataset.rows
+            loaders = make_scratch(driver, plans)
+            load_snapshot(driver, loaders, snapshot=snapshot)
+            rows = {table.name: table.dataset.rows for table in snapshot.tables()}
+            assert rows == {(one.plan.live.schema, one.plan.live.name): one.rows for one in loaders}
+            for loader in loaders:
                 live = describe_table(connection, loader.plan).relation
                 assert dump(connection, loader, loader.target) == dump(connection, loader, live)
         tickets = connection.exec_driver_sql(
@@ -127,26 +127,6 @@ class Shelf:
         found = sorted(snapshot.tickets())
         assert found == sorted(tuple(row) for row in tickets)
         assert len(found) == manifest.tickets.rows
-
-
-def load(driver: Driver, loader: TableLoader, table: StoredTable) -> int:
-    """Load a snapshot's table as a restore does; how many rows."""
-    into = f"COPY {loader.target} ({list_quoted(table.columns)}) FROM STDIN"
-    driver.copy(into, table.rows())
-    loader.build_key()
-    for layer in table.layers():
-        keys = list_quoted(table.key_names)
-        driver.execute(
-            f"CREATE TEMPORARY TABLE gone ON COMMIT DROP AS SELECT {keys} "
-            f"FROM {loader.target} WITH NO DATA"
-        )
-        driver.copy("COPY pg_temp.gone FROM STDIN", layer.gone())
-        on_key = " AND ".join(f"t.{quote(n)} = g.{quote(n)}" for n in table.key_names)
-        driver.execute(f"DELETE FROM {loader.target} t USING pg_temp.gone g WHERE {on_key}")
-        driver.execute("DROP TABLE pg_temp.gone")
-        driver.copy(into, layer.rows())
-    found = driver.execute(f"SELECT count(*) FROM {loader.target}").fetchone()
-    return int(found[0]) if found else 0
 
 
 def dump(connection: Connection, loader: TableLoader, relation: str) -> list[str]:

@@ -143,6 +143,11 @@ class SnapshotManifest:
             yield from dataset.iterate_chunks()
 
     @property
+    def stored_bytes(self) -> int:
+        """Stored bytes of all chunks."""
+        return sum(ref.stored_bytes for ref in self.iterate_chunks())
+
+    @property
     def rows(self) -> int:
         """Rows of all tables."""
         return sum(dataset.rows for dataset in self.tables)

@@ -14,6 +14,7 @@ from typing import Final
 from sqlalchemy.engine import Connection
 
 from oplog.archive.manifest import ColumnType
+from oplog.errors import SchemaDriftError
 from oplog.replay.fold import Key
 from oplog.replay.loader import print_column
 from oplog.replay.plan import TablePlan, list_quoted
@@ -35,6 +36,23 @@ _INTERVAL = re.compile(r"interval\b")
 _LEAST_INTERVAL = "'-2562047788:00:54.775808'", "'-9223372036854775808us'"
 """One clock that Postgres prints and does not read, and the same as it reads it."""
 
+# Tables of the catalog show what this transaction sees; functions answer from the newest state.
+_UNSETTLED = """
+WITH RECURSIVE seen AS (
+  SELECT $1::regclass::oid AS oid
+  UNION SELECT i.inhrelid FROM seen JOIN pg_catalog.pg_inherits i ON i.inhparent = seen.oid),
+now AS (
+  SELECT $1::regclass::oid AS oid
+  UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::regclass))
+SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog.pg_class c
+    ON c.oid = seen.oid
+  WHERE seen.oid IS NULL OR now.oid IS NULL OR c.oid IS NULL
+    OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid))
+  + (SELECT count(*) FROM seen JOIN pg_catalog.pg_attribute a ON a.attrelid = seen.oid
+  WHERE a.attnum > 0 AND NOT a.attisdropped
+    AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') IS NULL)
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveData:
@@ -52,6 +70,26 @@ class LiveData:
     relation: str
     codecs: Mapping[str, ValueCodec] = field(compare=False, repr=False)
     condition: str = "true"
+
+    def settle(self, driver: Driver) -> None:
+        """Lock the table against migrations; `SchemaDriftError` if one has just changed it.
+
+        A table that was rewritten after this transaction's state was fixed looks empty to it,
+        and a column that was replaced has other values: both would go unnoticed.
+        """
+        driver.execute(f"LOCK TABLE {self.relation} IN ACCESS SHARE MODE")
+        found = driver.query(_UNSETTLED, (self.qualified,)).fetchone()
+        if found is None or found[0]:
+            raise SchemaDriftError(
+                f"table {self.schema}.{self.table} was changed by a migration while a snapshot was "
+                "being taken",
+                hint="take the snapshot again",
+            )
+
+    @property
+    def qualified(self) -> str:
+        """The table's quoted name."""
+        return f"{quote(self.schema)}.{quote(self.table)}"
 
     def stream_rows(self, driver: Driver, *, stage: str | None = None) -> Iterator[bytes]:
         """The rows in the order of their key; those alone whose keys are in `stage`."""
@@ -97,7 +135,10 @@ class LiveData:
 
 
 class Stage:
-    """Keys of one table's rows, in a temporary table."""
+    """Keys of one table's rows, in a temporary table that is made for the first of them.
+
+    So a table that nobody changed is not even locked.
+    """
 
     def __init__(self, driver: Driver, live: LiveData, number: int) -> None:
         """`number` tells it from the other stages of this transaction."""
@@ -107,7 +148,7 @@ class Stage:
         self._driver = driver
         self._codecs = [live.codecs[name] for name in live.key]
         names = ", ".join(f"t.{quote(name)} AS k{n}" for n, name in enumerate(live.key))
-        driver.execute(
+        self._definition = (
             f"CREATE TEMPORARY TABLE oplog_changed_{number} ON COMMIT DROP AS "
             f"SELECT {names} FROM {live.relation} t WITH NO DATA"
         )
@@ -117,6 +158,8 @@ class Stage:
         whole = list(keys)
         if not whole:
             return
+        if not self.count:
+            self._driver.execute(self._definition)
         by_column = zip(*whole, strict=True)
         fields = [print_column(c, v) for c, v in zip(self._codecs, by_column, strict=True)]
         lines = "\n".join(map("\t".join, zip(*fields, strict=True))) + "\n"
@@ -125,11 +168,13 @@ class Stage:
 
     def analyze(self) -> None:
         """Tell the planner how many keys there are: it would guess, and read whole tables."""
-        self._driver.execute(f"ANALYZE {self.name}")
+        if self.count:
+            self._driver.execute(f"ANALYZE {self.name}")
 
     def drop(self) -> None:
         """Forget the keys."""
-        self._driver.execute(f"DROP TABLE {self.name}")
+        if self.count:
+            self._driver.execute(f"DROP TABLE {self.name}")
 
 
 def describe_table(connection: Connection, plan: TablePlan) -> LiveData:

@@ -232,6 +232,7 @@ class _Work:
         live, touched = table.live, table.touched
         if not stage.count:
             return replace(previous, types=live.types)
+        live.settle(self.driver)
         rows = live.count_rows(self.driver)
         if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
             # Rows came or went without the log: a layer would bring them back, or lose them.
@@ -246,6 +247,7 @@ class _Work:
         return replace(previous, types=live.types, rows=rows, layers=(*previous.layers, layer))
 
     def _write_base(self, live: LiveData) -> Dataset:
+        live.settle(self.driver)
         base = tuple(self.writer.write(live, rows=piece) for piece in live.stream_rows(self.driver))
         rows = sum(ref.rows for ref in base)
         return Dataset(live.schema, live.table, live.types, live.columns, live.key, rows, base)

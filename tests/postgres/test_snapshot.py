@@ -457,6 +457,51 @@ def test_writers_during_a_snapshot_do_not_show(
     shelf.check(taken(shelf.take()))
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        # Rewritten, a table looks empty to whoever began before.
+        "ALTER TABLE node ALTER id TYPE bigint",
+        "ALTER TABLE node DROP label, ADD label varchar",
+        "SET LOCAL oplog.bypass = 'test'; TRUNCATE node",
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_migration_during_a_snapshot_is_noticed(
+    bench: Bench, shelf: Shelf, statement: str, *, whole: bool
+) -> None:
+    bench.write(lambda s: s.add_all([Node(id=n, label="first") for n in range(100)]))
+    taken(shelf.take())
+    bench.write(relabel(1))
+    with shelf.open() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        bench.tamper(statement)
+        with pytest.raises(SchemaDriftError, match=r"public\.node was changed by a migration"):
+            shelf.take_inside(connection, whole=whole)
+
+
+def test_a_detached_partition_is_noticed(engine: Engine) -> None:
+    db, shelf = open_depot(engine)
+    with shelf.open() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        db.execute("ALTER TABLE reading DETACH PARTITION reading_2")
+        with pytest.raises(SchemaDriftError, match=r"public\.reading was changed"):
+            shelf.take_inside(connection)
+
+
+def test_tables_without_changes_are_not_locked(bench: Bench, shelf: Shelf) -> None:
+    write_history(bench)
+    taken(shelf.take())
+    bench.write(lambda s: s.add(Node(id=50)))
+    with shelf.open() as connection:
+        taken(shelf.take_inside(connection))
+        locked = connection.exec_driver_sql(
+            "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() "
+            "AND relation = ANY(ARRAY['node', 'line', 'owner']::regclass[])"
+        )
+        assert set(locked.scalars()) == {"node"}
+
+
 def test_another_isolation_is_refused(bench: Bench, shelf: Shelf) -> None:
     with bench.engine.connect() as connection, pytest.raises(ConfigurationError, match="READ COM"):
         shelf.take_inside(connection)

@@ -95,6 +95,13 @@ def test_a_row_wider_than_a_part_round_trips() -> None:
     assert read_all(found, SEALED) == (CONTENT.tombstones, rows)
 
 
+def test_the_widest_table_there_can_be_round_trips() -> None:
+    columns = tuple(f"{n:04}{chr(34) * 59}" for n in range(1600))
+    content = ChunkContent("s", "t", columns, columns[:32], b"\t".join([b"1"] * 1600) + b"\n")
+    found = decode_chunk(encode(content), what="a chunk")
+    assert (found.header.columns, read_all(found)[1]) == (columns, content.rows)
+
+
 def test_a_row_too_wide_for_an_object_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_module, "PART_BYTES", 1)
     with pytest.raises(EntryTooLargeError, match=r"public\.account"):
