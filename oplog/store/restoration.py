@@ -147,10 +147,11 @@ ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
     lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked
   FROM {self._s}.oplog_entry WINDOW w AS (PARTITION BY aggregate_name ORDER BY version))
 SELECT l.aggregate_name, l.version, l.id,
-  CASE WHEN l.before IS NULL THEN 'what was before it is not known'
+  CASE WHEN t.version = l.version AND t.head_hash <> l.entry_hash
+      THEN 'the snapshot has another hash for it'
+    WHEN l.before IS NULL THEN 'what was before it is not known'
     WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
-    WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'
-    ELSE 'the snapshot has another hash for it' END
+    ELSE 'its prev_hash is not the hash of the version before' END
 FROM links l LEFT JOIN {_TICKETS} t ON t.aggregate_name = l.aggregate_name
 WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash <> {_ZERO})
     AND coalesce(t.version < l.version - 1
