@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
 
 from oplog.errors import ChainBrokenError, ConfigurationError
 from oplog.recovery.base import TicketRow
@@ -69,6 +71,10 @@ class Snapshot:
         return self.kept_tickets
 
 
+def merge_task(session: Session, title: str) -> None:
+    session.merge(Task(id=1, project="p", title=title))
+
+
 def copy_out(bench: Bench, select: str) -> bytes:
     with bench.engine.begin() as connection:
         found = Driver(connection).copy_out(f"COPY ({select}) TO STDOUT", enough=10**9)
@@ -87,7 +93,8 @@ def take(bench: Bench) -> Snapshot:
     }
     with bench.engine.connect() as connection:
         rows = connection.exec_driver_sql(
-            "SELECT aggregate_name, version, prev_hash, head_hash, body_hash FROM oplog.oplog_ticket"
+            "SELECT aggregate_name, version, prev_hash, head_hash, body_hash "
+            "FROM oplog.oplog_ticket"
         ).all()
     return Snapshot(len(keep(bench).entries), tables, [TicketRow(*row) for row in rows])
 
@@ -197,11 +204,11 @@ def test_a_snapshot_that_does_not_fit_is_refused(bench: Bench, target: Bench) ->
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_snapshot_with_other_chains_is_refused(bench: Bench, target: Bench, first: int) -> None:
     for title in "xyz":
-        bench.write(lambda s, title=title: s.merge(Task(id=1, project="p", title=title)))
+        bench.write(partial(merge_task, title=title))
     snapshot = take(bench)
     (ticket,) = snapshot.kept_tickets
     if first == 3:
-        bench.write(lambda s: s.merge(Task(id=1, project="p", title="last")))
+        bench.write(partial(merge_task, title="last"))
     kept = keep(bench)
     kept.first_sequence = first
     snapshot.kept_tickets = [ticket._replace(head_hash=bytes(32))]
@@ -214,7 +221,7 @@ def test_a_snapshot_with_other_chains_is_refused(bench: Bench, target: Bench, fi
 
 def test_entries_without_what_was_before_them_are_refused(bench: Bench, target: Bench) -> None:
     for title in "xyz":
-        bench.write(lambda s, title=title: s.merge(Task(id=1, project="p", title=title)))
+        bench.write(partial(merge_task, title=title))
     snapshot = take(bench)
     kept = keep(bench)
     kept.first_sequence = 3
