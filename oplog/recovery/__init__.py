@@ -6,12 +6,15 @@ what stands in the way of rows is taken away for one transaction, and put back a
 """
 
 from oplog.recovery.base import SnapshotLayer, SnapshotReader, SnapshotTable
+from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.restore import RestoreReport, restore_log
 
 __all__ = [
+    "FollowReport",
     "RestoreReport",
     "SnapshotLayer",
     "SnapshotReader",
     "SnapshotTable",
+    "follow_log",
     "restore_log",
 ]

@@ -38,10 +38,12 @@ class LogIntake:
         after: int = 0,
         through: int | None = None,
         folded: int = 0,
+        news: bool = False,
     ) -> None:
         """`after` is the sequence that the pages follow, `through` a position.
 
         Up to sequence `folded` entries are written and not opened: their effects are known.
+        With `news` every entry counts as new to the consumers of this database.
         """
         self.entries = 0
         """Written so far."""
@@ -54,10 +56,17 @@ class LogIntake:
         self._reader = reader
         self._store = store
         self._seen = after
+        self._began = after
         self._through = through
         self._folded = folded
         self._whole = True
+        self._news = news
         self._own_id: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether what was written is all there is up to `sequence`, and no more."""
+        return self.entries == self.sequence - self._began
 
     def run(self, pages: Iterable[SequencedPage]) -> Iterator[list[OpenedEntry]]:
         """Write all entries, and give those that are to be folded, by transactions."""
@@ -101,11 +110,13 @@ class LogIntake:
                 continue
             if self._whole:
                 self.sequence = number
-            kept.append((number, stored, RESTORED_ID if self._whole else self._read_own_id()))
+            kept.append((number, stored, self._find_id()))
         return kept
 
-    def _read_own_id(self) -> str:
+    def _find_id(self) -> str:
         # What lies beyond a gap is news to whoever consumed up to it.
+        if self._whole and not self._news:
+            return RESTORED_ID
         if self._own_id is None:
             self._own_id = self._store.read_transaction_id(self._connection)
         return self._own_id

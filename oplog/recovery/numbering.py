@@ -86,3 +86,13 @@ def _move(connection: Connection, name: str, value: int) -> None:
 
 def _list_fed(connection: Connection, oids: Sequence[int]) -> list[_Fed]:
     return [_Fed(*row) for row in connection.exec_driver_sql(_FED, (list(oids),))]
+
+
+def advance_sequences(
+    connection: Connection, extremes: Mapping[tuple[int, str], tuple[int, int]]
+) -> None:
+    """Move sequences past values just written: the lowest and the highest, by oid and column."""
+    for oid in sorted({oid for oid, _ in extremes}):
+        for fed in _list_fed(connection, [oid]):
+            for value in extremes.get((oid, fed.column), ()):
+                _move(connection, fed.sequence, value)

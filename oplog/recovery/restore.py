@@ -15,14 +15,20 @@ from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import ChainBrokenError, ConfigurationError, ConflictError
+from oplog.errors import ChainBrokenError, ConfigurationError
 from oplog.recovery.base import SnapshotReader
+from oplog.recovery.condition import (
+    check_snapshot,
+    describe_rows,
+    refuse_filled,
+    take_lock,
+)
 from oplog.recovery.filling import load_snapshot, move_rows
 from oplog.recovery.intake import LogIntake
 from oplog.recovery.numbering import move_sequences
-from oplog.recovery.suspension import lock_tables, resume_tables, suspend_tables
+from oplog.recovery.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import TablePlan, read_plans
+from oplog.replay.plan import read_plans
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     Applied,
@@ -38,10 +44,9 @@ from oplog.replay.rebuild import (
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import BrokenLink, SequencedLog, Store
-from oplog.store.guards import list_declared_guards
-from oplog.store.restoration import RestorationStore, print_ticket
+from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore, print_ticket
 from oplog.store.standby import require_primary
-from oplog.tables import VERSION, qualify
+from oplog.tables import VERSION
 
 
 class RestoreStep(StrEnum):
@@ -97,6 +102,8 @@ class _Request:
     progress: Progress | None
     finish: Finish
     reach: Callable[[RestoreStep], None]
+    anew: bool = False
+    """What is there is removed first, in the same transaction, and entries are news."""
 
 
 class _FilledError(Exception):
@@ -148,21 +155,55 @@ def restore_log(
         finish,
         reach,
     )
-    with _open_work(connection):
+    with open_work(connection):
         _mark(connection, request)
     reach(RestoreStep.MARKED)
     try:
-        with _open_work(connection):
+        with open_work(connection):
             return _restore(connection, request)
     except _FilledError as found:
         # This database is theirs, and works.
-        with _open_work(connection):
+        with open_work(connection):
             request.store.remove_mark(connection)
-        raise _refuse_filled(str(found)) from None
+        raise refuse_filled(str(found)) from None
+
+
+def rebuild_log(
+    connection: Connection,
+    source: SequencedLog,
+    *,
+    open_reader: OpenReader,
+    schema: str,
+    snapshot: SnapshotReader | None = None,
+    finish: Finish = lambda *_: None,
+) -> RestoreReport:
+    """`restore_log` into a database that has rows of the log already, which go first.
+
+    One transaction: whoever reads sees the old state until it commits, and the new one then.
+    Every entry counts as new to consumers of this database. Rows of logged tables are deleted,
+    whoever wrote them.
+    """
+    request = _Request(
+        source,
+        open_reader,
+        RestorationStore(schema),
+        None,
+        snapshot,
+        0,
+        BATCH_ROWS,
+        None,
+        finish,
+        lambda _: None,
+        anew=True,
+    )
+    with open_work(connection):
+        check_snapshot(request.source, request.snapshot)
+        return _restore(connection, request)
 
 
 @contextmanager
-def _open_work(connection: Connection) -> Iterator[None]:
+def open_work(connection: Connection) -> Iterator[None]:
+    """A transaction in which statements see what is committed, and all rows or an error."""
     with connection.begin():
         # In a snapshot taken before the locks, rows that came in between would not show.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -177,27 +218,33 @@ def _mark(connection: Connection, request: _Request) -> None:
     log = Store(request.store.schema)
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
-    _lock(connection, request.store)
-    plans = _read_plans(connection, request)
-    _check_snapshot(request)
-    found = _describe_rows(connection, request.store, plans)
+    take_lock(connection, request.store)
+    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
+    check_snapshot(request.source, request.snapshot)
+    found = describe_rows(connection, request.store, plans)
     if found:
-        raise _refuse_filled(found)
+        raise refuse_filled(found)
     request.store.write_mark(connection)
 
 
 def _restore(connection: Connection, request: _Request) -> RestoreReport:
     store, source = request.store, request.source
-    _lock(connection, store)
+    take_lock(connection, store)
     store.lock_tables(connection)
-    plans = _read_plans(connection, request)
+    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
     driver = Driver(connection)
     lock_tables(driver, [plan.live.qualified for plan in plans])
-    found = _describe_rows(connection, store, plans)
+    found = "" if request.anew else describe_rows(connection, store, plans)
     if found:
         raise _FilledError(found)
     oids = [plan.live.oid for plan in plans]
-    taken = suspend_tables(connection, [*_find_oids(connection, store.list_tables()), *oids])
+    covered = [*find_oids(connection, store.list_tables()), *oids]
+    taken = suspend_tables(connection, covered, referring=request.anew)
+    if request.anew:
+        # Not TRUNCATE: that is refused wherever another table refers to one of these.
+        for plan in plans:
+            driver.execute(f"DELETE FROM {plan.live.qualified}")
+        store.clear(connection)
     request.reach(RestoreStep.EMPTIED)
     loaders = make_scratch(driver, plans)
     intake = _take_in(connection, request, loaders)
@@ -222,75 +269,10 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
         generation=source.generation,
     )
     store.remove_mark(connection)
+    _write_place(connection, request, intake)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)
     return report
-
-
-# -- what is restored into ------------------------------------------------------------------
-
-
-def _lock(connection: Connection, store: RestorationStore) -> None:
-    if not store.try_lock(connection):
-        raise ConflictError(
-            "another restore into this database is under way",
-            hint="wait for its end",
-        )
-
-
-def _read_plans(connection: Connection, request: _Request) -> list[TablePlan]:
-    return read_plans(connection, list_newest_types(request.open_reader(connection)))
-
-
-def _describe_rows(
-    connection: Connection, store: RestorationStore, plans: Sequence[TablePlan]
-) -> str:
-    """Which of the log's and the logged tables have rows; empty if all are empty."""
-    counted = store.count_rows(connection)
-    names = {plan.name: plan.live.qualified for plan in plans}
-    for guard in list_declared_guards(connection, store.schema):
-        if guard.tracked:
-            (names[f"{guard.schema}.{guard.table}"],) = qualify([guard.table], guard.schema)
-    driver = Driver(connection)
-    for name, qualified in sorted(names.items()):
-        if not _find_oids(connection, [qualified]):
-            continue
-        found = driver.execute(f"SELECT count(*) FROM {qualified}").fetchone()
-        if found and found[0]:
-            counted[name] = int(found[0])
-    return ", ".join(
-        f"{name} has {count} {'row' if count == 1 else 'rows'}" for name, count in counted.items()
-    )
-
-
-def _refuse_filled(found: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"a restore needs an empty database: {found}",
-        hint="create a database, run the migrations, start no application on it, and restore "
-        "into that",
-    )
-
-
-def _find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
-    rows = connection.exec_driver_sql(
-        "SELECT o::bigint FROM (SELECT pg_catalog.to_regclass(name)::oid AS o "
-        "FROM pg_catalog.unnest(%s::text[]) n(name)) f WHERE o IS NOT NULL",
-        (list(names),),
-    )
-    return list(rows.scalars())
-
-
-def _check_snapshot(request: _Request) -> None:
-    source, snapshot = request.source, request.snapshot
-    known = source.first_sequence - 1 if snapshot is None else snapshot.sequence
-    fits = source.first_sequence - 1 <= known <= source.sequence
-    if fits and (snapshot is not None or known == 0):
-        return
-    what = "no snapshot is given" if snapshot is None else f"the snapshot is at {known}"
-    raise ConfigurationError(
-        f"the log is kept from sequence {source.first_sequence} to {source.sequence}, and {what}",
-        hint="give a snapshot from which the kept entries go on",
-    )
 
 
 # -- what is restored -----------------------------------------------------------------------
@@ -315,6 +297,7 @@ def _take_in(
         after=before,
         through=limit,
         folded=0 if request.snapshot is None else request.snapshot.sequence,
+        news=request.anew,
     )
     last = 0 if request.progress is None else find_last(reader, limit, snapshot=shown)
 
@@ -346,6 +329,14 @@ def _write_identity(connection: Connection, request: _Request) -> None:
         log.insert_type(connection, shape)
     for key_id, check_value in request.source.list_keys(connection).items():
         log.insert_key(connection, key_id, check_value=check_value)
+
+
+def _write_place(connection: Connection, request: _Request, intake: LogIntake) -> None:
+    chain = request.source.find_chain(intake.sequence)
+    # Beyond a gap nobody could go on from here without giving some entries twice.
+    if intake.complete and chain is not None:
+        place = Place(request.source.generation, intake.sequence, chain, intake.position)
+        request.store.write_place(connection, RESTORED_PLACE, place=place)
 
 
 def _write_tickets(connection: Connection, request: _Request) -> None:

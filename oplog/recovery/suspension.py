@@ -9,7 +9,7 @@ only so are they checked for all rows at once, and by whoever is no superuser.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import psycopg
@@ -74,8 +74,14 @@ JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace m ON m.oid = r.relnamespace
-WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid IN (SELECT oid FROM tree)
+WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid IN (SELECT oid FROM tree)
+  OR %s AND k.confrelid IN (SELECT oid FROM tree))
 ORDER BY 1, 2"""
+
+
+_REFERENCES = """
+SELECT DISTINCT conrelid::bigint, confrelid::bigint FROM pg_catalog.pg_constraint
+WHERE contype = 'f' AND conrelid <> confrelid AND conrelid = ANY(%s::bigint[]::oid[])"""
 
 
 @dataclass(frozen=True)
@@ -93,21 +99,44 @@ def lock_tables(driver: Driver, names: Sequence[str]) -> None:
         driver.execute(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
 
 
-def suspend_tables(
-    connection: Connection, oids: Sequence[int], *, foreign_keys: bool = True
-) -> Suspension:
-    """Disable triggers and rules of tables and their partitions, and drop foreign keys."""
-    driver = Driver(connection)
-    taken = Suspension(
-        list(oids),
-        _list_switches(connection, oids),
-        _list_foreign_keys(connection, oids) if foreign_keys else [],
+def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
+    """The tables, given by quoted names, that there are."""
+    rows = connection.exec_driver_sql(
+        "SELECT o::bigint FROM (SELECT pg_catalog.to_regclass(name)::oid AS o "
+        "FROM pg_catalog.unnest(%s::text[]) n(name)) f WHERE o IS NOT NULL",
+        (list(names),),
     )
+    return list(rows.scalars())
+
+
+def suspend_switches(connection: Connection, oids: Sequence[int]) -> Suspension:
+    """Disable triggers and rules of tables and their partitions."""
+    driver = Driver(connection)
+    taken = Suspension(list(oids), _list_switches(connection, oids), [])
     for switch in taken.switches:
         _alter(driver, switch, "DISABLE")
-    for key in taken.foreign_keys:
-        driver.execute(f"ALTER TABLE {key.table} DROP CONSTRAINT {quote(key.name)}")
     return taken
+
+
+def suspend_tables(
+    connection: Connection, oids: Sequence[int], *, referring: bool = False
+) -> Suspension:
+    """Disable triggers and rules of tables and their partitions, and drop foreign keys.
+
+    With `referring` also those of any table to these, so that rows may go for a moment.
+    """
+    driver = Driver(connection)
+    taken = suspend_switches(connection, oids)
+    foreign_keys = _list_foreign_keys(connection, oids, referring=referring)
+    for key in foreign_keys:
+        driver.execute(f"ALTER TABLE {key.table} DROP CONSTRAINT {quote(key.name)}")
+    return replace(taken, foreign_keys=foreign_keys)
+
+
+def list_references(connection: Connection, oids: Sequence[int]) -> list[tuple[int, int]]:
+    """Which of these tables, or their partitions, refer to which tables, by oid."""
+    rows = connection.exec_driver_sql(_REFERENCES, (list(oids),))
+    return [(row[0], row[1]) for row in rows]
 
 
 def resume_tables(connection: Connection, taken: Suspension) -> None:
@@ -156,8 +185,10 @@ def _list_switches(connection: Connection, oids: Sequence[int]) -> list[_Switch]
     return [_Switch(*row) for row in rows]
 
 
-def _list_foreign_keys(connection: Connection, oids: Sequence[int]) -> list[_ForeignKey]:
-    rows = _read_qualified(connection, _FOREIGN_KEYS, (list(oids), list(oids)))
+def _list_foreign_keys(
+    connection: Connection, oids: Sequence[int], *, referring: bool
+) -> list[_ForeignKey]:
+    rows = _read_qualified(connection, _FOREIGN_KEYS, (list(oids), list(oids), referring))
     return [_ForeignKey(*row) for row in rows]
 
 

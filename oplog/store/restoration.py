@@ -7,7 +7,9 @@ what a ticket holds besides its entry's hashes is computed anew, from the entry,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
@@ -25,8 +27,22 @@ RESTORED_ID = "3"
 What every snapshot shows, no consumer's cursor takes for news."""
 _EMPTY = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint")
 _MARK = "restore"
+RESTORED_PLACE = "restored"
+"""Name of the checkpoint in which a restore says how far it came."""
 _TICKETS = "pg_temp.oplog_snapshot_ticket"
 _ZERO = "'\\x" + "00" * 32 + "'::bytea"
+
+
+class Place(NamedTuple):
+    """How far a database has come in the log that it is filled from.
+
+    `chain` is the log's hash over all up to `sequence`; `position` the highest that is here.
+    """
+
+    generation: int
+    sequence: int
+    chain: bytes
+    position: int
 
 
 class RestorationStore:
@@ -85,6 +101,64 @@ class RestorationStore:
         )
         write_comment(connection, self.schema, version=VERSION, restoring=False)
 
+    # -- places ---------------------------------------------------------------------------
+
+    def read_place(self, connection: Connection, name: str) -> Place | None:
+        """Where this database is in the log that it comes from; None if nothing says so.
+
+        Whoever else would move it waits here until this transaction ends.
+        """
+        found = connection.exec_driver_sql(
+            f"SELECT cursor::text, position FROM {self._s}.oplog_checkpoint "
+            "WHERE name = %s FOR UPDATE",
+            (name,),
+        ).one_or_none()
+        if found is None:
+            return None
+        known = json.loads(found[0])
+        chain = bytes.fromhex(known["chain"])
+        return Place(known["generation"], known["sequence"], chain, int(found[1]))
+
+    def write_place(self, connection: Connection, name: str, *, place: Place) -> None:
+        """Save where this database is, in the transaction that brought it there."""
+        cursor = json.dumps(
+            {
+                "generation": place.generation,
+                "sequence": place.sequence,
+                "chain": place.chain.hex(),
+            }
+        )
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
+            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
+            "cursor = excluded.cursor, position = excluded.position, "
+            "updated_at = pg_catalog.clock_timestamp()",
+            (name, cursor, place.position),
+        )
+
+    def find_stranger(self, connection: Connection, position: int) -> int | None:
+        """The first entry over a position: one that did not come from elsewhere."""
+        found = connection.exec_driver_sql(
+            f"SELECT min(id) FROM {self._s}.oplog_entry WHERE id > %s", (position,)
+        ).scalar()
+        return None if found is None else int(found)
+
+    def read_heads(
+        self, connection: Connection, aggregates: Sequence[str]
+    ) -> dict[str, tuple[int, bytes]]:
+        """Version and hash of each aggregate's last entry; one never written is left out."""
+        rows = connection.exec_driver_sql(
+            f"SELECT aggregate_name, version, head_hash FROM {self._s}.oplog_ticket "
+            "WHERE aggregate_name = ANY(%s::text[])",
+            (list(aggregates),),
+        )
+        return {name: (version, bytes(head)) for name, version, head in rows}
+
+    def clear(self, connection: Connection) -> None:
+        """Remove everything that a restore brings; consumers keep their checkpoints."""
+        for name in ("entry", "metadata", "ticket", "fence", "type", "key"):
+            connection.exec_driver_sql(f"DELETE FROM {self._s}.oplog_{name}")
+
     # -- rows -----------------------------------------------------------------------------
 
     def read_transaction_id(self, connection: Connection) -> str:
@@ -96,8 +170,10 @@ class RestorationStore:
         """Give the log its identity back, which every sealed entry is bound to."""
         connection.exec_driver_sql(f"UPDATE {self._s}.oplog_log SET log_id = %s", (log_id,))
 
-    def write_tickets(self, connection: Connection) -> None:
-        """Every aggregate's ticket, as of its last entry.
+    def write_tickets(
+        self, connection: Connection, aggregates: Sequence[str] | None = None
+    ) -> None:
+        """Tickets of all aggregates, or of these, as of their last entries.
 
         What a ticket holds besides is its last entry's body hash, which no entry has.
         """
@@ -105,6 +181,7 @@ class RestorationStore:
         name = "pg_catalog.convert_to(e.aggregate_name, 'UTF8')"
         key_id = "pg_catalog.convert_to(e.key_id, 'UTF8')"
         request = "pg_catalog.convert_to(e.idempotency_key, 'UTF8')"
+        among = "" if aggregates is None else "WHERE aggregate_name = ANY(%s::text[])"
         connection.exec_driver_sql(
             f"""INSERT INTO {self._s}.oplog_ticket AS t
   (aggregate_name, version, prev_hash, head_hash, body_hash)
@@ -115,11 +192,12 @@ SELECT e.aggregate_name, e.version, e.prev_hash, e.entry_hash, pg_catalog.sha256
   || CASE WHEN e.idempotency_key IS NULL THEN '\\x00'::bytea
      ELSE '\\x01'::bytea || {framed(request)} END
   || {framed("e.data")})
-FROM (SELECT aggregate_name AS aggregate_name, max(version) AS version
-  FROM {self._s}.oplog_entry GROUP BY 1) l
+FROM (SELECT aggregate_name, max(version) AS version
+  FROM {self._s}.oplog_entry {among} GROUP BY 1) l
 JOIN {self._s}.oplog_entry e ON e.aggregate_name = l.aggregate_name AND e.version = l.version
 ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
-  prev_hash = excluded.prev_hash, head_hash = excluded.head_hash, body_hash = excluded.body_hash"""
+  prev_hash = excluded.prev_hash, head_hash = excluded.head_hash, body_hash = excluded.body_hash""",
+            () if aggregates is None else (list(aggregates),),
         )
 
     def stage_tickets(self, connection: Connection) -> str:
@@ -147,10 +225,11 @@ ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
     lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked
   FROM {self._s}.oplog_entry WINDOW w AS (PARTITION BY aggregate_name ORDER BY version))
 SELECT l.aggregate_name, l.version, l.id,
-  CASE WHEN l.before IS NULL THEN 'what was before it is not known'
+  CASE WHEN t.version = l.version AND t.head_hash <> l.entry_hash
+      THEN 'the snapshot has another hash for it'
+    WHEN l.before IS NULL THEN 'what was before it is not known'
     WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
-    WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'
-    ELSE 'the snapshot has another hash for it' END
+    ELSE 'its prev_hash is not the hash of the version before' END
 FROM links l LEFT JOIN {_TICKETS} t ON t.aggregate_name = l.aggregate_name
 WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash <> {_ZERO})
     AND coalesce(t.version < l.version - 1

@@ -29,7 +29,8 @@ SELECT 'trigger', tgrelid::regclass::text, tgname, tgenabled::text || pg_get_tri
   FROM pg_trigger t WHERE NOT tgisinternal
 UNION ALL SELECT 'constraint', conrelid::regclass::text, conname,
   concat_ws(' ', pg_get_constraintdef(oid), convalidated, obj_description(oid, 'pg_constraint'))
-  FROM pg_constraint WHERE conrelid <> 0
+  FROM pg_constraint WHERE conrelid <> 0 AND connamespace IN
+    ('public'::regnamespace, 'oplog'::regnamespace)
 UNION ALL SELECT 'rule', ev_class::regclass::text, rulename, ev_enabled::text
   FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class
   WHERE relnamespace <> 'pg_catalog'::regnamespace AND rulename <> '_RETURN'
