@@ -75,12 +75,18 @@ ENTRY_COLUMNS = (
 """What to select from the entry table, called `e`, for `make_stored`."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _RECORDED_AT = StoredEntry._fields.index("recorded_at")
 
 
 def read_microseconds(number: int) -> datetime:
     """A time that travels as microseconds since 1970, exactly."""
     return _EPOCH + timedelta(microseconds=number)
+
+
+def write_microseconds(moment: datetime) -> int:
+    """The inverse of `read_microseconds`."""
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def make_stored(row: Sequence[Any]) -> StoredEntry:

@@ -1,0 +1,347 @@
+"""An archive as whoever reads it sees it: the newest head, and verified objects.
+
+Finds the head without believing hints or listings, and hands out no byte that was not compared
+with its name. Must not write content, nor know the database. The hard thing is a worker that
+slept: it may create a head where garbage collection has made room. So a head counts only while
+the one before it is there; that is read last, after nothing newer was found.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import count, islice
+
+from oplog.archive.container import MAX_OBJECT_BYTES
+from oplog.archive.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
+from oplog.archive.index import (
+    MAX_NODE_BYTES,
+    Item,
+    Levels,
+    decode_node,
+    iterate_items,
+    iterate_newest,
+)
+from oplog.archive.objectstore.probe import Verdict, probe_store
+from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_content, parse_head
+from oplog.archive.segment import Segment, SegmentHeader, decode_segment
+from oplog.archive.typefile import LoggedTypes, decode_types
+from oplog.errors import (
+    ArchiveError,
+    ConfigurationError,
+    HeadRolledBackError,
+    ManifestInvalidError,
+    ObjectTooLargeError,
+    SegmentCorruptError,
+    SegmentMissingError,
+)
+
+READ_AHEAD = 4
+"""Segments fetched before they are asked for."""
+_CACHED_NODES = 256
+_LONGEST_WALK = 32
+"""Heads looked at one after the other before the store is asked for a list."""
+_LATEST_BYTES = 64
+_TRIES = 5
+
+
+class Archive:
+    """One archive in one object store. Not shared between threads."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        single_writer: bool = False,
+        verdict: Verdict | None = None,
+        read_ahead: int = READ_AHEAD,
+    ) -> None:
+        """`verdict` is what a probe found; left out, the store is probed before the first write."""
+        self.store = store
+        self.single_writer = single_writer
+        self._verdict = verdict
+        self._read_ahead = read_ahead
+        self._seen = 0
+        self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return self.store.url
+
+    def require_writable(self) -> None:
+        """Probe the store once; `ConfigurationError` if two writers could overwrite each other."""
+        if self._verdict is None:
+            self._verdict = probe_store(self.store)
+        if self._verdict is not Verdict.ATOMIC and not self.single_writer:
+            doing = (
+                "answers that it cannot create an object on condition that there is none"
+                if self._verdict is Verdict.REFUSES
+                else "overwrites objects although it is asked not to"
+            )
+            raise ConfigurationError(
+                f"the store at {self.url} {doing}: two workers at once could undo each other",
+                hint="use a store that supports If-None-Match, or say single_writer=True and see "
+                "to it that one worker runs at a time",
+            )
+
+    # -- the newest head ------------------------------------------------------------------
+
+    def read_head(self) -> Head:
+        """The newest head; `SegmentMissingError` if there is none."""
+        head = self.find_head()
+        if head is None:
+            raise SegmentMissingError(
+                f"{self.url} holds no archive: there is no head",
+                hint="check the URL; a first pass of log.sync makes an archive",
+            )
+        return head
+
+    def find_head(self) -> Head | None:
+        """The newest head; None if nothing was ever published here.
+
+        Raises `ManifestInvalidError` for heads that were altered, and `HeadRolledBackError` when
+        the newest one is older than what this object has seen.
+        """
+        found = 0
+        for attempt in range(_TRIES):
+            last = attempt == _TRIES - 1
+            newest = self._find_newest(listed=attempt > 0)
+            found = 0 if newest is None else newest.number
+            if found < self._seen:
+                continue
+            if newest is None:
+                if not self._was_used():
+                    return None
+                continue
+            try:
+                if self.counts(newest):
+                    self._seen = newest.number
+                    return newest
+            except ManifestInvalidError:
+                # Two that slept may both have made heads where heads were collected: those do
+                # not follow each other, and say nothing of the newest one. The list may show it.
+                if last:
+                    raise
+        raise self._refuse(found)
+
+    def _was_used(self) -> bool:
+        """Whether there ever was a head, asked when none was found.
+
+        Head 1 is there until it is collected, and the mark is there before that: a list that
+        leaves out everything, or shows only what is gone, does not make an archive a new one.
+        """
+        absent = self._read_head_bytes(1) is None
+        return not absent or self.store.head(COLLECTED) is not None
+
+    def _refuse(self, found: int) -> ArchiveError:
+        if found < self._seen:
+            return HeadRolledBackError(
+                f"the newest head of {self.url} is {found}, and head {self._seen} was there before",
+                hint="heads were deleted, or an older copy of the bucket was put in its place: "
+                "bring the newer objects back before anything is published",
+            )
+        if found == 0:
+            return ManifestInvalidError(
+                f"{self.url} was an archive, and shows no head",
+                hint="heads were deleted by hand or by a lifecycle rule, or the store's list "
+                "leaves out what is there: bring the last two heads back",
+            )
+        if found == 1:
+            return ManifestInvalidError(
+                f"{name_head(1)} is in {self.url} again after it was collected",
+                hint="newer heads were deleted by hand or by a lifecycle rule: bring the last two "
+                "back; only oplog's own garbage collection may delete here",
+            )
+        return ManifestInvalidError(
+            f"the head before {name_head(found)} is missing from {self.url}",
+            hint="heads were deleted by hand or by a lifecycle rule: bring the last two back; "
+            "only oplog's own garbage collection may delete here",
+        )
+
+    def _find_newest(self, *, listed: bool) -> Head | None:
+        """The head that has none after it, as far as can be seen; None if there is none at all."""
+        start = max(self._seen, 0 if listed else self._read_hint())
+        data = self._read_head_bytes(start) if start else None
+        if data is None or self.single_writer or listed:
+            # 1, for a list that leaves out the only heads there are.
+            start = max(self._list_newest(), start if data else 1)
+            data = self._read_head_bytes(start)
+        if data is None:
+            return None
+        number, data = self._walk(start, data)
+        head = decode_head(data, what=name_head(number))
+        if head.number != number:
+            raise ManifestInvalidError(
+                f"{name_head(number)} says that it is head {head.number}",
+                hint="objects were moved or copied by hand: bring the original back",
+            )
+        return head
+
+    def counts(self, head: Head) -> bool:
+        """Whether `head` follows what is there; asked after nothing newer was found.
+
+        Heads are collected oldest first, each gone before the next. So if the one before is
+        still there, this one was never collected, and was not made in its place.
+        """
+        if head.previous is None:
+            return self.store.head(COLLECTED) is None
+        data = self._read_head_bytes(head.previous.number)
+        if data is None:
+            return False
+        if sha256(data).digest() != head.previous.digest:
+            raise ManifestInvalidError(
+                f"{name_head(head.previous.number)} is not the head that "
+                f"{name_head(head.number)} was built on",
+                hint="one of both was altered: run oplog check with an older copy of the bucket",
+            )
+        return True
+
+    def _walk(self, number: int, data: bytes) -> tuple[int, bytes]:
+        """Go forward from a head that is there to one that has none after it."""
+        for steps in count(1):
+            found = self._read_head_bytes(number + 1)
+            if found is None:
+                break
+            number, data = number + 1, found
+            if steps % _LONGEST_WALK == 0:
+                newest = self._list_newest()
+                if newest > number and (found := self._read_head_bytes(newest)) is not None:
+                    number, data = newest, found
+        return number, data
+
+    def _read_hint(self) -> int:
+        try:
+            text = self.store.get(LATEST, most=_LATEST_BYTES)
+            number = (text or b"").decode().split("\n")[1]
+        except (ObjectTooLargeError, ValueError, IndexError):
+            # Anything may stand there: it only costs requests.
+            return 0
+        # Read as a name is: int() would take signs, spaces and the digits of other scripts.
+        return parse_head(f"{HEAD}/{number}") or 0
+
+    def _list_newest(self) -> int:
+        after = name_head(self._seen - 1) if self._seen else ""
+        numbers = (parse_head(info.path) for info in self.store.list(f"{HEAD}/", after=after))
+        return max((number for number in numbers if number is not None), default=0)
+
+    def _read_head_bytes(self, number: int) -> bytes | None:
+        return self.store.get(name_head(number), most=MAX_HEAD_BYTES)
+
+    # -- verified content -----------------------------------------------------------------
+
+    def read_content(self, path: str, *, most: int = MAX_OBJECT_BYTES) -> bytes:
+        """The bytes of content, which are those its name promises.
+
+        Raises `SegmentMissingError` and `SegmentCorruptError`, naming the object.
+        """
+        name = parse_content(path)
+        data = self.store.get(path, most=most)
+        if data is None:
+            raise SegmentMissingError(
+                f"{path} is missing from {self.url}",
+                hint="oplog check lists what is missing; oplog resync writes it again from the "
+                "database, where that still has it",
+            )
+        if sha256(data).digest() != name.digest:
+            raise SegmentCorruptError(
+                f"the bytes of {path} in {self.url} do not have the SHA-256 in its name",
+                hint="the object was altered or cut short: oplog resync writes it again from the "
+                "database, where that still has it",
+            )
+        return data
+
+    def read_node(self, item: Item, level: int) -> Sequence[Item]:
+        """The items of a node of the index."""
+        # By all that is claimed of it, not by its name: another head may claim something else.
+        found = self._nodes.get((item, level))
+        if found is None:
+            data = self.read_content(item.path, most=MAX_NODE_BYTES)
+            found = decode_node(data, item, level=level)
+            self._nodes[item, level] = found
+            if len(self._nodes) > _CACHED_NODES:
+                self._nodes.popitem(last=False)
+        return found
+
+    def iterate_items(
+        self, levels: Levels, *, after: int = 0, through: int | None = None
+    ) -> Iterator[Item]:
+        """Segments with a sequence over `after` up to `through`, oldest first."""
+        return iterate_items(levels, self.read_node, after=after, through=through)
+
+    def iterate_newest(self, levels: Levels, *, after: int = 0) -> Iterator[Item]:
+        """Segments with a sequence over `after`, newest first."""
+        return iterate_newest(levels, self.read_node, after=after)
+
+    def read_segment(self, item: Item) -> Segment:
+        """A segment, which is what `item` says; raises as `read_content`, and decoders do."""
+        return decode_item(self.read_content(item.path), item)
+
+    def iterate_segments(
+        self, levels: Levels, *, after: int = 0, through: int | None = None
+    ) -> Iterator[tuple[Item, Segment]]:
+        """Segments with a sequence over `after` up to `through`, oldest first, fetched ahead."""
+        items = self.iterate_items(levels, after=after, through=through)
+        before: SegmentHeader | None = None
+        with ThreadPoolExecutor(self._read_ahead) as pool:
+            # The index is read by this thread alone; the pool only fetches.
+            window = [
+                (item, pool.submit(self.read_segment, item))
+                for item in islice(items, self._read_ahead)
+            ]
+            while window:
+                item, coming = window.pop(0)
+                segment = coming.result()
+                if before is not None:
+                    _check_follows(before, segment, item.path)
+                before = segment.header
+                ahead = next(items, None)
+                if ahead is not None:
+                    window.append((ahead, pool.submit(self.read_segment, ahead)))
+                yield item, segment
+
+    def read_types(self, head: Head) -> LoggedTypes:
+        """The types and key check values of the log, as of a head."""
+        if head.types is None:
+            return LoggedTypes((), {})
+        return decode_types(self.read_content(head.types.path), what=head.types.path)
+
+    def find_snapshot(self, head: Head, *, position: int | None = None) -> SnapshotRef | None:
+        """The newest snapshot that shows nothing after `position`."""
+        fitting = [s for s in head.snapshots if position is None or s.position <= position]
+        return fitting[-1] if fitting else None
+
+
+def decode_item(data: bytes, item: Item) -> Segment:
+    """The segment in `data`; `ManifestInvalidError` unless it is what `item` says."""
+    segment = decode_segment(data, what=item.path)
+    header = segment.header
+    said = (item.first, item.last, item.chain, item.missing)
+    found = (header.first, header.last, header.chain, header.missing)
+    said_range = (item.first_position, item.last_position, item.first_recorded, item.last_recorded)
+    found_range = (
+        header.first_position,
+        header.last_position,
+        header.first_recorded,
+        header.last_recorded,
+    )
+    if (found, found_range, len(data)) != (said, said_range, item.size_bytes):
+        raise ManifestInvalidError(
+            f"{item.path} holds sequences {header.first} to {header.last}, and what names it "
+            f"claims {item.first} to {item.last}, or other positions, times or chains",
+            hint="the head or the index was altered: run oplog check, then oplog resync",
+        )
+    return segment
+
+
+def _check_follows(before: SegmentHeader, segment: Segment, path: str) -> None:
+    """Raise `ManifestInvalidError` unless a segment continues the one before it."""
+    header = segment.header
+    if (header.log_id, header.chain_before) != (before.log_id, before.chain):
+        raise ManifestInvalidError(
+            f"{path} does not continue the chain of the segment that ends at {before.last}",
+            hint="one of both belongs to another log or branch: run oplog check, then oplog resync",
+        )

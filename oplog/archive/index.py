@@ -1,0 +1,273 @@
+"""Where the segments are: a tree whose right edge lives in the head.
+
+Pure. A head lists the newest segments itself; whenever a level holds `FANOUT` items they move
+into one node, an object of its own, and an item for it goes one level up. So a head stays small
+however long the log is, and publishing writes a constant amount. The hard thing is to cut the
+tree at any sequence, for a fork or for dropping the oldest, without rewriting what stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+from oplog.archive.document import Fields, decode_document, encode_document, invalid
+from oplog.archive.path import INDEX, LOG, name_content, parse_content
+from oplog.archive.segment import SegmentHeader
+
+FANOUT = 16
+"""Items of one node."""
+MAX_LEVELS = 12
+MAX_NODE_BYTES = 64 * 1024
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A segment, or a node of the index, and what is in it.
+
+    Sequences `first` to `last`; the lowest and highest position and time in microseconds;
+    `size_bytes` of all segments in it as stored; `chain` after its last entry. `missing` entries
+    of its last transaction follow in later segments.
+    """
+
+    path: str
+    first: int
+    last: int
+    first_position: int
+    last_position: int
+    first_recorded: int
+    last_recorded: int
+    size_bytes: int
+    chain: bytes
+    missing: int = 0
+    adopted: bool = False
+    """Whether rows that the log met are among its entries."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in heads and nodes."""
+        return {
+            "path": self.path,
+            "first": self.first,
+            "last": self.last,
+            "first_position": self.first_position,
+            "last_position": self.last_position,
+            "first_recorded": self.first_recorded,
+            "last_recorded": self.last_recorded,
+            "bytes": self.size_bytes,
+            "chain": self.chain.hex(),
+            "missing": self.missing,
+            "adopted": int(self.adopted),
+        }
+
+
+Levels: TypeAlias = tuple[tuple[Item, ...], ...]
+"""Items by level: segments first, then nodes of segments, then nodes of those."""
+
+ReadNode: TypeAlias = Callable[[Item, int], Sequence[Item]]
+"""Gives the items of a node of a level."""
+
+
+def make_item(header: SegmentHeader, data: bytes) -> Item:
+    """The item for an encoded segment."""
+    return Item(
+        name_content(LOG, header.first, data=data),
+        header.first,
+        header.last,
+        header.first_position,
+        header.last_position,
+        header.first_recorded,
+        header.last_recorded,
+        len(data),
+        header.chain,
+        header.missing,
+        header.adopted,
+    )
+
+
+def read_item(document: Any, *, level: int, what: str) -> Item:
+    """An item of a level; `ManifestInvalidError` unless it is one."""
+    fields = Fields(document, what)
+    item = Item(
+        path=fields.take_text("path", most=120),
+        first=fields.take_integer("first", least=1),
+        last=fields.take_integer("last", least=1),
+        first_position=fields.take_integer("first_position", least=1),
+        last_position=fields.take_integer("last_position", least=1),
+        first_recorded=fields.take_integer("first_recorded", least=-(1 << 62)),
+        last_recorded=fields.take_integer("last_recorded", least=-(1 << 62)),
+        size_bytes=fields.take_integer("bytes", least=1),
+        chain=fields.take_hash("chain"),
+        missing=fields.take_integer("missing"),
+        adopted=bool(fields.take_integer("adopted", most=1)),
+    )
+    fields.finish()
+    name = parse_content(item.path, LOG if level == 0 else INDEX)
+    if name.number != (item.first if level == 0 else item.last) or item.last < item.first:
+        raise invalid(what, f"its item {item.path} claims sequences {item.first} to {item.last}")
+    return item
+
+
+def check_items(items: Sequence[Item], *, what: str) -> None:
+    """Raise `ManifestInvalidError` unless each item begins where the one before it ends."""
+    for before, item in pairwise(items):
+        if item.first != before.last + 1:
+            raise invalid(
+                what,
+                f"after sequence {before.last} ({before.path}) comes {item.first} ({item.path})",
+            )
+
+
+# -- nodes --------------------------------------------------------------------------------
+
+
+def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
+    """The bytes of a node that holds `items` of `level`, and the item for it."""
+    data = encode_document(
+        {
+            "format": FORMAT,
+            "level": level,
+            "items": [item.to_json() for item in items],
+        }
+    )
+    last = items[-1]
+    return data, Item(
+        # By its last sequence: a node that reaches back before the oldest kept entry must not look
+        # like garbage while the head that needs it is being made.
+        name_content(INDEX, last.last, data=data),
+        items[0].first,
+        last.last,
+        min(item.first_position for item in items),
+        max(item.last_position for item in items),
+        min(item.first_recorded for item in items),
+        max(item.last_recorded for item in items),
+        sum(item.size_bytes for item in items),
+        last.chain,
+        last.missing,
+        any(item.adopted for item in items),
+    )
+
+
+def decode_node(data: bytes, item: Item, *, level: int) -> list[Item]:
+    """The items of the node that `item` (of `level`) names; they must be all it claims."""
+    what = item.path
+    fields = Fields(decode_document(data, most=MAX_NODE_BYTES, what=what), what)
+    fields.take_format(FORMAT)
+    found = fields.take_integer("level")
+    if found != level - 1:
+        raise invalid(what, f"it holds level {found}, not {level - 1}")
+    listed = fields.take_list("items", most=FANOUT)
+    items = [read_item(one, level=level - 1, what=what) for one in listed]
+    fields.finish()
+    check_items(items, what=what)
+    if not items or encode_node(items, level=level - 1)[1] != item:
+        raise invalid(what, "it does not hold what the document that names it says")
+    return items
+
+
+# -- the right edge -----------------------------------------------------------------------
+
+
+def add_item(levels: Levels, item: Item, *, put: Callable[[str, bytes], None]) -> Levels:
+    """The levels with one more segment; full levels become nodes, handed to `put`."""
+    rows = [list(row) for row in levels] or [[]]
+    rows[0].append(item)
+    level = 0
+    while len(rows[level]) >= FANOUT:
+        data, node = encode_node(rows[level], level=level)
+        put(node.path, data)
+        rows[level] = []
+        level += 1
+        if level == len(rows):
+            rows.append([])
+        rows[level].append(node)
+    return tuple(tuple(row) for row in rows)
+
+
+def iterate_items(
+    levels: Levels, read_node: ReadNode, *, after: int = 0, through: int | None = None
+) -> Iterator[Item]:
+    """All segments with a sequence over `after` up to `through`, oldest first.
+
+    Nodes that have none are not read.
+    """
+    for level in range(len(levels) - 1, -1, -1):
+        for item in levels[level]:
+            yield from _descend(item, level, read_node, (after, through))
+
+
+def iterate_newest(levels: Levels, read_node: ReadNode, *, after: int = 0) -> Iterator[Item]:
+    """All segments with a sequence over `after`, newest first."""
+    for level, row in enumerate(levels):
+        for item in reversed(row):
+            yield from _descend_newest(item, level, read_node, after)
+
+
+def _descend(
+    item: Item, level: int, read_node: ReadNode, bounds: tuple[int, int | None]
+) -> Iterator[Item]:
+    after, through = bounds
+    if item.last <= after or (through is not None and item.first > through):
+        return
+    if level == 0:
+        yield item
+        return
+    for child in read_node(item, level):
+        yield from _descend(child, level - 1, read_node, bounds)
+
+
+def _descend_newest(item: Item, level: int, read_node: ReadNode, after: int) -> Iterator[Item]:
+    if item.last <= after:
+        return
+    if level == 0:
+        yield item
+        return
+    for child in reversed(read_node(item, level)):
+        yield from _descend_newest(child, level - 1, read_node, after)
+
+
+def cut_after(levels: Levels, sequence: int, read_node: ReadNode) -> tuple[Levels, Item | None]:
+    """The levels without what is over `sequence`, and the segment that it cuts in two, if any."""
+    rows: list[list[Item]] = [[] for _ in levels]
+    split: Item | None = None
+
+    def keep(item: Item, level: int) -> None:
+        nonlocal split
+        if item.last <= sequence:
+            rows[level].append(item)
+        elif item.first <= sequence:
+            if level == 0:
+                split = item
+                return
+            for child in read_node(item, level):
+                keep(child, level - 1)
+
+    for level in range(len(levels) - 1, -1, -1):
+        for item in levels[level]:
+            keep(item, level)
+    return tuple(tuple(row) for row in rows), split
+
+
+def drop_before(levels: Levels, sequence: int) -> Levels:
+    """The levels without items that lie wholly before `sequence`."""
+    return tuple(tuple(item for item in row if item.last >= sequence) for row in levels)
+
+
+def read_levels(document: Any, *, what: str) -> Levels:
+    """Levels as they stand in a head."""
+    if not isinstance(document, list) or len(document) > MAX_LEVELS:
+        raise invalid(what, "its segments are not a list of levels")
+    rows = []
+    for level, row in enumerate(document):
+        if not isinstance(row, list) or len(row) >= FANOUT * 2:
+            raise invalid(what, f"level {level} of its segments is not a list of items")
+        rows.append(tuple(read_item(one, level=level, what=what) for one in row))
+    check_items([item for row in reversed(rows) for item in row], what=what)
+    return tuple(rows)
+
+
+def write_levels(levels: Levels) -> list[list[dict[str, Any]]]:
+    """Levels as they stand in a head."""
+    return [[item.to_json() for item in row] for row in levels]

@@ -1,0 +1,253 @@
+"""Objects as files of a directory, as durable as the file system makes them.
+
+Holds the order of the system calls. Must not know what the bytes mean. The hard part is that a
+name is durable only when its directory was synchronised after the name was made: file first,
+then link or rename, then directory. What a crash leaves behind starts with a dot: no path does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from oplog.archive.objectstore.protocol import ObjectInfo, check_path, check_prefix, is_path
+from oplog.errors import ObjectTooLargeError, StorageConfigError, StoreUnavailableError
+
+# Not through symbolic links: what lies in the directory may have been planted there.
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Not blocking: a pipe in the place of an object must not stop the reader for ever.
+READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# What the operator has to mend; everything else (no space, broken disk) may pass.
+REFUSALS = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMLINK,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+class DirectoryStore:
+    """A store in the directory `root`, which is made with the first object if it is not there.
+
+    Works on file systems that have hard links. Readers need permission to read only.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.url = root.absolute().as_uri()
+        self._root = root.absolute()
+        self._lock = threading.Lock()
+        self._settled: set[tuple[str, ...]] = set()
+
+    def get(self, path: str, *, most: int) -> bytes | None:
+        """Return the object at `path`, or None."""
+        with self._explained(path), self._opened(path) as opened:
+            if opened is None:
+                return None
+            size = _measure(opened, path).st_size
+            data = bytearray()
+            while size <= most and (piece := os.read(opened, most + 1 - len(data))):
+                data += piece
+                # The file may grow while it is read; nobody honest does that.
+                size = max(size, len(data))
+        if size > most:
+            raise ObjectTooLargeError(
+                f"{path} has {size} bytes, at most {most} are expected",
+                hint="nothing of this size is ever written there: it was altered",
+            )
+        return bytes(data)
+
+    def head(self, path: str) -> ObjectInfo | None:
+        """Return size and age of the object at `path`, or None."""
+        with self._explained(path), self._opened(path) as opened:
+            return None if opened is None else _describe(path, _measure(opened, path))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object if there is none; durable when this returns."""
+        with self._explained(path), self._folder(path, make=True) as (folder, name):
+            with self._written(folder, data) as draft:
+                try:
+                    os.link(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    created = True
+                except FileExistsError:
+                    created = False
+            # Also when refused: what is there may be the work of somebody who was killed before
+            # this, and whoever was refused is going to rely on it.
+            os.fsync(folder)
+        return created
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, whatever is there; durable when this returns."""
+        with self._explained(path), self._folder(path, make=True) as (folder, name):
+            with self._written(folder, data) as draft:
+                os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
+
+    def delete(self, path: str) -> None:
+        """Remove an object, if there is one; gone for good when this returns."""
+        with self._explained(path), ExitStack() as stack:
+            try:
+                folder, name = stack.enter_context(self._folder(path, make=False))
+            except FileNotFoundError:
+                return
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+            # Also when it was gone already: that may not be durable yet.
+            os.fsync(folder)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects below `prefix`, as the file system has them."""
+        check_prefix(prefix)
+        parts = tuple(prefix.split("/")[:-1])
+        with self._explained(prefix):
+            found = [info for info in self._walk(parts) if info.path > after]
+        yield from found
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _walk(self, parts: tuple[str, ...]) -> Iterator[ObjectInfo]:
+        folders = [parts]
+        while folders:
+            parts = folders.pop()
+            # Whatever goes away meanwhile was deleted: it is not listed.
+            with suppress(FileNotFoundError), self._opened_folder(parts, make=False) as folder:
+                with os.scandir(folder) as entries:
+                    names = [entry.name for entry in entries]
+                for name in names:
+                    place = "/".join((*parts, name))
+                    if not is_path(place):
+                        continue
+                    with suppress(FileNotFoundError):
+                        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                        if stat.S_ISDIR(found.st_mode):
+                            folders.append((*parts, name))
+                        elif stat.S_ISREG(found.st_mode):
+                            yield _describe(place, found)
+
+    @contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = f"{self.url}: {path or 'listing'}: {error.strerror}"
+            if error.errno in REFUSALS:
+                raise StorageConfigError(
+                    where,
+                    hint="see that the directory holds plain files that this process may read and"
+                    " write, on a file system with hard links",
+                ) from error
+            raise StoreUnavailableError(where, hint="see the disk") from error
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int | None]:
+        with ExitStack() as stack:
+            try:
+                folder, name = stack.enter_context(self._folder(path, make=False))
+                opened = os.open(name, READ_FLAGS, dir_fd=folder)
+            except FileNotFoundError:
+                yield None
+                return
+            stack.callback(os.close, opened)
+            yield opened
+
+    @contextmanager
+    def _folder(self, path: str, *, make: bool) -> Iterator[tuple[int, str]]:
+        *parts, name = check_path(path).split("/")
+        with self._opened_folder(tuple(parts), make=make) as folder:
+            yield folder, name
+
+    @contextmanager
+    def _opened_folder(self, parts: tuple[str, ...], *, make: bool) -> Iterator[int]:
+        """Open a folder step by step, so that no symbolic link below the root is followed."""
+        with ExitStack() as stack:
+            if make and () not in self._settled:
+                _make_root(self._root)
+            folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            self._settle((), folder)
+            for depth, part in enumerate(parts, start=1):
+                parent = folder
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=parent)
+                folder = os.open(part, FOLDER_FLAGS, dir_fd=parent)
+                stack.callback(os.close, folder)
+                self._settle(parts[:depth], parent, folder)
+            yield folder
+
+    def _settle(self, parts: tuple[str, ...], *folders: int) -> None:
+        """Make durable, once: a folder, its name, and the names in it.
+
+        Somebody who was killed may have left them half done: they would be believed after a
+        restart, and be gone after a power failure.
+        """
+        with self._lock:
+            if parts not in self._settled:
+                for folder in folders:
+                    os.fsync(folder)
+                self._settled.add(parts)
+
+    @contextmanager
+    def _written(self, folder: int, data: bytes) -> Iterator[str]:
+        """Write a durable file under a name that nobody lists, and remove that name again."""
+        name = f".{secrets.token_hex(16)}.draft"
+        opened = os.open(name, WRITE_FLAGS, 0o666, dir_fd=folder)
+        try:
+            with closing(os.fdopen(opened, "wb", buffering=0)) as file:
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(opened)
+            yield name
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
+
+
+def _make_root(root: Path) -> None:
+    """Make the directory and its missing parents, each durable in its own parent."""
+    missing = []
+    while not root.is_dir():
+        missing.append(root)
+        root = root.parent
+    # Somebody may have been killed between making this one and making it durable. Whoever may
+    # not read the parent did not make it.
+    with suppress(PermissionError):
+        _synchronise(root.parent)
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        _synchronise(place.parent)
+
+
+def _synchronise(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _measure(opened: int, path: str) -> os.stat_result:
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode):
+        raise StorageConfigError(f"{path} is not a plain file", hint="remove what is there")
+    return found
+
+
+def _describe(path: str, found: os.stat_result) -> ObjectInfo:
+    modified = datetime.fromtimestamp(found.st_mtime, tz=UTC)
+    return ObjectInfo(path, found.st_size, modified)
