@@ -111,6 +111,24 @@ def test_many_small_chunks(bench: Bench, shelf: Shelf) -> None:
     shelf.check(manifest)
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_many_deleted_rows(bench: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_merge(monkeypatch)
+    bench.write(lambda s: s.add_all([Node(id=n, label="x") for n in range(1000, 1200)]))
+    taken(shelf.take())
+
+    def delete(session: Session) -> None:
+        for number in range(1010, 1190):
+            session.delete(session.get_one(Node, number))
+
+    bench.write(delete)
+    manifest = taken(shelf.take())
+    (layer,) = find(manifest, "node").layers
+    assert sum(ref.tombstones for ref in layer) == 180
+    assert len(layer) > 5
+    shelf.check(manifest)
+
+
 def test_a_ticket_that_was_never_redeemed_is_left_out(bench: Bench, shelf: Shelf) -> None:
     bench.write(lambda s: s.add(Node(id=1)))
     bench.tamper(
@@ -238,7 +256,8 @@ def test_a_table_emptied_behind_the_log_gets_a_new_base(engine: Engine) -> None:
     assert (find(manifest, "slot").rows, find(manifest, "slot").layers) == (1, ())
 
 
-def test_adopted_rows(bench: Bench, shelf: Shelf) -> None:
+def test_adopted_rows(bench: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_merge(monkeypatch)
     bench.tamper(
         "INSERT INTO node (id, label) SELECT n, 'old' FROM generate_series(1, 100) n",
         "INSERT INTO line (order_id, number) SELECT n, n FROM generate_series(1, 100) n",
