@@ -9,8 +9,9 @@ and whatever dies, the next pass finds out from the head where it is.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from uuid import uuid4
 
 from sqlalchemy.engine import Connection, Engine
@@ -20,6 +21,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.batch import check_whole, cut_entries, put_segment
 from oplog.archive.fork import ForkPolicy, make_fork
 from oplog.archive.head import Head, Origin, TypesRef, make_first
+from oplog.archive.news import read_page
 from oplog.archive.publisher import Emit, Publisher
 from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
@@ -35,6 +37,7 @@ PAGE_ENTRIES = 20_000
 SEGMENT_BYTES = 16 * 1024 * 1024
 """Sealed bytes of one segment, and of all that one head adds unless a transaction has more."""
 _SERIALIZATION_FAILURE = "40001"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,16 @@ class SyncReport:
     sequence: int = 0
     generation: int = 0
     lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """Where a transaction begins: the newest head, and how this database stands to it."""
+
+    head: Head
+    origin: Origin
+    row: ArchiveRow | None
+    standing: Standing
 
 
 @dataclass(slots=True)
@@ -116,15 +129,19 @@ class Exporter:
         `seize` goes on although another worker has the lease: of both, one publishes. Raises
         `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
         """
+        return self.run(engine, lambda connection: self.publish_in(connection, seize=seize))
+
+    def run(self, engine: Engine, attempt: Callable[[Connection], _T | None]) -> _T:
+        """Do `attempt` in a transaction of its own; again after it gave None to get an epoch."""
         done = False
         try:
             with engine.connect() as connection:
                 for _ in range(2):
                     with connection.begin():
-                        report = self.publish_in(connection, seize=seize)
-                    if report is not None:
+                        found = attempt(connection)
+                    if found is not None:
                         done = True
-                        return report
+                        return found
                     with connection.begin():
                         self._take_epoch(connection)
         except DBAPIError as cause:
@@ -145,6 +162,21 @@ class Exporter:
 
     def publish_in(self, connection: Connection, *, seize: bool = False) -> SyncReport | None:
         """`publish_page` in a transaction just begun; None if an epoch must be taken first."""
+        footing = self.find_footing(connection, seize=seize)
+        head, row, standing = footing.head, footing.row, footing.standing
+        if standing.lost and self._fork is ForkPolicy.STOP:
+            raise refuse_fork(self.archive, standing)
+        page = self._read_page(connection, standing)
+        if not self._has_work(connection, standing, head, page):
+            if row is None or not matches(row, head):
+                self._repair_receipt(connection, head, row, page.cursor)
+            return self._report(head, _Tally(), 0)
+        if not self.has_epoch(footing):
+            return None
+        return self._publish(connection, footing, page)
+
+    def find_footing(self, connection: Connection, *, seize: bool = False) -> Footing:
+        """What a transaction just begun stands on; `LeaseHeldError` if it is another's turn."""
         self.store.begin(connection)
         self._log.require_current(connection)
         origin = Origin(*self._feed.read_origin(connection))
@@ -160,31 +192,22 @@ class Exporter:
         standing = find_standing(
             connection, self.archive, head=head, row=row, origin=origin, store=self.store
         )
-        if standing.lost and self._fork is ForkPolicy.STOP:
-            raise refuse_fork(self.archive, standing)
-        page = self._read_page(connection, standing)
-        if not self._has_work(connection, standing, head, page):
-            if row is None or not matches(row, head):
-                self._repair_receipt(connection, head, row, page.cursor)
-            return self._report(head, _Tally(), 0)
-        if self.publisher is None or row is None or row.epoch != self.publisher.epoch:
-            self._head_seen = head
-            return None
-        return self._publish(connection, head, page=page, standing=standing, origin=origin)
+        return Footing(head, origin, row, standing)
 
-    def _publish(
-        self,
-        connection: Connection,
-        head: Head,
-        *,
-        page: NewPage,
-        standing: Standing,
-        origin: Origin,
-    ) -> SyncReport:
-        publisher = self._require_publisher()
+    def has_epoch(self, footing: Footing) -> bool:
+        """Whether the epoch is still this exporter's; if not, `run` takes one."""
+        row, publisher = footing.row, self.publisher
+        if publisher is not None and row is not None and row.epoch == publisher.epoch:
+            return True
+        self._head_seen = footing.head
+        return False
+
+    def _publish(self, connection: Connection, footing: Footing, page: NewPage) -> SyncReport:
+        head, standing = footing.head, footing.standing
+        publisher = self.require_publisher()
         before = publisher.written_bytes
         tally = _Tally(lost=standing.lost)
-        draft = replace(head, origin=origin)
+        draft = replace(head, origin=footing.origin)
         if standing.lost:
             draft = make_fork(self.archive, publisher, draft, standing=standing)
         draft = self._add_page(connection, draft, page, tally)
@@ -196,7 +219,7 @@ class Exporter:
 
     def acknowledge(self, connection: Connection, head: Head) -> None:
         """Say in the database what is published, in the transaction that read it."""
-        publisher = self._require_publisher()
+        publisher = self.require_publisher()
         row = ArchiveRow(
             head.archive_id,
             self.archive.url,
@@ -271,7 +294,8 @@ class Exporter:
         )
         self._emit(Step.TAKE_EPOCH, "", 0)
 
-    def _require_publisher(self) -> Publisher:
+    def require_publisher(self) -> Publisher:
+        """What publishes under this exporter's epoch."""
         if self.publisher is None:
             raise LeaseLostError("no epoch was taken", hint="publish through publish_page")
         return self.publisher
@@ -322,33 +346,29 @@ class Exporter:
             tally.entries += len(positions)
         return replace(head, cursor=page.cursor.to_json())
 
-    def _read_page(self, connection: Connection, standing: Standing) -> NewPage:
-        """What is new and not published, and the cursor after that and all that is published."""
-        left = set(standing.published)
-        page = NewPage([], standing.cursor)
-        while left or not page.entries:
-            # A page may hold nothing but the rest of transactions that were published before it.
-            aimed = self._aim(connection, page.cursor)
-            if aimed.target is None:
-                return NewPage(page.entries, aimed)
-            more = self.store.read_new(
-                connection, aimed, limit=self._page_entries, most_bytes=self._segment_bytes
-            )
-            found = [entry for entry in more.entries if entry.position not in left]
-            left.difference_update(entry.position for entry in more.entries)
-            page = NewPage(sorted([*page.entries, *found]), more.cursor)
-        return page
+    def add_news(
+        self, connection: Connection, head: Head, standing: Standing, *, catch_up: bool
+    ) -> Head:
+        """The head with all that is new, if `catch_up`; with the database's place if not."""
+        if not catch_up and not standing.published:
+            return replace(head, cursor=standing.cursor.to_json())
+        tally = _Tally()
+        page = self._read_page(connection, standing)
+        while page.entries:
+            head = self._add_page(connection, head, page, tally)
+            standing = Standing(head.sequence, head.chain, page.cursor)
+            page = self._read_page(connection, standing)
+        return self._add_types(connection, replace(head, cursor=page.cursor.to_json()))
 
-    def _aim(self, connection: Connection, cursor: Cursor) -> Cursor:
-        """The cursor on its way to what this transaction sees; without a target if no news."""
-        if cursor.target is not None:
-            return cursor
-        snapshot = self._feed.read_snapshot(connection)
-        news = self._feed.find_news(connection, cursor, snapshot=snapshot)
-        if news is None:
-            return cursor
-        goal = cursor.advance(snapshot, [news.newest_transaction])
-        return cursor.begin(goal, after=news.first_position - 1)
+    def _read_page(self, connection: Connection, standing: Standing) -> NewPage:
+        return read_page(
+            connection,
+            standing,
+            store=self.store,
+            feed=self._feed,
+            most_entries=self._page_entries,
+            most_bytes=self._segment_bytes,
+        )
 
     def _add_segment(
         self,
@@ -363,7 +383,7 @@ class Exporter:
             connection, {entry.transaction_position for entry in entries}
         )
         return put_segment(
-            self._require_publisher(),
+            self.require_publisher(),
             head,
             entries,
             metadata=metadata,
@@ -374,5 +394,5 @@ class Exporter:
         if not self._types_changed(connection, head):
             return head
         types = LoggedTypes(self._log.list_types(connection), self._log.list_keys(connection))
-        path = self._require_publisher().put_blob(encode_types(types), step=Step.PUT_TYPES)
+        path = self.require_publisher().put_blob(encode_types(types), step=Step.PUT_TYPES)
         return replace(head, types=TypesRef(path, len(types.shapes), len(types.key_checks)))

@@ -50,10 +50,14 @@ class Publisher:
 
     # -- content --------------------------------------------------------------------------
 
+    def mint(self) -> int:
+        """A number that nothing else has, now or ever."""
+        self._counter += 1
+        return make_mint(self.epoch, self._counter)
+
     def put_blob(self, data: bytes, *, step: Step = Step.PUT_CHUNK) -> str:
         """Put content under a name that nobody else gives, now or ever; its path."""
-        self._counter += 1
-        path = name_content(BLOB, make_mint(self.epoch, self._counter), data=data)
+        path = name_content(BLOB, self.mint(), data=data)
         self.put_content(path, data, step=step)
         return path
 

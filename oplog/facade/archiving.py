@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.archive.archive import Archive
 from oplog.archive.export import Exporter, SyncReport
 from oplog.archive.fork import ForkPolicy
+from oplog.archive.lag import ArchiveLag, measure_lag
 from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
 from oplog.archive.waiting import wait_for_entries
@@ -22,8 +23,14 @@ from oplog.cursor import Cursor
 from oplog.entry import Receipt
 from oplog.events import ArchiveStepDone
 from oplog.facade.reading import ReadingOplog
+from oplog.recovery.condition import is_in_use
+from oplog.recovery.follow import FollowReport, follow_log
+from oplog.recovery.loading import StoredSnapshot
+from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.publishing import SnapshotReport, publish_snapshot
 from oplog.recovery.restore import RestoreReport, restore_log
 from oplog.replay import Progress
+from oplog.replay.rebuild import find_limit
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
 
@@ -77,6 +84,35 @@ class ArchivingOplog(ReadingOplog):
             call_worker(engine)
         return wait_for_entries(archive, receipts, timeout_seconds=timeout)
 
+    def measure_lag(self, engine: Engine, archive: Archive) -> ArchiveLag:
+        """How many committed entries are not published yet, and for how long."""
+        with engine.connect() as connection:
+            return measure_lag(connection, archive, schema=self.schema)
+
+    def snapshot(
+        self,
+        engine: Engine,
+        archive: Archive,
+        *,
+        policy: SnapshotPolicy | None = None,
+        full: bool = False,
+    ) -> SnapshotReport:
+        """Publish what is new, and the tables at exactly that point; needs the current key.
+
+        Only rows that changed since the last snapshot are uploaded, unless `full`; nothing, if
+        none did. With a `policy`, only if one is due. Writers go on; nothing else is published
+        meanwhile. Raises what `sync` raises, and `SchemaDriftError`.
+        """
+        return publish_snapshot(
+            engine,
+            self.make_exporter(archive),
+            schema=self.schema,
+            sealer=self._sealer,
+            open_source=lambda inside, source: self.open_reader(inside, source=source),
+            policy=policy,
+            full=full,
+        )
+
     # -- reading and restoring ------------------------------------------------------------
 
     def open_source(self, archive: Archive) -> ArchivedLog:
@@ -100,6 +136,7 @@ class ArchivingOplog(ReadingOplog):
         `ConfigurationError` for a database that is not empty.
         """
         source = self.open_source(archive)
+        position = find_limit(self.open_reader(connection, source=source), through, snapshot="")
 
         def finish(inside: Connection, report: RestoreReport) -> None:
             write_receipt(inside, source, report, schema=self.schema)
@@ -109,10 +146,64 @@ class ArchivingOplog(ReadingOplog):
             source,
             open_reader=lambda inside: self.open_reader(inside, source=source),
             schema=self.schema,
-            through=through,
+            through=position,
+            snapshot=self._find_snapshot(source, position),
             least_position=source.head.position,
             progress=progress,
             finish=finish,
+        )
+
+    def recover(
+        self,
+        archive: Archive,
+        engine: Engine,
+        *,
+        through: int | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> RestoreReport | None:
+        """For start-up: restore an empty database if there is an archive; else do nothing.
+
+        None says that the database was in use already, or that nothing was ever archived. Two
+        processes may call it at once: one restores, the other gets `ConflictError` or waits.
+        """
+        with engine.connect() as connection:
+            tables = {declared.table for declared in self.catalog.types.values()}
+            in_use = is_in_use(connection, tables, schema=self.schema)
+            connection.rollback()
+            if in_use or archive.find_head() is None:
+                return None
+            return self.restore(archive, connection, through=through, progress=progress)
+
+    def follow(
+        self, archive: Archive, connection: Connection, *, name: str = "archive"
+    ) -> FollowReport:
+        """Apply what `archive` has and this database has not; call it again for more.
+
+        An empty database is restored first. Whoever follows is read by others and written by
+        nobody else: `LogForkedError` if somebody did. When the archive went on in another
+        generation, the database is rebuilt as that has it, in one transaction.
+        """
+        source = self.open_source(archive)
+        return follow_log(
+            connection,
+            source,
+            open_reader=lambda inside: self.open_reader(inside, source=source),
+            schema=self.schema,
+            name=name,
+            snapshot=self._find_snapshot(source, None),
+        )
+
+    def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:
+        ref = source.archive.find_snapshot(source.head, position=position)
+        if ref is None:
+            return None
+        types = source.archive.read_types(source.head)
+        return StoredSnapshot(
+            source.archive.read_manifest(ref),
+            get=source.archive.read_content,
+            sealer=self._sealer,
+            key_checks=types.key_checks,
+            types=types.shapes,
         )
 
 

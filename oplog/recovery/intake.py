@@ -23,7 +23,6 @@ from oplog.store.restoration import (
     print_entries,
     print_metadata,
 )
-from oplog.tables import quote
 
 
 class LogIntake:
@@ -142,13 +141,12 @@ class LogIntake:
             if stored.position == position:
                 # A transaction may go on over the next page; its metadata is there once.
                 pairs_of[position] = pairs
-        s = quote(self._store.schema)
         try:
             self._driver.copy(
-                f"COPY {s}.oplog_entry FROM STDIN",
+                self._store.copy_entries,
                 print_entries((stored, own_id) for _, stored, own_id in kept),
             )
-            self._driver.copy(f"COPY {s}.oplog_metadata FROM STDIN", print_metadata(pairs_of))
+            self._driver.copy(self._store.copy_metadata, print_metadata(pairs_of))
         except psycopg.IntegrityError as cause:
             raise ChainBrokenError(
                 f"the log that is restored has an entry twice: {cause.diag.message_detail}",

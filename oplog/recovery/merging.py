@@ -102,8 +102,9 @@ def _set_aside(driver: Driver, loader: TableLoader, net: TableFold, *, number: i
     )
     logged = list_quoted(plan.names)
     done = driver.execute(f"INSERT INTO {loader.target} ({logged}) SELECT {logged} FROM {known}")
-    driver.execute(f"DROP TABLE {keys}")
+    # At once: the next statement is the same cursor's.
     before = loader.rows = done.rowcount
+    driver.execute(f"DROP TABLE {keys}")
     loader.build_key()
     loader.apply(net)
     return _Aside(loader, known, before)

@@ -138,11 +138,6 @@ def restore_log(
     `SchemaDriftError` where tables and log disagree about columns; `ChainBrokenError` for an
     altered log, and `ReplayError` for one that does not replay or whose rows break a constraint.
     """
-    if connection.in_transaction():
-        raise ConfigurationError(
-            "a restore needs transactions of its own, and the connection is in one",
-            hint="commit or roll back first, or give another connection",
-        )
     request = _Request(
         source,
         open_reader,
@@ -155,9 +150,18 @@ def restore_log(
         finish,
         reach,
     )
+    return _mark_and_restore(connection, request)
+
+
+def _mark_and_restore(connection: Connection, request: _Request) -> RestoreReport:
+    if connection.in_transaction():
+        raise ConfigurationError(
+            "a restore needs transactions of its own, and the connection is in one",
+            hint="commit or roll back first, or give another connection",
+        )
     with open_work(connection):
         _mark(connection, request)
-    reach(RestoreStep.MARKED)
+    request.reach(RestoreStep.MARKED)
     try:
         with open_work(connection):
             return _restore(connection, request)

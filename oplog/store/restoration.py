@@ -161,6 +161,16 @@ class RestorationStore:
 
     # -- rows -----------------------------------------------------------------------------
 
+    @property
+    def copy_entries(self) -> str:
+        """The statement that takes `print_entries`; a percent sign means itself."""
+        return f"COPY {quote(self.schema)}.oplog_entry FROM STDIN"
+
+    @property
+    def copy_metadata(self) -> str:
+        """The statement that takes `print_metadata`; a percent sign means itself."""
+        return f"COPY {quote(self.schema)}.oplog_metadata FROM STDIN"
+
     def read_transaction_id(self, connection: Connection) -> str:
         """This transaction's own id."""
         found = connection.exec_driver_sql("SELECT pg_catalog.pg_current_xact_id()::text")

@@ -44,6 +44,20 @@ PRESSURES: dict[str, dict[str, float]] = {
         "crash": 0.0,
         "step": 100.0,
     },
+    "snapshots": {
+        "begin": 10.0,
+        "finish": 10.0,
+        "work": 0.8,
+        "collect": 3.0,
+        "stop": 0.5,
+        "resume": 1.0,
+        "crash": 0.2,
+        "promote": 0.1,
+        "fail": 0.0,
+        "pin": 0.0,
+        "read": 0.2,
+        "step": 120.0,
+    },
     "pins": {"pin": 5.0, "collect": 4.0, "stop": 3.0, "resume": 2.0, "step": 80.0},
 }
 STEPS = 700
@@ -153,7 +167,7 @@ class Run:
     def _work(self) -> None:
         server = self._pick_server()
         worker = Worker(self.world, name=f"w{self.started}", server=server, eager=self.eager)
-        self._start("worker", worker.run(self.world.random.randrange(1, 16)))
+        self._start("worker", worker.run(self.world.random.randrange(1, 20)))
 
     def _collect(self) -> None:
         self._start("collector", collect(self.world))

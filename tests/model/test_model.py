@@ -18,7 +18,7 @@ from tests.model.variants import (
 )
 
 pytestmark = pytest.mark.unit
-RUNS = 300
+RUNS = 150
 
 
 @pytest.mark.parametrize("part", range(3))

@@ -29,6 +29,7 @@ SOUND_VARIANTS = {
     "": SOUND,
     "heads": replace(SOUND, pressure="heads"),
     "pins": replace(SOUND, pressure="pins"),
+    "snapshots": replace(SOUND, pressure="snapshots"),
     "echoes": replace(SOUND, pressure="echoes"),
     "single writer": SINGLE_WRITER,
 }
@@ -46,6 +47,7 @@ class Broken:
 _OVERWRITTEN = replace(SOUND, root="overwritten", collect="never", failovers=False)
 _HEADS = SOUND_VARIANTS["heads"]
 _PINS = SOUND_VARIANTS["pins"]
+_SNAPSHOTS = SOUND_VARIANTS["snapshots"]
 BROKEN_VARIANTS = {
     "named objects, root overwritten": Broken(
         replace(_OVERWRITTEN, hashed_names=False), "torn", 20
@@ -64,7 +66,10 @@ BROKEN_VARIANTS = {
     "collected by age, skipped what exists": Broken(
         replace(SOUND, collect="aged", skip="exists"), "I7|I1", 900
     ),
-    "pins listed before the head": Broken(replace(_PINS, pins_after_head=False), "I7|I1", 1500),
+    "index nodes named by their first": Broken(
+        replace(_SNAPSHOTS, index_by_last=False), "INDEX", 600
+    ),
+    "pins listed before the head": Broken(replace(_PINS, pins_after_head=False), "I7|I1", 2500),
     "no epochs": Broken(replace(SOUND, check_epoch=False), "horizon|I7|I1", 50),
     "no generations": Broken(replace(SOUND, generations=False), "divergence", 50),
     "entries compared by position": Broken(replace(SOUND, compare_hashes=False), "divergence", 100),
@@ -82,7 +87,7 @@ BROKEN_VARIANTS = {
     "single writer, epoch taken late": Broken(replace(SINGLE_WRITER, epoch_first=False), "I4", 300),
 }
 RARE_VARIANTS = {
-    "index nodes named by their first": replace(SOUND, index_by_last=False),
+    "snapshot's base not looked for again": replace(_SNAPSHOTS, recheck_base=False),
     "cursor of the head": replace(SOUND, cursor="head"),
     "deletes not confirmed": replace(SOUND, confirm_deletes=False, pressure="echoes"),
     "head creation repeated as it was": replace(SOUND, fresh_ids=False, pressure="echoes"),

@@ -90,7 +90,9 @@ class Worker:
     ) -> Process[bool]:
         random = self.world.random
         self._drop_pending(head, base)
-        ready = self.pending is not None and (not self.pending.puts or random.random() < self.eager)
+        ready = self.pending is not None and (
+            not self.pending.puts or random.random() < self.eager / 2
+        )
         retention = (
             head is not None and len(head.snapshots) > 1 and random.random() < self.eager / 2
         )
@@ -332,6 +334,7 @@ class Worker:
                 base = Base(created.generation, created.sequence, created.chain, created.cursor)
                 self.pending = builder.begin_snapshot(created.snapshots, base)
             return
-        few, rest = waiting.puts[:2], waiting.puts[2:]
+        count = random.randrange(3)
+        few, rest = waiting.puts[:count], waiting.puts[count:]
         if (yield from self._put_all(None, few)):
             waiting.puts = rest
