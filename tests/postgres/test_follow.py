@@ -371,3 +371,19 @@ def test_a_database_with_a_log_of_its_own_is_not_followed(bench: Bench, target: 
     target.write(add_owner)
     with pytest.raises(ConfigurationError, match="needs an empty database"):
         follow(target, keep(bench))
+
+
+def test_an_entry_that_follows_nothing_is_refused(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    kept = keep(bench)
+    follow(target, kept)
+    for motto in ("one", "two"):
+        bench.write(partial(set_motto, motto=motto))
+    take(bench, kept)
+    del kept.entries[1]
+    with pytest.raises(ChainBrokenError, match="version 3.* does not follow version 1"):
+        follow(target, kept)
+
+
+def set_motto(session: Session, motto: str) -> None:
+    session.get_one(Owner, 1).motto = motto
