@@ -286,6 +286,17 @@ class LeaseLostError(ArchiveError):
     exit_code = 11
 
 
+class LeaseHeldError(LeaseLostError):
+    """Another worker is publishing right now; nothing is wrong."""
+
+
+class ArchiveLagError(ArchiveError):
+    """Committed entries are not in the archive in the time that was given."""
+
+    retryable = True
+    exit_code = 4
+
+
 class LogForkedError(ArchiveError):
     """The database no longer holds commits that were already published.
 
@@ -334,6 +345,7 @@ class HeadRolledBackError(ArchiveError):
 
 __all__ = [
     "ArchiveError",
+    "ArchiveLagError",
     "CaptureMismatchError",
     "ChainBrokenError",
     "CommitCancelledError",
@@ -351,6 +363,7 @@ __all__ = [
     "IdempotencyConflictError",
     "InvalidMetadataError",
     "KeyUnavailableError",
+    "LeaseHeldError",
     "LeaseLostError",
     "LogForkedError",
     "ManifestInvalidError",

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import islice
+from itertools import count, islice
 
 from oplog.archive.container import MAX_OBJECT_BYTES
 from oplog.archive.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
@@ -24,12 +24,14 @@ from oplog.archive.index import (
     iterate_items,
     iterate_newest,
 )
+from oplog.archive.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_content, parse_head
-from oplog.archive.segment import Segment, decode_segment
+from oplog.archive.segment import Segment, SegmentHeader, decode_segment
 from oplog.archive.typefile import LoggedTypes, decode_types
 from oplog.errors import (
+    ArchiveError,
     ConfigurationError,
     HeadRolledBackError,
     ManifestInvalidError,
@@ -64,7 +66,7 @@ class Archive:
         self._verdict = verdict
         self._read_ahead = read_ahead
         self._seen = 0
-        self._nodes: OrderedDict[str, list[Item]] = OrderedDict()
+        self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
 
     @property
     def url(self) -> str:
@@ -105,25 +107,58 @@ class Archive:
         Raises `ManifestInvalidError` for heads that were altered, and `HeadRolledBackError` when
         the newest one is older than what this object has seen.
         """
-        found: int | None = None
+        found = 0
         for attempt in range(_TRIES):
+            last = attempt == _TRIES - 1
             newest = self._find_newest(listed=attempt > 0)
-            found = None if newest is None else newest.number
-            if (found or 0) < self._seen:
+            found = 0 if newest is None else newest.number
+            if found < self._seen:
                 continue
             if newest is None:
-                return None
-            if self.counts(newest):
-                self._seen = newest.number
-                return newest
-        if (found or 0) < self._seen:
-            raise HeadRolledBackError(
+                if not self._was_used():
+                    return None
+                continue
+            try:
+                if self.counts(newest):
+                    self._seen = newest.number
+                    return newest
+            except ManifestInvalidError:
+                # Two that slept may both have made heads where heads were collected: those do
+                # not follow each other, and say nothing of the newest one. The list may show it.
+                if last:
+                    raise
+        raise self._refuse(found)
+
+    def _was_used(self) -> bool:
+        """Whether there ever was a head, asked when none was found.
+
+        Head 1 is there until it is collected, and the mark is there before that: a list that
+        leaves out everything, or shows only what is gone, does not make an archive a new one.
+        """
+        absent = self._read_head_bytes(1) is None
+        return not absent or self.store.head(COLLECTED) is not None
+
+    def _refuse(self, found: int) -> ArchiveError:
+        if found < self._seen:
+            return HeadRolledBackError(
                 f"the newest head of {self.url} is {found}, and head {self._seen} was there before",
                 hint="heads were deleted, or an older copy of the bucket was put in its place: "
                 "bring the newer objects back before anything is published",
             )
-        raise ManifestInvalidError(
-            f"the head before {name_head(found or 0)} is missing from {self.url}",
+        if found == 0:
+            return ManifestInvalidError(
+                f"{self.url} was an archive, and shows no head",
+                hint="heads were deleted by hand or by a lifecycle rule, or the store's list "
+                "leaves out what is there: bring the last two heads back",
+            )
+        if found == 1:
+            return ManifestInvalidError(
+                f"{name_head(1)} is in {self.url} again after it was collected",
+                hint="newer heads were deleted by hand or by a lifecycle rule: bring the last two "
+                "back; only oplog's own garbage collection may delete here",
+            )
+        return ManifestInvalidError(
+            f"the head before {name_head(found)} is missing from {self.url}",
             hint="heads were deleted by hand or by a lifecycle rule: bring the last two back; "
             "only oplog's own garbage collection may delete here",
         )
@@ -168,23 +203,26 @@ class Archive:
 
     def _walk(self, number: int, data: bytes) -> tuple[int, bytes]:
         """Go forward from a head that is there to one that has none after it."""
-        for _ in range(_LONGEST_WALK):
+        for steps in count(1):
             found = self._read_head_bytes(number + 1)
             if found is None:
-                return number, data
+                break
             number, data = number + 1, found
-        newest = self._list_newest()
-        if newest > number and (found := self._read_head_bytes(newest)) is not None:
-            number, data = newest, found
-        return self._walk(number, data)
+            if steps % _LONGEST_WALK == 0:
+                newest = self._list_newest()
+                if newest > number and (found := self._read_head_bytes(newest)) is not None:
+                    number, data = newest, found
+        return number, data
 
     def _read_hint(self) -> int:
         try:
             text = self.store.get(LATEST, most=_LATEST_BYTES)
-            return int((text or b"").decode().split("\n")[1], 16)
+            number = (text or b"").decode().split("\n")[1]
         except (ObjectTooLargeError, ValueError, IndexError):
             # Anything may stand there: it only costs requests.
             return 0
+        # Read as a name is: int() would take signs, spaces and the digits of other scripts.
+        return parse_head(f"{HEAD}/{number}") or 0
 
     def _list_newest(self) -> int:
         after = name_head(self._seen - 1) if self._seen else ""
@@ -219,18 +257,21 @@ class Archive:
 
     def read_node(self, item: Item, level: int) -> Sequence[Item]:
         """The items of a node of the index."""
-        found = self._nodes.get(item.path)
+        # By all that is claimed of it, not by its name: another head may claim something else.
+        found = self._nodes.get((item, level))
         if found is None:
             data = self.read_content(item.path, most=MAX_NODE_BYTES)
             found = decode_node(data, item, level=level)
-            self._nodes[item.path] = found
+            self._nodes[item, level] = found
             if len(self._nodes) > _CACHED_NODES:
                 self._nodes.popitem(last=False)
         return found
 
-    def iterate_items(self, levels: Levels, *, after: int = 0) -> Iterator[Item]:
-        """Segments with a sequence over `after`, oldest first."""
-        return iterate_items(levels, self.read_node, after=after)
+    def iterate_items(
+        self, levels: Levels, *, after: int = 0, through: int | None = None
+    ) -> Iterator[Item]:
+        """Segments with a sequence over `after` up to `through`, oldest first."""
+        return iterate_items(levels, self.read_node, after=after, through=through)
 
     def iterate_newest(self, levels: Levels, *, after: int = 0) -> Iterator[Item]:
         """Segments with a sequence over `after`, newest first."""
@@ -244,9 +285,8 @@ class Archive:
         self, levels: Levels, *, after: int = 0, through: int | None = None
     ) -> Iterator[tuple[Item, Segment]]:
         """Segments with a sequence over `after` up to `through`, oldest first, fetched ahead."""
-        items = self.iterate_items(levels, after=after)
-        if through is not None:
-            items = (item for item in items if item.first <= through)
+        items = self.iterate_items(levels, after=after, through=through)
+        before: SegmentHeader | None = None
         with ThreadPoolExecutor(self._read_ahead) as pool:
             # The index is read by this thread alone; the pool only fetches.
             window = [
@@ -256,6 +296,9 @@ class Archive:
             while window:
                 item, coming = window.pop(0)
                 segment = coming.result()
+                if before is not None:
+                    _check_follows(before, segment, item.path)
+                before = segment.header
                 ahead = next(items, None)
                 if ahead is not None:
                     window.append((ahead, pool.submit(self.read_segment, ahead)))
@@ -266,6 +309,18 @@ class Archive:
         if head.types is None:
             return LoggedTypes((), {})
         return decode_types(self.read_content(head.types.path), what=head.types.path)
+
+    def read_manifest(self, snapshot: SnapshotRef) -> SnapshotManifest:
+        """A snapshot's manifest; `ManifestInvalidError` unless it is what `snapshot` says."""
+        data = self.read_content(snapshot.path, most=MAX_MANIFEST_BYTES)
+        manifest = decode_manifest(data, what=snapshot.path)
+        if (manifest.sequence, manifest.position) != (snapshot.sequence, snapshot.position):
+            raise ManifestInvalidError(
+                f"{snapshot.path} is of sequence {manifest.sequence}, position "
+                f"{manifest.position}, and the head claims otherwise",
+                hint="one of both was altered: run oplog check",
+            )
+        return manifest
 
     def find_snapshot(self, head: Head, *, position: int | None = None) -> SnapshotRef | None:
         """The newest snapshot that shows nothing after `position`."""
@@ -293,3 +348,13 @@ def decode_item(data: bytes, item: Item) -> Segment:
             hint="the head or the index was altered: run oplog check, then oplog resync",
         )
     return segment
+
+
+def _check_follows(before: SegmentHeader, segment: Segment, path: str) -> None:
+    """Raise `ManifestInvalidError` unless a segment continues the one before it."""
+    header = segment.header
+    if (header.log_id, header.chain_before) != (before.log_id, before.chain):
+        raise ManifestInvalidError(
+            f"{path} does not continue the chain of the segment that ends at {before.last}",
+            hint="one of both belongs to another log or branch: run oplog check, then oplog resync",
+        )

@@ -76,7 +76,6 @@ def put_segment(
     *,
     metadata: Mapping[int, Pairs],
     missing: int,
-    cursor: str | None,
 ) -> Head:
     """Put a segment of the entries after `head`'s last one; the head with it."""
     data, header = encode_segment(
@@ -86,7 +85,6 @@ def put_segment(
         generation=head.generation,
         first=head.sequence + 1,
         chain_before=head.chain,
-        cursor=cursor,
         missing=missing,
     )
     item = make_item(header, data)

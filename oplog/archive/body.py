@@ -22,10 +22,16 @@ from oplog.errors import DecodeError, EntryError
 from oplog.store.rows import StoredEntry, read_microseconds, write_microseconds
 
 MAX_ENTRIES = 1_000_000
+MAX_PAIRS = 100_000
+"""Pairs of metadata of one transaction, many times what the log takes."""
 
 Pairs: TypeAlias = list[tuple[str, str]]
 
 _LENGTH = struct.Struct(">I")
+_METADATA_TAG, _ENTRIES_TAG = 0x22, 0x2A
+_WITH_LENGTH = frozenset((_METADATA_TAG, _ENTRIES_TAG, 0x32))
+_FIELDS = _WITH_LENGTH | {0x08, 0x10, 0x18}
+"""First bytes of the fields of `ArchivedTransaction`: number and kind of each."""
 
 
 def encode_body(entries: Sequence[StoredEntry], metadata: Mapping[int, Pairs]) -> list[bytes]:
@@ -36,7 +42,7 @@ def encode_body(entries: Sequence[StoredEntry], metadata: Mapping[int, Pairs]) -
     group: archive_pb2.ArchivedTransaction | None = None
     group_hash = b""
     for entry in entries:
-        if group is None or group.transaction_position != entry.transaction_position:
+        if group is None or not _belongs(entry, group):
             if group is not None:
                 parts += _frame(group)
             group, group_hash = _begin_transaction(entry, metadata)
@@ -50,6 +56,15 @@ def encode_body(entries: Sequence[StoredEntry], metadata: Mapping[int, Pairs]) -
     if group is not None:
         parts += _frame(group)
     return parts
+
+
+def _belongs(entry: StoredEntry, group: archive_pb2.ArchivedTransaction) -> bool:
+    # All three: of an altered row each may be another than its neighbours', and is to stay so.
+    return (entry.transaction_position, entry.transaction_id, entry.transaction_size) == (
+        group.transaction_position,
+        group.transaction_id,
+        group.transaction_size,
+    )
 
 
 def _frame(group: archive_pb2.ArchivedTransaction) -> tuple[bytes, bytes]:
@@ -123,8 +138,11 @@ def compute_hash(entry: StoredEntry) -> bytes | None:
         return None
 
 
-def decode_body(body: bytes, what: str) -> tuple[list[StoredEntry], dict[int, Pairs]]:
-    """Entries in order, and metadata by transaction position; `SegmentCorruptError`."""
+def decode_body(body: bytes, what: str, *, most: int) -> tuple[list[StoredEntry], dict[int, Pairs]]:
+    """At most `most` entries in order, and metadata by transaction position.
+
+    Raises `SegmentCorruptError`, or what the values of an entry raise.
+    """
     entries: list[StoredEntry] = []
     metadata: dict[int, Pairs] = {}
     hashes: dict[str, bytes] = {}
@@ -137,16 +155,50 @@ def decode_body(body: bytes, what: str) -> tuple[list[StoredEntry], dict[int, Pa
         place += _LENGTH.size
         if length > len(view) - place:
             raise corrupt(what, "its body is cut short")
+        _count_parts(view[place : place + length], what, most=most - len(entries))
         group = archive_pb2.ArchivedTransaction()
         try:
             group.ParseFromString(bytes(view[place : place + length]))
         except message.DecodeError as cause:
             raise corrupt(what, f"a transaction cannot be parsed: {cause}") from cause
         place += length
+        if group.HasField("metadata_hash") and group.metadata:
+            raise corrupt(what, "a transaction has metadata and was begun in an earlier segment")
         _read_transaction(group, entries, metadata, hashes)
-        if len(entries) > MAX_ENTRIES:
-            raise corrupt(what, f"it holds over {MAX_ENTRIES} entries")
     return entries, metadata
+
+
+def _count_parts(data: memoryview, what: str, *, most: int) -> None:
+    """Look at the outermost fields of a transaction before they are parsed.
+
+    Two bytes are an entry, or a pair of metadata, to the parser, and cost it a hundred times
+    that: without a limit a few kilobytes, well compressed, would take gigabytes.
+    """
+    place = entries = pairs = 0
+    while place < len(data):
+        tag = data[place]
+        if tag not in _FIELDS:
+            raise corrupt(what, f"a transaction has an unknown field ({tag:#04x})")
+        value, place = _read_varint(data, place + 1, what)
+        if tag in _WITH_LENGTH:
+            place += value
+            entries += tag == _ENTRIES_TAG
+            pairs += tag == _METADATA_TAG
+        if entries > most or pairs > MAX_PAIRS or place > len(data):
+            raise corrupt(what, "a transaction is cut short, or holds more than its segment claims")
+
+
+def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            break
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:  # noqa: PLR2004 - the last byte of a number has no bit 7
+            return value, place
+    raise corrupt(what, "a number in a transaction has no end")
 
 
 def _read_transaction(

@@ -17,7 +17,8 @@ import zstandard
 from oplog.archive.document import decode_document, encode_document
 from oplog.errors import SegmentCorruptError
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 1024 * 1024
+"""Room for the names of as many columns as a table can have."""
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 """Largest object: no store needs it sent in parts."""
 
@@ -33,8 +34,11 @@ class Container(NamedTuple):
 
 
 def encode_container(magic: bytes, header: Mapping[str, Any], *, body: bytes) -> bytes:
-    """The object's bytes."""
+    """The object's bytes; `SegmentCorruptError` for what could not be read back."""
     text = encode_document(header)
+    size = _PREFIX.size + len(text) + len(body)
+    if len(text) > MAX_HEADER_BYTES or size > MAX_OBJECT_BYTES:
+        raise corrupt("an object to be written", f"it has {len(text)} of {size} bytes of header")
     return b"".join((_PREFIX.pack(magic, len(text)), text, body))
 
 

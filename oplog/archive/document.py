@@ -18,7 +18,8 @@ from oplog.errors import ManifestInvalidError
 MAX_DEPTH = 16
 """Deepest nesting of a document."""
 MAX_INTEGER = (1 << 63) - 1
-_QUOTE, _ESCAPE = b'"\\'
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
+"""A string, up to the end if it has none, or a bracket. Possessive: it never tries twice."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -91,18 +92,9 @@ def _unite(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
 def _check_depth(data: bytes, what: str) -> None:
     # Asked before parsing: the parser recurses, and a megabyte of brackets is cheap to send.
     depth = 0
-    quoted = escaped = False
-    for byte in data:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif byte == _ESCAPE:
-                escaped = True
-            elif byte == _QUOTE:
-                quoted = False
-        elif byte == _QUOTE:
-            quoted = True
-        elif byte in b"[{":
+    for token in _TOKEN.finditer(data):
+        byte = data[token.start()]
+        if byte in b"[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise invalid(what, f"it is nested over {MAX_DEPTH} deep")

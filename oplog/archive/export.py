@@ -9,9 +9,10 @@ and whatever dies, the next pass finds out from the head where it is.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from uuid import UUID, uuid4
+from typing import TypeVar
+from uuid import uuid4
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
@@ -20,14 +21,15 @@ from oplog.archive.archive import Archive
 from oplog.archive.batch import check_whole, cut_entries, put_segment
 from oplog.archive.fork import ForkPolicy, make_fork
 from oplog.archive.head import Head, Origin, TypesRef, make_first
+from oplog.archive.news import read_page
 from oplog.archive.publisher import Emit, Publisher
 from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
 from oplog.archive.typefile import LoggedTypes, encode_types
 from oplog.cursor import Cursor
-from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseLostError
+from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
 from oplog.store import Store
-from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.export import ArchiveRow, ExportStore, NewPage
 from oplog.store.feed import Feed
 
 PAGE_ENTRIES = 20_000
@@ -35,6 +37,7 @@ PAGE_ENTRIES = 20_000
 SEGMENT_BYTES = 16 * 1024 * 1024
 """Sealed bytes of one segment, and of all that one head adds unless a transaction has more."""
 _SERIALIZATION_FAILURE = "40001"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,16 @@ class SyncReport:
     sequence: int = 0
     generation: int = 0
     lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """Where a transaction begins: the newest head, and how this database stands to it."""
+
+    head: Head
+    origin: Origin
+    row: ArchiveRow | None
+    standing: Standing
 
 
 @dataclass(slots=True)
@@ -89,11 +102,12 @@ class Exporter:
         self._page_entries = page_entries
         self._segment_bytes = segment_bytes
         self._head_seen: Head | None = None
+        self._new_id = uuid4()
 
     # -- passes ---------------------------------------------------------------------------
 
     def publish_all(self, engine: Engine) -> SyncReport:
-        """Publish until nothing is new; `LeaseLostError` if another worker is at it."""
+        """Publish until nothing is new; `LeaseHeldError` if another worker is at it."""
         total = SyncReport(0, 0, 0, 0)
         while True:
             report = self.publish_page(engine)
@@ -109,38 +123,68 @@ class Exporter:
             if not report.entries and not report.lost:
                 return total
 
-    def publish_page(self, engine: Engine) -> SyncReport:
-        """Publish what one head takes; a report of no entries says that nothing is new."""
-        with engine.connect() as connection:
-            try:
+    def publish_page(self, engine: Engine, *, seize: bool = False) -> SyncReport:
+        """Publish what one head takes; a report of no entries says that nothing is new.
+
+        `seize` goes on although another worker has the lease: of both, one publishes. Raises
+        `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
+        """
+        return self.run(engine, lambda connection: self.publish_in(connection, seize=seize))
+
+    def run(self, engine: Engine, attempt: Callable[[Connection], _T | None]) -> _T:
+        """Do `attempt` in a transaction of its own; again after it gave None to get an epoch."""
+        done = False
+        try:
+            with engine.connect() as connection:
                 for _ in range(2):
                     with connection.begin():
-                        report = self.publish_in(connection)
-                    if report is not None:
-                        return report
+                        found = attempt(connection)
+                    if found is not None:
+                        done = True
+                        return found
                     with connection.begin():
                         self._take_epoch(connection)
-            except DBAPIError as cause:
-                if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
-                    raise
-                raise LeaseLostError(
-                    "another worker published while this one did",
-                    hint="nothing is lost, and this one may be started again",
-                ) from cause
+        except DBAPIError as cause:
+            if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
+                raise
+            raise LeaseLostError(
+                "another worker published while this one did",
+                hint="nothing is lost, and this one may be started again",
+            ) from cause
+        finally:
+            if self.archive.single_writer and not done:
+                # A head of this epoch may still be on its way: the next has another name.
+                self.publisher = None
         raise LeaseLostError(
             "another worker took the epoch that was meant for this one",
             hint="see that one worker runs for each archive; nothing is lost",
         )
 
-    def publish_in(self, connection: Connection) -> SyncReport | None:
+    def publish_in(self, connection: Connection, *, seize: bool = False) -> SyncReport | None:
         """`publish_page` in a transaction just begun; None if an epoch must be taken first."""
+        footing = self.find_footing(connection, seize=seize)
+        head, row, standing = footing.head, footing.row, footing.standing
+        if standing.lost and self._fork is ForkPolicy.STOP:
+            raise refuse_fork(self.archive, standing)
+        page = self._read_page(connection, standing)
+        if not self._has_work(connection, standing, head, page):
+            if row is None or not matches(row, head):
+                self._repair_receipt(connection, head, row, page.cursor)
+            return self._report(head, _Tally(), 0)
+        if not self.has_epoch(footing):
+            return None
+        return self._publish(connection, footing, page)
+
+    def find_footing(self, connection: Connection, *, seize: bool = False) -> Footing:
+        """What a transaction just begun stands on; `LeaseHeldError` if it is another's turn."""
         self.store.begin(connection)
         self._log.require_current(connection)
         origin = Origin(*self._feed.read_origin(connection))
         head = self.archive.find_head() or self._make_first(connection, origin)
         self._check_log(connection, head)
-        if not self.store.try_lease(connection, head.archive_id):
-            raise LeaseLostError(
+        held = not self.store.try_lease(connection, head.archive_id)
+        if held and (self.archive.single_writer or not seize):
+            raise LeaseHeldError(
                 f"another worker is publishing to {self.archive.url}",
                 hint="it does the work: wait for it, or stop it first",
             )
@@ -148,27 +192,25 @@ class Exporter:
         standing = find_standing(
             connection, self.archive, head=head, row=row, origin=origin, store=self.store
         )
-        if standing.lost and self._fork is ForkPolicy.STOP:
-            raise refuse_fork(self.archive, standing)
-        if not self._has_work(connection, standing, head):
-            if row is None or not matches(row, head):
-                self._repair_receipt(connection, head, row, standing)
-            return self._report(head, _Tally(), 0)
-        if self.publisher is None or row is None or row.epoch != self.publisher.epoch:
-            self._head_seen = head
-            return None
-        return self._publish(connection, head, standing=standing, origin=origin)
+        return Footing(head, origin, row, standing)
 
-    def _publish(
-        self, connection: Connection, head: Head, *, standing: Standing, origin: Origin
-    ) -> SyncReport:
-        publisher = self._require_publisher()
+    def has_epoch(self, footing: Footing) -> bool:
+        """Whether the epoch is still this exporter's; if not, `run` takes one."""
+        row, publisher = footing.row, self.publisher
+        if publisher is not None and row is not None and row.epoch == publisher.epoch:
+            return True
+        self._head_seen = footing.head
+        return False
+
+    def _publish(self, connection: Connection, footing: Footing, page: NewPage) -> SyncReport:
+        head, standing = footing.head, footing.standing
+        publisher = self.require_publisher()
         before = publisher.written_bytes
         tally = _Tally(lost=standing.lost)
-        draft = replace(head, origin=origin)
+        draft = replace(head, origin=footing.origin)
         if standing.lost:
             draft = make_fork(self.archive, publisher, draft, standing=standing)
-        draft = self._add_page(connection, draft, standing.cursor, tally)
+        draft = self._add_page(connection, draft, page, tally)
         draft = self._add_types(connection, draft)
         published = publisher.create_head(head, draft)
         self.acknowledge(connection, published)
@@ -177,7 +219,7 @@ class Exporter:
 
     def acknowledge(self, connection: Connection, head: Head) -> None:
         """Say in the database what is published, in the transaction that read it."""
-        publisher = self._require_publisher()
+        publisher = self.require_publisher()
         row = ArchiveRow(
             head.archive_id,
             self.archive.url,
@@ -199,9 +241,10 @@ class Exporter:
 
     def _make_first(self, connection: Connection, origin: Origin) -> Head:
         """Nothing published yet; the row of an attempt that came to nothing is used again."""
-        archive_id: UUID | None = None
+        archive_id = self._new_id
         for row in self.store.list_rows(connection):
-            if row.url != self.archive.url:
+            # Each opening of memory:// is another, empty store under the same URL.
+            if row.url != self.archive.url or row.url.startswith("memory:"):
                 continue
             if row.head:
                 raise HeadRolledBackError(
@@ -211,7 +254,7 @@ class Exporter:
                     "begin a new archive under another prefix",
                 )
             archive_id = row.archive_id
-        return make_first(archive_id or uuid4(), self._log.read_log_id(connection), origin)
+        return make_first(archive_id, self._log.read_log_id(connection), origin)
 
     def _check_log(self, connection: Connection, head: Head) -> None:
         log_id = self._log.read_log_id(connection)
@@ -222,14 +265,14 @@ class Exporter:
                 "is to go on with this archive is made by oplog restore",
             )
 
-    def _has_work(self, connection: Connection, standing: Standing, head: Head) -> bool:
-        if standing.lost:
+    def _has_work(
+        self, connection: Connection, standing: Standing, head: Head, page: NewPage
+    ) -> bool:
+        """Whether a head has to be published; if not, the receipt may still have to be."""
+        if standing.lost or (standing.published and self.archive.single_writer):
+            # Without a store's help another writer's head is never taken as it is.
             return True
-        cursor = standing.cursor
-        if cursor.target is not None:
-            return True
-        snapshot = self._feed.read_snapshot(connection)
-        if self._feed.find_news(connection, cursor, snapshot=snapshot) is not None:
+        if page.entries:
             return True
         return head.number > 0 and self._types_changed(connection, head)
 
@@ -251,13 +294,14 @@ class Exporter:
         )
         self._emit(Step.TAKE_EPOCH, "", 0)
 
-    def _require_publisher(self) -> Publisher:
+    def require_publisher(self) -> Publisher:
+        """What publishes under this exporter's epoch."""
         if self.publisher is None:
             raise LeaseLostError("no epoch was taken", hint="publish through publish_page")
         return self.publisher
 
     def _repair_receipt(
-        self, connection: Connection, head: Head, row: ArchiveRow | None, standing: Standing
+        self, connection: Connection, head: Head, row: ArchiveRow | None, cursor: Cursor
     ) -> None:
         """Published, and the process died before it could say so here."""
         if head.number == 0:
@@ -273,7 +317,8 @@ class Exporter:
                 head.sequence,
                 head.chain.hex(),
                 head.number,
-                standing.cursor.to_json(),
+                # Never the head's cursor: it may be of a server that saw other transactions.
+                cursor.to_json(),
             ),
             position=head.position,
         )
@@ -291,35 +336,39 @@ class Exporter:
 
     # -- segments -------------------------------------------------------------------------
 
-    def _add_page(self, connection: Connection, head: Head, cursor: Cursor, tally: _Tally) -> Head:
-        """The head with the next page of what is new, whose segments are put."""
-        cursor = self._aim(connection, cursor)
-        if cursor.target is None:
-            return replace(head, cursor=cursor.to_json())
-        page = self.store.read_new(
-            connection, cursor, limit=self._page_entries, most_bytes=self._segment_bytes
-        )
+    def _add_page(self, connection: Connection, head: Head, page: NewPage, tally: _Tally) -> Head:
+        """The head with a page of what is new, whose segments are put."""
         self._emit(Step.READ_NEWS, "", 0)
         check_whole(page.entries)
-        chunks = list(cut_entries(page.entries, self._segment_bytes))
-        for number, (positions, missing) in enumerate(chunks, 1):
-            last = number == len(chunks)
-            text = page.cursor.to_json() if last else None
-            head = self._add_segment(connection, head, positions, missing=missing, cursor=text)
+        for positions, missing in cut_entries(page.entries, self._segment_bytes):
+            head = self._add_segment(connection, head, positions, missing=missing)
             tally.segments += 1
             tally.entries += len(positions)
         return replace(head, cursor=page.cursor.to_json())
 
-    def _aim(self, connection: Connection, cursor: Cursor) -> Cursor:
-        """The cursor on its way to what this transaction sees; without a target if no news."""
-        if cursor.target is not None:
-            return cursor
-        snapshot = self._feed.read_snapshot(connection)
-        news = self._feed.find_news(connection, cursor, snapshot=snapshot)
-        if news is None:
-            return cursor
-        goal = cursor.advance(snapshot, [news.newest_transaction])
-        return cursor.begin(goal, after=news.first_position - 1)
+    def add_news(
+        self, connection: Connection, head: Head, standing: Standing, *, catch_up: bool
+    ) -> Head:
+        """The head with all that is new, if `catch_up`; with the database's place if not."""
+        if not catch_up and not standing.published:
+            return replace(head, cursor=standing.cursor.to_json())
+        tally = _Tally()
+        page = self._read_page(connection, standing)
+        while page.entries:
+            head = self._add_page(connection, head, page, tally)
+            standing = Standing(head.sequence, head.chain, page.cursor)
+            page = self._read_page(connection, standing)
+        return self._add_types(connection, replace(head, cursor=page.cursor.to_json()))
+
+    def _read_page(self, connection: Connection, standing: Standing) -> NewPage:
+        return read_page(
+            connection,
+            standing,
+            store=self.store,
+            feed=self._feed,
+            most_entries=self._page_entries,
+            most_bytes=self._segment_bytes,
+        )
 
     def _add_segment(
         self,
@@ -328,24 +377,22 @@ class Exporter:
         positions: Sequence[int],
         *,
         missing: int,
-        cursor: str | None,
     ) -> Head:
         entries = self.store.read_entries(connection, positions)
         metadata = self._log.read_metadata(
             connection, {entry.transaction_position for entry in entries}
         )
         return put_segment(
-            self._require_publisher(),
+            self.require_publisher(),
             head,
             entries,
             metadata=metadata,
             missing=missing,
-            cursor=cursor,
         )
 
     def _add_types(self, connection: Connection, head: Head) -> Head:
         if not self._types_changed(connection, head):
             return head
         types = LoggedTypes(self._log.list_types(connection), self._log.list_keys(connection))
-        path = self._require_publisher().put_blob(encode_types(types), step=Step.PUT_TYPES)
+        path = self.require_publisher().put_blob(encode_types(types), step=Step.PUT_TYPES)
         return replace(head, types=TypesRef(path, len(types.shapes), len(types.key_checks)))

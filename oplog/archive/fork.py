@@ -61,7 +61,6 @@ def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: S
         generation=head.generation + 1,
         sequence=standing.sequence,
         chain=standing.chain,
-        cursor=standing.cursor.to_json(),
         levels=kept,
         position=max((item.last_position for item in items), default=0),
         recorded_at=max((item.last_recorded for item in items), default=0),
@@ -98,7 +97,6 @@ def _split(
         generation=head.generation + 1,
         first=item.first,
         chain_before=segment.header.chain_before,
-        cursor=standing.cursor.to_json(),
     )
     publisher.put_content(make_item(header, data).path, data, step=Step.PUT_SEGMENT)
     return add_item(

@@ -7,6 +7,7 @@ that belongs together changes together: segments, the place in the database, sna
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -21,6 +22,7 @@ FORMAT = 1
 MAX_HEAD_BYTES = 1024 * 1024
 MAX_SNAPSHOTS = 1000
 MAX_BRANCHES = 100
+_DIGEST = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ class TypesRef:
 class Branch:
     """Entries that were published and that the database no longer had.
 
-    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `levels`
-    hold their segments, the first of which may begin before.
+    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `head`
+    was the last that had them. `levels` hold their segments, the first of which may begin before.
     """
 
     generation: int
@@ -84,9 +86,10 @@ class Head:
     """Everything an archive holds, as of one publication.
 
     `sequence`, `chain`, `position` (the highest) and `recorded_at` (microseconds, the highest)
-    describe the last entry. `cursor` is the place in the database up to which everything is
-    here. `first_sequence` is the oldest that is promised to be here. `horizon` is the lowest
-    mint that somebody may still be about to use.
+    describe the last entry. `cursor` is the place in the database that was read up to: for
+    information, since only the database's own row says where to go on. `first_sequence` is the
+    oldest that is promised to be here. `horizon` is the lowest mint that somebody may still be
+    about to use.
     """
 
     number: int
@@ -117,8 +120,15 @@ class Head:
         return self.branches[-1] if self.branches else None
 
     def encode(self) -> bytes:
-        """The head's bytes."""
-        return encode_document(_write_head(self))
+        """The head's bytes; `ManifestInvalidError` for a head that could not be read back."""
+        document = _write_head(self)
+        document[_DIGEST] = _digest_document(document)
+        data = encode_document(document)
+        what = f"head {self.number}, to be written,"
+        # An archive whose newest head is not accepted is lost to everybody.
+        if decode_head(data, what=what) != self:
+            raise invalid(what, "it does not read back as it was written")
+        return data
 
     def link(self) -> HeadLink:
         """What the head after this one names it by."""
@@ -156,8 +166,11 @@ def make_first(archive_id: UUID, log_id: UUID, origin: Origin) -> Head:
 
 def decode_head(data: bytes, *, what: str) -> Head:
     """The inverse of `Head.encode`; `ManifestInvalidError` for anything else."""
-    fields = Fields(decode_document(data, most=MAX_HEAD_BYTES, what=what), what)
+    document = decode_document(data, most=MAX_HEAD_BYTES, what=what)
+    fields = Fields(document, what)
     fields.take_format(FORMAT)
+    if fields.take(_DIGEST) != _digest_document(document):
+        raise invalid(what, "it does not have the SHA-256 that it gives for itself")
     head = Head(
         number=fields.take_integer("number", least=1),
         nonce=fields.take_text("id", most=64),
@@ -190,10 +203,21 @@ def decode_head(data: bytes, *, what: str) -> Head:
     return head
 
 
+def _digest_document(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a head without this very member.
+
+    Nothing else vouches for the newest head: it has no hash in its name, and no head after it.
+    """
+    rest = {name: value for name, value in document.items() if name != _DIGEST}
+    return sha256(encode_document(rest)).hexdigest()
+
+
 def _check_head(head: Head, what: str) -> None:
     """Hold the members to each other."""
     items = [item for row in reversed(head.levels) for item in row]
     last = items[-1] if items else None
+    if head.sequence == 0 and head.chain != start_chain(head.log_id):
+        raise invalid(what, "it holds nothing, and its chain is not the one of nothing")
     if last is None:
         if head.sequence >= head.first_sequence:
             raise invalid(what, f"it claims sequence {head.sequence} and names no segment")

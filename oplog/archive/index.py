@@ -43,6 +43,8 @@ class Item:
     size_bytes: int
     chain: bytes
     missing: int = 0
+    adopted: bool = False
+    """Whether rows that the log met are among its entries."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in heads and nodes."""
@@ -57,6 +59,7 @@ class Item:
             "bytes": self.size_bytes,
             "chain": self.chain.hex(),
             "missing": self.missing,
+            "adopted": int(self.adopted),
         }
 
 
@@ -80,6 +83,7 @@ def make_item(header: SegmentHeader, data: bytes) -> Item:
         len(data),
         header.chain,
         header.missing,
+        header.adopted,
     )
 
 
@@ -97,6 +101,7 @@ def read_item(document: Any, *, level: int, what: str) -> Item:
         size_bytes=fields.take_integer("bytes", least=1),
         chain=fields.take_hash("chain"),
         missing=fields.take_integer("missing"),
+        adopted=bool(fields.take_integer("adopted", most=1)),
     )
     fields.finish()
     name = parse_content(item.path, LOG if level == 0 else INDEX)
@@ -141,6 +146,7 @@ def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
         sum(item.size_bytes for item in items),
         last.chain,
         last.missing,
+        any(item.adopted for item in items),
     )
 
 
@@ -180,11 +186,16 @@ def add_item(levels: Levels, item: Item, *, put: Callable[[str, bytes], None]) -
     return tuple(tuple(row) for row in rows)
 
 
-def iterate_items(levels: Levels, read_node: ReadNode, *, after: int = 0) -> Iterator[Item]:
-    """All segments with a sequence over `after`, oldest first."""
+def iterate_items(
+    levels: Levels, read_node: ReadNode, *, after: int = 0, through: int | None = None
+) -> Iterator[Item]:
+    """All segments with a sequence over `after` up to `through`, oldest first.
+
+    Nodes that have none are not read.
+    """
     for level in range(len(levels) - 1, -1, -1):
         for item in levels[level]:
-            yield from _descend(item, level, read_node, after)
+            yield from _descend(item, level, read_node, (after, through))
 
 
 def iterate_newest(levels: Levels, read_node: ReadNode, *, after: int = 0) -> Iterator[Item]:
@@ -194,14 +205,17 @@ def iterate_newest(levels: Levels, read_node: ReadNode, *, after: int = 0) -> It
             yield from _descend_newest(item, level, read_node, after)
 
 
-def _descend(item: Item, level: int, read_node: ReadNode, after: int) -> Iterator[Item]:
-    if item.last <= after:
+def _descend(
+    item: Item, level: int, read_node: ReadNode, bounds: tuple[int, int | None]
+) -> Iterator[Item]:
+    after, through = bounds
+    if item.last <= after or (through is not None and item.first > through):
         return
     if level == 0:
         yield item
         return
     for child in read_node(item, level):
-        yield from _descend(child, level - 1, read_node, after)
+        yield from _descend(child, level - 1, read_node, bounds)
 
 
 def _descend_newest(item: Item, level: int, read_node: ReadNode, after: int) -> Iterator[Item]:

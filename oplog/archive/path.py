@@ -59,7 +59,9 @@ def name_head(number: int) -> str:
 def parse_head(path: str) -> int | None:
     """The number of a head; None if `path` names something else."""
     found = _HEAD.fullmatch(path)
-    return None if found is None else int(found[1], 16)
+    number = 0 if found is None else int(found[1], 16)
+    # What has no number after it is no head either: the next one's name would have another form.
+    return number if 0 < number < MAX_NUMBER else None
 
 
 def name_pin(name: str) -> str:
@@ -73,5 +75,8 @@ def name_pin(name: str) -> str:
 
 
 def make_mint(epoch: int, counter: int) -> int:
-    """A number that no other writer gives to its blobs."""
+    """A number that no other writer gives to its blobs; `ValueError` if there are no more."""
+    if not 0 <= counter < 1 << MINT_BITS or not 0 <= epoch < 1 << (63 - MINT_BITS):
+        # One more would be the first of the next epoch's, or have a name of another form.
+        raise ValueError(f"epoch {epoch} cannot mint number {counter}")
     return epoch << MINT_BITS | counter

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Branch, Head, Origin
+from oplog.archive.head import Head, Origin
+from oplog.archive.index import Levels
 from oplog.archive.segment import extend_chain, start_chain
 from oplog.cursor import Cursor
 from oplog.errors import (
@@ -44,16 +45,18 @@ class LostEntry:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What to go on from: the last entry that both have, and the database's place after it.
+    """What to go on from: the last entry that both have, and the database's own place.
 
-    `lost` says how many entries follow in the archive that the database does not have; unless
-    that is 0, going on makes a new generation.
+    Entries after `cursor` are new but for those at the positions `published`, which are among
+    the archive's up to `sequence`. `lost` counts entries that follow there and that the database
+    does not have; unless it is 0, going on makes a new generation.
     """
 
     sequence: int
     chain: bytes
     cursor: Cursor
-    lost: int
+    published: frozenset[int] = frozenset()
+    lost: int = 0
     first_lost: tuple[LostEntry, ...] = ()
 
 
@@ -68,35 +71,69 @@ def find_standing(
 ) -> Standing:
     """Compare a database with the newest head, in the transaction that may publish.
 
+    The place to go on from is always the row's, never the head's: a server that is no descendant
+    of the one that published may have all that is published, and more that the other never saw.
     Raises `LeaseLostError` for a server whose history was superseded, `HeadRolledBackError` when
-    the database knows of more than the archive holds, `ConfigurationError` for a copy of the
-    database of which nobody can say what it lacks.
+    the database knows of a newer head, `ConfigurationError` for a copy of the database of which
+    nobody can say what it lacks.
     """
+    nowhere = Cursor(origin.system_identifier, origin.timeline, None)
     if head.number == 0:
-        return Standing(0, head.chain, Cursor(origin.system_identifier, origin.timeline, None), 0)
+        return Standing(0, head.chain, nowhere)
     check_superseded(head, origin)
-    if row is not None and matches(row, head):
-        cursor = _find_cursor(row.cursor, head.cursor, origin)
-        return Standing(head.sequence, head.chain, cursor, 0)
-    if row is not None and (row.generation, row.sequence) > (head.generation, head.sequence):
+    if row is not None and row.head > head.number:
         raise HeadRolledBackError(
-            f"the database has published {row.sequence} entries to {archive.url} (generation "
-            f"{row.generation}), which holds {head.sequence} (generation {head.generation})",
+            f"the database has published head {row.head} to {archive.url}, whose newest is "
+            f"{head.number}",
             hint="the archive was set back to an older state: bring the newer objects back, or "
             "begin a new archive under another prefix",
         )
-    start = _find_common(archive, head, row)
-    lost, count = look_up(
-        connection, archive, store=store, levels_of=head, after=start, through=head.sequence
+    if row is None or not _is_on_history(archive, head, row):
+        known, cursor = 0, nowhere
+    else:
+        known, cursor = row.sequence, _adopt_cursor(row, origin)
+    return _look_up(connection, archive, store=store, head=head, known=known, cursor=cursor)
+
+
+def _look_up(
+    connection: Connection,
+    archive: Archive,
+    *,
+    store: ExportStore,
+    head: Head,
+    known: int,
+    cursor: Cursor,
+) -> Standing:
+    """Look for what was published after `known`, by position and hash.
+
+    Both sides of a split draw the same positions, so these alone prove nothing.
+    """
+    published: set[int] = set()
+    common, lost = known, 0
+    first: list[LostEntry] = []
+    entries = compare_entries(
+        connection, archive, store=store, levels=head.levels, after=known, through=head.sequence
     )
-    if count == 0:
-        # Published, and only the receipt was lost.
-        row_cursor = None if row is None else row.cursor
-        return Standing(head.sequence, head.chain, _find_cursor(head.cursor, row_cursor, origin), 0)
-    known = row is not None and row.sequence == start
-    text = row.cursor if row is not None and known else read_cursor_at(archive, head, start)
-    chain = read_chain_at(archive, head, start)
-    return Standing(start, chain, _find_cursor(text, text, origin), count, tuple(lost))
+    for sequence, entry, stored in entries:
+        if stored == entry.entry_hash:
+            if not lost:
+                common = sequence
+                published.add(entry.position)
+            continue
+        lost += 1
+        if len(first) < MOST_LOST:
+            first.append(
+                LostEntry(
+                    sequence,
+                    entry.position,
+                    entry.aggregate,
+                    entry.version,
+                    entry.entry_hash,
+                    stored,
+                )
+            )
+    chain = read_chain_at(archive, head, common)
+    return Standing(common, chain, cursor, frozenset(published), lost, tuple(first))
 
 
 def check_superseded(head: Head, origin: Origin) -> None:
@@ -141,18 +178,29 @@ def refuse_fork(archive: Archive, standing: Standing) -> LogForkedError:
 # -- what both have -----------------------------------------------------------------------
 
 
-def _find_common(archive: Archive, head: Head, row: ArchiveRow | None) -> int:
-    """A sequence up to which the database has everything, by what its row says."""
-    if row is None:
-        return 0
-    start = row.sequence
-    for branch in head.branches:
-        if branch.generation >= row.generation:
-            start = min(start, branch.sequence)
-    if start != row.sequence:
-        return start
+def _is_on_history(archive: Archive, head: Head, row: ArchiveRow) -> bool:
+    """Whether what the database knows of is what the head goes on from."""
+    if not head.first_sequence - 1 <= row.sequence <= head.sequence:
+        return False
     # Two servers may have published in one generation: the number alone proves nothing.
-    return start if read_chain_at(archive, head, start).hex() == row.chain else 0
+    return read_chain_at(archive, head, row.sequence).hex() == row.chain
+
+
+def _adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
+    """The row's place, in this server's history.
+
+    A promotion goes on with the transaction ids, and the cursor names none that was not seen.
+    """
+    if row.cursor is None:
+        return Cursor(origin.system_identifier, origin.timeline, None)
+    cursor = Cursor.from_json(row.cursor)
+    if cursor.system_identifier != origin.system_identifier:
+        raise ConfigurationError(
+            "this server is a copy of the one that was published from, made in a way that keeps "
+            "no transaction ids (a dump, a logical replica) or gives another identity (an upgrade)",
+            hint="restore it with oplog restore, or begin a new archive under another prefix",
+        )
+    return replace(cursor, timeline=origin.timeline)
 
 
 def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
@@ -169,66 +217,17 @@ def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
     return extend_chain(segment.header.chain_before, within, first=item.first)
 
 
-def read_cursor_at(archive: Archive, head: Head, sequence: int) -> str | None:
-    """The place in the database after an entry, where a segment ends with it."""
-    if sequence == 0:
-        return None
-    item = next(archive.iterate_items(head.levels, after=sequence - 1))
-    cursor = archive.read_segment(item).header.cursor if item.last == sequence else None
-    if cursor is None:
-        raise ConfigurationError(
-            f"nothing says which entries the database had when sequence {sequence} was published",
-            hint="begin a new archive under another prefix; the old one stays readable",
-        )
-    return cursor
-
-
-def look_up(
-    connection: Connection,
-    archive: Archive,
-    *,
-    store: ExportStore,
-    levels_of: Head | Branch,
-    after: int,
-    through: int,
-) -> tuple[list[LostEntry], int]:
-    """Archived entries that the database has not, the first of them and how many.
-
-    By position and hash: both sides of a split draw the same positions.
-    """
-    found: list[LostEntry] = []
-    count = 0
-    for sequence, entry, stored in compare_entries(
-        connection, archive, store=store, levels_of=levels_of, after=after, through=through
-    ):
-        if stored == entry.entry_hash:
-            continue
-        count += 1
-        if len(found) < MOST_LOST:
-            found.append(
-                LostEntry(
-                    sequence,
-                    entry.position,
-                    entry.aggregate,
-                    entry.version,
-                    entry.entry_hash,
-                    stored,
-                )
-            )
-    return found, count
-
-
 def compare_entries(
     connection: Connection,
     archive: Archive,
     *,
     store: ExportStore,
-    levels_of: Head | Branch,
+    levels: Levels,
     after: int,
     through: int,
 ) -> Iterator[tuple[int, StoredEntry, bytes | None]]:
     """Archived entries in order: sequence, entry, and the hash the database has in its place."""
-    segments = archive.iterate_segments(levels_of.levels, after=after, through=through)
+    segments = archive.iterate_segments(levels, after=after, through=through)
     for item, segment in segments:
         numbered = list(enumerate(segment.entries, item.first))
         chosen = [(n, entry) for n, entry in numbered if after < n <= through]
@@ -237,25 +236,6 @@ def compare_entries(
             hashes = store.find_hashes(connection, [entry.position for _, entry in part])
             for sequence, entry in part:
                 yield sequence, entry, hashes.get(entry.position)
-
-
-def _find_cursor(text: str | None, other: str | None, origin: Origin) -> Cursor:
-    """A place in this server's history: the first of two that is of this server."""
-    for given in (text, other):
-        if given is None:
-            continue
-        cursor = Cursor.from_json(given)
-        if cursor.system_identifier == origin.system_identifier:
-            # A promotion that lost nothing of what was published: transaction ids go on, and
-            # the cursor names none that was not seen.
-            return replace(cursor, timeline=origin.timeline)
-    if text is None and other is None:
-        return Cursor(origin.system_identifier, origin.timeline, None)
-    raise ConfigurationError(
-        "this server is a copy of the one that was published from, made in a way that keeps no "
-        "transaction ids (a dump, a logical replica) or another identity (an upgrade)",
-        hint="restore it with oplog restore, or begin a new archive under another prefix",
-    )
 
 
 def describe_lost(entries: Sequence[LostEntry]) -> list[str]:

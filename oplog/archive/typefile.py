@@ -63,7 +63,12 @@ def decode_types(data: bytes, *, what: str) -> LoggedTypes:
         found = {key_id: bytes.fromhex(checks.take_text(key_id)) for key_id in keys}
     except ValueError as cause:
         raise invalid(what, f"a check value is not hexadecimal: {cause}") from cause
-    return LoggedTypes(shapes, found)
+    types = LoggedTypes(shapes, found)
+    names = {(shape.type_name, shape.revision) for shape in shapes}
+    # Again, and compared: hexadecimal and base64 have more than one spelling of the same bytes.
+    if len(names) != len(shapes) or encode_types(types) != data:
+        raise invalid(what, "it is not in canonical form, or has a revision twice")
+    return types
 
 
 def _read_shape(document: Any, what: str) -> Shape:
@@ -73,10 +78,29 @@ def _read_shape(document: Any, what: str) -> Shape:
     shape = fields.take("shape")
     text = fields.take_text("descriptor", most=MAX_OBJECT_BYTES)
     fields.finish()
-    if not isinstance(shape, dict):
-        raise invalid(what, f"the shape of {name!r} is not an object")
+    _check_shape(shape, what)
     try:
         descriptor = b64decode(text, validate=True)
         return Shape.from_json(name, revision, shape=shape, descriptor=descriptor)
     except (ValueError, DecodeError) as cause:
         raise invalid(what, f"type {name!r} revision {revision} cannot be read") from cause
+
+
+def _check_shape(document: Any, what: str) -> None:
+    """Refuse members of other kinds than a shape has, which it would not look at itself."""
+    fields = Fields(document, what)
+    for name in ("schema", "table", "aggregate", "message"):
+        fields.take_text(name)
+    excluded = fields.take("excluded")
+    if not isinstance(excluded, dict) or not all(isinstance(v, str) for v in excluded.values()):
+        raise invalid(what, "what is excluded from a type is not given by name and reason")
+    columns = fields.take_list("columns", most=_MOST)
+    fields.finish()
+    for one in columns:
+        column = Fields(one, what)
+        for name in ("name", "pg_type", "kind", "field", "category"):
+            column.take_text(name)
+        column.take_integer("number", least=1)
+        if type(column.take("primary_key")) is not bool:
+            raise invalid(what, "a column's primary_key is neither true nor false")
+        column.finish()

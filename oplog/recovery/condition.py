@@ -6,8 +6,9 @@ mix with: the log's own tables, all tables that the log knows, and all that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from sqlalchemy import Table
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, ConflictError
@@ -18,7 +19,7 @@ from oplog.replay.transaction import Driver
 from oplog.store import SequencedLog
 from oplog.store.guards import list_declared_guards
 from oplog.store.restoration import RestorationStore
-from oplog.tables import qualify
+from oplog.tables import qualify, quote
 
 
 def take_lock(connection: Connection, store: RestorationStore) -> None:
@@ -49,6 +50,21 @@ def describe_rows(
     return ", ".join(
         f"{name} has {count} {'row' if count == 1 else 'rows'}" for name, count in counted.items()
     )
+
+
+def is_in_use(connection: Connection, tables: Iterable[Table], *, schema: str) -> bool:
+    """Whether there is an entry, or a row in one of the tables; what is not there has none."""
+    names = [f"{quote(schema)}.oplog_entry"]
+    for table in tables:
+        names += qualify([table.name], table.schema)
+    for name in names:
+        if find_oids(connection, [name]):
+            statement = f"SELECT EXISTS (SELECT FROM {name})"
+            if connection.exec_driver_sql(
+                statement, execution_options={"no_parameters": True}
+            ).scalar():
+                return True
+    return False
 
 
 def refuse_filled(found: str) -> ConfigurationError:

@@ -23,7 +23,7 @@ from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
 from oplog.tables import quote
 
 _PREFIX = "archive/"
-_PATIENCE_MINUTES = 30
+_PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
 
 
@@ -77,6 +77,7 @@ class ExportStore:
         # Waiting for the object store counts as idle; and what is acknowledged must be durable.
         connection.exec_driver_sql(
             "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true), "
+            "pg_catalog.set_config('lock_timeout', '10s', true), "
             "CASE WHEN pg_catalog.current_setting('synchronous_commit') = 'off' "
             "THEN pg_catalog.set_config('synchronous_commit', 'on', true) END",
             (f"{_PATIENCE_MINUTES}min",),
@@ -114,6 +115,7 @@ class ExportStore:
 
         `row` is what to begin with if there is none.
         """
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
         found = connection.exec_driver_sql(
             f"INSERT INTO {self._s}.oplog_checkpoint AS c (name, cursor, position) "
             "VALUES (%s, %s::jsonb, 0) ON CONFLICT (name) DO UPDATE SET "
