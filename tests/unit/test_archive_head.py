@@ -192,7 +192,7 @@ def test_what_is_bound_by_nothing_else_is_bound_by_its_hash(name: str, value: An
     ids=lambda value: repr(value)[:9],
 )
 def test_no_member_takes_anything(name: str, value: Any) -> None:
-    allowed = {"snapshots": [[]], "branches": [[]], "segments": []}
+    allowed: dict[str, list[Any]] = {"snapshots": [[]], "branches": [[]], "segments": []}
     if value in allowed.get(name, ()):
         return
     refused(spell(json.loads(HEAD.encode()) | {name: value}))

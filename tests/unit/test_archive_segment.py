@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive import segment as segments
-from oplog.archive.body import Pairs
+from oplog.archive.body import MAX_ENTRIES, Pairs
 from oplog.archive.container import compress, decode_container, encode_container
 from oplog.archive.document import encode_document
 from oplog.archive.segment import MAGIC, Segment, decode_header, decode_segment, extend_chain
@@ -89,12 +89,14 @@ def test_hashes_that_can_be_computed_are_left_out() -> None:
     assert [e.entry_hash in body for e in entries] == [False, True, False]
 
 
-@given(st.integers(1, 3), st.sampled_from(["transaction_id", "transaction_size"]))
+@pytest.mark.parametrize("place", [1, 2, 3])
+@pytest.mark.parametrize("column", ["transaction_id", "transaction_size"])
 def test_an_altered_row_keeps_its_own_transaction(place: int, column: str) -> None:
     heads: dict[str, tuple[int, bytes]] = {}
     transaction = {"transaction_position": 1, "transaction_size": 3, "transaction_id": 9}
     entries = [make_entry(n, heads, pairs=[("a", "b")], **transaction) for n in (1, 2, 3)]
-    entries[place - 1] = entries[place - 1]._replace(**{column: 77})
+    altered: dict[str, Any] = {column: 77}
+    entries[place - 1] = entries[place - 1]._replace(**altered)
     data, header = encode_entries(entries, {1: [("a", "b")]})
     found = decode_segment(data)
     assert list(found.entries) == entries
@@ -284,6 +286,12 @@ def test_metadata_of_a_transaction_begun_earlier_is_refused() -> None:
         decode_segment(rewrap(data, body=struct.pack(">I", len(message)) + message))
 
 
+def test_a_transaction_without_entries_is_refused() -> None:
+    data = encode_entries(make_entries(1))[0]
+    with pytest.raises(SegmentCorruptError, match="holds no entry"):
+        decode_segment(rewrap(data, body=unpack(data) + bytes(4)))
+
+
 BOMBS = """
 import resource, sys
 from pathlib import Path
@@ -329,8 +337,9 @@ def test_a_small_object_cannot_take_much_memory(tmp_path: Path) -> None:
         "window": wrap(window, body_bytes=most),
         "entries": wrap(crowd(b"\x2a\x00", half), body_bytes=2 * half + 4),
         "entries_claimed": wrap(
-            crowd(b"\x2a\x00", half), body_bytes=2 * half + 4, last=segments.MAX_ENTRIES
+            crowd(b"\x2a\x00", half), body_bytes=2 * half + 4, last=MAX_ENTRIES
         ),
+        "empty": wrap(compress(bytes(most)), body_bytes=most),
         "metadata": wrap(crowd(b"\x22\x00", half), body_bytes=2 * half + 4),
     }
     for name, data in bombs.items():
