@@ -57,6 +57,7 @@ bench: .venv/ready
 
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(RUN) -m tests.model --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 mutants: .venv/ready
 	@$(RUN) -m tests.mutants $(ONLY)

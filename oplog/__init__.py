@@ -5,6 +5,9 @@ public; nothing else is.
 """
 
 from oplog.adoption import AdoptedType, AdoptionReport
+from oplog.archive.archive import Archive
+from oplog.archive.export import SyncReport
+from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
     Change,
@@ -16,6 +19,7 @@ from oplog.entry import (
     Ticket,
 )
 from oplog.events import (
+    ArchiveStepDone,
     EntriesAppended,
     EntriesDrafted,
     Event,
@@ -27,12 +31,15 @@ from oplog.facade import Oplog
 from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
 
 __all__ = [
     "AdoptedType",
     "AdoptionReport",
+    "Archive",
+    "ArchiveStepDone",
     "Batch",
     "Blocker",
     "Change",
@@ -53,11 +60,14 @@ __all__ = [
     "Receipt",
     "ReplayReport",
     "Resolution",
+    "RestoreReport",
     "Subscription",
+    "SyncReport",
     "Ticket",
     "TypeCatalog",
     "VerifyReport",
     "WorkRetried",
+    "open_archive",
 ]
 
 __version__ = "0.1.0"

@@ -36,7 +36,7 @@ from oplog.live import (
     require_live_table,
 )
 from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
-from oplog.store import Store
+from oplog.store import LogSource, Store
 from oplog.store.driver import cut_off, require_driver
 from oplog.store.guards import Guard, Guards, read_guards
 from oplog.store.standby import require_primary
@@ -107,7 +107,7 @@ class Binding:
 class ShapeTable:
     """Every stored revision of every type; reads the log again for one it has not seen."""
 
-    def __init__(self, store: Store, connection: Connection) -> None:
+    def __init__(self, store: LogSource, connection: Connection) -> None:
         self._store = store
         self._connection = connection
         self._shapes: dict[tuple[str, int], Shape] = {}
@@ -276,8 +276,8 @@ def _knows_key(connection: Connection, keyring: Keyring, key_id: str, store: Sto
 
 
 def check_keyring(
-    connection: Connection, keyring: Keyring | None, *, store: Store
-) -> dict[str, bytes]:
+    connection: Connection, keyring: Keyring | None, *, store: LogSource
+) -> Mapping[str, bytes]:
     """The log's key check values, after comparing those of the keyring's own keys."""
     known = store.list_keys(connection)
     if known and keyring is None:

@@ -75,6 +75,13 @@ def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
             else "upgrade the oplog package in this application",
         )
     else:
+        if log.restoring:
+            yield make_problem(
+                "log-restoring",
+                f"schema {schema}",
+                message="this database is being restored, and the restore has not finished",
+                hint="wait for its end; if it was interrupted, run the restore again",
+            )
         yield from _judge_log_tables(log, schema)
         yield from _judge_log_triggers(log, schema)
         yield from _judge_log_functions(log, schema)

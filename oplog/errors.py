@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from oplog.entry import Receipt
@@ -286,10 +286,49 @@ class LeaseLostError(ArchiveError):
     exit_code = 11
 
 
+class LeaseHeldError(LeaseLostError):
+    """Another worker is publishing right now; nothing is wrong."""
+
+
+class ArchiveLagError(ArchiveError):
+    """Committed entries are not in the archive in the time that was given."""
+
+    retryable = True
+    exit_code = 4
+
+
 class LogForkedError(ArchiveError):
-    """The database no longer holds commits that were already published."""
+    """The database no longer holds commits that were already published.
+
+    `position` and `sequence` are the first published entry that is missing or another one,
+    `archived_hash` its hash in the archive, `stored_hash` the one that the database has at that
+    position (None if it has none). `lost` describes the entries (the first ones, if they are
+    many), `lost_count` counts them all. `common_sequence` is the last that both have.
+    """
 
     exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        position: int = 0,
+        sequence: int = 0,
+        archived_hash: bytes = b"",
+        stored_hash: bytes | None = None,
+        lost: Iterable[Any] = (),
+        lost_count: int = 0,
+        common_sequence: int = 0,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+        self.sequence = sequence
+        self.archived_hash = archived_hash
+        self.stored_hash = stored_hash
+        self.lost = list(lost)
+        self.lost_count = lost_count
+        self.common_sequence = common_sequence
 
 
 class ObjectConflictError(ArchiveError):
@@ -306,6 +345,7 @@ class HeadRolledBackError(ArchiveError):
 
 __all__ = [
     "ArchiveError",
+    "ArchiveLagError",
     "CaptureMismatchError",
     "ChainBrokenError",
     "CommitCancelledError",
@@ -323,6 +363,7 @@ __all__ = [
     "IdempotencyConflictError",
     "InvalidMetadataError",
     "KeyUnavailableError",
+    "LeaseHeldError",
     "LeaseLostError",
     "LogForkedError",
     "ManifestInvalidError",

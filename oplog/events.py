@@ -57,7 +57,22 @@ class OutcomeResolved:
     wait_seconds: float
 
 
-Event = EntriesDrafted | EntriesAppended | WorkRetried | OutcomeLost | OutcomeResolved
+@dataclass(frozen=True, slots=True)
+class ArchiveStepDone:
+    """A step of publishing is done: `step` is its name, `path` and `bytes` the object's.
+
+    Not inside a transaction of the application; a worker that dies here is one that died
+    between two requests.
+    """
+
+    step: str
+    path: str
+    bytes: int
+
+
+Event = (
+    EntriesDrafted | EntriesAppended | WorkRetried | OutcomeLost | OutcomeResolved | ArchiveStepDone
+)
 EventSink = Callable[[Event], None]
 
 

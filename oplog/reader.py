@@ -19,7 +19,7 @@ from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
 from oplog.guard import FORMAT_MARK
 from oplog.seal import SealContext, Sealer
-from oplog.store import EntryFilter, Store, StoredEntry
+from oplog.store import EntryFilter, LogSource, StoredEntry
 from oplog.upcast import Upcaster
 
 
@@ -32,13 +32,13 @@ class OpenedEntry:
 
 
 class EntryReader:
-    """Opens the entries of one log on one connection."""
+    """Opens the entries of one log, which `store` has, for one connection."""
 
     def __init__(
         self,
         connection: Connection,
         *,
-        store: Store,
+        store: LogSource,
         sealer: Sealer,
         codec: PayloadCodec,
         types: TypeLookup,
@@ -93,7 +93,8 @@ class EntryReader:
         for page in self.store.iterate(
             self.connection, EntryFilter(after=after), snapshot=snapshot
         ):
-            if through is not None and page[0].position > through and not held:
+            past = through is not None and page[0].position > through
+            if past and self.store.ordered and not held:
                 return
             for stored in page:
                 if through is not None and stored.transaction_position > through:

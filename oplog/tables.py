@@ -23,6 +23,8 @@ VERSION = 1
 
 IDEMPOTENCY_INDEX = "oplog_entry_idempotency"
 COMMENT_PREFIX = "oplog schema version "
+BEING_RESTORED = ", being restored"
+"""Ends the comment with the version while a restore is under way, or was given up."""
 SCHEMA_COMMENT = "created for oplog"
 
 APPEND_ONLY = "OP002"

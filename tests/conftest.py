@@ -90,6 +90,15 @@ def bare_database_url(server_url: URL) -> Iterator[URL]:
 
 
 @pytest.fixture
+def spare_engine(server_url: URL, template: str) -> Iterator[Engine]:
+    """Engine of a second fresh database with the log's tables."""
+    with _database(server_url, f"oplog_test_{uuid4().hex[:12]}", template=template) as url:
+        engine = sa.create_engine(url)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
 def engine(database_url: URL) -> Iterator[Engine]:
     """Engine of a fresh database with the log's tables."""
     engine = sa.create_engine(database_url)

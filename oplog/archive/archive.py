@@ -24,6 +24,7 @@ from oplog.archive.index import (
     iterate_items,
     iterate_newest,
 )
+from oplog.archive.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_content, parse_head
@@ -308,6 +309,18 @@ class Archive:
         if head.types is None:
             return LoggedTypes((), {})
         return decode_types(self.read_content(head.types.path), what=head.types.path)
+
+    def read_manifest(self, snapshot: SnapshotRef) -> SnapshotManifest:
+        """A snapshot's manifest; `ManifestInvalidError` unless it is what `snapshot` says."""
+        data = self.read_content(snapshot.path, most=MAX_MANIFEST_BYTES)
+        manifest = decode_manifest(data, what=snapshot.path)
+        if (manifest.sequence, manifest.position) != (snapshot.sequence, snapshot.position):
+            raise ManifestInvalidError(
+                f"{snapshot.path} is of sequence {manifest.sequence}, position "
+                f"{manifest.position}, and the head claims otherwise",
+                hint="one of both was altered: run oplog check",
+            )
+        return manifest
 
     def find_snapshot(self, head: Head, *, position: int | None = None) -> SnapshotRef | None:
         """The newest snapshot that shows nothing after `position`."""

@@ -17,7 +17,8 @@ import zstandard
 from oplog.archive.document import decode_document, encode_document
 from oplog.errors import SegmentCorruptError
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 1024 * 1024
+"""Room for the names of as many columns as a table can have."""
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 """Largest object: no store needs it sent in parts."""
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from oplog.archive.document import Fields, decode_document, encode_document, invalid
 from oplog.archive.index import Levels, read_levels, write_levels
-from oplog.archive.path import BLOB, SNAPSHOT, parse_content
+from oplog.archive.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
 from oplog.archive.segment import start_chain
 
 FORMAT = 1
@@ -69,8 +69,8 @@ class TypesRef:
 class Branch:
     """Entries that were published and that the database no longer had.
 
-    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `levels`
-    hold their segments, the first of which may begin before.
+    They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `head`
+    was the last that had them. `levels` hold their segments, the first of which may begin before.
     """
 
     generation: int
@@ -86,9 +86,10 @@ class Head:
     """Everything an archive holds, as of one publication.
 
     `sequence`, `chain`, `position` (the highest) and `recorded_at` (microseconds, the highest)
-    describe the last entry. `cursor` is the place in the database up to which everything is
-    here. `first_sequence` is the oldest that is promised to be here. `horizon` is the lowest
-    mint that somebody may still be about to use.
+    describe the last entry. `cursor` is the place in the database that was read up to: for
+    information, since only the database's own row says where to go on. `first_sequence` is the
+    oldest that is promised to be here. `horizon` is the lowest mint that somebody may still be
+    about to use.
     """
 
     number: int
@@ -224,8 +225,9 @@ def _check_head(head: Head, what: str) -> None:
         raise invalid(what, f"it claims sequence {head.sequence}, its segments end at {last.last}")
     elif items[0].first > head.first_sequence:
         raise invalid(what, f"its segments begin after sequence {head.first_sequence}")
-    if (head.previous is None) != (head.number == 1):
-        raise invalid(what, "it has no predecessor" if head.previous is None else "it has one")
+    # Writers that no store keeps apart number their heads by epoch.
+    if head.previous is None and 1 < head.number < 1 << MINT_BITS:
+        raise invalid(what, "it names no predecessor")
     if head.previous is not None and head.previous.number >= head.number:
         raise invalid(what, f"it follows head {head.previous.number}")
     sequences = [snapshot.sequence for snapshot in head.snapshots]

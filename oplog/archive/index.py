@@ -43,6 +43,8 @@ class Item:
     size_bytes: int
     chain: bytes
     missing: int = 0
+    adopted: bool = False
+    """Whether rows that the log met are among its entries."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in heads and nodes."""
@@ -57,6 +59,7 @@ class Item:
             "bytes": self.size_bytes,
             "chain": self.chain.hex(),
             "missing": self.missing,
+            "adopted": int(self.adopted),
         }
 
 
@@ -80,6 +83,7 @@ def make_item(header: SegmentHeader, data: bytes) -> Item:
         len(data),
         header.chain,
         header.missing,
+        header.adopted,
     )
 
 
@@ -97,6 +101,7 @@ def read_item(document: Any, *, level: int, what: str) -> Item:
         size_bytes=fields.take_integer("bytes", least=1),
         chain=fields.take_hash("chain"),
         missing=fields.take_integer("missing"),
+        adopted=bool(fields.take_integer("adopted", most=1)),
     )
     fields.finish()
     name = parse_content(item.path, LOG if level == 0 else INDEX, what=what)
@@ -141,6 +146,7 @@ def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
         sum(item.size_bytes for item in items),
         last.chain,
         last.missing,
+        any(item.adopted for item in items),
     )
 
 

@@ -28,6 +28,7 @@ from oplog.archive.container import (
 )
 from oplog.archive.document import Fields
 from oplog.errors import DecodeError, EntryError
+from oplog.store.adopted import ADOPTION_PREFIX
 from oplog.store.rows import StoredEntry, write_microseconds
 
 MAGIC = b"oplogseg"
@@ -44,8 +45,8 @@ class SegmentHeader:
     """What a segment says of itself without its body being read.
 
     `first` to `last` are sequences. `missing` counts the entries of its last transaction that
-    are in the segments after it: 0 but for transactions larger than a segment. `cursor` is the
-    consumer's place in the database after it; None inside such a transaction.
+    are in the segments after it: 0 but for transactions larger than a segment. `adopted`
+    says that there are entries of rows that existed before the log did.
     """
 
     log_id: UUID
@@ -61,7 +62,7 @@ class SegmentHeader:
     first_recorded: int
     last_recorded: int
     body_bytes: int
-    cursor: str | None
+    adopted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,6 @@ def encode_segment(
     generation: int,
     first: int,
     chain_before: bytes,
-    cursor: str | None,
     missing: int = 0,
 ) -> tuple[bytes, SegmentHeader]:
     """The object's bytes and its header; the same entries always give the same bytes.
@@ -128,9 +128,13 @@ def encode_segment(
         first_recorded=min(recorded),
         last_recorded=max(recorded),
         body_bytes=len(body),
-        cursor=cursor,
+        adopted=_find_adopted(entries),
     )
     return encode_container(MAGIC, _write_header(header), body=compress(body)), header
+
+
+def _find_adopted(entries: Iterable[StoredEntry]) -> bool:
+    return any(entry.aggregate.startswith(ADOPTION_PREFIX) for entry in entries)
 
 
 def _write_header(header: SegmentHeader) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def _write_header(header: SegmentHeader) -> dict[str, Any]:
         "first_recorded": header.first_recorded,
         "last_recorded": header.last_recorded,
         "body_bytes": header.body_bytes,
-        "cursor": header.cursor,
+        "adopted": int(header.adopted),
     }
 
 
@@ -188,7 +192,7 @@ def _read_header(document: dict[str, Any], what: str) -> SegmentHeader:
         first_recorded=fields.take_integer("first_recorded", least=-(1 << 62)),
         last_recorded=fields.take_integer("last_recorded", least=-(1 << 62)),
         body_bytes=fields.take_integer("body_bytes", most=MAX_BODY_BYTES),
-        cursor=fields.take_optional_text("cursor", most=32 * 1024),
+        adopted=bool(fields.take_integer("adopted", most=1)),
     )
     fields.finish()
     if not header.transactions <= header.last - header.first + 1 <= MAX_ENTRIES:
@@ -227,6 +231,7 @@ def _check_claims(header: SegmentHeader, entries: Sequence[StoredEntry], what: s
         min(recorded),
         max(recorded),
         extend_chain(header.chain_before, entries, first=header.first),
+        _find_adopted(entries),
     )
     said = (
         header.transactions,
@@ -235,6 +240,7 @@ def _check_claims(header: SegmentHeader, entries: Sequence[StoredEntry], what: s
         header.first_recorded,
         header.last_recorded,
         header.chain,
+        header.adopted,
     )
     if found != said:
         raise corrupt(what, "its header does not say what its entries say")

@@ -34,7 +34,7 @@ from oplog.replay import (
     replay_log,
     verify_tables,
 )
-from oplog.store import EntryFilter
+from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
 from oplog.subscription import BATCH_ENTRIES, Subscription
 from oplog.upcast import Upcaster
@@ -44,20 +44,29 @@ class ReadingOplog(Foundation):
     """What an application, an operator or a consumer asks a log."""
 
     def open_reader(
-        self, connection: Connection, *, revisions: Mapping[str, int] | None = None
+        self,
+        connection: Connection,
+        *,
+        revisions: Mapping[str, int] | None = None,
+        source: LogSource | None = None,
     ) -> EntryReader:
-        """A reader of this log on `connection`, after checking schema and keyring."""
-        self.store.require_current(connection)
-        types = ShapeTable(self.store, connection)
+        """A reader of this log on `connection`, after checking schema and keyring.
+
+        Of `source`, if it is given, whatever log the database itself has.
+        """
+        if source is None:
+            self.store.require_current(connection)
+            source = self.store
+        types = ShapeTable(source, connection)
         lifts = self.catalog.has_steps or revisions
         return EntryReader(
             connection,
-            store=self.store,
+            store=source,
             sealer=self._sealer,
             codec=self._codec,
             types=types,
-            log_id=self.store.read_log_id(connection),
-            key_checks=check_keyring(connection, self.keyring, store=self.store),
+            log_id=source.read_log_id(connection),
+            key_checks=check_keyring(connection, self.keyring, store=source),
             upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
         )
 

@@ -211,8 +211,9 @@ def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[S
             return
         names |= listed | row.list_adoptions()
     chosen = [EntryFilter(aggregate=name) for name in sorted(names)]
-    if snapshot == ALL_VISIBLE:
-        # Read one after another, each aggregate would show a moment of its own.
+    if snapshot == ALL_VISIBLE or not reader.store.ordered:
+        # Read one after another, each aggregate of a standby would show a moment of its own;
+        # and where there is no index on aggregates, each would take reading the whole log.
         chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
     newest: dict[str, StoredEntry] = {}
     for one in chosen:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -25,7 +25,6 @@ from oplog.replay.plan import TablePlan, list_quoted, read_plans
 from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
 from oplog.shape import Shape
-from oplog.store.adopted import AdoptionStore
 from oplog.store.standby import require_primary
 from oplog.tables import quote_literal
 
@@ -151,24 +150,50 @@ def fold_log(
     progress: Progress | None = None,
 ) -> Applied:
     """Fold the log, batch by batch, into the loaders' empty tables."""
+    types = [name for loader in loaders for name in loader.plan.types]
+    last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
+
+    def report(applied: Applied) -> None:
+        if progress is not None:
+            progress(applied.position, max(last, applied.position))
+
+    return fold_transactions(
+        reader.iterate_transactions(snapshot, through=through),
+        loaders,
+        lenient_until=find_leniency(reader, types, snapshot=snapshot),
+        batch_rows=batch_rows,
+        report=report,
+    )
+
+
+def fold_transactions(
+    transactions: Iterable[Sequence[OpenedEntry]],
+    loaders: Sequence[TableLoader],
+    *,
+    lenient_until: Mapping[str, float],
+    batch_rows: int = BATCH_ROWS,
+    report: Callable[[Applied], None],
+) -> Applied:
+    """Fold transactions in causal order, batch by batch, into what the loaders' tables hold.
+
+    `report` is called after each batch.
+    """
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
     by_type: Mapping[str, TableFold] = {
         name: folds[id(loader)] for loader in loaders for name in loader.plan.types
     }
-    fold = Fold(by_type, lenient_until=find_leniency(reader, list(by_type), snapshot=snapshot))
+    fold = Fold(by_type, lenient_until=lenient_until)
     applied = Applied()
-    last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
 
     def load() -> None:
         for loader in loaders:
             loader.apply(folds[id(loader)])
         fold.clear()
-        if progress is not None:
-            progress(applied.position, max(last, applied.position))
+        report(applied)
 
     sealed = 0
     with pause_collector() as collect:
-        for entries in reader.iterate_transactions(snapshot, through=through):
+        for entries in transactions:
             sealed += add_transaction(fold, entries, applied)
             if sealed > BATCH_BYTES or len(fold) >= batch_rows:
                 load()
@@ -180,8 +205,7 @@ def fold_log(
 
 def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -> dict[str, float]:
     """For types whose adoption began: the position at which it ended, infinity if it has not."""
-    store = AdoptionStore(reader.store.schema)
-    found = store.find_adoptions(reader.connection, types, snapshot=snapshot)
+    found = reader.store.find_adoptions(reader.connection, types, snapshot=snapshot)
     return {name: math.inf if end is None else end for name, end in found.items()}
 
 

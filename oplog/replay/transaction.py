@@ -61,7 +61,7 @@ class Driver:
         """Run a statement whose parameters are $1, $2...; a percent sign means itself."""
         return self._raw_cursor.execute(statement.encode(), parameters)
 
-    def copy(self, statement: str, chunks: Iterable[str]) -> None:
+    def copy(self, statement: str, chunks: Iterable[str | bytes]) -> None:
         """Feed `COPY ... FROM STDIN` in text format."""
         with self._cursor.copy(statement.encode()) as copy:
             for chunk in chunks:
@@ -85,6 +85,24 @@ class Driver:
                     # Leaving without an error would read the rest, however much it is.
                     raise _EnoughError
         return found
+
+    def stream_out(self, statement: str, *, enough: int) -> Iterator[bytes]:
+        """What `COPY ... TO STDOUT` gives, in pieces of whole rows.
+
+        A piece ends with the row that makes it `enough` bytes; only the last may have fewer.
+        The connection can do nothing else until the last piece was taken.
+        """
+        found = bytearray()
+        with self._cursor.copy(statement.encode()) as copy:
+            while row := copy.read():
+                found += row
+                if self._take_arrived(found, enough):
+                    break
+                if len(found) >= enough:
+                    yield bytes(found)
+                    found.clear()
+        if found:
+            yield bytes(found)
 
     def _take_arrived(self, found: bytearray, enough: int) -> bool:
         """Add the rows that need not be waited for, until enough; whether that was the end."""

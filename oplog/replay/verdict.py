@@ -27,7 +27,7 @@ from oplog.replay.rebuild import (
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, open_snapshot
 from oplog.shape import Shape
-from oplog.store.standby import ALL_VISIBLE
+from oplog.store.standby import is_standby
 
 MOST_DIFFERENCES = 1000
 """Differences described unless told otherwise; all are counted."""
@@ -80,7 +80,7 @@ def verify_tables(
         types += list_unstored(inside, {shape.type_name for shape in types})
         plans = read_plans(inside, types)
         compare = _compare_in_tables
-        if snapshot == ALL_VISIBLE:
+        if is_standby(inside):
             compare = compare_portions
         found = compare(
             reader, plans, snapshot=snapshot, limit=limit, batch_rows=batch_rows, progress=progress

@@ -19,9 +19,13 @@ ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
 
 
+ADOPTION_PREFIX = "adopted/"
+"""How the aggregates of adopted rows begin."""
+
+
 def name_adoption(type_name: str) -> str:
     """The aggregate whose entries hold the adopted rows of a type."""
-    return f"adopted/{type_name}"
+    return f"{ADOPTION_PREFIX}{type_name}"
 
 
 def _name_checkpoint(type_name: str) -> str:

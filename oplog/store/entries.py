@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
+from oplog.store.adopted import AdoptionStore
 from oplog.store.driver import require_driver
 from oplog.store.rows import (
     ENTRY_COLUMNS,
@@ -27,7 +28,8 @@ from oplog.store.rows import (
     read_microseconds,
 )
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
-from oplog.tables import COMMENT_PREFIX, VERSION, quote, quote_literal
+from oplog.store.version import parse_version, read_comment, says_restoring
+from oplog.tables import VERSION, quote, quote_literal
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""
@@ -36,14 +38,15 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Store:
-    """The log's tables in one schema."""
+    """The log's tables in one schema; a `LogSource`."""
+
+    ordered = True
 
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
         self._asynchronous_commit = asynchronous_commit
-        self._qualifier = quote(schema)
         # In a statement a percent sign would be taken for a parameter.
-        s = self._s = self._qualifier.replace("%", "%%")
+        s = self._s = quote(schema).replace("%", "%%")
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
@@ -59,14 +62,7 @@ class Store:
 
     def read_version(self, connection: Connection) -> int | None:
         """The installed schema version; None when the log's tables are not there."""
-        comment = connection.exec_driver_sql(
-            "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class')",
-            (f"{self._qualifier}.oplog_entry",),
-        ).scalar()
-        if comment is None or not str(comment).startswith(COMMENT_PREFIX):
-            return None
-        number = str(comment)[len(COMMENT_PREFIX) :]
-        return int(number) if number.isdecimal() else None
+        return parse_version(read_comment(connection, self.schema))
 
     def require_current(self, connection: Connection) -> None:
         """Raise `SchemaVersionError` with the exact line to add unless the schema is current.
@@ -74,7 +70,8 @@ class Store:
         `ConfigurationError` for a driver that the log does not work with.
         """
         require_driver(connection)
-        found = self.read_version(connection)
+        comment = read_comment(connection, self.schema)
+        found = parse_version(comment)
         where = "" if self.schema == "oplog" else f", schema={self.schema!r}"
         if found is None:
             raise SchemaVersionError(
@@ -90,6 +87,12 @@ class Store:
             raise SchemaVersionError(
                 f"the oplog tables are at schema version {found}, this library knows {VERSION}",
                 hint="upgrade the oplog package in this application",
+            )
+        if says_restoring(comment):
+            raise SchemaVersionError(
+                "this database is being restored, and the restore has not finished",
+                hint="wait for its end; if it was interrupted, run the restore again, which "
+                "starts anew",
             )
 
     def read_log_id(self, connection: Connection) -> UUID:
@@ -280,6 +283,12 @@ class Store:
             (at, snapshot),
         ).scalar()
         return int(found or 0)
+
+    def find_adoptions(
+        self, connection: Connection, types: Sequence[str], *, snapshot: str
+    ) -> dict[str, int | None]:
+        """Types whose adoption began, with the position of its last entry if it ended."""
+        return AdoptionStore(self.schema).find_adoptions(connection, types, snapshot=snapshot)
 
     # -- checking -------------------------------------------------------------------------
 

@@ -18,8 +18,9 @@ from oplog.store.entries import PAGE_BYTES
 from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
 from oplog.tables import quote
 
-_VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
-_EVERYTHING = "1:1:"
+VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
+"""Whether entry `e` is in a snapshot, which is a parameter."""
+EVERYTHING = "1:1:"
 """A snapshot in which nothing had happened yet."""
 
 
@@ -71,8 +72,8 @@ class Feed:
 
     def find_news(self, connection: Connection, cursor: Cursor, *, snapshot: str) -> News | None:
         """Where what `snapshot` shows beyond the cursor begins; None when there is nothing."""
-        old = cursor.snapshot or _EVERYTHING
-        select = f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e WHERE {_VISIBLE}"
+        old = cursor.snapshot or EVERYTHING
+        select = f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e WHERE {VISIBLE}"
         first, newest = connection.exec_driver_sql(
             "SELECT min(n.id), max(n.transaction_id::text::bigint) FROM ("
             f"{select} AND e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
@@ -93,10 +94,10 @@ class Feed:
             "SELECT * FROM (SELECT "
             f"{ENTRY_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
             "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {_VISIBLE} AND NOT {_VISIBLE} "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} AND NOT {VISIBLE} "
             "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
             f"WHERE p.bytes_before < {PAGE_BYTES} ORDER BY p.id",
-            (cursor.after, cursor.target, cursor.snapshot or _EVERYTHING, limit),
+            (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit),
         ).fetchall()
         if not rows:
             return Page([], None)
@@ -114,13 +115,18 @@ class Feed:
         for entry in entries:
             place = (entry.transaction_id, entry.transaction_position)
             missing[place] = missing.get(place, entry.transaction_size) - 1
-        cut = [str(place[0]) for place, count in missing.items() if count > 0]
+        cut = [(*place, count) for place, count in missing.items() if count > 0]
         if not cut:
             return []
+        # Each stops at what it lacks: all restored entries have one transaction id.
         rows = connection.exec_driver_sql(
-            f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e "
-            "WHERE e.transaction_id = ANY (%s::text[]::xid8[]) AND e.id > %s ORDER BY e.id",
-            (cut, after),
+            "SELECT t.* FROM ROWS FROM (pg_catalog.unnest(%s::text[]), "
+            "pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::bigint[])) "
+            f"AS c(xid, position, missing) CROSS JOIN LATERAL (SELECT {ENTRY_COLUMNS} "
+            f"FROM {self._s}.oplog_entry e WHERE e.transaction_id = c.xid::xid8 AND e.id > %s "
+            "AND e.transaction_position = c.position "
+            "ORDER BY e.transaction_id, e.id LIMIT c.missing) t ORDER BY t.id",
+            ([str(xid) for xid, _, _ in cut], [c[1] for c in cut], [c[2] for c in cut], after),
         )
         return [make_stored(row) for row in rows]
 

@@ -174,7 +174,7 @@ class DirectoryStore:
     def _opened_folder(self, parts: tuple[str, ...], *, make: bool) -> Iterator[int]:
         """Open a folder step by step, so that no symbolic link below the root is followed."""
         with ExitStack() as stack:
-            if make:
+            if make and () not in self._settled:
                 _make_root(self._root)
             folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, folder)
@@ -224,13 +224,21 @@ def _make_root(root: Path) -> None:
     while not root.is_dir():
         missing.append(root)
         root = root.parent
+    # Somebody may have been killed between making this one and making it durable. Whoever may
+    # not read the parent did not make it.
+    with suppress(PermissionError):
+        _synchronise(root.parent)
     for place in reversed(missing):
         place.mkdir(exist_ok=True)
-        parent = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+        _synchronise(place.parent)
+
+
+def _synchronise(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _measure(opened: int, path: str) -> os.stat_result:

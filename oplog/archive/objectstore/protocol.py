@@ -23,8 +23,8 @@ PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 class ObjectInfo:
     """A stored object: its path below the archive's place, its size in bytes, and its age.
 
-    `modified` is by the store's own clock, with a time zone: good for grace periods, never for
-    order.
+    `modified` is by the store's own clock, with a time zone, in places to the second only: good
+    for grace periods, never for order.
     """
 
     path: str

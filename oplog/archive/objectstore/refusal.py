@@ -15,8 +15,9 @@ LONGEST_MESSAGE = 600
 
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>(\w+)</Code>")
+TOLD = re.compile(r"<Message>([^<]*)</Message>")
 # A signed URL is a credential: whoever reads the message may not have it.
-QUERY = re.compile(r"\?[^\s,;\"]+")
+QUERY = re.compile(r"(?<=[\w/])\?[^\s,;\"]+")
 
 BUSY_CODES = {
     "BadDigest",
@@ -34,6 +35,8 @@ BUSY_CODES = {
 CLOCK_CODES = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 ABSENT_PLACE_CODES = {"ContainerNotFound", "NoSuchBucket"}
 LOCKED = re.compile(r"Lock|Retention|Immutable|Worm", re.IGNORECASE)
+# In place of a status: the bucket is elsewhere.
+REDIRECTED = "redirect without LOCATION"
 # Asked for credentials when nothing else gives any; it is there on machines of the cloud only.
 METADATA_ADDRESSES = ("169.254.169.254", "169.254.170.2", "metadata.google")
 
@@ -88,12 +91,21 @@ def read_refusal(text: str, *, named: Meaning | None) -> Refusal:
     """Read the text of a client's error; `named` is what the client's own class of it says."""
     status = int(found[1]) if (found := STATUS.search(text)) else None
     code = found[1] if (found := CODE.search(text)) else ""
-    message = QUERY.sub("?…", text.partition("\n\nDebug source")[0])[:LONGEST_MESSAGE]
+    message = _tell(status, code, text)
     meaning, hint = _weigh(status, code, named=named)
+    if REDIRECTED in text:
+        meaning, hint = Meaning.MISCONFIGURED, CREDENTIALS_HINT
     if any(address in text for address in METADATA_ADDRESSES):
         hint = CREDENTIALS_HINT
         message = f"no credentials were found: {message}"
     return Refusal(meaning, message, hint)
+
+
+def _tell(status: int | None, code: str, text: str) -> str:
+    if code:
+        told = found[1] if (found := TOLD.search(text)) else ""
+        text = f"{status} {code}: {told}"
+    return QUERY.sub("?…", text.partition("\n\nDebug source")[0])[:LONGEST_MESSAGE]
 
 
 def _weigh(status: int | None, code: str, *, named: Meaning | None) -> tuple[Meaning, str]:

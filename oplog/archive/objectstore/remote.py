@@ -168,8 +168,9 @@ class RemoteStore:
             if page is None:
                 return
             for found in page:
+                path = found["path"]
                 # Not every server knows where to start, and not everything there is ours.
-                if found["path"] > after and is_path(found["path"]):
+                if path > after and path.startswith(prefix) and is_path(path):
                     yield _describe(found)
 
     # -- inside ---------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""New generations: going on after the database lost what was published.
+
+Makes the head that leaves a lost branch behind, pinned and readable. Must not decide whether:
+that is the operator's policy. The hard thing is the cut: it may lie inside a segment, and what
+is before it must be published again, as a segment of its own, while the old one stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import Branch, Head
+from oplog.archive.index import Item, Levels, add_item, cut_after, make_item
+from oplog.archive.publisher import Publisher
+from oplog.archive.segment import encode_segment
+from oplog.archive.standing import Standing
+from oplog.archive.step import Step
+from oplog.errors import ManifestInvalidError
+
+
+class ForkPolicy(StrEnum):
+    """What a worker does when the database lost entries that were published."""
+
+    STOP = "stop"
+    """Raise `LogForkedError` and write nothing."""
+    FORK = "fork"
+    """Begin a new generation at the last common entry; the lost branch stays readable."""
+
+
+def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: Standing) -> Head:
+    """The draft of the head that begins a new generation where `standing` says."""
+    if standing.sequence + 1 < head.first_sequence:
+        raise ManifestInvalidError(
+            f"the database goes on from sequence {standing.sequence}, and the archive only keeps "
+            f"what is after {head.first_sequence - 1}",
+            hint="begin a new archive under another prefix; this one stays readable",
+        )
+
+    def put(path: str, data: bytes) -> None:
+        publisher.put_content(path, data, step=Step.PUT_INDEX)
+
+    lost: Levels = ((),)
+    for item in archive.iterate_items(head.levels, after=standing.sequence):
+        lost = add_item(lost, item, put=put)
+    kept, straddling = cut_after(head.levels, standing.sequence, archive.read_node)
+    if straddling is not None:
+        kept = _split(archive, publisher, kept, straddling, head=head, standing=standing)
+    branch = Branch(
+        generation=head.generation,
+        sequence=standing.sequence,
+        chain=standing.chain,
+        last=head.sequence,
+        head=head.number,
+        levels=lost,
+    )
+    items = [item for row in kept for item in row]
+    return replace(
+        head,
+        generation=head.generation + 1,
+        sequence=standing.sequence,
+        chain=standing.chain,
+        levels=kept,
+        position=max((item.last_position for item in items), default=0),
+        recorded_at=max((item.last_recorded for item in items), default=0),
+        snapshots=tuple(one for one in head.snapshots if one.sequence <= standing.sequence),
+        branches=(*head.branches, branch),
+    )
+
+
+def _split(
+    archive: Archive,
+    publisher: Publisher,
+    kept: Levels,
+    item: Item,
+    *,
+    head: Head,
+    standing: Standing,
+) -> Levels:
+    """The part of a segment that lies before the cut, published as one of its own."""
+    segment = archive.read_segment(item)
+    entries = segment.entries[: standing.sequence - item.first + 1]
+    last = entries[-1]
+    held = sum(1 for one in entries if one.transaction_position == last.transaction_position)
+    if entries[0].transaction_position != last.transaction_position and (
+        held != last.transaction_size
+    ):
+        raise ManifestInvalidError(
+            f"sequence {standing.sequence} is in the middle of a transaction",
+            hint="the database's row of the archive was altered: delete it, and try again",
+        )
+    data, header = encode_segment(
+        entries,
+        segment.metadata,
+        log_id=head.log_id,
+        generation=head.generation + 1,
+        first=item.first,
+        chain_before=segment.header.chain_before,
+    )
+    publisher.put_content(make_item(header, data).path, data, step=Step.PUT_SEGMENT)
+    return add_item(
+        kept,
+        make_item(header, data),
+        put=lambda path, node: publisher.put_content(path, node, step=Step.PUT_INDEX),
+    )

@@ -1,0 +1,50 @@
+"""What is new to an archive: pages of entries that its database has and it has not.
+
+Reads the database, writes nothing. The hard thing is what was published without a receipt: it
+is still ahead of the database's own place, and must be passed over entry by entry.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.standing import Standing
+from oplog.cursor import Cursor
+from oplog.store.export import ExportStore, NewPage
+from oplog.store.feed import Feed
+
+
+def read_page(
+    connection: Connection,
+    standing: Standing,
+    *,
+    store: ExportStore,
+    feed: Feed,
+    most_entries: int,
+    most_bytes: int,
+) -> NewPage:
+    """What is new and not published, and the cursor after that and all that is published."""
+    left = set(standing.published)
+    page = NewPage([], standing.cursor)
+    while left or not page.entries:
+        # A page may hold nothing but the rest of transactions that were published before it.
+        aimed = _aim(connection, page.cursor, feed)
+        if aimed.target is None:
+            return NewPage(page.entries, aimed)
+        more = store.read_new(connection, aimed, limit=most_entries, most_bytes=most_bytes)
+        found = [entry for entry in more.entries if entry.position not in left]
+        left.difference_update(entry.position for entry in more.entries)
+        page = NewPage(sorted([*page.entries, *found]), more.cursor)
+    return page
+
+
+def _aim(connection: Connection, cursor: Cursor, feed: Feed) -> Cursor:
+    """The cursor on its way to what this transaction sees; without a target if no news."""
+    if cursor.target is not None:
+        return cursor
+    snapshot = feed.read_snapshot(connection)
+    news = feed.find_news(connection, cursor, snapshot=snapshot)
+    if news is None:
+        return cursor
+    goal = cursor.advance(snapshot, [news.newest_transaction])
+    return cursor.begin(goal, after=news.first_position - 1)

@@ -1,0 +1,30 @@
+"""From a URL to an archive.
+
+Must not ask the store for anything: whether it can be written safely is tried before the first
+write, so that readers need no permission to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from oplog.archive.archive import Archive
+from oplog.archive.objectstore.opening import REQUEST_SECONDS, open_store
+
+
+def open_archive(
+    url: str,
+    *,
+    single_writer: bool = False,
+    options: Mapping[str, str] | None = None,
+    timeout_seconds: float = REQUEST_SECONDS,
+) -> Archive:
+    """The archive at `url`: s3://bucket/prefix, gs://, az://, file:///path or memory://.
+
+    Credentials, region and endpoint are found as the store's client finds them (`AWS_*` and the
+    like); `options` go before those. `single_writer` promises that one worker at a time writes
+    here, for stores that cannot create an object on condition that there is none. Raises
+    `ConfigurationError` for a URL that cannot be meant.
+    """
+    store = open_store(url, options=options, timeout_seconds=timeout_seconds)
+    return Archive(store, single_writer=single_writer)

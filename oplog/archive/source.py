@@ -1,0 +1,262 @@
+"""An archive in the shape of a log to be read: one reader, one replay, two inputs.
+
+Gives the entries of one head, in the order of their sequence, and what is needed to open them.
+Must not know keys or payloads. The hard thing is what a database finds by index and an archive
+must not read whole for: items say which positions, times and adoptions are in a segment.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.archive.body import Pairs
+from oplog.archive.head import Head
+from oplog.archive.index import Item
+from oplog.archive.segment import Segment
+from oplog.archive.standing import read_chain_at
+from oplog.errors import ChainBrokenError
+from oplog.shape import Shape
+from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
+from oplog.store.adopted import ADOPTED, ADOPTED_ROWS, name_adoption
+from oplog.store.rows import write_microseconds
+
+_REMEMBERED = 8
+"""Segments whose metadata is kept for whoever reads their entries."""
+
+
+class ArchivedLog:
+    """The log as one head of an archive has it; what is published later is not seen.
+
+    `schema` is that of the log's tables, where the archive was made. Not shared between threads.
+    """
+
+    ordered = False
+
+    def __init__(self, archive: Archive, head: Head, *, schema: str = "oplog") -> None:
+        self.archive = archive
+        self.head = head
+        self.schema = schema
+        self._types = archive.read_types(head)
+        self._metadata: OrderedDict[int, Mapping[int, Pairs]] = OrderedDict()
+        self._first: dict[int, int] = {}
+
+    # -- what it is -----------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Which fork of the log this is."""
+        return self.head.generation
+
+    @property
+    def first_sequence(self) -> int:
+        """Of the oldest entry that is kept."""
+        return self.head.first_sequence
+
+    @property
+    def sequence(self) -> int:
+        """Of the newest entry; 0 for an empty log."""
+        return self.head.sequence
+
+    def find_chain(self, sequence: int) -> bytes | None:
+        """The hash over all up to `sequence`; None where this log does not reach."""
+        if not self.head.first_sequence - 1 <= sequence <= self.head.sequence:
+            return None
+        return read_chain_at(self.archive, self.head, sequence)
+
+    def read_log_id(self, connection: Connection) -> UUID:
+        """The identity of the log."""
+        del connection
+        return self.head.log_id
+
+    def read_snapshot(self, connection: Connection) -> str:
+        """What stands for all that this head has."""
+        del connection
+        return f"head {self.head.number}"
+
+    def list_types(self, connection: Connection) -> list[Shape]:
+        """Every stored revision of every type, revisions rising."""
+        del connection
+        return list(self._types.shapes)
+
+    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+        """Check values of data keys by key id."""
+        del connection
+        return self._types.key_checks
+
+    # -- entries --------------------------------------------------------------------------
+
+    def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
+        """Pages of the entries whose sequence is over `after`."""
+        for item, segment, metadata in self._iterate(self._iterate_all(after)):
+            skip = max(0, after + 1 - item.first)
+            yield SequencedPage(item.first + skip, list(segment.entries[skip:]), metadata)
+
+    def iterate(
+        self, connection: Connection, filter: EntryFilter, *, snapshot: str
+    ) -> Iterator[list[StoredEntry]]:
+        """Pages of entries that fit, none empty, in the order of their sequence."""
+        del connection, snapshot
+        links: dict[str, StoredEntry] | None = {} if filter == EntryFilter() else None
+        chosen = (item for item in self._list_items() if _may_hold(item, filter))
+        segments = (
+            self._iterate_all(0)
+            if links is not None
+            else ((item, self.archive.read_segment(item)) for item in chosen)
+        )
+        for _, segment, metadata in self._iterate(segments):
+            if links is not None:
+                check_links(segment.entries, links, whole=self.first_sequence == 1)
+            page = [entry for entry in segment.entries if _fits(entry, filter, metadata)]
+            if page:
+                yield page
+
+    def _iterate_all(self, after: int) -> Iterator[tuple[Item, Segment]]:
+        after = max(after, self.head.first_sequence - 1)
+        return self.archive.iterate_segments(self.head.levels, after=after)
+
+    def _list_items(self) -> Iterator[Item]:
+        return self.archive.iterate_items(self.head.levels, after=self.head.first_sequence - 1)
+
+    def _iterate(
+        self, segments: Iterable[tuple[Item, Segment]]
+    ) -> Iterator[tuple[Item, Segment, Mapping[int, Pairs]]]:
+        """Segments with the metadata of all their transactions, also of one that began before."""
+        carried: dict[int, Pairs] = {}
+        for item, segment in segments:
+            metadata = {**carried, **segment.metadata}
+            last = segment.entries[-1].transaction_position
+            carried = {last: metadata.get(last, [])} if item.missing else {}
+            self._metadata[item.first] = metadata
+            self._first = {
+                entry.position: sequence
+                for sequence, entry in enumerate(segment.entries, item.first)
+            }
+            if len(self._metadata) > _REMEMBERED:
+                self._metadata.popitem(last=False)
+            yield item, segment, metadata
+
+    def find_sequence(self, position: int) -> int | None:
+        """The sequence of an entry of the page given last."""
+        return self._first.get(position)
+
+    def read_metadata(
+        self, connection: Connection, positions: Iterable[int]
+    ) -> Mapping[int, Pairs]:
+        """Metadata pairs in their order, by transaction position; none, no item."""
+        del connection
+        found: dict[int, Pairs] = {}
+        for position in set(positions):
+            pairs = self._find_metadata(position)
+            if pairs:
+                found[position] = pairs
+        return found
+
+    def _find_metadata(self, position: int) -> Pairs:
+        for metadata in reversed(self._metadata.values()):
+            if position in metadata:
+                return metadata[position]
+        for item in self._list_items():
+            if item.first in self._metadata:
+                continue
+            if item.first_position <= position <= item.last_position:
+                metadata = self.archive.read_segment(item).metadata
+                if position in metadata:
+                    return metadata[position]
+        return []
+
+    # -- what a database finds by index ---------------------------------------------------
+
+    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+        """The highest position recorded at or before `at`; 0 when there is none."""
+        del connection, snapshot
+        moment = write_microseconds(at)
+        found = 0
+        for item in self._list_items():
+            if item.first_recorded > moment or item.last_position <= found:
+                continue
+            if item.last_recorded <= moment:
+                found = item.last_position
+                continue
+            for entry in self.archive.read_segment(item).entries:
+                if entry.recorded_at <= at:
+                    found = max(found, entry.position)
+        return found
+
+    def find_adoptions(
+        self, connection: Connection, types: Sequence[str], *, snapshot: str
+    ) -> Mapping[str, int | None]:
+        """Types whose adoption began, with the position of its last entry if it ended."""
+        del connection, snapshot
+        names = {name_adoption(name): name for name in types}
+        found: dict[str, int | None] = {}
+        for item in self._list_items():
+            if not item.adopted:
+                continue
+            segment = self.archive.read_segment(item)
+            for entry in segment.entries:
+                if entry.aggregate not in names:
+                    continue
+                pairs = segment.metadata.get(entry.transaction_position, [])
+                keys = {key for key, _ in pairs}
+                if ADOPTED not in keys:
+                    continue
+                name = names[entry.aggregate]
+                ended = entry.position if ADOPTED_ROWS in keys else None
+                before = found.get(name)
+                found[name] = max(before, ended) if before and ended else ended or before
+        return found
+
+    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+        """None: links are checked while entries are read, and a broken one is an error there."""
+        del connection, limit
+        return []
+
+
+def check_links(
+    entries: Iterable[StoredEntry], newest: dict[str, StoredEntry], *, whole: bool
+) -> None:
+    """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before.
+
+    `newest` holds each aggregate's last entry so far. Unless the log is `whole`, the first entry
+    met of an aggregate may follow others.
+    """
+    for entry in entries:
+        before = newest.get(entry.aggregate)
+        if before is None:
+            broken = whole and (entry.version != 1 or any(entry.prev_hash))
+        else:
+            expected = (before.version + 1, before.entry_hash)
+            broken = (entry.version, entry.prev_hash) != expected
+        if broken:
+            raise ChainBrokenError(
+                f"position {entry.position} (aggregate {entry.aggregate!r} version "
+                f"{entry.version}) does not follow version {before.version if before else 0}",
+                hint="rows of oplog_entry were altered or removed before they were archived: "
+                "run verify on the database",
+            )
+        newest[entry.aggregate] = entry._replace(data=b"")
+
+
+def _may_hold(item: Item, filter: EntryFilter) -> bool:
+    after = filter.after is None or item.last_position > filter.after
+    through = filter.through is None or item.first_position <= filter.through
+    return after and through
+
+
+def _fits(entry: StoredEntry, filter: EntryFilter, metadata: Mapping[int, Pairs]) -> bool:
+    if filter.after is not None and entry.position <= filter.after:
+        return False
+    if filter.through is not None and entry.position > filter.through:
+        return False
+    if filter.aggregate is not None and entry.aggregate != filter.aggregate:
+        return False
+    if filter.aggregates and entry.aggregate not in filter.aggregates:
+        return False
+    pairs = metadata.get(entry.transaction_position, [])
+    return all(pair in pairs for pair in filter.metadata)

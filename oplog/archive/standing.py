@@ -1,0 +1,246 @@
+"""Where a database stands to an archive: in step, behind on its receipt, or forked.
+
+Compares what the newest head says with what the database's own row says, and where they differ
+looks every entry up. Must not write. The hard thing is to look in the same transaction that
+will publish: a server that was promoted in between would answer for another history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import Head, Origin
+from oplog.archive.index import Levels
+from oplog.archive.segment import extend_chain, start_chain
+from oplog.cursor import Cursor
+from oplog.errors import (
+    ConfigurationError,
+    HeadRolledBackError,
+    LeaseLostError,
+    LogForkedError,
+)
+from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.rows import StoredEntry
+
+MOST_LOST = 20
+"""Lost entries that an error describes."""
+_LOOKED_UP = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class LostEntry:
+    """An entry that the archive has and the database has not, or has otherwise."""
+
+    sequence: int
+    position: int
+    aggregate: str
+    version: int
+    entry_hash: bytes
+    stored_hash: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What to go on from: the last entry that both have, and the database's own place.
+
+    Entries after `cursor` are new but for those at the positions `published`, which are among
+    the archive's up to `sequence`. `lost` counts entries that follow there and that the database
+    does not have; unless it is 0, going on makes a new generation.
+    """
+
+    sequence: int
+    chain: bytes
+    cursor: Cursor
+    published: frozenset[int] = frozenset()
+    lost: int = 0
+    first_lost: tuple[LostEntry, ...] = ()
+
+
+def find_standing(
+    connection: Connection,
+    archive: Archive,
+    *,
+    head: Head,
+    row: ArchiveRow | None,
+    origin: Origin,
+    store: ExportStore,
+) -> Standing:
+    """Compare a database with the newest head, in the transaction that may publish.
+
+    The place to go on from is always the row's, never the head's: a server that is no descendant
+    of the one that published may have all that is published, and more that the other never saw.
+    Raises `LeaseLostError` for a server whose history was superseded, `HeadRolledBackError` when
+    the database knows of a newer head, `ConfigurationError` for a copy of the database of which
+    nobody can say what it lacks.
+    """
+    nowhere = Cursor(origin.system_identifier, origin.timeline, None)
+    if head.number == 0:
+        return Standing(0, head.chain, nowhere)
+    check_superseded(head, origin)
+    if row is not None and row.head > head.number:
+        raise HeadRolledBackError(
+            f"the database has published head {row.head} to {archive.url}, whose newest is "
+            f"{head.number}",
+            hint="the archive was set back to an older state: bring the newer objects back, or "
+            "begin a new archive under another prefix",
+        )
+    if row is None or not _is_on_history(archive, head, row):
+        known, cursor = 0, nowhere
+    else:
+        known, cursor = row.sequence, _adopt_cursor(row, origin)
+    return _look_up(connection, archive, store=store, head=head, known=known, cursor=cursor)
+
+
+def _look_up(
+    connection: Connection,
+    archive: Archive,
+    *,
+    store: ExportStore,
+    head: Head,
+    known: int,
+    cursor: Cursor,
+) -> Standing:
+    """Look for what was published after `known`, by position and hash.
+
+    Both sides of a split draw the same positions, so these alone prove nothing.
+    """
+    published: set[int] = set()
+    common, lost = known, 0
+    first: list[LostEntry] = []
+    entries = compare_entries(
+        connection, archive, store=store, levels=head.levels, after=known, through=head.sequence
+    )
+    for sequence, entry, stored in entries:
+        if stored == entry.entry_hash:
+            if not lost:
+                common = sequence
+                published.add(entry.position)
+            continue
+        lost += 1
+        if len(first) < MOST_LOST:
+            first.append(
+                LostEntry(
+                    sequence,
+                    entry.position,
+                    entry.aggregate,
+                    entry.version,
+                    entry.entry_hash,
+                    stored,
+                )
+            )
+    chain = read_chain_at(archive, head, common)
+    return Standing(common, chain, cursor, frozenset(published), lost, tuple(first))
+
+
+def check_superseded(head: Head, origin: Origin) -> None:
+    """Raise `LeaseLostError` on a server from which another one was promoted since."""
+    if (
+        head.origin.system_identifier == origin.system_identifier
+        and origin.timeline < head.origin.timeline
+    ):
+        raise LeaseLostError(
+            f"this server is on timeline {origin.timeline}, and what is published was read from "
+            f"timeline {head.origin.timeline}: it was superseded",
+            hint="stop this server, or make it a standby of the one that was promoted",
+        )
+
+
+def matches(row: ArchiveRow, head: Head) -> bool:
+    """Whether the database knows of exactly what the head holds."""
+    mine = (row.generation, row.sequence, row.chain)
+    return mine == (head.generation, head.sequence, head.chain.hex())
+
+
+def refuse_fork(archive: Archive, standing: Standing) -> LogForkedError:
+    """The error for a database that lost what was published."""
+    first = standing.first_lost[0]
+    return LogForkedError(
+        f"the database has lost {standing.lost} entries that are published in {archive.url}: the "
+        f"first is sequence {first.sequence}, position {first.position} (aggregate "
+        f"{first.aggregate!r} version {first.version}), hash {first.entry_hash.hex()} there and "
+        f"{'nothing' if first.stored_hash is None else first.stored_hash.hex()} here",
+        hint="a failover or a restore to an earlier time forgot them; nothing was written. See "
+        "oplog fork inspect; then oplog fork replay-lost, or oplog fork abandon",
+        position=first.position,
+        sequence=first.sequence,
+        archived_hash=first.entry_hash,
+        stored_hash=first.stored_hash,
+        lost=standing.first_lost,
+        lost_count=standing.lost,
+        common_sequence=standing.sequence,
+    )
+
+
+# -- what both have -----------------------------------------------------------------------
+
+
+def _is_on_history(archive: Archive, head: Head, row: ArchiveRow) -> bool:
+    """Whether what the database knows of is what the head goes on from."""
+    if not head.first_sequence - 1 <= row.sequence <= head.sequence:
+        return False
+    # Two servers may have published in one generation: the number alone proves nothing.
+    return read_chain_at(archive, head, row.sequence).hex() == row.chain
+
+
+def _adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
+    """The row's place, in this server's history.
+
+    A promotion goes on with the transaction ids, and the cursor names none that was not seen.
+    """
+    if row.cursor is None:
+        return Cursor(origin.system_identifier, origin.timeline, None)
+    cursor = Cursor.from_json(row.cursor)
+    if cursor.system_identifier != origin.system_identifier:
+        raise ConfigurationError(
+            "this server is a copy of the one that was published from, made in a way that keeps "
+            "no transaction ids (a dump, a logical replica) or gives another identity (an upgrade)",
+            hint="restore it with oplog restore, or begin a new archive under another prefix",
+        )
+    return replace(cursor, timeline=origin.timeline)
+
+
+def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
+    """The chain after an entry, from the archive."""
+    if sequence == head.sequence:
+        return head.chain
+    if sequence == 0:
+        return start_chain(head.log_id)
+    item = next(archive.iterate_items(head.levels, after=sequence - 1))
+    if item.last == sequence:
+        return item.chain
+    segment = archive.read_segment(item)
+    within = segment.entries[: sequence - item.first + 1]
+    return extend_chain(segment.header.chain_before, within, first=item.first)
+
+
+def compare_entries(
+    connection: Connection,
+    archive: Archive,
+    *,
+    store: ExportStore,
+    levels: Levels,
+    after: int,
+    through: int,
+) -> Iterator[tuple[int, StoredEntry, bytes | None]]:
+    """Archived entries in order: sequence, entry, and the hash the database has in its place."""
+    segments = archive.iterate_segments(levels, after=after, through=through)
+    for item, segment in segments:
+        numbered = list(enumerate(segment.entries, item.first))
+        chosen = [(n, entry) for n, entry in numbered if after < n <= through]
+        for start in range(0, len(chosen), _LOOKED_UP):
+            part = chosen[start : start + _LOOKED_UP]
+            hashes = store.find_hashes(connection, [entry.position for _, entry in part])
+            for sequence, entry in part:
+                yield sequence, entry, hashes.get(entry.position)
+
+
+def describe_lost(entries: Sequence[LostEntry]) -> list[str]:
+    """Lost entries, a line each."""
+    return [
+        f"sequence {one.sequence} position {one.position}: {one.aggregate!r} version {one.version}"
+        for one in entries
+    ]

@@ -1,0 +1,85 @@
+"""Waiting until an entry is published: for writes that must be off-site before they count.
+
+Looks only at the archive, so that it needs no permission in the database. The hard thing is not
+to read the whole archive for an entry that is not there yet: what was recorded long ago is left
+out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from uuid import UUID
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import Head
+from oplog.entry import Receipt
+from oplog.errors import ArchiveLagError, ChainBrokenError, ConfigurationError
+
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+_RECENT_MICROSECONDS = 24 * 3600 * 1_000_000
+
+
+def wait_for_entries(
+    archive: Archive,
+    receipts: Iterable[Receipt],
+    *,
+    timeout_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> int:
+    """Return the highest sequence of the receipts' entries, once all are published.
+
+    Looks at entries recorded within a day before the newest. Raises `ArchiveLagError` when they
+    are not there in time, `ChainBrokenError` when an entry is there with another hash.
+    """
+    wanted = {receipt.entry_id: receipt for receipt in receipts}
+    if not wanted:
+        raise ConfigurationError(
+            "no receipt was given", hint="give log.receipts(session) after the commit"
+        )
+    deadline = clock() + timeout_seconds
+    pause_seconds = _FIRST_PAUSE_SECONDS
+    seen = 0
+    highest = 0
+    while True:
+        head = archive.find_head()
+        if head is not None and head.sequence > seen:
+            highest = max(highest, _look(archive, head, wanted, after=seen))
+            seen = head.sequence
+        if not wanted:
+            return highest
+        left = deadline - clock()
+        if left <= 0:
+            raise ArchiveLagError(
+                f"{len(wanted)} entries are not in {archive.url} after {timeout_seconds:g} s: "
+                f"{', '.join(str(one) for one in list(wanted)[:3])}",
+                hint="they are committed; see that a worker runs (oplog sync --follow) and how "
+                "far it is behind (oplog status)",
+            )
+        pause(min(pause_seconds, left))
+        pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+
+
+def _look(archive: Archive, head: Head, wanted: dict[UUID, Receipt], *, after: int) -> int:
+    """Take what is found out of `wanted`; the highest sequence of it."""
+    highest = 0
+    for item in archive.iterate_newest(head.levels, after=after):
+        if item.last_recorded < head.recorded_at - _RECENT_MICROSECONDS:
+            break
+        for sequence, entry in enumerate(archive.read_segment(item).entries, item.first):
+            receipt = wanted.pop(entry.entry_id, None)
+            if receipt is None:
+                continue
+            # A receipt whose answer was lost may not know its hash.
+            if receipt.entry_hash and receipt.entry_hash != entry.entry_hash:
+                raise ChainBrokenError(
+                    f"entry {entry.entry_id} is archived as sequence {sequence} with another "
+                    "hash than its receipt has",
+                    hint="it was altered in the database before it was archived: run verify",
+                )
+            highest = max(highest, sequence)
+        if not wanted:
+            break
+    return highest

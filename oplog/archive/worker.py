@@ -1,0 +1,143 @@
+"""The loop of a worker: publish, wait, do chores, stop when told.
+
+Knows one exporter and a list of chores. Must not know what the chores are. The hard thing is
+another worker: whoever does not have the lease waits, and takes over only from one that has
+stood still; that is for progress, since safety rests on epochs and heads.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from oplog.archive.export import Exporter, SyncReport
+from oplog.archive.wake import Wake
+from oplog.errors import ArchiveError, LeaseHeldError, StoreUnavailableError
+
+INTERVAL_SECONDS = 1.0
+"""Between two looks at the database when nothing wakes the worker."""
+LEASE_SECONDS = 60.0
+"""After so long without progress, a worker that has the lease is taken for dead."""
+_LONGEST_PAUSE_SECONDS = 30.0
+
+_logger = logging.getLogger("oplog.archive")
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something to be done now and then, by the worker that publishes.
+
+    `run` is called after a pass, at first `first_seconds` after the start, then every
+    `every_seconds`; it decides itself whether there is something to do.
+    """
+
+    name: str
+    every_seconds: float
+    run: Callable[[], None]
+    first_seconds: float = 0.0
+
+
+class SyncLoop:
+    """Publishes until it is stopped. `run` belongs to one thread; `stop` to any."""
+
+    def __init__(
+        self,
+        exporter: Exporter,
+        engine: Engine,
+        *,
+        interval_seconds: float = INTERVAL_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+        chores: Sequence[Chore] = (),
+        wake: Wake,
+        on_pass: Callable[[SyncReport], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._exporter = exporter
+        self._engine = engine
+        self._interval = interval_seconds
+        self._lease = lease_seconds
+        self._chores = list(chores)
+        self._wake = wake
+        self._on_pass = on_pass
+        self._clock = clock
+        self._stopped = threading.Event()
+        self._failures = 0
+
+    def stop(self) -> None:
+        """End `run` after what it is doing now: the head in the making, or the chore."""
+        self._stopped.set()
+        self._wake.interrupt()
+
+    def run(self) -> None:
+        """Publish what is new, again and again, until `stop`.
+
+        Waits out stores and servers that do not answer. Raises `LeaseLostError` when another
+        worker took over, `LogForkedError` under the policy to stop, and every error that a
+        repetition cannot mend.
+        """
+        now = self._clock()
+        due = {chore.name: now + chore.first_seconds for chore in self._chores}
+        held_since: float | None = None
+        held_head = -1
+        with self._wake:
+            while not self._stopped.is_set():
+                seize = held_since is not None and self._clock() - held_since > self._lease
+                try:
+                    report = self._exporter.publish_page(self._engine, seize=seize)
+                    held_since, self._failures = None, 0
+                except LeaseHeldError:
+                    head = self._exporter.archive.find_head()
+                    number = 0 if head is None else head.number
+                    if held_since is None or number != held_head:
+                        held_since, held_head = self._clock(), number
+                    self._wake.wait(self._interval)
+                    continue
+                except (StoreUnavailableError, DBAPIError) as error:
+                    self._endure(error)
+                    continue
+                self._on_pass(report)
+                if report.entries or report.lost:
+                    continue
+                self._do_chores(due)
+                if not self._stopped.is_set():
+                    self._wake.wait(self._interval)
+
+    def _endure(self, error: Exception) -> None:
+        """Wait, longer each time, after an error that passes; raise one that does not."""
+        if isinstance(error, DBAPIError) and not _is_passing(error):
+            raise error
+        self._failures += 1
+        longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2**self._failures)
+        _logger.warning("publishing failed, trying again: %s", error)
+        # Jitter, so that workers that failed together do not come back together.
+        self._stopped.wait(random.uniform(longest / 2, longest))  # noqa: S311
+
+    def _do_chores(self, due: dict[str, float]) -> None:
+        for chore in self._chores:
+            if self._stopped.is_set() or self._clock() < due[chore.name]:
+                continue
+            try:
+                chore.run()
+            except (StoreUnavailableError, LeaseHeldError) as error:
+                _logger.warning("%s was put off: %s", chore.name, error)
+            except ArchiveError:
+                _logger.exception("%s failed", chore.name)
+                raise
+            due[chore.name] = self._clock() + chore.every_seconds
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    """Whether the server may simply be away for a while."""
+    state = getattr(error.orig, "sqlstate", None)
+    # 08 connection, 57P server shutting down or starting, 53 resources, 55P03 lock, 40 retry;
+    # without a state the server was not reached.
+    return (
+        state is None or state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"
+    )

@@ -1,0 +1,98 @@
+"""`SyncWorker`: the process that keeps an archive up to date.
+
+Puts the loop together with what is to be done now and then. Must not hold logic of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy.engine import Engine
+
+from oplog.archive.archive import Archive
+from oplog.archive.export import SyncReport
+from oplog.archive.lag import ArchiveLag
+from oplog.archive.wake import Wake
+from oplog.archive.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
+from oplog.facade import Oplog
+from oplog.recovery.policy import SnapshotPolicy
+
+_LOOK_SECONDS = 60.0
+"""Between two looks at whether a snapshot is due."""
+_HOUR_SECONDS = 3600.0
+
+
+class SyncWorker:
+    """Publishes a log to an archive until it is stopped: `SyncWorker(log, engine, archive).run()`.
+
+    Needs no keys, except for snapshots of a sealed log. One worker at a time publishes; others
+    wait, and take over from one that stands still.
+    """
+
+    def __init__(
+        self,
+        log: Oplog,
+        engine: Engine,
+        archive: Archive,
+        *,
+        fork: str = "stop",
+        interval_seconds: float = INTERVAL_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+        snapshots: SnapshotPolicy | None = None,
+        check_hours: float | None = 24.0,
+        listen: bool = True,
+        on_pass: Callable[[SyncReport], None] = lambda _: None,
+    ) -> None:
+        """`interval_seconds` is the time between two looks when nothing wakes the worker.
+
+        `fork` is as for `Oplog.sync`. `snapshots` says when to take one, None for never;
+        `check_hours` how often everything is checked and, where something is wrong, repaired
+        from the database. `listen` keeps a connection that hears notifications, which a
+        transaction pooler does not pass on. `on_pass` gets the report of each pass.
+        """
+        self._log = log
+        self._engine = engine
+        self._archive = archive
+        self._policy = snapshots
+        self._loop = SyncLoop(
+            log.make_exporter(archive, fork=fork),
+            engine,
+            interval_seconds=interval_seconds,
+            lease_seconds=lease_seconds,
+            chores=self._list_chores(check_hours),
+            wake=Wake(engine if listen else None),
+            on_pass=on_pass,
+        )
+
+    def run(self) -> None:
+        """Publish until `stop`; store and server may be away for a while.
+
+        Raises `LeaseLostError` when another worker took over, `LogForkedError` under the policy
+        to stop, and what no repetition mends.
+        """
+        self._loop.run()
+
+    def stop(self) -> None:
+        """End `run` soon: it finishes the head it is making. From any thread or signal handler."""
+        self._loop.stop()
+
+    def measure_lag(self) -> ArchiveLag:
+        """How far the archive is behind."""
+        return self._log.measure_lag(self._engine, self._archive)
+
+    def _list_chores(self, check_hours: float | None) -> list[Chore]:
+        chores = []
+        if self._policy is not None:
+            chores.append(Chore("snapshot", _LOOK_SECONDS, self._take_snapshot))
+        if check_hours is not None:
+            seconds = check_hours * _HOUR_SECONDS
+            chores.append(Chore("check", seconds, self._check, first_seconds=seconds))
+        return chores
+
+    def _take_snapshot(self) -> None:
+        if self._policy is not None:
+            self._log.snapshot(self._engine, self._archive, policy=self._policy)
+
+    def _check(self) -> None:
+        if not self._log.check(self._archive, self._engine).ok:
+            self._log.resync(self._engine, self._archive)

@@ -1,0 +1,81 @@
+"""What a restore needs of a snapshot: the tables' rows as of one sequence of the log.
+
+Shapes only. Must not know how a snapshot is stored or checked. The hard thing is size: rows
+come as chunks of COPY text, so that no table is ever held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+
+class TicketRow(NamedTuple):
+    """An aggregate's ticket at the snapshot's sequence."""
+
+    aggregate: str
+    version: int
+    prev_hash: bytes
+    head_hash: bytes
+    body_hash: bytes
+
+
+class SnapshotLayer(Protocol):
+    """What changed in one table since the layer below: keys to be removed, then whole rows."""
+
+    def gone(self) -> Iterator[bytes]:
+        """COPY text of the keys of all rows that were deleted or written anew."""
+        ...
+
+    def rows(self) -> Iterator[bytes]:
+        """COPY text of the rows as they are since."""
+        ...
+
+
+class SnapshotTable(Protocol):
+    """One table: base rows, and layers from the oldest to the newest."""
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Schema and table."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns of rows, in the order of the COPY text."""
+        ...
+
+    @property
+    def key_names(self) -> Sequence[str]:
+        """The columns of removed keys, in the order of the COPY text."""
+        ...
+
+    def rows(self) -> Iterator[bytes]:
+        """COPY text of the base rows: whole lines, UTF-8, under the text settings."""
+        ...
+
+    def layers(self) -> Iterable[SnapshotLayer]:
+        """The layers above."""
+        ...
+
+
+class SnapshotReader(Protocol):
+    """All logged tables as the entries up to `sequence` made them."""
+
+    @property
+    def sequence(self) -> int:
+        """The last entry whose effects are in the rows."""
+        ...
+
+    @property
+    def sequences(self) -> Mapping[str, int]:
+        """Last values of sequences, by qualified and quoted name."""
+        ...
+
+    def tables(self) -> Iterable[SnapshotTable]:
+        """One item for each table that has rows; others may be left out."""
+        ...
+
+    def tickets(self) -> Iterable[TicketRow]:
+        """Every aggregate that was ever written."""
+        ...

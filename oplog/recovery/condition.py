@@ -1,0 +1,89 @@
+"""What must be so before a restore: nobody else at it, an empty target, a snapshot that fits.
+
+Looks and refuses, never changes. The hard thing is to look at everything that a restore would
+mix with: the log's own tables, all tables that the log knows, and all that are guarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Table
+from sqlalchemy.engine import Connection
+
+from oplog.errors import ConfigurationError, ConflictError
+from oplog.recovery.base import SnapshotReader
+from oplog.recovery.suspension import find_oids
+from oplog.replay.plan import TablePlan
+from oplog.replay.transaction import Driver
+from oplog.store import SequencedLog
+from oplog.store.guards import list_declared_guards
+from oplog.store.restoration import RestorationStore
+from oplog.tables import qualify, quote
+
+
+def take_lock(connection: Connection, store: RestorationStore) -> None:
+    """Keep others who restore or follow away; `ConflictError` if there is one already."""
+    if not store.try_lock(connection):
+        raise ConflictError(
+            "another restore into this database is under way, or another process follows",
+            hint="wait for its end",
+        )
+
+
+def describe_rows(
+    connection: Connection, store: RestorationStore, plans: Sequence[TablePlan]
+) -> str:
+    """Which of the log's and the logged tables have rows; empty if all are empty."""
+    counted = store.count_rows(connection)
+    names = {plan.name: plan.live.qualified for plan in plans}
+    for guard in list_declared_guards(connection, store.schema):
+        if guard.tracked:
+            (names[f"{guard.schema}.{guard.table}"],) = qualify([guard.table], guard.schema)
+    driver = Driver(connection)
+    for name, qualified in sorted(names.items()):
+        if not find_oids(connection, [qualified]):
+            continue
+        found = driver.execute(f"SELECT count(*) FROM {qualified}").fetchone()
+        if found and found[0]:
+            counted[name] = int(found[0])
+    return ", ".join(
+        f"{name} has {count} {'row' if count == 1 else 'rows'}" for name, count in counted.items()
+    )
+
+
+def is_in_use(connection: Connection, tables: Iterable[Table], *, schema: str) -> bool:
+    """Whether there is an entry, or a row in one of the tables; what is not there has none."""
+    names = [f"{quote(schema)}.oplog_entry"]
+    for table in tables:
+        names += qualify([table.name], table.schema)
+    for name in names:
+        if find_oids(connection, [name]):
+            statement = f"SELECT EXISTS (SELECT FROM {name})"
+            if connection.exec_driver_sql(
+                statement, execution_options={"no_parameters": True}
+            ).scalar():
+                return True
+    return False
+
+
+def refuse_filled(found: str) -> ConfigurationError:
+    """The error for a target that has rows, as `describe_rows` says it."""
+    return ConfigurationError(
+        f"a restore needs an empty database: {found}",
+        hint="create a database, run the migrations, start no application on it, and restore "
+        "into that",
+    )
+
+
+def check_snapshot(source: SequencedLog, snapshot: SnapshotReader | None) -> None:
+    """Raise `ConfigurationError` unless the kept entries go on from the snapshot, or are all."""
+    known = source.first_sequence - 1 if snapshot is None else snapshot.sequence
+    fits = source.first_sequence - 1 <= known <= source.sequence
+    if fits and (snapshot is not None or known == 0):
+        return
+    what = "no snapshot is given" if snapshot is None else f"the snapshot is at {known}"
+    raise ConfigurationError(
+        f"the log is kept from sequence {source.first_sequence} to {source.sequence}, and {what}",
+        hint="give a snapshot from which the kept entries go on",
+    )

@@ -1,0 +1,284 @@
+"""A second database kept up to date from a log: rows, entries and tickets, batch by batch.
+
+Knows the order of work. Must not know where the log lies. The hard thing is to be sure of where
+one is: the place is saved in the transaction that reaches it, as a hash over all that came
+before, so that a log with another past is told from one that only went on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import (
+    ChainBrokenError,
+    ConfigurationError,
+    ConflictError,
+    HeadRolledBackError,
+    LogForkedError,
+)
+from oplog.reader import describe
+from oplog.recovery.base import SnapshotReader
+from oplog.recovery.condition import take_lock
+from oplog.recovery.intake import LogIntake
+from oplog.recovery.merging import find_extremes, merge_transactions
+from oplog.recovery.numbering import advance_sequences
+from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
+from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
+from oplog.replay.plan import read_plans
+from oplog.replay.rebuild import OpenReader, find_leniency, list_newest_types
+from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
+from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
+from oplog.store.standby import require_primary
+
+BATCH_ENTRIES = 1000
+"""Entries applied in one transaction, more only for a single larger one of the log."""
+BATCH_BYTES = 16 * 1024 * 1024
+"""Sealed bytes applied in one transaction, with the same exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowReport:
+    """What one call did: `entries` applied, and where the database is in the log now.
+
+    `rebuilt`: everything was brought back anew, because there was nothing yet, or because the
+    log was forked before what was here.
+    """
+
+    entries: int
+    sequence: int
+    generation: int
+    position: int
+    rebuilt: bool
+
+
+@dataclass(frozen=True)
+class _Following:
+    """One call's work."""
+
+    connection: Connection
+    source: SequencedLog
+    open_reader: OpenReader
+    store: RestorationStore
+    name: str
+    lenient_until: Mapping[str, float]
+
+
+def follow_log(
+    connection: Connection,
+    source: SequencedLog,
+    *,
+    open_reader: OpenReader,
+    schema: str,
+    name: str = "archive",
+    snapshot: SnapshotReader | None = None,
+    batch_entries: int = BATCH_ENTRIES,
+    reach: Callable[[int], None] = lambda _: None,
+) -> FollowReport:
+    """Apply what `source` has and this database has not, and return; call it again for more.
+
+    `connection` is in no transaction; each batch is one, of whole transactions of the log. An
+    empty database is restored first, from `snapshot` if one is given; one that was restored
+    is followed on from there. A log of a later generation that no longer holds what is here
+    replaces everything, in one transaction. Where this database is, is kept in the checkpoint
+    `follow/name`. `reach` is called after each batch with its last sequence.
+
+    Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
+    a source behind it, `ConflictError` while another process follows or restores, and what
+    `restore_log` raises.
+    """
+    if connection.in_transaction():
+        raise ConfigurationError(
+            "following needs transactions of its own, and the connection is in one",
+            hint="commit or roll back first, or give another connection",
+        )
+    work = _Following(
+        connection, source, open_reader, RestorationStore(schema), f"follow/{name}", {}
+    )
+    place, began = _begin(work, snapshot)
+    with open_work(connection):
+        reader = open_reader(connection)
+        types = [shape.type_name for shape in list_newest_types(reader)]
+        shown = source.read_snapshot(connection)
+        work = replace(work, lenient_until=find_leniency(reader, types, snapshot=shown))
+    entries = began or 0
+    pages = source.iterate_sequence(after=place.sequence)
+    for page in cut_batches(pages, most=batch_entries):
+        place = _apply(work, place, page)
+        entries += len(page.entries)
+        reach(place.sequence)
+    return FollowReport(
+        entries, place.sequence, place.generation, place.position, began is not None
+    )
+
+
+def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, int | None]:
+    """Where the database is; with the number of entries, if it had to be filled first."""
+    store, connection, source = work.store, work.connection, work.source
+    with open_work(connection):
+        require_primary(connection, "following")
+        log = Store(store.schema)
+        installed = log.read_version(connection) is not None
+        place = store.read_place(connection, work.name) if installed else None
+        if place is None and installed:
+            place = store.read_place(connection, RESTORED_PLACE)
+        if place is not None:
+            log.require_current(connection)
+            _check_alone(store, connection, place)
+    if place is None:
+        filled = restore_log(
+            connection,
+            source,
+            open_reader=work.open_reader,
+            schema=store.schema,
+            snapshot=snapshot,
+            finish=lambda inside, report: _save(work, inside, report),
+        )
+        return _find_place(source, filled), filled.entries
+    if source.find_chain(place.sequence) == place.chain:
+        return place._replace(generation=source.generation), None
+    if source.generation > place.generation:
+        filled = rebuild_log(
+            connection,
+            source,
+            open_reader=work.open_reader,
+            schema=store.schema,
+            snapshot=snapshot,
+            finish=lambda inside, report: _save(work, inside, report),
+        )
+        return _find_place(source, filled), filled.entries
+    if source.generation < place.generation or source.sequence < place.sequence:
+        raise HeadRolledBackError(
+            f"the log is at sequence {source.sequence} of generation {source.generation}, and "
+            f"this database has sequence {place.sequence} of generation {place.generation}",
+            hint="an older state of the log is read; wait, or look for whoever put it back",
+        )
+    raise ChainBrokenError(
+        f"the log has another past than this database, up to sequence {place.sequence} of "
+        f"generation {place.generation}",
+        hint="it is another log, or one of the two was altered",
+    )
+
+
+def _find_place(source: SequencedLog, report: RestoreReport) -> Place:
+    chain = source.find_chain(report.sequence)
+    if chain is None:
+        raise HeadRolledBackError(
+            f"the log no longer reaches sequence {report.sequence}",
+            hint="an older state of the log is read; wait, and run it again",
+        )
+    return Place(report.generation, report.sequence, chain, report.position)
+
+
+def _save(work: _Following, connection: Connection, report: RestoreReport) -> None:
+    place = _find_place(work.source, report)
+    work.store.write_place(connection, work.name, place=place)
+
+
+def _check_alone(store: RestorationStore, connection: Connection, place: Place) -> None:
+    stranger = store.find_stranger(connection, place.position)
+    if stranger is not None:
+        raise LogForkedError(
+            f"position {stranger} of this database did not come from the log that it follows, "
+            f"which it has up to position {place.position}",
+            hint="somebody writes here: a follower is read only. Follow with a new database",
+        )
+
+
+def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
+    """One batch in one transaction."""
+    store, connection, source = work.store, work.connection, work.source
+    with open_work(connection):
+        take_lock(connection, store)
+        saved = store.read_place(connection, work.name) or store.read_place(
+            connection, RESTORED_PLACE
+        )
+        if saved is None or saved[1:] != place[1:]:
+            raise ConflictError(
+                "another process has moved this database on meanwhile", hint="stop one of them"
+            )
+        log = Store(store.schema)
+        log.require_current(connection)
+        for shape in source.list_types(connection):
+            log.insert_type(connection, shape)
+        for key_id, check_value in source.list_keys(connection).items():
+            log.insert_key(connection, key_id, check_value=check_value)
+        reader = work.open_reader(connection)
+        plans = read_plans(connection, list_newest_types(reader))
+        oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
+        taken = suspend_switches(connection, oids)
+        # Nobody writes from here on; who wrote before would show.
+        _check_alone(store, connection, place)
+        _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
+        intake = LogIntake(connection, reader, store=store, after=page.first - 1, news=True)
+        transactions = list(intake.run([page]))
+        merge_transactions(connection, plans, transactions, lenient_until=work.lenient_until)
+        advance_sequences(connection, find_extremes(plans, transactions))
+        store.write_tickets(connection, _list_aggregates(page))
+        reached = page.first + len(page.entries) - 1
+        chain = source.find_chain(reached)
+        if chain is None:
+            raise HeadRolledBackError(
+                f"the log no longer reaches sequence {reached}",
+                hint="an older state of the log is read; wait, and run it again",
+            )
+        place = Place(source.generation, reached, chain, max(place.position, intake.position))
+        store.write_position(connection, place.position)
+        resume_tables(connection, taken)
+        store.write_place(connection, work.name, place=place)
+    return place
+
+
+def _list_aggregates(page: SequencedPage) -> list[str]:
+    return sorted({entry.aggregate for entry in page.entries})
+
+
+def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -> None:
+    """Raise `ChainBrokenError` where an entry does not follow the one before."""
+    known = dict(heads)
+    for stored in page.entries:
+        version, head = known.get(stored.aggregate, (0, bytes(32)))
+        if stored.version != version + 1 or stored.prev_hash != head:
+            raise ChainBrokenError(
+                f"position {stored.position} ({describe(stored)}) does not follow version "
+                f"{version}, which this database has",
+                hint="the log that is followed was altered, or is another one",
+            )
+        known[stored.aggregate] = (stored.version, stored.entry_hash)
+
+
+def cut_batches(
+    pages: Iterable[SequencedPage], *, most: int, most_bytes: int = BATCH_BYTES
+) -> Iterator[SequencedPage]:
+    """The same entries on pages of whole transactions, of about `most` entries."""
+    first = 0
+    batch: list[StoredEntry] = []
+    metadata: dict[int, list[tuple[str, str]]] = {}
+    open_group: list[StoredEntry] = []
+    size = 0
+    for page in pages:
+        for number, stored in enumerate(page.entries, start=page.first):
+            if not batch and not open_group:
+                first = number
+            open_group.append(stored)
+            size += len(stored.data)
+            if stored.transaction_position in page.metadata:
+                position = stored.transaction_position
+                metadata[position] = page.metadata[position]
+            if len(open_group) < stored.transaction_size:
+                continue
+            batch += open_group
+            open_group = []
+            if len(batch) >= most or size >= most_bytes:
+                yield SequencedPage(first, batch, metadata)
+                batch, metadata, size = [], {}, 0
+    if open_group:
+        raise ChainBrokenError(
+            f"the transaction at position {open_group[0].transaction_position} has "
+            f"{len(open_group)} of {open_group[0].transaction_size} entries",
+            hint="the log that is followed lacks entries",
+        )
+    if batch:
+        yield SequencedPage(first, batch, metadata)

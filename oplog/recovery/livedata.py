@@ -1,0 +1,235 @@
+"""Live tables as a snapshot reads them: rows as COPY prints them, in pieces of a few megabytes.
+
+Knows SQL and the text of rows. Must not know chunks or the log's entries. The hard thing is
+that the text must be read back as the same value, by a database of another age and place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.manifest import ColumnType
+from oplog.errors import SchemaDriftError
+from oplog.replay.fold import Key
+from oplog.replay.loader import print_column
+from oplog.replay.plan import TablePlan, list_quoted
+from oplog.replay.transaction import Driver
+from oplog.shape import Shape
+from oplog.store.ticketing import (
+    REDEEMED,
+    TICKET_COLUMNS,
+    TICKET_KEY,
+    TICKET_TABLE,
+    name_tickets,
+)
+from oplog.tables import quote
+from oplog.value import ValueCodec, codec_for
+
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+"""Text of rows in one chunk. Smaller ones compress worse, larger ones take more memory."""
+_INTERVAL = re.compile(r"interval\b")
+_LEAST_INTERVAL = "'-2562047788:00:54.775808'", "'-9223372036854775808us'"
+"""One clock that Postgres prints and does not read, and the same as it reads it."""
+
+# Tables of the catalog show what this transaction sees; functions answer from the newest state.
+_UNSETTLED = """
+WITH RECURSIVE seen AS (
+  SELECT $1::regclass::oid AS oid
+  UNION SELECT i.inhrelid FROM seen JOIN pg_catalog.pg_inherits i ON i.inhparent = seen.oid),
+now AS (
+  SELECT $1::regclass::oid AS oid
+  UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::regclass))
+SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog.pg_class c
+    ON c.oid = seen.oid
+  WHERE seen.oid IS NULL OR now.oid IS NULL OR c.oid IS NULL
+    OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid))
+  + (SELECT count(*) FROM seen JOIN pg_catalog.pg_attribute a ON a.attrelid = seen.oid
+  WHERE a.attnum > 0 AND NOT a.attisdropped
+    AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') IS NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveData:
+    """One table to take a snapshot of.
+
+    `key` has the primary key's columns as the log has them, `order` as its index has them.
+    """
+
+    schema: str
+    table: str
+    types: tuple[str, ...]
+    columns: tuple[ColumnType, ...]
+    key: tuple[str, ...]
+    order: tuple[str, ...]
+    relation: str
+    codecs: Mapping[str, ValueCodec] = field(compare=False, repr=False)
+    condition: str = "true"
+
+    def settle(self, driver: Driver) -> None:
+        """Lock the table against migrations; `SchemaDriftError` if one has just changed it.
+
+        A table that was rewritten after this transaction's state was fixed looks empty to it,
+        and a column that was replaced has other values: both would go unnoticed.
+        """
+        driver.execute(f"LOCK TABLE {self.relation} IN ACCESS SHARE MODE")
+        found = driver.query(_UNSETTLED, (self.qualified,)).fetchone()
+        if found is None or found[0]:
+            raise SchemaDriftError(
+                f"table {self.schema}.{self.table} was changed by a migration while a snapshot was "
+                "being taken",
+                hint="take the snapshot again",
+            )
+
+    @property
+    def qualified(self) -> str:
+        """The table's quoted name."""
+        return f"{quote(self.schema)}.{quote(self.table)}"
+
+    def stream_rows(self, driver: Driver, *, stage: str | None = None) -> Iterator[bytes]:
+        """The rows in the order of their key; those alone whose keys are in `stage`."""
+        chosen = "" if stage is None else f" AND EXISTS (SELECT FROM {stage} s WHERE {self._match})"
+        return driver.stream_out(
+            f"COPY (SELECT {self._selected} FROM {self.relation} t "
+            f"WHERE {self.condition}{chosen} ORDER BY {list_quoted(self.order, prefix='t.')}) "
+            "TO STDOUT",
+            enough=CHUNK_BYTES,
+        )
+
+    def stream_missing(self, driver: Driver, stage: str) -> Iterator[bytes]:
+        """The keys in `stage` that no row has."""
+        names = ", ".join(self._print("s", f"k{n}", name) for n, name in enumerate(self.key))
+        ordered = ", ".join(f"s.k{n}" for n in range(len(self.key)))
+        return driver.stream_out(
+            f"COPY (SELECT {names} FROM (SELECT DISTINCT {ordered} FROM {stage} s) s "
+            f"WHERE NOT EXISTS (SELECT FROM {self.relation} t "
+            f"WHERE {self.condition} AND {self._match}) ORDER BY {ordered}) TO STDOUT",
+            enough=CHUNK_BYTES,
+        )
+
+    def count_rows(self, driver: Driver) -> int:
+        """How many rows there are."""
+        found = driver.execute(
+            f"SELECT count(*) FROM {self.relation} t WHERE {self.condition}"
+        ).fetchone()
+        return int(found[0]) if found else 0
+
+    @property
+    def _match(self) -> str:
+        return " AND ".join(f"t.{quote(name)} = s.k{n}" for n, name in enumerate(self.key))
+
+    @property
+    def _selected(self) -> str:
+        return ", ".join(self._print("t", quote(name), name) for name, _ in self.columns)
+
+    def _print(self, relation: str, column: str, name: str) -> str:
+        if not _INTERVAL.match(dict(self.columns)[name]):
+            return f"{relation}.{column}"
+        old, new = _LEAST_INTERVAL
+        return f"pg_catalog.replace({relation}.{column}::text, {old}, {new})"
+
+
+class Stage:
+    """Keys of one table's rows, in a temporary table that is made for the first of them.
+
+    So a table that nobody changed is not even locked.
+    """
+
+    def __init__(self, driver: Driver, live: LiveData, number: int) -> None:
+        """`number` tells it from the other stages of this transaction."""
+        self.name = f"pg_temp.oplog_changed_{number}"
+        self.count = 0
+        """Keys that were added, some of them perhaps twice."""
+        self._driver = driver
+        self._codecs = [live.codecs[name] for name in live.key]
+        names = ", ".join(f"t.{quote(name)} AS k{n}" for n, name in enumerate(live.key))
+        self._definition = (
+            f"CREATE TEMPORARY TABLE oplog_changed_{number} ON COMMIT DROP AS "
+            f"SELECT {names} FROM {live.relation} t WITH NO DATA"
+        )
+
+    def add(self, keys: Iterable[Key]) -> None:
+        """More keys, in wire values."""
+        whole = list(keys)
+        if not whole:
+            return
+        if not self.count:
+            self._driver.execute(self._definition)
+        by_column = zip(*whole, strict=True)
+        fields = [print_column(c, v) for c, v in zip(self._codecs, by_column, strict=True)]
+        lines = "\n".join(map("\t".join, zip(*fields, strict=True))) + "\n"
+        self._driver.copy(f"COPY {self.name} FROM STDIN", [lines])
+        self.count += len(whole)
+
+    def analyze(self) -> None:
+        """Tell the planner how many keys there are: it would guess, and read whole tables."""
+        if self.count:
+            self._driver.execute(f"ANALYZE {self.name}")
+
+    def drop(self) -> None:
+        """Forget the keys."""
+        if self.count:
+            self._driver.execute(f"DROP TABLE {self.name}")
+
+
+def describe_table(connection: Connection, plan: TablePlan) -> LiveData:
+    """A logged table: its logged columns only."""
+    live = plan.live
+    return LiveData(
+        live.schema,
+        live.name,
+        plan.types,
+        tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
+        plan.key_names,
+        _read_key_order(connection, live.oid),
+        f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}",
+        plan.codecs,
+    )
+
+
+def describe_tickets(schema: str) -> LiveData:
+    """The tickets of the log in `schema`."""
+    columns = tuple(ColumnType(*column) for column in TICKET_COLUMNS)
+    return LiveData(
+        schema,
+        TICKET_TABLE,
+        (),
+        columns,
+        (TICKET_KEY,),
+        (TICKET_KEY,),
+        name_tickets(schema),
+        {name: codec_for(pg_type) for name, pg_type in columns},
+        REDEEMED,
+    )
+
+
+def list_present(connection: Connection, types: Iterable[Shape]) -> list[Shape]:
+    """The newest revision of each type whose table is still there.
+
+    The rows of a table that was dropped are gone, in the database as in a snapshot of it.
+    """
+    newest = list({shape.type_name: shape for shape in types}.values())
+    found = connection.exec_driver_sql(
+        "SELECT pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema, name)) IS NOT NULL "
+        "FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])) "
+        "WITH ORDINALITY AS w(schema, name, n) ORDER BY n",
+        ([shape.schema for shape in newest], [shape.table for shape in newest]),
+    ).scalars()
+    return [shape for shape, there in zip(newest, found, strict=True) if there]
+
+
+def _read_key_order(connection: Connection, oid: int) -> tuple[str, ...]:
+    rows = connection.exec_driver_sql(
+        "SELECT a.attname::text FROM pg_catalog.pg_index i CROSS JOIN LATERAL "
+        "pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(n, place) "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.n "
+        "WHERE i.indrelid = %s::bigint::oid AND i.indisprimary AND k.place <= i.indnkeyatts "
+        "ORDER BY k.place",
+        (oid,),
+    )
+    return tuple(rows.scalars())

@@ -1,0 +1,326 @@
+"""A stored snapshot read back: tables' rows, layers and tickets, downloaded ahead.
+
+Knows manifests, chunks and how they are opened; has the shape that `oplog.recovery.base` asks
+for. Must not know the store (objects come, verified, through a callable), nor the target. The
+hard thing is to keep up with COPY in bounded memory: chunks are fetched, opened and decompressed
+by a few threads, and no further ahead than a few of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from oplog.archive.chunk import StoredChunk, decode_chunk
+from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.errors import (
+    ManifestInvalidError,
+    NotCapturableError,
+    SchemaDriftError,
+    SegmentCorruptError,
+)
+from oplog.recovery.base import TicketRow
+from oplog.seal import SealContext, Sealer
+from oplog.shape import Column, Shape
+from oplog.store.ticketing import TICKET_COLUMNS
+from oplog.tables import quote
+from oplog.value import Kind, codec_for, read_copy_field
+
+GetObject: TypeAlias = Callable[[str], bytes]
+"""The object under a path, compared with the hash in its name. Called by several threads."""
+
+THREADS: Final = 4
+_AHEAD_BYTES: Final = 48 * 1024 * 1024
+"""Text of rows that is fetched before it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedChunk:
+    """A chunk's text, whole lines."""
+
+    ref: ChunkRef
+    tombstones: bytes
+    rows: bytes
+
+
+class ChunkSource:
+    """Fetches and opens the chunks of one snapshot."""
+
+    def __init__(
+        self,
+        manifest: SnapshotManifest,
+        *,
+        get: GetObject,
+        sealer: Sealer,
+        key_checks: Mapping[str, bytes],
+        threads: int = THREADS,
+    ) -> None:
+        """`key_checks` are the check values that the log remembers of its keys."""
+        self._log_id = manifest.log_id
+        self._get = get
+        self._sealer = sealer
+        self._key_checks = key_checks
+        self._threads = threads
+
+    def iterate(self, dataset: Dataset, refs: Sequence[ChunkRef]) -> Iterator[OpenedChunk]:
+        """The chunks in their order.
+
+        Raises what getting and opening raise, `SegmentCorruptError` and
+        `ManifestInvalidError` for a chunk that is not what the manifest says.
+        """
+        if len(refs) <= 1:
+            yield from (self.fetch(dataset, ref) for ref in refs)
+            return
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="oplog-snapshot")
+        waiting: deque[tuple[int, Future[OpenedChunk]]] = deque()
+        ahead = 0
+        left = deque(refs)
+        try:
+            while left or waiting:
+                while left and (
+                    not waiting
+                    or (
+                        len(waiting) < 2 * self._threads
+                        and ahead + left[0].raw_bytes <= _AHEAD_BYTES
+                    )
+                ):
+                    ref = left.popleft()
+                    waiting.append((ref.raw_bytes, pool.submit(self.fetch, dataset, ref)))
+                    ahead += ref.raw_bytes
+                size, future = waiting.popleft()
+                yield future.result()
+                ahead -= size
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def fetch(self, dataset: Dataset, ref: ChunkRef) -> OpenedChunk:
+        """One chunk, compared with what the manifest says of it."""
+        data = self._get(ref.path)
+        chunk = decode_chunk(data, what=ref.path)
+        self._check(chunk, dataset, ref, size=len(data))
+        return OpenedChunk(
+            ref,
+            b"".join(chunk.iterate_tombstones(self._open)),
+            b"".join(chunk.iterate_rows(self._open)),
+        )
+
+    def _open(self, data: bytes, context: SealContext, *, format: int, key_id: str) -> bytes:
+        check_value = self._key_checks.get(key_id)
+        return self._sealer.open(
+            data, context, format=format, key_id=key_id, check_value=check_value
+        )
+
+    def _check(self, chunk: StoredChunk, dataset: Dataset, ref: ChunkRef, *, size: int) -> None:
+        header = chunk.header
+        found = (
+            header.log_id,
+            header.schema,
+            header.table,
+            header.columns,
+            header.key,
+            ChunkRef(ref.path, header.rows, header.tombstones, size, header.raw_bytes),
+        )
+        wanted = (
+            self._log_id,
+            dataset.schema,
+            dataset.table,
+            dataset.names,
+            dataset.key,
+            ref,
+        )
+        if found != wanted:
+            raise SegmentCorruptError(
+                f"{ref.path} is not the chunk of {dataset.name} that the snapshot's manifest means",
+                hint="one of the two was altered: run oplog check, or restore from an earlier "
+                "snapshot",
+            )
+
+
+class StoredLayer:
+    """One chunk of a layer: no other chunk of the same layer has any of its keys."""
+
+    def __init__(self, table: StoredTable, chunk: OpenedChunk) -> None:
+        self._table = table
+        self._chunk = chunk
+
+    def gone(self) -> Iterator[bytes]:
+        """COPY text of the keys of all rows that were deleted or written anew."""
+        if self._chunk.tombstones:
+            yield self._chunk.tombstones
+        if self._chunk.rows:
+            yield _pick(self._chunk.rows, self._table.key_places)
+
+    def rows(self) -> Iterator[bytes]:
+        """COPY text of the rows as they are since."""
+        if self._chunk.rows:
+            yield self._table.keep(self._chunk.rows)
+
+
+class StoredTable:
+    """One table of a stored snapshot."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        source: ChunkSource,
+        *,
+        name: tuple[str, str],
+        columns: Sequence[str],
+    ) -> None:
+        """`name` is the table that takes the rows, `columns` those of theirs that it takes."""
+        self.dataset = dataset
+        self.name = name
+        self.columns = tuple(columns)
+        self.key_names = dataset.key
+        self.key_places = [dataset.names.index(column) for column in dataset.key]
+        self._source = source
+        places = [dataset.names.index(column) for column in columns]
+        self._places = None if len(places) == len(dataset.names) else places
+
+    def rows(self) -> Iterator[bytes]:
+        """COPY text of the base rows: whole lines, UTF-8, under the text settings."""
+        for chunk in self._source.iterate(self.dataset, self.dataset.base):
+            yield self.keep(chunk.rows)
+
+    def layers(self) -> Iterator[StoredLayer]:
+        """The layers above, each to be used before the next is taken."""
+        refs = [ref for layer in self.dataset.layers for ref in layer]
+        for chunk in self._source.iterate(self.dataset, refs):
+            yield StoredLayer(self, chunk)
+
+    def keep(self, lines: bytes) -> bytes:
+        """The wanted columns of rows."""
+        return lines if self._places is None else _pick(lines, self._places)
+
+
+class StoredSnapshot:
+    """A snapshot in an archive, in the shape that a restore asks for."""
+
+    def __init__(
+        self,
+        manifest: SnapshotManifest,
+        *,
+        get: GetObject,
+        sealer: Sealer,
+        key_checks: Mapping[str, bytes],
+        types: Iterable[Shape] = (),
+        threads: int = THREADS,
+    ) -> None:
+        """`key_checks` are the check values that the log remembers of its keys.
+
+        `types` are those that the log has stored. With them, columns that were dropped since
+        or are no longer logged are left out of rows, and a table that was renamed goes by its
+        new name. Raises `SchemaDriftError` for a column whose values are of another kind now,
+        and for a table with another key.
+        """
+        self.manifest = manifest
+        self._source = ChunkSource(
+            manifest, get=get, sealer=sealer, key_checks=key_checks, threads=threads
+        )
+        newest = {shape.type_name: shape for shape in types}
+        self._fits = [
+            _fit(
+                dataset,
+                [newest[name] for name in dataset.types if name in newest],
+                manifest.revisions,
+            )
+            for dataset in manifest.tables
+        ]
+
+    @property
+    def sequence(self) -> int:
+        """The last entry whose effects are in the rows."""
+        return self.manifest.sequence
+
+    @property
+    def sequences(self) -> Mapping[str, int]:
+        """Last values of sequences, by qualified and quoted name."""
+        return {
+            f"{quote(one.schema)}.{quote(one.name)}": one.last_value
+            for one in self.manifest.sequences
+        }
+
+    def tables(self) -> Iterator[StoredTable]:
+        """One item for each table."""
+        for dataset, fit in zip(self.manifest.tables, self._fits, strict=True):
+            yield StoredTable(dataset, self._source, name=fit.name, columns=fit.columns)
+
+    def tickets(self) -> Iterator[TicketRow]:
+        """Every aggregate that was ever written, once."""
+        dataset = self.manifest.tickets
+        if dataset.names != tuple(name for name, _ in TICKET_COLUMNS):
+            raise ManifestInvalidError(
+                "the snapshot's tickets have other columns than this library knows",
+                hint="it was written by a newer version: upgrade the library",
+            )
+        refs = [ref for layer in dataset.layers for ref in layer]
+        newer: dict[str, TicketRow] = {}
+        for chunk in self._source.iterate(dataset, refs):
+            newer.update((ticket.aggregate, ticket) for ticket in _read_tickets(chunk))
+        for chunk in self._source.iterate(dataset, dataset.base):
+            for ticket in _read_tickets(chunk):
+                yield newer.pop(ticket.aggregate, ticket)
+        yield from newer.values()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Where a dataset's rows belong now, and which of their columns."""
+
+    name: tuple[str, str]
+    columns: tuple[str, ...]
+
+
+def _fit(dataset: Dataset, shapes: Sequence[Shape], revisions: Sequence[str]) -> _Fit:
+    """By the newest revisions of the dataset's types, which say what a column has become."""
+    if not shapes:
+        return _Fit((dataset.schema, dataset.table), dataset.names)
+    recorded = f"the snapshot was taken at Alembic revision {', '.join(revisions) or 'none'}"
+    hint = "migrate the empty database to that revision, or restore from the log alone"
+    last = shapes[-1]
+    if set(dataset.key) != set(last.key_names):
+        raise SchemaDriftError(
+            f"{dataset.name} has primary key ({', '.join(last.key_names)}) in the log and "
+            f"({', '.join(dataset.key)}) in the snapshot; {recorded}",
+            hint=hint,
+        )
+    excluded = {name for shape in shapes for name in shape.excluded}
+    logged = {c.name: c for shape in shapes for c in shape.columns if c.name not in excluded}
+    for name, pg_type in dataset.columns:
+        column = logged.get(name)
+        if column is not None and _find_kind(pg_type, column) is not column.kind:
+            raise SchemaDriftError(
+                f"column {dataset.name}.{name} is {column.pg_type} in the log and {pg_type} in "
+                f"the snapshot; {recorded}",
+                hint=hint,
+            )
+    columns = tuple(name for name in dataset.names if name in logged)
+    return _Fit((last.schema, last.table), columns)
+
+
+def _find_kind(pg_type: str, column: Column) -> Kind | None:
+    try:
+        return codec_for(pg_type, category=column.category).kind
+    except NotCapturableError:
+        return None
+
+
+def _pick(lines: bytes, places: Sequence[int]) -> bytes:
+    picked = []
+    for line in lines[:-1].split(b"\n"):
+        fields = line.split(b"\t")
+        picked.append(b"\t".join([fields[place] for place in places]))
+    return b"\n".join(picked) + b"\n"
+
+
+def _read_tickets(chunk: OpenedChunk) -> Iterator[TicketRow]:
+    if not chunk.rows:
+        return
+    for line in chunk.rows[:-1].decode().split("\n"):
+        texts = [read_copy_field(field) or "" for field in line.split("\t")]
+        aggregate, version, *hashes = texts
+        prev_hash, head_hash, body_hash = [bytes.fromhex(one[2:]) for one in hashes]
+        yield TicketRow(aggregate, int(version), prev_hash, head_hash, body_hash)

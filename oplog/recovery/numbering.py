@@ -1,0 +1,98 @@
+"""Sequences of restored tables, set so that the next row gets a key that nobody has.
+
+SQL on the catalog. Must not know the log. The hard thing is that a sequence is not in the log:
+the highest value in its column says how far it came at least, and a snapshot may say more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from oplog.replay.transaction import Driver
+from oplog.tables import quote
+
+
+class _Fed(NamedTuple):
+    """A sequence that feeds a column: its own, or its default's."""
+
+    sequence: str
+    table: str
+    column: str
+
+
+_FED = """
+SELECT DISTINCT pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(s.relname),
+  pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname::text
+FROM (
+  SELECT d.objid AS sequence, d.refobjid AS relation, d.refobjsubid AS number
+  FROM pg_catalog.pg_depend d
+  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0
+    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')
+  UNION
+  SELECT d.refobjid, f.adrelid, f.adnum FROM pg_catalog.pg_attrdef f
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass
+    AND d.objid = f.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass) u
+JOIN pg_catalog.pg_class s ON s.oid = u.sequence AND s.relkind = 'S'
+JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
+JOIN pg_catalog.pg_class c ON c.oid = u.relation
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = u.number
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typcategory = 'N' AND t.typname <> 'money'
+WHERE c.oid = ANY(%s::bigint[]::oid[]) ORDER BY 1, 2, 3"""
+
+_MOVE = """
+SELECT pg_catalog.setval(%s::regclass, w.value)
+FROM (SELECT %s::bigint AS value) w, pg_catalog.pg_sequence q,
+  (SELECT last_value, is_called FROM {name}) now
+WHERE q.seqrelid = %s::regclass AND w.value BETWEEN q.seqmin AND q.seqmax
+  AND CASE WHEN now.last_value = w.value THEN NOT now.is_called
+    ELSE (w.value > now.last_value) = (q.seqincrement > 0) END"""
+
+
+def move_sequences(
+    connection: Connection, oids: Sequence[int], *, recorded: Mapping[str, int]
+) -> None:
+    """Move sequences of these tables, and recorded ones, on to the furthest value known.
+
+    None is moved back, whichever way it counts: a key once given is not given again.
+    """
+    driver = Driver(connection)
+    reached: dict[str, list[int]] = {}
+    for fed in _list_fed(connection, oids):
+        found = driver.execute(
+            f"SELECT ceil(max(v))::bigint, floor(min(v))::bigint "
+            f"FROM (SELECT {quote(fed.column)} AS v FROM {fed.table}) c "
+            f"WHERE v BETWEEN {-(2**63)} AND {2**63 - 1}"
+        ).fetchone()
+        reached.setdefault(fed.sequence, []).extend(v for v in found or () if v is not None)
+    for name, value in recorded.items():
+        reached.setdefault(name, []).append(value)
+    for name, values in reached.items():
+        for value in values:
+            _move(connection, name, value)
+
+
+def _move(connection: Connection, name: str, value: int) -> None:
+    known: Any = connection.exec_driver_sql(
+        "SELECT pg_catalog.to_regclass(%s) IS NOT NULL", (name,)
+    ).scalar_one()
+    if known:
+        statement = _MOVE.format(name=name.replace("%", "%%"))
+        connection.exec_driver_sql(statement, (name, value, name))
+
+
+def _list_fed(connection: Connection, oids: Sequence[int]) -> list[_Fed]:
+    return [_Fed(*row) for row in connection.exec_driver_sql(_FED, (list(oids),))]
+
+
+def advance_sequences(
+    connection: Connection, extremes: Mapping[tuple[int, str], tuple[int, int]]
+) -> None:
+    """Move sequences past values just written: the lowest and the highest, by oid and column."""
+    for oid in sorted({oid for oid, _ in extremes}):
+        for fed in _list_fed(connection, [oid]):
+            for value in extremes.get((oid, fed.column), ()):
+                _move(connection, fed.sequence, value)

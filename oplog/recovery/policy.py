@@ -1,0 +1,64 @@
+"""When a snapshot is due, and when layers are merged into a new base.
+
+Pure. The hard thing is to bound two costs at once: what a snapshot uploads, and what a restore
+has to read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from oplog.archive.manifest import Dataset
+from oplog.errors import ConfigurationError
+
+MAX_LAYER_SHARE: Final = 0.30
+"""Bytes of all layers of a table, as a share of its base: above, the base is written anew."""
+MAX_KEPT_LAYERS: Final = 8
+"""Layers over one base."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPolicy:
+    """A snapshot is due after so many `entries`, or so many `hours` with at least one entry.
+
+    None leaves that trigger out; with both None a snapshot is never due. Raises
+    `ConfigurationError` for numbers that are not positive.
+    """
+
+    entries: int | None = 100_000
+    hours: float | None = 24.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("entries", self.entries), ("hours", self.hours)):
+            if value is not None and not value > 0:
+                raise ConfigurationError(
+                    f"{name}={value} cannot say when a snapshot is due",
+                    hint="give a positive number, or None to leave this trigger out",
+                )
+
+    def is_due(self, *, entries: int, age: timedelta | None) -> bool:
+        """Whether to take one, `entries` after the last one, which has this `age`.
+
+        `age` is None if there is none yet: then it is due as soon as there is an entry.
+        """
+        if entries <= 0 or (self.entries is None and self.hours is None):
+            return False
+        if age is None:
+            return True
+        if self.entries is not None and entries >= self.entries:
+            return True
+        return self.hours is not None and age >= timedelta(hours=self.hours)
+
+
+def is_merge_due(previous: Dataset, *, changed: int) -> bool:
+    """Whether a layer of about `changed` rows over `previous` would be one too many.
+
+    Asked before the layer is read: what it will weigh is guessed from the base.
+    """
+    rows = sum(ref.rows for ref in previous.base)
+    if not rows or len(previous.layers) >= MAX_KEPT_LAYERS:
+        return True
+    expected = previous.layer_bytes + previous.base_bytes * changed / rows
+    return expected > MAX_LAYER_SHARE * previous.base_bytes

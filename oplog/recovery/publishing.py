@@ -1,0 +1,183 @@
+"""A snapshot taken and published: the tables at exactly the archive's newest entry.
+
+Ties the transaction that reads the tables to the one that publishes, which is the same: what it
+sees is published first, then copied. Must not know how either is done. The hard thing is that a
+snapshot and the log agree to the entry while others go on writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.engine import Connection, Engine
+
+from oplog.archive.archive import Archive
+from oplog.archive.export import Exporter
+from oplog.archive.head import Head, SnapshotRef
+from oplog.archive.manifest import SnapshotManifest, encode_manifest
+from oplog.archive.path import SNAPSHOT, name_content
+from oplog.archive.publisher import Publisher
+from oplog.archive.source import ArchivedLog
+from oplog.archive.step import Step
+from oplog.reader import EntryReader, OpenedEntry
+from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.snapshot import SnapshotPoint, take_snapshot
+from oplog.seal import Sealer
+from oplog.store import Store, StoredEntry
+
+OpenSource = Callable[[Connection, ArchivedLog], EntryReader]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReport:
+    """What a snapshot put into the archive.
+
+    The tables at `sequence` (highest position `position`): `rows` in all, `bytes` uploaded for
+    it of `total_bytes` that it consists of. `taken` is False when nothing had changed, or none
+    was due; the other numbers are then those of the newest there is.
+    """
+
+    taken: bool
+    sequence: int
+    position: int
+    rows: int
+    bytes: int
+    total_bytes: int
+
+
+def publish_snapshot(
+    engine: Engine,
+    exporter: Exporter,
+    *,
+    schema: str,
+    sealer: Sealer,
+    open_source: OpenSource,
+    policy: SnapshotPolicy | None = None,
+    full: bool = False,
+) -> SnapshotReport:
+    """Publish what is new, and a snapshot of the tables at just that point.
+
+    With a `policy`, only if it is due. `full` builds on no earlier one. Nothing is published
+    while it is taken. Raises what publishing and `take_snapshot` raise.
+    """
+    archive = exporter.archive
+    head = archive.find_head()
+    if policy is not None and not _is_due(head, policy):
+        return _describe(archive, head)
+    exporter.publish_all(engine)
+    report: SnapshotReport | None = None
+
+    def change(connection: Connection, head: Head, publisher: Publisher) -> Head | None:
+        nonlocal report
+        before = publisher.written_bytes
+        manifest = _take(
+            connection,
+            archive,
+            head,
+            publisher,
+            schema=schema,
+            sealer=sealer,
+            open_source=open_source,
+            full=full,
+        )
+        if manifest is None:
+            return None
+        data = encode_manifest(manifest)
+        path = name_content(SNAPSHOT, manifest.sequence, data=data)
+        publisher.put_content(path, data, step=Step.PUT_MANIFEST)
+        ref = SnapshotRef(
+            path,
+            manifest.sequence,
+            manifest.position,
+            manifest.recorded_at,
+            manifest.stored_bytes + len(data),
+        )
+        report = SnapshotReport(
+            taken=True,
+            sequence=manifest.sequence,
+            position=manifest.position,
+            rows=manifest.rows,
+            bytes=publisher.written_bytes - before,
+            total_bytes=ref.size_bytes,
+        )
+        kept = [one for one in head.snapshots if one.sequence != ref.sequence]
+        return replace(head, snapshots=(*kept, ref))
+
+    exporter.publish_change(engine, change)
+    return report or _describe(archive, archive.find_head())
+
+
+def _take(
+    connection: Connection,
+    archive: Archive,
+    head: Head,
+    publisher: Publisher,
+    *,
+    schema: str,
+    sealer: Sealer,
+    open_source: OpenSource,
+    full: bool,
+) -> SnapshotManifest | None:
+    previous = None if full or not head.snapshots else archive.read_manifest(head.snapshots[-1])
+    changes: Iterator[Sequence[OpenedEntry]] = iter(())
+    if previous is not None:
+        source = ArchivedLog(archive, head, schema=schema)
+        reader = open_source(connection, source)
+        changes = _open_transactions(source, reader, after=previous.sequence)
+    return take_snapshot(
+        connection,
+        point=SnapshotPoint(
+            head.log_id,
+            head.generation,
+            head.sequence,
+            head.chain,
+            head.position,
+            head.recorded_at,
+        ),
+        mint=publisher.mint(),
+        schema=schema,
+        types=Store(schema).list_types(connection),
+        sealer=sealer,
+        put=publisher.put_blob,
+        previous=previous,
+        changes=changes,
+    )
+
+
+def _open_transactions(
+    source: ArchivedLog, reader: EntryReader, *, after: int
+) -> Iterator[list[OpenedEntry]]:
+    group: list[StoredEntry] = []
+    for page in source.iterate_sequence(after=after):
+        for entry in page.entries:
+            group.append(entry)
+            if len(group) == entry.transaction_size:
+                yield [reader.open(one) for one in group]
+                group = []
+
+
+def _is_due(head: Head | None, policy: SnapshotPolicy) -> bool:
+    if head is None:
+        return False
+    newest = head.snapshots[-1] if head.snapshots else None
+    if newest is None:
+        return policy.is_due(entries=head.sequence, age=None)
+    age = datetime.now(UTC) - (_EPOCH + timedelta(microseconds=newest.recorded_at))
+    return policy.is_due(entries=head.sequence - newest.sequence, age=age)
+
+
+def _describe(archive: Archive, head: Head | None) -> SnapshotReport:
+    if head is None or not head.snapshots:
+        return SnapshotReport(taken=False, sequence=0, position=0, rows=0, bytes=0, total_bytes=0)
+    newest = head.snapshots[-1]
+    return SnapshotReport(
+        taken=False,
+        sequence=newest.sequence,
+        position=newest.position,
+        rows=archive.read_manifest(newest).rows,
+        bytes=0,
+        total_bytes=newest.size_bytes,
+    )

@@ -1,0 +1,383 @@
+"""An empty, migrated database filled from a log: rows, entries, tickets, in one transaction.
+
+Knows the order of work. Must not know where the log lies. The hard thing is that half a restore
+looks like a whole one: so a mark that keeps applications out is committed first, and removed by
+the very transaction that brings everything back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import ChainBrokenError, ConfigurationError
+from oplog.recovery.base import SnapshotReader
+from oplog.recovery.condition import (
+    check_snapshot,
+    describe_rows,
+    refuse_filled,
+    take_lock,
+)
+from oplog.recovery.filling import load_snapshot, move_rows
+from oplog.recovery.intake import LogIntake
+from oplog.recovery.numbering import move_sequences
+from oplog.recovery.suspension import find_oids, lock_tables, resume_tables, suspend_tables
+from oplog.replay.loader import TableLoader
+from oplog.replay.plan import read_plans
+from oplog.replay.rebuild import (
+    BATCH_ROWS,
+    Applied,
+    OpenReader,
+    Progress,
+    digest_tables,
+    find_last,
+    find_leniency,
+    find_limit,
+    fold_transactions,
+    list_newest_types,
+)
+from oplog.replay.target import make_scratch
+from oplog.replay.transaction import Driver, pin_settings
+from oplog.store import BrokenLink, SequencedLog, Store
+from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore, print_ticket
+from oplog.store.standby import require_primary
+from oplog.tables import VERSION
+
+
+class RestoreStep(StrEnum):
+    """How far a restore has come; each is reached after what its name says."""
+
+    MARKED = "marked"
+    """The mark is committed: applications are refused."""
+    EMPTIED = "emptied"
+    """Everybody is kept out, and what stood in the way of rows is gone."""
+    FOLDED = "folded"
+    """All entries are in the log, all rows in temporary tables."""
+    FILLED = "filled"
+    """All rows are in their tables."""
+    RESUMED = "resumed"
+    """Triggers and foreign keys are back."""
+    FINISHED = "finished"
+    """Everything is done but COMMIT."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore brought back.
+
+    `rows` in all logged tables, `entries`, and `position` of the last of these. `digest` is
+    what a replay of the same log through the same position reports. Up to `sequence` of
+    `generation` nothing was left out; entries that come later in the log and were restored
+    all the same, because their positions are low, count as new to every consumer.
+    """
+
+    rows: int
+    position: int
+    digest: str
+    entries: int
+    sequence: int
+    generation: int
+
+
+Finish = Callable[[Connection, RestoreReport], None]
+"""Called inside the restoring transaction, before its COMMIT."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be restored, and how."""
+
+    source: SequencedLog
+    open_reader: OpenReader
+    store: RestorationStore
+    through: int | datetime | None
+    snapshot: SnapshotReader | None
+    least_position: int
+    batch_rows: int
+    progress: Progress | None
+    finish: Finish
+    reach: Callable[[RestoreStep], None]
+    anew: bool = False
+    """What is there is removed first, in the same transaction, and entries are news."""
+
+
+class _FilledError(Exception):
+    """Somebody wrote into the target after it was marked."""
+
+
+def restore_log(
+    connection: Connection,
+    source: SequencedLog,
+    *,
+    open_reader: OpenReader,
+    schema: str,
+    through: int | datetime | None = None,
+    snapshot: SnapshotReader | None = None,
+    least_position: int = 0,
+    batch_rows: int = BATCH_ROWS,
+    progress: Progress | None = None,
+    finish: Finish = lambda *_: None,
+    reach: Callable[[RestoreStep], None] = lambda _: None,
+) -> RestoreReport:
+    """Fill an empty, migrated database from `source`, whose entries `open_reader` opens.
+
+    `connection` is in no transaction. `schema` is that of the log's tables there. `through` is
+    a position or an aware datetime and takes transactions whole. With a `snapshot`, rows are
+    its rows and what later entries did to them. New entries get positions over
+    `least_position`. Everything is one transaction, which nobody else can see into; until it
+    commits, applications are refused (`SchemaVersionError`). Interrupted, it leaves nothing
+    but that mark, and is simply run again.
+
+    Raises `ConfigurationError` for a target whose log or logged tables have rows, and for a
+    snapshot that does not fit; `ConflictError` while another restore is under way;
+    `SchemaDriftError` where tables and log disagree about columns; `ChainBrokenError` for an
+    altered log, and `ReplayError` for one that does not replay or whose rows break a constraint.
+    """
+    request = _Request(
+        source,
+        open_reader,
+        RestorationStore(schema),
+        through,
+        snapshot,
+        least_position,
+        batch_rows,
+        progress,
+        finish,
+        reach,
+    )
+    return _mark_and_restore(connection, request)
+
+
+def _mark_and_restore(connection: Connection, request: _Request) -> RestoreReport:
+    if connection.in_transaction():
+        raise ConfigurationError(
+            "a restore needs transactions of its own, and the connection is in one",
+            hint="commit or roll back first, or give another connection",
+        )
+    with open_work(connection):
+        _mark(connection, request)
+    request.reach(RestoreStep.MARKED)
+    try:
+        with open_work(connection):
+            return _restore(connection, request)
+    except _FilledError as found:
+        # This database is theirs, and works.
+        with open_work(connection):
+            request.store.remove_mark(connection)
+        raise refuse_filled(str(found)) from None
+
+
+def rebuild_log(
+    connection: Connection,
+    source: SequencedLog,
+    *,
+    open_reader: OpenReader,
+    schema: str,
+    snapshot: SnapshotReader | None = None,
+    finish: Finish = lambda *_: None,
+) -> RestoreReport:
+    """`restore_log` into a database that has rows of the log already, which go first.
+
+    One transaction: whoever reads sees the old state until it commits, and the new one then.
+    Every entry counts as new to consumers of this database. Rows of logged tables are deleted,
+    whoever wrote them.
+    """
+    request = _Request(
+        source,
+        open_reader,
+        RestorationStore(schema),
+        None,
+        snapshot,
+        0,
+        BATCH_ROWS,
+        None,
+        finish,
+        lambda _: None,
+        anew=True,
+    )
+    with open_work(connection):
+        check_snapshot(request.source, request.snapshot)
+        return _restore(connection, request)
+
+
+@contextmanager
+def open_work(connection: Connection) -> Iterator[None]:
+    """A transaction in which statements see what is committed, and all rows or an error."""
+    with connection.begin():
+        # In a snapshot taken before the locks, rows that came in between would not show.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        # Row security would hide rows in silence; this makes it an error.
+        connection.exec_driver_sql("SET LOCAL row_security = off")
+        with pin_settings(connection):
+            yield
+
+
+def _mark(connection: Connection, request: _Request) -> None:
+    require_primary(connection, "a restore")
+    log = Store(request.store.schema)
+    if log.read_version(connection) != VERSION:
+        log.require_current(connection)
+    take_lock(connection, request.store)
+    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
+    check_snapshot(request.source, request.snapshot)
+    found = describe_rows(connection, request.store, plans)
+    if found:
+        raise refuse_filled(found)
+    request.store.write_mark(connection)
+
+
+def _restore(connection: Connection, request: _Request) -> RestoreReport:
+    store, source = request.store, request.source
+    take_lock(connection, store)
+    store.lock_tables(connection)
+    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
+    driver = Driver(connection)
+    lock_tables(driver, [plan.live.qualified for plan in plans])
+    found = "" if request.anew else describe_rows(connection, store, plans)
+    if found:
+        raise _FilledError(found)
+    oids = [plan.live.oid for plan in plans]
+    covered = [*find_oids(connection, store.list_tables()), *oids]
+    taken = suspend_tables(connection, covered, referring=request.anew)
+    if request.anew:
+        # Not TRUNCATE: that is refused wherever another table refers to one of these.
+        for plan in plans:
+            driver.execute(f"DELETE FROM {plan.live.qualified}")
+        store.clear(connection)
+    request.reach(RestoreStep.EMPTIED)
+    loaders = make_scratch(driver, plans)
+    intake = _take_in(connection, request, loaders)
+    request.reach(RestoreStep.FOLDED)
+    for loader in loaders:
+        move_rows(driver, loader)
+    request.reach(RestoreStep.FILLED)
+    _write_tickets(connection, request)
+    store.write_position(connection, max(intake.position, request.least_position))
+    recorded = {} if request.snapshot is None else request.snapshot.sequences
+    move_sequences(connection, oids, recorded=recorded)
+    resume_tables(connection, taken)
+    request.reach(RestoreStep.RESUMED)
+    lives = [TableLoader(driver, plan, plan.live.qualified) for plan in plans]
+    driver.execute(f"ANALYZE {', '.join([*store.list_tables(), *(one.target for one in lives)])}")
+    report = RestoreReport(
+        rows=sum(loader.rows for loader in loaders),
+        position=intake.position,
+        digest=digest_tables(driver, lives),
+        entries=intake.entries,
+        sequence=intake.sequence,
+        generation=source.generation,
+    )
+    store.remove_mark(connection)
+    _write_place(connection, request, intake)
+    request.finish(connection, report)
+    request.reach(RestoreStep.FINISHED)
+    return report
+
+
+# -- what is restored -----------------------------------------------------------------------
+
+
+def _take_in(
+    connection: Connection, request: _Request, loaders: Sequence[TableLoader]
+) -> LogIntake:
+    """The log into its tables, and its rows into the loaders'."""
+    source, store, driver = request.source, request.store, Driver(connection)
+    reader = request.open_reader(connection)
+    _write_identity(connection, request)
+    shown = source.read_snapshot(connection)
+    limit = find_limit(reader, request.through, snapshot=shown)
+    if request.snapshot is not None:
+        load_snapshot(driver, loaders, snapshot=request.snapshot)
+    before = source.first_sequence - 1
+    intake = LogIntake(
+        connection,
+        reader,
+        store=store,
+        after=before,
+        through=limit,
+        folded=0 if request.snapshot is None else request.snapshot.sequence,
+        news=request.anew,
+    )
+    last = 0 if request.progress is None else find_last(reader, limit, snapshot=shown)
+
+    def report(applied: Applied) -> None:
+        if request.progress is not None:
+            request.progress(applied.position, max(last, applied.position))
+
+    fold_transactions(
+        intake.run(source.iterate_sequence(after=before)),
+        loaders,
+        lenient_until=find_leniency(
+            reader, [name for one in loaders for name in one.plan.types], snapshot=shown
+        ),
+        batch_rows=request.batch_rows,
+        report=report,
+    )
+    if limit is None and intake.sequence < source.sequence:
+        raise ChainBrokenError(
+            f"the log says that it has {source.sequence} entries, and gave {intake.sequence}",
+            hint="entries are missing at its end",
+        )
+    return intake
+
+
+def _write_identity(connection: Connection, request: _Request) -> None:
+    log = Store(request.store.schema)
+    request.store.write_log_id(connection, request.source.read_log_id(connection))
+    for shape in request.source.list_types(connection):
+        log.insert_type(connection, shape)
+    for key_id, check_value in request.source.list_keys(connection).items():
+        log.insert_key(connection, key_id, check_value=check_value)
+
+
+def _write_place(connection: Connection, request: _Request, intake: LogIntake) -> None:
+    chain = request.source.find_chain(intake.sequence)
+    # Beyond a gap nobody could go on from here without giving some entries twice.
+    if intake.complete and chain is not None:
+        place = Place(request.source.generation, intake.sequence, chain, intake.position)
+        request.store.write_place(connection, RESTORED_PLACE, place=place)
+
+
+def _write_tickets(connection: Connection, request: _Request) -> None:
+    store, driver = request.store, Driver(connection)
+    stage = store.stage_tickets(connection)
+    if request.snapshot is not None:
+        driver.copy(
+            f"COPY {stage} FROM STDIN",
+            (
+                print_ticket(
+                    ticket.aggregate,
+                    ticket.version,
+                    prev_hash=ticket.prev_hash,
+                    head_hash=ticket.head_hash,
+                    body_hash=ticket.body_hash,
+                )
+                for ticket in request.snapshot.tickets()
+            ),
+        )
+    broken = store.list_broken_links(connection)
+    if broken:
+        raise _report_broken(broken)
+    store.write_tickets(connection)
+    lost = store.list_lost_tickets(connection)
+    if lost:
+        raise ChainBrokenError(
+            f"entries of {', '.join(map(repr, lost))} are missing: the snapshot knows later ones",
+            hint="the log or the snapshot was altered",
+        )
+    store.keep_tickets(connection)
+
+
+def _report_broken(broken: Sequence[BrokenLink]) -> ChainBrokenError:
+    first = broken[0]
+    return ChainBrokenError(
+        f"the chains of the log that is restored are broken, {len(broken)} times at least: "
+        f"aggregate {first.aggregate!r} version {first.version} (position {first.position}): "
+        f"{first.reason}",
+        hint="it was altered, or put together from two logs; restore an earlier position",
+    )

@@ -1,0 +1,310 @@
+"""A snapshot of all logged tables, whole or as layers over an earlier one.
+
+Runs inside one transaction whose state it is, and writes chunks through a callable. Must not
+know where they go. The hard thing is that a layer is right only if the log tells every change
+since the snapshot below it: entries are counted against sequences, rows against what the
+entries say, and a table that does not add up gets a new base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Final, TypeAlias
+from uuid import UUID, uuid4
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.chunk import ChunkContent, PartSeal, encode_chunk
+from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
+from oplog.reader import OpenedEntry
+from oplog.recovery.change import TouchedRows, collect_touched
+from oplog.recovery.livedata import (
+    LiveData,
+    Stage,
+    describe_table,
+    describe_tickets,
+    list_present,
+)
+from oplog.recovery.policy import is_merge_due
+from oplog.recovery.surroundings import read_revisions, read_sequences
+from oplog.replay.plan import TablePlan, read_plans
+from oplog.replay.transaction import Driver, pin_settings
+from oplog.seal import Sealer
+from oplog.shape import Shape
+
+PutChunk: TypeAlias = Callable[[bytes], str]
+"""Stores a chunk under a name of its own, which it gives back. Must leave the connection alone."""
+
+SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Chunks are UTF-8, whatever the database or the client's environment says.
+        "client_encoding": "UTF8",
+        # A row that a policy hides would be missing without a word.
+        "row_security": "off",
+        # Statements wait for uploads.
+        "statement_timeout": "0",
+    }
+)
+"""What is set besides the text settings while rows are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPoint:
+    """The place of the log whose state the transaction sees.
+
+    `recorded_at` in microseconds since 1970.
+    """
+
+    log_id: UUID
+    generation: int
+    sequence: int
+    chain: bytes
+    position: int
+    recorded_at: int
+
+
+@dataclass(slots=True)
+class _Table:
+    """A table on its way into the manifest; `previous` is None where a new base is certain."""
+
+    live: LiveData
+    plan: TablePlan | None
+    previous: Dataset | None
+    touched: TouchedRows | None = None
+    stage: Stage | None = None
+
+
+def take_snapshot(
+    connection: Connection,
+    *,
+    point: SnapshotPoint,
+    mint: int,
+    schema: str,
+    types: Iterable[Shape],
+    sealer: Sealer,
+    put: PutChunk,
+    previous: SnapshotManifest | None = None,
+    changes: Iterable[Sequence[OpenedEntry]] = (),
+    version_table: str = "alembic_version",
+) -> SnapshotManifest | None:
+    """Store the rows of all logged tables as this transaction sees them.
+
+    The transaction must be REPEATABLE READ or SERIALIZABLE on a primary, and its state the
+    one at `point`: all entries that it sees are those up to that sequence. `schema` is the
+    log's, `types` its stored types. Over `previous`, a snapshot of the same branch of the log,
+    only rows are stored that `changes` speak of: transactions, whole and in causal order, of
+    the entries after it up to `point`. None if nothing is different from `previous`.
+
+    What `put` raises passes through; chunks that were stored by then are garbage. Raises
+    `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
+    `changes` are not all entries in between, `ManifestInvalidError` for a `previous` that is
+    not before `point`, and `EntryTooLargeError` for a row that fits into no object.
+    """
+    _check_isolation(connection)
+    if previous is not None:
+        _check_order(previous, point)
+    with pin_settings(connection, more=SETTINGS):
+        work = _Work(connection, ChunkWriter(point.log_id, sealer, put))
+        plans = read_plans(connection, list_present(connection, types))
+        oids = [plan.live.oid for plan in plans]
+        schemas = sorted({plan.live.schema for plan in plans})
+        revisions = read_revisions(connection, version_table=version_table, schemas=schemas)
+        datasets = work.run(plans, schema=schema, previous=previous, changes=changes, point=point)
+        manifest = SnapshotManifest(
+            log_id=point.log_id,
+            generation=point.generation,
+            sequence=point.sequence,
+            chain=point.chain,
+            position=point.position,
+            recorded_at=point.recorded_at,
+            mint=mint,
+            revisions=revisions,
+            sequences=read_sequences(connection, oids=oids, schemas=schemas),
+            tables=tuple(datasets[:-1]),
+            tickets=datasets[-1],
+        )
+        return None if previous is not None and _is_same(previous, manifest) else manifest
+
+
+class ChunkWriter:
+    """Seals chunks of one log and stores them."""
+
+    def __init__(self, log_id: UUID, sealer: Sealer, put: PutChunk) -> None:
+        key_id = sealer.key_id
+        self._log_id = log_id
+        self._put = put
+        # The keyring may be rotated meanwhile: what is stored beside a part must be its key.
+        self._seal = PartSeal(
+            sealer.format,
+            key_id,
+            lambda payload, context: sealer.seal(payload, context, key_id=key_id or None),
+        )
+
+    def write(self, live: LiveData, *, rows: bytes, tombstones: bytes = b"") -> ChunkRef:
+        """Store one chunk."""
+        names = tuple(column.name for column in live.columns)
+        content = ChunkContent(live.schema, live.table, names, live.key, rows, tombstones)
+        data = encode_chunk(content, log_id=self._log_id, chunk_id=uuid4(), seal=self._seal)
+        return ChunkRef(
+            self._put(data),
+            rows.count(b"\n"),
+            tombstones.count(b"\n"),
+            len(data),
+            len(rows) + len(tombstones),
+        )
+
+
+@dataclass(slots=True)
+class _Work:
+    """One snapshot being taken."""
+
+    connection: Connection
+    writer: ChunkWriter
+    driver: Driver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.driver = Driver(self.connection, doing="a snapshot")
+
+    def run(
+        self,
+        plans: Sequence[TablePlan],
+        *,
+        schema: str,
+        previous: SnapshotManifest | None,
+        changes: Iterable[Sequence[OpenedEntry]],
+        point: SnapshotPoint,
+    ) -> list[Dataset]:
+        """All tables' datasets, that of the tickets last."""
+        before = {} if previous is None else {(t.schema, t.table): t for t in previous.tables}
+        tables = [
+            _Table(live, plan, _find_same(before.get((live.schema, live.table)), live))
+            for plan in plans
+            for live in [describe_table(self.connection, plan)]
+        ]
+        live = describe_tickets(schema)
+        tickets = _Table(
+            live, None, _find_same(None if previous is None else previous.tickets, live)
+        )
+        if previous is not None:
+            self._collect(tables, tickets, changes, wanted=point.sequence - previous.sequence)
+        return [self._write(table) for table in (*tables, tickets)]
+
+    def _collect(
+        self,
+        tables: Sequence[_Table],
+        tickets: _Table,
+        changes: Iterable[Sequence[OpenedEntry]],
+        *,
+        wanted: int,
+    ) -> None:
+        types = {}
+        for number, table in enumerate(tables, 1):
+            if table.previous is None or table.plan is None:
+                continue
+            table.stage = Stage(self.driver, table.live, number)
+            table.touched = TouchedRows(table.plan, table.stage)
+            types.update(dict.fromkeys(table.live.types, table.touched))
+        tickets.stage = Stage(self.driver, tickets.live, 0)
+        touched = [table.touched for table in tables if table.touched is not None]
+        found = collect_touched(changes, touched, types=types, tickets=tickets.stage)
+        if found != wanted:
+            raise ChainBrokenError(
+                f"{found} entries were found since the last snapshot, and sequences count {wanted}",
+                hint="entries are missing in the database or in the archive: run oplog check; "
+                "until then take a whole snapshot",
+            )
+
+    def _write(self, table: _Table) -> Dataset:
+        live, previous, stage = table.live, table.previous, table.stage
+        made = (
+            self._write_base(live)
+            if previous is None or stage is None
+            else self._extend(table, previous, stage)
+        )
+        if stage is not None:
+            stage.drop()
+        return made
+
+    def _extend(self, table: _Table, previous: Dataset, stage: Stage) -> Dataset:
+        live, touched = table.live, table.touched
+        if not stage.count:
+            return replace(previous, types=live.types)
+        live.settle(self.driver)
+        rows = live.count_rows(self.driver)
+        if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
+            # Rows came or went without the log: a layer would bring them back, or lose them.
+            return self._write_base(live)
+        if is_merge_due(previous, changed=stage.count):
+            return self._write_base(live)
+        pieces = _pair(
+            live.stream_missing(self.driver, stage.name),
+            live.stream_rows(self.driver, stage=stage.name),
+        )
+        layer = tuple(self.writer.write(live, rows=part, tombstones=gone) for gone, part in pieces)
+        return replace(previous, types=live.types, rows=rows, layers=(*previous.layers, layer))
+
+    def _write_base(self, live: LiveData) -> Dataset:
+        live.settle(self.driver)
+        base = tuple(self.writer.write(live, rows=piece) for piece in live.stream_rows(self.driver))
+        rows = sum(ref.rows for ref in base)
+        return Dataset(live.schema, live.table, live.types, live.columns, live.key, rows, base)
+
+
+def _pair(gone: Iterator[bytes], rows: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Contents of chunks; the second COPY begins when the first has ended."""
+    last = b""
+    for piece in gone:
+        if last:
+            yield last, b""
+        last = piece
+    for piece in rows:
+        yield last, piece
+        last = b""
+    if last:
+        yield last, b""
+
+
+def _find_same(before: Dataset | None, live: LiveData) -> Dataset | None:
+    """What a layer may be put on: rows of the very same columns, in the same order."""
+    if before is None or (before.columns, before.key) != (live.columns, live.key):
+        return None
+    return before
+
+
+def _is_same(previous: SnapshotManifest, manifest: SnapshotManifest) -> bool:
+    # Sequences move without an entry being written; they alone are not worth a snapshot.
+    return (
+        manifest.sequence == previous.sequence
+        and manifest.tables == previous.tables
+        and manifest.tickets == previous.tickets
+        and manifest.revisions == previous.revisions
+    )
+
+
+def _check_isolation(connection: Connection) -> None:
+    isolation = connection.exec_driver_sql(
+        "SELECT pg_catalog.current_setting('transaction_isolation')"
+    ).scalar()
+    if isolation not in ("repeatable read", "serializable"):
+        raise ConfigurationError(
+            f"a snapshot cannot be taken in a transaction that is {str(isolation).upper()}",
+            hint="give a connection with isolation_level='REPEATABLE READ'",
+        )
+
+
+def _check_order(previous: SnapshotManifest, point: SnapshotPoint) -> None:
+    if previous.log_id != point.log_id:
+        why = f"it is of the log {previous.log_id}, not of {point.log_id}"
+    elif previous.sequence > point.sequence:
+        why = f"it is at sequence {previous.sequence}, after {point.sequence}"
+    elif previous.sequence == point.sequence and previous.chain != point.chain:
+        why = f"another branch of the log has the sequence {point.sequence}"
+    else:
+        return
+    raise ManifestInvalidError(
+        f"no snapshot can be built on that of mint {previous.mint}: {why}",
+        hint="take a whole snapshot",
+    )

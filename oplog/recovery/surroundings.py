@@ -1,0 +1,93 @@
+"""What belongs to a snapshot beside rows: sequences, and the schema's Alembic revisions.
+
+Reads the catalog. Must not know rows. The hard thing is that sequences stand outside of
+transactions: what is read is where they are now, which is never before the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.manifest import NumberedColumn, SequenceState
+from oplog.tables import quote
+
+_SEQUENCES = """
+WITH numbered AS (
+  SELECT d.objid AS sequence, d.refobjid AS relation, d.refobjsubid AS place, 1 AS choice
+  FROM pg_catalog.pg_depend d
+  WHERE d.classid = 'pg_catalog.pg_class'::regclass
+    AND d.refclassid = 'pg_catalog.pg_class'::regclass
+    AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
+  UNION ALL
+  SELECT d.refobjid, f.adrelid, f.adnum, 2
+  FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid
+  WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass
+    AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+SELECT DISTINCT ON (n.nspname, c.relname) n.nspname::text, c.relname::text,
+  o.nspname::text, r.relname::text, a.attname::text
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN numbered k ON k.sequence = c.oid
+LEFT JOIN pg_catalog.pg_class r ON r.oid = k.relation
+LEFT JOIN pg_catalog.pg_namespace o ON o.oid = r.relnamespace
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.relation AND a.attnum = k.place
+WHERE c.relkind = 'S' AND c.relpersistence <> 't'
+  AND (k.relation = ANY(%s::bigint[]::oid[])
+    OR k.relation IS NULL AND n.nspname = ANY(%s::text[])
+      AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT'))
+ORDER BY n.nspname, c.relname, k.choice, o.nspname, r.relname, k.place
+"""
+
+_REVISIONS = """
+SELECT pg_catalog.format('%%I.%%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = %s AND c.relkind = 'r'
+  AND (pg_catalog.pg_table_is_visible(c.oid) OR n.nspname = ANY(%s::text[]))
+  AND EXISTS (SELECT FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attname = 'version_num' AND NOT a.attisdropped)
+"""
+
+
+def read_sequences(
+    connection: Connection, *, oids: Iterable[int], schemas: Iterable[str]
+) -> tuple[SequenceState, ...]:
+    """Sequences that number columns of the tables `oids`, and the free ones in `schemas`.
+
+    A free one that may not be read is left out: the application cannot draw from it either.
+    """
+    rows = connection.exec_driver_sql(_SEQUENCES, (list(oids), list(schemas))).all()
+    if not rows:
+        return ()
+    selects = " UNION ALL ".join(
+        f"SELECT {n}, last_value, is_called FROM {quote(row[0])}.{quote(row[1])}"
+        for n, row in enumerate(rows)
+    )
+    states: dict[int, Any] = {
+        found[0]: found
+        for found in connection.exec_driver_sql(selects, execution_options={"no_parameters": True})
+    }
+    return tuple(
+        SequenceState(
+            row[0],
+            row[1],
+            None if row[4] is None else NumberedColumn(row[2], row[3], row[4]),
+            states[n][1],
+            states[n][2],
+        )
+        for n, row in enumerate(rows)
+    )
+
+
+def read_revisions(
+    connection: Connection, *, version_table: str, schemas: Iterable[str]
+) -> tuple[str, ...]:
+    """What Alembic has recorded, rising; nothing where it never ran."""
+    tables = connection.exec_driver_sql(_REVISIONS, (version_table, list(schemas))).scalars().all()
+    if not tables:
+        return ()
+    selects = " UNION ".join(f"SELECT version_num FROM {table}" for table in tables)
+    found = connection.exec_driver_sql(selects, execution_options={"no_parameters": True})
+    return tuple(sorted(found.scalars()))

@@ -1,0 +1,278 @@
+"""The SQL of publishing: what is new, what was published, and whose turn it is.
+
+Takes a connection and plain values, gives back plain values. Must not know objects or segments.
+The hard thing is the row that says what is published: it travels with the database, so that a
+server which lost entries has lost the row as well. It is written in the very transaction that
+read the entries, never in another one that might have found another server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.cursor import Cursor
+from oplog.errors import DecodeError
+from oplog.store.feed import EVERYTHING, VISIBLE
+from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
+from oplog.tables import quote
+
+_PREFIX = "archive/"
+_PATIENCE_MINUTES = 5
+"""How long a publishing transaction may wait for the object store before Postgres ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRow:
+    """What the database knows of an archive.
+
+    It holds everything up to `sequence`, whose chain is `chain`, as of head number `head`;
+    `cursor` is the place up to which that is everything. `epoch` is the last one handed out.
+    """
+
+    archive_id: UUID
+    url: str
+    epoch: int
+    generation: int
+    sequence: int
+    chain: str
+    head: int
+    cursor: str | None
+
+
+class Novelty(NamedTuple):
+    """An entry to be published, without its bytes."""
+
+    transaction_position: int
+    position: int
+    transaction_size: int
+    sealed_bytes: int
+
+
+class NewPage(NamedTuple):
+    """Entries of whole transactions, sorted, and the cursor after them."""
+
+    entries: list[Novelty]
+    cursor: Cursor
+
+
+class ExportStore:
+    """The log in one schema, as whoever publishes it reads it."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        # In a statement a percent sign would be taken for a parameter.
+        self._s = quote(schema).replace("%", "%%")
+
+    # -- the archive's row ----------------------------------------------------------------
+
+    def begin(self, connection: Connection) -> None:
+        """Make the transaction that was just begun one consistent view, and let it wait."""
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        # Waiting for the object store counts as idle; and what is acknowledged must be durable.
+        connection.exec_driver_sql(
+            "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true), "
+            "pg_catalog.set_config('lock_timeout', '10s', true), "
+            "CASE WHEN pg_catalog.current_setting('synchronous_commit') = 'off' "
+            "THEN pg_catalog.set_config('synchronous_commit', 'on', true) END",
+            (f"{_PATIENCE_MINUTES}min",),
+        )
+
+    def try_lease(self, connection: Connection, archive_id: UUID) -> bool:
+        """Get the right to publish until the transaction ends; False if another has it."""
+        return bool(
+            connection.exec_driver_sql(
+                "SELECT pg_catalog.pg_try_advisory_xact_lock("
+                "pg_catalog.hashtextextended(%s::text, 0))",
+                (f"oplog archive {self._schema}/{archive_id}",),
+            ).scalar_one()
+        )
+
+    def read_row(self, connection: Connection, archive_id: UUID) -> ArchiveRow | None:
+        """What the database knows of an archive; None if nothing."""
+        found = connection.exec_driver_sql(
+            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s",
+            (f"{_PREFIX}{archive_id}",),
+        ).first()
+        return None if found is None else _read_row(*found)
+
+    def list_rows(self, connection: Connection) -> list[ArchiveRow]:
+        """All archives that the database knows of."""
+        rows = connection.exec_driver_sql(
+            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
+            "WHERE pg_catalog.starts_with(name, %s) ORDER BY name",
+            (_PREFIX,),
+        )
+        return [_read_row(*row) for row in rows]
+
+    def take_epoch(self, connection: Connection, row: ArchiveRow) -> ArchiveRow:
+        """Raise the epoch over what it was and over `row.epoch`; the row as it is now.
+
+        `row` is what to begin with if there is none.
+        """
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+        found = connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_checkpoint AS c (name, cursor, position) "
+            "VALUES (%s, %s::jsonb, 0) ON CONFLICT (name) DO UPDATE SET "
+            "cursor = pg_catalog.jsonb_set(c.cursor, '{epoch}', pg_catalog.to_jsonb("
+            "greatest((c.cursor ->> 'epoch')::bigint, %s) + 1)), "
+            "updated_at = pg_catalog.clock_timestamp() RETURNING name, cursor::text",
+            (
+                f"{_PREFIX}{row.archive_id}",
+                _write_row(replace(row, epoch=row.epoch + 1)),
+                row.epoch,
+            ),
+        ).one()
+        return _read_row(*found)
+
+    def acknowledge(self, connection: Connection, row: ArchiveRow, *, position: int) -> bool:
+        """Say what is published; False if the epoch is not `row.epoch` any more."""
+        done = connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
+            "updated_at = pg_catalog.clock_timestamp() "
+            "WHERE name = %s AND (cursor ->> 'epoch')::bigint = %s",
+            (_write_row(row), position, f"{_PREFIX}{row.archive_id}", row.epoch),
+        )
+        return done.rowcount == 1
+
+    def write_row(self, connection: Connection, row: ArchiveRow, *, position: int) -> None:
+        """Put the row of a database that was just restored."""
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
+            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
+            "cursor = excluded.cursor, position = excluded.position",
+            (f"{_PREFIX}{row.archive_id}", _write_row(row), position),
+        )
+
+    # -- what is new ----------------------------------------------------------------------
+
+    def read_new(
+        self, connection: Connection, cursor: Cursor, *, limit: int, most_bytes: int
+    ) -> NewPage:
+        """The next whole transactions on the cursor's way to its target.
+
+        About `limit` entries and `most_bytes` sealed bytes, more only to complete a transaction.
+        """
+        rows = connection.exec_driver_sql(
+            "SELECT * FROM (SELECT e.transaction_position, e.id, e.transaction_size, "
+            "octet_length(e.data), e.transaction_id::text, lead(e.id) OVER w IS NOT NULL AS more, "
+            "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} AND NOT {VISIBLE} "
+            "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
+            "WHERE p.bytes_before < %s ORDER BY p.id",
+            (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit, most_bytes),
+        ).fetchall()
+        if not rows:
+            return NewPage([], cursor.finish())
+        last = rows[-1][1]
+        found = [Novelty(*row[:4]) for row in rows if row[0] > cursor.after]
+        found += self._read_tails(connection, found, {row[4] for row in rows}, after=last)
+        reached = cursor.reach(last) if rows[-1].more else cursor.finish()
+        return NewPage(sorted(found), reached)
+
+    def _read_tails(
+        self, connection: Connection, found: Sequence[Novelty], xids: set[str], *, after: int
+    ) -> list[Novelty]:
+        missing: dict[int, int] = {}
+        for entry in found:
+            place = entry.transaction_position
+            missing[place] = missing.get(place, entry.transaction_size) - 1
+        cut = {place: count for place, count in missing.items() if count > 0}
+        if not cut:
+            return []
+        rows = connection.exec_driver_sql(
+            "SELECT e.transaction_position, e.id, e.transaction_size, octet_length(e.data) "
+            f"FROM {self._s}.oplog_entry e WHERE e.transaction_id = ANY (%s::text[]::xid8[]) "
+            "AND e.transaction_position = ANY (%s::bigint[]) AND e.id > %s ORDER BY e.id LIMIT %s",
+            (sorted(xids), sorted(cut), after, sum(cut.values())),
+        )
+        return [Novelty(*row) for row in rows]
+
+    def read_entries(self, connection: Connection, positions: Sequence[int]) -> list[StoredEntry]:
+        """Entries by their positions, sorted by (transaction position, position)."""
+        rows = connection.exec_driver_sql(
+            f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e WHERE e.id = ANY (%s::bigint[]) "
+            "ORDER BY e.transaction_position, e.id",
+            (list(positions),),
+        )
+        return [make_stored(row) for row in rows]
+
+    def find_hashes(self, connection: Connection, positions: Sequence[int]) -> dict[int, bytes]:
+        """Entry hashes by position; what is not there is left out."""
+        rows = connection.exec_driver_sql(
+            f"SELECT id, entry_hash FROM {self._s}.oplog_entry WHERE id = ANY (%s::bigint[])",
+            (list(positions),),
+        )
+        return {row[0]: bytes(row[1]) for row in rows}
+
+    def count_types(self, connection: Connection) -> tuple[int, int]:
+        """How many revisions of types, and how many keys the log knows."""
+        row = connection.exec_driver_sql(
+            f"SELECT (SELECT count(*) FROM {self._s}.oplog_type), "
+            f"(SELECT count(*) FROM {self._s}.oplog_key)"
+        ).one()
+        return row[0], row[1]
+
+    def measure_lag(
+        self, connection: Connection, cursor: Cursor, *, most: int
+    ) -> tuple[int, float]:
+        """Entries not published yet, of which at most `most` are counted, and an age in seconds.
+
+        The age is that of the oldest of those counted.
+        """
+        count, seconds = connection.exec_driver_sql(
+            "SELECT count(*), coalesce(extract(epoch FROM pg_catalog.clock_timestamp() - "
+            "min(n.created_at)), 0)::float8 FROM (SELECT e.created_at "
+            f"FROM {self._s}.oplog_entry e WHERE NOT {VISIBLE} "
+            "AND (e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            "OR e.transaction_id = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip("
+            "%s::pg_snapshot)))) AND (e.id > %s OR NOT %s::boolean) LIMIT %s) n",
+            (
+                cursor.snapshot or EVERYTHING,
+                cursor.snapshot or EVERYTHING,
+                cursor.snapshot or EVERYTHING,
+                cursor.after,
+                cursor.target is not None,
+                most,
+            ),
+        ).one()
+        return count, max(0.0, seconds)
+
+
+def _write_row(row: ArchiveRow) -> str:
+    return json.dumps(
+        {
+            "url": row.url,
+            "epoch": row.epoch,
+            "generation": row.generation,
+            "sequence": row.sequence,
+            "chain": row.chain,
+            "head": row.head,
+            "cursor": row.cursor,
+        }
+    )
+
+
+def _read_row(name: str, text: str) -> ArchiveRow:
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return ArchiveRow(
+            UUID(name.removeprefix(_PREFIX)),
+            str(found["url"]),
+            int(found["epoch"]),
+            int(found["generation"]),
+            int(found["sequence"]),
+            str(found["chain"]),
+            int(found["head"]),
+            None if found["cursor"] is None else str(found["cursor"]),
+        )
+    except (KeyError, TypeError, ValueError) as cause:
+        raise DecodeError(
+            f"the row {name!r} of oplog_checkpoint cannot be read: {text[:100]!r}",
+            hint="it was altered by hand: delete it, and the next pass compares archive and log",
+        ) from cause

@@ -1,0 +1,42 @@
+"""What the comment on the entry table says: the schema's version, and a restore under way.
+
+Takes a connection and plain values. The hard thing is that a restore must be visible to every
+application before its first row is there, and be forgotten in the transaction that ends it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from oplog.tables import BEING_RESTORED, COMMENT_PREFIX, quote, quote_literal
+
+
+def read_comment(connection: Connection, schema: str) -> str:
+    """The comment; empty where there is no table, or nothing is said of it."""
+    comment = connection.exec_driver_sql(
+        "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class')",
+        (f"{quote(schema)}.oplog_entry",),
+    ).scalar()
+    return str(comment or "")
+
+
+def parse_version(comment: str) -> int | None:
+    """The schema version; None if the comment is somebody else's."""
+    if not comment.startswith(COMMENT_PREFIX):
+        return None
+    number = comment[len(COMMENT_PREFIX) :].removesuffix(BEING_RESTORED)
+    return int(number) if number.isdecimal() else None
+
+
+def says_restoring(comment: str) -> bool:
+    """Whether a restore was begun and has not finished."""
+    return comment.endswith(BEING_RESTORED)
+
+
+def write_comment(connection: Connection, schema: str, *, version: int, restoring: bool) -> None:
+    """Say which version the tables have, and whether they are being restored."""
+    text = f"{COMMENT_PREFIX}{version}{BEING_RESTORED if restoring else ''}"
+    connection.exec_driver_sql(
+        f"COMMENT ON TABLE {quote(schema)}.oplog_entry IS {quote_literal(text)}",
+        execution_options={"no_parameters": True},
+    )

@@ -1,0 +1,92 @@
+"""A second database, and what must be equal in both after a restore."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import sessionmaker
+
+from oplog.facade import Oplog
+from oplog.recovery import RestoreReport, restore_log
+from tests.kept import KeptLog
+from tests.logged import track
+from tests.postgres.replay_models import Base, Bench
+
+LOG_ROWS = {
+    "entry": "id, entry_id, transaction_position, transaction_size, aggregate_name, version, "
+    "format, data, key_id, metadata_hash, prev_hash, entry_hash, created_at, idempotency_key",
+    "metadata": "transaction_position, ordinal, key, value",
+    "ticket": "aggregate_name, version, prev_hash, head_hash, body_hash",
+    "type": "type_name, revision, shape, descriptor",
+    "key": "key_id, check_value",
+    "log": "log_id",
+}
+DEFINITIONS = """
+SELECT 'trigger', tgrelid::regclass::text, tgname, tgenabled::text || pg_get_triggerdef(t.oid)
+  FROM pg_trigger t WHERE NOT tgisinternal
+UNION ALL SELECT 'constraint', conrelid::regclass::text, conname,
+  concat_ws(' ', pg_get_constraintdef(oid), convalidated, obj_description(oid, 'pg_constraint'))
+  FROM pg_constraint WHERE conrelid <> 0 AND connamespace IN
+    ('public'::regnamespace, 'oplog'::regnamespace)
+UNION ALL SELECT 'rule', ev_class::regclass::text, rulename, ev_enabled::text
+  FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class
+  WHERE relnamespace <> 'pg_catalog'::regnamespace AND rulename <> '_RETURN'
+UNION ALL SELECT 'column', attrelid::regclass::text, attname,
+  concat_ws(' ', attidentity, attnotnull, pg_get_expr(adbin, adrelid))
+  FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid
+  LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+  WHERE relnamespace IN (SELECT oid FROM pg_namespace WHERE nspname IN ('public', 'oplog'))
+    AND attnum > 0
+UNION ALL SELECT 'comment', 'oplog.oplog_entry', '', obj_description('oplog.oplog_entry'::regclass)
+ORDER BY 1, 2, 3"""
+
+
+def dump_log(connection: Connection) -> dict[str, list[Any]]:
+    """Every row of the log's tables, in every column that a restore brings back."""
+    dumped = {}
+    for name, columns in LOG_ROWS.items():
+        written = "WHERE version > 0" if name == "ticket" else ""
+        rows = connection.exec_driver_sql(f"SELECT {columns} FROM oplog.oplog_{name} {written}")
+        dumped[name] = sorted((tuple(row) for row in rows), key=repr)
+    return dumped
+
+
+def describe_tables(connection: Connection) -> list[Any]:
+    """Triggers, constraints, rules, columns, and the version."""
+    return list(connection.exec_driver_sql(DEFINITIONS).all())
+
+
+def make_target(engine: Engine, bench: Bench) -> Bench:
+    """The bench's tables, guarded, empty, in another database, with an application on it."""
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        connection.exec_driver_sql("ALTER TABLE owner ALTER secret SET DEFAULT 'restored'")
+    track(engine, *Base.metadata.sorted_tables)
+    log = Oplog(bench.log.catalog, keyring=bench.log.keyring)
+    sessions = sessionmaker(engine)
+    log.attach(sessions)
+    return Bench(engine, log, sessions)
+
+
+def keep(bench: Bench) -> KeptLog:
+    """The bench's whole log."""
+    kept = KeptLog(bench.log.store)
+    with bench.engine.connect() as connection:
+        kept.take(connection)
+    return kept
+
+
+def restore(target: Bench, kept: KeptLog, **options: Any) -> RestoreReport:
+    """Restore on a connection of an engine that no application knows."""
+    engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return restore_log(
+            connection,
+            kept,
+            open_reader=partial(target.log.open_reader, source=kept),
+            schema="oplog",
+            **options,
+        )

@@ -1,0 +1,129 @@
+"""Heads that hold something else than new entries: on the newest head, acknowledged, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from oplog.archive.change import publish_change
+from oplog.archive.head import Head
+from oplog.archive.publisher import Publisher
+from oplog.errors import LeaseHeldError, LogForkedError
+from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
+from tests.postgres.replay_models import Bench, Task, make_bench, write_history
+from tests.postgres.restored import make_target
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+def add_task(number: int) -> Callable[[Session], None]:
+    def work(session: Session) -> None:
+        session.add(Task(id=number, project="p", title=f"task {number}"))
+
+    return work
+
+
+def mark(_: Connection, head: Head, __: Publisher) -> Head:
+    return replace(head, first_sequence=1)
+
+
+def test_a_change_is_a_head_and_a_receipt(bench: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    before = archive.read_head()
+    bench.write(add_task(801))
+    head = publish_change(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
+    assert head == reopen(archive).read_head()
+    assert (head.number, head.sequence) == (before.number + 1, before.sequence)
+    # What was new is still new, and published once.
+    assert bench.log.sync(bench.engine, reopen(archive)).entries == 1
+    assert bench.log.sync(bench.engine, reopen(archive)).entries == 0
+
+
+def test_with_catch_up_the_change_sees_everything(bench: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    exporter = bench.log.make_exporter(archive, page_entries=3)
+    seen: list[int] = []
+
+    def note(connection: Connection, head: Head, _: Publisher) -> Head:
+        count = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_entry").scalar_one()
+        seen.extend((head.sequence, count))
+        return head
+
+    head = publish_change(exporter, bench.engine, note, catch_up=True)
+    assert head is not None
+    assert seen[0] == seen[1] == head.sequence
+    assert head.types is not None
+    assert bench.log.sync(bench.engine, reopen(archive)).entries == 0
+
+
+def test_no_change_no_head(bench: Bench) -> None:
+    archive = open_memory()
+    exporter = bench.log.make_exporter(archive)
+    assert publish_change(exporter, bench.engine, mark) is None
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    before = dump_objects(archive)
+    assert publish_change(exporter, bench.engine, lambda *_: None) is None
+    assert dump_objects(archive) == before
+
+
+@pytest.mark.parametrize("catch_up", [False, True])
+def test_a_lost_receipt_makes_no_entry_appear_twice(bench: Bench, catch_up: bool) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    with bench.engine.connect() as connection:
+        row = connection.exec_driver_sql(
+            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE name LIKE 'archive/%%'"
+        ).scalar_one()
+    bench.write(add_task(802))
+    bench.log.sync(bench.engine, archive)
+    bench.tamper(
+        f"UPDATE oplog.oplog_checkpoint SET cursor = '{row}'::jsonb WHERE name LIKE 'archive/%%'"
+    )
+    bench.write(add_task(803))
+    exporter = bench.log.make_exporter(reopen(archive))
+    publish_change(exporter, bench.engine, mark, catch_up=catch_up)
+    bench.log.sync(bench.engine, reopen(archive))
+    pages = list(bench.log.open_source(reopen(archive)).iterate_sequence())
+    positions = [entry.position for page in pages for entry in page.entries]
+    assert len(positions) == len(set(positions)) == archive.read_head().sequence
+    with bench.engine.connect() as connection:
+        assert len(positions) == len(list(bench.log.read(connection)))
+
+
+def test_another_publisher_goes_first(bench: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    exporter = bench.log.make_exporter(archive)
+    with bench.engine.connect() as connection, connection.begin():
+        assert exporter.store.try_lease(connection, archive.read_head().archive_id)
+        with pytest.raises(LeaseHeldError):
+            publish_change(exporter, bench.engine, mark)
+
+
+def test_a_forked_database_changes_nothing(bench: Bench, spare_engine: Engine) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    target = make_target(spare_engine, bench)
+    restore_into(target, reopen(archive))
+    target.write(add_task(901))
+    target.log.sync(target.engine, reopen(archive))
+    before = dump_objects(archive)
+    with pytest.raises(LogForkedError):
+        publish_change(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
+    assert dump_objects(archive) == before

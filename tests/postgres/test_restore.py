@@ -1,0 +1,233 @@
+"""Restore is replay: what comes back is the source, row for row and chain for chain."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from oplog.recovery import RestoreReport
+from tests.postgres.replay_models import (
+    HISTORY,
+    Account,
+    Bench,
+    Car,
+    Owner,
+    Task,
+    add_account,
+    add_owner,
+    check_law,
+    dump_tables,
+    make_bench,
+    write_history,
+)
+from tests.postgres.restored import (
+    describe_tables,
+    dump_log,
+    keep,
+    make_target,
+    restore,
+)
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+@pytest.fixture
+def target(spare_engine: Engine, bench: Bench) -> Bench:
+    return make_target(spare_engine, bench)
+
+
+def dump(bench: Bench) -> tuple[object, object]:
+    with bench.engine.connect() as connection:
+        return dump_tables(connection), dump_log(connection)
+
+
+def annotate(bench: Bench) -> None:
+    """Metadata, an idempotency key, several entries in a transaction, a mark."""
+    with bench.sessions.begin() as session:
+        bench.log.annotate(
+            session, idempotency_key="one\t\\N", actor="ann\n", reason=["a", "", "ü"]
+        )
+        session.add_all([Task(id=50, project="\t\\", title="\n"), Car(id=50, maker="'")])
+    with bench.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT oplog.oplog_mark(ARRAY['oplog.role'], ARRAY['x'])")
+
+
+def test_everything_comes_back(bench: Bench, target: Bench) -> None:
+    write_history(bench)
+    annotate(bench)
+    with target.engine.connect() as connection:
+        definitions = describe_tables(connection)
+        healthy = {(f.what, f.where) for f in target.log.diagnose(connection)}
+    report = restore(target, keep(bench), batch_rows=4)
+    assert dump(target) == dump(bench)
+    with bench.engine.connect() as connection:
+        replayed = bench.log.replay(connection)
+    assert (report.rows, report.position, report.digest, report.entries) == (
+        replayed.rows,
+        replayed.position,
+        replayed.digest,
+        replayed.entries,
+    )
+    assert (report.sequence, report.generation) == (report.entries, 1)
+    with target.engine.connect() as connection:
+        assert describe_tables(connection) == definitions
+        findings = target.log.diagnose(connection)
+        assert {(f.what, f.where) for f in findings} - healthy == {("bypassed", "role x")}
+        ids = connection.exec_driver_sql(
+            "SELECT DISTINCT transaction_id::text FROM oplog.oplog_entry"
+        )
+        assert list(ids.scalars()) == ["3"]
+        secrets = connection.exec_driver_sql("SELECT DISTINCT secret FROM owner").scalars()
+        assert list(secrets) == ["restored"]
+    check_law(target)
+
+
+def test_at_any_position_it_is_the_source_as_it_was(bench: Bench, spare_engine: Engine) -> None:
+    choice = random.Random(5)
+    dumps = {}
+    for work in HISTORY:
+        bench.write(work)
+        dumps[bench.last_position()] = dump(bench)
+    annotate(bench)
+    kept = keep(bench)
+    target = make_target(spare_engine, bench)
+    for position in choice.sample(sorted(dumps), 6):
+        report = restore(target, kept, through=position, batch_rows=choice.choice([1, 3, 50]))
+        tables, log = dump(target)
+        expected_tables, expected_log = dumps[position]
+        assert tables == expected_tables
+        for name in ("entry", "metadata", "ticket"):
+            assert log[name] == expected_log[name]  # type: ignore[index]
+        with bench.engine.connect() as connection:
+            assert bench.log.replay(connection, through=position).digest == report.digest
+        assert report.position == position
+        empty(target)
+
+
+def empty(target: Bench) -> None:
+    """Back to an empty, migrated database."""
+    with target.engine.begin() as connection:
+        tables = connection.exec_driver_sql(
+            "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND (relnamespace = "
+            "'public'::regnamespace OR relnamespace = 'oplog'::regnamespace AND relname <> "
+            "'oplog_guard' AND relname <> 'oplog_log')"
+        ).scalars()
+        names = list(tables)
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
+        for name in names:
+            enabled = connection.exec_driver_sql(
+                "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal",
+                (name,),
+            ).scalars()
+            for trigger in list(enabled):
+                connection.exec_driver_sql(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")
+
+
+def test_through_a_moment(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    with bench.engine.connect() as connection:
+        moment: dt.datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
+        before = dump_tables(connection)
+    bench.write(lambda s: add_owner(s, "bob"))
+    report = restore(target, keep(bench), through=moment)
+    assert (report.entries, report.sequence) == (1, 1)
+    assert dump(target)[0] == before
+
+
+def test_the_application_goes_on(bench: Bench, target: Bench) -> None:
+    write_history(bench)
+    last = bench.last_position()
+    restore(target, keep(bench))
+    target.write(lambda s: add_owner(s, "new"))
+    target.write(lambda s: setattr(s.get_one(Owner, 1), "motto", "again"))
+    target.write(lambda s: s.delete(s.get_one(Account, 1)))
+    target.write(lambda s: add_account(s, 3))
+    check_law(target)
+    with target.engine.connect() as connection:
+        history = target.log.history(connection, Owner, 1)
+        assert len(history) == 3
+        assert [change.position > last for change in history][-1]
+        assert connection.exec_driver_sql("SELECT max(id) FROM owner").scalar_one() == 2
+    stranger = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    with pytest.raises(sa.exc.DBAPIError, match="does not log them"), stranger.begin() as raw:
+        raw.exec_driver_sql("DELETE FROM task")
+
+
+def test_idempotency_keys_hold_in_the_restored_database(bench: Bench, target: Bench) -> None:
+    annotate(bench)
+    restore(target, keep(bench))
+    with target.sessions.begin() as session:
+        receipts = target.log.annotate(session, idempotency_key="one\t\\N")
+    assert {receipt.aggregate for receipt in receipts} >= {"project/\t\\"}
+
+
+def test_what_lies_beyond_a_gap_counts_as_new(bench: Bench, target: Bench) -> None:
+    """In the log's order the second transaction comes last: leaving out the third is a gap."""
+    bench.write(add_owner)
+    bench.write(lambda s: s.add(Task(id=1, project="p", title="x")))
+    bench.write(lambda s: add_owner(s, "bob"))
+    kept = keep(bench)
+    kept.entries[1], kept.entries[2] = kept.entries[2], kept.entries[1]
+    report = restore(target, kept, through=2)
+    assert (report.entries, report.position, report.sequence) == (2, 2, 1)
+    with target.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT id, transaction_id::text FROM oplog.oplog_entry ORDER BY id"
+        ).all()
+    assert rows[0] == (1, "3")
+    assert int(rows[1][1]) > 3
+
+
+def test_positions_go_on_after_those_that_were_lost(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    bench.write(lambda s: add_owner(s, "bob"))
+    restore(target, keep(bench), through=1, least_position=bench.last_position())
+    target.write(lambda s: add_owner(s, "eve"))
+    assert target.last_position() == bench.last_position() + 1
+
+
+def test_a_new_consumer_gets_every_entry_once(bench: Bench, target: Bench) -> None:
+    write_history(bench)
+    restore(target, keep(bench))
+    delivered = []
+    for batch in target.log.subscribe(target.engine, name="all", max_entries=2):
+        delivered += [entry.position for entry in batch]
+        batch.commit()
+    with target.engine.connect() as connection:
+        assert delivered == [entry.position for entry in target.log.read(connection)]
+
+
+def test_an_empty_log_comes_back_empty(bench: Bench, target: Bench) -> None:
+    report = restore(target, keep(bench))
+    assert (report.rows, report.entries, report.position, report.sequence) == (0, 0, 0, 0)
+    target.write(add_owner)
+    check_law(target)
+
+
+def test_what_must_be_acknowledged_is_in_the_same_transaction(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    seen = []
+
+    def finish(connection: Connection, report: RestoreReport) -> None:
+        seen.append(report)
+        assert connection.exec_driver_sql("SELECT count(*) FROM owner").scalar_one() == 1
+        connection.exec_driver_sql(
+            "INSERT INTO oplog.oplog_checkpoint (name, cursor, position) VALUES ('a', '1', 1)"
+        )
+
+    report = restore(target, keep(bench), finish=finish)
+    assert seen == [report]
+    with target.engine.connect() as connection:
+        names = connection.exec_driver_sql("SELECT name FROM oplog.oplog_checkpoint").scalars()
+        assert sorted(names) == ["a", "restored"]

@@ -1,0 +1,317 @@
+"""What a restore refuses, and that it leaves nothing behind when it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from oplog.errors import (
+    ChainBrokenError,
+    ConfigurationError,
+    ConflictError,
+    OplogError,
+    ReplayError,
+    SchemaDriftError,
+    SchemaVersionError,
+)
+from oplog.recovery import restore_log
+from oplog.recovery.restore import RestoreStep
+from tests.kept import KeptLog
+from tests.postgres.replay_models import (
+    Bench,
+    Owner,
+    Task,
+    add_account,
+    add_owner,
+    check_law,
+    dump_tables,
+    make_bench,
+    write_history,
+)
+from tests.postgres.restored import describe_tables, dump_log, keep, make_target, restore
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+@pytest.fixture
+def target(spare_engine: Engine, bench: Bench) -> Bench:
+    return make_target(spare_engine, bench)
+
+
+def add_task(bench: Bench) -> None:
+    bench.write(lambda s: s.add(Task(id=1, project="p", title="x")))
+
+
+def state(target: Bench) -> object:
+    with target.engine.connect() as connection:
+        described = describe_tables(connection)
+        return dump_tables(connection), dump_log(connection), described
+
+
+def fill_log(target: Bench) -> None:
+    add_task(target)
+
+
+def fill_table(target: Bench) -> None:
+    target.tamper("SET LOCAL oplog.bypass = 'test'", "INSERT INTO task VALUES (1, 'p', 'x')")
+
+
+def fill_types(target: Bench) -> None:
+    def abandon(session: Session) -> None:
+        session.add(Task(id=1, project="p"))
+        session.flush()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        target.write(abandon)
+
+
+@pytest.mark.parametrize(
+    ("fill", "named"),
+    [
+        (fill_log, "oplog.oplog_entry has 1 row,.*public.task has 1 row"),
+        (fill_table, "oplog.oplog_entry has 1 row,.*public.task has 1 row"),
+        (fill_types, "oplog.oplog_type has"),
+    ],
+)
+def test_a_target_with_rows_is_left_alone(
+    bench: Bench, target: Bench, fill: Callable[[Bench], None], named: str
+) -> None:
+    write_history(bench)
+    kept = keep(bench)
+    fill(target)
+    before = state(target)
+    with pytest.raises(ConfigurationError, match=named):
+        restore(target, kept)
+    assert state(target) == before
+    target.write(lambda s: add_owner(s, "still works"))
+
+
+def test_a_table_that_the_source_never_logged_must_be_empty_too(
+    bench: Bench, target: Bench
+) -> None:
+    kept = keep(bench)
+    fill_table(target)
+    with pytest.raises(ConfigurationError, match=r"public\.task has 1 row"):
+        restore(target, kept)
+
+
+def test_whoever_wrote_after_the_mark_keeps_his_database(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+    kept = keep(bench)
+
+    def write(step: RestoreStep) -> None:
+        if step is RestoreStep.MARKED:
+            with target.engine.begin() as connection:
+                connection.exec_driver_sql("SELECT oplog.oplog_mark(ARRAY['a'], ARRAY['b'])")
+
+    with pytest.raises(ConfigurationError, match=r"oplog\.oplog_entry has 1 row"):
+        restore(target, kept, reach=write)
+    add_task(target)
+
+
+def test_applications_are_refused_until_the_end(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+    kept = keep(bench)
+
+    def stop(step: RestoreStep) -> None:
+        if step is RestoreStep.MARKED:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        restore(target, kept, reach=stop)
+    with pytest.raises(SchemaVersionError, match="being restored"):
+        add_task(target)
+    with target.engine.connect() as connection:
+        with pytest.raises(SchemaVersionError, match="being restored"):
+            target.log.verify(connection)
+        assert "log-restoring" in {f.what for f in target.log.diagnose(connection)}
+    restore(target, kept)
+    target.write(lambda s: add_owner(s, "works"))
+    check_law(target)
+
+
+@pytest.mark.parametrize("step", list(RestoreStep)[1:])
+def test_an_error_at_any_step_leaves_an_empty_marked_database(
+    bench: Bench, target: Bench, step: RestoreStep
+) -> None:
+    write_history(bench)
+    kept = keep(bench)
+
+    def stop(reached: RestoreStep) -> None:
+        if reached is step:
+            raise ZeroDivisionError
+
+    before = state(target)
+    with pytest.raises(ZeroDivisionError):
+        restore(target, kept, reach=stop)
+    target.tamper(
+        "DELETE FROM oplog.oplog_checkpoint WHERE name = 'restore'",
+        "COMMENT ON TABLE oplog.oplog_entry IS 'oplog schema version 1'",
+    )
+    assert state(target) == before
+
+
+def test_two_restores_do_not_meet(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+    kept = keep(bench)
+    met = []
+
+    def meet(step: RestoreStep) -> None:
+        if step is RestoreStep.EMPTIED:
+            with pytest.raises(ConflictError, match="another restore"):
+                restore(target, kept)
+            met.append(step)
+
+    restore(target, kept, reach=meet)
+    assert met
+    check_law(target)
+
+
+def test_a_restore_has_transactions_of_its_own(bench: Bench, target: Bench) -> None:
+    kept = keep(bench)
+    with target.engine.begin() as connection, pytest.raises(ConfigurationError, match="is in one"):
+        restore_log(
+            connection,
+            kept,
+            open_reader=partial(target.log.open_reader, source=kept),
+            schema="oplog",
+        )
+
+
+def test_a_schema_without_the_log_is_refused(bench: Bench, target: Bench) -> None:
+    kept = keep(bench)
+    engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    with (
+        engine.connect() as connection,
+        pytest.raises(SchemaVersionError, match="no oplog tables"),
+    ):
+        restore_log(
+            connection,
+            kept,
+            open_reader=partial(target.log.open_reader, source=kept),
+            schema="elsewhere",
+        )
+
+
+# -- what is wrong with the log -------------------------------------------------------------
+
+
+def alter_data(kept: KeptLog) -> None:
+    kept.entries[0] = kept.entries[0]._replace(data=kept.entries[0].data + b"x")
+
+
+def alter_metadata(kept: KeptLog) -> None:
+    kept.metadata[kept.entries[0].transaction_position] = [("actor", "eve")]
+
+
+def lose_first(kept: KeptLog) -> None:
+    del kept.entries[0]
+
+
+def lose_middle(kept: KeptLog) -> None:
+    del kept.entries[1]
+
+
+def double(kept: KeptLog) -> None:
+    kept.entries.append(kept.entries[-1])
+
+
+def lose_half_of_a_transaction(kept: KeptLog) -> None:
+    del kept.entries[-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "said"),
+    [
+        (alter_data, ChainBrokenError, "does not match its hash"),
+        (alter_metadata, ChainBrokenError, "metadata of position 1 .* is not what was written"),
+        (lose_first, OplogError, "not known|not there"),
+        (lose_middle, OplogError, "version 2 is missing|not there"),
+        (double, OplogError, "twice|already there"),
+        (lose_half_of_a_transaction, ChainBrokenError, "has 1 of 2 entries"),
+    ],
+)
+def test_an_altered_log_is_refused(
+    bench: Bench,
+    target: Bench,
+    damage: Callable[[KeptLog], None],
+    error: type[OplogError],
+    said: str,
+) -> None:
+    add_task(bench)
+    bench.write(lambda s: setattr(s.get_one(Task, 1), "title", "y"))
+    bench.write(lambda s: setattr(s.get_one(Task, 1), "title", "z"))
+    bench.write(lambda s: s.add_all([Task(id=n, project=str(n), title="x") for n in (2, 3)]))
+    kept = keep(bench)
+    damage(kept)
+    with pytest.raises(error, match=said):
+        restore(target, kept)
+    with target.engine.connect() as connection:
+        assert dump_log(connection)["entry"] == []
+
+
+def test_a_log_that_ends_early_is_refused(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+
+    class Short(KeptLog):
+        @property
+        def sequence(self) -> int:
+            return len(self.entries) + 1
+
+    kept = Short(bench.log.store)
+    with bench.engine.connect() as connection:
+        kept.take(connection)
+    with pytest.raises(ChainBrokenError, match="has 2 entries, and gave 1"):
+        restore(target, kept)
+
+
+def test_a_log_without_its_beginning_needs_a_snapshot(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+    kept = keep(bench)
+    kept.first_sequence = 2
+    with pytest.raises(ConfigurationError, match="no snapshot is given"):
+        restore(target, kept)
+
+
+# -- what is wrong with the tables ----------------------------------------------------------
+
+
+def test_a_broken_foreign_key_is_named(bench: Bench, target: Bench) -> None:
+    bench.write(lambda s: add_account(s, 1))
+    bench.tamper("ALTER TABLE account DROP CONSTRAINT account_owner_id_fkey")
+    bench.write(lambda s: s.delete(s.get_one(Owner, 1)))
+    with pytest.raises(ReplayError, match=r"account_owner_id_fkey.*\(owner_id\)=\(1\)"):
+        restore(target, keep(bench))
+
+
+def test_a_broken_check_is_named(bench: Bench, target: Bench) -> None:
+    bench.write(lambda s: add_account(s, 1, "-5.00"))
+    target.tamper("ALTER TABLE account ADD CONSTRAINT rich CHECK (balance > 0)")
+    with pytest.raises(ReplayError, match=r"public\.account do not fit it: .*rich"):
+        restore(target, keep(bench))
+
+
+def test_an_excluded_column_that_must_not_be_null_is_named(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    target.tamper("ALTER TABLE owner ALTER secret DROP DEFAULT")
+    with pytest.raises(ReplayError, match=r"owner\.secret is excluded") as caught:
+        restore(target, keep(bench))
+    assert "server default" in caught.value.hint
+
+
+def test_a_table_that_is_not_there_is_named(bench: Bench, target: Bench) -> None:
+    add_task(bench)
+    target.tamper("DROP TABLE task")
+    with pytest.raises(SchemaDriftError, match=r"public\.task"):
+        restore(target, keep(bench))

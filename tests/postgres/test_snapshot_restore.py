@@ -1,0 +1,111 @@
+"""A snapshot and the log after it bring back what the whole log does."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.engine import Engine
+
+from oplog import Keyring
+from oplog.archive.manifest import SnapshotManifest
+from oplog.recovery import RestoreReport
+from oplog.recovery.loading import StoredSnapshot
+from tests.postgres.replay_models import (
+    HISTORY,
+    Bench,
+    Car,
+    Node,
+    Owner,
+    check_law,
+    dump_tables,
+    make_bench,
+)
+from tests.postgres.restored import dump_log, keep, make_target, restore
+from tests.shelf import Shelf
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def keyring() -> Keyring:
+    return Keyring.generate()
+
+
+@pytest.fixture
+def bench(engine: Engine, keyring: Keyring) -> Bench:
+    return make_bench(engine, keyring)
+
+
+@pytest.fixture
+def target(spare_engine: Engine, bench: Bench) -> Bench:
+    return make_target(spare_engine, bench)
+
+
+@pytest.fixture
+def shelf(bench: Bench, keyring: Keyring) -> Shelf:
+    return Shelf(bench.engine, bench.log, keyring)
+
+
+def restore_with(
+    shelf: Shelf, target: Bench, *, forget: bool = False, **options: int
+) -> RestoreReport:
+    """Restore from the last snapshot on; `forget` the log before it."""
+    manifest = shelf.previous
+    assert manifest is not None
+    kept = keep(Bench(shelf.engine, shelf.log, target.sessions))
+    if forget:
+        kept.first_sequence = manifest.sequence + 1
+    with shelf.open() as connection:
+        snapshot: StoredSnapshot = shelf.read_back(connection, manifest)
+    return restore(target, kept, snapshot=snapshot, **options)
+
+
+def write_with_snapshots(bench: Bench, shelf: Shelf, *, every: int, until: int) -> None:
+    for number, work in enumerate(HISTORY, 1):
+        bench.write(work)
+        if number <= until and number % every == 0:
+            shelf.take()
+
+
+@pytest.mark.parametrize(("every", "until"), [(1, 5), (1, 12), (3, 15), (19, 19)])
+def test_the_log_goes_on_from_the_snapshot(
+    bench: Bench,
+    target: Bench,
+    shelf: Shelf,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    every: int,
+    until: int,
+) -> None:
+    monkeypatch.setattr("oplog.recovery.snapshot.is_merge_due", lambda *_, **__: False)
+    write_with_snapshots(bench, shelf, every=every, until=until)
+    report = restore_with(shelf, target)
+    with bench.engine.connect() as source, target.engine.connect() as copy:
+        assert dump_tables(copy) == dump_tables(source)
+        assert dump_log(copy) == dump_log(source)
+        assert report.digest == bench.log.replay(source).digest
+    check_law(target)
+
+
+def test_a_snapshot_stands_for_the_log_before_it(bench: Bench, target: Bench, shelf: Shelf) -> None:
+    write_with_snapshots(bench, shelf, every=2, until=10)
+    manifest = shelf.previous
+    assert isinstance(manifest, SnapshotManifest)
+    report = restore_with(shelf, target, forget=True)
+    assert report.entries < 30
+    with bench.engine.connect() as source, target.engine.connect() as copy:
+        assert dump_tables(copy) == dump_tables(source)
+        assert dump_log(copy)["ticket"] == dump_log(source)["ticket"]
+    # The application goes on: keys are new, tickets continue.
+    target.write(lambda s: s.add_all([Owner(name="new"), Car(id=900, maker="m", doors=1)]))
+    target.write(lambda s: setattr(s.get_one(Node, 1), "label", "later"))
+
+
+def test_sequences_go_on_from_where_they_were(bench: Bench, target: Bench, shelf: Shelf) -> None:
+    bench.write(lambda s: s.add_all([Owner(name="a"), Owner(name="b")]))
+    bench.tamper("SELECT setval(pg_get_serial_sequence('owner', 'id'), 500)")
+    shelf.take()
+    restore_with(shelf, target)
+    target.write(lambda s: s.add(Owner(name="c")))
+    with target.engine.connect() as connection:
+        ids = connection.exec_driver_sql("SELECT id FROM owner ORDER BY id").scalars()
+        assert list(ids) == [1, 2, 501]

@@ -1,0 +1,175 @@
+"""Publishing, end to end: what was written is in the archive, once, and comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from oplog import LoggedEntry
+from oplog.archive.container import decode_container
+from oplog.archive.path import LOG, parse_head
+from oplog.errors import ConfigurationError, LogForkedError
+from tests.postgres.archived import (
+    dump_all,
+    dump_objects,
+    open_memory,
+    publish,
+    reopen,
+    restore_into,
+)
+from tests.postgres.replay_models import HISTORY, Bench, Task, make_bench, write_history
+from tests.postgres.restored import make_target
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+@pytest.fixture
+def target(spare_engine: Engine, bench: Bench) -> Bench:
+    return make_target(spare_engine, bench)
+
+
+def read_entries(bench: Bench) -> list[LoggedEntry]:
+    with bench.engine.connect() as connection:
+        return list(bench.log.read(connection))
+
+
+def add_task(number: int) -> Callable[[Session], None]:
+    def work(session: Session) -> None:
+        session.add(Task(id=number, project="p", title=f"task {number}"))
+
+    return work
+
+
+def test_what_was_written_comes_back(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    report = bench.log.sync(bench.engine, archive)
+    entries = read_entries(bench)
+    assert report.entries == len(entries) == report.sequence
+    assert report.position == max(entry.position for entry in entries)
+    restored = restore_into(target, reopen(archive))
+    assert dump_all(target) == dump_all(bench)
+    assert restored.sequence == report.sequence
+
+
+def test_a_pass_with_nothing_new_writes_nothing(bench: Bench) -> None:
+    archive = open_memory()
+    assert bench.log.sync(bench.engine, archive).entries == 0
+    assert dump_objects(archive) == {}
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    before = dump_objects(archive)
+    assert bench.log.sync(bench.engine, reopen(archive)).entries == 0
+    assert dump_objects(archive) == before
+
+
+def test_each_pass_adds_what_is_new(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    total = 0
+    for work in HISTORY:
+        bench.write(work)
+        report = publish(bench.log, bench.engine, reopen(archive), page_entries=2)
+        total += report.entries
+        assert report.sequence == total
+    assert total == len(read_entries(bench))
+    restore_into(target, archive)
+    assert dump_all(target) == dump_all(bench)
+
+
+def test_a_restored_database_goes_on_writing_and_publishing(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    restore_into(target, reopen(archive))
+    target.write(add_task(901))
+    report = target.log.sync(target.engine, reopen(archive))
+    assert (report.entries, report.generation) == (1, 0)
+    # The old database has not: what is published now is not in it.
+    bench.write(add_task(902))
+    with pytest.raises(LogForkedError) as caught:
+        bench.log.sync(bench.engine, reopen(archive))
+    assert caught.value.lost_count == 1
+    assert caught.value.sequence == report.sequence
+
+
+def test_a_fork_goes_on_in_a_new_generation(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    ends = [0]
+    for work in HISTORY:
+        bench.write(work)
+        ends.append(bench.last_position())
+    bench.log.sync(bench.engine, archive)
+    through = ends[len(ends) // 2]
+    restore_into(target, reopen(archive), through=through)
+    target.write(add_task(903))
+    with pytest.raises(LogForkedError):
+        target.log.sync(target.engine, reopen(archive))
+    report = target.log.sync(target.engine, reopen(archive), fork="fork")
+    assert report.generation == 1
+    assert report.lost > 0
+    head = archive.read_head()
+    assert head.fork is not None
+    assert head.fork.last == len(read_entries(bench))
+    # Again and again nothing is new.
+    assert target.log.sync(target.engine, reopen(archive)).entries == 0
+
+
+def test_another_logs_archive_is_refused(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    bench.write(add_task(1))
+    bench.log.sync(bench.engine, archive)
+    # Both databases were made from one template, and so is their log's identity.
+    target.tamper(
+        "ALTER TABLE oplog.oplog_log DISABLE TRIGGER ALL",
+        "UPDATE oplog.oplog_log SET log_id = gen_random_uuid()",
+        "ALTER TABLE oplog.oplog_log ENABLE ALWAYS TRIGGER oplog_append_only",
+    )
+    target.write(add_task(2))
+    with pytest.raises(ConfigurationError, match="holds the log"):
+        target.log.sync(target.engine, reopen(archive))
+
+
+def test_small_segments_and_many_heads_yield_the_same_log(bench: Bench) -> None:
+    write_history(bench)
+    for _ in range(3):
+        bench.write(add_task(random.randrange(10_000, 1_000_000)))
+    one, many = open_memory(), open_memory()
+    bench.log.sync(bench.engine, one)
+    publish(bench.log, bench.engine, many, page_entries=1, segment_bytes=200)
+    with bench.engine.connect() as connection:
+        logs = [list(bench.log.open_source(a).iterate_sequence()) for a in (one, many)]
+        del connection
+    flat = [[entry for page in pages for entry in page.entries] for pages in logs]
+    assert flat[0] == flat[1]
+    assert len(logs[1]) > len(logs[0])
+
+
+def test_the_same_entries_give_the_same_objects(bench: Bench) -> None:
+    write_history(bench)
+    names = []
+    for _ in range(2):
+        archive = open_memory()
+        publish(bench.log, bench.engine, archive, page_entries=5)
+        names.append({path for path in dump_objects(archive) if path.startswith(LOG)})
+    assert names[0] == names[1]
+
+
+def test_headers_are_readable_without_keys(bench: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    objects = dump_objects(archive)
+    (path,) = [path for path in objects if path.startswith(LOG)]
+    header = decode_container(objects[path], b"oplogseg", what=path).header
+    assert header["first"] == 1
+    assert header["last"] == archive.read_head().sequence
+    assert [parse_head(p) for p in objects if p.startswith("HEAD/")] == [1]
