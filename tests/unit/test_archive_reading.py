@@ -516,6 +516,7 @@ def test_a_segment_that_is_not_what_its_item_says_is_refused() -> None:
         {"first_recorded": 1},
         {"last_recorded": 1},
         {"size_bytes": 1},
+        {"adopted": True},
     ):
         with pytest.raises(ManifestInvalidError, match=item.path):
             decode_item(data, replace(item, **change))
