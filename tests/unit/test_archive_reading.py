@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -485,7 +485,8 @@ def test_whoever_stops_early_leaves_no_thread_behind() -> None:
         made.add_segment(1)
     segments = Archive(made.store).iterate_segments(made.head.levels)
     assert next(segments)[0] == made.items[0]
-    segments.close()  # type: ignore[attr-defined]
+    assert isinstance(segments, Generator)
+    segments.close()
     assert list(segments) == []
 
 
@@ -515,9 +516,10 @@ def test_a_segment_that_is_not_what_its_item_says_is_refused() -> None:
         {"first_recorded": 1},
         {"last_recorded": 1},
         {"size_bytes": 1},
+        {"adopted": True},
     ):
         with pytest.raises(ManifestInvalidError, match=item.path):
-            decode_item(data, replace(item, **change))  # type: ignore[arg-type]
+            decode_item(data, replace(item, **change))
 
 
 def test_a_node_is_read_again_for_another_claim() -> None:
