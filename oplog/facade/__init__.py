@@ -1,14 +1,13 @@
 """`Oplog`: the one object an application holds.
 
-Three parts on one foundation; each method is one call into the module that does the work.
+Parts on one foundation; each method is one call into the module that does the work.
 """
 
-from oplog.facade.archiving import ArchivingOplog
-from oplog.facade.writing import WritingOplog
+from oplog.facade.forking import ForkingOplog, ForkReport
 
 
-class Oplog(WritingOplog, ArchivingOplog):
+class Oplog(ForkingOplog):
     """An operation log in one schema of a database, for one catalog of types."""
 
 
-__all__ = ["Oplog"]
+__all__ = ["ForkReport", "Oplog"]

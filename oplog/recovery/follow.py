@@ -81,7 +81,8 @@ def follow_log(
 
     `connection` is in no transaction; each batch is one, of whole transactions of the log. An
     empty database is restored first, from `snapshot` if one is given; one that was restored
-    is followed on from there. A log of a later generation that no longer holds what is here
+    is followed on from there. A log of a later generation that no longer holds what is here,
+    or one that has given up entries that are missing here (then a `snapshot` is needed),
     replaces everything, in one transaction. Where this database is, is kept in the checkpoint
     `follow/name`. `reach` is called after each batch with its last sequence.
 
@@ -139,7 +140,8 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, in
         return _find_place(source, filled), filled.entries
     if source.find_chain(place.sequence) == place.chain:
         return place._replace(generation=source.generation), None
-    if source.generation > place.generation:
+    behind = place.sequence < source.first_sequence - 1
+    if behind or source.generation > place.generation:
         filled = rebuild_log(
             connection,
             source,

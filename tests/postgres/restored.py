@@ -90,3 +90,24 @@ def restore(target: Bench, kept: KeptLog, **options: Any) -> RestoreReport:
             schema="oplog",
             **options,
         )
+
+
+def empty(target: Bench) -> None:
+    """Back to an empty, migrated database."""
+    with target.engine.begin() as connection:
+        tables = connection.exec_driver_sql(
+            "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND (relnamespace = "
+            "'public'::regnamespace OR relnamespace = 'oplog'::regnamespace AND relname <> "
+            "'oplog_guard' AND relname <> 'oplog_log')"
+        ).scalars()
+        names = list(tables)
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
+        for name in names:
+            enabled = connection.exec_driver_sql(
+                "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal",
+                (name,),
+            ).scalars()
+            for trigger in list(enabled):
+                connection.exec_driver_sql(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")
