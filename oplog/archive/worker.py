@@ -148,6 +148,6 @@ def _is_passing(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     # 08 connection, 57P server shutting down or starting, 53 resources, 55P03 lock, 40 retry;
     # without a state the server was not reached.
-    return (
-        state is None or state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"
-    )
+    if state is None:
+        return isinstance(error, (OperationalError, InterfaceError))
+    return state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"
