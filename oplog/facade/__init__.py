@@ -1,13 +1,13 @@
 """`Oplog`: the one object an application holds.
 
-Three parts on one foundation; each method is one call into the module that does the work.
+Four parts on one foundation; each method is one call into the module that does the work.
 """
 
-from oplog.facade.archiving import ArchivingOplog
+from oplog.facade.upkeep import UpkeepOplog
 from oplog.facade.writing import WritingOplog
 
 
-class Oplog(WritingOplog, ArchivingOplog):
+class Oplog(WritingOplog, UpkeepOplog):
     """An operation log in one schema of a database, for one catalog of types."""
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.change import publish_change
 from oplog.archive.export import Exporter
 from oplog.archive.head import Head, SnapshotRef
 from oplog.archive.manifest import SnapshotManifest, encode_manifest
@@ -106,7 +107,7 @@ def publish_snapshot(
         kept = [one for one in head.snapshots if one.sequence != ref.sequence]
         return replace(head, snapshots=(*kept, ref))
 
-    exporter.publish_change(engine, change)
+    publish_change(exporter, engine, change, catch_up=True)
     return report or _describe(archive, archive.find_head())
 
 
