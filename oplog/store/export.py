@@ -210,6 +210,17 @@ class ExportStore:
         )
         return {row[0]: bytes(row[1]) for row in rows}
 
+    def list_published(
+        self, connection: Connection, snapshot: str, *, after: int, limit: int
+    ) -> list[int]:
+        """Positions over `after` of the entries in a snapshot, rising."""
+        rows = connection.exec_driver_sql(
+            f"SELECT e.id FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} "
+            "ORDER BY e.id LIMIT %s",
+            (after, snapshot, limit),
+        )
+        return [row[0] for row in rows]
+
     def count_types(self, connection: Connection) -> tuple[int, int]:
         """How many revisions of types, and how many keys the log knows."""
         row = connection.exec_driver_sql(
