@@ -7,7 +7,9 @@ public; nothing else is.
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
 from oplog.archive.export import SyncReport
+from oplog.archive.lag import ArchiveLag
 from oplog.archive.opening import open_archive
+from oplog.archive.standing import LostEntry
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
     Change,
@@ -27,10 +29,15 @@ from oplog.events import (
     OutcomeResolved,
     WorkRetried,
 )
-from oplog.facade import Oplog
+from oplog.facade import ForkReport, Oplog
+from oplog.facade.worker import SyncWorker
 from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.recovery.follow import FollowReport
+from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
+from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.publishing import SnapshotReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
@@ -39,6 +46,7 @@ __all__ = [
     "AdoptedType",
     "AdoptionReport",
     "Archive",
+    "ArchiveLag",
     "ArchiveStepDone",
     "Batch",
     "Blocker",
@@ -49,8 +57,11 @@ __all__ = [
     "Entry",
     "Event",
     "Finding",
+    "FollowReport",
+    "ForkReport",
     "Keyring",
     "LoggedEntry",
+    "LostEntry",
     "OpType",
     "Operation",
     "Oplog",
@@ -58,11 +69,16 @@ __all__ = [
     "OutcomeLost",
     "OutcomeResolved",
     "Receipt",
+    "RefusedTransaction",
+    "ReplayLostReport",
     "ReplayReport",
     "Resolution",
     "RestoreReport",
+    "SnapshotPolicy",
+    "SnapshotReport",
     "Subscription",
     "SyncReport",
+    "SyncWorker",
     "Ticket",
     "TypeCatalog",
     "VerifyReport",

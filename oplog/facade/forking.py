@@ -133,4 +133,3 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
             idempotency_key=transaction.key,
             idempotency_request=[transaction.generation, transaction.sequence],
         )
-
