@@ -6,8 +6,13 @@ public; nothing else is.
 
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
+from oplog.archive.collection import CollectionReport
 from oplog.archive.export import SyncReport
 from oplog.archive.opening import open_archive
+from oplog.archive.pin import Pin
+from oplog.archive.problem import ArchiveProblem, ArchiveReport
+from oplog.archive.resync import ResyncReport
+from oplog.archive.retention import Retention
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
     Change,
@@ -39,10 +44,13 @@ __all__ = [
     "AdoptedType",
     "AdoptionReport",
     "Archive",
+    "ArchiveProblem",
+    "ArchiveReport",
     "ArchiveStepDone",
     "Batch",
     "Blocker",
     "Change",
+    "CollectionReport",
     "Difference",
     "EntriesAppended",
     "EntriesDrafted",
@@ -57,10 +65,13 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "Pin",
     "Receipt",
     "ReplayReport",
     "Resolution",
     "RestoreReport",
+    "ResyncReport",
+    "Retention",
     "Subscription",
     "SyncReport",
     "Ticket",
