@@ -8,11 +8,13 @@ from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
 from oplog.archive.collection import CollectionReport
 from oplog.archive.export import SyncReport
+from oplog.archive.lag import ArchiveLag
 from oplog.archive.opening import open_archive
 from oplog.archive.pin import Pin
 from oplog.archive.problem import ArchiveProblem, ArchiveReport
 from oplog.archive.resync import ResyncReport
 from oplog.archive.retention import Retention
+from oplog.archive.standing import LostEntry
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
     Change,
@@ -32,10 +34,15 @@ from oplog.events import (
     OutcomeResolved,
     WorkRetried,
 )
-from oplog.facade import Oplog
+from oplog.facade import ForkReport, Oplog
+from oplog.facade.worker import SyncWorker
 from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.recovery.follow import FollowReport
+from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
+from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.publishing import SnapshotReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.subscription import Batch, Subscription
@@ -44,6 +51,7 @@ __all__ = [
     "AdoptedType",
     "AdoptionReport",
     "Archive",
+    "ArchiveLag",
     "ArchiveProblem",
     "ArchiveReport",
     "ArchiveStepDone",
@@ -57,8 +65,11 @@ __all__ = [
     "Entry",
     "Event",
     "Finding",
+    "FollowReport",
+    "ForkReport",
     "Keyring",
     "LoggedEntry",
+    "LostEntry",
     "OpType",
     "Operation",
     "Oplog",
@@ -67,13 +78,18 @@ __all__ = [
     "OutcomeResolved",
     "Pin",
     "Receipt",
+    "RefusedTransaction",
+    "ReplayLostReport",
     "ReplayReport",
     "Resolution",
     "RestoreReport",
     "ResyncReport",
     "Retention",
+    "SnapshotPolicy",
+    "SnapshotReport",
     "Subscription",
     "SyncReport",
+    "SyncWorker",
     "Ticket",
     "TypeCatalog",
     "VerifyReport",

@@ -152,7 +152,6 @@ def encode_entries(
         "generation": 0,
         "first": 1,
         "chain_before": start_chain(LOG_ID),
-        "cursor": None,
     }
     return encode_segment(entries, metadata or {}, **values | given)
 

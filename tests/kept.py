@@ -63,7 +63,7 @@ class KeptLog:
         return len(self.entries)
 
     def find_chain(self, sequence: int) -> bytes | None:
-        if sequence > len(self.entries):
+        if not self.first_sequence - 1 <= sequence <= len(self.entries):
             return None
         chain = hashlib.sha256(b"kept")
         for entry in self.entries[:sequence]:

@@ -27,7 +27,15 @@ from oplog.archive.index import (
 from oplog.archive.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_content, parse_head
+from oplog.archive.path import (
+    COLLECTED,
+    HEAD,
+    LATEST,
+    MINT_BITS,
+    name_head,
+    parse_content,
+    parse_head,
+)
 from oplog.archive.segment import Segment, SegmentHeader, decode_segment
 from oplog.archive.typefile import LoggedTypes, decode_types
 from oplog.errors import (
@@ -167,7 +175,9 @@ class Archive:
         """The head that has none after it, as far as can be seen; None if there is none at all."""
         start = max(self._seen, 0 if listed else self._read_hint())
         data = self._read_head_bytes(start) if start else None
-        if data is None or self.single_writer or listed:
+        # Numbers of writers that no store keeps apart jump from epoch to epoch: no walk gets there.
+        jumps = self.single_writer or start >> MINT_BITS > 0
+        if data is None or jumps or listed:
             # 1, for a list that leaves out the only heads there are.
             start = max(self._list_newest(), start if data else 1)
             data = self._read_head_bytes(start)
@@ -332,8 +342,8 @@ def decode_item(data: bytes, item: Item) -> Segment:
     """The segment in `data`; `ManifestInvalidError` unless it is what `item` says."""
     segment = decode_segment(data, what=item.path)
     header = segment.header
-    said = (item.first, item.last, item.chain, item.missing)
-    found = (header.first, header.last, header.chain, header.missing)
+    said = (item.first, item.last, item.chain, item.missing, item.adopted)
+    found = (header.first, header.last, header.chain, header.missing, header.adopted)
     said_range = (item.first_position, item.last_position, item.first_recorded, item.last_recorded)
     found_range = (
         header.first_position,

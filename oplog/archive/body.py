@@ -186,6 +186,9 @@ def _count_parts(data: memoryview, what: str, *, most: int) -> None:
             pairs += tag == _METADATA_TAG
         if entries > most or pairs > MAX_PAIRS or place > len(data):
             raise corrupt(what, "a transaction is cut short, or holds more than its segment claims")
+    if not entries:
+        # A body of nothing but these would take a minute.
+        raise corrupt(what, "a transaction holds no entry")
 
 
 def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:

@@ -314,7 +314,7 @@ def _read_types(document: Any, what: str) -> TypesRef | None:
         fields.take_integer("keys"),
     )
     fields.finish()
-    parse_content(found.path, BLOB)
+    parse_content(found.path, BLOB, what=what)
     return found
 
 
@@ -328,7 +328,7 @@ def _read_snapshot(document: Any, what: str) -> SnapshotRef:
         size_bytes=fields.take_integer("bytes"),
     )
     fields.finish()
-    if parse_content(found.path, SNAPSHOT).number != found.sequence:
+    if parse_content(found.path, SNAPSHOT, what=what).number != found.sequence:
         raise invalid(what, f"{found.path} is not named by sequence {found.sequence}")
     return found
 

@@ -104,7 +104,7 @@ def read_item(document: Any, *, level: int, what: str) -> Item:
         adopted=bool(fields.take_integer("adopted", most=1)),
     )
     fields.finish()
-    name = parse_content(item.path, LOG if level == 0 else INDEX)
+    name = parse_content(item.path, LOG if level == 0 else INDEX, what=what)
     if name.number != (item.first if level == 0 else item.last) or item.last < item.first:
         raise invalid(what, f"its item {item.path} claims sequences {item.first} to {item.last}")
     return item

@@ -40,12 +40,15 @@ def name_content(kind: str, number: int, *, data: bytes) -> str:
     return f"{kind}/{number:016x}-{sha256(data).hexdigest()}"
 
 
-def parse_content(path: str, *kinds: str) -> ContentPath:
-    """What `path` says; `ManifestInvalidError` unless it is content of one of `kinds`."""
+def parse_content(path: str, *kinds: str, what: str = "a document") -> ContentPath:
+    """What `path`, which stands in `what`, says.
+
+    Raises `ManifestInvalidError` unless it is content of one of `kinds`, or of any.
+    """
     found = _CONTENT.fullmatch(path)
     if found is None or (kinds and found[1] not in kinds):
         raise ManifestInvalidError(
-            f"{path[:120]!r} cannot name {' or '.join(kinds) or 'content'} of an archive",
+            f"{path[:120]!r} in {what} cannot name {' or '.join(kinds) or 'content'} of an archive",
             hint="the document that holds it was altered: run oplog check",
         )
     return ContentPath(found[1], int(found[2], 16), bytes.fromhex(found[3]))

@@ -15,11 +15,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from oplog.archive.export import Exporter, SyncReport
 from oplog.archive.wake import Wake
-from oplog.errors import ArchiveError, LeaseHeldError, StoreUnavailableError
+from oplog.errors import (
+    HeadRolledBackError,
+    LeaseHeldError,
+    LeaseLostError,
+    LogForkedError,
+    OplogError,
+    StoreUnavailableError,
+)
 
 INTERVAL_SECONDS = 1.0
 """Between two looks at the database when nothing wakes the worker."""
@@ -127,9 +134,12 @@ class SyncLoop:
                 chore.run()
             except (StoreUnavailableError, LeaseHeldError) as error:
                 _logger.warning("%s was put off: %s", chore.name, error)
-            except ArchiveError:
-                _logger.exception("%s failed", chore.name)
+            except (LeaseLostError, LogForkedError, HeadRolledBackError):
                 raise
+            except OplogError:
+                # Publishing comes first: a table that a migration is changing, or a key that
+                # this process has not, must not stop it.
+                _logger.exception("%s failed, and is tried again", chore.name)
             due[chore.name] = self._clock() + chore.every_seconds
 
 
@@ -138,6 +148,6 @@ def _is_passing(error: DBAPIError) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     # 08 connection, 57P server shutting down or starting, 53 resources, 55P03 lock, 40 retry;
     # without a state the server was not reached.
-    return (
-        state is None or state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"
-    )
+    if state is None:
+        return isinstance(error, (OperationalError, InterfaceError))
+    return state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"

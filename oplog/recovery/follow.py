@@ -76,14 +76,17 @@ def follow_log(
     snapshot: SnapshotReader | None = None,
     batch_entries: int = BATCH_ENTRIES,
     reach: Callable[[int], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> FollowReport:
     """Apply what `source` has and this database has not, and return; call it again for more.
 
     `connection` is in no transaction; each batch is one, of whole transactions of the log. An
     empty database is restored first, from `snapshot` if one is given; one that was restored
-    is followed on from there. A log of a later generation that no longer holds what is here
+    is followed on from there. A log of a later generation that no longer holds what is here,
+    or one that has given up entries that are missing here (then a `snapshot` is needed),
     replaces everything, in one transaction. Where this database is, is kept in the checkpoint
-    `follow/name`. `reach` is called after each batch with its last sequence.
+    `follow/name`. `reach` is called after each batch with its last sequence; `stop`
+    is asked then, and ends the call when it says True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
     a source behind it, `ConflictError` while another process follows or restores, and what
@@ -109,6 +112,8 @@ def follow_log(
         place = _apply(work, place, page)
         entries += len(page.entries)
         reach(place.sequence)
+        if stop():
+            break
     return FollowReport(
         entries, place.sequence, place.generation, place.position, began is not None
     )
@@ -139,7 +144,8 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, in
         return _find_place(source, filled), filled.entries
     if source.find_chain(place.sequence) == place.chain:
         return place._replace(generation=source.generation), None
-    if source.generation > place.generation:
+    behind = place.sequence < source.first_sequence - 1
+    if behind or source.generation > place.generation:
         filled = rebuild_log(
             connection,
             source,

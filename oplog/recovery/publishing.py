@@ -65,8 +65,7 @@ def publish_snapshot(
     while it is taken. Raises what publishing and `take_snapshot` raise.
     """
     archive = exporter.archive
-    head = archive.find_head()
-    if policy is not None and not _is_due(head, policy):
+    if policy is not None and not _is_due(head := archive.find_head(), policy):
         return _describe(archive, head)
     exporter.publish_all(engine)
     report: SnapshotReport | None = None
@@ -86,29 +85,27 @@ def publish_snapshot(
         )
         if manifest is None:
             return None
-        data = encode_manifest(manifest)
-        path = name_content(SNAPSHOT, manifest.sequence, data=data)
-        publisher.put_content(path, data, step=Step.PUT_MANIFEST)
-        ref = SnapshotRef(
-            path,
-            manifest.sequence,
-            manifest.position,
-            manifest.recorded_at,
-            manifest.stored_bytes + len(data),
-        )
-        report = SnapshotReport(
-            taken=True,
-            sequence=manifest.sequence,
-            position=manifest.position,
-            rows=manifest.rows,
-            bytes=publisher.written_bytes - before,
-            total_bytes=ref.size_bytes,
-        )
+        ref = _put_manifest(publisher, manifest)
+        uploaded = publisher.written_bytes - before
+        report = _report(ref, rows=manifest.rows, uploaded=uploaded)
         kept = [one for one in head.snapshots if one.sequence != ref.sequence]
         return replace(head, snapshots=(*kept, ref))
 
     publish_change(exporter, engine, change, catch_up=True)
     return report or _describe(archive, archive.find_head())
+
+
+def _put_manifest(publisher: Publisher, manifest: SnapshotManifest) -> SnapshotRef:
+    data = encode_manifest(manifest)
+    path = name_content(SNAPSHOT, manifest.sequence, data=data)
+    publisher.put_content(path, data, step=Step.PUT_MANIFEST)
+    return SnapshotRef(
+        path,
+        manifest.sequence,
+        manifest.position,
+        manifest.recorded_at,
+        manifest.stored_bytes + len(data),
+    )
 
 
 def _take(
@@ -174,11 +171,16 @@ def _describe(archive: Archive, head: Head | None) -> SnapshotReport:
     if head is None or not head.snapshots:
         return SnapshotReport(taken=False, sequence=0, position=0, rows=0, bytes=0, total_bytes=0)
     newest = head.snapshots[-1]
+    return _report(newest, rows=archive.read_manifest(newest).rows, uploaded=0)
+
+
+def _report(ref: SnapshotRef, *, rows: int, uploaded: int) -> SnapshotReport:
     return SnapshotReport(
-        taken=False,
-        sequence=newest.sequence,
-        position=newest.position,
-        rows=archive.read_manifest(newest).rows,
-        bytes=0,
-        total_bytes=newest.size_bytes,
+        # Its manifest at least is uploaded for one that is taken.
+        taken=uploaded > 0,
+        sequence=ref.sequence,
+        position=ref.position,
+        rows=rows,
+        bytes=uploaded,
+        total_bytes=ref.size_bytes,
     )

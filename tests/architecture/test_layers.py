@@ -36,6 +36,7 @@ FORBIDDEN_MODULES = {"common", "helpers", "manager", "misc", "tools", "util", "u
 PUBLIC = {
     "oplog.errors": {
         "ArchiveError",
+        "ArchiveLagError",
         "CaptureMismatchError",
         "ChainBrokenError",
         "CommitCancelledError",
@@ -53,6 +54,7 @@ PUBLIC = {
         "IdempotencyConflictError",
         "InvalidMetadataError",
         "KeyUnavailableError",
+        "LeaseHeldError",
         "LeaseLostError",
         "LogForkedError",
         "ManifestInvalidError",
@@ -78,6 +80,15 @@ PUBLIC = {
     "oplog": {
         "AdoptedType",
         "AdoptionReport",
+        "Archive",
+        "Retention",
+        "ResyncReport",
+        "Pin",
+        "CollectionReport",
+        "ArchiveReport",
+        "ArchiveProblem",
+        "ArchiveLag",
+        "ArchiveStepDone",
         "Batch",
         "Blocker",
         "Change",
@@ -87,8 +98,11 @@ PUBLIC = {
         "Entry",
         "Event",
         "Finding",
+        "FollowReport",
+        "ForkReport",
         "Keyring",
         "LoggedEntry",
+        "LostEntry",
         "OpType",
         "Operation",
         "Oplog",
@@ -96,13 +110,21 @@ PUBLIC = {
         "OutcomeLost",
         "OutcomeResolved",
         "Receipt",
+        "RefusedTransaction",
+        "ReplayLostReport",
         "ReplayReport",
         "Resolution",
+        "RestoreReport",
+        "SnapshotPolicy",
+        "SnapshotReport",
         "Subscription",
+        "SyncReport",
+        "SyncWorker",
         "Ticket",
         "TypeCatalog",
         "VerifyReport",
         "WorkRetried",
+        "open_archive",
     },
     "oplog.migration": {
         "AdoptTableOp",
@@ -124,7 +146,8 @@ PUBLIC = {
 }
 # Three arguments with one natural order each, as the contract of these names has them.
 CROWDED = {
-    "oplog": {"Oplog.append", "Oplog.history"},
+    # A worker is of a log, a database and an archive.
+    "oplog": {"Oplog.append", "Oplog.history", "SyncWorker"},
     "oplog.migration": {
         # Alembic calls these with its own arguments.
         "AdoptTableOp.adopt_table",

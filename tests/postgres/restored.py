@@ -90,3 +90,29 @@ def restore(target: Bench, kept: KeptLog, **options: Any) -> RestoreReport:
             schema="oplog",
             **options,
         )
+
+
+def empty(target: Bench) -> None:
+    """Back to an empty, migrated database."""
+    empty_tables(target.engine)
+
+
+def empty_tables(engine: Engine) -> None:
+    """Remove all rows, whatever guards them, but keep the log's identity."""
+    with engine.begin() as connection:
+        tables = connection.exec_driver_sql(
+            "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND (relnamespace = "
+            "'public'::regnamespace OR relnamespace = 'oplog'::regnamespace AND relname <> "
+            "'oplog_guard' AND relname <> 'oplog_log')"
+        ).scalars()
+        names = list(tables)
+        for name in names:
+            connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
+        for name in names:
+            enabled = connection.exec_driver_sql(
+                "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal",
+                (name,),
+            ).scalars()
+            for trigger in list(enabled):
+                connection.exec_driver_sql(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")

@@ -39,6 +39,7 @@ from tests.postgres.replay_models import (
     write_history,
 )
 from tests.postgres.restored import describe_tables, dump_log, keep, make_target, restore
+from tests.postgres.test_restore_snapshot import take as take_snapshot
 
 pytestmark = pytest.mark.postgres
 
@@ -371,3 +372,39 @@ def test_a_database_with_a_log_of_its_own_is_not_followed(bench: Bench, target: 
     target.write(add_owner)
     with pytest.raises(ConfigurationError, match="needs an empty database"):
         follow(target, keep(bench))
+
+
+def test_an_entry_that_follows_nothing_is_refused(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    kept = keep(bench)
+    follow(target, kept)
+    for motto in ("one", "two"):
+        bench.write(partial(set_motto, motto=motto))
+    take(bench, kept)
+    del kept.entries[1]
+    with pytest.raises(ChainBrokenError, match=r"version 3.* does not follow version 1"):
+        follow(target, kept)
+
+
+def set_motto(session: Session, motto: str) -> None:
+    session.get_one(Owner, 1).motto = motto
+
+
+def test_who_was_left_behind_begins_anew_from_a_snapshot(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    kept = keep(bench)
+    follow(target, kept)
+    for name in ("bob", "carl"):
+        bench.write(partial(add_owner, name=name))
+    snapshot = take_snapshot(bench)
+    bench.write(lambda s: add_owner(s, "eve"))
+    take(bench, kept)
+    kept.first_sequence = 4
+    with pytest.raises(ConfigurationError, match="no snapshot is given"):
+        follow(target, kept)
+    report = follow(target, kept, snapshot=snapshot)
+    assert report.rebuilt
+    assert report.sequence == 4
+    with target.engine.connect() as there, bench.engine.connect() as here:
+        assert dump_tables(there) == dump_tables(here)
+        assert dump_log(there)["ticket"] == dump_log(here)["ticket"]

@@ -27,6 +27,7 @@ from tests.postgres.replay_models import (
 from tests.postgres.restored import (
     describe_tables,
     dump_log,
+    empty,
     keep,
     make_target,
     restore,
@@ -111,27 +112,6 @@ def test_at_any_position_it_is_the_source_as_it_was(bench: Bench, spare_engine: 
             assert bench.log.replay(connection, through=position).digest == report.digest
         assert report.position == position
         empty(target)
-
-
-def empty(target: Bench) -> None:
-    """Back to an empty, migrated database."""
-    with target.engine.begin() as connection:
-        tables = connection.exec_driver_sql(
-            "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND (relnamespace = "
-            "'public'::regnamespace OR relnamespace = 'oplog'::regnamespace AND relname <> "
-            "'oplog_guard' AND relname <> 'oplog_log')"
-        ).scalars()
-        names = list(tables)
-        for name in names:
-            connection.exec_driver_sql(f"ALTER TABLE {name} DISABLE TRIGGER USER")
-        connection.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
-        for name in names:
-            enabled = connection.exec_driver_sql(
-                "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal",
-                (name,),
-            ).scalars()
-            for trigger in list(enabled):
-                connection.exec_driver_sql(f"ALTER TABLE {name} ENABLE ALWAYS TRIGGER {trigger}")
 
 
 def test_through_a_moment(bench: Bench, target: Bench) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from sqlalchemy.engine import Engine
 
 from oplog import Keyring
-from oplog.archive.manifest import SnapshotManifest
-from oplog.recovery import RestoreReport
+from oplog.archive.manifest import SnapshotManifest, decode_manifest, encode_manifest
+from oplog.archive.publisher import Publisher
+from oplog.recovery import RestoreReport, restore_log
+from oplog.recovery.change import iterate_changes
 from oplog.recovery.loading import StoredSnapshot
+from oplog.recovery.snapshot import SnapshotPoint, take_snapshot
+from tests.postgres.archived import open_memory
 from tests.postgres.replay_models import (
     HISTORY,
     Bench,
@@ -109,3 +115,66 @@ def test_sequences_go_on_from_where_they_were(bench: Bench, target: Bench, shelf
     with target.engine.connect() as connection:
         ids = connection.exec_driver_sql("SELECT id FROM owner ORDER BY id").scalars()
         assert list(ids) == [1, 2, 501]
+
+
+def test_through_a_real_archive(bench: Bench, target: Bench, shelf: Shelf) -> None:
+    archive = open_memory()
+    previous: SnapshotManifest | None = None
+    publisher = Publisher(archive, writer="test", epoch=99, emit=lambda *_: None)
+    for number, work in enumerate(HISTORY[:15]):
+        bench.write(work)
+        if number % 4:
+            continue
+        bench.log.sync(bench.engine, archive)
+        source = bench.log.open_source(archive)
+        head = source.head
+        after = 0 if previous is None else previous.sequence
+        with shelf.open() as connection:
+            previous = take_snapshot(
+                connection,
+                point=SnapshotPoint(
+                    head.log_id,
+                    head.generation,
+                    head.sequence,
+                    head.chain,
+                    head.position,
+                    head.recorded_at,
+                ),
+                mint=publisher.horizon,
+                schema=bench.log.schema,
+                types=source.list_types(connection),
+                sealer=shelf.sealer,
+                put=publisher.put_blob,
+                previous=previous,
+                changes=iterate_changes(
+                    bench.log.open_reader(connection, source=source),
+                    source,
+                    after=after,
+                    through=head.sequence,
+                ),
+            )
+        assert previous is not None
+    assert previous is not None
+    for work in HISTORY[15:]:
+        bench.write(work)
+    bench.log.sync(bench.engine, archive)
+    source = bench.log.open_source(archive)
+    with target.engine.connect() as connection:
+        snapshot = StoredSnapshot(
+            decode_manifest(encode_manifest(previous), what="the manifest"),
+            get=archive.read_content,
+            sealer=shelf.sealer,
+            key_checks=source.list_keys(connection),
+            types=source.list_types(connection),
+        )
+        connection.rollback()
+        restore_log(
+            connection,
+            source,
+            open_reader=partial(target.log.open_reader, source=source),
+            schema="oplog",
+            snapshot=snapshot,
+        )
+    with bench.engine.connect() as live, target.engine.connect() as copy:
+        assert dump_tables(copy) == dump_tables(live)
+        assert dump_log(copy) == dump_log(live)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from oplog import LoggedEntry
 from oplog.archive.container import decode_container
 from oplog.archive.path import LOG, parse_head
-from oplog.errors import ConfigurationError, LogForkedError
+from oplog.errors import (
+    ArchiveLagError,
+    ChainBrokenError,
+    ConfigurationError,
+    LogForkedError,
+)
 from tests.postgres.archived import (
     dump_all,
     dump_objects,
@@ -21,8 +28,15 @@ from tests.postgres.archived import (
     reopen,
     restore_into,
 )
-from tests.postgres.replay_models import HISTORY, Bench, Task, make_bench, write_history
-from tests.postgres.restored import make_target
+from tests.postgres.replay_models import (
+    HISTORY,
+    Bench,
+    Task,
+    dump_tables,
+    make_bench,
+    write_history,
+)
+from tests.postgres.restored import empty, make_target
 
 pytestmark = pytest.mark.postgres
 
@@ -173,3 +187,77 @@ def test_headers_are_readable_without_keys(bench: Bench) -> None:
     assert header["first"] == 1
     assert header["last"] == archive.read_head().sequence
     assert [parse_head(p) for p in objects if p.startswith("HEAD/")] == [1]
+
+
+def test_a_restore_from_a_snapshot_and_what_came_after(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    half = len(HISTORY) // 2
+    for work in HISTORY[:half]:
+        bench.write(work)
+    first = bench.log.snapshot(bench.engine, archive)
+    assert first.taken
+    assert not bench.log.snapshot(bench.engine, reopen(archive)).taken
+    for work in HISTORY[half:]:
+        bench.write(work)
+    second = bench.log.snapshot(bench.engine, reopen(archive))
+    assert second.taken
+    bench.write(add_task(904))
+    bench.log.sync(bench.engine, reopen(archive))
+    restore_into(target, reopen(archive))
+    assert dump_all(target) == dump_all(bench)
+
+
+def test_restores_at_every_position_equal_the_replay_there(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    for number, work in enumerate(HISTORY):
+        bench.write(work)
+        bench.log.sync(bench.engine, archive)
+        if number % 4 == 3:
+            bench.log.snapshot(bench.engine, archive)
+    for position in random.Random(5).sample(range(1, bench.last_position() + 1), 6):
+        with bench.engine.connect() as connection:
+            report = bench.log.replay(connection, through=position)
+            replayed = dump_tables(connection, "replayed")
+            connection.rollback()
+        restored = restore_into(target, reopen(archive), through=position)
+        assert (restored.rows, restored.position, restored.digest) == (
+            report.rows,
+            report.position,
+            report.digest,
+        )
+        with target.engine.connect() as connection:
+            assert dump_tables(connection) == replayed
+            assert target.log.verify(connection).ok
+        empty(target)
+
+
+def test_recovery_at_start_up(bench: Bench, target: Bench) -> None:
+    archive = open_memory()
+    assert target.log.recover(archive, target.engine) is None
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    assert bench.log.recover(archive, bench.engine) is None
+    target.engine.dispose()
+    # A process that starts: no application has looked at the empty database before.
+    engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    report = target.log.recover(archive, engine)
+    assert report is not None
+    assert dump_all(target) == dump_all(bench)
+    assert target.log.recover(archive, target.engine) is None
+
+
+def test_waiting_until_an_entry_is_archived(bench: Bench) -> None:
+    archive = open_memory()
+    write_history(bench)
+    bench.log.sync(bench.engine, archive)
+    session = bench.sessions()
+    with session.begin():
+        session.add(Task(id=905, project="p", title="t"))
+    receipts = bench.log.receipts(session)
+    with pytest.raises(ArchiveLagError):
+        bench.log.wait_until_archived(receipts, reopen(archive), timeout=0.05)
+    report = bench.log.sync(bench.engine, archive)
+    assert bench.log.wait_until_archived(receipts, reopen(archive)) == report.sequence
+    altered = [dataclasses.replace(receipts[0], entry_hash=bytes(32))]
+    with pytest.raises(ChainBrokenError):
+        bench.log.wait_until_archived(altered, reopen(archive))

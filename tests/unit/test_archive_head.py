@@ -83,7 +83,7 @@ def heads(draw: st.DrawFn) -> Head:
         number=number,
         nonce=draw(TEXT),
         previous=None
-        if number == 1
+        if number == 1 or number > 1 << 62
         else HeadLink(draw(st.integers(1, number - 1)), draw(st.binary(min_size=32, max_size=32))),
         archive_id=draw(st.uuids()),
         log_id=LOG_ID,
@@ -192,7 +192,7 @@ def test_what_is_bound_by_nothing_else_is_bound_by_its_hash(name: str, value: An
     ids=lambda value: repr(value)[:9],
 )
 def test_no_member_takes_anything(name: str, value: Any) -> None:
-    allowed = {"snapshots": [[]], "branches": [[]], "segments": []}
+    allowed: dict[str, list[Any]] = {"snapshots": [[]], "branches": [[]], "segments": []}
     if value in allowed.get(name, ()):
         return
     refused(spell(json.loads(HEAD.encode()) | {name: value}))
@@ -234,6 +234,7 @@ WRONG: dict[str, Change] = {
     "twice": lambda h: replace(h, levels=((LEVELS[0][0], *LEVELS[0]), *LEVELS[1:])),
     "wrong level": lambda h: replace(h, levels=(*LEVELS, ())[1:]),
     "no predecessor": lambda h: replace(h, previous=None),
+    "no predecessor at all": lambda h: replace(h, previous=None, number=(1 << 32) - 1),
     "a predecessor": lambda h: replace(h, number=1),
     "itself before": lambda h: replace(h, previous=HeadLink(2, bytes(32))),
     "later before": lambda h: replace(h, previous=HeadLink(3, bytes(32))),

@@ -177,6 +177,8 @@ ROWS = [item.to_json() for item in make_items([2] * 20)]
         {"items": [*ROWS[:3], ROWS[3] | {"chain": "00" * 32}]},
         {"items": [*ROWS[:3], ROWS[3] | {"last": 9}]},
         {"items": [*ROWS[:3], ROWS[3] | {"missing": 1}]},
+        {"items": [*ROWS[:3], ROWS[3] | {"adopted": 1}]},
+        {"items": [*ROWS[:3], ROWS[3] | {"adopted": True}]},
         {"items": [*ROWS[:3], ROWS[3] | {"bytes": (1 << 63) - 1}]},
         {"items": [*ROWS[:3], ROWS[3] | {"path": ROWS[2]["path"]}]},
         {"items": [*ROWS[:3], ROWS[3] | {"path": "../" + ROWS[3]["path"]}]},
@@ -211,6 +213,7 @@ def test_a_node_that_is_not_what_names_it_is_refused(given_: dict[str, Any]) -> 
         lambda item: replace(item, size_bytes=1),
         lambda item: replace(item, chain=bytes(32)),
         lambda item: replace(item, missing=1),
+        lambda item: replace(item, adopted=True),
         lambda item: replace(item, path=name_content(INDEX, 8, data=b"")),
     ],
 )
