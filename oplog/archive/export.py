@@ -101,6 +101,8 @@ class Exporter:
         self._fork = fork
         self._page_entries = page_entries
         self._segment_bytes = segment_bytes
+        self.unfinished = False
+        """Whether the last page left something that its transaction could see."""
         self._head_seen: Head | None = None
         self._new_id = uuid4()
 
@@ -170,6 +172,7 @@ class Exporter:
         if not self._has_work(connection, standing, head, page):
             if row is None or not matches(row, head):
                 self._repair_receipt(connection, head, row, page.cursor)
+            self.unfinished = False
             return self._report(head, _Tally(), 0)
         if not self.has_epoch(footing):
             return None
@@ -211,6 +214,7 @@ class Exporter:
         if standing.lost:
             draft = make_fork(self.archive, publisher, draft, standing=standing)
         draft = self._add_page(connection, draft, page, tally)
+        self.unfinished = page.cursor.target is not None
         draft = self._add_types(connection, draft)
         published = publisher.create_head(head, draft)
         self.acknowledge(connection, published)
