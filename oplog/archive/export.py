@@ -276,9 +276,7 @@ class Exporter:
         if standing.lost or (standing.published and self.archive.single_writer):
             # Without a store's help another writer's head is never taken as it is.
             return True
-        if page.entries:
-            return True
-        return head.number > 0 and self._types_changed(connection, head)
+        return bool(page.entries) or (head.number > 0 and self._types_changed(connection, head))
 
     def _types_changed(self, connection: Connection, head: Head) -> bool:
         known = (0, 0) if head.types is None else (head.types.types, head.types.keys)
@@ -301,7 +299,7 @@ class Exporter:
     def require_publisher(self) -> Publisher:
         """What publishes under this exporter's epoch."""
         if self.publisher is None:
-            raise LeaseLostError("no epoch was taken", hint="publish through publish_page")
+            raise LeaseLostError("no epoch was taken", hint="publish through run")
         return self.publisher
 
     def _repair_receipt(
