@@ -17,7 +17,7 @@ from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_hea
 from oplog.errors import StoreUnavailableError
 from tests.faulty_store import KILL_AFTER, KILL_BEFORE, LOSE_ANSWER, Fault, FaultyStore, Killed
 from tests.postgres.archived import dump_all, open_memory, publish, reopen, restore_into
-from tests.postgres.keeping import add_task, copy, fill, harmful, rebuild
+from tests.postgres.keeping import add_task, copy, fill, harmful, read_row, rebuild, write_row
 from tests.postgres.replay_models import Bench, make_bench
 from tests.postgres.restored import make_target
 
@@ -73,23 +73,6 @@ def test_every_object_is_repaired(bench: Bench, objects: dict[str, bytes]) -> No
         assert report.ok, (path, report.left)
         assert copy(archive) == objects, path
         assert check_archive(reopen(archive)).problems == ()
-
-
-def read_row(bench: Bench) -> str:
-    with bench.engine.connect() as connection:
-        found: str = connection.exec_driver_sql(
-            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE starts_with(name, 'archive/')"
-        ).scalar_one()
-    return found
-
-
-def write_row(bench: Bench, row: str) -> None:
-    with bench.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE oplog.oplog_checkpoint SET cursor = %s::jsonb "
-            "WHERE starts_with(name, 'archive/')",
-            (row,),
-        )
 
 
 def test_a_dry_run_writes_nothing(bench: Bench, objects: dict[str, bytes]) -> None:
