@@ -37,6 +37,7 @@ from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.recovery.follow import FollowReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.prune import PruneReport
 from oplog.recovery.publishing import SnapshotReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
@@ -68,6 +69,7 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "PruneReport",
     "Receipt",
     "RefusedTransaction",
     "ReplayLostReport",

@@ -22,6 +22,7 @@ from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Outcome, Resolution
 from oplog.store.driver import require_driver
 from oplog.store.outcomes import OutcomeStore
+from oplog.store.pruning import PruningStore
 
 WAIT_SECONDS = 10.0
 """How long a resolver waits for a session that may still commit."""
@@ -39,7 +40,8 @@ def resolve_on(
 ) -> Resolution:
     """The outcome of the transaction with these receipts, or under this idempotency key.
 
-    `connection` is in no transaction. Raises `ConfigurationError` on a standby.
+    `connection` is in no transaction. Raises `ConfigurationError` on a standby, `PrunedError`
+    where only an archive can tell.
     """
     require_driver(connection)
     # Each statement must see what was committed while the one before it waited.
@@ -93,6 +95,7 @@ def _resolve_receipts(
     deadline = time.monotonic() + wait_seconds
     # All entries of a transaction share its fate: one ticket is enough.
     receipt = receipts[0]
+    pruning = PruningStore(store.schema)
     _await_process(connection, receipt, store=store, deadline=deadline)
     try:
         with connection.begin() as transaction:
@@ -105,6 +108,9 @@ def _resolve_receipts(
                 transaction.rollback()
                 _check_one_transaction(receipts, found)
                 return Resolution(Outcome.COMMITTED, tuple(found))
+            if pruning.find_outcome(connection, receipt):
+                transaction.rollback()
+                return Resolution(Outcome.COMMITTED, tuple(receipts))
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
             store.fence(connection, [(one.entry_id, one.aggregate) for one in receipts])
     except DBAPIError as error:

@@ -4,9 +4,10 @@ Parts on one foundation; each method is one call into the module that does the w
 """
 
 from oplog.facade.forking import ForkingOplog, ForkReport
+from oplog.facade.retention import RetainingOplog
 
 
-class Oplog(ForkingOplog):
+class Oplog(ForkingOplog, RetainingOplog):
     """An operation log in one schema of a database, for one catalog of types."""
 
 

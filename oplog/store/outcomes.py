@@ -40,7 +40,7 @@ class OutcomeStore:
     """The part of one log's schema that tells outcomes."""
 
     def __init__(self, schema: str) -> None:
-        self._schema = schema
+        self.schema = schema
         # In a statement a percent sign would be taken for a parameter.
         self._s = quote(schema).replace("%", "%%")
 
@@ -63,7 +63,7 @@ class OutcomeStore:
             )
 
     def _name_lock(self, kind: str, name: str) -> str:
-        return f"oplog {kind} {self._schema}/{name}"
+        return f"oplog {kind} {self.schema}/{name}"
 
     def limit_wait(self, connection: Connection, seconds: float) -> str:
         """Let statements of this transaction wait so long for locks; the limit before."""
@@ -185,7 +185,7 @@ class OutcomeStore:
             connection,
             f"l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND {_HERE} "
             "AND l.relation = pg_catalog.to_regclass(%s)",
-            (f"{quote(self._schema)}.oplog_ticket",),
+            (f"{quote(self.schema)}.oplog_ticket",),
         )
 
     def list_key_blockers(self, connection: Connection, key: str) -> list[Blocker]:
