@@ -22,7 +22,6 @@ from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Outcome, Resolution
 from oplog.store.driver import require_driver
 from oplog.store.outcomes import OutcomeStore
-from oplog.store.pruning import PruningStore
 
 WAIT_SECONDS = 10.0
 """How long a resolver waits for a session that may still commit."""
@@ -95,7 +94,6 @@ def _resolve_receipts(
     deadline = time.monotonic() + wait_seconds
     # All entries of a transaction share its fate: one ticket is enough.
     receipt = receipts[0]
-    pruning = PruningStore(store.schema)
     _await_process(connection, receipt, store=store, deadline=deadline)
     try:
         with connection.begin() as transaction:
@@ -108,7 +106,7 @@ def _resolve_receipts(
                 transaction.rollback()
                 _check_one_transaction(receipts, found)
                 return Resolution(Outcome.COMMITTED, tuple(found))
-            if pruning.find_outcome(connection, receipt):
+            if store.was_pruned(connection, receipt):
                 transaction.rollback()
                 return Resolution(Outcome.COMMITTED, tuple(receipts))
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")

@@ -7,7 +7,7 @@ ended. Of such transactions the rows stay, without their payload, under the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
-from oplog.entry import Receipt
 from oplog.errors import PrunedError
 from oplog.store.adopted import ADOPTED, ADOPTED_ROWS
 from oplog.store.export import ARCHIVE_PREFIX, ExportStore
@@ -215,42 +214,3 @@ class PruningStore:
             (list(positions), list(kept)),
         ).scalar_one()
         return int(removed)
-
-    # -- outcomes -------------------------------------------------------------------------
-
-    def find_outcome(self, connection: Connection, receipt: Receipt) -> bool:
-        """Whether a transaction that is not there is known to have been pruned.
-
-        False if it was not. Raises `PrunedError` where nothing here can tell.
-        """
-        pruned = self.read_watermark(connection)
-        if pruned is None:
-            return False
-        known = self._read_missing(connection, receipt.aggregate)
-        if receipt.version:
-            known = {v: linked for v, linked in known.items() if v == receipt.version}
-        if not known:
-            return False
-        if receipt.version and receipt.entry_hash and known[receipt.version] is not None:
-            return known[receipt.version] == receipt.entry_hash
-        raise PrunedError(
-            f"whether entry {receipt.entry_id} of aggregate {receipt.aggregate!r} was committed "
-            "is not known here any more: entries of the aggregate were pruned",
-            hint=f"look for it in {pruned.url}: log.read(connection, aggregate=..., "
-            f"archive=open_archive({pruned.url!r})) has it if it was committed",
-        )
-
-    def _read_missing(self, connection: Connection, aggregate: str) -> Mapping[int, bytes | None]:
-        """Versions of an aggregate that are not there; their hashes, where they are known."""
-        rows = connection.exec_driver_sql(
-            "SELECT v.version, coalesce(n.prev_hash, "
-            "CASE WHEN v.version = t.version THEN t.head_hash END) "
-            f"FROM {self._s}.oplog_ticket t "
-            "CROSS JOIN LATERAL pg_catalog.generate_series(1, t.version) AS v(version) "
-            f"LEFT JOIN {self._s}.oplog_entry n ON n.aggregate_name = t.aggregate_name "
-            "AND n.version = v.version + 1 "
-            f"WHERE t.aggregate_name = %s AND NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
-            "WHERE e.aggregate_name = t.aggregate_name AND e.version = v.version)",
-            (aggregate,),
-        )
-        return {row[0]: None if row[1] is None else bytes(row[1]) for row in rows}
