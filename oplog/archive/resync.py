@@ -1,8 +1,11 @@
 """stub"""
 
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 from sqlalchemy.engine import Engine
+
 from oplog.archive.export import Exporter
 
 
@@ -14,5 +17,5 @@ class ResyncReport:
 
 
 def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False) -> ResyncReport:
-    """x"""
+    """X"""
     return ResyncReport()
