@@ -6,9 +6,14 @@ public; nothing else is.
 
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
+from oplog.archive.collection import CollectionReport
 from oplog.archive.export import SyncReport
 from oplog.archive.lag import ArchiveLag
 from oplog.archive.opening import open_archive
+from oplog.archive.pin import Pin
+from oplog.archive.problem import ArchiveProblem, ArchiveReport
+from oplog.archive.resync import ResyncReport
+from oplog.archive.retention import Retention
 from oplog.archive.standing import LostEntry
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
@@ -47,10 +52,13 @@ __all__ = [
     "AdoptionReport",
     "Archive",
     "ArchiveLag",
+    "ArchiveProblem",
+    "ArchiveReport",
     "ArchiveStepDone",
     "Batch",
     "Blocker",
     "Change",
+    "CollectionReport",
     "Difference",
     "EntriesAppended",
     "EntriesDrafted",
@@ -68,12 +76,15 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "Pin",
     "Receipt",
     "RefusedTransaction",
     "ReplayLostReport",
     "ReplayReport",
     "Resolution",
     "RestoreReport",
+    "ResyncReport",
+    "Retention",
     "SnapshotPolicy",
     "SnapshotReport",
     "Subscription",

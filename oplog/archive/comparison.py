@@ -42,6 +42,7 @@ class LogComparison:
         self._note = note
         self._pruned = pruned_through
         self._row: ArchiveRow | None = None
+        self._let_go = 0
         self._positions = array("q")
 
     def begin(self, archive: Archive, head: Head | None, *, readable: bool) -> None:
@@ -59,6 +60,7 @@ class LogComparison:
                     )
             return
         self._row = next((row for row in rows if row.archive_id == head.archive_id), None)
+        self._let_go = head.first_sequence - 1
         row = self._row
         if row is None:
             return
@@ -136,11 +138,12 @@ class LogComparison:
                 if place == len(archived) or archived[place] != position:
                     count += 1
                     lost += [position] if len(lost) < _MOST_NAMED else []
-        if count:
+        # Which entries were let go by retention is not known any more, only how many.
+        if count > self._let_go:
             self._accuse(
                 ProblemKind.DIVERGED,
-                f"{count} entries that were published are not in the archive, the first at "
-                f"positions {lost}",
+                f"{count - self._let_go} entries that were published are not in the archive; they "
+                f"are among those at positions {lost} and on",
                 None,
             )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
+from sqlalchemy.orm import Session
+
 from oplog import Archive
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.problem import ArchiveProblem, ArchiveReport
 from tests.postgres.archived import dump_objects, publish
-from tests.postgres.replay_models import HISTORY, Bench
+from tests.postgres.replay_models import HISTORY, Bench, Task
 
 
 def fill(bench: Bench, archive: Archive, *, snapshots: bool = True) -> None:
@@ -20,6 +24,11 @@ def fill(bench: Bench, archive: Archive, *, snapshots: bool = True) -> None:
             bench.log.snapshot(bench.engine, archive)
     publish(bench.log, bench.engine, archive, page_entries=1, segment_bytes=300)
     bench.log.pin(archive, "first")
+
+
+def add_task(session: Session) -> None:
+    """One more entry, whenever."""
+    session.add(Task(id=random.randrange(10_000, 1_000_000_000), project="p", title="t"))
 
 
 def rebuild(objects: dict[str, bytes]) -> Archive:

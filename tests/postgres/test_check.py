@@ -8,8 +8,8 @@ from sqlalchemy.engine import Engine
 from oplog.archive.check import check_archive
 from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT
 from tests.postgres.archived import open_memory, reopen
-from tests.postgres.keeping import copy, fill, harmful, named, rebuild
-from tests.postgres.replay_models import HISTORY, Bench, make_bench
+from tests.postgres.keeping import add_task, copy, fill, harmful, named, rebuild
+from tests.postgres.replay_models import Bench, make_bench
 
 pytestmark = pytest.mark.postgres
 
@@ -127,7 +127,7 @@ def test_entries_that_the_database_lost_are_found(bench: Bench, objects: dict[st
 def test_entries_that_the_archive_lacks_are_found(bench: Bench) -> None:
     archive = open_memory()
     fill(bench, archive, snapshots=False)
-    bench.write(HISTORY[0])
+    bench.write(add_task)
     # The database believes that this was published too.
     bench.tamper(
         "UPDATE oplog.oplog_checkpoint SET cursor = jsonb_set(cursor, '{cursor}', to_jsonb("
