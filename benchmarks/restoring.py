@@ -206,8 +206,8 @@ def _change_rows(engine: Engine, log: Oplog, keys: Keys, *, rows: int) -> int:
     for first in range(0, len(chosen), CHANGED_AT_ONCE):
         wanted = chosen[first : first + CHANGED_AT_ONCE]
         with sessions.begin() as session:
-            rows: Iterable[Any] = session.scalars(sa.select(model).where(model.id.in_(wanted)))
-            for row in rows:
+            found: Iterable[Any] = session.scalars(sa.select(model).where(model.id.in_(wanted)))
+            for row in found:
                 row.memo = f"changed {row.memo}"
     log.detach(sessions)
     return len(chosen)
