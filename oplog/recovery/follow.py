@@ -101,11 +101,7 @@ def follow_log(
         connection, source, open_reader, RestorationStore(schema), f"follow/{name}", {}
     )
     place, began = _begin(work, snapshot)
-    with open_work(connection):
-        reader = open_reader(connection)
-        types = [shape.type_name for shape in list_newest_types(reader)]
-        shown = source.read_snapshot(connection)
-        work = replace(work, lenient_until=find_leniency(reader, types, snapshot=shown))
+    work = replace(work, lenient_until=_read_leniency(work))
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
     for page in cut_batches(pages, most=batch_entries):
@@ -117,6 +113,14 @@ def follow_log(
     return FollowReport(
         entries, place.sequence, place.generation, place.position, began is not None
     )
+
+
+def _read_leniency(work: _Following) -> Mapping[str, float]:
+    source = work.source
+    with open_work(work.connection):
+        reader = work.open_reader(work.connection)
+        types = [shape.type_name for shape in list_newest_types(reader)]
+        return find_leniency(reader, types, snapshot=source.read_snapshot(work.connection))
 
 
 def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, int | None]:
