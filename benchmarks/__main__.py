@@ -10,24 +10,23 @@ import argparse
 import json
 import platform
 import statistics
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks.adopting import fill_table, measure_adoption
 from benchmarks.contending import compare_contention
+from benchmarks.database import fresh_database, say
 from benchmarks.guarding import compare_bulk, compare_guards, compare_raw
 from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
+from benchmarks.publishing import compare_export, compare_idle
 from benchmarks.replaying import fill_log, measure_replay
-from benchmarks.workloads import WORKLOADS, WRITERS, Base, Workload
+from benchmarks.restoring import compare_restoring
+from benchmarks.workloads import WORKLOADS, WRITERS, Workload
 from oplog import Keyring
-from oplog.tables import create_statements
 from oplog.testing import EmbeddedServer
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -45,26 +44,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="pairs for each ratio (10)")
     parser.add_argument("--replay-rows", type=int, default=100_000)
     parser.add_argument("--adopted-rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--archive-share", type=float, default=1.0, help="of the archive's sizes: 0.01 is quick"
+    )
+    parser.add_argument("--only", choices=SECTIONS, help="one section; the others stay as they are")
     chosen = parser.parse_args()
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if chosen.only else {}
     with EmbeddedServer(fsync=True) as server:
-        results: dict[str, Any] = {"machine": describe_machine(server.url)}
-        results["writing"] = [
-            row for clients in (1, 2) for row in compare_writing(server.url, clients, chosen.pairs)
-        ]
-        results["guards"] = list(compare_guarding(server.url, chosen.pairs))
-        results["contention"] = list(compare_writers(server.url))
-        results["wire"] = list(compare_wire(server.url))
-        results["size"] = list(measure_size(server.url))
-        results["replay"] = list(compare_replay(server.url, chosen.replay_rows))
-        results["adoption"] = compare_adoption(server.url, chosen.adopted_rows)
+        results = {**known, "machine": describe_machine(server.url)}
+        for name, measure in SECTIONS.items():
+            if chosen.only in (None, name):
+                results[name] = measure(server.url, chosen)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     say(f"written to {RESULTS.relative_to(RESULTS.parent.parent)}")
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def describe_machine(url: str) -> dict[str, str]:
@@ -83,26 +75,6 @@ def describe_machine(url: str) -> dict[str, str]:
     }
     say("  ".join(f"{name} {value}" for name, value in described.items()))
     return described
-
-
-@contextmanager
-def fresh_database(server: str) -> Iterator[str]:
-    """A database with the benchmark's tables and the log's, dropped afterwards."""
-    name = f"bench_{uuid4().hex[:8]}"
-    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    url = sa.make_url(server).set(database=name)
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        for statement in create_statements():
-            connection.exec_driver_sql(statement)
-    engine.dispose()
-    yield url.render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
 
 
 def compare_writing(server: str, count: int, pairs: int) -> Iterator[dict[str, Any]]:
@@ -269,6 +241,45 @@ def compare_adoption(server: str, rows: int) -> dict[str, Any]:
         "target": 0.25,
     }
 
+
+def compare_archive(server: str, share: float) -> dict[str, Any]:
+    """Publishing, passes with nothing new, snapshots and restores."""
+    found: dict[str, Any] = {"export": []}
+    say(f"\n{'publishing':34}{'entries/s':>14}{'to raw':>14}{'to zstd':>8}{'target':>8}")
+    for row in compare_export(server, round(100_000 * share)):
+        say(
+            f"{row['entries']:>8} entries, {row['log']:16}{row['entries_per_second']:>14}"
+            f"{row['uploaded_to_raw']:>14.2f}{row['uploaded_to_zstd']:>8.2f}{row['target']:>8.2f}"
+        )
+        found["export"].append(row)
+    found["idle"] = row = compare_idle(server, round(1_000_000 * share))
+    say(f"\n{'a pass with nothing new':48}{'ms':>14}{'ratio':>8}{'target':>8}")
+    for count, milliseconds in zip(row["entries"], row["milliseconds"], strict=True):
+        say(f"{count:>8} entries behind it{milliseconds:>38.2f}")
+    say(f"{row['ratio']:>70.2f}{row['target']:>8.2f}")
+    found["rows"] = []
+    say(f"\n{'restoring, snapshots':66}{'rows/s':>9}{'COPY':>9}{'ratio':>8}{'target':>8}")
+    for row in compare_restoring(server, round(1_000_000 * share)):
+        rates = [row.get(f"{which}_rows_per_second", "") for which in ("restore", "copy")]
+        target = "" if row["target"] is None else f"{row['target']:8.2f}"
+        say(f"{row['what']:66}{rates[0]:>9}{rates[1]:>9}{row['ratio']:>8.3f}{target}")
+        found["rows"].append(row)
+    return found
+
+
+SECTIONS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
+    "writing": lambda url, chosen: [
+        row for clients in (1, 2) for row in compare_writing(url, clients, chosen.pairs)
+    ],
+    "guards": lambda url, chosen: list(compare_guarding(url, chosen.pairs)),
+    "contention": lambda url, _: list(compare_writers(url)),
+    "wire": lambda url, _: list(compare_wire(url)),
+    "size": lambda url, _: list(measure_size(url)),
+    "replay": lambda url, chosen: list(compare_replay(url, chosen.replay_rows)),
+    "adoption": lambda url, chosen: compare_adoption(url, chosen.adopted_rows),
+    "archive": lambda url, chosen: compare_archive(url, chosen.archive_share),
+}
+"""Name in the results -> how it is measured."""
 
 if __name__ == "__main__":
     main()

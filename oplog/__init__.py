@@ -6,9 +6,14 @@ public; nothing else is.
 
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
+from oplog.archive.collection import CollectionReport
 from oplog.archive.export import SyncReport
 from oplog.archive.lag import ArchiveLag
 from oplog.archive.opening import open_archive
+from oplog.archive.pin import Pin
+from oplog.archive.problem import ArchiveProblem, ArchiveReport
+from oplog.archive.resync import ResyncReport
+from oplog.archive.retention import Retention
 from oplog.archive.standing import LostEntry
 from oplog.catalog import TypeCatalog
 from oplog.entry import (
@@ -48,10 +53,13 @@ __all__ = [
     "AdoptionReport",
     "Archive",
     "ArchiveLag",
+    "ArchiveProblem",
+    "ArchiveReport",
     "ArchiveStepDone",
     "Batch",
     "Blocker",
     "Change",
+    "CollectionReport",
     "Difference",
     "EntriesAppended",
     "EntriesDrafted",
@@ -69,6 +77,7 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "Pin",
     "PruneReport",
     "Receipt",
     "RefusedTransaction",
@@ -76,6 +85,8 @@ __all__ = [
     "ReplayReport",
     "Resolution",
     "RestoreReport",
+    "ResyncReport",
+    "Retention",
     "SnapshotPolicy",
     "SnapshotReport",
     "Subscription",

@@ -107,9 +107,9 @@ class FaultyStore:
         found = self._finish(fault, lambda: self.inner.head(path))
         return None if fault == ABSENT else found
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, once: bool = False) -> bool:
         fault = self._begin("create", path)
-        return self._finish(fault, lambda: self.inner.create(path, data))
+        return self._finish(fault, lambda: self.inner.create(path, data, once=once))
 
     def put(self, path: str, data: bytes) -> None:
         fault = self._begin("put", path)

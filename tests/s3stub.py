@@ -150,6 +150,10 @@ class S3Stub:
         """Let the fault befall the next `times` requests of this method and this path's end."""
         self._planned.append(Planned(fault, times, method, path))
 
+    def forget(self) -> None:
+        """From here on nothing befalls a request."""
+        self._planned.clear()
+
     def land(self) -> None:
         """Carry out the requests that were late, now."""
         with self._lock:

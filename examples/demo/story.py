@@ -1,4 +1,4 @@
-"""The five steps, one after the other, with the sizes they are run at.
+"""The six steps, one after the other, with the sizes they are run at.
 
 Must not do a step's work. The hard thing is the end: the server, the processes and the
 directory are gone however the story ends, and the story says so only after it looked.
@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
-from examples.demo import bank, commits, interruption, tampering
+from examples.demo import bank, commits, disaster, interruption, tampering
 from examples.demo.database import Database, dispose, make_keys, migrate, open_database
 from examples.demo.figures import measure
 from examples.demo.history import find_history
 from examples.demo.narration import Narrator
+from examples.demo.publishing import publish
 from oplog.testing import EmbeddedServer
 
 
@@ -93,24 +94,36 @@ def open_place(
 def tell_steps(
     database: Database, narrator: Narrator, *, sizes: Sizes, seed: int, bundled: bool
 ) -> None:
-    """Steps two to five."""
+    """Steps two to six."""
     history = find_history(limit=sizes.commits, bundled=bundled)
     narrator.step(f"Real input: {history.source}")
     commits.load_history(database, narrator, history=history)
     commits.prove_commits(database, narrator, history=history, replays=sizes.replays)
 
-    narrator.step("A bank, with everybody at the counter at once")
+    narrator.step("A bank, with everybody at the counter at once, and an archive")
     bank.open_bank(database)
-    made = bank.run_tellers(
-        database, narrator, tellers=sizes.tellers, transfers=sizes.transfers, seed=seed
-    )
-    bank.prove_money(database, narrator, made=made)
-    bank.prove_replay(database, narrator)
-    bank.prove_history(database, narrator)
+    with publish(database, narrator) as press:
+        made = bank.run_tellers(
+            database,
+            narrator,
+            tellers=sizes.tellers,
+            transfers=sizes.transfers,
+            seed=seed,
+            meanwhile=press.replace,
+        )
+        bank.prove_money(database, narrator, made=made)
+        bank.prove_replay(database, narrator)
+        bank.prove_history(database, narrator)
 
-    narrator.step("Somebody tampers with a row, behind the log's back")
-    tampering.prove_detection(database, narrator)
+        narrator.step("Somebody tampers with a row, behind the log's back")
+        tampering.prove_detection(database, narrator)
 
-    narrator.step("kill -9, in the middle of the work")
-    interruption.prove_survival(database, narrator, deaths=sizes.deaths, seed=seed)
-    interruption.prove_agreement(database, narrator)
+        narrator.step("kill -9, in the middle of the work")
+        interruption.prove_survival(database, narrator, deaths=sizes.deaths, seed=seed)
+        interruption.prove_agreement(database, narrator)
+
+        narrator.step("The database is destroyed, and comes back from the archive")
+        press.take_snapshot()
+        disaster.prove_archived(press)
+        press.worker.end()
+    disaster.prove_recovery(press, history=history)

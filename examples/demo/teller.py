@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -50,6 +51,7 @@ class Teller:
         self.database = database
         self.name = name
         self.attempts = 0
+        self.began = 0.0
 
     def serve(self, errand: Errand) -> bool:
         """Do one errand, however often it takes; False when there is not enough money."""
@@ -72,6 +74,7 @@ class Teller:
             # All tellers hold a ticket for the till now: only one of them can win.
             send_message("holding")
             read_message()
+            self.began = time.monotonic()
         payer = session.get_one(Account, errand.source)
         payee = session.get_one(Account, errand.target)
         if payer.balance < errand.amount:
@@ -91,7 +94,13 @@ def main() -> None:
     teller = Teller(open_database(job["url"], Path(sys.argv[1]), name=name), name=name)
     errands = draw_errands(random.Random(job["seed"]), accounts=job["accounts"], count=transfers)
     made = sum([teller.serve(errand) for errand in errands])
-    send_message("done", made=made, refused=transfers - made, retries=teller.attempts - transfers)
+    send_message(
+        "done",
+        made=made,
+        refused=transfers - made,
+        retries=teller.attempts - transfers,
+        seconds=time.monotonic() - teller.began,
+    )
 
 
 if __name__ == "__main__":

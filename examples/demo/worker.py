@@ -73,6 +73,16 @@ class Worker:
             raise ProofFailedError(f"{self.name} was to say {kind!r} and said {message}")
         return message
 
+    def end(self) -> None:
+        """SIGTERM; wait until it has ended by itself, with nothing gone wrong."""
+        self._process.terminate()
+        try:
+            code = self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ProofFailedError(f"{self.name} was asked to end and does not") from error
+        if code:
+            raise ProofFailedError(f"{self.name} was asked to end and ended with {code}")
+
     def kill9(self) -> list[dict[str, Any]]:
         """SIGKILL; return what it had said by then and nobody had heard."""
         self._process.kill()

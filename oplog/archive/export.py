@@ -95,7 +95,7 @@ class Exporter:
         self.store = ExportStore(schema)
         self.publisher: Publisher | None = None
         self._feed = Feed(schema)
-        self._log = Store(schema)
+        self.log = Store(schema)
         self._emit = emit
         self._writer = writer or f"oplog-{secrets.token_hex(4)}"
         self._fork = fork
@@ -178,7 +178,7 @@ class Exporter:
     def find_footing(self, connection: Connection, *, seize: bool = False) -> Footing:
         """What a transaction just begun stands on; `LeaseHeldError` if it is another's turn."""
         self.store.begin(connection)
-        self._log.require_current(connection)
+        self.log.require_current(connection)
         origin = Origin(*self._feed.read_origin(connection))
         head = self.archive.find_head() or self._make_first(connection, origin)
         self._check_log(connection, head)
@@ -254,10 +254,10 @@ class Exporter:
                     "begin a new archive under another prefix",
                 )
             archive_id = row.archive_id
-        return make_first(archive_id, self._log.read_log_id(connection), origin)
+        return make_first(archive_id, self.log.read_log_id(connection), origin)
 
     def _check_log(self, connection: Connection, head: Head) -> None:
-        log_id = self._log.read_log_id(connection)
+        log_id = self.log.read_log_id(connection)
         if head.log_id != log_id:
             raise ConfigurationError(
                 f"{self.archive.url} holds the log {head.log_id}, this database has {log_id}",
@@ -379,7 +379,7 @@ class Exporter:
         missing: int,
     ) -> Head:
         entries = self.store.read_entries(connection, positions)
-        metadata = self._log.read_metadata(
+        metadata = self.log.read_metadata(
             connection, {entry.transaction_position for entry in entries}
         )
         return put_segment(
@@ -393,6 +393,6 @@ class Exporter:
     def _add_types(self, connection: Connection, head: Head) -> Head:
         if not self._types_changed(connection, head):
             return head
-        types = LoggedTypes(self._log.list_types(connection), self._log.list_keys(connection))
+        types = LoggedTypes(self.log.list_types(connection), self.log.list_keys(connection))
         path = self.require_publisher().put_blob(encode_types(types), step=Step.PUT_TYPES)
         return replace(head, types=TypesRef(path, len(types.shapes), len(types.key_checks)))

@@ -7,6 +7,7 @@ anything but a plain yes the object itself is looked at.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -16,14 +17,18 @@ from typing import TypeAlias
 from oplog.archive.archive import Archive
 from oplog.archive.container import MAX_OBJECT_BYTES
 from oplog.archive.head import MAX_HEAD_BYTES, Head, decode_head
+from oplog.archive.objectstore.retry import Patience
 from oplog.archive.path import BLOB, LATEST, make_mint, name_content, name_head
 from oplog.archive.step import Step
-from oplog.errors import LeaseLostError, ObjectConflictError, StoreUnavailableError
+from oplog.errors import ArchiveError, LeaseLostError, ObjectConflictError, StoreUnavailableError
 
 Emit: TypeAlias = Callable[[Step, str, int], None]
 """Told of each step that is done: the step, the object's path, its bytes."""
 
 _TRIES = 8
+_PATIENCE = Patience()
+
+_logger = logging.getLogger("oplog.archive")
 
 
 class Publisher:
@@ -68,7 +73,7 @@ class Publisher:
         `StoreUnavailableError`.
         """
         for _ in range(_TRIES):
-            if self._create(path, data):
+            if self._create(path, data, once=False):
                 break
             found = self._store.get(path, most=MAX_OBJECT_BYTES)
             if found == data:
@@ -83,14 +88,14 @@ class Publisher:
         self._written += len(data)
         self._emit(step, path, len(data))
 
-    def _create(self, path: str, data: bytes) -> bool:
+    def _create(self, path: str, data: bytes, *, once: bool) -> bool:
         if self.archive.single_writer:
             # Such a store would overwrite; looking first is all that can be done.
             if self._store.head(path) is not None:
                 return False
             self._store.put(path, data)
             return True
-        return self._store.create(path, data)
+        return self._store.create(path, data, once=once)
 
     def _unavailable(self, path: str) -> StoreUnavailableError:
         return StoreUnavailableError(
@@ -111,7 +116,9 @@ class Publisher:
             number = max(number, make_mint(self.epoch, 1))
         tried: set[str] = set()
         nonce = ""
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
+            if attempt:
+                _PATIENCE.sleep(_PATIENCE.pause_seconds(attempt))
             # Named anew each time: an old request that arrives late must not be taken for a
             # newer one, nor be what a later head was built on.
             # Where nothing keeps writers apart there is one writer of this name: the same bytes.
@@ -142,7 +149,8 @@ class Publisher:
         """The head that is there now, if it is one of ours; None if there is none."""
         path = name_head(candidate.number)
         try:
-            if self._create(path, candidate.encode()):
+            # A store that asked again by itself would send the same name twice.
+            if self._create(path, candidate.encode(), once=True):
                 return candidate
         except StoreUnavailableError:
             # It may have arrived all the same.
@@ -165,5 +173,10 @@ class Publisher:
         """Say in LATEST where to look first; nothing rests on it."""
         newest = head.snapshots[-1].sequence if head.snapshots else 0
         text = f"{newest:016x}\n{head.number:016x}\n".encode()
-        self._store.put(LATEST, text)
+        try:
+            self._store.put(LATEST, text)
+        except ArchiveError as error:
+            # Published it is: the receipt for that must not fail because of a hint.
+            _logger.warning("%s was not written: %s", LATEST, error)
+            return
         self._emit(Step.WRITE_HINT, LATEST, len(text))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from oplog.archive.export import Exporter, SyncReport
 from oplog.archive.wake import Wake
@@ -76,6 +77,8 @@ class SyncLoop:
         self._clock = clock
         self._stopped = threading.Event()
         self._failures = 0
+        self._held_since: float | None = None
+        self._held_head = -1
 
     def stop(self) -> None:
         """End `run` after what it is doing now: the head in the making, or the chore."""
@@ -91,37 +94,45 @@ class SyncLoop:
         """
         now = self._clock()
         due = {chore.name: now + chore.first_seconds for chore in self._chores}
-        held_since: float | None = None
-        held_head = -1
         with self._wake:
             while not self._stopped.is_set():
-                seize = held_since is not None and self._clock() - held_since > self._lease
                 try:
-                    report = self._exporter.publish_page(self._engine, seize=seize)
-                    held_since, self._failures = None, 0
-                except LeaseHeldError:
-                    head = self._exporter.archive.find_head()
-                    number = 0 if head is None else head.number
-                    if held_since is None or number != held_head:
-                        held_since, held_head = self._clock(), number
-                    self._wake.wait(self._interval)
-                    continue
-                except (StoreUnavailableError, DBAPIError) as error:
+                    report = self._publish()
+                except (StoreUnavailableError, DBAPIError, PoolTimeoutError) as error:
                     self._endure(error)
                     continue
-                self._on_pass(report)
-                if report.entries or report.lost:
-                    continue
-                self._do_chores(due)
+                self._failures = 0
+                if report is not None:
+                    self._on_pass(report)
+                    if report.entries or report.lost:
+                        continue
+                    self._do_chores(due)
                 if not self._stopped.is_set():
                     self._wake.wait(self._interval)
+
+    def _publish(self) -> SyncReport | None:
+        """Publish a page; None if it is another worker's turn."""
+        seize = self._held_since is not None and self._clock() - self._held_since > self._lease
+        try:
+            report = self._exporter.publish_page(self._engine, seize=seize)
+        except LeaseHeldError:
+            head = self._exporter.archive.find_head()
+            number = 0 if head is None else head.number
+            if self._held_since is None or number != self._held_head:
+                self._held_since, self._held_head = self._clock(), number
+            return None
+        if not (seize and report.entries):
+            # Else the one that stands still may have the lease yet, and there may be more.
+            self._held_since = None
+        return report
 
     def _endure(self, error: Exception) -> None:
         """Wait, longer each time, after an error that passes; raise one that does not."""
         if isinstance(error, DBAPIError) and not _is_passing(error):
             raise error
         self._failures += 1
-        longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2**self._failures)
+        # Bounded before it is multiplied: 2.0 ** 1100 is an OverflowError.
+        longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2.0 ** min(self._failures, 60))
         _logger.warning("publishing failed, trying again: %s", error)
         # Jitter, so that workers that failed together do not come back together.
         self._stopped.wait(random.uniform(longest / 2, longest))  # noqa: S311
@@ -132,7 +143,11 @@ class SyncLoop:
                 continue
             try:
                 chore.run()
-            except (StoreUnavailableError, LeaseHeldError) as error:
+            except (StoreUnavailableError, LeaseHeldError, PoolTimeoutError) as error:
+                _logger.warning("%s was put off: %s", chore.name, error)
+            except DBAPIError as error:
+                if not _is_passing(error):
+                    raise
                 _logger.warning("%s was put off: %s", chore.name, error)
             except (LeaseLostError, LogForkedError, HeadRolledBackError):
                 raise

@@ -12,19 +12,22 @@ import click
 
 from oplog import __version__
 from oplog.cli.adopting import adopt
+from oplog.cli.archiving import snapshot, sync
 from oplog.cli.examining import doctor
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
-from oplog.cli.option import debug_option, json_option
+from oplog.cli.option import debug_option, json_option, single_writer_option
 from oplog.cli.rebuilding import replay, verify
 from oplog.cli.resolving import resolve
+from oplog.cli.restoring import follow, recover, restore
 from oplog.cli.types import types
 
 _EPILOG = """\b
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences or corruption,
-10 the log's tables are missing or of another version, 12 keys,
-130 interrupted, 141 nobody reads the output any more.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a
+fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
+12 keys, 13 the archive's store does not answer or refuses, 130 interrupted,
+141 nobody reads the output any more.
 """
 
 
@@ -47,6 +50,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences or corruption,
     show_envvar=True,
     help="postgresql://user:password@host/database",
 )
+@click.option(
+    "--archive",
+    metavar="URL",
+    envvar="OPLOG_ARCHIVE_URL",
+    show_envvar=True,
+    help="s3://bucket/prefix, gs://, az:// or file:///path; credentials as its client finds them.",
+)
+@single_writer_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
@@ -56,7 +67,11 @@ def program(context: click.Context, /, **options: Any) -> None:
     invocation = context.ensure_object(Invocation)
     invocation.app = options["app"]
     invocation.database = options["database"]
+    invocation.archive = options["archive"]
 
 
-for _command in (status, doctor, tail, history, replay, verify, resolve, adopt, keys, types):
+for _command in (
+    *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
+    *(sync, snapshot, restore, recover, follow),
+):
     program.add_command(_command)

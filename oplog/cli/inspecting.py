@@ -16,7 +16,12 @@ from sqlalchemy.engine import Connection
 
 from oplog.cli.argument import PLACE, parse_key, parse_metadata
 from oplog.cli.invocation import Invocation, say
-from oplog.cli.option import pass_invocation, redact_option, standard_options
+from oplog.cli.option import (
+    archive_option,
+    pass_invocation,
+    redact_option,
+    standard_options,
+)
 from oplog.cli.presentation import (
     change_to_json,
     entry_to_json,
@@ -29,6 +34,7 @@ from oplog.cli.presentation import (
     show_time,
     to_json_value,
 )
+from oplog.cli.standing import judge_standing, read_standing, show_standing
 from oplog.facade import Oplog
 from oplog.premise import judge_activity
 from oplog.store.activity import read_activity
@@ -42,17 +48,37 @@ from oplog.store.rows import EntryFilter
 
 
 @click.command()
+@click.option(
+    "--max-lag",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Exit code 4 when the archive is behind for longer.",
+)
+@archive_option
 @standard_options
 @pass_invocation
-def status(invocation: Invocation) -> None:
+def status(invocation: Invocation, *, max_lag: float | None) -> int:
     """How large the log is, and whether it is in order.
 
     Counts, last position and time, the types and keys it was written with, the server, and
-    whether the triggers that keep it append-only are all in place.
+    whether the triggers that keep it append-only are all in place. Of an archive, if one is
+    given, how far it is behind.
     """
     log = invocation.load_log()
+    archive = invocation.find_archive() if max_lag is None else invocation.open_archive()
     with invocation.connect() as connection:
         found = _read_status(log, connection)
+    code = 0
+    if archive is not None:
+        with invocation.open_engine() as engine:
+            found["archive"] = read_standing(
+                log,
+                engine,
+                archive,
+                log_id=found["log_id"],
+                standby=found["server"]["standby"],
+            )
+        code = judge_standing(found["archive"], most_seconds=max_lag)
     invocation.emit(lambda: found, lambda: _show_status(found))
     for problem in found["append_only"]["problems"]:
         say(f"warning: {problem}")
@@ -61,6 +87,10 @@ def status(invocation: Invocation) -> None:
             say(f"warning: the keyring's key {key['key_id']} is {key['state']}")
     for warning in found["transactions"]["warnings"]:
         say(f"warning: {escape(warning)}")
+    if archive is not None and found["archive"]["error"] is not None:
+        say(f"warning: {escape(found['archive']['error']['message'])}")
+        say(f"hint: {escape(found['archive']['error']['hint'])}")
+    return code
 
 
 def _read_status(log: Oplog, connection: Connection) -> dict[str, Any]:
@@ -140,6 +170,8 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
     yield "keys:" if found["keys"] else "keys:        none, the log is not sealed"
     for key in found["keys"]:
         yield f"  {key['key_id']}  {key['state']}"
+    if "archive" in found:
+        yield from show_standing(found["archive"])
 
 
 def _show_open(transactions: Sequence[Mapping[str, Any]]) -> str:

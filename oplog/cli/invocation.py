@@ -17,11 +17,13 @@ from typing import Any
 
 import click
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from oplog.archive.archive import Archive
+from oplog.archive.opening import open_archive
 from oplog.cli.outcome import UnexpectedError, print_data
 from oplog.errors import OplogError
 from oplog.facade import Oplog
@@ -35,6 +37,8 @@ class Invocation:
 
     app: str | None = None
     database: str | None = None
+    archive: str | None = None
+    single_writer: bool = False
     as_json: bool = False
 
     def load_log(self) -> Oplog:
@@ -52,18 +56,53 @@ class Invocation:
         isolation: IsolationLevel = "REPEATABLE READ",
     ) -> Iterator[Connection]:
         """A connection in one snapshot of the database; rolled back unless `commit`."""
-        engine = sa.create_engine(
-            parse_url(self.database),
-            poolclass=NullPool,
-            isolation_level=isolation,
-            connect_args={"application_name": "oplog"},
-        )
-        with engine.connect() as connection:
+        with self.open_engine() as engine, engine.connect() as connection:
+            connection.execution_options(isolation_level=isolation)
             if read_only:
                 connection.execution_options(postgresql_readonly=True)
             yield connection
             if commit:
                 connection.commit()
+
+    @contextlib.contextmanager
+    def open_engine(self, *, pooled: bool = False) -> Iterator[Engine]:
+        """An engine of our own: nothing that the application attached to its own hears of it.
+
+        `pooled` keeps a connection between two uses, for whoever comes back each second.
+        """
+        options: dict[str, Any] = {"poolclass": NullPool}
+        if pooled:
+            # After a pause the server may be another one: asking first saves a failed pass.
+            options = {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+        engine = sa.create_engine(
+            parse_url(self.database), connect_args={"application_name": "oplog"}, **options
+        )
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+    def name_database(self) -> str:
+        """Database and host for people; never the password, wherever it stands in the URL."""
+        url = parse_url(self.database)
+        return (
+            f"{url.database or '(default)'} on {url.host or url.query.get('host') or 'localhost'}"
+        )
+
+    def open_archive(self) -> Archive:
+        """The archive that was named."""
+        archive = self.find_archive()
+        if archive is None:
+            raise click.UsageError("no archive: give --archive URL, or set OPLOG_ARCHIVE_URL")
+        return archive
+
+    def find_archive(self) -> Archive | None:
+        """The archive that was named; None if none was."""
+        if not self.archive:
+            return None
+        if self.archive.lower().startswith("memory:"):
+            raise click.UsageError("memory:// ends with this process; name a store that stays")
+        return open_archive(self.archive, single_writer=self.single_writer)
 
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
         """Print the answer on stdout: one JSON document, or lines of text as they come."""

@@ -46,6 +46,73 @@ def redact_option(function: F) -> F:
     )(function)
 
 
+def _set_archive(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        context.ensure_object(Invocation).archive = value
+
+
+def _set_database(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value:
+        context.ensure_object(Invocation).database = value
+
+
+def archive_option(function: F) -> F:
+    """`--archive`: as before the command's name."""
+    return click.option(
+        "--archive",
+        metavar="URL",
+        expose_value=False,
+        callback=_set_archive,
+        help="The archive, if not OPLOG_ARCHIVE_URL.",
+    )(function)
+
+
+def archive_argument(function: F) -> F:
+    """`ARCHIVE`: the same in words that read well: restore ARCHIVE --database URL."""
+    argument = click.argument(
+        "archive", metavar="[ARCHIVE]", required=False, expose_value=False, callback=_set_archive
+    )
+    return argument(function)
+
+
+def database_option(function: F) -> F:
+    """`--database` after the name of a command, which works on another one than usual."""
+    return click.option(
+        "--database",
+        metavar="URL",
+        expose_value=False,
+        callback=_set_database,
+        help="The database, if not OPLOG_DATABASE_URL.",
+    )(function)
+
+
+def single_writer_option(function: F) -> F:
+    """`--single-writer`: for stores that cannot tell two writers apart."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+        invocation = context.ensure_object(Invocation)
+        invocation.single_writer = invocation.single_writer or value
+
+    return click.option(
+        "--single-writer",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="One worker at a time is promised; for a store without If-None-Match.",
+    )(function)
+
+
+def fork_option(function: F) -> F:
+    """`--fork`: what to do when the database lost entries that were published."""
+    return click.option(
+        "--fork",
+        type=click.Choice(["stop", "fork"]),
+        default="stop",
+        show_default=True,
+        help="When the database lost what was published: stop, or begin a new generation.",
+    )(function)
+
+
 def standard_options(function: F) -> F:
     """What every command has, in the order that its help shows."""
     return json_option(debug_option(function))

@@ -21,6 +21,8 @@ from oplog.errors import OplogError
 
 DIFFERENCES = 3
 """Exit code of a command that worked and found differences."""
+LAGGING = 4
+"""Exit code of a status that found the archive further behind than it may be."""
 FAILED = 1
 _INTERRUPTED = 130
 _PIPE_CLOSED = 141

@@ -80,6 +80,13 @@ def show_time(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+def show_instant(microseconds: int) -> str | None:
+    """`show_time` of microseconds since 1970, as the archive has them; None for none."""
+    if not microseconds:
+        return None
+    return show_time(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds))
+
+
 def show_size(count: int) -> str:
     """A number of bytes for people."""
     size = float(count)

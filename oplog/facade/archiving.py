@@ -5,7 +5,7 @@ Every method is one call into the module that does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
 from oplog.archive.waiting import wait_for_entries
 from oplog.archive.wake import call_worker
+from oplog.binding import check_keyring
 from oplog.cursor import Cursor
 from oplog.entry import Receipt
 from oplog.events import ArchiveStepDone
@@ -101,8 +102,12 @@ class ArchivingOplog(ReadingOplog):
 
         Only rows that changed since the last snapshot are uploaded, unless `full`; nothing, if
         none did. With a `policy`, only if one is due. Writers go on; nothing else is published
-        meanwhile. Raises what `sync` raises, and `SchemaDriftError`.
+        meanwhile. Raises what `sync` raises, `SchemaDriftError`, and `KeyUnavailableError` for a
+        sealed log without a keyring.
         """
+        with engine.connect() as connection:
+            # Without keys the rows of a sealed log would go into the archive as plaintext.
+            check_keyring(connection, self.keyring, store=self.store)
         return publish_snapshot(
             engine,
             self.make_exporter(archive),
@@ -175,13 +180,19 @@ class ArchivingOplog(ReadingOplog):
             return self.restore(archive, connection, through=through, progress=progress)
 
     def follow(
-        self, archive: Archive, connection: Connection, *, name: str = "archive"
+        self,
+        archive: Archive,
+        connection: Connection,
+        *,
+        name: str = "archive",
+        stop: Callable[[], bool] = lambda: False,
     ) -> FollowReport:
         """Apply what `archive` has and this database has not; call it again for more.
 
         An empty database is restored first. Whoever follows is read by others and written by
         nobody else: `LogForkedError` if somebody did. When the archive went on in another
-        generation, the database is rebuilt as that has it, in one transaction.
+        generation, the database is rebuilt as that has it, in one transaction. `stop` is asked
+        after each batch, and ends the call when it says True.
         """
         source = self.open_source(archive)
         return follow_log(
@@ -191,6 +202,7 @@ class ArchivingOplog(ReadingOplog):
             schema=self.schema,
             name=name,
             snapshot=self._find_snapshot(source, None),
+            stop=stop,
         )
 
     def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:

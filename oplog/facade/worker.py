@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 from oplog.archive.archive import Archive
 from oplog.archive.export import SyncReport
 from oplog.archive.lag import ArchiveLag
+from oplog.archive.retention import Retention
 from oplog.archive.wake import Wake
 from oplog.archive.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
 from oplog.facade import Oplog
@@ -20,6 +21,7 @@ from oplog.recovery.policy import SnapshotPolicy
 _LOOK_SECONDS = 60.0
 """Between two looks at whether a snapshot is due."""
 _HOUR_SECONDS = 3600.0
+_DAY_SECONDS = 24 * _HOUR_SECONDS
 
 
 class SyncWorker:
@@ -40,6 +42,7 @@ class SyncWorker:
         lease_seconds: float = LEASE_SECONDS,
         snapshots: SnapshotPolicy | None = None,
         check_hours: float | None = 24.0,
+        retention: Retention | None = None,
         listen: bool = True,
         on_pass: Callable[[SyncReport], None] = lambda _: None,
     ) -> None:
@@ -47,13 +50,15 @@ class SyncWorker:
 
         `fork` is as for `Oplog.sync`. `snapshots` says when to take one, None for never;
         `check_hours` how often everything is checked and, where something is wrong, repaired
-        from the database. `listen` keeps a connection that hears notifications, which a
+        from the database. With a `retention`, what it does not keep is collected every day, which
+        needs permission to delete. `listen` keeps a connection that hears notifications, which a
         transaction pooler does not pass on. `on_pass` gets the report of each pass.
         """
         self._log = log
         self._engine = engine
         self._archive = archive
         self._policy = snapshots
+        self._retention = retention
         self._loop = SyncLoop(
             log.make_exporter(archive, fork=fork),
             engine,
@@ -87,11 +92,16 @@ class SyncWorker:
         if check_hours is not None:
             seconds = check_hours * _HOUR_SECONDS
             chores.append(Chore("check", seconds, self._check, first_seconds=seconds))
+        if self._retention is not None:
+            chores.append(Chore("collection", _DAY_SECONDS, self._collect))
         return chores
 
     def _take_snapshot(self) -> None:
         if self._policy is not None:
             self._log.snapshot(self._engine, self._archive, policy=self._policy)
+
+    def _collect(self) -> None:
+        self._log.collect(self._engine, self._archive, retention=self._retention)
 
     def _check(self) -> None:
         if not self._log.check(self._archive, self._engine).ok:

@@ -76,6 +76,7 @@ def follow_log(
     snapshot: SnapshotReader | None = None,
     batch_entries: int = BATCH_ENTRIES,
     reach: Callable[[int], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> FollowReport:
     """Apply what `source` has and this database has not, and return; call it again for more.
 
@@ -84,7 +85,8 @@ def follow_log(
     is followed on from there. A log of a later generation that no longer holds what is here,
     or one that has given up entries that are missing here (then a `snapshot` is needed),
     replaces everything, in one transaction. Where this database is, is kept in the checkpoint
-    `follow/name`. `reach` is called after each batch with its last sequence.
+    `follow/name`. `reach` is called after each batch with its last sequence; `stop`
+    is asked then, and ends the call when it says True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
     a source behind it, `ConflictError` while another process follows or restores, and what
@@ -99,20 +101,26 @@ def follow_log(
         connection, source, open_reader, RestorationStore(schema), f"follow/{name}", {}
     )
     place, began = _begin(work, snapshot)
-    with open_work(connection):
-        reader = open_reader(connection)
-        types = [shape.type_name for shape in list_newest_types(reader)]
-        shown = source.read_snapshot(connection)
-        work = replace(work, lenient_until=find_leniency(reader, types, snapshot=shown))
+    work = replace(work, lenient_until=_read_leniency(work))
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
     for page in cut_batches(pages, most=batch_entries):
         place = _apply(work, place, page)
         entries += len(page.entries)
         reach(place.sequence)
+        if stop():
+            break
     return FollowReport(
         entries, place.sequence, place.generation, place.position, began is not None
     )
+
+
+def _read_leniency(work: _Following) -> Mapping[str, float]:
+    source = work.source
+    with open_work(work.connection):
+        reader = work.open_reader(work.connection)
+        types = [shape.type_name for shape in list_newest_types(reader)]
+        return find_leniency(reader, types, snapshot=source.read_snapshot(work.connection))
 
 
 def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, int | None]:

@@ -17,7 +17,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
-from oplog.errors import DecodeError
+from oplog.errors import ConfigurationError, DecodeError
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
 from oplog.tables import quote
@@ -76,13 +76,19 @@ class ExportStore:
         """Make the transaction that was just begun one consistent view, and let it wait."""
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         # Waiting for the object store counts as idle; and what is acknowledged must be durable.
-        connection.exec_driver_sql(
-            "SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true), "
+        isolation = connection.exec_driver_sql(
+            "SELECT pg_catalog.current_setting('transaction_isolation'), "
+            "pg_catalog.set_config('idle_in_transaction_session_timeout', %s, true), "
             "pg_catalog.set_config('lock_timeout', '10s', true), "
             "CASE WHEN pg_catalog.current_setting('synchronous_commit') = 'off' "
             "THEN pg_catalog.set_config('synchronous_commit', 'on', true) END",
             (f"{_PATIENCE_MINUTES}min",),
-        )
+        ).scalar_one()
+        if isolation != "repeatable read":
+            raise ConfigurationError(
+                "publishing needs a transaction, and the connection is in AUTOCOMMIT",
+                hint="leave out isolation_level='AUTOCOMMIT'",
+            )
 
     def try_lease(self, connection: Connection, archive_id: UUID) -> bool:
         """Get the right to publish until the transaction ends; False if another has it."""
@@ -117,6 +123,8 @@ class ExportStore:
         `row` is what to begin with if there is none.
         """
         connection.exec_driver_sql("SET LOCAL lock_timeout = '10s'")
+        # A crash that took it back would let the same one be handed out twice.
+        connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         found = connection.exec_driver_sql(
             f"INSERT INTO {self._s}.oplog_checkpoint AS c (name, cursor, position) "
             "VALUES (%s, %s::jsonb, 0) ON CONFLICT (name) DO UPDATE SET "
@@ -211,6 +219,17 @@ class ExportStore:
             (list(positions),),
         )
         return {row[0]: bytes(row[1]) for row in rows}
+
+    def list_published(
+        self, connection: Connection, snapshot: str, *, after: int, limit: int
+    ) -> list[int]:
+        """Positions over `after` of the entries in a snapshot, rising."""
+        rows = connection.exec_driver_sql(
+            f"SELECT e.id FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} "
+            "ORDER BY e.id LIMIT %s",
+            (after, snapshot, limit),
+        )
+        return [row[0] for row in rows]
 
     def count_types(self, connection: Connection) -> tuple[int, int]:
         """How many revisions of types, and how many keys the log knows."""

@@ -13,13 +13,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from examples.demo import bank, commits, interruption, tampering
+from examples.demo import bank, commits, disaster, interruption, tampering
 from examples.demo.database import Database, dispose, make_keys, open_database
 from examples.demo.history import Listing, read_bundled
 from examples.demo.interruption import Death, check_shipments
 from examples.demo.models import PARCELS, Base, Parcel, Shipment
 from examples.demo.narration import Narrator, ProofFailedError
 from examples.demo.teller import Errand, Teller, draw_errands
+from oplog import Archive, open_archive
+from oplog.errors import LogForkedError
 
 unit = pytest.mark.unit
 postgres = pytest.mark.postgres
@@ -158,6 +160,57 @@ def test_half_a_shipment_is_noticed(database: Database, narrator: Narrator) -> N
         interruption.prove_survival(database, narrator, deaths=0, seed=0)
     with pytest.raises(ProofFailedError, match="0 entries for 1 shipments"):
         interruption.prove_agreement(database, narrator)
+
+
+@pytest.fixture
+def archive(opened: Database, tmp_path: Path) -> Archive:
+    """What was published of the opened bank."""
+    archive = open_archive((tmp_path / "archive").as_uri())
+    opened.log.sync(opened.engine, archive)
+    return archive
+
+
+@pytest.fixture
+def restored(opened: Database) -> Iterator[Database]:
+    name = f"{opened.engine.url.database}_restored"
+    with disaster.open_empty(opened, name=name) as restored:
+        yield restored
+        disaster.destroy(restored)
+
+
+@postgres
+def test_a_bank_comes_back_and_goes_on(
+    opened: Database, restored: Database, archive: Archive, narrator: Narrator
+) -> None:
+    disaster.prove_return(restored, narrator, archive=archive, remains=disaster.remember(opened))
+    disaster.prove_continuation(restored, narrator, archive=archive)
+    # The old database does not know of it, and has its say no more.
+    with pytest.raises(LogForkedError):
+        opened.log.sync(opened.engine, archive)
+
+
+@postgres
+def test_a_write_that_does_not_come_back_is_noticed(
+    opened: Database, restored: Database, archive: Archive, narrator: Narrator
+) -> None:
+    with opened.sessions.begin() as session:
+        session.add(Shipment(id=1, destination="never published"))
+    remains = disaster.remember(opened)
+    with pytest.raises(ProofFailedError, match=r"shipment, oplog\.oplog_entry, .* otherwise"):
+        disaster.prove_return(restored, narrator, archive=archive, remains=remains)
+
+
+@postgres
+def test_another_past_is_noticed(database: Database, narrator: Narrator, tmp_path: Path) -> None:
+    history = read_bundled("a test")
+    commits.load_history(database, narrator, history=history)
+    archive = open_archive((tmp_path / "archive").as_uri())
+    database.log.sync(database.engine, archive)
+    past = disaster.remember_past(database, history=history)
+    disaster.prove_past(database, narrator, archive=archive, past=past, witness="the past")
+    wrong = replace(past, files={**past.files, "README.md": ("100755", "")})
+    with pytest.raises(ProofFailedError, match="are listed"):
+        disaster.prove_past(database, narrator, archive=archive, past=wrong, witness="the past")
 
 
 @unit

@@ -208,8 +208,6 @@ def test_runs_in_several_processes_have_one_effect(database_url: URL, tmp_path: 
             process.stdin.write("go\n")
             process.stdin.flush()
         told = [json.loads(process.communicate()[0]) for process in processes]
-        # A work may be begun in vain: it is stopped where it first comes to the database.
-        assert sum(each["worked"] for each in told) in range(1, 4)
         (receipts,) = {tuple(each["receipts"]) for each in told}
         found = bench.log.inquire("key", bench.engine).receipts
         assert [str(receipt) for receipt in found] == list(receipts)

@@ -94,7 +94,12 @@ def restore(target: Bench, kept: KeptLog, **options: Any) -> RestoreReport:
 
 def empty(target: Bench) -> None:
     """Back to an empty, migrated database."""
-    with target.engine.begin() as connection:
+    empty_tables(target.engine)
+
+
+def empty_tables(engine: Engine) -> None:
+    """Remove all rows, whatever guards them, but keep the log's identity."""
+    with engine.begin() as connection:
         tables = connection.exec_driver_sql(
             "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND (relnamespace = "
             "'public'::regnamespace OR relnamespace = 'oplog'::regnamespace AND relname <> "

@@ -64,6 +64,26 @@ log = Oplog(TypeCatalog.from_models(Base), keyring=Keyring.from_file("keyring.js
 def make_log():
     return log
 '''
+WORKER = """
+from oplog import Oplog, TypeCatalog
+
+log = Oplog(TypeCatalog(), keyring=None, plaintext=True)
+"""
+TABLES = """
+from shop import *
+engine = sa.create_engine(os.environ["OPLOG_DATABASE_URL"])
+Base.metadata.create_all(engine)
+engine.dispose()
+"""
+WRITE = """
+from shop import *
+engine = sa.create_engine(os.environ["OPLOG_DATABASE_URL"])
+Sessions = sessionmaker(engine)
+log.attach(Sessions)
+with Sessions.begin() as session:
+    session.get(Account, 1).balance += 1
+engine.dispose()
+"""
 FILL = """
 from shop import *
 engine = sa.create_engine(os.environ["OPLOG_DATABASE_URL"])
@@ -90,6 +110,7 @@ class Shop:
 
     directory: Path
     url: URL
+    archive: str = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -98,6 +119,7 @@ class Shop:
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "error",
             "OPLOG_APP": "shop:log",
+            "OPLOG_ARCHIVE_URL": self.archive,
             "OPLOG_DATABASE_URL": self.url.render_as_string(hide_password=False),
         }
 
@@ -141,6 +163,16 @@ class Shop:
         with self._at_home(), contextlib.redirect_stdout(io.StringIO()):
             exec(compile(FILL, "fill.py", "exec"), {})
 
+    def write(self) -> None:
+        """One more transaction, of one entry."""
+        with self._at_home(), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(WRITE, "write.py", "exec"), {})
+
+    def make_tables(self) -> None:
+        """The tables without rows, as migrations leave them."""
+        with self._at_home(), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(TABLES, "tables.py", "exec"), {})
+
     def replace_keyring(self) -> None:
         """Lose the key."""
         path = self.directory / "keyring.json"
@@ -167,11 +199,13 @@ class Shop:
                 yield
             finally:
                 sys.modules.pop("shop", None)
+                sys.modules.pop("worker", None)
 
 
 def open_shop(directory: Path, url: URL) -> Shop:
     """The application with a keyring, on a database that has the log's tables only."""
     (directory / "shop.py").write_text(APPLICATION)
+    (directory / "worker.py").write_text(WORKER)
     shop = Shop(directory, url)
     shop.replace_keyring()
     return shop

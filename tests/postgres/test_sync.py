@@ -36,7 +36,7 @@ from tests.postgres.replay_models import (
     make_bench,
     write_history,
 )
-from tests.postgres.restored import empty, make_target
+from tests.postgres.restored import dump_log, empty, make_target
 
 pytestmark = pytest.mark.postgres
 
@@ -214,7 +214,9 @@ def test_restores_at_every_position_equal_the_replay_there(bench: Bench, target:
         bench.log.sync(bench.engine, archive)
         if number % 4 == 3:
             bench.log.snapshot(bench.engine, archive)
-    for position in random.Random(5).sample(range(1, bench.last_position() + 1), 6):
+    with bench.engine.connect() as connection:
+        whole = dump_log(connection)
+    for position in random.Random(5).sample(range(1, bench.last_position() + 1), 20):
         with bench.engine.connect() as connection:
             report = bench.log.replay(connection, through=position)
             replayed = dump_tables(connection, "replayed")
@@ -227,7 +229,11 @@ def test_restores_at_every_position_equal_the_replay_there(bench: Bench, target:
         )
         with target.engine.connect() as connection:
             assert dump_tables(connection) == replayed
+            restored_log = dump_log(connection)
             assert target.log.verify(connection).ok
+        # The third column is the position of the entry's transaction.
+        assert restored_log["entry"] == [row for row in whole["entry"] if row[2] <= position]
+        assert restored_log["metadata"] == [row for row in whole["metadata"] if row[0] <= position]
         empty(target)
 
 

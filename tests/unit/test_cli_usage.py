@@ -46,7 +46,7 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    for name in ("OPLOG_APP", "OPLOG_DATABASE_URL", "OPLOG_KEYRING"):
+    for name in ("OPLOG_APP", "OPLOG_DATABASE_URL", "OPLOG_ARCHIVE_URL", "OPLOG_KEYRING"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -117,6 +117,14 @@ def test_version(run: Run) -> None:
         (["keys", "generate"], "give either --file PATH or --print"),
         (["keys", "generate", "--print", "--file", "k"], "give either --file PATH or --print"),
         (["keys", "rotate"], "Missing option '--file'"),
+        (["sync", "--fork", "perhaps"], "'perhaps' is not one of 'stop', 'fork'"),
+        (["sync", "--interval", "2"], "--interval is for --follow"),
+        (["sync", "--snapshot-hours", "1"], "--snapshot-hours is for --follow"),
+        (["sync", "--follow", "--interval", "0"], "0.0 is not in the range"),
+        (["sync", "--follow", "--snapshot-entries", "0"], "0 is not in the range"),
+        (["status", "--max-lag", "-1"], "-1.0 is not in the range"),
+        (["restore", "--through", "1.5"], "neither a position nor a time"),
+        (["follow", "one", "two"], "unexpected extra argument (two)"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what_is_wrong(run: Run, arguments: list[str], says: str) -> None:
@@ -155,6 +163,41 @@ def test_wrong_database_url(run: Run, tmp_path: Path, url: str | None, says: str
     assert (ended.code, ended.out) == (2, "")
     assert says in ended.err
     assert "secret" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["sync"], ["sync", "--follow"], ["snapshot"], ["restore"], ["recover"], ["follow", "--once"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (None, "no archive: give --archive URL"),
+        ("", "no archive: give --archive URL"),
+        ("memory://", "ends with this process"),
+        ("MEMORY:///", "ends with this process"),
+        ("nowhere", "is not where objects are kept"),
+        ("https://me:secret@host/bucket", "no user, password"),
+        ("s3://me:secret@bucket/prefix", "no user, password"),
+        ("s3://bucket/prefix?key=secret", "no user, password"),
+        ("s3://", "does not name a bucket"),
+        ("s3://bucket/../prefix", "does not name a bucket"),
+        ("file://relative/path", "is not the URL of a directory"),
+        ("file:///nul%00", "is not the URL of a directory"),
+        ("s3://[bucket", "not a URL"),
+    ],
+)
+def test_wrong_archive_url(
+    run: Run, tmp_path: Path, command: list[str], url: str | None, says: str
+) -> None:
+    (tmp_path / "plain_application.py").write_text(APPLICATION)
+    given = [] if url is None else ["--archive", url]
+    ended = run("--app", "plain_application:log", "--database", "postgresql://", *given, *command)
+    assert (ended.code, ended.out) == (2, "")
+    assert says in ended.err
+    assert "secret" not in ended.err
+    assert "Traceback" not in ended.err
 
 
 @pytest.mark.parametrize(

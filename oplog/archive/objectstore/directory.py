@@ -76,8 +76,9 @@ class DirectoryStore:
         with self._explained(path), self._opened(path) as opened:
             return None if opened is None else _describe(path, _measure(opened, path))
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Write an object if there is none; durable when this returns."""
+    def create(self, path: str, data: bytes, *, once: bool = False) -> bool:
+        """Write an object if there is none; durable when this returns. Always one request."""
+        del once
         with self._explained(path), self._folder(path, make=True) as (folder, name):
             with self._written(folder, data) as draft:
                 try:

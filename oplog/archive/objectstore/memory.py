@@ -69,8 +69,9 @@ class MemoryStore:
         with self._called("head", path), self._lock:
             return self._describe(path) if path in self._objects else None
 
-    def create(self, path: str, data: bytes) -> bool:
-        """Write an object if there is none."""
+    def create(self, path: str, data: bytes, *, once: bool = False) -> bool:
+        """Write an object if there is none; always one request."""
+        del once
         with self._called("create", path), self._lock:
             if absent := path not in self._objects:
                 self._write(path, data)

@@ -62,13 +62,14 @@ class ObjectStore(Protocol):
         """Return size and age of an object; None if it is not there."""
         ...
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, once: bool = False) -> bool:
         """Write an object if there is none at `path`.
 
         True: this call created it. False: it was refused, which says nothing about what is
         there: somebody else's object, one's own (the answer to an earlier attempt was lost), or
-        none. Whoever gets False has to look. Raises `CreateUnsupportedError` if the store says
-        that it cannot do this.
+        none. Whoever gets False has to look. With `once` there is one request and no other:
+        `StoreUnavailableError` if it got no plain answer. Raises `CreateUnsupportedError` if the
+        store says that it cannot do this.
         """
         ...
 

@@ -124,7 +124,7 @@ class RemoteStore:
         check_path(path)
         return self._ask(lambda: _describe(self._store.head(path)), path, missing_ok=True)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: bytes, *, once: bool = False) -> bool:
         """Write an object if there is none; see the protocol for what False means."""
         check_path(path)
 
@@ -143,7 +143,7 @@ class RemoteStore:
                 self._fail(path, refusal, error)
             return True
 
-        return retry(attempt, patience=self._patience)
+        return attempt() if once else retry(attempt, patience=self._patience)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whatever is there."""

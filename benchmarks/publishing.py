@@ -1,0 +1,178 @@
+"""What publishing costs: entries a second, bytes beside zstd, and a pass with nothing new.
+
+"The same entries" are all columns of `oplog_entry` in order, each row followed by its
+transaction's rows of `oplog_metadata`, as binary COPY gives them; zstd compresses them in one
+stream at level 3. What was uploaded is everything that lies in the store afterwards.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+import zstandard
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import sessionmaker
+
+from benchmarks.database import fresh_database
+from benchmarks.workloads import WORKLOADS, Base, Turn, make_log
+from oplog import Keyring, Oplog, TypeCatalog, open_archive
+
+UPLOAD_TARGET = 1.1
+IDLE_TARGET = 1.5
+PASSES = 40
+CHUNK_ENTRIES = 10_000
+SAME_ENTRIES = (
+    # Metadata are written once for each transaction, behind its first entry.
+    "COPY (SELECT e.*, (SELECT array_agg(m ORDER BY m.ordinal) FROM oplog.oplog_metadata m "
+    "WHERE m.transaction_position = e.id) FROM oplog.oplog_entry e ORDER BY e.id) "
+    "TO STDOUT (FORMAT binary)"
+)
+
+
+def compare_export(server: str, entries: int) -> Iterator[dict[str, Any]]:
+    """Publishing to a directory, of a sealed and of a readable log."""
+    logs: dict[str, Callable[[], Oplog]] = {
+        "sealed": lambda: make_log("log", Keyring.generate()),
+        "plaintext": lambda: Oplog(
+            TypeCatalog.from_models(Base, untracked={"outbox": "the alternative"}), plaintext=True
+        ),
+    }
+    for kind, make in logs.items():
+        with fresh_database(server) as url, TemporaryDirectory(prefix="bench-") as place:
+            engine = sa.create_engine(url)
+            log = make()
+            _write_entries(engine, log, entries)
+            yield {"log": kind, **_measure_export(engine, log, Path(place))}
+            engine.dispose()
+
+
+def _write_entries(engine: Engine, log: Oplog, entries: int) -> None:
+    """Half of them alone in a transaction of one insert, half in transactions of sixteen."""
+    sessions = sessionmaker(engine)
+    log.attach(sessions)
+    one, mixed = WORKLOADS[0], WORKLOADS[1]
+    mixed_count = entries // 2 // mixed.rows
+    with sessions.begin() as session:
+        rows = [row for n in range(mixed_count * 6) for row in one.run(session, Turn(n, []))]
+        session.flush()
+        known = [row.id for row in rows]
+    for number in range(mixed_count):
+        with sessions.begin() as session:
+            log.annotate(session, actor=f"clerk {number % 50}", request=str(uuid4()))
+            mixed.run(session, Turn(number, known))
+    for number in range(entries // 2):
+        with sessions.begin() as session:
+            log.annotate(session, actor=f"clerk {number % 50}", request=str(uuid4()))
+            one.run(session, Turn(number, []))
+    log.detach(sessions)
+
+
+def _measure_export(engine: Engine, log: Oplog, place: Path) -> dict[str, Any]:
+    raw_bytes, zstd_bytes, zstd_seconds = _compress_entries(engine)
+    archive = open_archive((place / "archive").as_uri())
+    begun = time.perf_counter()
+    report = log.sync(engine, archive)
+    seconds = time.perf_counter() - begun
+    uploaded = sum(info.size for info in archive.store.list(""))
+    return {
+        "entries": report.entries,
+        "entries_per_second": round(report.entries / seconds),
+        "copy_and_zstd_entries_per_second": round(report.entries / zstd_seconds),
+        "raw_bytes": raw_bytes,
+        "zstd_bytes": zstd_bytes,
+        "uploaded_bytes": uploaded,
+        "uploaded_to_raw": round(uploaded / raw_bytes, 3),
+        "uploaded_to_zstd": round(uploaded / zstd_bytes, 3),
+        "target": UPLOAD_TARGET,
+    }
+
+
+def _compress_entries(engine: Engine) -> tuple[int, int, float]:
+    """Bytes of the entries raw and compressed, and the seconds that took."""
+    compressor = zstandard.ZstdCompressor(level=3).compressobj()
+    raw_bytes = zstd_bytes = 0
+    with engine.connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        begun = time.perf_counter()
+        with raw.cursor() as cursor, cursor.copy(SAME_ENTRIES) as copy:
+            for chunk in copy:
+                raw_bytes += len(chunk)
+                zstd_bytes += len(compressor.compress(chunk))
+        zstd_bytes += len(compressor.flush())
+        return raw_bytes, zstd_bytes, time.perf_counter() - begun
+
+
+def compare_idle(server: str, entries: int) -> dict[str, Any]:
+    """A worker's pass with nothing new: a short log behind it, and a long one."""
+    short = max(entries // 100, 1)
+    with (
+        fresh_database(server) as one,
+        fresh_database(server) as other,
+        TemporaryDirectory(prefix="bench-") as place,
+    ):
+        passes = [
+            _prepare_idle(url, count, Path(place) / str(number))
+            for number, (url, count) in enumerate(((one, short), (other, entries)))
+        ]
+        for run in passes:
+            run()
+        measured = []
+        for turn in range(PASSES):
+            # In turns, and either first: both see the same machine.
+            order = (0, 1) if turn % 2 == 0 else (1, 0)
+            seconds = {number: passes[number]() for number in order}
+            measured.append((seconds[0], seconds[1]))
+    shorts, longs = zip(*measured, strict=True)
+    return {
+        "entries": [short, entries],
+        "milliseconds": [round(1e3 * statistics.median(column), 2) for column in (shorts, longs)],
+        "ratio": round(statistics.median(b / a for a, b in measured), 3),
+        "target": IDLE_TARGET,
+    }
+
+
+def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
+    """Fill a log, publish it; what is returned makes one more pass and says how long it took."""
+    engine = sa.create_engine(url)
+    log = make_log("log", Keyring.generate())
+    _fill_log(engine, entries)
+    exporter = log.make_exporter(open_archive(place.as_uri()))
+    published = exporter.publish_all(engine).entries
+    if published != entries:
+        raise RuntimeError(f"{published} of {entries} entries were published")
+
+    def run() -> float:
+        begun = time.perf_counter()
+        report = exporter.publish_page(engine)
+        seconds = time.perf_counter() - begun
+        if report.entries:
+            raise RuntimeError(f"{report.entries} entries were new")
+        return seconds
+
+    return run
+
+
+def _fill_log(engine: Engine, entries: int) -> None:
+    """Entries that only look like some: nobody will open them."""
+    for first in range(1, entries + 1, CHUNK_ENTRIES):
+        last = min(entries, first + CHUNK_ENTRIES - 1)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO oplog.oplog_entry (id, entry_id, transaction_position, "
+                "transaction_size, aggregate_name, version, format, data, key_id, metadata_hash, "
+                "prev_hash, entry_hash, created_at) SELECT n, gen_random_uuid(), n, 1, "
+                "'transfer/' || n, 1, 1, sha256(n::text::bytea) || sha256(('b' || n)::bytea), "
+                "'key', sha256(''), decode(repeat('00', 32), 'hex'), sha256(('e' || n)::bytea), "
+                "clock_timestamp() FROM generate_series(%s::bigint, %s::bigint) n",
+                (first, last),
+            )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SELECT setval('oplog.oplog_entry_id_seq', %s)", (entries,))
+        connection.exec_driver_sql("VACUUM ANALYZE oplog.oplog_entry")

@@ -1,0 +1,69 @@
+"""A worker that publishes the log to an archive, a process of its own.
+
+Says when everything is published, and when a snapshot is. Told to, it stops between two requests
+to the store, says so, and waits for its end. SIGTERM ends it politely.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from examples.demo.database import open_database
+from examples.demo.worker import read_message, send_message
+from oplog import SyncReport, open_archive
+from oplog.events import ArchiveStepDone, Event
+from oplog.facade.worker import SyncWorker
+from oplog.recovery.policy import SnapshotPolicy
+
+INTERVAL_SECONDS = 0.02
+
+
+class Publisher:
+    """Reports on a worker's passes; `stopping` says to stop in the middle of a later one."""
+
+    def __init__(self, *, stopping: bool) -> None:
+        self._stopping = stopping
+        self._settled = False
+
+    def end_pass(self, report: SyncReport) -> None:
+        """The first time that nothing was new: from here on, news are made by the bank."""
+        if not report.entries and not self._settled:
+            self._settled = True
+            send_message("settled", sequence=report.sequence)
+
+    def hear(self, event: Event) -> None:
+        """Stop when content is in the store and nothing refers to it yet."""
+        if not isinstance(event, ArchiveStepDone) or not self._settled:
+            return
+        if self._stopping and event.step == "put_segment":
+            send_message("stopped", path=event.path)
+            read_message()
+        if event.step == "put_manifest":
+            send_message("snapshot", path=event.path)
+
+
+def main() -> None:
+    """Do the one job that the parent sends."""
+    job = read_message()
+    publisher = Publisher(stopping=job["stopping"])
+    database = open_database(
+        job["url"], Path(sys.argv[1]), name=job["name"], on_event=publisher.hear
+    )
+    worker = SyncWorker(
+        database.log,
+        database.engine,
+        open_archive(job["archive"]),
+        interval_seconds=INTERVAL_SECONDS,
+        # The first one is due as soon as everything is published.
+        snapshots=None if job["stopping"] else SnapshotPolicy(),
+        check_hours=None,
+        on_pass=publisher.end_pass,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

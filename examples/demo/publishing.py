@@ -1,0 +1,82 @@
+"""Publishing while the bank runs: a worker that is killed in the middle, and one that goes on.
+
+Must not read the database. What is proved: of what a dead worker had put into the store nothing
+counts until somebody commits it, and the next worker loses nothing and needs no help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.database import Database
+from examples.demo.narration import Narrator
+from examples.demo.worker import Worker
+from oplog import Archive, open_archive
+
+
+@dataclass
+class Press:
+    """The worker that publishes now, and where to."""
+
+    database: Database
+    narrator: Narrator
+    archive: Archive
+    worker: Worker
+    stack: ExitStack
+
+    def replace(self) -> None:
+        """Kill the worker half way through a commit to the archive, and start another."""
+        before = self.archive.read_head()
+        stopped = self.worker.expect("stopped")
+        self.worker.kill9()
+        path = stopped["path"]
+        after = self.archive.read_head()
+        named = {item.path for item in self.archive.iterate_items(after.levels)}
+        self.narrator.prove(
+            f"a worker killed with a segment uploaded and not committed: the archive is still at "
+            f"entry {after.sequence:,}, as if it had never been sent",
+            holds=self.archive.store.head(path) is not None
+            and path not in named
+            and after == before,
+            otherwise=f"{path} is {'named' if path in named else 'not named'} by head "
+            f"{after.number}, and head {before.number} was the newest",
+        )
+        self.worker = self.stack.enter_context(
+            start_worker(self.database, self.archive, name="publisher-2")
+        )
+        settled = self.worker.expect("settled")
+        self.narrator.say(
+            f"Another worker took over by itself, at entry {settled['sequence']:,} by now; the "
+            "bank has not noticed."
+        )
+
+    def take_snapshot(self) -> None:
+        """Wait for the snapshot that the worker takes by itself."""
+        self.worker.expect("snapshot")
+
+
+@contextmanager
+def publish(database: Database, narrator: Narrator) -> Iterator[Press]:
+    """Keep an archive up to date, in a directory beside the keys, until the block ends."""
+    url = (database.directory / "archive").as_uri()
+    archive = open_archive(url)
+    with ExitStack() as stack:
+        worker = stack.enter_context(
+            start_worker(database, archive, name="publisher-1", stopping=True)
+        )
+        settled = worker.expect("settled")
+        narrator.say(
+            f"A worker publishes the log to {Path(database.directory).name}/archive: "
+            f"{settled['sequence']:,} entries so far."
+        )
+        yield Press(database, narrator, archive, worker, stack)
+
+
+def start_worker(
+    database: Database, archive: Archive, *, name: str, stopping: bool = False
+) -> Worker:
+    """A worker process; with `stopping`, one that stops in the middle of a pass."""
+    return Worker("publisher", database, name=name, archive=archive.url, stopping=stopping)

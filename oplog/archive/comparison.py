@@ -1,0 +1,151 @@
+"""Archive and log compared, entry by entry, in one view of the database.
+
+Reads only. Holds 8 bytes for each entry. The hard thing is time: the archive's head is read
+first and the database's view begins after it, so that whatever the head holds is in the view
+unless it was lost; what the view has beyond the head is news, not damage.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import Head
+from oplog.archive.index import Item
+from oplog.archive.problem import ArchiveProblem, ProblemKind
+from oplog.archive.segment import Segment
+from oplog.cursor import Cursor
+from oplog.store.export import ArchiveRow, ExportStore
+
+_LOOKED_UP = 5000
+_PAGE = 20_000
+_MOST_NAMED = 20
+
+
+class LogComparison:
+    """One comparison; `connection` has begun a transaction and asked nothing in it yet."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        store: ExportStore,
+        *,
+        note: Callable[[ArchiveProblem], None],
+        pruned_through: int,
+    ) -> None:
+        self._connection = connection
+        self._store = store
+        self._note = note
+        self._pruned = pruned_through
+        self._row: ArchiveRow | None = None
+        self._let_go = 0
+        self._positions = array("q")
+
+    def begin(self, archive: Archive, head: Head | None, *, readable: bool) -> None:
+        """Fix the database's view, and hold what it knows of the archive against `head`."""
+        self._store.begin(self._connection)
+        rows = [row for row in self._store.list_rows(self._connection) if row.head]
+        if head is None:
+            for known in rows:
+                if known.url == archive.url and not known.url.startswith("memory:"):
+                    self._accuse(
+                        ProblemKind.BEHIND,
+                        f"the database has published {known.sequence} entries to {known.url}, "
+                        "where no head is left",
+                        known.sequence,
+                    )
+            return
+        self._row = next((row for row in rows if row.archive_id == head.archive_id), None)
+        self._let_go = head.first_sequence - 1
+        row = self._row
+        if row is None:
+            return
+        if row.head > head.number and readable:
+            # Published since the head was read: the newest one says more by now.
+            newer = archive.find_head()
+            head = newer if newer is not None else head
+        if row.head > head.number or (
+            row.generation == head.generation and row.sequence > head.sequence
+        ):
+            self._accuse(
+                ProblemKind.BEHIND,
+                f"the database has published head {row.head} with sequence {row.sequence}, and "
+                f"the newest that can be read is {head.number} with {head.sequence}",
+                head.sequence + 1,
+            )
+        same = (row.generation, row.sequence) == (head.generation, head.sequence)
+        if same and row.chain != head.chain.hex():
+            self._accuse(
+                ProblemKind.DIVERGED,
+                f"the database has published another history up to sequence {row.sequence}",
+                row.sequence,
+            )
+
+    def add(self, item: Item, segment: Segment) -> None:
+        """The next segment of the archive."""
+        numbered = list(enumerate(segment.entries, item.first))
+        missing: list[int] = []
+        other: list[int] = []
+        for start in range(0, len(numbered), _LOOKED_UP):
+            part = numbered[start : start + _LOOKED_UP]
+            positions = [entry.position for _, entry in part]
+            self._positions.extend(positions)
+            hashes = self._store.find_hashes(self._connection, positions)
+            for sequence, entry in part:
+                stored = hashes.get(entry.position)
+                if stored is None and sequence > self._pruned:
+                    missing.append(sequence)
+                elif stored is not None and stored != entry.entry_hash:
+                    other.append(sequence)
+        for found, why in ((missing, "are not in the database"), (other, "are others there")):
+            if found:
+                self._note(
+                    ArchiveProblem(
+                        item.path,
+                        ProblemKind.DIVERGED,
+                        f"{len(found)} entries of {item.path} {why}, from sequence {found[0]} on",
+                        found[0],
+                    )
+                )
+
+    def finish(self, *, complete: bool) -> None:
+        """Look for entries that were published, by the database's account, and are not there.
+
+        Without a `complete` archive it is known already that some are not.
+        """
+        row = self._row
+        if row is None or row.cursor is None or not complete:
+            return
+        cursor = Cursor.from_json(row.cursor)
+        if cursor.snapshot is None:
+            return
+        archived = array("q", sorted(self._positions))
+        lost: list[int] = []
+        count = last = 0
+        while True:
+            page = self._store.list_published(
+                self._connection, cursor.snapshot, after=last, limit=_PAGE
+            )
+            if not page:
+                break
+            last = page[-1]
+            for position in page:
+                place = bisect_left(archived, position)
+                if place == len(archived) or archived[place] != position:
+                    count += 1
+                    lost += [position] if len(lost) < _MOST_NAMED else []
+        # Which entries were let go by retention is not known any more, only how many.
+        if count > self._let_go:
+            self._accuse(
+                ProblemKind.DIVERGED,
+                f"{count - self._let_go} entries that were published are not in the archive; they "
+                f"are among those at positions {lost} and on",
+                None,
+            )
+
+    def _accuse(self, what: ProblemKind, message: str, sequence: int | None) -> None:
+        self._note(ArchiveProblem("", what, message, sequence))

@@ -1,0 +1,177 @@
+"""Whether segments, one after the other, are one unbroken log.
+
+Pure. Holds, besides a few numbers, about 150 bytes for each aggregate. The hard thing is to go
+on after damage: a segment that could not be read is still known by what its item says, and what
+it would have changed is forgotten, so that no innocent entry is accused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from hashlib import sha256
+from uuid import UUID
+
+from oplog.archive.index import Item
+from oplog.archive.problem import ArchiveProblem, ProblemKind
+from oplog.archive.segment import Segment, extend_chain, start_chain
+from oplog.store.rows import StoredEntry
+
+_SHORT = 8
+
+
+class Continuity:
+    """Segments in the order of their sequences, from `first` on.
+
+    `wanted` are sequences whose chain is asked for later. A branch begins after the chain
+    `cut_chain`, maybe within its first segment. With `links`, entries of each aggregate are held
+    to each other.
+    """
+
+    def __init__(
+        self,
+        log_id: UUID,
+        *,
+        note: Callable[[ArchiveProblem], None],
+        first: int,
+        wanted: Collection[int] = (),
+        cut_chain: bytes | None = None,
+        links: bool = False,
+    ) -> None:
+        self._log_id = log_id
+        self._note = note
+        self._wanted = wanted
+        self._cut_chain = cut_chain
+        self._links = links
+        self._whole = self._read_before = first == 1
+        self._next = first
+        self._fresh = True
+        self._chain: bytes | None = start_chain(log_id) if first == 1 else None
+        self._chains: dict[int, bytes] = {0: start_chain(log_id)}
+        self._newest: dict[bytes, tuple[int, bytes]] = {}
+        self._transaction: tuple[int, int] | None = None
+        """The transaction that goes on in the next segment, and how many entries are to come."""
+
+    def find_chain(self, sequence: int) -> bytes | None:
+        """The chain after a wanted sequence; None if it was not met."""
+        return self._chains.get(sequence)
+
+    def add(self, item: Item, segment: Segment | None) -> None:
+        """The next segment; None if it is damaged or was not read."""
+        self._check_place(item)
+        if segment is None:
+            self._forget()
+        else:
+            self._check_segment(item, segment)
+            self._read_before = True
+        self._chain = item.chain
+        if item.last in self._wanted:
+            self._chains[item.last] = item.chain
+        self._next = item.last + 1
+        self._fresh = False
+
+    def finish(self, last: int, chain: bytes | None) -> None:
+        """Hold what was met to where it must end."""
+        if self._next != last + 1:
+            self._note(
+                ArchiveProblem(
+                    "",
+                    ProblemKind.GAP,
+                    f"sequences {self._next} to {last} were not met",
+                    self._next,
+                )
+            )
+        elif chain is not None and self._chain not in (None, chain):
+            self._note(
+                ArchiveProblem("", ProblemKind.CHAIN, f"the chain after {last} is another", last)
+            )
+
+    def _check_place(self, item: Item) -> None:
+        if item.first == self._next:
+            return
+        if self._fresh and item.first < self._next <= item.last:
+            self._chain = None
+            return
+        self._note(
+            ArchiveProblem(
+                item.path,
+                ProblemKind.GAP,
+                f"{item.path} begins at sequence {item.first}, after {self._next - 1}",
+                self._next,
+            )
+        )
+        self._chain = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """What follows is not held to what could not be read."""
+        self._newest.clear()
+        self._whole = self._read_before = False
+        self._transaction = None
+
+    def _check_segment(self, item: Item, segment: Segment) -> None:
+        header = segment.header
+        if header.log_id != self._log_id:
+            self._accuse(item, ProblemKind.INVALID, f"is of the log {header.log_id}")
+        before = self._chain
+        if item.first == 1:
+            before = start_chain(self._log_id)
+        if before is not None and header.chain_before != before:
+            self._accuse(item, ProblemKind.CHAIN, "does not continue the chain before it")
+        for sequence in self._wanted:
+            if item.first - 1 <= sequence < item.last and sequence:
+                within = segment.entries[: sequence - item.first + 1]
+                found = extend_chain(header.chain_before, within, first=item.first)
+                self._chains[sequence] = found
+        if self._cut_chain is not None and self._fresh:
+            within = segment.entries[: self._next - item.first]
+            found = extend_chain(header.chain_before, within, first=item.first)
+            if found != self._cut_chain:
+                self._accuse(item, ProblemKind.CHAIN, "does not begin where its branch was left")
+        self._check_transactions(item, segment)
+        if self._links:
+            for entry in segment.entries:
+                self._check_link(item, entry)
+
+    def _check_transactions(self, item: Item, segment: Segment) -> None:
+        """Every transaction has all its entries, here or in the segments around."""
+        counts: dict[int, list[int]] = {}
+        for entry in segment.entries:
+            count = counts.setdefault(entry.transaction_position, [0, entry.transaction_size])
+            count[0] += 1
+        places = list(counts)
+        begun, self._transaction = self._transaction, None
+        if begun is not None and begun[0] != places[0]:
+            self._accuse(item, ProblemKind.COUNT, f"lacks the rest of transaction {begun[0]}")
+        for place, (held, size) in counts.items():
+            missing = item.missing if place == places[-1] else 0
+            wanted = begun[1] if begun is not None and begun[0] == place else size
+            if begun is None and place == places[0] and not self._read_before:
+                # It may have begun in what was not read, or is not kept.
+                wanted = held + missing
+            if held + missing != wanted:
+                self._accuse(
+                    item,
+                    ProblemKind.COUNT,
+                    f"has {held} entries of transaction {place}, and {wanted - missing} belong",
+                )
+        if item.missing:
+            self._transaction = (places[-1], item.missing)
+
+    def _check_link(self, item: Item, entry: StoredEntry) -> None:
+        key = sha256(entry.aggregate.encode()).digest()[:_SHORT]
+        before = self._newest.get(key)
+        if before is None:
+            broken = self._whole and (entry.version != 1 or any(entry.prev_hash))
+        else:
+            broken = (entry.version, entry.prev_hash[:_SHORT]) != (before[0] + 1, before[1])
+        if broken:
+            self._accuse(
+                item,
+                ProblemKind.CHAIN,
+                f"holds position {entry.position} (aggregate {entry.aggregate!r:.80} version "
+                f"{entry.version}), which does not follow version {before[0] if before else 0}",
+            )
+        self._newest[key] = (entry.version, entry.entry_hash[:_SHORT])
+
+    def _accuse(self, item: Item, what: ProblemKind, why: str) -> None:
+        self._note(ArchiveProblem(item.path, what, f"{item.path} {why}", item.first))

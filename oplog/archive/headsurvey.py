@@ -1,0 +1,191 @@
+"""All heads of an archive looked at, the damaged ones included.
+
+Reads only. The hard thing is that a reader needs the newest head and the one before it and stops
+at the first doubt, while whoever repairs has to know how far the doubt goes, and to go on from
+the newest head that can be believed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
+from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_head
+from oplog.archive.problem import ArchiveProblem, ProblemKind, describe_error
+from oplog.errors import (
+    ArchiveError,
+    HeadRolledBackError,
+    ManifestInvalidError,
+    ObjectTooLargeError,
+)
+
+COLLECTED_BYTES = b"collected\n"
+"""What stands under `COLLECTED`, for ever."""
+_HINT_BYTES = 64
+_HINT = re.compile(rb"[0-9a-f]{16}\n([0-9a-f]{16})\n")
+_MOST_NAMED = 1000
+
+
+@dataclass(slots=True)
+class HeadSurvey:
+    """The head to go on from, and what is wrong with heads.
+
+    `newest` is what every reader finds, None if readers find none or refuse; `head` is the same,
+    or else the newest that can be decoded. `digests` are those of the heads that are there, by
+    number, whether they can be decoded or not.
+    """
+
+    newest: Head | None = None
+    head: Head | None = None
+    collected: bool = False
+    problems: list[ArchiveProblem] = field(default_factory=list)
+    digests: dict[int, bytes] = field(default_factory=dict)
+
+
+def survey_heads(archive: Archive) -> HeadSurvey:
+    """Look at every head that is there, newest first."""
+    survey = HeadSurvey()
+    refused: ArchiveError | None = None
+    try:
+        survey.newest = archive.find_head()
+    except (ManifestInvalidError, HeadRolledBackError, ObjectTooLargeError) as error:
+        refused = error
+    _look_at_mark(archive, survey)
+    numbers = {
+        number for info in archive.store.list(f"{HEAD}/") if (number := parse_head(info.path))
+    }
+    if survey.newest is not None:
+        numbers = {number for number in numbers if number <= survey.newest.number}
+        numbers.add(survey.newest.number)
+    expected: HeadLink | None = None
+    top = max(numbers, default=0)
+    for number in sorted(numbers, reverse=True):
+        expected = _look_at_head(archive, survey, number, expected=expected, top=top)
+    if expected is not None and not _note_hole(survey, expected.number, 0, top=top):
+        message = (
+            f"{COLLECTED} is missing, unless heads up to {expected.number} were deleted by hand"
+        )
+        if not survey.collected:
+            survey.problems.append(ArchiveProblem(COLLECTED, ProblemKind.MISSING, message))
+    if survey.newest is not None:
+        survey.head = survey.newest
+        _excuse_old(survey, survey.newest)
+    elif refused is not None and not any(not one.harmless for one in survey.problems):
+        survey.problems.append(
+            ArchiveProblem(name_head(top), ProblemKind.INVALID, str(refused.args[0]))
+        )
+    _look_at_hint(archive, survey)
+    return survey
+
+
+def _look_at_head(
+    archive: Archive, survey: HeadSurvey, number: int, *, expected: HeadLink | None, top: int
+) -> HeadLink | None:
+    """Note what is wrong with one head; the link to the one that must be before it."""
+    path = name_head(number)
+    if expected is not None and expected.number > number:
+        stray = _note_hole(survey, expected.number, number, top=top)
+        if stray:
+            survey.problems.append(
+                ArchiveProblem(
+                    path,
+                    ProblemKind.UNEXPECTED,
+                    f"{path} is where heads were collected: a worker that slept left it, or "
+                    "heads after it were deleted by hand; it does not count",
+                    harmless=True,
+                )
+            )
+        expected = None
+    try:
+        data = archive.store.get(path, most=MAX_HEAD_BYTES)
+    except ObjectTooLargeError as error:
+        survey.problems.append(describe_error(error, path))
+        return None
+    if data is None:
+        # Collected since it was listed.
+        return expected
+    digest = sha256(data).digest()
+    survey.digests[number] = digest
+    try:
+        head = decode_head(data, what=path)
+    except ManifestInvalidError as error:
+        survey.problems.append(ArchiveProblem(path, ProblemKind.CORRUPT, str(error.args[0])))
+        return None
+    if head.number != number:
+        message = f"{path} says that it is head {head.number}"
+        survey.problems.append(ArchiveProblem(path, ProblemKind.INVALID, message))
+        return None
+    if expected is not None and digest != expected.digest:
+        message = f"{path} is not the head that the one after it was built on"
+        survey.problems.append(ArchiveProblem(path, ProblemKind.CHAIN, message))
+    survey.head = survey.head or head
+    return head.previous
+
+
+def _note_hole(survey: HeadSurvey, first: int, last: int, *, top: int) -> bool:
+    """Name the heads from `first` down to above `last`; True where they were collected."""
+    newest = survey.newest
+    needed = newest.previous.number if newest is not None and newest.previous else 0
+    if survey.collected and first != needed and first + 1 != top:
+        return True
+    if survey.collected:
+        last = first - 1
+    # Where nothing keeps writers apart numbers have gaps of their own.
+    for number in range(first, max(last, first - _MOST_NAMED), -1):
+        survey.problems.append(
+            ArchiveProblem(
+                name_head(number), ProblemKind.MISSING, f"{name_head(number)} is missing"
+            )
+        )
+        if first >> 32:
+            break
+    return False
+
+
+def _excuse_old(survey: HeadSurvey, newest: Head) -> None:
+    """Heads before the last two: readers do without them, and they are collected in time."""
+    needed = newest.previous.number if newest.previous else newest.number
+    for place, problem in enumerate(survey.problems):
+        number = parse_head(problem.path)
+        if number is not None and number < needed:
+            survey.problems[place] = replace(problem, harmless=True)
+
+
+def _look_at_mark(archive: Archive, survey: HeadSurvey) -> None:
+    """`COLLECTED`: what keeps anybody from founding an archive that is already there."""
+    try:
+        found = archive.store.get(COLLECTED, most=_HINT_BYTES)
+    except ObjectTooLargeError as error:
+        survey.collected = True
+        problem = describe_error(error, COLLECTED)
+        survey.problems.append(
+            ArchiveProblem(COLLECTED, problem.what, problem.message, harmless=True)
+        )
+        return
+    survey.collected = found is not None
+    if found is not None and found != COLLECTED_BYTES:
+        message = f"{COLLECTED} holds other bytes than it is written with; that it is there counts"
+        survey.problems.append(
+            ArchiveProblem(COLLECTED, ProblemKind.CORRUPT, message, harmless=True)
+        )
+
+
+def _look_at_hint(archive: Archive, survey: HeadSurvey) -> None:
+    what: ProblemKind | None = None
+    try:
+        data = archive.store.get(LATEST, most=_HINT_BYTES)
+        if data is None:
+            what = None if survey.head is None else ProblemKind.MISSING
+        else:
+            found = _HINT.fullmatch(data)
+            newest = max(survey.digests, default=0)
+            if found is None or int(found[1], 16) > newest:
+                what = ProblemKind.INVALID
+    except ObjectTooLargeError:
+        what = ProblemKind.CORRUPT
+    if what is not None:
+        message = f"{LATEST} does not say where to look first; that costs readers some requests"
+        survey.problems.append(ArchiveProblem(LATEST, what, message, harmless=True))

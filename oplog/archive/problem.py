@@ -1,0 +1,97 @@
+"""What can be wrong with an archive, in a small vocabulary.
+
+Pure. The hard thing is to say which object it is: whoever repairs starts from its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from oplog.errors import (
+    ArchiveError,
+    ObjectTooLargeError,
+    SegmentCorruptError,
+    SegmentMissingError,
+    StorageConfigError,
+    StoreUnavailableError,
+)
+
+
+class ProblemKind(StrEnum):
+    """What is wrong with an object, or between objects."""
+
+    MISSING = "missing"
+    """It is not there."""
+    CORRUPT = "corrupt"
+    """Its bytes are not those that its name, or the head after it, says."""
+    INVALID = "invalid"
+    """Its bytes are those, and yet it is no such object, or not the one that is spoken of."""
+    GAP = "gap"
+    """Sequences are missing between two objects."""
+    CHAIN = "chain"
+    """Hashes do not continue those before it."""
+    COUNT = "count"
+    """It holds more or fewer than is claimed."""
+    UNEXPECTED = "unexpected"
+    """It is there, and nothing that works as it should leaves it there."""
+    BEHIND = "behind"
+    """The database knows of more than the archive holds."""
+    DIVERGED = "diverged"
+    """Archive and database hold different entries."""
+    HIDDEN = "hidden"
+    """It could not be checked, since what leads to it is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveProblem:
+    """One thing that is wrong with the object `path`, which is empty for the database.
+
+    `sequence` is the first that is affected, where one can be named. What is `harmless` costs
+    time at most: nothing rests on it.
+    """
+
+    path: str
+    what: ProblemKind
+    message: str
+    sequence: int | None = None
+    harmless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveReport:
+    """What a check found.
+
+    `objects` were looked at, `bytes` of them read; of `entries` all were compared. `head` is the
+    number of the head that was checked, which holds everything up to `sequence`; 0 for none.
+    """
+
+    problems: tuple[ArchiveProblem, ...]
+    objects: int
+    bytes: int
+    entries: int
+    sequence: int
+    head: int
+    generation: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong that does harm."""
+        return all(problem.harmless for problem in self.problems)
+
+
+def describe_error(
+    error: ArchiveError, path: str, *, sequence: int | None = None
+) -> ArchiveProblem:
+    """The problem that an error in reading `path` tells of.
+
+    A store that does not answer, or refuses, says nothing of its objects: its error is raised.
+    """
+    if isinstance(error, StoreUnavailableError | StorageConfigError):
+        raise error
+    what = ProblemKind.INVALID
+    if isinstance(error, SegmentMissingError):
+        what = ProblemKind.MISSING
+    elif isinstance(error, SegmentCorruptError | ObjectTooLargeError):
+        what = ProblemKind.CORRUPT
+    return ArchiveProblem(path, what, str(error.args[0]), sequence)

@@ -1,0 +1,38 @@
+"""Ending a command that runs until it is told to stop.
+
+Must not know what runs. The hard thing is that a signal's handler interrupts the main thread
+anywhere, also where that holds a lock which stopping needs: so the work runs in a thread of its
+own, and the main thread does nothing but wait for signals.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import TypeVar
+
+from oplog.cli.invocation import say
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_until_signal(work: Callable[[], T], *, stop: Callable[[], None]) -> T:
+    """What `work` returns; the first SIGTERM or SIGINT calls `stop`, a second one kills."""
+
+    def receive(number: int, _frame: FrameType | None) -> None:
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_DFL)
+        say(f"{signal.Signals(number).name}: ending; a second signal ends at once")
+        stop()
+
+    before = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

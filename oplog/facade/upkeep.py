@@ -1,0 +1,83 @@
+"""The part of `Oplog` that keeps an archive sound: checking, repairing, letting go.
+
+Every method is one call into the module that does the work.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Engine
+
+from oplog.archive.archive import Archive
+from oplog.archive.check import CheckProgress, check_archive, check_with_log
+from oplog.archive.collection import GRACE_SECONDS, CollectionReport, collect_archive
+from oplog.archive.pin import Pin, list_pins, put_pin, remove_pin
+from oplog.archive.problem import ArchiveReport
+from oplog.archive.resync import ResyncReport, resync_archive
+from oplog.archive.retention import Retention
+from oplog.facade.archiving import ArchivingOplog
+
+
+class UpkeepOplog(ArchivingOplog):
+    """What an operator does with an archive that has been there for a while."""
+
+    def check(
+        self,
+        archive: Archive,
+        engine: Engine | None = None,
+        *,
+        sample: float | None = None,
+        progress: CheckProgress | None = None,
+    ) -> ArchiveReport:
+        """Verify every object of `archive`, without keys; with an `engine` against the log too.
+
+        Damage is reported, each damaged object by its name, never raised. With `sample`, a
+        number from 0 to 1, heads and index are read as always and of segments and chunks that
+        part. Raises `StoreUnavailableError` and `StorageConfigError`.
+        """
+        if engine is None:
+            return check_archive(archive, sample=sample, progress=progress)
+        return check_with_log(archive, engine, schema=self.schema, sample=sample, progress=progress)
+
+    def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
+        """Check `archive`, and write again from the database what is missing or damaged.
+
+        Nothing is deleted and nothing goes backwards. What cannot be made again is in the report,
+        with the reason. With `dry_run`, nothing is written. Raises what `sync` raises.
+        """
+        return resync_archive(self.make_exporter(archive), engine, dry_run=dry_run)
+
+    def collect(
+        self,
+        engine: Engine,
+        archive: Archive,
+        *,
+        retention: Retention | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+        dry_run: bool = False,
+    ) -> CollectionReport:
+        """Let go of what `retention` does not keep, and delete what nothing needs.
+
+        Whoever reads an older head may go on for `grace_seconds` after it was followed by
+        another. Without a `retention` all is kept. With `dry_run`, nothing is written or
+        deleted. Raises what `sync` raises.
+        """
+        return collect_archive(
+            self.make_exporter(archive),
+            engine,
+            retention or Retention(),
+            grace_seconds=grace_seconds,
+            dry_run=dry_run,
+            emit=self._emit_step,
+        )
+
+    def pin(self, archive: Archive, name: str) -> Pin:
+        """Keep all that `archive` holds now, under `name`, until `unpin`."""
+        return put_pin(archive, name, emit=self._emit_step)
+
+    def unpin(self, archive: Archive, name: str) -> tuple[Pin, ...]:
+        """Keep it no longer; what was kept. `ConfigurationError` for a name that was not."""
+        return remove_pin(archive, name)
+
+    def list_pins(self, archive: Archive) -> tuple[Pin, ...]:
+        """What is kept by name."""
+        return list_pins(archive)

@@ -1,0 +1,139 @@
+"""Checking an archive: whatever is wrong is found, and named."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy.engine import Engine
+
+from oplog.archive.check import check_archive
+from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT
+from tests.postgres.archived import open_memory, reopen
+from tests.postgres.keeping import add_task, copy, fill, harmful, named, rebuild
+from tests.postgres.replay_models import Bench, make_bench
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+@pytest.fixture
+def objects(bench: Bench) -> dict[str, bytes]:
+    archive = open_memory()
+    fill(bench, archive)
+    found = copy(archive)
+    kinds = {path.split("/")[0] for path in found}
+    assert kinds == {HEAD, INDEX, "BLOB", LATEST, LOG, PIN, SNAPSHOT}
+    return found
+
+
+def is_old(path: str, objects: dict[str, bytes]) -> bool:
+    """Whether this is a head that readers do without."""
+    heads = sorted(one for one in objects if one.startswith(HEAD))
+    return path in heads[:-2]
+
+
+def test_a_sound_archive_has_no_problem(bench: Bench, objects: dict[str, bytes]) -> None:
+    archive = rebuild(objects)
+    report = check_archive(archive)
+    assert report.problems == ()
+    assert report.ok
+    with bench.engine.connect() as connection:
+        count = len(list(bench.log.read(connection)))
+    assert (report.entries, report.sequence) == (count, count)
+    assert report.objects >= len(objects) - 1
+    assert bench.log.check(archive, bench.engine).problems == ()
+    assert check_archive(archive, sample=0.2).problems == ()
+
+
+def test_every_object_that_is_missing_is_named(objects: dict[str, bytes]) -> None:
+    for path in objects:
+        archive = rebuild({one: data for one, data in objects.items() if one != path})
+        report = check_archive(archive)
+        newest = max(one for one in objects if one.startswith(HEAD))
+        if path.startswith(PIN) or path == newest:
+            # Nothing says that there was one.
+            continue
+        assert path in named(report), path
+        assert report.ok == (path == LATEST or is_old(path, objects)), path
+
+
+def test_every_altered_object_is_named(objects: dict[str, bytes]) -> None:
+    for path, data in objects.items():
+        for place in {0, len(data) // 3, len(data) // 2, len(data) - 1}:
+            altered = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+            report = check_archive(rebuild({**objects, path: altered}))
+            assert path in named(report), (path, place)
+            assert report.ok == (path == LATEST or is_old(path, objects)), (path, place)
+        for other in (b"", data[:-1], data + b"\0"):
+            report = check_archive(rebuild({**objects, path: other}))
+            assert path in named(report), path
+
+
+def test_all_damage_is_named_at_once(objects: dict[str, bytes]) -> None:
+    damaged = [path for path in objects if path.split("/")[0] in {LOG, SNAPSHOT, "BLOB"}]
+    report = check_archive(rebuild({**objects, **dict.fromkeys(damaged, b"?")}))
+    shown = {path for path in damaged if not path.startswith("BLOB")}
+    assert shown <= named(report)
+    report = check_archive(rebuild({**objects, **{p: b"?" for p in damaged if p[0] == "B"}}))
+    assert {p for p in damaged if p[0] == "B"} <= named(report)
+
+
+def test_swapped_objects_are_named(objects: dict[str, bytes]) -> None:
+    for kind in (HEAD, INDEX, LOG, SNAPSHOT, "BLOB"):
+        paths = sorted(path for path in objects if path.startswith(f"{kind}/"))
+        for one, two in zip(paths[-2::-1], paths[::-1], strict=False):
+            swapped = {**objects, one: objects[two], two: objects[one]}
+            assert {one, two} <= named(check_archive(rebuild(swapped))), (one, two)
+
+
+def test_segments_below_a_missing_node_are_still_looked_at(objects: dict[str, bytes]) -> None:
+    node = min(path for path in objects if path.startswith(f"{INDEX}/"))
+    segment = min(path for path in objects if path.startswith(f"{LOG}/"))
+    left = {path: data for path, data in objects.items() if path != node}
+    found = named(check_archive(rebuild({**left, segment: b"?"})))
+    assert {node, segment} <= found
+
+
+def test_a_sample_sees_what_is_missing(objects: dict[str, bytes]) -> None:
+    for path in objects:
+        if path.split("/")[0] in {LOG, "BLOB", INDEX, SNAPSHOT}:
+            left = {one: data for one, data in objects.items() if one != path}
+            assert path in named(check_archive(rebuild(left), sample=0.0)), path
+
+
+def test_an_archive_behind_its_database_is_found(bench: Bench, objects: dict[str, bytes]) -> None:
+    newest = max(path for path in objects if path.startswith(HEAD))
+    archive = rebuild({path: data for path, data in objects.items() if path != newest})
+    assert harmful(check_archive(archive)) == []
+    report = bench.log.check(reopen(archive), bench.engine)
+    assert {problem.what for problem in harmful(report)} >= {"behind"}
+
+
+def test_entries_that_the_database_lost_are_found(bench: Bench, objects: dict[str, bytes]) -> None:
+    archive = rebuild(objects)
+    last = bench.last_position()
+    bench.tamper(
+        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
+        f"DELETE FROM oplog.oplog_entry WHERE id = {last}",
+    )
+    report = bench.log.check(archive, bench.engine)
+    assert [problem.what for problem in harmful(report)] == ["diverged"]
+    assert harmful(report)[0].sequence == report.sequence
+
+
+def test_entries_that_the_archive_lacks_are_found(bench: Bench) -> None:
+    archive = open_memory()
+    fill(bench, archive, snapshots=False)
+    bench.write(add_task)
+    # The database believes that this was published too.
+    bench.tamper(
+        "UPDATE oplog.oplog_checkpoint SET cursor = jsonb_set(cursor, '{cursor}', to_jsonb("
+        "jsonb_set((cursor ->> 'cursor')::jsonb, '{snapshot}', "
+        "to_jsonb(pg_current_snapshot()::text))::text)) WHERE starts_with(name, 'archive/')"
+    )
+    (problem,) = harmful(bench.log.check(archive, bench.engine))
+    assert (problem.what, problem.path) == ("diverged", "")
+    assert str(bench.last_position()) in problem.message

@@ -1,0 +1,182 @@
+"""What must hold of an archive, whatever happened to those who published.
+
+Judges by the objects themselves: heads in a row, each on the one before it, everything that the
+newest one refers to present and unaltered, and the entries those of the database, once each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool
+
+from oplog.archive.archive import Archive
+from oplog.archive.head import Head, decode_head
+from oplog.archive.objectstore.memory import MemoryStore
+from oplog.archive.objectstore.probe import Verdict
+from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.path import INDEX, LOG, parse_head
+from oplog.archive.source import ArchivedLog, check_links
+from oplog.store import EntryFilter, Store, StoredEntry
+from tests.concurrency.workload import Base, Customer, make_log
+from tests.logged import LoggedDatabase
+
+MOST = 1 << 26
+Pairs = dict[int, list[tuple[str, str]]]
+
+
+def open_workload(url: sa.URL, **options: Any) -> LoggedDatabase:
+    """Customers and invoices that are logged, without a pool: sessions may be killed."""
+    engine = sa.create_engine(url, poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    log = make_log(**options)
+    sessions = sessionmaker(engine)
+    log.attach(sessions)
+    return LoggedDatabase(engine, log, sessions)
+
+
+def add_customers(logged: LoggedDatabase, first: int, last: int) -> None:
+    """One transaction for each."""
+    for number in range(first, last + 1):
+        with logged.sessions.begin() as session:
+            session.add(Customer(id=number, name=f"customer {number}"))
+
+
+def open_fresh(store: ObjectStore, *, single_writer: bool = False) -> Archive:
+    """The archive as a process sees it that has seen nothing before."""
+    return Archive(store, verdict=Verdict.ATOMIC, single_writer=single_writer)
+
+
+def copy_objects(store: ObjectStore) -> dict[str, bytes]:
+    """All objects, in the order in which they were first written."""
+    found = {info.path: store.get(info.path, most=MOST) for info in store.list("")}
+    return {path: data for path, data in found.items() if data is not None}
+
+
+def choose_log(objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Those that depend on nothing but the log: its segments and the nodes of the index."""
+    return {p: data for p, data in objects.items() if p.startswith((f"{LOG}/", f"{INDEX}/"))}
+
+
+def fill_store(objects: Mapping[str, bytes]) -> MemoryStore:
+    """A store in memory that has these."""
+    store = MemoryStore("test")
+    for path, data in objects.items():
+        store.put(path, data)
+    return store
+
+
+def list_reachable(archive: Archive, head: Head) -> dict[str, bytes]:
+    """Segments and nodes that `head` leads to, each of them what its name and its item say."""
+    found: dict[str, bytes] = {}
+    waiting = [(item, level) for level, row in enumerate(head.levels) for item in row]
+    while waiting:
+        item, level = waiting.pop()
+        found[item.path] = archive.read_content(item.path)
+        if level:
+            waiting += [(child, level - 1) for child in archive.read_node(item, level)]
+        else:
+            archive.read_segment(item)
+    archive.read_types(head)
+    return found
+
+
+def read_log(archive: Archive, head: Head) -> tuple[list[StoredEntry], Pairs]:
+    """All entries in the order of their sequence, and the metadata of their transactions."""
+    entries: list[StoredEntry] = []
+    metadata: Pairs = {}
+    for page in ArchivedLog(archive, head).iterate_sequence():
+        assert page.first == len(entries) + 1
+        entries += page.entries
+        metadata |= {place: list(pairs) for place, pairs in page.metadata.items() if pairs}
+    assert len(entries) == head.sequence
+    check_links(entries, {}, whole=True)
+    check_order(entries)
+    return entries, metadata
+
+
+def check_order(entries: list[StoredEntry]) -> None:
+    """Transactions whole and in one piece, positions rising in each."""
+    place = 0
+    while place < len(entries):
+        group = entries[place : place + entries[place].transaction_size]
+        assert len({entry.transaction_position for entry in group}) == 1
+        assert len(group) == group[0].transaction_size
+        assert [e.position for e in group] == sorted(e.position for e in group)
+        place += len(group)
+
+
+def check_heads(store: ObjectStore, *, contiguous: bool = True) -> Head | None:
+    """The newest head, after a look at all of them: each is built on the one before."""
+    archive = open_fresh(store, single_writer=not contiguous)
+    numbers = sorted(
+        number for info in store.list("HEAD/") if (number := parse_head(info.path)) is not None
+    )
+    newest = archive.find_head()
+    if newest is None:
+        assert numbers == []
+        return None
+    assert newest.number == numbers[-1]
+    if contiguous:
+        assert numbers == list(range(1, len(numbers) + 1))
+    before: Head | None = None
+    for number in numbers:
+        head = read_head_at(store, number)
+        assert head.previous == (None if before is None else before.link())
+        if before is not None:
+            assert head.epoch >= before.epoch
+            grown = (head.generation, head.sequence)
+            assert grown >= (before.generation, before.sequence)
+        before = head
+    assert before == newest
+    return newest
+
+
+def read_head_at(store: ObjectStore, number: int) -> Head:
+    """One head, whatever came after it."""
+    path = f"HEAD/{number:016x}"
+    data = store.get(path, most=MOST)
+    assert data is not None
+    return decode_head(data, what=path)
+
+
+def check_whole(store: ObjectStore, *, contiguous: bool = True) -> list[StoredEntry]:
+    """Everything that a reader would find now is there; its entries."""
+    head = check_heads(store, contiguous=contiguous)
+    if head is None:
+        return []
+    archive = open_fresh(store, single_writer=not contiguous)
+    list_reachable(archive, head)
+    return read_log(archive, head)[0]
+
+
+def read_database(engine: Engine, *, schema: str = "oplog") -> tuple[list[StoredEntry], Pairs]:
+    """All entries by position, and the metadata of their transactions."""
+    store = Store(schema)
+    with engine.connect() as connection:
+        snapshot = store.read_snapshot(connection)
+        pages = store.iterate(connection, EntryFilter(), snapshot=snapshot)
+        entries = sorted(entry for page in pages for entry in page)
+        found = store.read_metadata(connection, [entry.transaction_position for entry in entries])
+    return entries, {place: list(pairs) for place, pairs in found.items() if pairs}
+
+
+def check_archive(
+    store: ObjectStore, engine: Engine, *, contiguous: bool = True, **changed: Any
+) -> Head:
+    """The archive has what the database has: every entry, once, with its metadata."""
+    head = check_heads(store, contiguous=contiguous)
+    assert head is not None
+    archive = open_fresh(store, single_writer=not contiguous)
+    list_reachable(archive, head)
+    archived, metadata = read_log(archive, head)
+    stored, pairs = read_database(engine)
+    assert [entry._replace(**changed) for entry in sorted(archived)] == [
+        entry._replace(**changed) for entry in stored
+    ]
+    assert metadata == pairs
+    return head
