@@ -8,7 +8,7 @@ from oplog.facade.retention import RetainingOplog
 from oplog.facade.upkeep import UpkeepOplog
 
 
-class Oplog(ForkingOplog, UpkeepOplog, RetainingOplog):
+class Oplog(ForkingOplog, RetainingOplog, UpkeepOplog):
     """An operation log in one schema of a database, for one catalog of types."""
 
 
