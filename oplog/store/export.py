@@ -223,10 +223,10 @@ class ExportStore:
     def list_published(
         self, connection: Connection, snapshot: str, *, after: int, limit: int
     ) -> list[int]:
-        """Positions over `after` of the entries in a snapshot, rising."""
+        """Positions over `after` of the entries in a snapshot, rising; none that was pruned."""
         rows = connection.exec_driver_sql(
             f"SELECT e.id FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} "
-            "ORDER BY e.id LIMIT %s",
+            f"AND e.format <> {FORMAT_PRUNED} ORDER BY e.id LIMIT %s",
             (after, snapshot, limit),
         )
         return [row[0] for row in rows]
