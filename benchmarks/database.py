@@ -20,19 +20,12 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def fresh_database(
-    server: str, metadata: sa.MetaData = Base.metadata, *, measured: bool = True
-) -> Iterator[str]:
-    """A database with a benchmark's tables and the log's, dropped afterwards.
-
-    In one where no writer is `measured`, writers do not wait for the disk.
-    """
+def fresh_database(server: str, metadata: sa.MetaData = Base.metadata) -> Iterator[str]:
+    """A database with a benchmark's tables and the log's, dropped afterwards."""
     name = f"bench_{uuid4().hex[:8]}"
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        if not measured:
-            connection.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
     url = sa.make_url(server).set(database=name)
     engine = sa.create_engine(url)
     with engine.begin() as connection:

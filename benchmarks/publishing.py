@@ -46,7 +46,7 @@ def compare_export(server: str, entries: int) -> Iterator[dict[str, Any]]:
     }
     for kind, make in logs.items():
         with (
-            fresh_database(server, measured=False) as url,
+            fresh_database(server) as url,
             TemporaryDirectory(prefix="bench-") as place,
         ):
             engine = sa.create_engine(url)

@@ -95,7 +95,7 @@ def _compare_adopted(
     metadata = keys.model.metadata
     log = Oplog(TypeCatalog.from_models(metadata), keyring=Keyring.generate())
     archive, whole = (open_archive((place / name).as_uri()) for name in ("log", "all"))
-    with fresh_database(server, metadata, measured=False) as url:
+    with fresh_database(server, metadata) as url:
         engine = sa.create_engine(url)
         _fill_table(engine, keys, rows)
         with engine.connect() as connection:
@@ -117,7 +117,7 @@ def _compare_ticketed(server: str, keys: Keys, *, rows: int, place: Path) -> dic
     metadata = keys.model.metadata
     log = Oplog(TypeCatalog.from_models(metadata), keyring=Keyring.generate())
     archive = open_archive((place / "all").as_uri())
-    with fresh_database(server, metadata, measured=False) as url:
+    with fresh_database(server, metadata) as url:
         engine = sa.create_engine(url)
         _fill_table(engine, keys, rows)
         with engine.connect() as connection:
@@ -156,7 +156,7 @@ def _compare_written(
 ) -> Iterator[dict[str, Any]]:
     keyring = Keyring.generate()
     alone, whole = (open_archive((place / name).as_uri()) for name in ("log", "all"))
-    with fresh_database(server, measured=False) as url:
+    with fresh_database(server) as url:
         fill_log(url, rows_per_entry=per_entry, rows=rows, keyring=keyring)
         engine = sa.create_engine(url)
         log = make_log("log, one aggregate", keyring)
