@@ -28,8 +28,8 @@ class Publisher:
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
-        """The first time that nothing was new: from here on, news are made by the bank."""
-        if not report.entries and not self._settled:
+        """The first pass takes all that is there: from here on, news are made by the bank."""
+        if not self._settled:
             self._settled = True
             send_message("settled", sequence=report.sequence)
 
