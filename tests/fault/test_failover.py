@@ -16,12 +16,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Oplog
+from oplog.archive.export import Exporter
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.source import ArchivedLog
 from oplog.errors import LeaseLostError, LogForkedError
-from oplog.store import EntryFilter
+from oplog.recovery import FollowReport
+from oplog.store import EntryFilter, StoredEntry
 from oplog.testing import EmbeddedServer
-from tests.concurrency.workload import Base, Customer, make_log
+from tests.concurrency.workload import Base, Customer
 from tests.fault.test_promotion import attach, copy_data, set_up
 from tests.logged import track
 from tests.published import (
@@ -67,6 +69,61 @@ def list_names(log: Oplog, archive_source: ArchivedLog, connection: Connection) 
     }
 
 
+def make_follower(engine: Engine) -> Engine:
+    follower = sa.create_engine(engine.url, poolclass=NullPool)
+    Base.metadata.create_all(follower)
+    track(follower, *Base.metadata.sorted_tables)
+    return follower
+
+
+def follow(log: Oplog, follower: Engine, store: MemoryStore) -> FollowReport:
+    with follower.connect() as connection:
+        return log.follow(open_fresh(store), connection)
+
+
+def list_customers(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.exec_driver_sql("SELECT id FROM customer ORDER BY id").scalars())
+
+
+def check_error(error: LogForkedError, lost: list[StoredEntry], here: list[StoredEntry]) -> None:
+    """It names the first position that differs, both hashes, and every lost entry."""
+    assert (error.sequence, error.lost_count, error.common_sequence) == (5, 3, 4)
+    assert error.position == lost[4].position
+    assert error.archived_hash == lost[4].entry_hash
+    assert error.stored_hash == {e.position: e.entry_hash for e in here}.get(lost[4].position)
+    assert [one.position for one in error.lost] == [entry.position for entry in lost[4:]]
+
+
+def check_branch(
+    log: Oplog, engine: Engine, store: MemoryStore, *, lost: list[StoredEntry], number: int
+) -> None:
+    """The lost branch is as it was: by the head it ended with, and by what the newest one keeps."""
+    archive = open_fresh(store)
+    fork = archive.read_head().fork
+    assert fork is not None
+    assert (fork.sequence, fork.last, fork.head) == (4, 7, number)
+    left = read_head_at(store, fork.head)
+    assert read_log(archive, left)[0] == lost
+    segments = [archive.read_segment(item) for item in archive.iterate_items(fork.levels)]
+    assert {e.position for one in segments for e in one.entries} >= {e.position for e in lost[4:]}
+    with engine.connect() as connection:
+        names = list_names(log, ArchivedLog(archive, left), connection)
+    assert names == {f"customer {number}" for number in range(1, 8)}
+
+
+def check_superseded(log: Oplog, old: Exporter, pair: Pair, store: MemoryStore) -> None:
+    """The old primary goes on without anybody; nothing of it is published."""
+    before = copy_objects(store)
+    for _ in range(2):
+        with pytest.raises(LeaseLostError, match="superseded") as caught:
+            old.publish_all(pair.primary_engine)
+        assert caught.value.exit_code == 11
+    with pytest.raises(LeaseLostError, match="superseded"):
+        sync(log, pair.primary_engine, store, fork="fork")
+    assert copy_objects(store) == before
+
+
 def test_published_commits_that_a_failover_lost(pair: Pair, spare_engine: Engine) -> None:
     store = MemoryStore("test")
     log, sessions = set_up(pair.primary_engine)
@@ -77,16 +134,12 @@ def test_published_commits_that_a_failover_lost(pair: Pair, spare_engine: Engine
     # A worker that was at it before, and is there after.
     old = log.make_exporter(open_fresh(store))
     old.publish_all(pair.primary_engine)
-    follower = sa.create_engine(spare_engine.url, poolclass=NullPool)
-    Base.metadata.create_all(follower)
-    track(follower, *Base.metadata.sorted_tables)
-    with follower.connect() as connection:
-        log.follow(open_fresh(store), connection)
+    follower = make_follower(spare_engine)
+    follow(log, follower, store)
     pair.cut()
     add(sessions, 5, 6, 7)
     assert old.publish_all(pair.primary_engine).entries == 3
-    with follower.connect() as connection:
-        assert log.follow(open_fresh(store), connection).sequence == 7
+    assert follow(log, follower, store).sequence == 7
     lost, _ = read_database(pair.primary_engine)
     before = copy_objects(store)
     branch = check_archive(store, pair.primary_engine)
@@ -97,52 +150,25 @@ def test_published_commits_that_a_failover_lost(pair: Pair, spare_engine: Engine
     with pytest.raises(LogForkedError) as caught:
         sync(log, pair.standby_engine, store)
     assert copy_objects(store) == before
-    error = caught.value
-    assert (error.sequence, error.lost_count, error.common_sequence) == (5, 3, 4)
-    assert error.position == lost[4].position
-    assert error.archived_hash == lost[4].entry_hash
-    here, _ = read_database(pair.standby_engine)
-    assert error.stored_hash == {e.position: e.entry_hash for e in here}.get(lost[4].position)
-    assert [one.position for one in error.lost] == [entry.position for entry in lost[4:]]
+    check_error(caught.value, lost, read_database(pair.standby_engine)[0])
 
     # Told to go on: a new generation, and the lost branch as it was.
     assert sync(log, pair.standby_engine, store, fork="fork") == 2
-    head = check_archive(store, pair.standby_engine)
-    assert head.generation == 1
-    assert head.fork is not None
-    assert (head.fork.sequence, head.fork.last, head.fork.head) == (4, 7, branch.number)
-    archive = open_fresh(store)
-    left = read_head_at(store, head.fork.head)
-    assert read_log(archive, left)[0] == lost
-    segments = [archive.read_segment(item) for item in archive.iterate_items(head.fork.levels)]
-    assert {e.position for one in segments for e in one.entries} >= {e.position for e in lost[4:]}
-    with pair.standby_engine.connect() as connection:
-        names = list_names(log, ArchivedLog(archive, left), connection)
-    assert names == {f"customer {number}" for number in range(1, 8)}
-
-    # The old primary is still there, with its worker, and a new one on it.
+    assert check_archive(store, pair.standby_engine).generation == 1
+    check_branch(log, pair.standby_engine, store, lost=lost, number=branch.number)
     add(sessions, 8)
-    after = copy_objects(store)
-    for _ in range(2):
-        with pytest.raises(LeaseLostError, match="superseded"):
-            old.publish_all(pair.primary_engine)
-    with pytest.raises(LeaseLostError, match="superseded"):
-        sync(log, pair.primary_engine, store, fork="fork")
-    assert copy_objects(store) == after
+    check_superseded(log, old, pair, store)
 
     # Who follows had what is lost.
     add(promoted, 52)
     assert sync(log, pair.standby_engine, store) == 1
-    with follower.connect() as connection:
-        report = log.follow(open_fresh(store), connection)
-        assert (report.rebuilt, report.generation, report.sequence) == (True, 1, 7)
-        rows = connection.exec_driver_sql("SELECT id FROM customer ORDER BY id").scalars().all()
-    assert rows == [1, 2, 3, 4, 50, 51, 52]
+    report = follow(log, follower, store)
+    assert (report.rebuilt, report.generation, report.sequence) == (True, 1, 7)
+    assert list_customers(follower) == [1, 2, 3, 4, 50, 51, 52]
     assert_replays(log, follower)
     add(promoted, 53)
     assert sync(log, pair.standby_engine, store) == 1
-    with follower.connect() as connection:
-        report = log.follow(open_fresh(store), connection)
+    report = follow(log, follower, store)
     assert (report.rebuilt, report.entries) == (False, 1)
 
 
