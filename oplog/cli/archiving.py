@@ -96,7 +96,7 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
         else:
             report = log.sync(engine, archive, fork=fork)
     document = asdict(report)
-    invocation.emit(lambda: document, lambda: _show_sync(document))
+    invocation.emit(lambda: document, lambda: show_sync(document))
 
 
 def _refuse_worker_options() -> None:
@@ -132,7 +132,8 @@ class _Tally:
         )
 
 
-def _show_sync(document: Mapping[str, Any]) -> Iterator[str]:
+def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
+    """What a pass did, for people."""
     entries = show_count(document["entries"], "entry", many="entries")
     segments = show_count(document["segments"], "segment")
     if document["entries"]:

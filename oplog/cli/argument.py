@@ -1,4 +1,4 @@
-"""Arguments of commands that are more than text: places in the log, metadata, keys.
+"""Arguments of commands that are more than text: places in the log, durations, metadata, keys.
 
 Must not know a database. The hard thing is to take what people have at hand (a position from
 `tail`, a time from a log file) and never to guess: a time without a zone is UTC, because that
@@ -7,12 +7,16 @@ is what every command prints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import click
 
 _MAX_POSITION = (1 << 63) - 1
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([dhms])")
+_UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(%?)")
 
 
 class PlaceType(click.ParamType[int | datetime]):
@@ -43,7 +47,48 @@ class PlaceType(click.ParamType[int | datetime]):
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
+class DurationType(click.ParamType[timedelta]):
+    """A number with its unit: 90d, 12h, 30m, 45s."""
+
+    name = "DURATION"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """The duration that the text spells; never negative."""
+        if isinstance(value, timedelta):
+            return value
+        matched = _DURATION.fullmatch(str(value).strip())
+        if matched is None:
+            self.fail(f"{value!r} is not a duration such as 90d, 12h, 30m or 45s", param, ctx)
+        try:
+            return timedelta(**{_UNITS[matched[2]]: float(matched[1])})
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
+
+
+class ShareType(click.ParamType[float]):
+    """A part of a whole: 5% or 0.05."""
+
+    name = "SHARE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number from 0 to 1 that the text spells."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        matched = _SHARE.fullmatch(text)
+        share = float(matched[1]) / (100 if matched[2] else 1) if matched else -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{text!r} is not a share such as 5% or 0.05", param, ctx)
+        return share
+
+
 PLACE = PlaceType()
+DURATION = DurationType()
+SHARE = ShareType()
 
 
 def parse_metadata(pairs: Sequence[str]) -> dict[str, list[str]]:

@@ -14,6 +14,8 @@ from oplog import __version__
 from oplog.cli.adopting import adopt
 from oplog.cli.archiving import snapshot, sync
 from oplog.cli.examining import doctor
+from oplog.cli.forking import fork
+from oplog.cli.granting import grants
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
@@ -22,6 +24,7 @@ from oplog.cli.rebuilding import replay, verify
 from oplog.cli.resolving import resolve
 from oplog.cli.restoring import follow, recover, restore
 from oplog.cli.types import types
+from oplog.cli.upkeeping import check, collect, pin, pins, resync, unpin
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a
@@ -72,6 +75,7 @@ def program(context: click.Context, /, **options: Any) -> None:
 
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
-    *(sync, snapshot, restore, recover, follow),
+    *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
+    *(fork, grants),
 ):
     program.add_command(_command)

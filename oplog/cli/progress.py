@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from oplog.cli.presentation import show_count, show_size
+
 Progress = Callable[[int, int], None]
 """Takes the position reached and the last one."""
 
@@ -30,3 +32,23 @@ def show_progress(label: str) -> Iterator[Progress | None]:
             bar.update(min(position, bar.length) - bar.pos)
 
         yield advance
+
+
+@contextlib.contextmanager
+def show_work(label: str) -> Iterator[Progress | None]:
+    """What was done so far, on one line of stderr, where the end is not known; else as above.
+
+    Its two numbers are objects and bytes.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def tell(objects: int, size: int) -> None:
+        sys.stderr.write(f"\r{label}  {show_count(objects, 'object')}, {show_size(size)}\x1b[K")
+        sys.stderr.flush()
+
+    try:
+        yield tell
+    finally:
+        sys.stderr.write("\n")

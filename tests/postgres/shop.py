@@ -80,9 +80,11 @@ from shop import *
 engine = sa.create_engine(os.environ["OPLOG_DATABASE_URL"])
 Sessions = sessionmaker(engine)
 log.attach(Sessions)
-with Sessions.begin() as session:
-    session.get(Account, 1).balance += 1
-engine.dispose()
+try:
+    with Sessions.begin() as session:
+        session.get(Account, 1).balance += 1
+finally:
+    engine.dispose()
 """
 FILL = """
 from shop import *
@@ -181,11 +183,10 @@ class Shop:
 
     def execute(self, *statements: str) -> None:
         """Work on the database behind everybody's back."""
-        engine = sa.create_engine(self.url)
+        engine = sa.create_engine(self.url, poolclass=sa.NullPool)
         with engine.begin() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement)
-        engine.dispose()
 
     @contextlib.contextmanager
     def _at_home(self) -> Iterator[None]:

@@ -1,0 +1,161 @@
+"""Commands for the day after a failover: fork inspect, replay-lost, abandon.
+
+Must not decide what becomes of lost entries: that is the operator's to say, by the command chosen.
+The hard thing is that `inspect` is run first and in a hurry: it writes nothing, and says what each
+of the others would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from oplog.archive.head import Branch
+from oplog.cli.archiving import show_sync
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import (
+    archive_option,
+    pass_invocation,
+    single_writer_option,
+    standard_options,
+)
+from oplog.cli.outcome import DIFFERENCES
+from oplog.cli.presentation import escape, show_count
+from oplog.facade import ForkReport
+
+
+@click.group()
+@standard_options
+def fork() -> None:
+    """What to do when the database lost what was published."""
+
+
+@fork.command()
+@archive_option
+@standard_options
+@pass_invocation
+def inspect(invocation: Invocation) -> int:
+    """Which published entries the database does not have.
+
+    Writes nothing. Exit code 3 when there are any.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.inspect_fork(engine, archive)
+    invocation.emit(lambda: _to_json(report), lambda: _show(report))
+    if report.forked:
+        say("hint: fork replay-lost does them again; fork abandon goes on without them")
+    return DIFFERENCES if report.forked else 0
+
+
+def _to_json(report: ForkReport) -> dict[str, Any]:
+    return {
+        "forked": report.forked,
+        "generation": report.generation,
+        "sequence": report.sequence,
+        "common_sequence": report.common_sequence,
+        "lost_count": report.lost_count,
+        "lost": [
+            {
+                "sequence": entry.sequence,
+                "position": entry.position,
+                "aggregate": entry.aggregate,
+                "version": entry.version,
+                "archived_hash": entry.entry_hash.hex(),
+                "stored_hash": entry.stored_hash and entry.stored_hash.hex(),
+            }
+            for entry in report.lost
+        ],
+        "branches": [_describe(branch) for branch in report.branches],
+    }
+
+
+def _describe(branch: Branch) -> dict[str, Any]:
+    return {
+        "generation": branch.generation,
+        "common_sequence": branch.sequence,
+        "last_sequence": branch.last,
+        "head": branch.head,
+    }
+
+
+def _show(report: ForkReport) -> Iterator[str]:
+    for entry in report.lost:
+        other = ", the database has another one there" if entry.stored_hash else ""
+        yield (
+            f"lost: sequence {entry.sequence}, position {entry.position}, "
+            f"{escape(entry.aggregate)} version {entry.version}{other}"
+        )
+    untold = report.lost_count - len(report.lost)
+    if untold > 0:
+        yield f"and {untold} more"
+    for branch in report.branches:
+        yield (
+            f"lost branch: generation {branch.generation}, sequences {branch.sequence + 1} to "
+            f"{branch.last}"
+        )
+    if report.forked:
+        lost = show_count(report.lost_count, "entry", many="entries")
+        yield (
+            f"FORKED: the database lost {lost} after sequence {report.common_sequence}; the "
+            f"archive is at sequence {report.sequence} of generation {report.generation}"
+        )
+    else:
+        yield f"no fork: generation {report.generation} goes on from sequence {report.sequence}"
+
+
+@fork.command(name="replay-lost")
+@click.option(
+    "--generation",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The one that lost entries; the default is the newest.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would be done again.")
+@archive_option
+@single_writer_option
+@standard_options
+@pass_invocation
+def replay_lost(invocation: Invocation, *, generation: int | None, dry_run: bool) -> int:
+    """Do lost transactions again, as new ones.
+
+    Each is logged with the metadata it had, and done at most once, however often this is run.
+    A fork that is not published yet is published first. Needs the keys. Exit code 3 when one
+    does not fit what is there now: it is left alone and told.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.replay_lost(engine, archive, generation=generation, dry_run=dry_run)
+    document = {"dry_run": dry_run, **asdict(report)}
+    invocation.emit(lambda: document, lambda: _show_replay(document))
+    if dry_run:
+        say("nothing was written: this was a dry run")
+    return DIFFERENCES if report.refused else 0
+
+
+def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
+    for refused in document["refused"]:
+        yield f"refused: sequence {refused['sequence']}: {escape(refused['reason'])}"
+    transactions = show_count(document["replayed"], "transaction")
+    verb = "to be done again" if document["dry_run"] else "done again"
+    yield f"{transactions} of generation {document['generation']} {verb}"
+
+
+@fork.command()
+@archive_option
+@single_writer_option
+@standard_options
+@pass_invocation
+def abandon(invocation: Invocation) -> None:
+    """Go on without what was lost, in a new generation.
+
+    The lost branch stays in the archive, readable, and can be done again later.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.sync(engine, archive, fork="fork")
+    document = asdict(report)
+    invocation.emit(lambda: document, lambda: show_sync(document))

@@ -1,0 +1,50 @@
+"""What each role around a log needs: the statements that grant it.
+
+Pure text. Must not run anything. The hard thing is to give no more than is needed: whoever
+publishes writes one table, whoever audits none, and nobody here may alter the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+
+from oplog.tables import quote
+
+
+class RoleKind(StrEnum):
+    """What a role is for."""
+
+    APPLICATION = "application"
+    """Writes its tables, and with them the log."""
+    WORKER = "worker"
+    """Publishes the log to an archive."""
+    AUDITOR = "auditor"
+    """Reads the log."""
+
+
+def list_grants(
+    role: str, kind: RoleKind, *, schema: str, tables: Iterable[tuple[str | None, str]] = ()
+) -> Iterator[str]:
+    """The statements for `role`; `tables`, by schema and name, are those it reads besides.
+
+    A table without a schema is taken to be in public.
+    """
+    whom, s = quote(role), quote(schema)
+    yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
+    yield f"GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {whom};"
+    if kind is RoleKind.APPLICATION:
+        yield f"GRANT INSERT ON ALL TABLES IN SCHEMA {s} TO {whom};"
+        yield f"GRANT UPDATE ON {s}.oplog_ticket, {s}.oplog_checkpoint TO {whom};"
+        yield f"GRANT DELETE ON {s}.oplog_image TO {whom};"
+        yield f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {s} TO {whom};"
+        yield f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {s} TO {whom};"
+    elif kind is RoleKind.WORKER:
+        yield f"GRANT INSERT, UPDATE ON {s}.oplog_checkpoint TO {whom};"
+    named = [(table_schema or "public", table) for table_schema, table in tables]
+    for table_schema, table in named:
+        yield f"GRANT SELECT ON {quote(table_schema)}.{quote(table)} TO {whom};"
+    for table_schema in sorted({table_schema for table_schema, _ in named}):
+        yield f"GRANT USAGE ON SCHEMA {quote(table_schema)} TO {whom};"
+        # A snapshot holds where sequences stand.
+        yield f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA {quote(table_schema)} TO {whom};"
