@@ -217,7 +217,19 @@ def finish(scene: Scene, store: MemoryStore, expected: Undisturbed) -> None:
     head = check_archive(store, scene.logged.engine)
     assert (head.sequence, head.chain) == (expected.sequence, expected.chain)
     assert choose_log(copy_objects(store)) == expected.log
+    check_receipt(scene, head)
     check_idle(scene, store)
+
+
+def check_receipt(scene: Scene, head: Head) -> None:
+    """The database knows what is published, also where a process died before it said so."""
+    with scene.logged.engine.connect() as connection:
+        row = connection.exec_driver_sql(
+            "SELECT cursor ->> 'head', cursor ->> 'sequence', cursor ->> 'chain' "
+            "FROM oplog.oplog_checkpoint WHERE name = %s",
+            (f"archive/{head.archive_id}",),
+        ).one()
+    assert tuple(row) == (str(head.number), str(head.sequence), head.chain.hex())
 
 
 def check_idle(scene: Scene, store: MemoryStore) -> None:
