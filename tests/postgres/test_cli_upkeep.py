@@ -46,6 +46,8 @@ def test_check(shop: Shop) -> None:
     assert out.startswith("sound: ")
     assert out.endswith("through sequence 5 of generation 0, not compared with a database\n")
     assert err == NOISE
+    # What is not read is not taken for lost.
+    assert shop.ask("check", "--sample", "0%")["ok"] is True
     (shop.directory / "keyring.json").unlink()
     assert shop.ask("--app", "worker:log", "check")["ok"] is True
 
