@@ -246,7 +246,7 @@ def compare_archive(server: str, share: float) -> dict[str, Any]:
     """Publishing, passes with nothing new, snapshots and restores."""
     found: dict[str, Any] = {"export": []}
     say(f"\n{'publishing':34}{'entries/s':>14}{'to raw':>14}{'to zstd':>8}{'target':>8}")
-    for row in compare_export(server, round(100_000 * share)):
+    for row in compare_export(server, round(20_000 * share)):
         say(
             f"{row['entries']:>8} entries, {row['log']:16}{row['entries_per_second']:>14}"
             f"{row['uploaded_to_raw']:>14.2f}{row['uploaded_to_zstd']:>8.2f}{row['target']:>8.2f}"

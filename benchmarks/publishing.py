@@ -45,7 +45,10 @@ def compare_export(server: str, entries: int) -> Iterator[dict[str, Any]]:
         ),
     }
     for kind, make in logs.items():
-        with fresh_database(server) as url, TemporaryDirectory(prefix="bench-") as place:
+        with (
+            fresh_database(server) as url,
+            TemporaryDirectory(prefix="bench-") as place,
+        ):
             engine = sa.create_engine(url)
             log = make()
             _write_entries(engine, log, entries)

@@ -42,6 +42,7 @@ from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.recovery.follow import FollowReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.policy import SnapshotPolicy
+from oplog.recovery.prune import PruneReport
 from oplog.recovery.publishing import SnapshotReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
@@ -77,6 +78,7 @@ __all__ = [
     "OutcomeLost",
     "OutcomeResolved",
     "Pin",
+    "PruneReport",
     "Receipt",
     "RefusedTransaction",
     "ReplayLostReport",

@@ -311,6 +311,15 @@ def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]
 
 
 def _judge_traces(log: LogFacts) -> Iterator[Finding]:
+    if log.pruned is not None:
+        mark = log.pruned
+        yield make_notice(
+            "pruned",
+            f"archive {mark.url}",
+            message=f"{mark.entries} entries, up to sequence {mark.sequence} and position "
+            f"{mark.position}, were pruned: they are in the archive only",
+            hint=f"history, as_of, replay and verify need it: archive=..., or --archive {mark.url}",
+        )
     if log.bypasses is not None:
         last = log.bypasses
         moment = last.recorded_at.isoformat(timespec="seconds")

@@ -71,6 +71,10 @@ class SchemaVersionError(ConfigurationError):
     exit_code = 10
 
 
+class PrunedError(ConfigurationError):
+    """What is asked for was pruned from the database, and is in an archive only."""
+
+
 # -- conflicts --------------------------------------------------------------------------
 
 
@@ -371,6 +375,7 @@ __all__ = [
     "ObjectConflictError",
     "ObjectTooLargeError",
     "OplogError",
+    "PrunedError",
     "ReplayError",
     "SchemaDriftError",
     "SchemaVersionError",

@@ -118,7 +118,7 @@ class EntryReader:
             opened = self.open(stored)
             yield LoggedEntry(
                 position=stored.position,
-                sequence=None,
+                sequence=self.store.find_sequence(stored.position),
                 aggregate=stored.aggregate,
                 version=stored.version,
                 operations=tuple(effect_to_operation(e) for e in opened.effects),

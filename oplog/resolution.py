@@ -39,7 +39,8 @@ def resolve_on(
 ) -> Resolution:
     """The outcome of the transaction with these receipts, or under this idempotency key.
 
-    `connection` is in no transaction. Raises `ConfigurationError` on a standby.
+    `connection` is in no transaction. Raises `ConfigurationError` on a standby, `PrunedError`
+    where only an archive can tell.
     """
     require_driver(connection)
     # Each statement must see what was committed while the one before it waited.
@@ -105,6 +106,9 @@ def _resolve_receipts(
                 transaction.rollback()
                 _check_one_transaction(receipts, found)
                 return Resolution(Outcome.COMMITTED, tuple(found))
+            if store.was_pruned(connection, receipt):
+                transaction.rollback()
+                return Resolution(Outcome.COMMITTED, tuple(receipts))
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
             store.fence(connection, [(one.entry_id, one.aggregate) for one in receipts])
     except DBAPIError as error:

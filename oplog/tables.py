@@ -74,7 +74,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     """Statements that remove the log and everything in it, and the schema if that empties it."""
     s = quote(schema)
     name = quote_literal(schema)
-    tables = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log")
+    tables = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log", "pruned")
     return [
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in tables),
@@ -193,6 +193,18 @@ def _entry_tables(s: str) -> list[str]:
   cursor jsonb NOT NULL,
   position bigint NOT NULL,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
+        # What is in an archive only: each row says how far, and lets its own transaction delete.
+        f"""CREATE TABLE {s}.oplog_pruned (
+  number bigint PRIMARY KEY,
+  archive_id uuid NOT NULL,
+  url text NOT NULL,
+  generation bigint NOT NULL,
+  sequence bigint NOT NULL,
+  chain bytea NOT NULL,
+  position bigint NOT NULL,
+  entries bigint NOT NULL,
+  transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+  pruned_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
     ]
 
 
@@ -211,15 +223,25 @@ def _indexes(s: str) -> list[str]:
 
 def _append_only(s: str) -> list[str]:
     statements = [
-        f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $oplog_fn$
+        f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 BEGIN
+  -- Only a member of the owner prunes, in the very transaction that declares what goes. Its id
+  -- alone would not do: in a copy of the log on another server it is another transaction's.
+  IF (tg_op = 'INSERT' OR tg_op = 'DELETE' AND tg_table_name IN ('oplog_entry', 'oplog_metadata')
+      AND EXISTS (SELECT FROM {s}.oplog_pruned p
+        WHERE p.transaction_id = pg_current_xact_id_if_assigned()
+          AND p.xmin = p.transaction_id::xid))
+    AND pg_has_role(current_user,
+      (SELECT c.relowner FROM pg_class c WHERE c.oid = tg_relid), 'MEMBER')
+  THEN RETURN NULL; END IF;
   RAISE EXCEPTION USING errcode = '{APPEND_ONLY}',
     message = pg_catalog.concat('oplog: ', tg_op, ' on ', pg_catalog.quote_ident(tg_table_schema),
       '.', pg_catalog.quote_ident(tg_table_name), ' is refused: the log is append-only'),
     hint = 'what was written stays; record a correction as a new change';
 END $oplog_fn$"""
     ]
-    for table in ("entry", "metadata", "fence", "type", "log"):
+    for table in ("entry", "metadata", "fence", "type", "log", "pruned"):
         statements += _always(
             s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
@@ -227,6 +249,13 @@ END $oplog_fn$"""
         statements += _always(
             s, table, f"BEFORE DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
+    # Whoever could declare what is pruned could make readers refuse a whole log.
+    statements += _always(
+        s,
+        "pruned",
+        f"BEFORE INSERT ON {s}.oplog_pruned FOR EACH STATEMENT",
+        suffix="_declare",
+    )
     # A ticket only moves forward by one, linked to where it was, or is touched as it is, to
     # lock it; a key only gets re-wrapped.
     # WHEN is evaluated without calling the function, so the ordinary redeem pays nothing.

@@ -15,7 +15,7 @@ from hashlib import sha256
 from itertools import count, islice
 
 from oplog.archive.container import MAX_OBJECT_BYTES
-from oplog.archive.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
+from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, SnapshotRef, decode_head
 from oplog.archive.index import (
     MAX_NODE_BYTES,
     Item,
@@ -210,6 +210,10 @@ class Archive:
                 hint="one of both was altered: run oplog check with an older copy of the bucket",
             )
         return True
+
+    def link_to(self, head: Head) -> HeadLink:
+        """What the head after `head` names it by."""
+        return head.link()
 
     def _walk(self, number: int, data: bytes) -> tuple[int, bytes]:
         """Go forward from a head that is there to one that has none after it."""

@@ -20,6 +20,7 @@ from oplog.archive.problem import ArchiveProblem, ProblemKind
 from oplog.archive.segment import Segment
 from oplog.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.pruning import PruningStore
 
 _LOOKED_UP = 5000
 _PAGE = 20_000
@@ -61,6 +62,9 @@ class LogComparison:
             return
         self._row = next((row for row in rows if row.archive_id == head.archive_id), None)
         self._let_go = head.first_sequence - 1
+        pruned = PruningStore(self._store.schema).read_watermark(self._connection)
+        if pruned is not None and pruned.archive_id == head.archive_id:
+            self._pruned = max(self._pruned, pruned.sequence)
         row = self._row
         if row is None:
             return

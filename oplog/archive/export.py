@@ -101,6 +101,8 @@ class Exporter:
         self._fork = fork
         self._page_entries = page_entries
         self._segment_bytes = segment_bytes
+        self.unfinished = False
+        """Whether the last page left something that its transaction could see."""
         self._head_seen: Head | None = None
         self._new_id = uuid4()
 
@@ -170,6 +172,7 @@ class Exporter:
         if not self._has_work(connection, standing, head, page):
             if row is None or not matches(row, head):
                 self._repair_receipt(connection, head, row, page.cursor)
+            self.unfinished = False
             return self._report(head, _Tally(), 0)
         if not self.has_epoch(footing):
             return None
@@ -211,6 +214,7 @@ class Exporter:
         if standing.lost:
             draft = make_fork(self.archive, publisher, draft, standing=standing)
         draft = self._add_page(connection, draft, page, tally)
+        self.unfinished = page.cursor.target is not None
         draft = self._add_types(connection, draft)
         published = publisher.create_head(head, draft)
         self.acknowledge(connection, published)
@@ -272,9 +276,7 @@ class Exporter:
         if standing.lost or (standing.published and self.archive.single_writer):
             # Without a store's help another writer's head is never taken as it is.
             return True
-        if page.entries:
-            return True
-        return head.number > 0 and self._types_changed(connection, head)
+        return bool(page.entries) or (head.number > 0 and self._types_changed(connection, head))
 
     def _types_changed(self, connection: Connection, head: Head) -> bool:
         known = (0, 0) if head.types is None else (head.types.types, head.types.keys)
@@ -297,7 +299,7 @@ class Exporter:
     def require_publisher(self) -> Publisher:
         """What publishes under this exporter's epoch."""
         if self.publisher is None:
-            raise LeaseLostError("no epoch was taken", hint="publish through publish_page")
+            raise LeaseLostError("no epoch was taken", hint="publish through run")
         return self.publisher
 
     def _repair_receipt(

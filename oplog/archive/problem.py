@@ -39,8 +39,6 @@ class ProblemKind(StrEnum):
     """The database knows of more than the archive holds."""
     DIVERGED = "diverged"
     """Archive and database hold different entries."""
-    HIDDEN = "hidden"
-    """It could not be checked, since what leads to it is damaged."""
 
 
 @dataclass(frozen=True, slots=True)

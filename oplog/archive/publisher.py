@@ -129,7 +129,7 @@ class Publisher:
                 head,
                 number=number,
                 nonce=nonce,
-                previous=base.link() if base.number else None,
+                previous=self.archive.link_to(base) if base.number else None,
                 epoch=self.epoch,
                 writer=self._writer,
                 horizon=self.horizon,

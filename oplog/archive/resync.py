@@ -14,9 +14,10 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.change import publish_change
-from oplog.archive.check import check_archive
+from oplog.archive.check import check_with_log
 from oplog.archive.export import Exporter
 from oplog.archive.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
+from oplog.archive.headrepair import repair_heads
 from oplog.archive.headsurvey import COLLECTED_BYTES
 from oplog.archive.index import Item
 from oplog.archive.path import (
@@ -73,8 +74,9 @@ class ResyncReport:
 
 @dataclass(slots=True)
 class _Plan:
-    """What one look at the archive leads to."""
+    """What one look at the archive leads to; `readable` says whether readers find a head."""
 
+    readable: bool = True
     objects: list[Remade] = field(default_factory=list)
     replaced: dict[str, Item] = field(default_factory=dict)
     new_types: bool = False
@@ -91,12 +93,18 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
     Raises as `publish_change`, for what needs a new head. Interrupted, it may be run again.
     """
     resync = _Resync(exporter, engine)
-    found = check_archive(exporter.archive)
+    found = resync.check()
     report, repaired, dropped, number = found, dict[str, None](), dict[str, None](), None
     for _ in range(_ROUNDS):
         if not report.problems:
             break
         plan = resync.plan(report)
+        if not plan.readable and not plan.objects and not dry_run:
+            head = repair_heads(exporter, engine)
+            if head is None:
+                break
+            number, report = head.number, resync.check()
+            continue
         if dry_run or not (plan.objects or plan.needs_head):
             repaired |= dict.fromkeys(one.path for one in plan.objects)
             dropped |= dict.fromkeys(plan.dropped)
@@ -110,7 +118,7 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
             head = resync.publish(plan)
             number = number if head is None else head.number
             dropped |= dict.fromkeys(plan.dropped)
-        before, report = report, check_archive(exporter.archive)
+        before, report = report, resync.check()
         if report.problems == before.problems:
             break
     left = tuple(one for one in report.problems if not dry_run or one.path not in repaired)
@@ -129,12 +137,17 @@ class _Resync:
         self._log = exporter.log
         self._feed = Feed(exporter.log.schema)
 
+    def check(self) -> ArchiveReport:
+        """How the archive is, by itself and against the log."""
+        return check_with_log(self._exporter.archive, self._engine, schema=self._log.schema)
+
     def plan(self, report: ArchiveReport) -> _Plan:
         """What can be done about the problems of a report."""
         plan = _Plan()
         damaged = {one.path for one in report.problems}
         head = self._find_head(plan, damaged)
         if head is None:
+            plan.readable = False
             return plan
         if COLLECTED in damaged:
             plan.objects.append(Remade(COLLECTED, COLLECTED_BYTES))

@@ -38,10 +38,14 @@ class ArchivedLog:
 
     ordered = False
 
-    def __init__(self, archive: Archive, head: Head, *, schema: str = "oplog") -> None:
+    def __init__(
+        self, archive: Archive, head: Head, *, schema: str = "oplog", through: int | None = None
+    ) -> None:
+        """`through` is the last sequence to be seen, the head's own unless it is given."""
         self.archive = archive
         self.head = head
         self.schema = schema
+        self._through = head.sequence if through is None else through
         self._types = archive.read_types(head)
         self._metadata: OrderedDict[int, Mapping[int, Pairs]] = OrderedDict()
         self._first: dict[int, int] = {}
@@ -61,11 +65,11 @@ class ArchivedLog:
     @property
     def sequence(self) -> int:
         """Of the newest entry; 0 for an empty log."""
-        return self.head.sequence
+        return self._through
 
     def find_chain(self, sequence: int) -> bytes | None:
         """The hash over all up to `sequence`; None where this log does not reach."""
-        if not self.head.first_sequence - 1 <= sequence <= self.head.sequence:
+        if not self.head.first_sequence - 1 <= sequence <= self._through:
             return None
         return read_chain_at(self.archive, self.head, sequence)
 
@@ -93,53 +97,65 @@ class ArchivedLog:
 
     def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
         """Pages of the entries whose sequence is over `after`."""
-        for item, segment, metadata in self._iterate(self._iterate_all(after)):
+        for item, entries, metadata in self._iterate(self._iterate_all(after)):
             skip = max(0, after + 1 - item.first)
-            yield SequencedPage(item.first + skip, list(segment.entries[skip:]), metadata)
+            yield SequencedPage(item.first + skip, list(entries[skip:]), metadata)
 
     def iterate(
-        self, connection: Connection, filter: EntryFilter, *, snapshot: str
+        self,
+        connection: Connection,
+        filter: EntryFilter,
+        *,
+        snapshot: str,
+        newest: dict[str, StoredEntry] | None = None,
     ) -> Iterator[list[StoredEntry]]:
-        """Pages of entries that fit, none empty, in the order of their sequence."""
+        """Pages of entries that fit, none empty, in the order of their sequence.
+
+        Links are checked if all are read; `newest` then gets each aggregate's last entry.
+        """
         del connection, snapshot
-        links: dict[str, StoredEntry] | None = {} if filter == EntryFilter() else None
+        links = ({} if newest is None else newest) if filter.takes_all else None
         chosen = (item for item in self._list_items() if _may_hold(item, filter))
         segments = (
             self._iterate_all(0)
             if links is not None
             else ((item, self.archive.read_segment(item)) for item in chosen)
         )
-        for _, segment, metadata in self._iterate(segments):
+        for _, entries, metadata in self._iterate(segments):
             if links is not None:
-                check_links(segment.entries, links, whole=self.first_sequence == 1)
-            page = [entry for entry in segment.entries if _fits(entry, filter, metadata)]
+                check_links(entries, links, whole=self.first_sequence == 1)
+            page = [entry for entry in entries if _fits(entry, filter, metadata)]
             if page:
                 yield page
 
     def _iterate_all(self, after: int) -> Iterator[tuple[Item, Segment]]:
         after = max(after, self.head.first_sequence - 1)
-        return self.archive.iterate_segments(self.head.levels, after=after)
+        return self.archive.iterate_segments(self.head.levels, after=after, through=self._through)
 
     def _list_items(self) -> Iterator[Item]:
-        return self.archive.iterate_items(self.head.levels, after=self.head.first_sequence - 1)
+        after = self.head.first_sequence - 1
+        return self.archive.iterate_items(self.head.levels, after=after, through=self._through)
+
+    def _cut(self, item: Item, segment: Segment) -> Sequence[StoredEntry]:
+        return segment.entries[: self._through + 1 - item.first]
 
     def _iterate(
         self, segments: Iterable[tuple[Item, Segment]]
-    ) -> Iterator[tuple[Item, Segment, Mapping[int, Pairs]]]:
-        """Segments with the metadata of all their transactions, also of one that began before."""
+    ) -> Iterator[tuple[Item, Sequence[StoredEntry], Mapping[int, Pairs]]]:
+        """Segments' entries with all their transactions' metadata, also of one begun before."""
         carried: dict[int, Pairs] = {}
         for item, segment in segments:
             metadata = {**carried, **segment.metadata}
             last = segment.entries[-1].transaction_position
             carried = {last: metadata.get(last, [])} if item.missing else {}
             self._metadata[item.first] = metadata
+            entries = self._cut(item, segment)
             self._first = {
-                entry.position: sequence
-                for sequence, entry in enumerate(segment.entries, item.first)
+                entry.position: sequence for sequence, entry in enumerate(entries, item.first)
             }
             if len(self._metadata) > _REMEMBERED:
                 self._metadata.popitem(last=False)
-            yield item, segment, metadata
+            yield item, entries, metadata
 
     def find_sequence(self, position: int) -> int | None:
         """The sequence of an entry of the page given last."""
@@ -180,10 +196,10 @@ class ArchivedLog:
         for item in self._list_items():
             if item.first_recorded > moment or item.last_position <= found:
                 continue
-            if item.last_recorded <= moment:
+            if item.last_recorded <= moment and item.last <= self._through:
                 found = item.last_position
                 continue
-            for entry in self.archive.read_segment(item).entries:
+            for entry in self._cut(item, self.archive.read_segment(item)):
                 if entry.recorded_at <= at:
                     found = max(found, entry.position)
         return found
@@ -199,23 +215,30 @@ class ArchivedLog:
             if not item.adopted:
                 continue
             segment = self.archive.read_segment(item)
-            for entry in segment.entries:
+            for entry in self._cut(item, segment):
                 if entry.aggregate not in names:
                     continue
                 pairs = segment.metadata.get(entry.transaction_position, [])
                 keys = {key for key, _ in pairs}
                 if ADOPTED not in keys:
                     continue
-                name = names[entry.aggregate]
-                ended = entry.position if ADOPTED_ROWS in keys else None
-                before = found.get(name)
-                found[name] = max(before, ended) if before and ended else ended or before
+                add_adoption(
+                    found,
+                    names[entry.aggregate],
+                    ended=entry.position if ADOPTED_ROWS in keys else None,
+                )
         return found
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while entries are read, and a broken one is an error there."""
         del connection, limit
         return []
+
+
+def add_adoption(found: dict[str, int | None], name: str, *, ended: int | None) -> None:
+    """Remember that a type's adoption began, and the last position at which one ended."""
+    before = found.get(name)
+    found[name] = max(before, ended) if before and ended else ended or before
 
 
 def check_links(
@@ -237,8 +260,8 @@ def check_links(
             raise ChainBrokenError(
                 f"position {entry.position} (aggregate {entry.aggregate!r} version "
                 f"{entry.version}) does not follow version {before.version if before else 0}",
-                hint="rows of oplog_entry were altered or removed before they were archived: "
-                "run verify on the database",
+                hint="rows of oplog_entry were altered or removed, in the database or before they "
+                "were archived: run verify on the database",
             )
         newest[entry.aggregate] = entry._replace(data=b"")
 

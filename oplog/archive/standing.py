@@ -22,8 +22,10 @@ from oplog.errors import (
     HeadRolledBackError,
     LeaseLostError,
     LogForkedError,
+    PrunedError,
 )
 from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.rows import StoredEntry
 
 MOST_LOST = 20
@@ -75,10 +77,12 @@ def find_standing(
     of the one that published may have all that is published, and more that the other never saw.
     Raises `LeaseLostError` for a server whose history was superseded, `HeadRolledBackError` when
     the database knows of a newer head, `ConfigurationError` for a copy of the database of which
-    nobody can say what it lacks.
+    nobody can say what it lacks, `PrunedError` for an archive without what was pruned.
     """
     nowhere = Cursor(origin.system_identifier, origin.timeline, None)
+    pruned = PruningStore(store.schema).read_watermark(connection)
     if head.number == 0:
+        check_pruned(archive, head, pruned)
         return Standing(0, head.chain, nowhere)
     check_superseded(head, origin)
     if row is not None and row.head > head.number:
@@ -88,10 +92,12 @@ def find_standing(
             hint="the archive was set back to an older state: bring the newer objects back, or "
             "begin a new archive under another prefix",
         )
-    if row is None or not _is_on_history(archive, head, row):
-        known, cursor = 0, nowhere
+    chain = b"" if row is None else bytes.fromhex(row.chain)
+    if row is None or not is_on_history(archive, head, sequence=row.sequence, chain=chain):
+        check_pruned(archive, head, pruned)
+        known, cursor = 0 if pruned is None else pruned.sequence, nowhere
     else:
-        known, cursor = row.sequence, _adopt_cursor(row, origin)
+        known, cursor = row.sequence, adopt_cursor(row, origin)
     return _look_up(connection, archive, store=store, head=head, known=known, cursor=cursor)
 
 
@@ -178,15 +184,33 @@ def refuse_fork(archive: Archive, standing: Standing) -> LogForkedError:
 # -- what both have -----------------------------------------------------------------------
 
 
-def _is_on_history(archive: Archive, head: Head, row: ArchiveRow) -> bool:
+def is_on_history(archive: Archive, head: Head, *, sequence: int, chain: bytes) -> bool:
     """Whether what the database knows of is what the head goes on from."""
-    if not head.first_sequence - 1 <= row.sequence <= head.sequence:
+    if not head.first_sequence - 1 <= sequence <= head.sequence:
         return False
     # Two servers may have published in one generation: the number alone proves nothing.
-    return read_chain_at(archive, head, row.sequence).hex() == row.chain
+    return read_chain_at(archive, head, sequence) == chain
 
 
-def _adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
+def check_pruned(archive: Archive, head: Head, pruned: Watermark | None) -> None:
+    """Raise `PrunedError` unless the archive goes on from what was pruned from the database.
+
+    What it lacks is nowhere else: a head without it would be a log with a hole.
+    """
+    if pruned is None:
+        return
+    if head.archive_id == pruned.archive_id and is_on_history(
+        archive, head, sequence=pruned.sequence, chain=pruned.chain
+    ):
+        return
+    raise PrunedError(
+        f"entries up to sequence {pruned.sequence} were pruned from this log, and "
+        f"{archive.url} does not have them in that place",
+        hint=f"they are in {pruned.url}: give that archive, or a copy of all its objects",
+    )
+
+
+def adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
     """The row's place, in this server's history.
 
     A promotion goes on with the transaction ids, and the cursor names none that was not seen.

@@ -104,9 +104,10 @@ class SyncLoop:
                 self._failures = 0
                 if report is not None:
                     self._on_pass(report)
-                    if report.entries or report.lost:
-                        continue
                     self._do_chores(due)
+                    if self._exporter.unfinished:
+                        continue
+                # Also after a head: one for every commit would cost a request for every commit.
                 if not self._stopped.is_set():
                     self._wake.wait(self._interval)
 

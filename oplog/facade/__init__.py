@@ -4,10 +4,11 @@ Parts on one foundation; each method is one call into the module that does the w
 """
 
 from oplog.facade.forking import ForkingOplog, ForkReport
+from oplog.facade.retention import RetainingOplog
 from oplog.facade.upkeep import UpkeepOplog
 
 
-class Oplog(ForkingOplog, UpkeepOplog):
+class Oplog(ForkingOplog, RetainingOplog, UpkeepOplog):
     """An operation log in one schema of a database, for one catalog of types."""
 
 

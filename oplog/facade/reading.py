@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
+from oplog.archive.archive import Archive
+from oplog.archive.joined import join_log
 from oplog.binding import (
     ShapeTable,
     check_keyring,
@@ -36,6 +38,7 @@ from oplog.replay import (
 )
 from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
+from oplog.store.pruning import PruningStore
 from oplog.subscription import BATCH_ENTRIES, Subscription
 from oplog.upcast import Upcaster
 
@@ -70,6 +73,24 @@ class ReadingOplog(Foundation):
             upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
         )
 
+    def _open_log(
+        self,
+        connection: Connection,
+        archive: Archive | None,
+        *,
+        revisions: Mapping[str, int] | None = None,
+        whole: bool = True,
+    ) -> EntryReader:
+        """A reader of the database's log, with what of it is in `archive`.
+
+        Raises `PrunedError` if entries are missing and the log must be `whole`.
+        """
+        self.store.require_current(connection)
+        if archive is None and whole:
+            PruningStore(self.schema).require_whole(connection)
+        source = None if archive is None else join_log(connection, archive, store=self.store)
+        return self.open_reader(connection, revisions=revisions, source=source)
+
     def read(
         self,
         connection: Connection,
@@ -79,6 +100,7 @@ class ReadingOplog(Foundation):
         after: int | None = None,
         through: int | datetime | None = None,
         revisions: Mapping[str, int] | None = None,
+        archive: Archive | None = None,
     ) -> Iterator[LoggedEntry]:
         """Entries in causal order, as of one snapshot taken at the first.
 
@@ -86,16 +108,20 @@ class ReadingOplog(Foundation):
         `through` are positions (`through` also a time); a lower position may become visible
         later, so a consumer that goes on from where it stopped uses `subscribe`.
         `revisions` asks for types, by name, as of a revision (through the catalog's steps).
+
+        With an `archive`, what was published is read from there, entries that were pruned too:
+        these come first, in the order of their sequence. Without, a log that was pruned begins
+        where it was.
         """
-        reader = self.open_reader(connection, revisions=revisions)
-        snapshot = self.store.read_snapshot(connection)
+        reader = self._open_log(connection, archive, revisions=revisions, whole=False)
+        snapshot = reader.store.read_snapshot(connection)
         pairs = tuple(
             (key, value)
             for key, given in (metadata or {}).items()
             for value in check_metadata(key, given)
         )
         if isinstance(through, datetime):
-            through = self.store.find_position(connection, through, snapshot=snapshot)
+            through = reader.store.find_position(connection, through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
 
@@ -125,6 +151,7 @@ class ReadingOplog(Foundation):
         into: str = "replayed",
         through: int | datetime | None = None,
         progress: Progress | None = None,
+        archive: Archive | None = None,
     ) -> ReplayReport:
         """Rebuild every logged table in schema `into` from the log alone.
 
@@ -132,11 +159,12 @@ class ReadingOplog(Foundation):
         in one of its own. `through` is a position or an aware datetime. Tables of an earlier
         replay are replaced, any others refused. `progress` is called with the position
         reached and the last. Raises `SchemaDriftError`, `ChainBrokenError`, and `ReplayError`
-        for a log that does not replay.
+        for a log that does not replay, `PrunedError` for one that was pruned, unless the
+        `archive` is given that has its beginning.
         """
         return replay_log(
             connection,
-            open_reader=self.open_reader,
+            open_reader=lambda inside: self._open_log(inside, archive),
             into=into,
             through=through,
             progress=progress,
@@ -149,6 +177,7 @@ class ReadingOplog(Foundation):
         full: bool = True,
         limit: int = MOST_DIFFERENCES,
         progress: Progress | None = None,
+        archive: Archive | None = None,
     ) -> VerifyReport:
         """Compare the live tables with the log, row by row, in one snapshot; never repairs.
 
@@ -156,7 +185,7 @@ class ReadingOplog(Foundation):
         second one of the same engine is used. Every row is compared: only `full=True` is
         offered. At most `limit` differences are described, all are counted. Raises
         `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a log that does not
-        replay.
+        replay; `PrunedError` as `replay` does.
         """
         if not full:
             raise ConfigurationError(
@@ -165,7 +194,7 @@ class ReadingOplog(Foundation):
             )
         return verify_tables(
             connection,
-            open_reader=self.open_reader,
+            open_reader=lambda inside: self._open_log(inside, archive),
             list_unstored=lambda inside, stored: list_unstored_shapes(
                 inside, self.catalog, stored=stored
             ),
@@ -173,18 +202,30 @@ class ReadingOplog(Foundation):
             progress=progress,
         )
 
-    def history(self, connection: Connection, model: Any, key: Any) -> list[Change]:
+    def history(
+        self, connection: Connection, model: Any, key: Any, *, archive: Archive | None = None
+    ) -> list[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
-        aggregate if its name follows from the key, else the whole log.
+        aggregate if its name follows from the key, else the whole log; of an `archive` all that
+        it has. Raises `PrunedError` as `replay` does.
         """
         types = self.catalog.find_types(model)
-        return list_changes(self.open_reader(connection), types, key=key)
+        return list_changes(self._open_log(connection, archive), types, key=key)
 
     def as_of(
-        self, connection: Connection, model: Any, *, key: Any, at: int | datetime
+        self,
+        connection: Connection,
+        model: Any,
+        *,
+        key: Any,
+        at: int | datetime,
+        archive: Archive | None = None,
     ) -> dict[str, Any] | None:
-        """The row's logged columns at a position or an aware datetime; None if there was none."""
+        """The row's logged columns at a position or an aware datetime; None if there was none.
+
+        `archive` and errors are as for `history`.
+        """
         types = self.catalog.find_types(model)
-        return rebuild_row(self.open_reader(connection), types, key=key, at=at)
+        return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)

@@ -24,6 +24,7 @@ from oplog.store.entries import Store
 from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
 from oplog.store.guards import DeclaredGuard, list_declared_guards
 from oplog.store.inspection import list_functions, list_triggers
+from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
 from oplog.tables import quote
 
@@ -109,6 +110,7 @@ class LogFacts:
     bypasses: Bypasses | None = None
     images_left: Mapping[str, int] = field(default_factory=dict)
     """Rows in images of transactions that are over, by table."""
+    pruned: Watermark | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
         shapes=store.list_types(connection) if can_read("type") else (),
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
+        pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
         # An unlogged table cannot be read there at all.
         images_left=_read_images(connection, schema) if can_read("image") and not standby else {},
     )

@@ -18,8 +18,10 @@ from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
 from oplog.store.adopted import AdoptionStore
 from oplog.store.driver import require_driver
+from oplog.store.links import list_broken_links
 from oplog.store.rows import (
     ENTRY_COLUMNS,
+    FORMAT_PRUNED,
     BrokenLink,
     EntryFilter,
     NewEntry,
@@ -27,6 +29,7 @@ from oplog.store.rows import (
     make_stored,
     read_microseconds,
 )
+from oplog.store.seen import bind_unseen
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.version import parse_version, read_comment, says_restoring
 from oplog.tables import VERSION, quote, quote_literal
@@ -240,8 +243,13 @@ class Store:
         return [make_stored(row[:-1]) for row in rows.fetchall()]
 
     def _bind_filter(self, filter: EntryFilter) -> tuple[str, list[Any]]:
-        where = ""
+        # What is left of a pruned entry answers questions about outcomes, and is not read.
+        where = f" AND e.format <> {FORMAT_PRUNED}"
         values: list[Any] = []
+        if filter.unseen is not None:
+            condition, parameters = bind_unseen(filter.unseen)
+            where += f" AND {condition}"
+            values += parameters
         if filter.through is not None:
             where += " AND e.id <= %s"
             values.append(filter.through)
@@ -284,6 +292,9 @@ class Store:
         ).scalar()
         return int(found or 0)
 
+    def find_sequence(self, position: int) -> None:
+        """None: the tables number entries by position only."""
+
     def find_adoptions(
         self, connection: Connection, types: Sequence[str], *, snapshot: str
     ) -> dict[str, int | None]:
@@ -296,31 +307,10 @@ class Store:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them.
 
         Compares stored hashes only; that each matches its entry's bytes is checked by whoever
-        reads them.
+        reads them. Of a pruned log an aggregate may begin at any version, and what is missing
+        must be as many entries as were pruned; which ones, only the archive tells.
         """
-        rows = connection.exec_driver_sql(
-            f"""WITH links AS (
-  SELECT id, aggregate_name, version, prev_hash, entry_hash,
-    lag(version, 1, 0::bigint) OVER w AS before, lag(entry_hash) OVER w AS linked,
-    lead(version) OVER w IS NULL AS newest
-  FROM {self._s}.oplog_entry WINDOW w AS (PARTITION BY aggregate_name ORDER BY version))
-SELECT coalesce(l.aggregate_name, t.aggregate_name), coalesce(l.version, t.version), l.id,
-  CASE WHEN t.aggregate_name IS NULL THEN 'the aggregate has no ticket'
-    WHEN l.aggregate_name IS NULL THEN 'the ticket has no entry'
-    WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
-    WHEN l.prev_hash <> coalesce(l.linked, decode(repeat('00', 32), 'hex'))
-      THEN 'its prev_hash is not the hash of the version before'
-    WHEN l.newest AND t.version <> l.version
-      THEN 'its ticket is at version ' || t.version
-    ELSE 'its ticket holds another head hash' END
-FROM links l FULL JOIN {self._s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
-WHERE t.aggregate_name IS NULL OR (l.aggregate_name IS NULL AND t.version > 0)
-  OR l.version <> l.before + 1
-  OR l.prev_hash <> coalesce(l.linked, decode(repeat('00', 32), 'hex'))
-  OR (l.newest AND (t.version <> l.version OR t.head_hash <> l.entry_hash))
-ORDER BY 1, 2 LIMIT {int(limit)}"""
-        )
-        return [BrokenLink(*row) for row in rows]
+        return list_broken_links(connection, self.schema, limit=limit)
 
     def read_status(self, connection: Connection) -> Mapping[str, Any]:
         """Counts and sizes for an operator: entries, aggregates, last position, bytes, age."""

@@ -18,11 +18,12 @@ from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
-from oplog.store.feed import EVERYTHING, VISIBLE
-from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
+from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
+from oplog.store.seen import EVERYTHING, VISIBLE
 from oplog.tables import quote
 
-_PREFIX = "archive/"
+ARCHIVE_PREFIX = "archive/"
+"""How the names of archives' rows begin."""
 _PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
 
@@ -65,7 +66,7 @@ class ExportStore:
     """The log in one schema, as whoever publishes it reads it."""
 
     def __init__(self, schema: str) -> None:
-        self._schema = schema
+        self.schema = schema
         # In a statement a percent sign would be taken for a parameter.
         self._s = quote(schema).replace("%", "%%")
 
@@ -95,7 +96,7 @@ class ExportStore:
             connection.exec_driver_sql(
                 "SELECT pg_catalog.pg_try_advisory_xact_lock("
                 "pg_catalog.hashtextextended(%s::text, 0))",
-                (f"oplog archive {self._schema}/{archive_id}",),
+                (f"oplog archive {self.schema}/{archive_id}",),
             ).scalar_one()
         )
 
@@ -103,7 +104,7 @@ class ExportStore:
         """What the database knows of an archive; None if nothing."""
         found = connection.exec_driver_sql(
             f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s",
-            (f"{_PREFIX}{archive_id}",),
+            (f"{ARCHIVE_PREFIX}{archive_id}",),
         ).first()
         return None if found is None else _read_row(*found)
 
@@ -112,7 +113,7 @@ class ExportStore:
         rows = connection.exec_driver_sql(
             f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
             "WHERE pg_catalog.starts_with(name, %s) ORDER BY name",
-            (_PREFIX,),
+            (ARCHIVE_PREFIX,),
         )
         return [_read_row(*row) for row in rows]
 
@@ -131,7 +132,7 @@ class ExportStore:
             "greatest((c.cursor ->> 'epoch')::bigint, %s) + 1)), "
             "updated_at = pg_catalog.clock_timestamp() RETURNING name, cursor::text",
             (
-                f"{_PREFIX}{row.archive_id}",
+                f"{ARCHIVE_PREFIX}{row.archive_id}",
                 _write_row(replace(row, epoch=row.epoch + 1)),
                 row.epoch,
             ),
@@ -144,7 +145,7 @@ class ExportStore:
             f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
             "updated_at = pg_catalog.clock_timestamp() "
             "WHERE name = %s AND (cursor ->> 'epoch')::bigint = %s",
-            (_write_row(row), position, f"{_PREFIX}{row.archive_id}", row.epoch),
+            (_write_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
         )
         return done.rowcount == 1
 
@@ -154,7 +155,7 @@ class ExportStore:
             f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
             "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
             "cursor = excluded.cursor, position = excluded.position",
-            (f"{_PREFIX}{row.archive_id}", _write_row(row), position),
+            (f"{ARCHIVE_PREFIX}{row.archive_id}", _write_row(row), position),
         )
 
     # -- what is new ----------------------------------------------------------------------
@@ -170,7 +171,8 @@ class ExportStore:
             "SELECT * FROM (SELECT e.transaction_position, e.id, e.transaction_size, "
             "octet_length(e.data), e.transaction_id::text, lead(e.id) OVER w IS NOT NULL AS more, "
             "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} AND NOT {VISIBLE} "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND e.format <> {FORMAT_PRUNED} "
+            f"AND {VISIBLE} AND NOT {VISIBLE} "
             "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
             "WHERE p.bytes_before < %s ORDER BY p.id",
             (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit, most_bytes),
@@ -221,10 +223,10 @@ class ExportStore:
     def list_published(
         self, connection: Connection, snapshot: str, *, after: int, limit: int
     ) -> list[int]:
-        """Positions over `after` of the entries in a snapshot, rising."""
+        """Positions over `after` of the entries in a snapshot, rising; none that was pruned."""
         rows = connection.exec_driver_sql(
             f"SELECT e.id FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} "
-            "ORDER BY e.id LIMIT %s",
+            f"AND e.format <> {FORMAT_PRUNED} ORDER BY e.id LIMIT %s",
             (after, snapshot, limit),
         )
         return [row[0] for row in rows]
@@ -281,7 +283,7 @@ def _read_row(name: str, text: str) -> ArchiveRow:
     try:
         found: dict[str, Any] = json.loads(text)
         return ArchiveRow(
-            UUID(name.removeprefix(_PREFIX)),
+            UUID(name.removeprefix(ARCHIVE_PREFIX)),
             str(found["url"]),
             int(found["epoch"]),
             int(found["generation"]),

@@ -15,13 +15,9 @@ from sqlalchemy.engine import Connection
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
 from oplog.store.entries import PAGE_BYTES
-from oplog.store.rows import ENTRY_COLUMNS, StoredEntry, make_stored
+from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
+from oplog.store.seen import EVERYTHING, VISIBLE
 from oplog.tables import quote
-
-VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
-"""Whether entry `e` is in a snapshot, which is a parameter."""
-EVERYTHING = "1:1:"
-"""A snapshot in which nothing had happened yet."""
 
 
 class News(NamedTuple):
@@ -64,6 +60,13 @@ class Feed:
             )
         return str(identifier), int(wal_file[:8], 16)
 
+    def read_identifier(self, connection: Connection) -> str:
+        """The system identifier, which a standby has from its primary."""
+        found = connection.exec_driver_sql(
+            "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+        )
+        return str(found.scalar_one())
+
     def read_snapshot(self, connection: Connection) -> str:
         """The statement's snapshot as text."""
         return str(
@@ -73,7 +76,10 @@ class Feed:
     def find_news(self, connection: Connection, cursor: Cursor, *, snapshot: str) -> News | None:
         """Where what `snapshot` shows beyond the cursor begins; None when there is nothing."""
         old = cursor.snapshot or EVERYTHING
-        select = f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e WHERE {VISIBLE}"
+        select = (
+            f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e "
+            f"WHERE e.format <> {FORMAT_PRUNED} AND {VISIBLE}"
+        )
         first, newest = connection.exec_driver_sql(
             "SELECT min(n.id), max(n.transaction_id::text::bigint) FROM ("
             f"{select} AND e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
@@ -94,7 +100,8 @@ class Feed:
             "SELECT * FROM (SELECT "
             f"{ENTRY_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
             "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} AND NOT {VISIBLE} "
+            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND e.format <> {FORMAT_PRUNED} "
+            f"AND {VISIBLE} AND NOT {VISIBLE} "
             "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
             f"WHERE p.bytes_before < {PAGE_BYTES} ORDER BY p.id",
             (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit),

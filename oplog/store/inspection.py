@@ -28,7 +28,7 @@ from oplog.store.expected import (
     list_log_triggers,
     normalise_settings,
 )
-from oplog.store.rows import EntryFilter
+from oplog.store.rows import FORMAT_PRUNED, EntryFilter
 from oplog.tables import quote, quote_literal
 from oplog.value import TEXT_SETTINGS, codec_for
 
@@ -112,7 +112,7 @@ def find_tail_start(
 
     Walks the index backwards, so that the end of a long log costs what is shown of it.
     """
-    conditions: list[str] = ["e.id > %s"]
+    conditions: list[str] = ["e.id > %s", f"e.format <> {FORMAT_PRUNED}"]
     parameters: list[Any] = [filter.after or 0]
     if filter.through is not None:
         conditions.append("e.id <= %s")

@@ -8,13 +8,14 @@ enough. What is not there is fenced off, in the transaction that looked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
 from oplog.entry import Receipt
+from oplog.errors import PrunedError
 from oplog.outcome import Blocker
 from oplog.tables import quote
 
@@ -40,7 +41,7 @@ class OutcomeStore:
     """The part of one log's schema that tells outcomes."""
 
     def __init__(self, schema: str) -> None:
-        self._schema = schema
+        self.schema = schema
         # In a statement a percent sign would be taken for a parameter.
         self._s = quote(schema).replace("%", "%%")
 
@@ -63,7 +64,7 @@ class OutcomeStore:
             )
 
     def _name_lock(self, kind: str, name: str) -> str:
-        return f"oplog {kind} {self._schema}/{name}"
+        return f"oplog {kind} {self.schema}/{name}"
 
     def limit_wait(self, connection: Connection, seconds: float) -> str:
         """Let statements of this transaction wait so long for locks; the limit before."""
@@ -146,6 +147,45 @@ class OutcomeStore:
         )
         return [Receipt(row[0], row[1], row[2], bytes(row[3])) for row in rows]
 
+    def was_pruned(self, connection: Connection, receipt: Receipt) -> bool:
+        """Whether a transaction that is not there was pruned, and so was committed.
+
+        Raises `PrunedError` where nothing here can tell.
+        """
+        url = connection.exec_driver_sql(
+            f"SELECT url FROM {self._s}.oplog_pruned ORDER BY number DESC LIMIT 1"
+        ).scalar()
+        if url is None:
+            return False
+        known = self._read_missing(connection, receipt.aggregate)
+        if receipt.version:
+            known = {v: linked for v, linked in known.items() if v == receipt.version}
+        if not known:
+            return False
+        if receipt.version and receipt.entry_hash and known[receipt.version] is not None:
+            return known[receipt.version] == receipt.entry_hash
+        raise PrunedError(
+            f"whether entry {receipt.entry_id} of aggregate {receipt.aggregate!r} was committed "
+            "is not known here any more: entries of the aggregate were pruned",
+            hint=f"look for it in {url}: log.read(connection, aggregate=..., "
+            f"archive=open_archive({url!r})) has it if it was committed",
+        )
+
+    def _read_missing(self, connection: Connection, aggregate: str) -> Mapping[int, bytes | None]:
+        """Versions of an aggregate that are not there; their hashes, where they are known."""
+        rows = connection.exec_driver_sql(
+            "SELECT v.version, coalesce(n.prev_hash, "
+            "CASE WHEN v.version = t.version THEN t.head_hash END) "
+            f"FROM {self._s}.oplog_ticket t "
+            "CROSS JOIN LATERAL pg_catalog.generate_series(1, t.version) AS v(version) "
+            f"LEFT JOIN {self._s}.oplog_entry n ON n.aggregate_name = t.aggregate_name "
+            "AND n.version = v.version + 1 "
+            f"WHERE t.aggregate_name = %s AND NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
+            "WHERE e.aggregate_name = t.aggregate_name AND e.version = v.version)",
+            (aggregate,),
+        )
+        return {row[0]: None if row[1] is None else bytes(row[1]) for row in rows}
+
     # -- deciding -------------------------------------------------------------------------
 
     def touch_ticket(self, connection: Connection, aggregate: str) -> None:
@@ -185,7 +225,7 @@ class OutcomeStore:
             connection,
             f"l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND {_HERE} "
             "AND l.relation = pg_catalog.to_regclass(%s)",
-            (f"{quote(self._schema)}.oplog_ticket",),
+            (f"{quote(self.schema)}.oplog_ticket",),
         )
 
     def list_key_blockers(self, connection: Connection, key: str) -> list[Blocker]:

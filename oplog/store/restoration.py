@@ -19,13 +19,13 @@ from oplog.store.version import write_comment
 from oplog.tables import VERSION, quote
 from oplog.value import copy_field
 
-LOG_TABLES = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log")
+LOG_TABLES = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log", "pruned")
 """Those that a restore writes or must find empty."""
 RESTORED_ID = "3"
 """The transaction id of restored entries: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
-_EMPTY = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint")
+_EMPTY = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "pruned")
 _MARK = "restore"
 RESTORED_PLACE = "restored"
 """Name of the checkpoint in which a restore says how far it came."""
@@ -156,7 +156,7 @@ class RestorationStore:
 
     def clear(self, connection: Connection) -> None:
         """Remove everything that a restore brings; consumers keep their checkpoints."""
-        for name in ("entry", "metadata", "ticket", "fence", "type", "key"):
+        for name in ("entry", "metadata", "ticket", "fence", "type", "key", "pruned"):
             connection.exec_driver_sql(f"DELETE FROM {self._s}.oplog_{name}")
 
     # -- rows -----------------------------------------------------------------------------
@@ -229,6 +229,9 @@ ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
 
         A chain begins at version 1, or at any if a staged ticket vouches for what was before.
         """
+        # Filled in this transaction, both are empty to the planner, which would then compare
+        # every entry with every ticket: hours for a million.
+        connection.exec_driver_sql(f"ANALYZE {self._s}.oplog_entry, {_TICKETS}")
         rows = connection.exec_driver_sql(
             f"""WITH links AS (
   SELECT id, aggregate_name, version, prev_hash, entry_hash,

@@ -7,7 +7,7 @@ thing is that a row must read the same under any session settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -43,6 +43,17 @@ class NewEntry(NamedTuple):
     data: bytes
 
 
+class Seen(NamedTuple):
+    """What somebody has seen: all of a snapshot, and on the way to `target` what began by `after`.
+
+    The parts of a cursor that tell entries apart.
+    """
+
+    snapshot: str
+    target: str | None
+    after: int
+
+
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
     """Which entries to read: all conditions hold together; bounds are positions."""
@@ -53,6 +64,13 @@ class EntryFilter:
     through: int | None = None
     aggregates: tuple[str, ...] = ()
     """Any of these, unless it is empty."""
+    unseen: Seen | None = None
+    """Without what was seen; tables only."""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is left out."""
+        return replace(self, after=self.after or None) == EntryFilter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,9 @@ ENTRY_COLUMNS = (
     "(extract(epoch FROM e.created_at) * 1000000)::bigint AS created, e.idempotency_key"
 )
 """What to select from the entry table, called `e`, for `make_stored`."""
+
+FORMAT_PRUNED = 4
+"""Format number of a row whose payload is in an archive only: it says that it was, and no more."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

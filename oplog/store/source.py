@@ -66,6 +66,10 @@ class LogSource(Protocol):
         """Metadata pairs in their order, by transaction position; none, no item."""
         ...
 
+    def find_sequence(self, position: int) -> int | None:
+        """The sequence of an entry of the page given last; None where entries have none."""
+        ...
+
     def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
         ...

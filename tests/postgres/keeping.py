@@ -52,3 +52,22 @@ def harmful(report: ArchiveReport) -> list[ArchiveProblem]:
 def named(report: ArchiveReport) -> set[str]:
     """The objects that something is wrong with."""
     return {problem.path for problem in report.problems}
+
+
+def read_row(bench: Bench) -> str:
+    """What the database knows of its archive."""
+    with bench.engine.connect() as connection:
+        found: str = connection.exec_driver_sql(
+            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE starts_with(name, 'archive/')"
+        ).scalar_one()
+    return found
+
+
+def write_row(bench: Bench, row: str) -> None:
+    """Let the database know what it knew before."""
+    with bench.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE oplog.oplog_checkpoint SET cursor = %s::jsonb "
+            "WHERE starts_with(name, 'archive/')",
+            (row,),
+        )

@@ -19,7 +19,14 @@ from oplog.store.outcomes import OutcomeStore
 
 pytestmark = pytest.mark.postgres
 
-FROZEN = ("oplog_entry", "oplog_metadata", "oplog_fence", "oplog_type", "oplog_log")
+FROZEN = (
+    "oplog_entry",
+    "oplog_metadata",
+    "oplog_fence",
+    "oplog_type",
+    "oplog_log",
+    "oplog_pruned",
+)
 """Tables whose rows never change at all."""
 STEPPING = ("oplog_ticket", "oplog_key")
 """Tables whose rows never go, and change in one way only."""
@@ -50,6 +57,10 @@ def write_rows(connection: Connection) -> None:
         "VALUES ('account', 1, '{}', '')"
     )
     OutcomeStore("oplog").fence(connection, [(uuid4(), "account/1")])
+    connection.exec_driver_sql(
+        "INSERT INTO oplog.oplog_pruned (number, archive_id, url, generation, sequence, chain, "
+        "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, '', 1, 1)"
+    )
     for names in (["account/1", "account/2"], ["account/1"]):
         statement, values = store.bind_append(
             [NewEntry(name, None, uuid4(), b"b" * 32, b"sealed") for name in names],

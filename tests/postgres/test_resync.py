@@ -9,15 +9,15 @@ import pytest
 import zstandard
 from sqlalchemy.engine import Engine
 
-from oplog import Archive
+from oplog import Archive, ArchiveProblem
 from oplog.archive import container
 from oplog.archive.check import check_archive
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT
+from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_head
 from oplog.errors import StoreUnavailableError
 from tests.faulty_store import KILL_AFTER, KILL_BEFORE, LOSE_ANSWER, Fault, FaultyStore, Killed
-from tests.postgres.archived import dump_all, open_memory, reopen, restore_into
-from tests.postgres.keeping import add_task, copy, fill, harmful, named, rebuild
+from tests.postgres.archived import dump_all, open_memory, publish, reopen, restore_into
+from tests.postgres.keeping import add_task, copy, fill, harmful, read_row, rebuild, write_row
 from tests.postgres.replay_models import Bench, make_bench
 from tests.postgres.restored import make_target
 
@@ -73,23 +73,6 @@ def test_every_object_is_repaired(bench: Bench, objects: dict[str, bytes]) -> No
         assert report.ok, (path, report.left)
         assert copy(archive) == objects, path
         assert check_archive(reopen(archive)).problems == ()
-
-
-def read_row(bench: Bench) -> str:
-    with bench.engine.connect() as connection:
-        found: str = connection.exec_driver_sql(
-            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE starts_with(name, 'archive/')"
-        ).scalar_one()
-    return found
-
-
-def write_row(bench: Bench, row: str) -> None:
-    with bench.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE oplog.oplog_checkpoint SET cursor = %s::jsonb "
-            "WHERE starts_with(name, 'archive/')",
-            (row,),
-        )
 
 
 def test_a_dry_run_writes_nothing(bench: Bench, objects: dict[str, bytes]) -> None:
@@ -187,10 +170,71 @@ def resync_on(bench: Bench, store: FaultyStore) -> None:
     bench.log.resync(bench.engine, Archive(store, verdict=Verdict.ATOMIC))
 
 
-def test_names_of_what_is_left(bench: Bench, objects: dict[str, bytes]) -> None:
-    newest = max(one for one in objects if one.startswith(HEAD))
+@pytest.mark.parametrize("place", [-1, -2])
+@pytest.mark.parametrize("damage", [b"?", None])
+def test_a_damaged_head_is_followed_by_a_sound_one(
+    bench: Bench, objects: dict[str, bytes], place: int, damage: bytes | None, spare_engine: Engine
+) -> None:
+    path = sorted(one for one in objects if one.startswith(HEAD))[place]
     archive = rebuild({one: data for one, data in objects.items() if not one.startswith(PIN)})
-    archive.store.put(newest, b"?")
+    archive.store.delete(path)
+    if damage is not None:
+        archive.store.put(path, damage)
+    before = archive.store.get(path, most=100)
+    report = bench.log.resync(bench.engine, reopen(archive))
+    if place == -1 and damage is None:
+        # Nobody but the database knows that there was one: that is for its owner to look at.
+        assert "behind" in {problem.what for problem in report.left}
+        assert not report.ok
+        return
+    assert archive.store.get(path, most=100) == before
+    assert path in named_by(report.found)
+    assert report.head is not None
+    bench.write(add_task)
+    bench.log.sync(bench.engine, reopen(archive))
+    bench.write(add_task)
+    bench.log.sync(bench.engine, reopen(archive))
+    assert bench.log.resync(bench.engine, reopen(archive)).ok
+    assert harmful(bench.log.check(reopen(archive), bench.engine)) == []
+    target = make_target(spare_engine, bench)
+    restore_into(target, reopen(archive))
+    assert dump_all(target) == dump_all(bench)
+
+
+def test_a_damaged_head_with_entries_is_followed_by_one_that_has_them(bench: Bench) -> None:
+    archive = open_memory()
+    fill(bench, archive, snapshots=False)
+    for _ in range(2):
+        bench.write(add_task)
+        publish(bench.log, bench.engine, archive)
+    bench.log.unpin(archive, "first")
+    head = archive.read_head()
+    path = name_head(head.number)
+    archive.store.put(path, b"?")
+    report = bench.log.resync(bench.engine, reopen(archive))
+    found = reopen(archive).read_head()
+    assert (found.sequence, found.chain, found.levels) == (head.sequence, head.chain, head.levels)
+    assert report.head == found.number == head.number + 1
+    assert bench.log.sync(bench.engine, reopen(archive)).entries == 0
+
+
+def test_a_damaged_head_comes_back_from_its_pin(bench: Bench, objects: dict[str, bytes]) -> None:
+    newest = max(one for one in objects if one.startswith(HEAD))
+    archive = rebuild({**objects, newest: b"?"})
+    assert bench.log.resync(bench.engine, archive).ok
+    assert copy(archive) == objects
+
+
+def test_a_head_that_nobody_knows_is_left(bench: Bench, objects: dict[str, bytes]) -> None:
+    heads = sorted(one for one in objects if one.startswith(HEAD))
+    left = {one: data for one, data in objects.items() if not one.startswith(PIN)}
+    archive = rebuild({**left, heads[-1]: b"?", heads[-2]: b"?"})
+    before = copy(archive)
     report = bench.log.resync(bench.engine, archive)
-    assert newest in named(bench.log.check(reopen(archive)))
     assert not report.ok
+    assert set(heads[-2:]) <= named_by(report.left)
+    assert copy(archive) == before
+
+
+def named_by(problems: tuple[ArchiveProblem, ...]) -> set[str]:
+    return {problem.path for problem in problems}

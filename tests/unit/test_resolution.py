@@ -116,6 +116,9 @@ class Server:
         self.tell("find", receipt.aggregate)
         return self.position
 
+    def was_pruned(self, _connection: Any, _receipt: Receipt) -> bool:
+        return False
+
     def find_request(self, _connection: Any, key: str) -> LoggedRequest | None:
         self.tell("find", key)
         return self.request

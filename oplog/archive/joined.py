@@ -1,0 +1,179 @@
+"""A log of which an archive has the beginning, and the database the rest: read as one.
+
+What the database's own row says is published comes from the archive, all else from the tables.
+Must not know keys or payloads. The hard thing is the seam: both sides are cut at the row that
+the reader's own transaction shows. Every entry up to there was visible to whoever wrote the row,
+so it is to whoever sees the row; and every other one is told by the row's cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.archive.body import Pairs
+from oplog.archive.head import Head, Origin
+from oplog.archive.source import ArchivedLog, add_adoption, check_links
+from oplog.archive.standing import adopt_cursor, check_pruned, is_on_history
+from oplog.cursor import Cursor
+from oplog.errors import ConfigurationError, ConflictError, LogForkedError
+from oplog.shape import Shape
+from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry
+from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.feed import Feed
+from oplog.store.pruning import PruningStore
+from oplog.store.seen import read_seen
+from oplog.store.standby import ALL_VISIBLE
+
+
+class JoinedLog:
+    """The log as one connection sees it, its beginning from an archive. Made by `join_log`."""
+
+    ordered = False
+
+    def __init__(self, archived: ArchivedLog, cursor: Cursor, *, store: Store) -> None:
+        """`cursor` is the place up to which `archived` has everything."""
+        self.schema = store.schema
+        self.archived = archived
+        self._store = store
+        self._cursor = cursor
+        self._from_tables = False
+
+    # -- what it is -----------------------------------------------------------------------
+
+    def read_log_id(self, connection: Connection) -> UUID:
+        """The identity of the log."""
+        return self._store.read_log_id(connection)
+
+    def read_snapshot(self, connection: Connection) -> str:
+        """What the tables show now: all that is archived of it, and the rest."""
+        return self._store.read_snapshot(connection)
+
+    def list_types(self, connection: Connection) -> list[Shape]:
+        """Every stored revision of every type, revisions rising."""
+        return self._store.list_types(connection)
+
+    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+        """Check values of data keys by key id."""
+        return self._store.list_keys(connection)
+
+    # -- entries --------------------------------------------------------------------------
+
+    def iterate(
+        self, connection: Connection, filter: EntryFilter, *, snapshot: str
+    ) -> Iterator[list[StoredEntry]]:
+        """Pages of entries that fit: the archive's in their sequence, then by position."""
+        links: dict[str, StoredEntry] | None = {} if filter.takes_all else None
+        self._from_tables = False
+        yield from self.archived.iterate(connection, filter, snapshot="", newest=links)
+        # With nothing from the archive the tables must have all.
+        whole = self.archived.first_sequence in (1, self.archived.sequence + 1)
+        for page in self._iterate_rest(connection, filter, snapshot):
+            self._from_tables = True
+            if links is not None:
+                check_links(page, links, whole=whole)
+            yield page
+        # A page may have been removed before it was read, unless all is read from one moment.
+        self._check_seam(connection)
+
+    def _iterate_rest(
+        self, connection: Connection, filter: EntryFilter, snapshot: str
+    ) -> Iterator[list[StoredEntry]]:
+        unseen = replace(filter, unseen=read_seen(self._cursor))
+        if snapshot != ALL_VISIBLE:
+            # By the index on transactions: all that is archived and not pruned may lie before.
+            news = Feed(self.schema).find_news(connection, self._cursor, snapshot=snapshot)
+            if news is None:
+                return
+            after = max(filter.after or 0, news.first_position - 1)
+            unseen = replace(unseen, after=after)
+        yield from self._store.iterate(connection, unseen, snapshot=snapshot)
+
+    def _check_seam(self, connection: Connection) -> None:
+        pruned = PruningStore(self.schema).read_watermark(connection)
+        if pruned is not None and pruned.sequence > self.archived.sequence:
+            raise ConflictError(
+                "entries were pruned while they were read",
+                hint="read again, or in a REPEATABLE READ transaction, to which they stay visible",
+            )
+
+    def find_sequence(self, position: int) -> int | None:
+        """The sequence of an entry of the page given last, if that came from the archive."""
+        return None if self._from_tables else self.archived.find_sequence(position)
+
+    def read_metadata(
+        self, connection: Connection, positions: Iterable[int]
+    ) -> Mapping[int, Pairs]:
+        """Metadata pairs in their order, by transaction position, of the page given last."""
+        if self._from_tables:
+            return self._store.read_metadata(connection, positions)
+        return self.archived.read_metadata(connection, positions)
+
+    # -- what is found by index -----------------------------------------------------------
+
+    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+        """The highest position recorded at or before `at`; 0 when there is none."""
+        return max(
+            self.archived.find_position(connection, at, snapshot=""),
+            self._store.find_position(connection, at, snapshot=snapshot),
+        )
+
+    def find_adoptions(
+        self, connection: Connection, types: Sequence[str], *, snapshot: str
+    ) -> Mapping[str, int | None]:
+        """Types whose adoption began, with the position of its last entry if it ended."""
+        found = dict(self.archived.find_adoptions(connection, types, snapshot=""))
+        live = self._store.find_adoptions(connection, types, snapshot=snapshot)
+        for name, ended in live.items():
+            add_adoption(found, name, ended=ended)
+        return found
+
+    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+        """Of what the tables have; the others are checked while all entries are read."""
+        return self._store.list_broken_links(connection, limit=limit)
+
+
+def join_log(connection: Connection, archive: Archive, *, store: Store) -> JoinedLog:
+    """The log of a database and its archive, for one connection and its transaction.
+
+    Raises `ConfigurationError` for an archive that this database was not published to,
+    `PrunedError` for one that lacks what was pruned, `LogForkedError` for one that went on
+    without what this database has published.
+    """
+    # The row first: a head that is read after it has all that the row says.
+    rows = {row.archive_id: row for row in ExportStore(store.schema).list_rows(connection)}
+    pruned = PruningStore(store.schema).read_watermark(connection)
+    head = archive.read_head()
+    row = rows.get(head.archive_id)
+    if head.log_id != store.read_log_id(connection) or row is None:
+        raise ConfigurationError(
+            f"this database was not published to {archive.url}",
+            hint="give the archive that oplog sync writes for this database"
+            + (f": {pruned.url}" if pruned else ""),
+        )
+    check_row(archive, head, row)
+    check_pruned(archive, head, pruned)
+    if pruned is None and head.first_sequence > 1:
+        # The archive has given up what the tables still have.
+        nothing = ArchivedLog(archive, head, schema=store.schema, through=head.first_sequence - 1)
+        return JoinedLog(nothing, Cursor("", 0, None), store=store)
+    archived = ArchivedLog(archive, head, schema=store.schema, through=row.sequence)
+    # Whether it is a standby is no matter: nothing is read but by the row's cursor.
+    identifier = Feed(store.schema).read_identifier(connection)
+    return JoinedLog(archived, adopt_cursor(row, Origin(identifier, 0)), store=store)
+
+
+def check_row(archive: Archive, head: Head, row: ArchiveRow) -> None:
+    """Raise `LogForkedError` unless the archive has what this database has published to it."""
+    if not is_on_history(archive, head, sequence=row.sequence, chain=bytes.fromhex(row.chain)):
+        raise LogForkedError(
+            f"this database has published {row.sequence} entries to {archive.url}, which has gone "
+            f"on without some of them in generation {head.generation}",
+            hint="another server was promoted, or the archive was set back: see oplog fork inspect",
+            sequence=row.sequence,
+        )

@@ -1,0 +1,29 @@
+"""Whether an entry was seen, as a condition in SQL.
+
+Text and parameters. Must not know who has seen it. The hard thing is a cursor on its way: of what
+is new at its target, the transactions that began by then are seen as well.
+"""
+
+from __future__ import annotations
+
+from oplog.cursor import Cursor
+from oplog.store.rows import Seen
+
+VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"
+"""Whether entry `e` is in a snapshot, which is a parameter."""
+EVERYTHING = "1:1:"
+"""A snapshot in which nothing had happened yet."""
+
+
+def read_seen(cursor: Cursor) -> Seen:
+    """What is seen at a cursor."""
+    return Seen(cursor.snapshot or EVERYTHING, cursor.target, cursor.after)
+
+
+def bind_unseen(seen: Seen) -> tuple[str, list[object]]:
+    """The condition that entry `e` was not seen, and its parameters."""
+    condition, values = f"NOT {VISIBLE}", list[object]([seen.snapshot])
+    if seen.target is not None:
+        condition += f" AND NOT ({VISIBLE} AND e.transaction_position <= %s)"
+        values += [seen.target, seen.after]
+    return f"({condition})", values

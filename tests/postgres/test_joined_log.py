@@ -1,0 +1,127 @@
+"""A pruned log read with its archive answers everything as it did before it was pruned."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from tests.postgres.archived import open_memory, reopen
+from tests.postgres.pruned import (
+    ask_everything,
+    list_positions,
+    open_plain,
+    prune_small,
+    sync,
+    write_random,
+)
+from tests.postgres.replay_models import Bench, make_bench
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    return make_bench(engine)
+
+
+def list_moments(bench: Bench, chance: random.Random) -> list[object]:
+    with open_plain(bench.engine).connect() as connection:
+        entries = list(bench.log.read(connection))
+    chosen = chance.sample(entries, 3)
+    return [entry.transaction_position for entry in chosen] + [e.recorded_at for e in chosen[:2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_answers_are_the_same(bench: Bench, seed: int) -> None:
+    chance = random.Random(seed)
+    archive = open_memory()
+    for _ in range(3):
+        write_random(bench, chance, chance.randint(1, 6))
+        sync(bench, archive)
+        if chance.random() < 0.6:
+            before = ask_everything(bench, [], archive=reopen(archive))
+            prune_small(bench, archive)
+            assert ask_everything(bench, [], archive=reopen(archive)) == before
+    write_random(bench, chance, chance.randint(0, 4))
+    moments: list[object] = []
+    with open_plain(bench.engine).connect() as connection:
+        entries = list(bench.log.read(connection, archive=reopen(archive)))
+    for entry in chance.sample(entries, 3):
+        moments += [entry.transaction_position, entry.recorded_at]
+    before = ask_everything(bench, moments, archive=reopen(archive))
+    known = len(list_positions(bench))
+    report = prune_small(bench, archive)
+    assert len(list_positions(bench)) == known - report.entries
+    assert ask_everything(bench, moments, archive=reopen(archive)) == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_and_without_an_archive_before_anything_is_pruned(bench: Bench, seed: int) -> None:
+    chance = random.Random(seed)
+    archive = open_memory()
+    write_random(bench, chance, 6)
+    sync(bench, archive)
+    write_random(bench, chance, 4)
+    moments = list_moments(bench, chance)
+    plain = ask_everything(bench, moments)
+    assert ask_everything(bench, moments, archive=reopen(archive)) == plain
+    prune_small(bench, archive)
+    assert ask_everything(bench, moments, archive=reopen(archive)) == plain
+
+
+def test_sequences_are_those_of_the_archive(bench: Bench) -> None:
+    chance = random.Random(1)
+    archive = open_memory()
+    write_random(bench, chance, 5)
+    sync(bench, archive)
+    count = archive.read_head().sequence
+    prune_small(bench, archive)
+    write_random(bench, chance, 2)
+    with bench.engine.connect() as connection:
+        entries = list(bench.log.read(connection, archive=reopen(archive)))
+    assert [e.sequence for e in entries[:count]] == list(range(1, count + 1))
+    assert {e.sequence for e in entries[count:]} == {None}
+
+
+def test_what_is_published_without_a_receipt_is_read_once(bench: Bench) -> None:
+    chance = random.Random(3)
+    archive = open_memory()
+    write_random(bench, chance, 4)
+    sync(bench, archive)
+    with bench.engine.connect() as connection:
+        saved = connection.exec_driver_sql(
+            "SELECT name, cursor::text FROM oplog.oplog_checkpoint"
+        ).one()
+    write_random(bench, chance, 4)
+    before = ask_everything(bench, [])
+    sync(bench, archive)
+    # The process died after the head was created, before it could say so.
+    bench.tamper(
+        f"UPDATE oplog.oplog_checkpoint SET cursor = '{saved.cursor}' WHERE name = '{saved.name}'"
+    )
+    assert ask_everything(bench, [], archive=reopen(archive)) == before
+    prune_small(bench, archive)
+    assert ask_everything(bench, [], archive=reopen(archive)) == before
+    sync(bench, archive)
+    prune_small(bench, archive)
+    assert list_positions(bench) == []
+    assert ask_everything(bench, [], archive=reopen(archive)) == before
+
+
+def test_verify_sees_the_moment_of_its_tables(bench: Bench) -> None:
+    chance = random.Random(4)
+    archive = open_memory()
+    write_random(bench, chance, 4)
+    sync(bench, archive)
+    engine = open_plain(bench.engine).execution_options(isolation_level="REPEATABLE READ")
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+        # Published, and pruned, after the moment that is verified.
+        write_random(bench, chance, 4)
+        sync(bench, archive)
+        prune_small(bench, archive)
+        verdict = bench.log.verify(connection, archive=reopen(archive))
+    assert verdict.ok
