@@ -12,10 +12,8 @@ from pathlib import Path
 
 from examples.demo.database import open_database
 from examples.demo.worker import read_message, send_message
-from oplog import SyncReport, open_archive
+from oplog import SnapshotPolicy, SyncReport, SyncWorker, open_archive
 from oplog.events import ArchiveStepDone, Event
-from oplog.facade.worker import SyncWorker
-from oplog.recovery.policy import SnapshotPolicy
 
 INTERVAL_SECONDS = 0.02
 
