@@ -12,10 +12,8 @@ from pathlib import Path
 
 from examples.demo.database import open_database
 from examples.demo.worker import read_message, send_message
-from oplog import SyncReport, open_archive
+from oplog import SnapshotPolicy, SyncReport, SyncWorker, open_archive
 from oplog.events import ArchiveStepDone, Event
-from oplog.facade.worker import SyncWorker
-from oplog.recovery.policy import SnapshotPolicy
 
 INTERVAL_SECONDS = 0.02
 
@@ -28,8 +26,8 @@ class Publisher:
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
-        """The first time that nothing was new: from here on, news are made by the bank."""
-        if not report.entries and not self._settled:
+        """The first pass takes all that is there: from here on, news are made by the bank."""
+        if not self._settled:
             self._settled = True
             send_message("settled", sequence=report.sequence)
 

@@ -104,9 +104,9 @@ class SyncLoop:
                 self._failures = 0
                 if report is not None:
                     self._on_pass(report)
-                    self._do_chores(due)
                     if self._exporter.unfinished:
                         continue
+                    self._do_chores(due)
                 # Also after a head: one for every commit would cost a request for every commit.
                 if not self._stopped.is_set():
                     self._wake.wait(self._interval)
