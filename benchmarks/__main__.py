@@ -242,6 +242,14 @@ def compare_adoption(server: str, rows: int) -> dict[str, Any]:
     }
 
 
+def _tell_target(ratio: float, target: float | None, *, least: bool = False) -> str:
+    """The target, and whether it was missed; `least`: the ratio is to be at least that."""
+    if target is None:
+        return ""
+    missed = ratio < target if least else ratio > target
+    return f"{target:8.2f}{'  missed' if missed else ''}"
+
+
 def compare_archive(server: str, share: float) -> dict[str, Any]:
     """Publishing, passes with nothing new, snapshots and restores."""
     found: dict[str, Any] = {"export": []}
@@ -249,19 +257,20 @@ def compare_archive(server: str, share: float) -> dict[str, Any]:
     for row in compare_export(server, round(20_000 * share)):
         say(
             f"{row['entries']:>8} entries, {row['log']:16}{row['entries_per_second']:>14}"
-            f"{row['uploaded_to_raw']:>14.2f}{row['uploaded_to_zstd']:>8.2f}{row['target']:>8.2f}"
+            f"{row['uploaded_to_raw']:>14.2f}{row['uploaded_to_zstd']:>8.2f}"
+            f"{_tell_target(row['uploaded_to_zstd'], row['target'])}"
         )
         found["export"].append(row)
     found["idle"] = row = compare_idle(server, round(1_000_000 * share))
     say(f"\n{'a pass with nothing new':48}{'ms':>14}{'ratio':>8}{'target':>8}")
     for count, milliseconds in zip(row["entries"], row["milliseconds"], strict=True):
         say(f"{count:>8} entries behind it{milliseconds:>38.2f}")
-    say(f"{row['ratio']:>70.2f}{row['target']:>8.2f}")
+    say(f"{row['ratio']:>70.2f}{_tell_target(row['ratio'], row['target'])}")
     found["rows"] = []
     say(f"\n{'restoring, snapshots':66}{'rows/s':>9}{'COPY':>9}{'ratio':>8}{'target':>8}")
     for row in compare_restoring(server, round(1_000_000 * share)):
         rates = [row.get(f"{which}_rows_per_second", "") for which in ("restore", "copy")]
-        target = "" if row["target"] is None else f"{row['target']:8.2f}"
+        target = _tell_target(row["ratio"], row["target"], least="restore" in row["what"])
         say(f"{row['what']:66}{rates[0]:>9}{rates[1]:>9}{row['ratio']:>8.3f}{target}")
         found["rows"].append(row)
     return found
