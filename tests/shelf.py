@@ -121,7 +121,7 @@ class Shelf:
                 live = describe_table(connection, loader.plan).relation
                 assert dump(connection, loader, loader.target) == dump(connection, loader, live)
         tickets = connection.exec_driver_sql(
-            "SELECT aggregate_name, version, prev_hash, head_hash, body_hash "
+            "SELECT aggregate_name, version, head_hash "
             f"FROM {quote(self.log.schema)}.oplog_ticket WHERE version > 0"
         )
         found = sorted(snapshot.tickets())

@@ -11,13 +11,11 @@ from typing import NamedTuple, Protocol
 
 
 class TicketRow(NamedTuple):
-    """An aggregate's ticket at the snapshot's sequence."""
+    """An aggregate's ticket at the snapshot's sequence: what its next entry goes on from."""
 
     aggregate: str
     version: int
-    prev_hash: bytes
     head_hash: bytes
-    body_hash: bytes
 
 
 class SnapshotLayer(Protocol):

@@ -321,6 +321,5 @@ def _read_tickets(chunk: OpenedChunk) -> Iterator[TicketRow]:
         return
     for line in chunk.rows[:-1].decode().split("\n"):
         texts = [read_copy_field(field) or "" for field in line.split("\t")]
-        aggregate, version, *hashes = texts
-        prev_hash, head_hash, body_hash = [bytes.fromhex(one[2:]) for one in hashes]
-        yield TicketRow(aggregate, int(version), prev_hash, head_hash, body_hash)
+        aggregate, version, head_hash = texts
+        yield TicketRow(aggregate, int(version), bytes.fromhex(head_hash[2:]))

@@ -350,13 +350,7 @@ def _write_tickets(connection: Connection, request: _Request) -> None:
         driver.copy(
             f"COPY {stage} FROM STDIN",
             (
-                print_ticket(
-                    ticket.aggregate,
-                    ticket.version,
-                    prev_hash=ticket.prev_hash,
-                    head_hash=ticket.head_hash,
-                    body_hash=ticket.body_hash,
-                )
+                print_ticket(ticket.aggregate, ticket.version, head_hash=ticket.head_hash)
                 for ticket in request.snapshot.tickets()
             ),
         )

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
+from oplog.chain import ZERO_HASH
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
 from oplog.tables import VERSION, quote
@@ -304,11 +305,13 @@ def print_metadata(metadata: Mapping[int, Sequence[tuple[str, str]]]) -> Iterato
             yield f"{position}\t{ordinal}\t{copy_field(key)}\t{copy_field(value)}\n"
 
 
-def print_ticket(
-    aggregate: str, version: int, *, prev_hash: bytes, head_hash: bytes, body_hash: bytes
-) -> str:
-    """A row for the stage of tickets."""
-    hashes = [_print_bytes(value) for value in (prev_hash, head_hash, body_hash)]
+def print_ticket(aggregate: str, version: int, *, head_hash: bytes) -> str:
+    """A row for the stage of tickets.
+
+    The hashes that say how the newest came about are zeros, until the next entry sets them, or
+    the aggregate's last one is restored as well.
+    """
+    hashes = [_print_bytes(value) for value in (ZERO_HASH, head_hash, ZERO_HASH)]
     return "\t".join([copy_field(aggregate), str(version), *hashes]) + "\n"
 
 

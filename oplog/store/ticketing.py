@@ -13,11 +13,12 @@ TICKET_KEY = "aggregate_name"
 TICKET_COLUMNS = (
     (TICKET_KEY, "text"),
     ("version", "bigint"),
-    ("prev_hash", "bytea"),
     ("head_hash", "bytea"),
-    ("body_hash", "bytea"),
 )
-"""Names and types of all columns."""
+"""Names and types of the columns that the next entry goes on from.
+
+The other hashes say how the newest one came about. They do not compress, and would be most of
+what a snapshot of few changes uploads."""
 REDEEMED = "t.version > 0"
 """Which tickets belong to an entry, called `t`."""
 

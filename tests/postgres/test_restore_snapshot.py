@@ -93,8 +93,7 @@ def take(bench: Bench) -> Snapshot:
     }
     with bench.engine.connect() as connection:
         rows = connection.exec_driver_sql(
-            "SELECT aggregate_name, version, prev_hash, head_hash, body_hash "
-            "FROM oplog.oplog_ticket"
+            "SELECT aggregate_name, version, head_hash FROM oplog.oplog_ticket"
         ).all()
     return Snapshot(len(keep(bench).entries), tables, [TicketRow(*row) for row in rows])
 
