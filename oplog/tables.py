@@ -193,8 +193,13 @@ def _entry_tables(s: str) -> list[str]:
   cursor jsonb NOT NULL,
   position bigint NOT NULL,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
-        # What is in an archive only: each row says how far, and lets its own transaction delete.
-        f"""CREATE TABLE {s}.oplog_pruned (
+        _pruned_table(s),
+    ]
+
+
+def _pruned_table(s: str) -> str:
+    """What is in an archive only: each row says how far, and lets its own transaction delete."""
+    return f"""CREATE TABLE {s}.oplog_pruned (
   number bigint PRIMARY KEY,
   archive_id uuid NOT NULL,
   url text NOT NULL,
@@ -204,8 +209,7 @@ def _entry_tables(s: str) -> list[str]:
   position bigint NOT NULL,
   entries bigint NOT NULL,
   transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-  pruned_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
-    ]
+  pruned_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())"""
 
 
 def _indexes(s: str) -> list[str]:
@@ -221,9 +225,8 @@ def _indexes(s: str) -> list[str]:
     ]
 
 
-def _append_only(s: str) -> list[str]:
-    statements = [
-        f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger
+def _refuse_function(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 BEGIN
   -- Only a member of the owner prunes, in the very transaction that declares what goes. Its id
@@ -240,7 +243,10 @@ BEGIN
       '.', pg_catalog.quote_ident(tg_table_name), ' is refused: the log is append-only'),
     hint = 'what was written stays; record a correction as a new change';
 END $oplog_fn$"""
-    ]
+
+
+def _append_only(s: str) -> list[str]:
+    statements = [_refuse_function(s)]
     for table in ("entry", "metadata", "fence", "type", "log", "pruned"):
         statements += _always(
             s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"

@@ -119,7 +119,9 @@ class _Check:
             self._check_pins(pool, head)
             self._look_for_hidden(pool, head)
         if self._comparison is not None:
-            self._comparison.finish(complete=not any(p for p in self._problems if not p.harmless))
+            # Of a sample the positions are not all known: what was not read is not lost.
+            whole = self._sample is None and all(p.harmless for p in self._problems)
+            self._comparison.finish(complete=whole)
         return self._report(survey, head)
 
     # -- what is reached ------------------------------------------------------------------

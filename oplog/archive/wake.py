@@ -8,7 +8,6 @@ relied upon: where notifications do not arrive (a pooler, say) the worker looks 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 CHANNEL = "oplog_archive"
-_SLICE_SECONDS = 0.5
+_SLICE_SECONDS = 0.2
 """How long being told to stop may go unnoticed."""
 
 
@@ -30,7 +29,8 @@ class Wake:
     def __init__(self, engine: Engine | None) -> None:
         """With an `engine`, notifications on its database end the waiting."""
         self._engine = engine
-        self._interrupted = threading.Event()
+        # No event: a signal handler that sets one may wait for the very code that it stopped.
+        self._interrupted = False
         self._connection: psycopg.Connection[object] | None = None
 
     def __enter__(self) -> Self:
@@ -46,22 +46,22 @@ class Wake:
 
     def interrupt(self) -> None:
         """End the waiting now."""
-        self._interrupted.set()
+        self._interrupted = True
 
     def wait(self, seconds: float) -> None:
         """Return after `seconds`, or as soon as something calls for attention."""
         until = time.monotonic() + seconds
-        while not self._interrupted.is_set():
+        while not self._interrupted:
             left = until - time.monotonic()
             if left <= 0 or self._hear(min(left, _SLICE_SECONDS)):
                 break
-        self._interrupted.clear()
+        self._interrupted = False
 
     def _hear(self, seconds: float) -> bool:
         """Whether a notification came within `seconds`."""
         connection = self._listen()
         if connection is None:
-            self._interrupted.wait(seconds)
+            time.sleep(seconds)
             return False
         try:
             return next(connection.notifies(timeout=seconds, stop_after=1), None) is not None

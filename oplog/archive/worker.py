@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,14 +74,15 @@ class SyncLoop:
         self._wake = wake
         self._on_pass = on_pass
         self._clock = clock
-        self._stopped = threading.Event()
+        self._stopped = False
         self._failures = 0
         self._held_since: float | None = None
         self._held_head = -1
 
     def stop(self) -> None:
         """End `run` after what it is doing now: the head in the making, or the chore."""
-        self._stopped.set()
+        # Plain, so that a signal handler may do it wherever it comes.
+        self._stopped = True
         self._wake.interrupt()
 
     def run(self) -> None:
@@ -95,7 +95,7 @@ class SyncLoop:
         now = self._clock()
         due = {chore.name: now + chore.first_seconds for chore in self._chores}
         with self._wake:
-            while not self._stopped.is_set():
+            while not self._stopped:
                 try:
                     report = self._publish()
                 except (StoreUnavailableError, DBAPIError, PoolTimeoutError) as error:
@@ -104,11 +104,11 @@ class SyncLoop:
                 self._failures = 0
                 if report is not None:
                     self._on_pass(report)
-                    self._do_chores(due)
                     if self._exporter.unfinished:
                         continue
+                    self._do_chores(due)
                 # Also after a head: one for every commit would cost a request for every commit.
-                if not self._stopped.is_set():
+                if not self._stopped:
                     self._wake.wait(self._interval)
 
     def _publish(self) -> SyncReport | None:
@@ -136,11 +136,11 @@ class SyncLoop:
         longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2.0 ** min(self._failures, 60))
         _logger.warning("publishing failed, trying again: %s", error)
         # Jitter, so that workers that failed together do not come back together.
-        self._stopped.wait(random.uniform(longest / 2, longest))  # noqa: S311
+        self._wake.wait(random.uniform(longest / 2, longest))  # noqa: S311
 
     def _do_chores(self, due: dict[str, float]) -> None:
         for chore in self._chores:
-            if self._stopped.is_set() or self._clock() < due[chore.name]:
+            if self._stopped or self._clock() < due[chore.name]:
                 continue
             try:
                 chore.run()

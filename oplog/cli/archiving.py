@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from oplog.archive.export import SyncReport
 from oplog.archive.worker import INTERVAL_SECONDS
-from oplog.cli.invocation import Invocation, say
+from oplog.cli.invocation import Invocation
 from oplog.cli.option import (
     archive_option,
     fork_option,
@@ -90,8 +90,8 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
                 check_hours=options["check_hours"] or None,
                 on_pass=tally.add,
             )
-            say(f"publishing to {escape(archive.url)}")
-            run_until_signal(worker.run, stop=worker.stop)
+            doing = f"publishing to {escape(archive.url)}"
+            run_until_signal(worker.run, stop=worker.stop, doing=doing)
             report = tally.total
         else:
             report = log.sync(engine, archive, fork=fork)

@@ -20,6 +20,7 @@ from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
 from oplog.cli.option import debug_option, json_option, single_writer_option
+from oplog.cli.pruning import prune
 from oplog.cli.rebuilding import replay, verify
 from oplog.cli.resolving import resolve
 from oplog.cli.restoring import follow, recover, restore
@@ -76,6 +77,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants),
+    *(fork, grants, prune),
 ):
     program.add_command(_command)

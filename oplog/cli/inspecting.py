@@ -6,7 +6,8 @@ is shown is what is read, never the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import click
 from sqlalchemy.engine import Connection
 
+from oplog.archive.archive import Archive
 from oplog.cli.argument import PLACE, parse_key, parse_metadata
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     archive_option,
     pass_invocation,
+    reach_option,
     redact_option,
     standard_options,
 )
@@ -35,6 +38,7 @@ from oplog.cli.presentation import (
     to_json_value,
 )
 from oplog.cli.standing import judge_standing, read_standing, show_standing
+from oplog.entry import LoggedEntry
 from oplog.facade import Oplog
 from oplog.premise import judge_activity
 from oplog.store.activity import read_activity
@@ -204,6 +208,7 @@ def _show_open(transactions: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--after", type=PLACE, help="Only entries after this place.")
 @click.option("--through", type=PLACE, help="Only entries up to this place.")
 @redact_option
+@reach_option
 @standard_options
 @pass_invocation
 def tail(
@@ -215,17 +220,18 @@ def tail(
     after: int | datetime | None,
     through: int | datetime | None,
     redact: bool,
+    reach: str | None,
 ) -> None:
     """The last entries, oldest first: what was done, to what, by whom.
 
     A time without a zone is UTC.
     """
     metadata = parse_metadata(pairs)
-    log = invocation.load_log()
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
     with invocation.connect() as connection:
         log.store.require_current(connection)
-        first, last = (_find_position(log, connection, place) for place in (after, through))
-        if count:
+        first, last = (_find_position(log, connection, p, archive) for p in (after, through))
+        if count and archive is None:
             flat = tuple((key, value) for key, values in metadata.items() for value in values)
             first = find_tail_start(
                 connection,
@@ -233,30 +239,52 @@ def tail(
                 schema=log.schema,
                 count=count,
             )
-        entries = log.read(
-            connection, aggregate=aggregate, metadata=metadata, after=first, through=last
+        entries: Iterable[LoggedEntry] = log.read(
+            connection,
+            aggregate=aggregate,
+            metadata=metadata,
+            after=first,
+            through=last,
+            archive=archive,
         )
+        if count and archive is not None:
+            # What the database has no longer cannot be counted from its end.
+            entries = deque(entries, maxlen=count)
         invocation.emit(
             lambda: [entry_to_json(entry, redact=redact) for entry in entries],
             lambda: (line for entry in entries for line in show_entry(entry, redact=redact)),
         )
 
 
-def _find_position(log: Oplog, connection: Connection, place: int | datetime | None) -> int | None:
+def _find_position(
+    log: Oplog,
+    connection: Connection,
+    place: int | datetime | None,
+    archive: Archive | None,
+) -> int | None:
     if not isinstance(place, datetime):
         return place
     snapshot = log.store.read_snapshot(connection)
-    return log.store.find_position(connection, place, snapshot=snapshot)
+    found = log.store.find_position(connection, place, snapshot=snapshot)
+    if archive is None:
+        return found
+    return max(found, log.open_source(archive).find_position(connection, place, snapshot=""))
 
 
 @click.command()
 @click.argument("type_name", metavar="TYPE")
 @click.argument("key_texts", metavar="KEY...", nargs=-1, required=True)
 @redact_option
+@reach_option
 @standard_options
 @pass_invocation
 def history(
-    invocation: Invocation, *, type_name: str, key_texts: tuple[str, ...], redact: bool
+    invocation: Invocation,
+    *,
+    type_name: str,
+    key_texts: tuple[str, ...],
+    redact: bool,
+    reach: str | None,
 ) -> None:
     """Every change of one row, oldest first.
 
@@ -264,13 +292,13 @@ def history(
     KEY is the row's primary key as Postgres prints it. A key of several columns is given as
     several arguments, in the key's order, or each as column=value.
     """
-    log = invocation.load_log()
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
     declared = log.catalog.find_types(type_name)[0]
     texts = parse_key(key_texts, [column.name for column in declared.table.primary_key])
     with invocation.connect() as connection:
         log.store.require_current(connection)
         key = read_key(connection, declared.table, texts=texts)
-        changes = log.history(connection, declared.table, key)
+        changes = log.history(connection, declared.table, key, archive=archive)
     document = {
         "type": type_name,
         "key": to_json_value(key),

@@ -98,11 +98,15 @@ class Invocation:
 
     def find_archive(self) -> Archive | None:
         """The archive that was named; None if none was."""
-        if not self.archive:
+        return self.reach_archive(self.archive)
+
+    def reach_archive(self, url: str | None) -> Archive | None:
+        """The archive at `url`; None for none."""
+        if not url:
             return None
-        if self.archive.lower().startswith("memory:"):
+        if url.lower().startswith("memory:"):
             raise click.UsageError("memory:// ends with this process; name a store that stays")
-        return open_archive(self.archive, single_writer=self.single_writer)
+        return open_archive(url, single_writer=self.single_writer)
 
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
         """Print the answer on stdout: one JSON document, or lines of text as they come."""

@@ -67,6 +67,16 @@ def archive_option(function: F) -> F:
     )(function)
 
 
+def reach_option(function: F) -> F:
+    """`--archive` of a command that reads the log: only said here it is read from, at its price."""
+    return click.option(
+        "--archive",
+        "reach",
+        metavar="URL",
+        help="Read from this archive what it has, also what was pruned from the database.",
+    )(function)
+
+
 def archive_argument(function: F) -> F:
     """`ARCHIVE`: the same in words that read well: restore ARCHIVE --database URL."""
     argument = click.argument(

@@ -14,7 +14,7 @@ import click
 
 from oplog.cli.argument import PLACE
 from oplog.cli.invocation import Invocation, say
-from oplog.cli.option import pass_invocation, redact_option, standard_options
+from oplog.cli.option import pass_invocation, reach_option, redact_option, standard_options
 from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import (
     REDACTED,
@@ -38,18 +38,23 @@ from oplog.replay import Difference, VerifyReport
     help="Where the tables are made. Those of an earlier replay there are replaced.",
 )
 @click.option("--through", type=PLACE, help="Up to this place; the default is the whole log.")
+@reach_option
 @standard_options
 @pass_invocation
-def replay(invocation: Invocation, *, into: str, through: int | datetime | None) -> None:
+def replay(
+    invocation: Invocation, *, into: str, through: int | datetime | None, reach: str | None
+) -> None:
     """Rebuild every logged table from the log alone.
 
     The tables are made in another schema. All or nothing: it is one transaction. A time
     without a zone is UTC. The digest is the same for the same rows.
     """
-    log = invocation.load_log()
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
     with invocation.connect(read_only=False, commit=True) as connection:
         with show_progress("replaying") as progress:
-            report = log.replay(connection, into=into, through=through, progress=progress)
+            report = log.replay(
+                connection, into=into, through=through, progress=progress, archive=archive
+            )
         document = {
             "into": into,
             "rows": report.rows,
@@ -76,17 +81,18 @@ def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
     help="Differences to describe; all are counted.",
 )
 @redact_option
+@reach_option
 @standard_options
 @pass_invocation
-def verify(invocation: Invocation, *, limit: int, redact: bool) -> int:
+def verify(invocation: Invocation, *, limit: int, redact: bool, reach: str | None) -> int:
     """Compare every logged table with the log.
 
     Row by row and column by column, in one snapshot, so the application may go on writing.
     Nothing is repaired, and nothing is left behind. Exit code 3 when there are differences.
     """
-    log = invocation.load_log()
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
     with invocation.connect(read_only=False) as connection, show_progress("verifying") as progress:
-        report = log.verify(connection, limit=limit, progress=progress)
+        report = log.verify(connection, limit=limit, progress=progress, archive=archive)
     invocation.emit(
         lambda: _report_to_json(report, redact=redact),
         lambda: _show_report(report, redact=redact),

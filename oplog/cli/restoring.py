@@ -129,8 +129,8 @@ def follow(invocation: Invocation, *, once: bool, interval: float, name: str) ->
         if once:
             report = follower.look()
         else:
-            say(f"following {escape(archive.url)}")
-            report = run_until_signal(follower.run, stop=follower.stopped.set)
+            doing = f"following {escape(archive.url)}"
+            report = run_until_signal(follower.run, stop=follower.stopped.set, doing=doing)
     document = asdict(report)
     invocation.emit(lambda: document, lambda: _show_follow(document))
 

@@ -20,8 +20,11 @@ T = TypeVar("T")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run_until_signal(work: Callable[[], T], *, stop: Callable[[], None]) -> T:
-    """What `work` returns; the first SIGTERM or SIGINT calls `stop`, a second one kills."""
+def run_until_signal(work: Callable[[], T], *, stop: Callable[[], None], doing: str) -> T:
+    """What `work` returns; the first SIGTERM or SIGINT calls `stop`, a second one kills.
+
+    `doing` is said once signals are heard.
+    """
 
     def receive(number: int, _frame: FrameType | None) -> None:
         for one in _SIGNALS:
@@ -30,6 +33,7 @@ def run_until_signal(work: Callable[[], T], *, stop: Callable[[], None]) -> T:
         stop()
 
     before = {number: signal.signal(number, receive) for number in _SIGNALS}
+    say(doing)
     try:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(work).result()

@@ -1,30 +1,23 @@
 """A store that answers wrongly, late or not at all, under a whole worker: D01-D04, D08, D09.
 
-The store is a real client's, the server a stub that does as it is told. Beside the product
-stands a publisher as one would write it without thinking: what it loses on the same faults shows
-that they are real.
+The store is a real client's, the server a stub that does as it is told.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import sqlalchemy as sa
 
-from oplog import ArchiveStepDone, Event, Oplog
+from oplog import Oplog
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.objectstore.retry import Patience
-from oplog.archive.step import Step
 from oplog.errors import (
-    ArchiveError,
     HeadRolledBackError,
-    LeaseLostError,
     ManifestInvalidError,
     ObjectConflictError,
     SegmentCorruptError,
@@ -32,16 +25,13 @@ from oplog.errors import (
     StoreUnavailableError,
 )
 from oplog.facade.worker import SyncWorker
-from tests.concurrency.workload import Customer, Invoice, Member
 from tests.logged import LoggedDatabase
 from tests.published import (
     add_customers,
     check_archive,
     check_whole,
-    copy_objects,
     open_fresh,
     open_workload,
-    read_database,
 )
 from tests.s3stub import Fault, Request, S3Stub
 
@@ -402,141 +392,3 @@ def test_an_emptied_bucket_is_no_new_archive(
     with pytest.raises(HeadRolledBackError):
         sync(logged, store)
     assert stub.objects == {}
-
-
-# -- the three ways to upload wrongly -------------------------------------------------------
-
-
-@dataclass
-class NaivePublisher:
-    """Segments and a manifest that lists them: each step is fine, the order is not."""
-
-    store: ObjectStore
-    manifest_first: bool = False
-    forgives: bool = False
-    pause: Callable[[], None] = lambda: None
-
-    def read_manifest(self) -> list[str]:
-        data = self.store.get("naive/manifest", most=1 << 20)
-        return [] if data is None else list(json.loads(data))
-
-    def read(self) -> list[bytes | None]:
-        return [self.store.get(path, most=1 << 20) for path in self.read_manifest()]
-
-    def publish(self, name: str, parts: list[bytes]) -> None:
-        known = self.read_manifest()
-        self.pause()
-        paths = [f"naive/{name}-{number}" for number in range(len(parts))]
-        if self.manifest_first:
-            self._put_manifest(known + paths)
-        with ThreadPoolExecutor(1) as pool:
-            uploads = [
-                pool.submit(self.store.put, path, part)
-                for path, part in zip(paths, parts, strict=True)
-            ]
-        for upload in uploads:
-            with suppress(*(ArchiveError,) if self.forgives else ()):
-                upload.result()
-        if not self.manifest_first:
-            self._put_manifest(known + paths)
-
-    def _put_manifest(self, paths: list[str]) -> None:
-        self.store.put("naive/manifest", json.dumps(paths).encode())
-
-
-PARTS = [b"one", b"two", b"three"]
-
-
-def test_a_manifest_before_its_content(
-    logged: LoggedDatabase, stub: S3Stub, store: ObjectStore
-) -> None:
-    """Out of order: whoever reads in between, or after a death in between, finds holes."""
-    naive = NaivePublisher(store, manifest_first=True)
-    stub.plan(DENIED, times=1, method="PUT", path="naive/a-1")
-    with pytest.raises(StorageConfigError):
-        naive.publish("a", PARTS)
-    assert naive.read() == [b"one", None, b"three"]
-
-    add_customers(logged, 1, 8)
-    refused = 0
-    for number in range(1, 6):
-        stub.plan(Fault(), times=number, method="PUT")
-        stub.plan(DENIED, times=1, method="PUT")
-        try:
-            sync(logged, store)
-        except StorageConfigError:
-            refused += 1
-        check_whole(store)
-        stub.forget()
-    assert refused > 2
-    sync(logged, store)
-    check_archive(store, logged.engine)
-
-
-def test_two_publishers_at_once(logged: LoggedDatabase, stub: S3Stub, store: ObjectStore) -> None:
-    """Interleaved: both read, both write, and what the first one wrote is lost."""
-    second = NaivePublisher(store)
-    NaivePublisher(store, pause=lambda: second.publish("b", PARTS)).publish("a", PARTS)
-    assert second.read_manifest() == ["naive/a-0", "naive/a-1", "naive/a-2"]
-
-    for number, step in enumerate((Step.READ_NEWS, Step.PUT_SEGMENT, Step.PUT_TYPES)):
-        add_customers(logged, number * 10 + 1, number * 10 + 8)
-        if number:
-            add_type(logged, number)
-        overtaken: list[int] = []
-
-        def overtake(event: Event, step: Step = step, seen: list[int] = overtaken) -> None:
-            if isinstance(event, ArchiveStepDone) and event.step == step and not seen:
-                seen.append(seize(logged, store))
-
-        log = Oplog(logged.log.catalog, plaintext=True, on_event=overtake)
-        with pytest.raises(LeaseLostError) as caught:
-            print(step, sync(logged, store, log), overtaken)
-        assert caught.value.exit_code == 11
-        assert overtaken != [0]
-        check_whole(store)
-        sync(logged, store)
-        check_archive(store, logged.engine)
-    assert len(copy_objects(store)) == len(stub.objects) - 4
-
-
-def add_type(logged: LoggedDatabase, number: int) -> None:
-    """An entry of one more type, so that there are types to be published."""
-    rows = [Invoice(id=1, customer_id=1, amount=1), Member(id=1, team="a")]
-    with logged.sessions.begin() as session:
-        session.add(rows[number - 1])
-
-
-def seize(logged: LoggedDatabase, store: ObjectStore) -> int:
-    """Another process publishes a page although the lease is taken."""
-    exporter = logged.log.make_exporter(open_fresh(store), page_entries=4, segment_bytes=300)
-    return exporter.publish_page(logged.engine, seize=True).entries
-
-
-def test_an_upload_that_fails_among_others(
-    logged: LoggedDatabase, stub: S3Stub, store: ObjectStore
-) -> None:
-    """Partial: one of several failed, and the rest was taken for the whole."""
-    naive = NaivePublisher(store, forgives=True)
-    stub.plan(DENIED, times=1, method="PUT", path="naive/a-1")
-    naive.publish("a", PARTS)
-    assert naive.read() == [b"one", None, b"three"]
-
-    with logged.sessions.begin() as session:
-        session.add_all([Customer(id=number, name="x" * 50) for number in range(20)])
-    expected, _ = read_database(logged.engine)
-    segments = 0
-    while True:
-        stub.plan(Fault(), times=segments, method="PUT")
-        stub.plan(DENIED, times=1, method="PUT")
-        try:
-            sync(logged, store)
-        except StorageConfigError:
-            # The transaction is there whole, or it is not there.
-            assert check_whole(store) in ([], expected)
-        segments += 1
-        if segments > 12:
-            break
-    stub.forget()
-    sync(logged, store)
-    check_archive(store, logged.engine)

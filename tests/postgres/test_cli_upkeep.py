@@ -46,6 +46,8 @@ def test_check(shop: Shop) -> None:
     assert out.startswith("sound: ")
     assert out.endswith("through sequence 5 of generation 0, not compared with a database\n")
     assert err == NOISE
+    # What is not read is not taken for lost.
+    assert shop.ask("check", "--sample", "0%")["ok"] is True
     (shop.directory / "keyring.json").unlink()
     assert shop.ask("--app", "worker:log", "check")["ok"] is True
 
@@ -103,6 +105,32 @@ def test_pins(shop: Shop) -> None:
     assert shop.ask("unpin", "before-the-migration") == {"pins": [pinned]}
     assert shop.ask("unpin", "before-the-migration", code=2)["error"] == "ConfigurationError"
     assert shop.ask("pin", "../../HEAD", code=3)["error"] == "ManifestInvalidError"
+
+
+# -- prune --------------------------------------------------------------------------------------
+
+
+def test_prune(shop: Shop) -> None:
+    before = shop.ask("tail")
+    digest = shop.ask("replay")["digest"]
+    assert shop.ask("prune", "--keep", "90d")["entries"] == 0
+    would = shop.ask("prune", "--keep", "0s", "--dry-run")
+    assert (would["dry_run"], would["entries"]) == (True, 5)
+    assert shop.ask("tail") == before
+    out, err = shop.call("prune", "--keep", "0s")
+    assert out.startswith("5 entries removed\n")
+    assert err == NOISE
+    assert shop.ask("tail") == []
+    assert shop.ask("verify", code=2)["error"] == "PrunedError"
+    reach = ("--archive", shop.archive)
+    positions = [entry["position"] for entry in before]
+    assert [entry["position"] for entry in shop.ask("tail", *reach)] == positions
+    assert [e["position"] for e in shop.ask("tail", "-n", "2", *reach)] == positions[-2:]
+    moment = before[-2]["recorded_at"]
+    assert [e["position"] for e in shop.ask("tail", "--after", moment, *reach)] == positions[-1:]
+    assert shop.ask("verify", *reach)["ok"] is True
+    assert shop.ask("replay", *reach)["digest"] == digest
+    assert len(shop.ask("history", "account", "1", *reach)["changes"]) == 2
 
 
 # -- forks --------------------------------------------------------------------------------------

@@ -125,3 +125,17 @@ def test_verify_sees_the_moment_of_its_tables(bench: Bench) -> None:
         prune_small(bench, archive)
         verdict = bench.log.verify(connection, archive=reopen(archive))
     assert verdict.ok
+
+
+def test_a_low_position_that_was_committed_late(bench: Bench) -> None:
+    archive = open_memory()
+    with open_plain(bench.engine).connect() as held:
+        held.exec_driver_sql("SELECT oplog.oplog_mark(ARRAY['why'], ARRAY['slow'])")
+        write_random(bench, random.Random(5), 3)
+        sync(bench, archive)
+        held.commit()
+    before = ask_everything(bench, [])
+    assert ask_everything(bench, [], archive=reopen(archive)) == before
+    prune_small(bench, archive)
+    assert len(list_positions(bench)) == 1
+    assert ask_everything(bench, [], archive=reopen(archive)) == before

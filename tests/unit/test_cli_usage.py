@@ -124,6 +124,12 @@ def test_version(run: Run) -> None:
         (["sync", "--follow", "--snapshot-entries", "0"], "0 is not in the range"),
         (["status", "--max-lag", "-1"], "-1.0 is not in the range"),
         (["restore", "--through", "1.5"], "neither a position nor a time"),
+        (["prune"], "Missing option '--keep'"),
+        (["prune", "--keep", "90"], "is not a duration such as 90d"),
+        (["prune", "--keep", "-1d"], "is not a duration such as 90d"),
+        (["prune", "--keep", "9999999999d"], "is too long"),
+        (["check", "--sample", "101%"], "is not a share such as 5%"),
+        (["collect", "--drop-log"], "--drop-log needs --keep-snapshots"),
         (["follow", "one", "two"], "unexpected extra argument (two)"),
     ],
 )

@@ -1,0 +1,393 @@
+"""The worker in a thread: soon when there is something, quiet when there is nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from oplog import ArchiveStepDone, Event, Oplog, SyncReport
+from oplog.archive.export import Exporter
+from oplog.archive.objectstore.memory import MemoryStore
+from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.path import LATEST
+from oplog.archive.step import Step
+from oplog.archive.wake import Wake, call_worker
+from oplog.archive.worker import SyncLoop
+from oplog.errors import (
+    ArchiveLagError,
+    ChainBrokenError,
+    ConfigurationError,
+    DecodeError,
+    SealError,
+    StoreUnavailableError,
+)
+from oplog.facade.worker import SyncWorker
+from oplog.store import EntryFilter
+from tests.concurrency.workload import Customer
+from tests.faulty_store import LOSE_REQUEST, Call, Fault, FaultyStore
+from tests.logged import LoggedDatabase
+from tests.pgbouncer import open_pgbouncer
+from tests.published import (
+    add_customers,
+    check_archive,
+    open_fresh,
+    open_workload,
+    read_database,
+    read_log,
+)
+
+pytestmark = pytest.mark.postgres
+
+NEVER = 3600.0
+
+
+@pytest.fixture
+def logged(database_url: sa.URL) -> LoggedDatabase:
+    return open_workload(database_url)
+
+
+class Passes:
+    """What a worker reported, and waiting for more of it."""
+
+    def __init__(self) -> None:
+        self.reports: list[SyncReport] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, report: SyncReport) -> None:
+        with self._changed:
+            self.reports.append(report)
+            self._changed.notify_all()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, 60)
+
+    def wait_for_idle(self, count: int = 1) -> None:
+        """Until that many more passes found nothing."""
+        target = self._count_idle() + count
+        self.wait_for(lambda: self._count_idle() >= target)
+
+    def _count_idle(self) -> int:
+        return sum(1 for report in self.reports if not report.entries)
+
+
+@contextmanager
+def running(
+    logged: LoggedDatabase, store: ObjectStore, *, engine: Engine | None = None, **settings: Any
+) -> Iterator[tuple[SyncWorker, Passes]]:
+    """A worker that runs until the block ends, and ended well."""
+    passes = Passes()
+    failures: list[BaseException] = []
+    worker = SyncWorker(
+        logged.log,
+        engine or logged.engine,
+        open_fresh(store),
+        on_pass=passes,
+        check_hours=None,
+        **settings,
+    )
+
+    def run() -> None:
+        try:
+            worker.run()
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield worker, passes
+    finally:
+        worker.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert failures == []
+
+
+def test_whoever_waits_for_the_archive_wakes_the_worker(logged: LoggedDatabase) -> None:
+    store = MemoryStore("test")
+    with running(logged, store, interval_seconds=NEVER) as (_, passes):
+        passes.wait_for_idle()
+        for number in range(1, 6):
+            with logged.sessions.begin() as session:
+                session.add(Customer(id=number, name="x"))
+            receipts = logged.log.receipts(session)
+            archive = open_fresh(store)
+            found = logged.log.wait_until_archived(
+                receipts, archive, engine=logged.engine, timeout=60
+            )
+            assert found == number
+        # Nobody calls, and it does not look by itself.
+        with logged.sessions.begin() as session:
+            session.add(Customer(id=99, name="x"))
+        receipts = logged.log.receipts(session)
+        with pytest.raises(ArchiveLagError, match="1 entries are not in"):
+            logged.log.wait_until_archived(receipts, open_fresh(store), timeout=0.05)
+        call_worker(logged.engine)
+        logged.log.wait_until_archived(receipts, open_fresh(store), timeout=60)
+    check_archive(store, logged.engine)
+
+
+def test_it_looks_by_itself_where_it_hears_nothing(logged: LoggedDatabase) -> None:
+    store = MemoryStore("test")
+    with running(logged, store, interval_seconds=0.01, listen=False) as (_, passes):
+        add_customers(logged, 1, 3)
+        passes.wait_for(lambda: sum(report.entries for report in passes.reports) == 3)
+    check_archive(store, logged.engine)
+
+
+def test_it_publishes_through_a_pooler(logged: LoggedDatabase, database_url: sa.URL) -> None:
+    """Which passes no notification on: time alone wakes the worker, and that is enough."""
+    store = MemoryStore("test")
+    with open_pgbouncer(database_url, size=2) as url:
+        pooled = sa.create_engine(url, connect_args={"prepare_threshold": None})
+        with running(logged, store, engine=pooled, interval_seconds=0.05) as (_, passes):
+            passes.wait_for_idle()
+            add_customers(logged, 1, 3)
+            passes.wait_for(lambda: sum(report.entries for report in passes.reports) == 3)
+        pooled.dispose()
+    check_archive(store, logged.engine)
+
+
+def test_stopped_while_it_waits_or_before_it_began(logged: LoggedDatabase) -> None:
+    store = MemoryStore("test")
+    for listen in (True, False):
+        with running(logged, store, interval_seconds=NEVER, listen=listen) as (worker, passes):
+            passes.wait_for_idle()
+            worker.stop()
+    worker = SyncWorker(logged.log, logged.engine, open_fresh(store), check_hours=None)
+    worker.stop()
+    worker.run()
+
+
+def test_idle_it_writes_nothing_and_asks_little(logged: LoggedDatabase) -> None:
+    add_customers(logged, 1, 3)
+    store = FaultyStore(MemoryStore("test"))
+    logged.log.sync(logged.engine, open_fresh(store))
+    statements: Counter[str] = Counter()
+
+    def count(*arguments: Any) -> None:
+        statements[arguments[2].split()[0]] += 1
+
+    sa.event.listen(logged.engine, "before_cursor_execute", count)
+    store.calls.clear()
+    with running(logged, store, interval_seconds=0.001, listen=False) as (_, passes):
+        passes.wait_for_idle(10)
+    idle = len(passes.reports)
+    assert {call.operation for call in store.calls} <= {"get", "head"}
+    # The hint, the newest head, that there is none after it, the one before.
+    assert len(store.calls) <= 4 * idle
+    assert set(statements) <= {"SET", "SELECT"}
+    assert sum(statements.values()) <= 12 * idle
+
+
+def test_lag_in_numbers(logged: LoggedDatabase) -> None:
+    store = MemoryStore("test")
+    archive = open_fresh(store)
+    worker = SyncWorker(logged.log, logged.engine, archive, check_hours=None)
+    assert (worker.measure_lag().entries, worker.measure_lag().lag_seconds) == (0, 0.0)
+    add_customers(logged, 1, 3)
+    assert worker.measure_lag().entries == 3
+    assert worker.measure_lag().sequence == 0
+    logged.log.sync(logged.engine, archive)
+    assert (worker.measure_lag().entries, worker.measure_lag().sequence) == (0, 3)
+    add_customers(logged, 4, 5)
+    lag = worker.measure_lag()
+    assert (lag.entries, lag.sequence) == (2, 3)
+    with logged.engine.connect() as connection:
+        age = connection.exec_driver_sql(
+            "SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 "
+            "FROM oplog.oplog_entry ORDER BY id OFFSET 3 LIMIT 1"
+        ).scalar_one()
+    assert 0 < lag.lag_seconds <= age
+
+
+def test_lag_in_the_middle_of_a_backlog(logged: LoggedDatabase) -> None:
+    """C09: also while the place is inside a page, and with what commits late."""
+    add_customers(logged, 1, 10)
+    exporter = logged.log.make_exporter(open_fresh(MemoryStore("test")), page_entries=3)
+    for done in (3, 6, 9, 10):
+        exporter.publish_page(logged.engine)
+        lag = logged.log.measure_lag(logged.engine, exporter.archive)
+        assert (lag.entries, lag.sequence) == (10 - done, done)
+
+
+def test_a_worker_that_is_slower_than_writers(logged: LoggedDatabase) -> None:
+    """C09, C11: pages of bounded size, none skipped, and what commits late is not lost."""
+    sizes: list[tuple[str, int]] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, ArchiveStepDone) and event.step in (Step.PUT_SEGMENT, Step.READ_NEWS):
+            sizes.append((event.step, event.bytes))
+
+    store = MemoryStore("test")
+    log = Oplog(logged.log.catalog, plaintext=True, on_event=see)
+    exporter = log.make_exporter(open_fresh(store), page_entries=10, segment_bytes=2000)
+    with logged.sessions() as slow:
+        slow.add(Customer(id=5000, name="open all the time"))
+        slow.flush()
+        add_customers(logged, 1, 25)
+        for first in range(100, 400, 100):
+            exporter.publish_page(logged.engine)
+            add_customers(logged, first, first + 24)
+        slow.commit()
+    before = len(sizes)
+    report = exporter.publish_all(logged.engine)
+    assert report.entries > 30
+    assert len(sizes) > before
+    assert max(size for step, size in sizes if step == Step.PUT_SEGMENT) < 8000
+    assert sum(1 for step, _ in sizes if step == Step.READ_NEWS) > 5
+    check_archive(store, logged.engine)
+
+
+def test_a_transaction_of_thousands(logged: LoggedDatabase) -> None:
+    """C12: it is published at once or not at all, and never read in part."""
+    sizes: list[int] = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, ArchiveStepDone) and event.step == Step.PUT_SEGMENT:
+            sizes.append(event.bytes)
+
+    with logged.sessions.begin() as session:
+        session.add_all(Customer(id=number, name="y" * 40) for number in range(1, 5001))
+    add_customers(logged, 9000, 9000)
+    store = MemoryStore("test")
+    log = Oplog(logged.log.catalog, plaintext=True, on_event=see)
+    exporter = log.make_exporter(open_fresh(store), page_entries=1000, segment_bytes=100_000)
+    assert exporter.publish_page(logged.engine).entries == 5000
+    assert exporter.publish_page(logged.engine).entries == 1
+    assert len(sizes) > 4
+    assert max(sizes) < 4 * 100_000
+    check_archive(store, logged.engine)
+
+
+# -- entries that nobody can read -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data = overlay(data placing '\\x00'::bytea from 5)",
+        "data = ''::bytea",
+        "entry_hash = overlay(entry_hash placing '\\x00000000'::bytea from 3)",
+        "format = 7, data = '\\xdeadbeef'::bytea",
+    ],
+)
+def test_a_poisoned_entry_is_carried_as_it_is(logged: LoggedDatabase, change: str) -> None:
+    """C10: it stops nobody, and whoever reads the archive finds it."""
+    add_customers(logged, 1, 5)
+    logged.execute(
+        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
+        f"UPDATE oplog.oplog_entry SET {change} WHERE aggregate_name = 'customer/3'",
+        "ALTER TABLE oplog.oplog_entry ENABLE ALWAYS TRIGGER oplog_append_only",
+    )
+    store = MemoryStore("test")
+    assert logged.log.sync(logged.engine, open_fresh(store)).entries == 5
+    archive = open_fresh(store)
+    archived, _ = read_log(archive, archive.read_head())
+    assert archived == read_database(logged.engine)[0]
+    source = logged.log.open_source(archive)
+    with logged.engine.connect() as connection:
+        reader = logged.log.open_reader(connection, source=source)
+        with pytest.raises((ChainBrokenError, DecodeError, SealError)) as caught:
+            list(reader.read(EntryFilter(), snapshot=""))
+    assert "customer/3" in str(caught.value)
+
+
+# -- what ends it, and what does not --------------------------------------------------------
+
+
+def test_an_engine_that_commits_by_itself_is_refused(logged: LoggedDatabase) -> None:
+    """Nothing would be read, published and acknowledged in one transaction."""
+    add_customers(logged, 1, 1)
+    store = MemoryStore("test")
+    engine = sa.create_engine(logged.engine.url, isolation_level="AUTOCOMMIT")
+    with pytest.raises(ConfigurationError) as caught:
+        logged.log.sync(engine, open_fresh(store))
+    assert "AUTOCOMMIT" in str(caught.value)
+    assert list(store.list("")) == []
+    engine.dispose()
+
+
+class Away(Exporter):
+    """Fails for long, then publishes."""
+
+    failures = 1100
+
+    def publish_page(self, engine: Engine, *, seize: bool = False) -> SyncReport:
+        self.failures -= 1
+        if self.failures:
+            raise StoreUnavailableError("away", hint="a planned fault")
+        return super().publish_page(engine, seize=seize)
+
+
+def test_an_outage_of_any_length_is_waited_out(logged: LoggedDatabase) -> None:
+    """More failures than a number has bits: the pause grows to its limit and no further."""
+    store = MemoryStore("test")
+    add_customers(logged, 1, 1)
+    exporter = Away(open_fresh(store), schema="oplog", emit=lambda *_: None)
+    loop: SyncLoop
+
+    def end(report: SyncReport) -> None:
+        del report
+        loop.stop()
+
+    loop = SyncLoop(exporter, logged.engine, interval_seconds=0.0, wake=Wake(None), on_pass=end)
+    loop.run()
+    assert exporter.failures == 0
+    check_archive(store, logged.engine)
+
+
+def test_a_store_that_fails_while_another_has_the_lease(logged: LoggedDatabase) -> None:
+    """Looking whether the other one gets on is a request as well, and may fail."""
+    store = MemoryStore("test")
+    add_customers(logged, 1, 4)
+    logged.log.sync(logged.engine, open_fresh(store))
+    add_customers(logged, 5, 8)
+    hints: list[Call] = []
+    waited = threading.Event()
+
+    def plan(call: Call) -> Fault | None:
+        if (call.operation, call.path) != ("get", LATEST):
+            return None
+        hints.append(call)
+        if len(hints) == 3:
+            waited.set()
+        # The second one is that of a worker which was refused the lease.
+        return LOSE_REQUEST if len(hints) == 2 else None
+
+    reports: list[SyncReport] = []
+    loop: SyncLoop
+
+    def end(report: SyncReport) -> None:
+        reports.append(report)
+        loop.stop()
+
+    loop = SyncLoop(
+        logged.log.make_exporter(open_fresh(FaultyStore(store, plan))),
+        logged.engine,
+        interval_seconds=0.01,
+        wake=Wake(None),
+        on_pass=end,
+    )
+    thread = threading.Thread(target=loop.run)
+
+    def run_beside(event: Event) -> None:
+        if isinstance(event, ArchiveStepDone) and event.step == Step.PUT_SEGMENT:
+            thread.start()
+            assert waited.wait(60)
+
+    log = Oplog(logged.log.catalog, plaintext=True, on_event=run_beside)
+    exporter = log.make_exporter(open_fresh(store))
+    assert exporter.publish_page(logged.engine).entries == 4
+    thread.join(60)
+    assert [report.entries for report in reports] == [0]
+    check_archive(store, logged.engine)
