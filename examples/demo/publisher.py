@@ -1,7 +1,7 @@
 """A worker that publishes the log to an archive, a process of its own.
 
-Says when everything is published, and when a snapshot is. Told to, it stops between two requests
-to the store, says so, and waits for its end. SIGTERM ends it politely.
+Says when everything is published, a snapshot included unless it is to be stopped. Told to, it
+stops between two requests to the store, says so, and waits for its end. SIGTERM ends it politely.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ class Publisher:
 
     def __init__(self, *, stopping: bool) -> None:
         self._stopping = stopping
+        self._complete = stopping
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
-        """The first pass takes all that is there: from here on, news are made by the bank."""
-        if not self._settled:
+        """The first time that nothing was new: from here on, news are made by the bank."""
+        if self._complete and not report.entries and not self._settled:
             self._settled = True
             send_message("settled", sequence=report.sequence)
 
     def hear(self, event: Event) -> None:
         """Stop when content is in the store and nothing refers to it yet."""
-        if not isinstance(event, ArchiveStepDone) or not self._settled:
+        if not isinstance(event, ArchiveStepDone):
             return
-        if self._stopping and event.step == "put_segment":
+        if event.step == "put_manifest":
+            self._complete = True
+        if self._stopping and self._settled and event.step == "put_segment":
             send_message("stopped", path=event.path)
             read_message()
-        if event.step == "put_manifest":
-            send_message("snapshot", path=event.path)
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
         database.engine,
         open_archive(job["archive"]),
         interval_seconds=INTERVAL_SECONDS,
-        # The first one is due as soon as everything is published.
+        # The first one is due at once.
         snapshots=None if job["stopping"] else SnapshotPolicy(),
         check_hours=None,
         on_pass=publisher.end_pass,

@@ -48,14 +48,13 @@ class Press:
             start_worker(self.database, self.archive, name="publisher-2")
         )
         settled = self.worker.expect("settled")
-        self.narrator.say(
-            f"Another worker took over by itself, at entry {settled['sequence']:,} by now; the "
-            "bank has not noticed."
+        snapshots = self.archive.read_head().snapshots
+        self.narrator.prove(
+            f"another worker took over by itself, at entry {settled['sequence']:,} by now, and "
+            "took a snapshot of the tables",
+            holds=settled["sequence"] >= after.sequence and len(snapshots) == 1,
+            otherwise=f"it is at entry {settled['sequence']}, with {len(snapshots)} snapshots",
         )
-
-    def take_snapshot(self) -> None:
-        """Wait for the snapshot that the worker takes by itself."""
-        self.worker.expect("snapshot")
 
 
 @contextmanager

@@ -123,7 +123,6 @@ def tell_steps(
         interruption.prove_agreement(database, narrator)
 
         narrator.step("The database is destroyed, and comes back from the archive")
-        press.take_snapshot()
         disaster.prove_archived(press)
         press.worker.end()
     disaster.prove_recovery(press, history=history)

@@ -74,6 +74,7 @@ def test_everything_is_proved_and_nothing_left(place: Path) -> None:
         "after 4 times kill -9 nothing is half-written",
         "and verify is clean",
         "killed with a segment uploaded and not committed",
+        "another worker took over by itself",
         "a write waited until it was archived",
         "the restored database is the destroyed one",
         "published as the next entry",
