@@ -7,6 +7,7 @@ own, and the main thread does nothing but wait for signals.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from oplog.cli.invocation import say
 
 T = TypeVar("T")
 
+_STDERR = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -29,8 +31,10 @@ def run_until_signal(work: Callable[[], T], *, stop: Callable[[], None], doing: 
     def receive(number: int, _frame: FrameType | None) -> None:
         for one in _SIGNALS:
             signal.signal(one, signal.SIG_DFL)
-        say(f"{signal.Signals(number).name}: ending; a second signal ends at once")
         stop()
+        # Not through a buffer: the signal may have come while the main thread writes to it.
+        name = signal.Signals(number).name
+        os.write(_STDERR, f"{name}: ending; a second signal ends at once\n".encode())
 
     before = {number: signal.signal(number, receive) for number in _SIGNALS}
     say(doing)

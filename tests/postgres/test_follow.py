@@ -407,4 +407,8 @@ def test_who_was_left_behind_begins_anew_from_a_snapshot(bench: Bench, target: B
     assert report.sequence == 4
     with target.engine.connect() as there, bench.engine.connect() as here:
         assert dump_tables(there) == dump_tables(here)
-        assert dump_log(there)["ticket"] == dump_log(here)["ticket"]
+        # What an aggregate goes on from; how it came there is told by entries that are not here.
+        tickets = [
+            [(row[0], row[1], row[3]) for row in dump_log(one)["ticket"]] for one in (there, here)
+        ]
+        assert tickets[0] == tickets[1]
