@@ -136,6 +136,7 @@ class ArchivingOplog(ReadingOplog):
 
         `through` is a position or an aware datetime and takes transactions whole. Rows, entries,
         tickets and sequences come in one transaction; until it commits, applications are refused.
+        In an open transaction everything is in that, which the caller commits.
         Afterwards they go on writing, and a worker goes on publishing to the same archive
         (where it finds a fork, if `through` left published entries out). Raises
         `ConfigurationError` for a database that is not empty.

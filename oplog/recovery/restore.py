@@ -126,12 +126,13 @@ def restore_log(
 ) -> RestoreReport:
     """Fill an empty, migrated database from `source`, whose entries `open_reader` opens.
 
-    `connection` is in no transaction. `schema` is that of the log's tables there. `through` is
+    `schema` is that of the log's tables there. `through` is
     a position or an aware datetime and takes transactions whole. With a `snapshot`, rows are
     its rows and what later entries did to them. New entries get positions over
     `least_position`. Everything is one transaction, which nobody else can see into; until it
     commits, applications are refused (`SchemaVersionError`). Interrupted, it leaves nothing
-    but that mark, and is simply run again.
+    but that mark, and is simply run again. A connection that is in a transaction already keeps
+    it: the caller commits, and until then applications wait, there being no mark.
 
     Raises `ConfigurationError` for a target whose log or logged tables have rows, and for a
     snapshot that does not fit; `ConflictError` while another restore is under way;
@@ -155,12 +156,10 @@ def restore_log(
 
 def _mark_and_restore(connection: Connection, request: _Request) -> RestoreReport:
     if connection.in_transaction():
-        raise ConfigurationError(
-            "a restore needs transactions of its own, and the connection is in one",
-            hint="commit or roll back first, or give another connection",
-        )
+        return _restore_joined(connection, request)
     with open_work(connection):
-        _mark(connection, request)
+        _check_target(connection, request)
+        request.store.write_mark(connection)
     request.reach(RestoreStep.MARKED)
     try:
         with open_work(connection):
@@ -170,6 +169,25 @@ def _mark_and_restore(connection: Connection, request: _Request) -> RestoreRepor
         with open_work(connection):
             request.store.remove_mark(connection)
         raise refuse_filled(str(found)) from None
+
+
+def _restore_joined(connection: Connection, request: _Request) -> RestoreReport:
+    """Everything in the caller's transaction, which holds its locks until it ends."""
+    isolation = connection.exec_driver_sql(
+        "SELECT pg_catalog.current_setting('transaction_isolation')"
+    ).scalar_one()
+    if isolation != "read committed":
+        raise ConfigurationError(
+            f"a restore cannot be part of a transaction that is {isolation.upper()}: rows that "
+            "came before its locks would not show",
+            hint="give a connection that is in no transaction, or in one that is READ COMMITTED",
+        )
+    with pin_settings(connection, more={"row_security": "off"}):
+        _check_target(connection, request)
+        try:
+            return _restore(connection, request)
+        except _FilledError as found:
+            raise refuse_filled(str(found)) from None
 
 
 def rebuild_log(
@@ -217,7 +235,7 @@ def open_work(connection: Connection) -> Iterator[None]:
             yield
 
 
-def _mark(connection: Connection, request: _Request) -> None:
+def _check_target(connection: Connection, request: _Request) -> None:
     require_primary(connection, "a restore")
     log = Store(request.store.schema)
     if log.read_version(connection) != VERSION:
@@ -228,7 +246,6 @@ def _mark(connection: Connection, request: _Request) -> None:
     found = describe_rows(connection, request.store, plans)
     if found:
         raise refuse_filled(found)
-    request.store.write_mark(connection)
 
 
 def _restore(connection: Connection, request: _Request) -> RestoreReport:

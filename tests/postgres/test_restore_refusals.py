@@ -178,9 +178,37 @@ def test_two_restores_do_not_meet(bench: Bench, target: Bench) -> None:
     check_law(target)
 
 
-def test_a_restore_has_transactions_of_its_own(bench: Bench, target: Bench) -> None:
+def test_in_an_open_transaction_the_caller_commits(bench: Bench, target: Bench) -> None:
+    write_history(bench)
     kept = keep(bench)
-    with target.engine.begin() as connection, pytest.raises(ConfigurationError, match="is in one"):
+    options = {"open_reader": partial(target.log.open_reader, source=kept), "schema": "oplog"}
+    engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    with target.engine.connect() as connection:
+        before = describe_tables(connection)
+    for end in ("rollback", "commit"):
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            restore_log(connection, kept, **options)  # type: ignore[arg-type]
+            assert connection.in_transaction()
+            getattr(connection, end)()
+        with target.engine.connect() as connection, bench.engine.connect() as source:
+            empty = not dump_log(connection)["entry"]
+            assert empty == (end == "rollback")
+            # Triggers, constraints and the comment are as they were, either way.
+            assert describe_tables(connection) == before
+            if end == "commit":
+                assert dump_log(connection) == dump_log(source)
+    check_law(target)
+    with engine.begin() as connection, pytest.raises(ConfigurationError, match="empty database"):
+        restore_log(connection, kept, **options)  # type: ignore[arg-type]
+
+
+def test_a_frozen_view_is_no_place_for_a_restore(bench: Bench, target: Bench) -> None:
+    kept = keep(bench)
+    engine = sa.create_engine(
+        target.engine.url, poolclass=sa.NullPool, isolation_level="REPEATABLE READ"
+    )
+    with engine.begin() as connection, pytest.raises(ConfigurationError, match="REPEATABLE READ"):
         restore_log(
             connection,
             kept,
