@@ -95,4 +95,5 @@ def publish(database: str, url: str, fate: Fate) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # At once: while the interpreter ends, SIGTERM is no longer heard and would be the exit code.
+    os._exit(main())
