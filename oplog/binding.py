@@ -206,9 +206,9 @@ def bind_catalog(
     for declared in catalog.types.values():
         live = require_live_table(tables, declared.table)
         shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
-        while shape not in stored.get(declared.type_name, []):
+        while not _is_stored(shape, live, stored.get(declared.type_name, [])):
             fresh = True
-            if not write or store.insert_type(connection, shape):
+            if not write or store.insert_type(connection, _place(shape, live)):
                 break
             # Another process stored this revision first, and its commit was waited for.
             stored = _group_types(store.list_types(connection))
@@ -252,6 +252,18 @@ def _bind_apart(
         return None
     finally:
         apart.dispose()
+
+
+def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:
+    """Whether the log has the revision, and where this database keeps its columns."""
+    return any(
+        known == shape and live.database in {n.database for n in known.numbers} for known in stored
+    )
+
+
+def _place(shape: Shape, live: LiveTable) -> Shape:
+    """The revision with the numbers that this database has for it."""
+    return replace(shape, numbers=(live.numbers,))
 
 
 def _same_types(one: Binding, other: Binding) -> bool:
@@ -317,6 +329,7 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
             aggregate=declared.template.text,
             excluded=declared.excluded,
             stored=stored,
+            numbers=live.numbers,
         )
     fields = {f.name for f in declared.message_class.DESCRIPTOR.fields}
     missing = [c.name for c in columns if c.name not in fields]
@@ -337,6 +350,7 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
         excluded=declared.excluded,
         message_class=declared.message_class,
         stored=stored,
+        numbers=live.numbers,
     )
 
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, NotCapturableError, SchemaDriftError
+from oplog.identity import Numbers
 from oplog.tables import quote
 
 REFUSED_SETTINGS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
@@ -58,6 +59,8 @@ class LiveColumn:
     """Its collation calls texts equal that differ."""
     cast_to_text: str = ""
     """A function of somebody's own that `::text` calls instead of the type's output."""
+    number: int = 0
+    """Its `attnum`, which a rename leaves as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,14 @@ class LiveTable:
     """A trigger or rule of the application's may change what a statement stores."""
     oddity: str | None = None
     """Why rows of this table cannot be told exactly, whatever writes them."""
+    database: str = ""
+    """The server's system identifier and the database's oid, with a slash between."""
+
+    @property
+    def numbers(self) -> Numbers:
+        """Which table and which columns these are, whatever they are called."""
+        columns = {column.name: column.number for column in self.columns}
+        return Numbers(self.database, self.oid, columns)
 
     @property
     def qualified(self) -> str:
@@ -126,7 +137,11 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
     WHERE k.castsource = b.typid AND k.casttarget = 'pg_catalog.text'::regtype
       AND k.castmethod = 'f' AND k.oid >= 16384
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
-        AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), '')
+        AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
+  a.attnum,
+  (SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
+   FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d
+   WHERE d.datname = pg_catalog.current_database())
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -211,7 +226,8 @@ def _build(rows: list[Any]) -> LiveTable:
             parts=tuple(row[14]),
             blind=row[15],
             cast_to_text=row[16],
+            number=row[17],
         )
         for row in rows
     )
-    return LiveTable(oid, schema, name, kind, columns, rewrites, rows[0][13])
+    return LiveTable(oid, schema, name, kind, columns, rewrites, rows[0][13], rows[0][18])

@@ -9,7 +9,7 @@ another column, and a column whose kind of value changed gets a new number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from oplog.errors import ConfigurationError, DecodeError
+from oplog.identity import Numbers, is_same_table
 from oplog.value import Kind, ValueCodec, codec_for
 
 _FIELD_TYPE = {
@@ -62,6 +63,8 @@ class Shape:
     message_name: str
     descriptor: bytes
     excluded: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[Numbers, ...] = field(default=(), compare=False)
+    """Where its columns are in each database that has used it, the first one first."""
 
     @cached_property
     def by_name(self) -> Mapping[str, Column]:
@@ -134,7 +137,13 @@ class Shape:
 
     @classmethod
     def from_json(
-        cls, type_name: str, revision: int, *, shape: Mapping[str, Any], descriptor: bytes
+        cls,
+        type_name: str,
+        revision: int,
+        *,
+        shape: Mapping[str, Any],
+        descriptor: bytes,
+        numbers: Iterable[Numbers] = (),
     ) -> Shape:
         """The inverse of `to_json`; `DecodeError` if the stored row is not a shape."""
         try:
@@ -160,6 +169,7 @@ class Shape:
                 shape["message"],
                 descriptor,
                 shape["excluded"],
+                tuple(numbers),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise DecodeError(
@@ -192,12 +202,14 @@ def derive_shape(
     aggregate: str,
     excluded: Mapping[str, str],
     stored: Sequence[Shape],
+    numbers: Numbers | None = None,
 ) -> Shape:
     """The shape for a table without a message of its own.
 
-    `stored` are all revisions the log knows. A revision that already says the same is
-    returned as it is (old and new processes run side by side during a deploy); otherwise a
-    new one, with every number kept that the same column with the same kind ever had.
+    `stored` are all revisions the log knows. A revision that already says the same of the same
+    table and columns (by their `numbers`) is returned as it is: old and new processes run side
+    by side during a deploy. Otherwise a new one, with every field number kept that a column of
+    that name and kind ever had.
     """
     numbered, retired = _number_columns(columns, stored)
     message_name, descriptor = _describe(type_name, numbered, retired)
@@ -211,6 +223,7 @@ def derive_shape(
         message_name,
         descriptor,
         dict(excluded),
+        () if numbers is None else (numbers,),
     )
     return match_stored(shape, stored) or shape
 
@@ -260,7 +273,10 @@ def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
     types are not compared: columns decide.
     """
     for known in reversed(stored):
-        if replace(known, revision=0, descriptor=b"") == replace(shape, revision=0, descriptor=b""):
+        # A column that was dropped and added again has its old name, and none of its values.
+        if replace(known, revision=0, descriptor=b"") == replace(
+            shape, revision=0, descriptor=b""
+        ) and is_same_table(known.numbers, shape.numbers, shape.names):
             return known
     return None
 
@@ -276,11 +292,12 @@ def register_shape(
     excluded: Mapping[str, str],
     message_class: type[message.Message],
     stored: Sequence[Shape],
+    numbers: Numbers | None = None,
 ) -> Shape:
     """The shape for a table whose message the application compiled itself.
 
     Raises `ConfigurationError` when the log already knows another shape under the same
-    revision: old entries would be read with the wrong numbers.
+    revision, or the same of other columns: old entries would be read as what they are not.
     """
     descriptor = message_class.DESCRIPTOR
     fields = {f.name: f.number for f in descriptor.fields}
@@ -298,9 +315,17 @@ def register_shape(
         descriptor.full_name,
         _descriptor_set(descriptor.file).SerializeToString(deterministic=True),
         dict(excluded),
+        () if numbers is None else (numbers,),
     )
     for known in stored:
         if known.revision == revision:
+            if not is_same_table(known.numbers, shape.numbers, shape.names):
+                raise ConfigurationError(
+                    f"type {type_name!r} revision {revision} was stored for a table or a column "
+                    "that was replaced since: its name is the same, its values are not",
+                    hint=f"register it with revision={revision + 1}, and log its rows anew: "
+                    "oplog adopt --again",
+                )
             if known.same_as(shape):
                 return known
             raise ConfigurationError(

@@ -74,10 +74,10 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     """Statements that remove the log and everything in it, and the schema if that empties it."""
     s = quote(schema)
     name = quote_literal(schema)
-    tables = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log", "pruned")
+    tables = ("entry", "metadata", "ticket", "fence", "type", "type_numbers", "key", "checkpoint")
     return [
         *drop_guard_statements(s),
-        *(f"DROP TABLE {s}.oplog_{table}" for table in tables),
+        *(f"DROP TABLE {s}.oplog_{table}" for table in (*tables, "log", "pruned")),
         f"DROP FUNCTION {s}.oplog_append_one",
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
@@ -139,6 +139,15 @@ def _catalog_tables(s: str) -> list[str]:
   descriptor bytea NOT NULL,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (type_name, revision))""",
+        # Columns by their numbers in the catalog: a name may come to mean another column.
+        f"""CREATE TABLE {s}.oplog_type_numbers (
+  type_name text COLLATE "C" NOT NULL,
+  revision integer NOT NULL,
+  database_id text COLLATE "C" NOT NULL,
+  table_oid bigint NOT NULL,
+  columns jsonb NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+  PRIMARY KEY (type_name, revision, database_id))""",
         f"""CREATE TABLE {s}.oplog_key (
   key_id text COLLATE "C" PRIMARY KEY,
   check_value bytea NOT NULL,
@@ -247,7 +256,7 @@ END $oplog_fn$"""
 
 def _append_only(s: str) -> list[str]:
     statements = [_refuse_function(s)]
-    for table in ("entry", "metadata", "fence", "type", "log", "pruned"):
+    for table in ("entry", "metadata", "fence", "type", "type_numbers", "log", "pruned"):
         statements += _always(
             s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )

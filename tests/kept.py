@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, Store, StoredEntry
+from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 
 PAGE = 3
 """Entries on a page: few, so that transactions and batches cross pages."""
@@ -35,7 +36,6 @@ class KeptLog:
         self._log_id: UUID | None = None
         self._types: list[Shape] = []
         self._keys: dict[str, bytes] = {}
-        self._adoptions: dict[str, int | None] = {}
 
     def take(self, connection: Connection, *, order: Order = lambda position: position) -> None:
         """All that is new, transactions in this order."""
@@ -49,8 +49,6 @@ class KeptLog:
         self._log_id = store.read_log_id(connection)
         self._types = store.list_types(connection)
         self._keys = store.list_keys(connection)
-        names = [shape.type_name for shape in self._types]
-        self._adoptions = store.find_adoptions(connection, names, snapshot=snapshot)
 
     def find_sequence(self, position: int) -> int:
         """The sequence of the entry at a position."""
@@ -110,9 +108,20 @@ class KeptLog:
         return max((e.position for e in self.entries if e.recorded_at <= at), default=0)
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> dict[str, int | None]:
-        return {name: end for name, end in self._adoptions.items() if name in types}
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> dict[str, Turns]:
+        names = {name_adoption(name): name for name in types}
+        return join_turns(
+            (names[entry.aggregate], read_turns(entry.position, pairs))
+            for entry in self.entries
+            if entry.aggregate in names and (through is None or entry.position <= through)
+            for pairs in [self.metadata.get(entry.transaction_position, [])]
+        )
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         broken, heads = [], dict[str, tuple[int, bytes]]()

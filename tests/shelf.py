@@ -112,13 +112,14 @@ class Shelf:
         with pin_settings(connection, more=SETTINGS):
             present = list_present(connection, self.log.store.list_types(connection))
             plans = read_plans(connection, present)
+            revisions = {shape.type_name: shape.revision for shape in present}
             driver = Driver(connection)
             loaders = make_scratch(driver, plans)
             load_snapshot(driver, loaders, snapshot=snapshot)
             rows = {table.name: table.dataset.rows for table in snapshot.tables()}
             assert rows == {(one.plan.live.schema, one.plan.live.name): one.rows for one in loaders}
             for loader in loaders:
-                live = describe_table(connection, loader.plan).relation
+                live = describe_table(connection, loader.plan, revisions=revisions).relation
                 assert dump(connection, loader, loader.target) == dump(connection, loader, live)
         tickets = connection.exec_driver_sql(
             "SELECT aggregate_name, version, head_hash "

@@ -49,12 +49,16 @@ class AdoptionReport:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far an adoption came, as it is saved: `after` is the last adopted row's key, as text."""
+    """How far an adoption came, as it is saved.
+
+    `after` is the last adopted row's key, as text; `revision` the type's when it began.
+    """
 
     after: dict[str, str] | None = None
     rows: int = 0
     entries: int = 0
     done: bool = False
+    revision: int = 0
 
     def to_json(self) -> str:
         """What is saved."""

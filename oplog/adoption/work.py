@@ -28,11 +28,19 @@ from oplog.codec import PayloadCodec
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.keyring import Keyring
+from oplog.lineage import find_breaks, group_shapes
 from oplog.live import read_live_tables
 from oplog.replay.transaction import Driver
 from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
-from oplog.store.adopted import ADOPTED, ADOPTED_ROWS, AdoptionStore, name_adoption
+from oplog.store.adopted import (
+    ADOPTED,
+    ADOPTED_REVISION,
+    ADOPTED_ROWS,
+    AdoptionStore,
+    Turns,
+    name_adoption,
+)
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each chunk with the rows adopted so far and those estimated in all."""
@@ -189,6 +197,7 @@ class _Work:
             if self._own:
                 self._lock([current])
             bound = self._check_table(name)
+            reached = self._check_columns(bound, reached)
             order = read_key_order(self._connection, bound)
             if reached.after is not None and set(reached.after) != set(order):
                 raise _other_key(bound, reached.after)
@@ -200,8 +209,9 @@ class _Work:
                 reached.rows + chunk.count,
                 reached.entries + 1,
                 chunk.last,
+                reached.revision,
             )
-            self._append(bound, chunk, total=reached.rows)
+            self._append(bound, chunk, reached)
             self._store.write_progress(self._connection, name, progress=reached.to_json())
             return chunk, reached
 
@@ -209,7 +219,7 @@ class _Work:
         """Whether the log says that the type was adopted: what was saved can be lost."""
         snapshot = self._target.store.read_snapshot(self._connection)
         found = self._store.find_adoptions(self._connection, [type_name], snapshot=snapshot)
-        return found.get(type_name) is not None
+        return found.get(type_name, Turns()).ended is not None
 
     def _lock(self, types: list[AdoptedType]) -> None:
         tables = [self._binding.by_name[one.type_name].live for one in types]
@@ -228,13 +238,26 @@ class _Work:
             )
         return bound
 
-    def _append(self, bound: BoundType, chunk: Chunk, *, total: int) -> None:
+    def _check_columns(self, bound: BoundType, reached: Reached) -> Reached:
+        """Where to go on; from the beginning if a column is another than that of its name was."""
+        if reached.after is None:
+            return replace(reached, revision=bound.shape.revision)
+        if reached.revision in (0, bound.shape.revision):
+            return reached
+        shapes = group_shapes(self._target.store.list_types(self._connection))
+        if reached.revision in find_breaks(shapes[bound.declared.type_name], bound.shape):
+            return Reached(revision=bound.shape.revision)
+        return reached
+
+    def _append(self, bound: BoundType, chunk: Chunk, reached: Reached) -> None:
         target, key_id = self._target, self._binding.key_id
         type_name = bound.declared.type_name
         aggregate = name_adoption(type_name)
         metadata = [(ADOPTED, type_name)]
         if chunk.last:
-            metadata.append((ADOPTED_ROWS, str(total)))
+            metadata.append((ADOPTED_ROWS, str(reached.rows)))
+            if reached.revision:
+                metadata.append((ADOPTED_REVISION, str(reached.revision)))
         metadata_hash = hash_metadata(metadata)
         payload = target.codec.encode_block(
             bound.shape, chunk.rows, row_count=chunk.count, aggregate=aggregate

@@ -18,12 +18,13 @@ from sqlalchemy.engine import Connection
 from oplog.archive.archive import Archive
 from oplog.archive.body import Pairs
 from oplog.archive.head import Head, Origin
-from oplog.archive.source import ArchivedLog, add_adoption, check_links
+from oplog.archive.source import ArchivedLog, check_links
 from oplog.archive.standing import adopt_cursor, check_pruned, is_on_history
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
 from oplog.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry
+from oplog.store.adopted import Turns, join_turns
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
 from oplog.store.pruning import PruningStore
@@ -124,14 +125,17 @@ class JoinedLog:
         )
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> Mapping[str, int | None]:
-        """Types whose adoption began, with the position of its last entry if it ended."""
-        found = dict(self.archived.find_adoptions(connection, types, snapshot=""))
-        live = self._store.find_adoptions(connection, types, snapshot=snapshot)
-        for name, ended in live.items():
-            add_adoption(found, name, ended=ended)
-        return found
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> Mapping[str, Turns]:
+        """Types that were adopted or retired, and when, up to position `through`."""
+        found = self.archived.find_adoptions(connection, types, snapshot="", through=through)
+        live = self._store.find_adoptions(connection, types, snapshot=snapshot, through=through)
+        return join_turns([*found.items(), *live.items()])
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Of what the tables have; the others are checked while all entries are read."""

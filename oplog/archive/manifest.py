@@ -57,12 +57,14 @@ class Dataset:
     """One table: a base, and layers that change it in their order.
 
     `rows` is how many the table has when all layers are on. `types` are the log's types of
-    its rows; `columns` the logged ones in the table's order, `key` the primary key.
+    its rows, `revisions` those that they had when the base was made; `columns` the logged ones
+    in the table's order, `key` the primary key.
     """
 
     schema: str
     table: str
     types: tuple[str, ...]
+    revisions: tuple[int, ...]
     columns: tuple[ColumnType, ...]
     key: tuple[str, ...]
     rows: int
@@ -254,6 +256,7 @@ def _write_dataset(dataset: Dataset) -> dict[str, Any]:
         "columns": [{"name": c.name, "pg_type": c.pg_type} for c in dataset.columns],
         "key": list(dataset.key),
         "layers": [[_write_ref(ref) for ref in layer] for layer in dataset.layers],
+        "revisions": list(dataset.revisions),
         "rows": dataset.rows,
         "schema": dataset.schema,
         "table": dataset.table,
@@ -271,6 +274,7 @@ def _read_dataset(fields: Fields, what: str) -> Dataset:
         schema=take_name(fields, "schema", what),
         table=take_name(fields, "table", what),
         types=_take_texts(fields, "types", what),
+        revisions=_take_revisions(fields, what),
         columns=tuple(columns),
         key=take_names(fields, "key", most=MAX_KEY_COLUMNS, what=what),
         rows=fields.take_integer("rows"),
@@ -282,6 +286,13 @@ def _read_dataset(fields: Fields, what: str) -> Dataset:
     fields.finish()
     _check_dataset(dataset, what)
     return dataset
+
+
+def _take_revisions(fields: Fields, what: str) -> tuple[int, ...]:
+    found = fields.take_list("revisions", most=_MAX_NAMES)
+    if any(type(one) is not int or not 1 <= one <= MAX_INTEGER for one in found):
+        raise invalid(what, "a type's revision is not a number from 1")
+    return tuple(found)
 
 
 def _read_layer(layer: Any, what: str) -> tuple[ChunkRef, ...]:
@@ -338,6 +349,8 @@ def _check_dataset(dataset: Dataset, what: str) -> None:
     names = check_names(dataset.names, name="columns", what=what)
     if not set(dataset.key) <= set(names):
         raise invalid(what, f"the key of {dataset.name} is not among its columns")
+    if len(dataset.types) != len(dataset.revisions):
+        raise invalid(what, f"{dataset.name} does not have one revision for each of its types")
     if any(ref.tombstones for ref in dataset.base):
         raise invalid(what, f"the base of {dataset.name} has tombstones")
     most = sum(ref.rows for ref in dataset.iterate_chunks())

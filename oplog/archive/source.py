@@ -23,7 +23,7 @@ from oplog.archive.standing import read_chain_at
 from oplog.errors import ChainBrokenError
 from oplog.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
-from oplog.store.adopted import ADOPTED, ADOPTED_ROWS, name_adoption
+from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 from oplog.store.rows import write_microseconds
 
 _REMEMBERED = 8
@@ -205,40 +205,30 @@ class ArchivedLog:
         return found
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> Mapping[str, int | None]:
-        """Types whose adoption began, with the position of its last entry if it ended."""
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> Mapping[str, Turns]:
+        """Types that were adopted or retired, and when, up to position `through`."""
         del connection, snapshot
         names = {name_adoption(name): name for name in types}
-        found: dict[str, int | None] = {}
-        for item in self._list_items():
-            if not item.adopted:
-                continue
-            segment = self.archive.read_segment(item)
-            for entry in self._cut(item, segment):
-                if entry.aggregate not in names:
-                    continue
-                pairs = segment.metadata.get(entry.transaction_position, [])
-                keys = {key for key, _ in pairs}
-                if ADOPTED not in keys:
-                    continue
-                add_adoption(
-                    found,
-                    names[entry.aggregate],
-                    ended=entry.position if ADOPTED_ROWS in keys else None,
-                )
-        return found
+        return join_turns(
+            (names[entry.aggregate], read_turns(entry.position, pairs))
+            for item in self._list_items()
+            if item.adopted
+            for segment in [self.archive.read_segment(item)]
+            for entry in self._cut(item, segment)
+            if entry.aggregate in names and (through is None or entry.position <= through)
+            for pairs in [segment.metadata.get(entry.transaction_position, [])]
+        )
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while entries are read, and a broken one is an error there."""
         del connection, limit
         return []
-
-
-def add_adoption(found: dict[str, int | None], name: str, *, ended: int | None) -> None:
-    """Remember that a type's adoption began, and the last position at which one ended."""
-    before = found.get(name)
-    found[name] = max(before, ended) if before and ended else ended or before
 
 
 def check_links(

@@ -15,6 +15,7 @@ from typing import Any
 from oplog.archive.container import MAX_OBJECT_BYTES
 from oplog.archive.document import Fields, decode_document, encode_document, invalid
 from oplog.errors import DecodeError
+from oplog.identity import Numbers
 from oplog.shape import Shape
 
 FORMAT = 1
@@ -41,6 +42,10 @@ def encode_types(types: LoggedTypes) -> bytes:
                     "revision": shape.revision,
                     "shape": shape.to_json(),
                     "descriptor": b64encode(shape.descriptor).decode(),
+                    "numbers": [
+                        {"database": n.database, "table": n.table, "columns": dict(n.columns)}
+                        for n in shape.numbers
+                    ],
                 }
                 for shape in shapes
             ],
@@ -77,13 +82,27 @@ def _read_shape(document: Any, what: str) -> Shape:
     revision = fields.take_integer("revision", least=1)
     shape = fields.take("shape")
     text = fields.take_text("descriptor", most=MAX_OBJECT_BYTES)
+    numbers = [_read_numbers(one, what) for one in fields.take_list("numbers", most=_MOST)]
     fields.finish()
     _check_shape(shape, what)
     try:
         descriptor = b64decode(text, validate=True)
-        return Shape.from_json(name, revision, shape=shape, descriptor=descriptor)
+        return Shape.from_json(name, revision, shape=shape, descriptor=descriptor, numbers=numbers)
     except (ValueError, DecodeError) as cause:
         raise invalid(what, f"type {name!r} revision {revision} cannot be read") from cause
+
+
+def _read_numbers(document: Any, what: str) -> Numbers:
+    fields = Fields(document, what)
+    columns = fields.take("columns")
+    taken = Fields(columns, what)
+    found = Numbers(
+        fields.take_text("database"),
+        fields.take_integer("table", least=1),
+        {name: taken.take_integer(name, least=1) for name in columns},
+    )
+    fields.finish()
+    return found
 
 
 def _check_shape(document: Any, what: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from oplog.shape import Shape
+
 
 class TicketRow(NamedTuple):
     """An aggregate's ticket at the snapshot's sequence: what its next entry goes on from."""
@@ -39,6 +41,11 @@ class SnapshotTable(Protocol):
         ...
 
     @property
+    def shapes(self) -> Sequence[Shape]:
+        """The revisions of the types that its rows had; empty where that is not known."""
+        ...
+
+    @property
     def columns(self) -> Sequence[str]:
         """The columns of rows, in the order of the COPY text."""
         ...
@@ -63,6 +70,11 @@ class SnapshotReader(Protocol):
     @property
     def sequence(self) -> int:
         """The last entry whose effects are in the rows."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """The highest position of the entries up to there."""
         ...
 
     @property

@@ -16,20 +16,32 @@ from oplog.recovery.base import SnapshotReader, SnapshotTable
 from oplog.replay.loader import TableLoader
 from oplog.replay.plan import TablePlan, list_quoted
 from oplog.replay.transaction import Driver
+from oplog.replay.validity import Judge, accept
 from oplog.tables import quote
 
 _GONE = "pg_temp.oplog_gone"
 
 
 def load_snapshot(
-    driver: Driver, loaders: Sequence[TableLoader], *, snapshot: SnapshotReader
+    driver: Driver,
+    loaders: Sequence[TableLoader],
+    *,
+    snapshot: SnapshotReader,
+    judge: Judge = accept,
 ) -> None:
     """Put a snapshot's rows into the loaders' empty tables.
 
-    `SchemaDriftError` for a table or column that the database does not have any more.
+    Rows that were replaced as a whole since, by `judge`, are left out. `SchemaDriftError` for
+    a table or column that the database does not have any more, or calls by another name.
     """
     by_name = {(one.plan.live.schema, one.plan.live.name): one for one in loaders}
     for table in snapshot.tables():
+        found = [judge(shape) for shape in table.shapes]
+        if found and all(one.since > snapshot.position for one in found):
+            continue
+        for one in found:
+            if one.refusal is not None:
+                raise one.refusal
         loader = by_name.get(table.name)
         if loader is None:
             raise SchemaDriftError(

@@ -8,7 +8,7 @@ before, so that a log with another past is told from one that only went on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
@@ -25,10 +25,11 @@ from oplog.recovery.condition import take_lock
 from oplog.recovery.intake import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.numbering import advance_sequences
+from oplog.recovery.placing import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
 from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
-from oplog.replay.plan import read_plans
-from oplog.replay.rebuild import OpenReader, find_leniency, list_newest_types
+from oplog.replay.rebuild import OpenReader, read_reader_plans
+from oplog.replay.rules import read_rules
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
 from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
 from oplog.store.standby import require_primary
@@ -63,7 +64,6 @@ class _Following:
     open_reader: OpenReader
     store: RestorationStore
     name: str
-    lenient_until: Mapping[str, float]
 
 
 def follow_log(
@@ -97,11 +97,8 @@ def follow_log(
             "following needs transactions of its own, and the connection is in one",
             hint="commit or roll back first, or give another connection",
         )
-    work = _Following(
-        connection, source, open_reader, RestorationStore(schema), f"follow/{name}", {}
-    )
+    work = _Following(connection, source, open_reader, RestorationStore(schema), f"follow/{name}")
     place, began = _begin(work, snapshot)
-    work = replace(work, lenient_until=_read_leniency(work))
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
     for page in cut_batches(pages, most=batch_entries):
@@ -113,14 +110,6 @@ def follow_log(
     return FollowReport(
         entries, place.sequence, place.generation, place.position, began is not None
     )
-
-
-def _read_leniency(work: _Following) -> Mapping[str, float]:
-    source = work.source
-    with open_work(work.connection):
-        reader = work.open_reader(work.connection)
-        types = [shape.type_name for shape in list_newest_types(reader)]
-        return find_leniency(reader, types, snapshot=source.read_snapshot(work.connection))
 
 
 def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, int | None]:
@@ -211,12 +200,13 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
             )
         log = Store(store.schema)
         log.require_current(connection)
-        for shape in source.list_types(connection):
+        reader, shown = work.open_reader(connection), source.read_snapshot(connection)
+        plans = read_reader_plans(reader, snapshot=shown)
+        live = {name: plan.live for plan in plans for name in plan.types}
+        for shape in place_shapes(source.list_types(connection), live):
             log.insert_type(connection, shape)
         for key_id, check_value in source.list_keys(connection).items():
             log.insert_key(connection, key_id, check_value=check_value)
-        reader = work.open_reader(connection)
-        plans = read_plans(connection, list_newest_types(reader))
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
         taken = suspend_switches(connection, oids)
         # Nobody writes from here on; who wrote before would show.
@@ -224,7 +214,8 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
         _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
         intake = LogIntake(connection, reader, store=store, after=page.first - 1, news=True)
         transactions = list(intake.run([page]))
-        merge_transactions(connection, plans, transactions, lenient_until=work.lenient_until)
+        rules = read_rules(reader, plans, snapshot=shown, here=False, anew=False)
+        merge_transactions(connection, plans, transactions, rules=rules)
         advance_sequences(connection, find_extremes(plans, transactions))
         store.write_tickets(connection, _list_aggregates(page))
         reached = page.first + len(page.entries) - 1

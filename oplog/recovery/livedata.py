@@ -64,6 +64,7 @@ class LiveData:
     schema: str
     table: str
     types: tuple[str, ...]
+    revisions: tuple[int, ...]
     columns: tuple[ColumnType, ...]
     key: tuple[str, ...]
     order: tuple[str, ...]
@@ -177,13 +178,16 @@ class Stage:
             self._driver.execute(f"DROP TABLE {self.name}")
 
 
-def describe_table(connection: Connection, plan: TablePlan) -> LiveData:
-    """A logged table: its logged columns only."""
+def describe_table(
+    connection: Connection, plan: TablePlan, *, revisions: Mapping[str, int]
+) -> LiveData:
+    """A logged table: its logged columns only. `revisions` are the newest of its types."""
     live = plan.live
     return LiveData(
         live.schema,
         live.name,
         plan.types,
+        tuple(revisions[name] for name in plan.types),
         tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
         plan.key_names,
         _read_key_order(connection, live.oid),
@@ -198,6 +202,7 @@ def describe_tickets(schema: str) -> LiveData:
     return LiveData(
         schema,
         TICKET_TABLE,
+        (),
         (),
         columns,
         (TICKET_KEY,),

@@ -169,9 +169,14 @@ class StoredTable:
         *,
         name: tuple[str, str],
         columns: Sequence[str],
+        shapes: Sequence[Shape],
     ) -> None:
-        """`name` is the table that takes the rows, `columns` those of theirs that it takes."""
+        """`name` is the table that takes the rows, `columns` those of theirs that it takes.
+
+        `shapes` are the revisions of the rows, as far as they are known.
+        """
         self.dataset = dataset
+        self.shapes = shapes
         self.name = name
         self.columns = tuple(columns)
         self.key_names = dataset.key
@@ -220,7 +225,9 @@ class StoredSnapshot:
         self._source = ChunkSource(
             manifest, get=get, sealer=sealer, key_checks=key_checks, threads=threads
         )
-        newest = {shape.type_name: shape for shape in types}
+        known = list(types)
+        self._shapes = {(shape.type_name, shape.revision): shape for shape in known}
+        newest = {shape.type_name: shape for shape in known}
         self._fits = [
             _fit(
                 dataset,
@@ -236,6 +243,11 @@ class StoredSnapshot:
         return self.manifest.sequence
 
     @property
+    def position(self) -> int:
+        """The highest position of the entries up to there."""
+        return self.manifest.position
+
+    @property
     def sequences(self) -> Mapping[str, int]:
         """Last values of sequences, by qualified and quoted name."""
         return {
@@ -246,7 +258,14 @@ class StoredSnapshot:
     def tables(self) -> Iterator[StoredTable]:
         """One item for each table."""
         for dataset, fit in zip(self.manifest.tables, self._fits, strict=True):
-            yield StoredTable(dataset, self._source, name=fit.name, columns=fit.columns)
+            shapes = [
+                self._shapes[one]
+                for one in zip(dataset.types, dataset.revisions, strict=True)
+                if one in self._shapes
+            ]
+            yield StoredTable(
+                dataset, self._source, name=fit.name, columns=fit.columns, shapes=shapes
+            )
 
     def tickets(self) -> Iterator[TicketRow]:
         """Every aggregate that was ever written, once."""

@@ -24,6 +24,7 @@ from oplog.replay.plan import TablePlan, list_quoted
 from oplog.replay.rebuild import Applied, add_transaction
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver
+from oplog.replay.validity import FoldRules
 from oplog.tables import quote
 from oplog.value import Kind
 
@@ -60,7 +61,7 @@ def merge_transactions(
     plans: Sequence[TablePlan],
     transactions: Iterable[Sequence[OpenedEntry]],
     *,
-    lenient_until: Mapping[str, float],
+    rules: FoldRules,
 ) -> Applied:
     """Do to the live tables what the transactions did; triggers must be disabled.
 
@@ -70,7 +71,7 @@ def merge_transactions(
     loaders = make_scratch(driver, plans)
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
     by_type = {name: folds[id(one)] for one in loaders for name in one.plan.types}
-    fold = Fold(by_type, lenient_until=lenient_until)
+    fold = Fold(by_type, rules=rules)
     applied = Applied()
     for entries in transactions:
         add_transaction(fold, entries, applied)
@@ -231,9 +232,13 @@ def find_extremes(
     for entries in transactions:
         for entry in entries:
             for effect in entry.effects:
+                oid = oids.get(effect.shape.type_name)
+                if oid is None:
+                    # Retired: its table is gone.
+                    continue
                 for name, value in effect.values.items():
                     if effect.shape.codecs[name].kind is Kind.INT and isinstance(value, int):
-                        place = (oids[effect.shape.type_name], name)
+                        place = (oid, name)
                         low, high = found.get(place, (value, value))
                         found[place] = (min(low, value), max(high, value))
     return found

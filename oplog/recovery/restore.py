@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import ChainBrokenError, ConfigurationError
+from oplog.errors import ChainBrokenError, ConfigurationError, SchemaDriftError
 from oplog.recovery.base import SnapshotReader
 from oplog.recovery.condition import (
     check_snapshot,
@@ -26,9 +26,10 @@ from oplog.recovery.condition import (
 from oplog.recovery.filling import load_snapshot, move_rows
 from oplog.recovery.intake import LogIntake
 from oplog.recovery.numbering import move_sequences
+from oplog.recovery.placing import place_shapes
 from oplog.recovery.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import read_plans
+from oplog.replay.plan import TablePlan
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     Applied,
@@ -36,11 +37,11 @@ from oplog.replay.rebuild import (
     Progress,
     digest_tables,
     find_last,
-    find_leniency,
     find_limit,
     fold_transactions,
-    list_newest_types,
+    read_reader_plans,
 )
+from oplog.replay.rules import read_rules
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import BrokenLink, SequencedLog, Store
@@ -166,9 +167,17 @@ def _mark_and_restore(connection: Connection, request: _Request) -> RestoreRepor
             return _restore(connection, request)
     except _FilledError as found:
         # This database is theirs, and works.
-        with open_work(connection):
-            request.store.remove_mark(connection)
+        _remove_mark(connection, request)
         raise refuse_filled(str(found)) from None
+    except SchemaDriftError:
+        # Running it again would not help: leave the database as it was.
+        _remove_mark(connection, request)
+        raise
+
+
+def _remove_mark(connection: Connection, request: _Request) -> None:
+    with open_work(connection):
+        request.store.remove_mark(connection)
 
 
 def _restore_joined(connection: Connection, request: _Request) -> RestoreReport:
@@ -241,18 +250,24 @@ def _check_target(connection: Connection, request: _Request) -> None:
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
     take_lock(connection, request.store)
-    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
+    plans = _read_plans(connection, request)
     check_snapshot(request.source, request.snapshot)
     found = describe_rows(connection, request.store, plans)
     if found:
         raise refuse_filled(found)
 
 
+def _read_plans(connection: Connection, request: _Request) -> list[TablePlan]:
+    reader, shown = request.open_reader(connection), request.source.read_snapshot(connection)
+    limit = find_limit(reader, request.through, snapshot=shown)
+    return read_reader_plans(reader, snapshot=shown, through=limit)
+
+
 def _restore(connection: Connection, request: _Request) -> RestoreReport:
     store, source = request.store, request.source
     take_lock(connection, store)
     store.lock_tables(connection)
-    plans = read_plans(connection, list_newest_types(request.open_reader(connection)))
+    plans = _read_plans(connection, request)
     driver = Driver(connection)
     lock_tables(driver, [plan.live.qualified for plan in plans])
     found = "" if request.anew else describe_rows(connection, store, plans)
@@ -305,11 +320,13 @@ def _take_in(
     """The log into its tables, and its rows into the loaders'."""
     source, store, driver = request.source, request.store, Driver(connection)
     reader = request.open_reader(connection)
-    _write_identity(connection, request)
+    plans = [loader.plan for loader in loaders]
+    _write_identity(connection, request, plans)
     shown = source.read_snapshot(connection)
     limit = find_limit(reader, request.through, snapshot=shown)
+    rules = read_rules(reader, plans, snapshot=shown, through=limit, here=False)
     if request.snapshot is not None:
-        load_snapshot(driver, loaders, snapshot=request.snapshot)
+        load_snapshot(driver, loaders, snapshot=request.snapshot, judge=rules.judge)
     before = source.first_sequence - 1
     intake = LogIntake(
         connection,
@@ -329,9 +346,7 @@ def _take_in(
     fold_transactions(
         intake.run(source.iterate_sequence(after=before)),
         loaders,
-        lenient_until=find_leniency(
-            reader, [name for one in loaders for name in one.plan.types], snapshot=shown
-        ),
+        rules=rules,
         batch_rows=request.batch_rows,
         report=report,
     )
@@ -343,10 +358,11 @@ def _take_in(
     return intake
 
 
-def _write_identity(connection: Connection, request: _Request) -> None:
+def _write_identity(connection: Connection, request: _Request, plans: Sequence[TablePlan]) -> None:
     log = Store(request.store.schema)
     request.store.write_log_id(connection, request.source.read_log_id(connection))
-    for shape in request.source.list_types(connection):
+    shapes = request.source.list_types(connection)
+    for shape in place_shapes(shapes, {name: p.live for p in plans for name in p.types}):
         log.insert_type(connection, shape)
     for key_id, check_value in request.source.list_keys(connection).items():
         log.insert_key(connection, key_id, check_value=check_value)

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from oplog.archive.chunk import ChunkContent, PartSeal, encode_chunk
 from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
+from oplog.lineage import find_breaks, group_shapes
 from oplog.reader import OpenedEntry
 from oplog.recovery.change import TouchedRows, collect_touched
 from oplog.recovery.livedata import (
@@ -107,8 +108,10 @@ def take_snapshot(
     if previous is not None:
         _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
-        work = _Work(connection, ChunkWriter(point.log_id, sealer, put))
-        plans = read_plans(connection, list_present(connection, types))
+        stored = group_shapes(types)
+        work = _Work(connection, ChunkWriter(point.log_id, sealer, put), stored)
+        newest = [shapes[-1] for shapes in stored.values()]
+        plans = read_plans(connection, list_present(connection, newest))
         oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
         revisions = read_revisions(connection, version_table=version_table, schemas=schemas)
@@ -163,6 +166,7 @@ class _Work:
 
     connection: Connection
     writer: ChunkWriter
+    stored: Mapping[str, Sequence[Shape]]
     driver: Driver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -179,10 +183,11 @@ class _Work:
     ) -> list[Dataset]:
         """All tables' datasets, that of the tickets last."""
         before = {} if previous is None else {(t.schema, t.table): t for t in previous.tables}
+        revisions = {name: shapes[-1].revision for name, shapes in self.stored.items()}
         tables = [
-            _Table(live, plan, _find_same(before.get((live.schema, live.table)), live))
+            _Table(live, plan, self._find_base(before.get((live.schema, live.table)), live))
             for plan in plans
-            for live in [describe_table(self.connection, plan)]
+            for live in [describe_table(self.connection, plan, revisions=revisions)]
         ]
         live = describe_tickets(schema)
         tickets = _Table(
@@ -191,6 +196,17 @@ class _Work:
         if previous is not None:
             self._collect(tables, tickets, changes, wanted=point.sequence - previous.sequence)
         return [self._write(table) for table in (*tables, tickets)]
+
+    def _find_base(self, before: Dataset | None, live: LiveData) -> Dataset | None:
+        """What a layer may be put on: rows of the very same columns, by name and by number."""
+        found = _find_same(before, live)
+        if found is None or found.types != live.types:
+            return None
+        for name, revision in zip(found.types, found.revisions, strict=True):
+            shapes = self.stored[name]
+            if revision in find_breaks(shapes, shapes[-1]):
+                return None
+        return found
 
     def _collect(
         self,
@@ -231,7 +247,7 @@ class _Work:
     def _extend(self, table: _Table, previous: Dataset, stage: Stage) -> Dataset:
         live, touched = table.live, table.touched
         if not stage.count:
-            return replace(previous, types=live.types)
+            return previous
         live.settle(self.driver)
         rows = live.count_rows(self.driver)
         if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
@@ -244,13 +260,15 @@ class _Work:
             live.stream_rows(self.driver, stage=stage.name),
         )
         layer = tuple(self.writer.write(live, rows=part, tombstones=gone) for gone, part in pieces)
-        return replace(previous, types=live.types, rows=rows, layers=(*previous.layers, layer))
+        return replace(previous, rows=rows, layers=(*previous.layers, layer))
 
     def _write_base(self, live: LiveData) -> Dataset:
         live.settle(self.driver)
         base = tuple(self.writer.write(live, rows=piece) for piece in live.stream_rows(self.driver))
         rows = sum(ref.rows for ref in base)
-        return Dataset(live.schema, live.table, live.types, live.columns, live.key, rows, base)
+        return Dataset(
+            live.schema, live.table, live.types, live.revisions, live.columns, live.key, rows, base
+        )
 
 
 def _pair(gone: Iterator[bytes], rows: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -268,7 +286,7 @@ def _pair(gone: Iterator[bytes], rows: Iterator[bytes]) -> Iterator[tuple[bytes,
 
 
 def _find_same(before: Dataset | None, live: LiveData) -> Dataset | None:
-    """What a layer may be put on: rows of the very same columns, in the same order."""
+    """A dataset of the very same columns, in the same order."""
     if before is None or (before.columns, before.key) != (live.columns, live.key):
         return None
     return before

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from oplog.codec import Effect
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
+from oplog.replay.validity import VALID, FoldRules, Validity
 from oplog.shape import Shape
 from oplog.value import Kind, ValueCodec, Wire
 
@@ -160,6 +161,15 @@ class TableFold:
         return make_misfit(self.form, key, position=position, what=what)
 
 
+class _Nowhere:
+    """The form of a table that is gone: nothing of it is ever looked at."""
+
+    name = ""
+    names: tuple[str, ...] = ()
+    key_names: tuple[str, ...] = ()
+    codecs: Mapping[str, ValueCodec] = MappingProxyType({})
+
+
 @dataclass(slots=True, eq=False)
 class _Route:
     """How effects of one shape reach their table: nothing to do for the newest revision."""
@@ -172,6 +182,16 @@ class _Route:
     key_steps: tuple[tuple[int, Step | None], ...] | None
     lenient_until: float
     """Position before which the log may speak of rows that it does not know."""
+    validity: Validity = VALID
+    """Which of its effects count."""
+
+    def is_void(self, position: int) -> bool:
+        """Whether what the effect did was replaced since; raises why it must not count."""
+        if position < self.validity.since:
+            return True
+        if self.validity.refusal is not None:
+            raise self.validity.refusal
+        return False
 
     def convert(self, values: Mapping[str, Wire | None]) -> Values:
         """Values of an old revision, as columns that the table has now."""
@@ -198,16 +218,15 @@ class Fold:
         self,
         tables: Mapping[str, TableFold],
         *,
-        lenient_until: Mapping[str, float] = MappingProxyType({}),
+        rules: FoldRules = FoldRules(),  # noqa: B008 - frozen
     ) -> None:
         """`tables` by type name; several types may share a table after a renaming.
 
-        `lenient_until` is the position, for a type that was or is being adopted, at which
-        its adoption ended: before it, updates and deletes of rows that the log has not met
-        are of rows that were not adopted yet, and count for nothing.
+        By `rules`, updates and deletes of rows that the log has not met count for nothing
+        until their type was adopted, and some effects do not count at all.
         """
         self._by_type = tables
-        self._lenient_until = lenient_until
+        self._rules = rules
         self.tables: Sequence[TableFold] = list({id(t): t for t in tables.values()}.values())
         self._routes: dict[int, _Route] = {}
 
@@ -242,6 +261,8 @@ class Fold:
             shape = effect.shape
             if route is None or shape is not last:
                 route, last = self._find_route(shape), shape
+            if route.validity is not VALID and route.is_void(position):
+                continue
             key, values, columns = effect.key, effect.values, route.columns
             if route.key_steps is not None or route.steps is not None:
                 key, values = _convert(route, effect, position)
@@ -259,12 +280,23 @@ class Fold:
     def _find_route(self, shape: Shape) -> _Route:
         found = self._routes.get(id(shape))
         if found is None:
-            found = self._routes[id(shape)] = _make_route(
-                shape,
-                self._by_type[shape.type_name],
-                lenient_until=self._lenient_until.get(shape.type_name, 0),
-            )
+            found = self._routes[id(shape)] = self._lay_route(shape)
         return found
+
+    def _lay_route(self, shape: Shape) -> _Route:
+        validity = self._rules.judge(shape)
+        until = self._rules.lenient_until.get(shape.type_name, 0)
+        table = self._by_type.get(shape.type_name)
+        if table is None or validity.refusal is not None:
+            # None of its effects reaches a table.
+            table = table or TableFold(_Nowhere())
+            return _Route(shape, table, (), None, None, until, validity)
+        try:
+            return replace(_make_route(shape, table, lenient_until=until), validity=validity)
+        except SchemaDriftError as error:
+            if not validity.since:
+                raise
+            return _Route(shape, table, (), None, None, until, Validity(validity.since, error))
 
 
 def _are_nan(*values: Wire | None) -> bool:

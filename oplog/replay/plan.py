@@ -8,7 +8,7 @@ only old revisions had is past, one that the newest revision lacks is unlogged.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -92,11 +92,14 @@ _LITERAL = re.compile(
 )
 
 
-def read_plans(connection: Connection, types: Iterable[Shape]) -> list[TablePlan]:
+def read_plans(
+    connection: Connection, types: Iterable[Shape], *, gone: Collection[str] = ()
+) -> list[TablePlan]:
     """Plans for the newest revisions of all types, by table name.
 
-    `SchemaDriftError` names the table and the column where live table and log disagree.
-    Text settings must be pinned: stored defaults are read as text.
+    The tables of types in `gone` may be missing. `SchemaDriftError` names the table and the
+    column where live table and log disagree. Text settings must be pinned: stored defaults are
+    read as text.
     """
     grouped: dict[tuple[str, str], list[Shape]] = {}
     for shape in types:
@@ -109,10 +112,15 @@ def read_plans(connection: Connection, types: Iterable[Shape]) -> list[TablePlan
     for name, table in wanted.items():
         found = live.get(table)
         if found is None or found.kind not in ("r", "p"):
+            missing = [s.type_name for s in grouped[name] if s.type_name not in gone]
+            if not missing:
+                continue
             raise SchemaDriftError(
-                f"table {name[0]}.{name[1]} is in the log (type "
-                f"{grouped[name][-1].type_name!r}) and not in the database",
-                hint="it was dropped or renamed; restore it, or replay from a backup of its log",
+                f"table {name[0]}.{name[1]} is in the log (type {missing[-1]!r}) and not in the "
+                "database",
+                hint="if a migration dropped, renamed or moved it, say so in a migration: "
+                f"op.retire_type({missing[-1]!r}, reason=...); rows that go on under another "
+                "name are logged with oplog adopt",
             )
         plans.append(_make_plan(found, grouped[name], details[found.oid]))
     return plans

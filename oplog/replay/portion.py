@@ -22,7 +22,8 @@ from oplog.replay.comparison import Comparison, compare_table
 from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
 from oplog.replay.plan import TablePlan
-from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last, find_leniency
+from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last
+from oplog.replay.rules import read_rules
 from oplog.replay.transaction import Driver
 from oplog.tables import quote
 from oplog.value import ValueCodec, Wire
@@ -158,8 +159,7 @@ class _Work:
         self._progress = progress
         self._driver = Driver(reader.connection)
         self._last = 0 if progress is None else find_last(reader, snapshot=snapshot)
-        types = [name for plan in plans for name in plan.types]
-        self._leniency = find_leniency(reader, types, snapshot=snapshot)
+        self._rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)
         self._collations = _read_collations(self._driver, plans)
 
     def estimate(self) -> int:
@@ -192,7 +192,7 @@ class _Work:
 
     def _fold(self, folds: Sequence[_PortionFold], portion: _Portion) -> Applied:
         by_type = {name: fold for fold in folds for name in fold.plan.types}
-        fold = Fold(by_type, lenient_until=self._leniency)
+        fold = Fold(by_type, rules=self._rules)
         applied = Applied()
         with pause_collector() as collect:
             for number, entries in enumerate(self._reader.iterate_transactions(self._snapshot)):

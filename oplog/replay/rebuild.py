@@ -8,7 +8,6 @@ the same tables.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +21,10 @@ from oplog.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.plan import TablePlan, list_quoted, read_plans
+from oplog.replay.rules import list_gone, read_rules
 from oplog.replay.target import add_constraints, comment_tables, make_schema
 from oplog.replay.transaction import Driver, check_moment, open_work
+from oplog.replay.validity import FoldRules
 from oplog.shape import Shape
 from oplog.store.standby import require_primary
 from oplog.tables import quote_literal
@@ -88,14 +89,15 @@ def replay_log(
         reader = open_reader(connection)
         snapshot = reader.store.read_snapshot(connection)
         check_links(reader)
-        plans = read_plans(connection, list_newest_types(reader))
         limit = find_limit(reader, through, snapshot=snapshot)
+        plans = read_reader_plans(reader, snapshot=snapshot, through=limit)
         log_schema = reader.store.schema
         loaders = make_schema(connection, plans, into=into, log_schema=log_schema)
         applied = fold_log(
             reader,
             loaders,
             snapshot=snapshot,
+            rules=read_rules(reader, plans, snapshot=snapshot, through=limit, here=True),
             through=limit,
             batch_rows=batch_rows,
             progress=progress,
@@ -112,6 +114,18 @@ def list_newest_types(reader: EntryReader) -> list[Shape]:
     """The newest revision of every type the log has stored."""
     shapes = reader.store.list_types(reader.connection)
     return list({shape.type_name: shape for shape in shapes}.values())
+
+
+def read_reader_plans(
+    reader: EntryReader, *, snapshot: str, through: int | None = None
+) -> list[TablePlan]:
+    """Plans for the tables of all types but those that were retired, up to `through`."""
+    types = list_newest_types(reader)
+    names = [shape.type_name for shape in types]
+    turns = reader.store.find_adoptions(
+        reader.connection, names, snapshot=snapshot, through=through
+    )
+    return read_plans(reader.connection, types, gone=list_gone(types, turns))
 
 
 def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
@@ -145,12 +159,12 @@ def fold_log(
     loaders: Sequence[TableLoader],
     *,
     snapshot: str,
+    rules: FoldRules,
     through: int | None = None,
     batch_rows: int = BATCH_ROWS,
     progress: Progress | None = None,
 ) -> Applied:
     """Fold the log, batch by batch, into the loaders' empty tables."""
-    types = [name for loader in loaders for name in loader.plan.types]
     last = 0 if progress is None else find_last(reader, through, snapshot=snapshot)
 
     def report(applied: Applied) -> None:
@@ -160,7 +174,7 @@ def fold_log(
     return fold_transactions(
         reader.iterate_transactions(snapshot, through=through),
         loaders,
-        lenient_until=find_leniency(reader, types, snapshot=snapshot),
+        rules=rules,
         batch_rows=batch_rows,
         report=report,
     )
@@ -170,7 +184,7 @@ def fold_transactions(
     transactions: Iterable[Sequence[OpenedEntry]],
     loaders: Sequence[TableLoader],
     *,
-    lenient_until: Mapping[str, float],
+    rules: FoldRules,
     batch_rows: int = BATCH_ROWS,
     report: Callable[[Applied], None],
 ) -> Applied:
@@ -182,7 +196,7 @@ def fold_transactions(
     by_type: Mapping[str, TableFold] = {
         name: folds[id(loader)] for loader in loaders for name in loader.plan.types
     }
-    fold = Fold(by_type, lenient_until=lenient_until)
+    fold = Fold(by_type, rules=rules)
     applied = Applied()
 
     def load() -> None:
@@ -201,12 +215,6 @@ def fold_transactions(
                 sealed = 0
         load()
     return applied
-
-
-def find_leniency(reader: EntryReader, types: Sequence[str], *, snapshot: str) -> dict[str, float]:
-    """For types whose adoption began: the position at which it ended, infinity if it has not."""
-    found = reader.store.find_adoptions(reader.connection, types, snapshot=snapshot)
-    return {name: math.inf if end is None else end for name, end in found.items()}
 
 
 def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:

@@ -24,6 +24,7 @@ from oplog.replay.rebuild import (
     fold_log,
     list_newest_types,
 )
+from oplog.replay.rules import list_gone, read_rules
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, open_snapshot
 from oplog.shape import Shape
@@ -77,8 +78,10 @@ def verify_tables(
         snapshot = reader.store.read_snapshot(inside)
         check_links(reader)
         types = list_newest_types(reader)
-        types += list_unstored(inside, {shape.type_name for shape in types})
-        plans = read_plans(inside, types)
+        names = [shape.type_name for shape in types]
+        turns = reader.store.find_adoptions(inside, names, snapshot=snapshot)
+        types += list_unstored(inside, set(names))
+        plans = read_plans(inside, types, gone=list_gone(types, turns))
         compare = _compare_in_tables
         if is_standby(inside):
             compare = compare_portions
@@ -107,7 +110,11 @@ def _compare_in_tables(
     """The log folded into temporary tables, and these compared."""
     driver = Driver(reader.connection)
     loaders = make_scratch(driver, plans)
-    applied = fold_log(reader, loaders, snapshot=snapshot, batch_rows=batch_rows, progress=progress)
+    # Not strict: what reads wrongly is compared, and shows.
+    rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)
+    applied = fold_log(
+        reader, loaders, snapshot=snapshot, rules=rules, batch_rows=batch_rows, progress=progress
+    )
     result = Comparison(applied)
     for loader in loaders:
         left = max(limit - len(result.differences), 0)

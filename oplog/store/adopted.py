@@ -7,7 +7,8 @@ whether an adoption ended is read from the log itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -17,6 +18,44 @@ ADOPTED = "adopted"
 """Metadata key of every adopted chunk: its type's name."""
 ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
+ADOPTED_REVISION = "adopted_revision"
+"""Metadata key of the last chunk: the revision of the type that all rows were logged in."""
+RETIRED = "retired"
+"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
+_KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED)
+
+
+class Turns(NamedTuple):
+    """Positions at which what the log knew of a type was replaced as a whole.
+
+    `began`: an adoption did. `ended` is the last entry of the newest one that ended, which
+    logged every row that there was, in `revision` if that is known; `retired` the newest mark
+    that the table is gone.
+    """
+
+    began: bool = False
+    ended: int | None = None
+    revision: int | None = None
+    retired: int | None = None
+
+    def join(self, other: Turns) -> Turns:
+        """Both together."""
+        last = max(self, other, key=lambda turns: turns.ended or 0)
+        retired = max(self.retired or 0, other.retired or 0) or None
+        return Turns(self.began or other.began, last.ended, last.revision, retired)
+
+
+def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
+    """What one entry of an adoption's aggregate says, by its metadata."""
+    known = {key: value for key, value in metadata if key in _KEYS}
+    ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
+    revision = known.get(ADOPTED_REVISION, "") if ended else ""
+    return Turns(
+        ADOPTED in known,
+        ended,
+        int(revision) if revision.isdecimal() else None,
+        position if RETIRED in known else None,
+    )
 
 
 ADOPTION_PREFIX = "adopted/"
@@ -32,6 +71,15 @@ def _name_checkpoint(type_name: str) -> str:
     return f"adopt/{type_name}"
 
 
+def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
+    """By type, what several entries say together."""
+    joined: dict[str, Turns] = {}
+    for name, turns in found:
+        if turns != Turns():
+            joined[name] = joined.get(name, Turns()).join(turns)
+    return joined
+
+
 class AdoptionStore:
     """Adoptions of the log in one schema."""
 
@@ -40,22 +88,29 @@ class AdoptionStore:
         self._s = quote(schema).replace("%", "%%")
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> dict[str, int | None]:
-        """Types whose adoption began, with the position of its last entry if it ended."""
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> Mapping[str, Turns]:
+        """Types that were adopted or retired, and when, up to position `through`."""
         names = {name_adoption(name): name for name in types}
+        # The metadata of the entries that end something, and of one that began.
         rows = connection.exec_driver_sql(
-            "SELECT e.aggregate_name, max(e.id) FILTER (WHERE EXISTS (SELECT FROM "
-            f"{self._s}.oplog_metadata r WHERE r.transaction_position = e.transaction_position "
-            f"AND r.key = '{ADOPTED_ROWS}')) FROM {self._s}.oplog_entry e "
+            "SELECT DISTINCT ON (e.aggregate_name, m.key) e.aggregate_name, e.id, ARRAY(SELECT "
+            f"ARRAY[r.key, r.value] FROM {self._s}.oplog_metadata r "
+            "WHERE r.transaction_position = e.transaction_position ORDER BY r.ordinal) "
+            f"FROM {self._s}.oplog_entry e "
             f"JOIN {self._s}.oplog_metadata m ON m.transaction_position = e.transaction_position "
-            f"AND m.key = '{ADOPTED}' "
-            "WHERE e.aggregate_name = ANY(%s::text[]) "
+            "AND m.key = ANY(%s::text[]) WHERE e.aggregate_name = ANY(%s::text[]) "
+            "AND (%s::bigint IS NULL OR e.id <= %s) "
             "AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot) "
-            "GROUP BY e.aggregate_name",
-            (list(names), snapshot),
+            "ORDER BY e.aggregate_name, m.key, e.id DESC",
+            ([ADOPTED, ADOPTED_ROWS, RETIRED], list(names), through, through, snapshot),
         )
-        return {names[row[0]]: row[1] for row in rows}
+        return join_turns((names[row[0]], read_turns(row[1], row[2])) for row in rows)
 
     def lock_progress(self, connection: Connection, type_name: str) -> str | None:
         """The saved progress of a type's adoption, None if it has not begun.

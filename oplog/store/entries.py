@@ -6,7 +6,6 @@ through `exec_driver_sql`: an ORM-level execute would re-enter the session's own
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
-from oplog.store.adopted import AdoptionStore
+from oplog.store.adopted import AdoptionStore, Turns
 from oplog.store.driver import require_driver
 from oplog.store.links import list_broken_links
 from oplog.store.rows import (
@@ -31,6 +30,7 @@ from oplog.store.rows import (
 )
 from oplog.store.seen import bind_unseen
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
+from oplog.store.types import insert_type, list_types
 from oplog.store.version import parse_version, read_comment, says_restoring
 from oplog.tables import VERSION, quote, quote_literal
 
@@ -113,23 +113,11 @@ class Store:
 
     def list_types(self, connection: Connection) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
-        rows = connection.exec_driver_sql(
-            f"SELECT type_name, revision, shape::text, descriptor FROM {self._s}.oplog_type "
-            "ORDER BY type_name, revision"
-        )
-        return [
-            Shape.from_json(name, revision, shape=json.loads(shape), descriptor=bytes(descriptor))
-            for name, revision, shape, descriptor in rows
-        ]
+        return list_types(connection, self._s)
 
     def insert_type(self, connection: Connection, shape: Shape) -> bool:
-        """Store a revision; False when another transaction stored this number first."""
-        done = connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_type (type_name, revision, shape, descriptor) "
-            "VALUES (%s, %s, %s::jsonb, %b) ON CONFLICT DO NOTHING",
-            (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
-        )
-        return done.rowcount == 1
+        """Store a revision and its numbers; False when nothing of it was new."""
+        return insert_type(connection, self._s, shape)
 
     def read_key_check(self, connection: Connection, key_id: str) -> bytes | None:
         """The check value of a data key, or None if the log has never seen its id."""
@@ -296,10 +284,16 @@ class Store:
         """None: the tables number entries by position only."""
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> dict[str, int | None]:
-        """Types whose adoption began, with the position of its last entry if it ended."""
-        return AdoptionStore(self.schema).find_adoptions(connection, types, snapshot=snapshot)
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> Mapping[str, Turns]:
+        """Types that were adopted or retired, and when, up to position `through`."""
+        store = AdoptionStore(self.schema)
+        return store.find_adoptions(connection, types, snapshot=snapshot, through=through)
 
     # -- checking -------------------------------------------------------------------------
 

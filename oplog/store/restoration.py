@@ -20,13 +20,23 @@ from oplog.store.version import write_comment
 from oplog.tables import VERSION, quote
 from oplog.value import copy_field
 
-LOG_TABLES = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "log", "pruned")
+_EMPTY = (
+    "entry",
+    "metadata",
+    "ticket",
+    "fence",
+    "type",
+    "type_numbers",
+    "key",
+    "checkpoint",
+    "pruned",
+)
+LOG_TABLES = (*_EMPTY, "log")
 """Those that a restore writes or must find empty."""
 RESTORED_ID = "3"
 """The transaction id of restored entries: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
-_EMPTY = ("entry", "metadata", "ticket", "fence", "type", "key", "checkpoint", "pruned")
 _MARK = "restore"
 RESTORED_PLACE = "restored"
 """Name of the checkpoint in which a restore says how far it came."""

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.shape import Shape
+from oplog.store.adopted import Turns
 from oplog.store.rows import BrokenLink, EntryFilter, StoredEntry
 
 
@@ -75,9 +76,14 @@ class LogSource(Protocol):
         ...
 
     def find_adoptions(
-        self, connection: Connection, types: Sequence[str], *, snapshot: str
-    ) -> Mapping[str, int | None]:
-        """Types whose adoption began, with the position of its last entry if it ended."""
+        self,
+        connection: Connection,
+        types: Sequence[str],
+        *,
+        snapshot: str,
+        through: int | None = None,
+    ) -> Mapping[str, Turns]:
+        """Types that were adopted or retired, and when, up to position `through`."""
         ...
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:

@@ -33,6 +33,7 @@ from oplog.archive.index import Item, decode_node, encode_node, make_item
 from oplog.archive.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, name_head, name_pin
 from oplog.archive.segment import decode_segment, start_chain
 from oplog.archive.typefile import LoggedTypes, decode_types, encode_types
+from oplog.identity import Numbers
 from oplog.store.rows import StoredEntry
 from tests.archived import ARCHIVE_ID, LOG_ID, MOMENT, encode_entries, make_entry, make_shape
 
@@ -153,6 +154,7 @@ def test_types() -> None:
     assert found.key_checks == {"k1": bytes(range(16))}
     [shape] = found.shapes
     assert shape.to_json() == make_shape().to_json()
+    assert shape.numbers == (Numbers("7312345678901234567/16384", 16402, {"id": 1, "owner": 3}),)
     assert shape.message_class(id=7, owner="ada").SerializeToString().hex() == "080e1203616461"
     # The descriptor is bytes of protobuf's own making: only these very ones are pinned.
     assert encode_types(LoggedTypes([shape], found.key_checks)) == TYPES

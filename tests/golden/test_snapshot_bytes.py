@@ -64,6 +64,7 @@ MANIFEST = SnapshotManifest(
             "public",
             "Größe",
             ("size",),
+            (3,),
             (ColumnType("id", "integer"), ColumnType("value", "text")),
             ("id",),
             rows=4,
@@ -80,6 +81,7 @@ MANIFEST = SnapshotManifest(
     tickets=Dataset(
         "oplog",
         "oplog_ticket",
+        (),
         (),
         (ColumnType("aggregate_name", "text"), ColumnType("version", "bigint")),
         ("aggregate_name",),

@@ -85,7 +85,11 @@ def test_rows_that_existed_are_logged_and_verify(database: LoggedDatabase) -> No
     assert (report.rows, report.entries) == (10, 2)
     entry = database.read()[0]
     assert (entry.aggregate, entry.version) == ("adopted/account", 1)
-    assert entry.metadata == {"adopted": ["account"], "adopted_rows": ["10"]}
+    assert entry.metadata == {
+        "adopted": ["account"],
+        "adopted_rows": ["10"],
+        "adopted_revision": ["1"],
+    }
     assert [o.kind for o in entry.operations] == [OpType.CREATE] * 10
     assert entry.operations[1].fields == {"id": 2, "owner": "owner 2", "note": "note"}
     database.assert_replays()
@@ -584,7 +588,13 @@ def test_the_saved_progress_is_what_is_documented(database: LoggedDatabase) -> N
             "SELECT name, cursor::text FROM oplog.oplog_checkpoint"
         ).one()
     assert name == "adopt/account"
-    assert json.loads(text) == {"after": {"id": "4"}, "rows": 4, "entries": 2, "done": False}
+    assert json.loads(text) == {
+        "after": {"id": "4"},
+        "rows": 4,
+        "entries": 2,
+        "done": False,
+        "revision": 1,
+    }
 
 
 def test_chains_and_foreign_keys_hold_in_a_replay(database: LoggedDatabase) -> None:

@@ -13,6 +13,7 @@ from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import print_column
+from oplog.replay.validity import FoldRules
 from oplog.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind, ValueCodec, Wire, codec_for, copy_field
 
@@ -228,7 +229,7 @@ def adopted(id: Wire, values: Mapping[str, Wire | None] | None = None) -> Effect
 def fold_adoption(*effects: Effect, end: float = math.inf) -> TableFold:
     """The net of effects at positions 1, 2, 3..., with an adoption that ends at `end`."""
     table = TableFold(Form(ITEM))
-    whole = Fold({"item": table}, lenient_until={"item": end})
+    whole = Fold({"item": table}, rules=FoldRules({"item": end}))
     for position, one in enumerate(effects, start=1):
         whole.add([one], position=position)
     return table
@@ -286,7 +287,7 @@ def test_leniency_is_for_its_type_alone_and_not_for_creates() -> None:
     with pytest.raises(ReplayError, match="position 2 creates a row that is already there"):
         fold_adoption(effect(C, 1), effect(C, 1))
     table = TableFold(Form(ITEM))
-    Fold({"item": table}, lenient_until={"other": math.inf}).add([effect(D, 1)], position=1)
+    Fold({"item": table}, rules=FoldRules({"other": math.inf})).add([effect(D, 1)], position=1)
     assert not table.doubtful
 
 

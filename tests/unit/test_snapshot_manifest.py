@@ -36,6 +36,7 @@ ACCOUNTS = Dataset(
     "public",
     "account",
     ("account", "konto"),
+    (2, 1),
     (ColumnType("id", "integer"), ColumnType("née", "character varying(20)")),
     ("id",),
     rows=14,
@@ -45,6 +46,7 @@ ACCOUNTS = Dataset(
 TICKETS = Dataset(
     "oplog",
     "oplog_ticket",
+    (),
     (),
     (ColumnType("aggregate_name", "text"),),
     ("aggregate_name",),

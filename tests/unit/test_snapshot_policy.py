@@ -43,7 +43,7 @@ def make_dataset(rows: int, *layers: int) -> Dataset:
     """A base of ten bytes a row, and layers of so many bytes."""
     base = (ChunkRef("", rows, 0, 10 * rows, 20 * rows),) if rows else ()
     made = tuple((ChunkRef("", 1, 0, size, size),) for size in layers)
-    return Dataset("s", "t", (), (), (), rows, base, made)
+    return Dataset("s", "t", (), (), (), (), rows, base, made)
 
 
 @pytest.mark.parametrize(

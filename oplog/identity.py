@@ -1,0 +1,47 @@
+"""Where Postgres keeps the columns of a logged type: by number, which survives a rename.
+
+Pure. A name says what a column is called; its number in the catalog says which column it is. A
+renamed column keeps its number, a column that was dropped and added again has a new one. The
+hard thing is that numbers mean something inside one database only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The catalog's numbers of one table in one database.
+
+    `database` is the server's system identifier and the database's oid, with a slash between.
+    `table` is the table's oid, `columns` every column's `attnum`, whether it is logged or not.
+    """
+
+    database: str
+    table: int
+    columns: Mapping[str, int]
+
+
+def match_numbers(old: Sequence[Numbers], new: Sequence[Numbers]) -> tuple[Numbers, Numbers] | None:
+    """The numbers of two revisions in the newest database that has both; None without one."""
+    by_database = {numbers.database: numbers for numbers in old}
+    for numbers in reversed(new):
+        if numbers.database in by_database:
+            return by_database[numbers.database], numbers
+    return None
+
+
+def is_same_table(old: Sequence[Numbers], new: Sequence[Numbers], names: Iterable[str]) -> bool:
+    """Whether the table is the same, and each of `names` the same column of it.
+
+    True where no database has numbers of both: then nothing says otherwise.
+    """
+    pair = match_numbers(old, new)
+    if pair is None:
+        return True
+    before, now = pair
+    return before.table == now.table and all(
+        before.columns.get(name) == now.columns.get(name) for name in names
+    )

@@ -1,0 +1,144 @@
+"""What became of a type's columns from one revision to the next, and whether names tell it.
+
+Pure. Old rows are read by the names of their columns. That is wrong after a rename, and after
+a column was dropped and another one of its name was added: numbers in the catalog tell. The
+hard thing is that revisions were stored in several databases, and some before numbers were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal, Protocol
+
+from oplog.errors import SchemaDriftError
+from oplog.identity import match_numbers
+from oplog.shape import Shape
+
+_WAY_OUT = (
+    "log the rows as they are now: oplog adopt --again, then oplog snapshot; or declare what "
+    "became of the old columns: catalog.upcast(...)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Why rows of an old revision cannot be read by the names of their columns.
+
+    `column` is the old revision's, `now` what the table calls it; both are empty where the
+    whole table was replaced.
+    """
+
+    type_name: str
+    revision: int
+    table: str
+    what: Literal["renamed", "added again", "replaced"]
+    column: str = ""
+    now: str = ""
+
+    def describe(self) -> str:
+        """What is the case, for an error or a finding."""
+        logged = f"rows of type {self.type_name!r} revision {self.revision} were logged"
+        if self.what == "renamed":
+            return f"column {self.table}.{self.now} was called {self.column} when {logged}"
+        if self.what == "added again":
+            return (
+                f"column {self.table}.{self.column} was dropped and added again since {logged}: "
+                "their values are those of the dropped one"
+            )
+        return f"table {self.table} was replaced by another of its name since {logged}"
+
+    @property
+    def hint(self) -> str:
+        """The way out."""
+        return _WAY_OUT
+
+    def to_error(self, *, hint: str = _WAY_OUT) -> SchemaDriftError:
+        """The refusal."""
+        return SchemaDriftError(self.describe(), hint=hint)
+
+
+class StepLookup(Protocol):
+    """Where declared steps between revisions are found; `TypeCatalog` is one."""
+
+    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> object | None:
+        """The step between two neighbouring revisions, or None."""
+        ...
+
+
+def find_breaks(shapes: Sequence[Shape], target: Shape) -> dict[int, Break]:
+    """By revision, why its rows do not read as rows of `target`; without those that do.
+
+    `shapes` are the stored revisions of one type, rising. `target` is the table as it is now,
+    or as the newest of them has it.
+    """
+    chain = [*(shape for shape in shapes if shape is not target), target]
+    steps = [_follow(old, new) for old, new in pairwise(chain)]
+    found = {}
+    for place, shape in enumerate(chain[:-1]):
+        broken = _find_break(shape, steps[place:], target)
+        if broken is not None:
+            found[shape.revision] = broken
+    return found
+
+
+def list_unread(
+    breaks: Mapping[int, Break], steps: StepLookup, *, through: int | None = None
+) -> list[Break]:
+    """Breaks that no declared step leads past; rows of later revisions than `through` alone."""
+    left = []
+    for revision, broken in breaks.items():
+        lifted = revision
+        while steps.find_step(broken.type_name, lifted, to_revision=lifted + 1) is not None:
+            lifted += 1
+        if lifted in breaks and (through is None or lifted >= through):
+            left.append(breaks[lifted])
+    return left
+
+
+def group_shapes(shapes: Iterable[Shape]) -> dict[str, list[Shape]]:
+    """Revisions by type, in their order."""
+    grouped: dict[str, list[Shape]] = {}
+    for shape in shapes:
+        grouped.setdefault(shape.type_name, []).append(shape)
+    return grouped
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """From one revision to the next: what each column is called then, None if it is gone."""
+
+    names: Mapping[str, str]
+    replaced: bool = False
+
+
+def _follow(old: Shape, new: Shape) -> _Step:
+    pair = match_numbers(old.numbers, new.numbers)
+    if pair is None:
+        # Nothing but names: a column that is not there under its name is taken for dropped.
+        known = {*new.names, *new.excluded}
+        return _Step({name: name for name in (*old.names, *old.excluded) if name in known})
+    before, now = pair
+    if before.table != now.table:
+        return _Step({}, replaced=True)
+    called = {number: name for name, number in now.columns.items()}
+    return _Step(
+        {name: called[number] for name, number in before.columns.items() if number in called}
+    )
+
+
+def _find_break(shape: Shape, steps: Sequence[_Step], target: Shape) -> Break | None:
+    first = Break(shape.type_name, shape.revision, f"{target.schema}.{target.table}", "replaced")
+    if any(step.replaced for step in steps):
+        return first
+    logged = {*target.names}
+    for column in shape.names:
+        now: str | None = column
+        for step in steps:
+            now = None if now is None else step.names.get(now)
+        if now is None and column in logged:
+            return replace(first, what="added again", column=column, now=column)
+        if now is not None and now != column and (now in logged or column in logged):
+            return replace(first, what="renamed", column=column, now=now)
+    return None

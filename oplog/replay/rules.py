@@ -1,0 +1,100 @@
+"""Which effects of a log count when it is folded: what was replaced as a whole counts no more.
+
+Knows revisions, adoptions and retirements. Must not know rows. The hard thing is to refuse
+only what would be wrong: rows of a renamed column are lost under its new name, unless all rows
+were logged anew since, or a step says what became of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from oplog.errors import SchemaDriftError
+from oplog.lineage import Break, find_breaks, group_shapes
+from oplog.reader import EntryReader
+from oplog.replay.plan import TablePlan
+from oplog.replay.validity import FoldRules, Validity
+from oplog.shape import Shape
+from oplog.store.adopted import Turns
+
+
+def read_rules(
+    reader: EntryReader,
+    plans: Sequence[TablePlan],
+    *,
+    snapshot: str,
+    through: int | None = None,
+    here: bool,
+    strict: bool = True,
+    anew: bool = True,
+) -> FoldRules:
+    """The rules for all types of a log, read up to position `through`.
+
+    `here`: the log is that of the database whose tables the plans are of, so that their
+    numbers tell what became of columns. Not `strict`: rows that read wrongly are folded all
+    the same, to be compared with what is there. Not `anew`: what is folded comes on top of
+    rows that are there, so that nothing is replaced as a whole.
+    """
+    connection = reader.connection
+    shapes = group_shapes(reader.store.list_types(connection))
+    turns = reader.store.find_adoptions(
+        connection, list(shapes), snapshot=snapshot, through=through
+    )
+    lenient = {
+        name: math.inf if one.ended is None else one.ended
+        for name, one in turns.items()
+        if one.began
+    }
+    breaks: dict[str, Mapping[int, Break]] = {}
+    for plan in plans:
+        for name in plan.types:
+            if name not in shapes:
+                continue
+            newest = shapes[name][-1]
+            numbers = (*newest.numbers, plan.live.numbers) if here else newest.numbers
+            breaks[name] = find_breaks(shapes[name], replace(newest, numbers=numbers))
+    judge = _Judge({name: turns.get(name, Turns()) for name in shapes}, breaks, strict, anew)
+    return FoldRules(lenient, judge)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    turns: Mapping[str, Turns]
+    breaks: Mapping[str, Mapping[int, Break]]
+    strict: bool
+    anew: bool
+
+    def __call__(self, shape: Shape) -> Validity:
+        turns = self.turns.get(shape.type_name, Turns())
+        since = turns.retired or 0
+        breaks = self.breaks.get(shape.type_name)
+        if breaks is None:
+            return Validity(since, _refuse_retired(shape))
+        found = breaks.get(shape.revision)
+        if found is None:
+            return Validity(since)
+        if not self.anew:
+            hint = "restore an empty database from a snapshot that was taken since, and follow on"
+            return Validity(0, found.to_error(hint=hint))
+        if turns.ended and turns.revision is not None and turns.revision not in breaks:
+            return Validity(max(since, turns.ended), found.to_error())
+        return Validity(since, found.to_error() if self.strict else None)
+
+
+def _refuse_retired(shape: Shape) -> SchemaDriftError:
+    return SchemaDriftError(
+        f"type {shape.type_name!r} was retired, and rows of it were logged since; its table "
+        f"{shape.schema}.{shape.table} is not in the database",
+        hint="restore the table, empty, or retire the type again: op.retire_type(...)",
+    )
+
+
+def list_gone(types: Iterable[Shape], turns: Mapping[str, Turns]) -> frozenset[str]:
+    """Types whose table may be missing, because a migration said that it is gone."""
+    return frozenset(
+        shape.type_name
+        for shape in types
+        if turns.get(shape.type_name, Turns()).retired is not None
+    )

@@ -1,0 +1,47 @@
+"""What a fold is told of the effects it meets: which of them count.
+
+Plain values. Must not know where they come from: that is `rules`. The hard thing is that an
+effect may be right in its time and wrong now, and only some of those may be passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from oplog.errors import SchemaDriftError
+from oplog.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """From which position on effects of a shape count, and why they must not.
+
+    Those before `since` were replaced as a whole. One that counts raises `refusal`, if there
+    is one.
+    """
+
+    since: int = 0
+    refusal: SchemaDriftError | None = None
+
+
+Judge: TypeAlias = Callable[[Shape], Validity]
+VALID = Validity()
+
+
+def accept(_: Shape) -> Validity:
+    """Every effect counts."""
+    return VALID
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRules:
+    """What a fold has to know besides effects.
+
+    `lenient_until` is the position, for a type that was or is being adopted, at which its
+    adoption ended: before it the log may speak of rows that it has not met.
+    """
+
+    lenient_until: Mapping[str, float] = field(default_factory=dict)
+    judge: Judge = accept
