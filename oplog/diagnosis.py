@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from oplog.binding import resolve_shape
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.evolution import Evolution, judge_evolution
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.live import LiveTable, require_live_table
 from oplog.premise import judge_activity, judge_owners, judge_settings
@@ -28,15 +29,25 @@ from oplog.store.guards import DeclaredGuard
 from oplog.tables import VERSION
 
 
-def judge(facts: Facts, *, schema: str, catalog: TypeCatalog, guard: bool) -> list[Finding]:
+def judge(
+    facts: Facts,
+    *,
+    schema: str,
+    catalog: TypeCatalog,
+    guard: bool,
+    evolution: Evolution | None = None,
+) -> list[Finding]:
     """Everything worth saying, problems first, in an order that stays the same.
 
-    `schema` is the log's; `guard` whether its application relies on guards.
+    `schema` is the log's; `guard` whether its application relies on guards; `evolution` is
+    None where the log's types cannot be read.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
         found += judge_owners(facts, schema)
         found += _judge_tables(facts, catalog)
+        if evolution is not None:
+            found += judge_evolution(evolution, catalog)
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
         found += _judge_traces(facts.log)
     found += judge_settings(facts)
@@ -156,15 +167,8 @@ def _judge_tables(facts: Facts, catalog: TypeCatalog) -> Iterator[Finding]:
         if name in catalog.types:
             continue
         where = f"{newest.schema}.{newest.table}"
-        if (newest.schema, newest.table) not in facts.existing:
-            yield make_problem(
-                "type-table-missing",
-                where,
-                message=f"the log has the type {name!r}, and its table is gone: replay and "
-                "verify stop there",
-                hint="restore the table, empty, or replay from a backup of the log",
-            )
-        elif all(
+        # A table that is gone is among what restores refuse.
+        if (newest.schema, newest.table) in facts.existing and all(
             live.schema != newest.schema or live.name != newest.table
             for live in facts.live.values()
         ):

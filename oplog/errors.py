@@ -160,6 +160,10 @@ class DurabilityNotConfirmedWarning(UserWarning):
         super().__init__(message)
 
 
+class RestoreWarning(UserWarning):
+    """Rows are logged that a restore from the log will refuse."""
+
+
 class CommitWouldRollBackError(CommitError):
     """A failed statement was swallowed: COMMIT would silently have rolled everything back."""
 
@@ -377,6 +381,7 @@ __all__ = [
     "OplogError",
     "PrunedError",
     "ReplayError",
+    "RestoreWarning",
     "SchemaDriftError",
     "SchemaVersionError",
     "SealError",

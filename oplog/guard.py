@@ -25,6 +25,10 @@ UNLOGGED = "OP003"
 """SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
 FORMAT_MARK = 3
 """Format number of an entry the database writes: no payload, only metadata."""
+ADOPTION_PREFIX = "adopted/"
+"""How the aggregates begin that hold what is said of a type as a whole."""
+RETIRED = "retired"
+"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
 BYPASS_AGGREGATE = "oplog/bypass"
 """The aggregate of the marks that bypassed transactions leave."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}
@@ -55,6 +59,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
         _mark(s),
+        _retire_type(s),
         _try_bypass(s, p),
         _check(s, p),
         _settle(s, p),
@@ -80,7 +85,8 @@ def drop_guard_statements(s: str) -> list[str]:
         *IMAGE_FUNCTIONS,
         "settle(bigint)",
         "try_bypass(text, text[])",
-        "mark(text[], text[])",
+        "retire_type(text, text)",
+        "mark(text, text[], text[])",
     )
     check = _in_literal(f"{s}.oplog_guard_check()")
     return [
@@ -99,8 +105,9 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 def _mark(s: str) -> str:
     frame = "int4send(octet_length({0})) || {0}".format
     key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
-    name = f"convert_to('{BYPASS_AGGREGATE}', 'UTF8')"
-    return f"""CREATE FUNCTION {s}.oplog_mark(p_keys text[], p_values text[]) RETURNS void
+    name = "convert_to(p_aggregate, 'UTF8')"
+    return f"""CREATE FUNCTION {s}.oplog_mark(p_aggregate text, p_keys text[], p_values text[])
+RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- An entry by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
@@ -111,11 +118,31 @@ BEGIN
       || string_agg({frame(key)} || {frame(value)}, ''::bytea ORDER BY m.n))
     INTO v_metadata
     FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n);
-  PERFORM {s}.oplog_append_one('{BYPASS_AGGREGATE}', NULL, v_id,
+  PERFORM {s}.oplog_append_one(p_aggregate, NULL, v_id,
     sha256('oplog/v1/body'::bytea || '\\x00'::bytea || int4send({FORMAT_MARK}) || uuid_send(v_id)
       || {frame(name)} || int4send(0) || v_metadata || int4send(1)
       || '\\x00'::bytea || int4send(0)),
     ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL, true);
+END $oplog_fn$"""
+
+
+def _retire_type(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_retire_type(p_type text, p_reason text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Says in the log that the table of a type is gone, and all its rows with it.
+BEGIN
+  IF NOT EXISTS (SELECT FROM {s}.oplog_type t WHERE t.type_name = p_type) THEN
+    RAISE EXCEPTION USING errcode = '22023',
+      message = concat('oplog: the log has no type ', quote_literal(p_type)),
+      hint = '`oplog types list` shows those that it has';
+  END IF;
+  IF btrim(p_reason) = '' THEN
+    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a type is retired for a reason',
+      hint = 'say what became of its table';
+  END IF;
+  PERFORM {s}.oplog_mark(concat('{ADOPTION_PREFIX}', p_type),
+    ARRAY['{RETIRED}', 'oplog.reason', 'oplog.role'],
+    ARRAY[p_type, left(p_reason, 250), session_user::text]);
 END $oplog_fn$"""
 
 
@@ -133,7 +160,8 @@ BEGIN
         AND NOT pg_has_role(session_user, g.bypass_role, 'MEMBER')) THEN
     RETURN false;
   END IF;
-  PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
+  PERFORM {s}.oplog_mark('{BYPASS_AGGREGATE}',
+    ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
     ARRAY[v_reason, session_user::text, left(p_changes, 250)]);
   RETURN true;
 END $oplog_fn$"""

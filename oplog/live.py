@@ -231,3 +231,33 @@ def _build(rows: list[Any]) -> LiveTable:
         for row in rows
     )
     return LiveTable(oid, schema, name, kind, columns, rewrites, rows[0][13], rows[0][18])
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A foreign key, and the names of the table that has it and of the one it refers to."""
+
+    constraint: str
+    table: str
+    parent: str
+
+
+_REFERENCES = """
+SELECT k.conname::text, pg_catalog.concat(n.nspname, '.', c.relname),
+  pg_catalog.concat(m.nspname, '.', p.relname)
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+WHERE k.contype = 'f' AND k.conparentid = 0
+  AND k.conrelid = ANY (%s::bigint[]::oid[]) AND k.confrelid <> ALL (%s::bigint[]::oid[])
+ORDER BY 2, 1
+"""
+
+
+def list_outward_references(connection: Connection, oids: Iterable[int]) -> list[Reference]:
+    """Foreign keys of these tables to tables that are not among them."""
+    tables = list(oids)
+    rows = connection.exec_driver_sql(_REFERENCES, (tables, tables))
+    return [Reference(*row) for row in rows]

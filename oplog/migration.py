@@ -23,6 +23,7 @@ from oplog.tables import (
     create_statements,
     drop_statements,
     qualify,
+    retire_statement,
     track_statements,
     untrack_statements,
 )
@@ -180,6 +181,53 @@ class UntrackTablesOp(MigrateOperation):
         )
 
 
+@Operations.register_operation("retire_type")
+class RetireTypeOp(MigrateOperation):
+    """Say that the table of a type is gone."""
+
+    def __init__(self, type_name: str, *, reason: str, log_schema: str) -> None:
+        self.type_name = type_name
+        self.reason = reason
+        self.log_schema = log_schema
+
+    @classmethod
+    def retire_type(
+        cls,
+        operations: Operations,
+        type_name: str,
+        *,
+        reason: str,
+        log_schema: str = "oplog",
+    ) -> None:
+        """Say in the log that the table of `type_name` is gone, and all its rows with it.
+
+        For a table that a migration drops, renames or moves, in the same revision: from then on
+        replay, verify and restore do without it. What was logged before stays readable. Rows
+        that go on under another name are a new type: `op.adopt_table`. Raises
+        `ConfigurationError` for an empty reason.
+        """
+        if not reason.strip():
+            raise ConfigurationError(
+                "retire_type needs a reason", hint="say what became of the table"
+            )
+        operations.invoke(cls(type_name, reason=reason, log_schema=log_schema))
+
+    def reverse(self) -> MigrateOperation:
+        """Raise `ConfigurationError`: what is in the log stays there."""
+        raise ConfigurationError(
+            f"the retirement of type {self.type_name!r} cannot be undone: the log is append-only",
+            hint="leave it out of downgrade(); rows that are logged again count from then on",
+        )
+
+
+@Operations.implementation_for(RetireTypeOp)
+def _retire(operations: Operations, operation: RetireTypeOp) -> None:
+    statement = retire_statement(
+        operation.type_name, reason=operation.reason, schema=operation.log_schema
+    )
+    _emit(operations, [statement])
+
+
 @Operations.implementation_for(TrackTablesOp)
 def _track(operations: Operations, operation: TrackTablesOp) -> None:
     names = qualify(operation.tables, operation.schema)
@@ -315,6 +363,7 @@ __all__ = [
     "AdoptTableOp",
     "CreateOplogOp",
     "DropOplogOp",
+    "RetireTypeOp",
     "TrackTablesOp",
     "UntrackTablesOp",
     "UpgradeOplogOp",

@@ -117,6 +117,14 @@ def untrack_statements(names: Iterable[str], *, reason: str, schema: str = "oplo
     ]
 
 
+def retire_statement(type_name: str, *, reason: str, schema: str = "oplog") -> str:
+    """The statement that says in the log that the table of a type is gone."""
+    return (
+        f"SELECT {quote(schema)}.oplog_retire_type({quote_literal(type_name)}, "
+        f"{quote_literal(reason)})"
+    )
+
+
 def check_version(version: int) -> None:
     """Raise `SchemaVersionError` unless `version` is one this library can create."""
     if version != VERSION:

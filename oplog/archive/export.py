@@ -28,6 +28,7 @@ from oplog.archive.step import Step
 from oplog.archive.typefile import LoggedTypes, encode_types
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
+from oplog.finding import Finding
 from oplog.store import Store
 from oplog.store.export import ArchiveRow, ExportStore, NewPage
 from oplog.store.feed import Feed
@@ -46,7 +47,7 @@ class SyncReport:
 
     `entries` in `segments`, `bytes` put into the store for them, `position` the highest that is
     published now, `sequence` the last, in `generation`. `lost` counts entries that the database
-    no longer had and that a new generation left behind.
+    no longer had and that a new generation left behind. `problems` are tables that are gone.
     """
 
     entries: int
@@ -56,6 +57,7 @@ class SyncReport:
     sequence: int = 0
     generation: int = 0
     lost: int = 0
+    problems: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,12 @@ class Exporter:
         total = SyncReport(0, 0, 0, 0)
         while True:
             report = self.publish_page(engine)
-            total = SyncReport(
-                total.entries + report.entries,
-                total.segments + report.segments,
-                total.bytes + report.bytes,
-                report.position,
-                report.sequence,
-                report.generation,
-                total.lost + report.lost,
+            total = replace(
+                report,
+                entries=total.entries + report.entries,
+                segments=total.segments + report.segments,
+                bytes=total.bytes + report.bytes,
+                lost=total.lost + report.lost,
             )
             if not report.entries and not report.lost:
                 return total

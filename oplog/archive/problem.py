@@ -39,6 +39,8 @@ class ProblemKind(StrEnum):
     """The database knows of more than the archive holds."""
     DIVERGED = "diverged"
     """Archive and database hold different entries."""
+    SCHEMA = "schema"
+    """Every byte is right, and a restore would refuse the rows, or lose some."""
 
 
 @dataclass(frozen=True, slots=True)

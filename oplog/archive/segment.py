@@ -28,7 +28,7 @@ from oplog.archive.container import (
 )
 from oplog.archive.document import Fields
 from oplog.errors import DecodeError, EntryError
-from oplog.store.adopted import ADOPTION_PREFIX
+from oplog.guard import ADOPTION_PREFIX
 from oplog.store.rows import StoredEntry, write_microseconds
 
 MAGIC = b"oplogseg"

@@ -83,10 +83,15 @@ class ArchivedLog:
         del connection
         return f"head {self.head.number}"
 
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        """Every stored revision of every type, revisions rising."""
+        return self._types.shapes
+
     def list_types(self, connection: Connection) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
         del connection
-        return list(self._types.shapes)
+        return list(self.shapes)
 
     def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
         """Check values of data keys by key id."""
@@ -214,6 +219,12 @@ class ArchivedLog:
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
         del connection, snapshot
+        return self.find_turns(types, through=through)
+
+    def find_turns(
+        self, types: Sequence[str], *, through: int | None = None
+    ) -> Mapping[str, Turns]:
+        """The same, without a database."""
         names = {name_adoption(name): name for name in types}
         return join_turns(
             (names[entry.aggregate], read_turns(entry.position, pairs))

@@ -6,7 +6,7 @@ on a signal with what it was making, and says on stdout only what it did, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from oplog.archive.export import SyncReport
 from oplog.archive.worker import INTERVAL_SECONDS
-from oplog.cli.invocation import Invocation
+from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     archive_option,
     fork_option,
@@ -23,9 +23,11 @@ from oplog.cli.option import (
     single_writer_option,
     standard_options,
 )
+from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import escape, show_count, show_size
 from oplog.cli.stopping import run_until_signal
 from oplog.facade.worker import SyncWorker
+from oplog.finding import Finding
 from oplog.recovery.policy import SnapshotPolicy
 
 _CHECK_HOURS = 24.0
@@ -66,7 +68,7 @@ _CHECK_HOURS = 24.0
 @single_writer_option
 @standard_options
 @pass_invocation
-def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) -> None:
+def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) -> int:
     """Publish what is new to the archive: once, or until stopped.
 
     Needs no keys, except for snapshots of a sealed log. One worker at a time publishes; others
@@ -97,6 +99,7 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
             report = log.sync(engine, archive, fork=fork)
     document = asdict(report)
     invocation.emit(lambda: document, lambda: show_sync(document))
+    return show_problems(report.problems)
 
 
 def _refuse_worker_options() -> None:
@@ -156,7 +159,7 @@ def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
 @single_writer_option
 @standard_options
 @pass_invocation
-def snapshot(invocation: Invocation, *, full: bool) -> None:
+def snapshot(invocation: Invocation, *, full: bool) -> int:
     """Publish what is new, and the tables at exactly that point.
 
     Uploads the rows that changed since the last snapshot; nothing, if none did. Needs the
@@ -169,6 +172,15 @@ def snapshot(invocation: Invocation, *, full: bool) -> None:
         report = log.snapshot(engine, archive, full=full)
     document = asdict(report)
     invocation.emit(lambda: document, lambda: _show_snapshot(document))
+    return show_problems(report.problems)
+
+
+def show_problems(problems: Sequence[Finding]) -> int:
+    """Say what a restore would refuse, and give the exit code."""
+    for one in problems:
+        say(f"problem: {escape(one.where)}: {escape(one.message)}")
+        say(f"hint: {escape(one.hint)}")
+    return DIFFERENCES if problems else 0
 
 
 def _show_snapshot(document: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ Every method is one call into the module that does the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -22,8 +23,11 @@ from oplog.archive.wake import call_worker
 from oplog.binding import check_keyring
 from oplog.cursor import Cursor
 from oplog.entry import Receipt
+from oplog.errors import SchemaDriftError
 from oplog.events import ArchiveStepDone
+from oplog.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.facade.reading import ReadingOplog
+from oplog.finding import Finding
 from oplog.recovery.condition import is_in_use
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.loading import StoredSnapshot
@@ -63,9 +67,21 @@ class ArchivingOplog(ReadingOplog):
         "fork" begins a new generation and keeps the lost branch readable. Raises
         `LeaseHeldError` while another worker publishes, `LeaseLostError` when one took over,
         `StoreUnavailableError` and `StorageConfigError` for the store, `ConfigurationError` on a
-        standby and for an archive that holds another log.
+        standby and for an archive that holds another log. `SchemaDriftError`, after everything is
+        published, while rows of an old revision would be read under a wrong name.
         """
-        return self.make_exporter(archive, fork=fork).publish_all(engine)
+        report = self.make_exporter(archive, fork=fork).publish_all(engine)
+        with engine.connect() as connection:
+            problems = self._require_readable(connection)
+        return replace(report, problems=problems)
+
+    def _require_readable(self, connection: Connection) -> tuple[Finding, ...]:
+        """Tables that are gone; `SchemaDriftError` where names mean other columns by now."""
+        found = judge_evolution(read_evolution(connection, self.store), self.catalog)
+        for finding in found:
+            if finding.what == COLUMN_CHANGED:
+                raise SchemaDriftError(finding.message, hint=finding.hint)
+        return tuple(finding for finding in found if finding.what == TABLE_GONE)
 
     def wait_until_archived(
         self,
@@ -102,8 +118,8 @@ class ArchivingOplog(ReadingOplog):
 
         Only rows that changed since the last snapshot are uploaded, unless `full`; nothing, if
         none did. With a `policy`, only if one is due. Writers go on; nothing else is published
-        meanwhile. Raises what `sync` raises, `SchemaDriftError`, and `KeyUnavailableError` for a
-        sealed log without a keyring.
+        meanwhile. Raises what `sync` raises, `SchemaDriftError`, after what is new is published,
+        and `KeyUnavailableError` for a sealed log without a keyring.
         """
         with engine.connect() as connection:
             # Without keys the rows of a sealed log would go into the archive as plaintext.
@@ -114,6 +130,7 @@ class ArchivingOplog(ReadingOplog):
             schema=self.schema,
             sealer=self._sealer,
             open_source=lambda inside, source: self.open_reader(inside, source=source),
+            check=self._require_readable,
             policy=policy,
             full=full,
         )

@@ -6,6 +6,7 @@ is shared: two logs live side by side in one process.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -19,10 +20,12 @@ from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
 from oplog.codec import PayloadCodec
 from oplog.diagnosis import judge
-from oplog.errors import ConfigurationError
+from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
+from oplog.evolution import read_evolution
 from oplog.finding import Finding
 from oplog.keyring import Keyring
+from oplog.risk import list_restore_risks
 from oplog.seal import Sealer
 from oplog.store import Store
 from oplog.store.diagnosis import read_facts
@@ -102,10 +105,17 @@ class Foundation:
 
         `target` is a sessionmaker, async_sessionmaker, scoped_session or Session subclass; an
         engine, to log every transaction on its connections, as data migrations need it.
-        Raises `NotCapturableError` if a table of the catalog has no primary key.
+        Raises `NotCapturableError` if a table of the catalog has no primary key. Warns
+        (`RestoreWarning`) of rows that are logged and that a restore from the log will refuse.
         """
         self.catalog.check_keys()
         self._attachments.attach(target)
+        for risk in list_restore_risks(self.catalog):
+            warnings.warn(
+                f"{risk}: a restore will refuse its rows; oplog doctor says what to do",
+                RestoreWarning,
+                stacklevel=2,
+            )
 
     def detach(self, target: Any) -> None:
         """Undo `attach`."""
@@ -125,4 +135,10 @@ class Foundation:
         """
         tables = [declared.table for declared in self.catalog.types.values()]
         facts = read_facts(connection, self.store, tables=tables)
-        return judge(facts, schema=self.schema, catalog=self.catalog, guard=self._guard)
+        return judge(
+            facts,
+            schema=self.schema,
+            catalog=self.catalog,
+            guard=self._guard,
+            evolution=read_evolution(connection, self.store) if facts.log.readable else None,
+        )

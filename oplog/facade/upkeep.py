@@ -5,16 +5,21 @@ Every method is one call into the module that does the work.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.check import CheckProgress, check_archive, check_with_log
 from oplog.archive.collection import GRACE_SECONDS, CollectionReport, collect_archive
 from oplog.archive.pin import Pin, list_pins, put_pin, remove_pin
-from oplog.archive.problem import ArchiveReport
+from oplog.archive.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.archive.resync import ResyncReport, resync_archive
 from oplog.archive.retention import Retention
+from oplog.evolution import judge_columns, judge_evolution, read_evolution
 from oplog.facade.archiving import ArchivingOplog
+from oplog.finding import Finding
+from oplog.lineage import group_shapes
 
 
 class UpkeepOplog(ArchivingOplog):
@@ -32,11 +37,29 @@ class UpkeepOplog(ArchivingOplog):
 
         Damage is reported, each damaged object by its name, never raised. With `sample`, a
         number from 0 to 1, heads and index are read as always and of segments and chunks that
-        part. Raises `StoreUnavailableError` and `StorageConfigError`.
+        part. Tables that a restore would refuse, or bring back wrongly, are reported too. Raises
+        `StoreUnavailableError` and `StorageConfigError`.
         """
         if engine is None:
-            return check_archive(archive, sample=sample, progress=progress)
-        return check_with_log(archive, engine, schema=self.schema, sample=sample, progress=progress)
+            report = check_archive(archive, sample=sample, progress=progress)
+            findings = self._judge_archived(archive) if report.ok and report.head else []
+        else:
+            report = check_with_log(
+                archive, engine, schema=self.schema, sample=sample, progress=progress
+            )
+            with engine.connect() as connection:
+                findings = judge_evolution(read_evolution(connection, self.store), self.catalog)
+        problems = [
+            ArchiveProblem("", ProblemKind.SCHEMA, f"{one.where}: {one.message}; {one.hint}")
+            for one in findings
+        ]
+        return replace(report, problems=(*report.problems, *problems))
+
+    def _judge_archived(self, archive: Archive) -> list[Finding]:
+        """What the archive alone says of columns whose names mean other ones by now."""
+        source = self.open_source(archive)
+        shapes = group_shapes(source.shapes)
+        return judge_columns(shapes, source.find_turns(list(shapes)), self.catalog)
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.

@@ -5,6 +5,7 @@ Puts the loop together with what is to be done now and then. Must not hold logic
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from sqlalchemy.engine import Engine
@@ -12,6 +13,7 @@ from sqlalchemy.engine import Engine
 from oplog.archive.archive import Archive
 from oplog.archive.export import SyncReport
 from oplog.archive.lag import ArchiveLag
+from oplog.archive.problem import ProblemKind
 from oplog.archive.retention import Retention
 from oplog.archive.wake import Wake
 from oplog.archive.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
@@ -22,6 +24,8 @@ _LOOK_SECONDS = 60.0
 """Between two looks at whether a snapshot is due."""
 _HOUR_SECONDS = 3600.0
 _DAY_SECONDS = 24 * _HOUR_SECONDS
+
+_logger = logging.getLogger("oplog.archive")
 
 
 class SyncWorker:
@@ -104,5 +108,10 @@ class SyncWorker:
         self._log.collect(self._engine, self._archive, retention=self._retention)
 
     def _check(self) -> None:
-        if not self._log.check(self._archive, self._engine).ok:
+        report = self._log.check(self._archive, self._engine)
+        for problem in report.problems:
+            if problem.what is ProblemKind.SCHEMA:
+                # Every byte is right: nothing is repaired by writing it again.
+                _logger.warning("the archive cannot be restored as it is: %s", problem.message)
+        if any(p.what is not ProblemKind.SCHEMA and not p.harmless for p in report.problems):
             self._log.resync(self._engine, self._archive)

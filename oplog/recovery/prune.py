@@ -24,9 +24,10 @@ from oplog.archive.source import ArchivedLog
 from oplog.archive.standing import check_pruned, check_superseded, is_on_history, read_chain_at
 from oplog.chain import hash_metadata
 from oplog.errors import ChainBrokenError, ConfigurationError, ConflictError, LogForkedError
+from oplog.guard import ADOPTION_PREFIX, RETIRED
 from oplog.reader import check_hashes, describe
 from oplog.store import Store, StoredEntry
-from oplog.store.adopted import ADOPTED_ROWS, ADOPTION_PREFIX
+from oplog.store.adopted import ADOPTED_ROWS
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
 from oplog.store.pruning import PruningStore, Watermark
@@ -94,7 +95,7 @@ class _Batch:
                 or (
                     entry.aggregate.startswith(ADOPTION_PREFIX)
                     and any(
-                        key == ADOPTED_ROWS
+                        key in (ADOPTED_ROWS, RETIRED)
                         for key, _ in self.metadata.get(entry.transaction_position, ())
                     )
                 )

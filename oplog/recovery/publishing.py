@@ -22,6 +22,7 @@ from oplog.archive.path import SNAPSHOT, name_content
 from oplog.archive.publisher import Publisher
 from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
+from oplog.finding import Finding
 from oplog.reader import EntryReader, OpenedEntry
 from oplog.recovery.policy import SnapshotPolicy
 from oplog.recovery.snapshot import SnapshotPoint, take_snapshot
@@ -38,7 +39,8 @@ class SnapshotReport:
 
     The tables at `sequence` (highest position `position`): `rows` in all, `bytes` uploaded for
     it of `total_bytes` that it consists of. `taken` is False when nothing had changed, or none
-    was due; the other numbers are then those of the newest there is.
+    was due; the other numbers are then those of the newest there is. `problems` are as for
+    `SyncReport`.
     """
 
     taken: bool
@@ -47,6 +49,7 @@ class SnapshotReport:
     rows: int
     bytes: int
     total_bytes: int
+    problems: tuple[Finding, ...] = ()
 
 
 def publish_snapshot(
@@ -56,22 +59,26 @@ def publish_snapshot(
     schema: str,
     sealer: Sealer,
     open_source: OpenSource,
+    check: Callable[[Connection], tuple[Finding, ...]] = lambda _: (),
     policy: SnapshotPolicy | None = None,
     full: bool = False,
 ) -> SnapshotReport:
     """Publish what is new, and a snapshot of the tables at just that point.
 
-    With a `policy`, only if it is due. `full` builds on no earlier one. Nothing is published
-    while it is taken. Raises what publishing and `take_snapshot` raise.
+    With a `policy`, only if it is due. `full` builds on no earlier one. `check` looks at the
+    tables in the transaction that reads them, and may refuse. Nothing is published while the
+    snapshot is taken. Raises what publishing, `check` and `take_snapshot` raise.
     """
     archive = exporter.archive
     if policy is not None and not _is_due(head := archive.find_head(), policy):
         return _describe(archive, head)
     exporter.publish_all(engine)
     report: SnapshotReport | None = None
+    problems: tuple[Finding, ...] = ()
 
     def change(connection: Connection, head: Head, publisher: Publisher) -> Head | None:
-        nonlocal report
+        nonlocal report, problems
+        problems = check(connection)
         before = publisher.written_bytes
         manifest = _take(
             connection,
@@ -92,7 +99,7 @@ def publish_snapshot(
         return replace(head, snapshots=(*kept, ref))
 
     publish_change(exporter, engine, change, catch_up=True)
-    return report or _describe(archive, archive.find_head())
+    return replace(report or _describe(archive, archive.find_head()), problems=problems)
 
 
 def _put_manifest(publisher: Publisher, manifest: SnapshotManifest) -> SnapshotRef:

@@ -28,6 +28,7 @@ from oplog.recovery.intake import LogIntake
 from oplog.recovery.numbering import move_sequences
 from oplog.recovery.placing import place_shapes
 from oplog.recovery.suspension import find_oids, lock_tables, resume_tables, suspend_tables
+from oplog.recovery.tickets import restore_tickets
 from oplog.replay.loader import TableLoader
 from oplog.replay.plan import TablePlan
 from oplog.replay.rebuild import (
@@ -44,8 +45,8 @@ from oplog.replay.rebuild import (
 from oplog.replay.rules import read_rules
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
-from oplog.store import BrokenLink, SequencedLog, Store
-from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore, print_ticket
+from oplog.store import SequencedLog, Store
+from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
 from oplog.store.standby import require_primary
 from oplog.tables import VERSION
 
@@ -288,7 +289,7 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
     for loader in loaders:
         move_rows(driver, loader)
     request.reach(RestoreStep.FILLED)
-    _write_tickets(connection, request)
+    restore_tickets(connection, store, request.snapshot)
     store.write_position(connection, max(intake.position, request.least_position))
     recorded = {} if request.snapshot is None else request.snapshot.sequences
     move_sequences(connection, oids, recorded=recorded)
@@ -374,37 +375,3 @@ def _write_place(connection: Connection, request: _Request, intake: LogIntake) -
     if intake.complete and chain is not None:
         place = Place(request.source.generation, intake.sequence, chain, intake.position)
         request.store.write_place(connection, RESTORED_PLACE, place=place)
-
-
-def _write_tickets(connection: Connection, request: _Request) -> None:
-    store, driver = request.store, Driver(connection)
-    stage = store.stage_tickets(connection)
-    if request.snapshot is not None:
-        driver.copy(
-            f"COPY {stage} FROM STDIN",
-            (
-                print_ticket(ticket.aggregate, ticket.version, head_hash=ticket.head_hash)
-                for ticket in request.snapshot.tickets()
-            ),
-        )
-    broken = store.list_broken_links(connection)
-    if broken:
-        raise _report_broken(broken)
-    store.write_tickets(connection)
-    lost = store.list_lost_tickets(connection)
-    if lost:
-        raise ChainBrokenError(
-            f"entries of {', '.join(map(repr, lost))} are missing: the snapshot knows later ones",
-            hint="the log or the snapshot was altered",
-        )
-    store.keep_tickets(connection)
-
-
-def _report_broken(broken: Sequence[BrokenLink]) -> ChainBrokenError:
-    first = broken[0]
-    return ChainBrokenError(
-        f"the chains of the log that is restored are broken, {len(broken)} times at least: "
-        f"aggregate {first.aggregate!r} version {first.version} (position {first.position}): "
-        f"{first.reason}",
-        hint="it was altered, or put together from two logs; restore an earlier position",
-    )

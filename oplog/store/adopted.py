@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
+from oplog.guard import ADOPTION_PREFIX, RETIRED
 from oplog.tables import quote
 
 ADOPTED = "adopted"
@@ -20,8 +21,6 @@ ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
 ADOPTED_REVISION = "adopted_revision"
 """Metadata key of the last chunk: the revision of the type that all rows were logged in."""
-RETIRED = "retired"
-"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
 _KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED)
 
 
@@ -56,10 +55,6 @@ def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
         int(revision) if revision.isdecimal() else None,
         position if RETIRED in known else None,
     )
-
-
-ADOPTION_PREFIX = "adopted/"
-"""How the aggregates of adopted rows begin."""
 
 
 def name_adoption(type_name: str) -> str:

@@ -26,7 +26,7 @@ from oplog.store.guards import DeclaredGuard, list_declared_guards
 from oplog.store.inspection import list_functions, list_triggers
 from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
-from oplog.tables import quote
+from oplog.tables import VERSION, quote
 
 WATCHED_SETTINGS = (
     "fsync",
@@ -111,6 +111,13 @@ class LogFacts:
     images_left: Mapping[str, int] = field(default_factory=dict)
     """Rows in images of transactions that are over, by table."""
     pruned: Watermark | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether its types and entries can be read."""
+        lacking = {*self.missing_tables, *self.unreadable_tables}
+        needed = {"oplog_type", "oplog_type_numbers", "oplog_entry", "oplog_metadata"}
+        return self.usable and self.version == VERSION and not lacking & needed
 
 
 @dataclass(frozen=True)

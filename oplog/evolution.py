@@ -1,0 +1,144 @@
+"""What migrations did to logged tables that the log cannot follow, found before it is needed.
+
+Holds what a restore would refuse or get wrong: columns whose names mean other columns now,
+tables that are gone, columns and references that a restored row cannot do without. Must not
+know an archive. The hard thing is to say it on the day of the migration, not on the day of the
+restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from oplog.catalog import TypeCatalog
+from oplog.finding import Finding, make_problem
+from oplog.lineage import StepLookup, find_breaks, group_shapes, list_unread
+from oplog.live import LiveTable, Reference, list_outward_references, read_live_tables
+from oplog.shape import Shape
+from oplog.store import LogSource
+from oplog.store.adopted import Turns
+
+COLUMN_CHANGED = "column-identity"
+"""Code of the finding that rows of old revisions would be read under a wrong name."""
+TABLE_GONE = "type-table-missing"
+"""Code of the finding that the table of a type is not there."""
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Stored types beside the tables that they are of."""
+
+    shapes: Mapping[str, Sequence[Shape]]
+    """Revisions by type, rising."""
+    live: Mapping[str, LiveTable]
+    """By type, the table that its newest revision names, if it is there."""
+    turns: Mapping[str, Turns]
+    references: Sequence[Reference]
+    """Foreign keys of logged tables to tables that no type is of."""
+
+
+def read_evolution(connection: Connection, source: LogSource) -> Evolution:
+    """What `judge_evolution` needs of a log and of the database behind `connection`."""
+    shapes = group_shapes(source.list_types(connection))
+    metadata = sa.MetaData()
+    tables = {
+        (revisions[-1].schema, revisions[-1].table): sa.Table(
+            revisions[-1].table, metadata, schema=revisions[-1].schema, keep_existing=True
+        )
+        for revisions in shapes.values()
+    }
+    found = read_live_tables(connection, tables.values())
+    live = {
+        name: found[table]
+        for name, revisions in shapes.items()
+        for table in [tables[revisions[-1].schema, revisions[-1].table]]
+        if table in found and found[table].kind in ("r", "p")
+    }
+    snapshot = source.read_snapshot(connection)
+    turns = source.find_adoptions(connection, list(shapes), snapshot=snapshot)
+    oids = [table.oid for table in live.values()]
+    return Evolution(shapes, live, turns, list_outward_references(connection, oids))
+
+
+def judge_evolution(evolution: Evolution, catalog: TypeCatalog) -> list[Finding]:
+    """Everything that a restore of this log would refuse, or lose without a word."""
+    return [
+        *_judge_columns(evolution, catalog),
+        *_judge_tables(evolution),
+        *_judge_excluded(evolution),
+        *_judge_references(evolution),
+    ]
+
+
+def judge_columns(
+    shapes: Mapping[str, Sequence[Shape]], turns: Mapping[str, Turns], steps: StepLookup
+) -> list[Finding]:
+    """Of a log without its database: revisions that do not read as the newest of their type."""
+    return list(_judge_columns(Evolution(shapes, {}, turns, ()), steps))
+
+
+def _judge_columns(evolution: Evolution, steps: StepLookup) -> Iterator[Finding]:
+    for name, revisions in evolution.shapes.items():
+        newest, live = revisions[-1], evolution.live.get(name)
+        if live is not None:
+            newest = replace(newest, numbers=(*newest.numbers, live.numbers))
+        breaks = find_breaks(revisions, newest)
+        adopted = evolution.turns.get(name, Turns())
+        if adopted.retired and live is None:
+            continue
+        if adopted.revision is not None and adopted.revision not in breaks:
+            # Every row was logged anew under the names of today.
+            continue
+        for broken in list_unread(breaks, steps):
+            yield make_problem(
+                COLUMN_CHANGED,
+                broken.table,
+                message=f"{broken.describe()}; replay and restore refuse them",
+                hint=broken.hint,
+            )
+            break
+
+
+def _judge_tables(evolution: Evolution) -> Iterator[Finding]:
+    for name, revisions in evolution.shapes.items():
+        newest = revisions[-1]
+        if name in evolution.live or evolution.turns.get(name, Turns()).retired:
+            continue
+        yield make_problem(
+            TABLE_GONE,
+            f"{newest.schema}.{newest.table}",
+            message=f"the log has the type {name!r}, and its table is gone: replay, verify and "
+            "restore refuse the whole log",
+            hint="if a migration dropped, renamed or moved it, say so in a migration: "
+            f"op.retire_type({name!r}, reason=...); rows that go on under another name are "
+            "logged with oplog adopt",
+        )
+
+
+def _judge_excluded(evolution: Evolution) -> Iterator[Finding]:
+    for name, live in evolution.live.items():
+        excluded = evolution.shapes[name][-1].excluded
+        for column in live.columns:
+            if column.name in excluded and column.not_null and not column.has_default:
+                yield make_problem(
+                    "restore-excluded",
+                    f"{live.schema}.{live.name}.{column.name}",
+                    message="the column is excluded from the log, may not be NULL and has no "
+                    "default: a restore refuses the table's rows",
+                    hint="give the column a server default, let it be NULL, or log it",
+                )
+
+
+def _judge_references(evolution: Evolution) -> Iterator[Finding]:
+    for one in evolution.references:
+        yield make_problem(
+            "restore-reference",
+            one.table,
+            message=f"foreign key {one.constraint} refers to {one.parent}, which is not logged: a "
+            "restore refuses rows whose parents are not in the new database",
+            hint=f"log {one.parent} too; or see that migrations fill it, before a restore",
+        )

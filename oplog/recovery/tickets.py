@@ -1,0 +1,57 @@
+"""Tickets of a restored log: made from its entries, and held to what a snapshot says of them.
+
+Knows tickets and links. Must not know rows. The hard thing is a log without its beginning: what
+was before its first entries, only the snapshot's tickets can vouch for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import ChainBrokenError
+from oplog.recovery.base import SnapshotReader
+from oplog.replay.transaction import Driver
+from oplog.store import BrokenLink
+from oplog.store.restoration import RestorationStore, print_ticket
+
+
+def restore_tickets(
+    connection: Connection, store: RestorationStore, snapshot: SnapshotReader | None
+) -> None:
+    """Make the tickets of restored entries, and take over those of a snapshot.
+
+    `ChainBrokenError` where entries do not follow one another, or a snapshot's ticket.
+    """
+    driver = Driver(connection)
+    stage = store.stage_tickets(connection)
+    if snapshot is not None:
+        driver.copy(
+            f"COPY {stage} FROM STDIN",
+            (
+                print_ticket(ticket.aggregate, ticket.version, head_hash=ticket.head_hash)
+                for ticket in snapshot.tickets()
+            ),
+        )
+    broken = store.list_broken_links(connection)
+    if broken:
+        raise _report_broken(broken)
+    store.write_tickets(connection)
+    lost = store.list_lost_tickets(connection)
+    if lost:
+        raise ChainBrokenError(
+            f"entries of {', '.join(map(repr, lost))} are missing: the snapshot knows later ones",
+            hint="the log or the snapshot was altered",
+        )
+    store.keep_tickets(connection)
+
+
+def _report_broken(broken: Sequence[BrokenLink]) -> ChainBrokenError:
+    first = broken[0]
+    return ChainBrokenError(
+        f"the chains of the log that is restored are broken, {len(broken)} times at least: "
+        f"aggregate {first.aggregate!r} version {first.version} (position {first.position}): "
+        f"{first.reason}",
+        hint="it was altered, or put together from two logs; restore an earlier position",
+    )

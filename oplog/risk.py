@@ -1,0 +1,39 @@
+"""What the models alone say that a restore from the log will refuse.
+
+Pure. Must not know a database: what it really has, `evolution` judges. The hard thing is to
+warn of nothing that works: a default of the server fills a column that the log never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.exc import NoReferenceError
+
+from oplog.catalog import DeclaredType, TypeCatalog
+
+
+def list_restore_risks(catalog: TypeCatalog) -> list[str]:
+    """Columns and foreign keys by which rows of logged tables cannot come back."""
+    logged = {declared.table for declared in catalog.types.values()}
+    return [risk for one in catalog.types.values() for risk in _list_risks(one, logged)]
+
+
+def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterator[str]:
+    table = declared.table
+    for name in declared.excluded:
+        column = table.columns[name]
+        if not (column.nullable or column.server_default is not None or column.identity):
+            yield (
+                f"column {table.fullname}.{name} is excluded from the log, may not be NULL and has "
+                "no server default"
+            )
+    for key in table.foreign_keys:
+        try:
+            parent = key.column.table
+        except NoReferenceError:
+            # A table of other models: what the database has of it, only doctor can tell.
+            continue
+        if parent not in logged:
+            yield f"table {table.fullname} refers to {parent.fullname}, which is not logged"
