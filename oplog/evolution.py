@@ -87,10 +87,13 @@ def _judge_columns(evolution: Evolution, steps: StepLookup) -> Iterator[Finding]
         if live is not None:
             newest = replace(newest, numbers=(*newest.numbers, live.numbers))
         breaks = find_breaks(revisions, newest)
-        adopted = evolution.turns.get(name, Turns())
-        if adopted.retired and live is None:
+        turns = evolution.turns.get(name, Turns())
+        if turns.retired and live is None:
             continue
-        if adopted.revision is not None and adopted.revision not in breaks:
+        if turns.retired_revision is not None:
+            # Rows from before are gone from the log as from the database.
+            breaks = {n: b for n, b in breaks.items() if n > turns.retired_revision}
+        if turns.revision is not None and turns.revision not in breaks:
             # Every row was logged anew under the names of today.
             continue
         for broken in list_unread(breaks, steps):

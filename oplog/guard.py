@@ -29,6 +29,8 @@ ADOPTION_PREFIX = "adopted/"
 """How the aggregates begin that hold what is said of a type as a whole."""
 RETIRED = "retired"
 """Metadata key of the mark that says that a type's table is gone, with all its rows."""
+RETIRED_REVISION = "retired_revision"
+"""Metadata key of the same mark: the newest revision that the type had then."""
 BYPASS_AGGREGATE = "oplog/bypass"
 """The aggregate of the marks that bypassed transactions leave."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}
@@ -141,8 +143,9 @@ BEGIN
       hint = 'say what became of its table';
   END IF;
   PERFORM {s}.oplog_mark(concat('{ADOPTION_PREFIX}', p_type),
-    ARRAY['{RETIRED}', 'oplog.reason', 'oplog.role'],
-    ARRAY[p_type, left(p_reason, 250), session_user::text]);
+    ARRAY['{RETIRED}', '{RETIRED_REVISION}', 'oplog.reason', 'oplog.role'],
+    ARRAY[p_type, (SELECT max(t.revision)::text FROM {s}.oplog_type t WHERE t.type_name = p_type),
+      left(p_reason, 250), session_user::text]);
 END $oplog_fn$"""
 
 

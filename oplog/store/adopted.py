@@ -7,12 +7,13 @@ whether an adoption ended is read from the log itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from oplog.guard import ADOPTION_PREFIX, RETIRED
+from oplog.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
 from oplog.tables import quote
 
 ADOPTED = "adopted"
@@ -21,7 +22,7 @@ ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
 ADOPTED_REVISION = "adopted_revision"
 """Metadata key of the last chunk: the revision of the type that all rows were logged in."""
-_KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED)
+_KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED, RETIRED_REVISION)
 
 
 class Turns(NamedTuple):
@@ -29,32 +30,39 @@ class Turns(NamedTuple):
 
     `began`: an adoption did. `ended` is the last entry of the newest one that ended, which
     logged every row that there was, in `revision` if that is known; `retired` the newest mark
-    that the table is gone.
+    that the table is gone, when `retired_revision` was the type's newest.
     """
 
     began: bool = False
     ended: int | None = None
     revision: int | None = None
     retired: int | None = None
+    retired_revision: int | None = None
 
     def join(self, other: Turns) -> Turns:
         """Both together."""
         last = max(self, other, key=lambda turns: turns.ended or 0)
-        retired = max(self.retired or 0, other.retired or 0) or None
-        return Turns(self.began or other.began, last.ended, last.revision, retired)
+        gone = max(self, other, key=lambda turns: turns.retired or 0)
+        began = self.began or other.began
+        return Turns(began, last.ended, last.revision, gone.retired, gone.retired_revision)
 
 
 def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
     """What one entry of an adoption's aggregate says, by its metadata."""
     known = {key: value for key, value in metadata if key in _KEYS}
     ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
-    revision = known.get(ADOPTED_REVISION, "") if ended else ""
     return Turns(
         ADOPTED in known,
         ended,
-        int(revision) if revision.isdecimal() else None,
+        _read_number(known.get(ADOPTED_REVISION)) if ended else None,
         position if RETIRED in known else None,
+        _read_number(known.get(RETIRED_REVISION)),
     )
+
+
+def _read_number(text: str | None) -> int | None:
+    # Metadata is anybody's to write: what is no number says nothing.
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def name_adoption(type_name: str) -> str:

@@ -1,0 +1,526 @@
+"""A column's name that comes to mean another column: refused, until its rows are logged anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import sessionmaker
+
+from oplog import Archive, Keyring, Oplog, TypeCatalog
+from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.recovery import follow_log
+from tests.kept import KeptLog
+from tests.logged import track
+from tests.models.messages import make_message
+from tests.postgres.archived import open_memory
+
+pytestmark = pytest.mark.postgres
+
+Row = dict[str, Any]
+
+
+def declare(*columns: str) -> sa.MetaData:
+    metadata = sa.MetaData()
+    sa.Table(
+        "acct",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        *(sa.Column(name, sa.Integer) for name in columns),
+    )
+    return metadata
+
+
+class Release:
+    """A version of the application: its models, its log, and sessions on a database."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, *columns: str) -> None:
+        self.columns = columns
+        self.metadata = declare(*columns)
+        self.catalog = TypeCatalog.from_models(self.metadata)
+        self.engine = engine
+        self.keyring = keyring
+        self.log = Oplog(self.catalog, keyring=keyring)
+        self.sessions = sessionmaker(engine)
+        self.log.attach(self.sessions)
+
+    @property
+    def table(self) -> sa.Table:
+        return self.metadata.tables["acct"]
+
+    def create(self) -> None:
+        self.metadata.create_all(self.engine)
+        track(self.engine, self.table)
+
+    def insert(self, *rows: tuple[int, ...]) -> None:
+        with self.sessions.begin() as session:
+            for row in rows:
+                values = dict(zip(("id", *self.columns), row, strict=True))
+                session.execute(self.table.insert().values(values))
+
+    def delete(self, key: int) -> None:
+        with self.sessions.begin() as session:
+            session.execute(self.table.delete().where(self.table.c.id == key))
+
+    def migrate(self, ddl: str, *columns: str) -> Release:
+        """The next version, after `ddl` was run."""
+        self.log.detach(self.sessions)
+        run(self.engine, *ddl.split(";"))
+        return Release(self.engine, self.keyring, *columns)
+
+    def read(self, schema: str = "public") -> list[tuple[Any, ...]]:
+        with self.engine.connect() as connection:
+            rows = connection.exec_driver_sql(
+                f"SELECT {', '.join(('id', *self.columns))} FROM {schema}.acct ORDER BY id"
+            )
+            return [tuple(row) for row in rows]
+
+    def replay(self, **options: Any) -> list[tuple[Any, ...]]:
+        with self.engine.begin() as connection:
+            self.log.replay(connection, into="again", **options)
+        return self.read("again")
+
+    def adopt_again(self) -> None:
+        with self.engine.connect() as connection:
+            self.log.adopt(connection, again=True)
+
+    def verify(self) -> bool:
+        with self.engine.connect() as connection:
+            return self.log.verify(connection).ok
+
+    def diagnose(self) -> list[str]:
+        with self.engine.connect() as connection:
+            found = self.log.diagnose(connection)
+        # Not "setting": the server of the tests runs without fsync.
+        return [f.what for f in found if f.severity == "problem" and f.what != "setting"]
+
+    def restore(self, archive: Archive, **options: Any) -> None:
+        with self.engine.connect() as connection:
+            self.log.restore(archive, connection, **options)
+
+    def find_position(self) -> int:
+        """The highest position so far."""
+        with self.engine.connect() as connection:
+            return max(entry.position for entry in self.log.read(connection))
+
+
+class Registered(Release):
+    """One with a compiled message, whose revisions the application counts itself."""
+
+    def __init__(self, engine: Engine, keyring: Keyring, *columns: str) -> None:
+        super().__init__(engine, keyring, *columns)
+        self.log.detach(self.sessions)
+        fields = {name: (n, "int64") for n, name in enumerate(("id", *columns), 1)}
+        message = make_message("shop.Acct", fields)
+        self.catalog.register("acct", self.table, message=message, aggregate="acct/{id}")
+        self.log.attach(self.sessions)
+
+
+def run(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+@pytest.fixture
+def keyring() -> Keyring:
+    return Keyring.generate()
+
+
+@pytest.fixture
+def first(engine: Engine, keyring: Keyring) -> Release:
+    release = Release(engine, keyring, "a", "b")
+    release.create()
+    release.insert((1, 11, 12), (2, 21, 22))
+    return release
+
+
+READD = "ALTER TABLE acct DROP COLUMN a; ALTER TABLE acct ADD COLUMN a int"
+REPLACE = (
+    "CREATE TABLE acct2 AS SELECT id, a, b FROM acct WHERE id = 1; DROP TABLE acct;"
+    "ALTER TABLE acct2 RENAME TO acct; ALTER TABLE acct ADD PRIMARY KEY (id)"
+)
+SWAP = (
+    "ALTER TABLE acct RENAME a TO t; ALTER TABLE acct RENAME b TO a;ALTER TABLE acct RENAME t TO b"
+)
+CHANGES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "renamed": ("ALTER TABLE acct RENAME a TO z", ("z", "b"), "acct.z was called a"),
+    "added again": (READD, ("b", "a"), "acct.a was dropped and added again"),
+    "added again with a default": (
+        f"{READD} NOT NULL DEFAULT 0",
+        ("b", "a"),
+        "acct.a was dropped and added again",
+    ),
+    "names swapped": (
+        SWAP,
+        ("b", "a"),
+        "acct.b was called a",
+    ),
+    "renamed, and another column of its name": (
+        "ALTER TABLE acct RENAME a TO z; ALTER TABLE acct ADD COLUMN a int",
+        ("z", "b", "a"),
+        "acct.z was called a",
+    ),
+    "table replaced": (REPLACE, ("a", "b"), "acct was replaced"),
+}
+every_change = pytest.mark.parametrize("change", CHANGES)
+
+
+def change_columns(first: Release, change: str) -> Release:
+    """The next release, which has written a row already."""
+    ddl, columns, _ = CHANGES[change]
+    release = first.migrate(ddl, *columns)
+    if change == "table replaced":
+        track(release.engine, release.table)
+    release.insert((3, *(30 + n for n in range(len(columns)))))
+    return release
+
+
+def refuses(change: str) -> Any:
+    return pytest.raises(SchemaDriftError, match=CHANGES[change][2])
+
+
+# -- refused ---------------------------------------------------------------------------------
+
+
+@every_change
+def test_a_replay_refuses_and_names_the_column(first: Release, change: str) -> None:
+    release = change_columns(first, change)
+    with refuses(change) as caught:
+        release.replay()
+    assert "oplog adopt --again" in str(caught.value.hint)
+
+
+@every_change
+def test_publishing_goes_on_and_says_that_it_cannot_be_restored(
+    first: Release, change: str
+) -> None:
+    archive = open_memory()
+    first.log.sync(first.engine, archive)
+    release = change_columns(first, change)
+    with refuses(change):
+        release.log.sync(release.engine, archive)
+    head = archive.find_head()
+    assert head is not None
+    # What is new is off-site all the same: refusing to keep it would be the greater loss.
+    assert head.position == release.find_position()
+    with refuses(change):
+        release.log.snapshot(release.engine, archive)
+    assert not archive.read_head().snapshots
+
+
+@every_change
+def test_doctor_and_check_report_it(first: Release, change: str) -> None:
+    archive = open_memory()
+    assert first.diagnose() == []
+    release = change_columns(first, change)
+    assert release.diagnose() == ["column-identity"]
+    with refuses(change):
+        release.log.sync(release.engine, archive)
+    for report in (
+        release.log.check(archive, release.engine),
+        release.log.check(archive),
+    ):
+        assert [problem.what for problem in report.problems] == ["schema"]
+        assert CHANGES[change][2] in report.problems[0].message
+        assert not report.ok
+
+
+def test_it_shows_before_anybody_wrote(first: Release) -> None:
+    release = first.migrate(READD, "b", "a")
+    assert "column-identity" in release.diagnose()
+    with refuses("added again"):
+        release.replay()
+    with refuses("added again"):
+        release.log.sync(release.engine, open_memory())
+
+
+@every_change
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_a_restore_refuses_and_leaves_the_database_as_it_was(
+    first: Release, spare_engine: Engine, change: str, snapshot: bool
+) -> None:
+    archive = open_memory()
+    if snapshot:
+        first.log.snapshot(first.engine, archive)
+    release = change_columns(first, change)
+    with refuses(change):
+        release.log.sync(release.engine, archive)
+    target = Release(spare_engine, release.keyring, *release.columns)
+    target.create()
+    with refuses(change):
+        target.restore(archive)
+    assert target.read() == []
+    # No mark is left that would keep applications out.
+    target.insert((9, *(0 for _ in target.columns)))
+
+
+def test_through_a_position_before_the_rename_the_names_are_wrong_too(
+    first: Release, spare_engine: Engine
+) -> None:
+    archive = open_memory()
+    position = first.find_position()
+    release = change_columns(first, "renamed")
+    with refuses("renamed"):
+        release.log.sync(release.engine, archive)
+    target = Release(spare_engine, release.keyring, *release.columns)
+    target.create()
+    with refuses("renamed"):
+        target.restore(archive, through=position)
+
+
+# -- the way out -----------------------------------------------------------------------------
+
+
+@every_change
+def test_rows_that_were_logged_anew_replay(first: Release, change: str) -> None:
+    release = change_columns(first, change)
+    release.adopt_again()
+    assert release.replay() == release.read()
+    assert release.verify()
+    assert release.diagnose() == []
+    release.insert((4, *(40 + n for n in range(len(release.columns)))))
+    release.delete(3)
+    assert release.replay() == release.read()
+    assert release.verify()
+
+
+@every_change
+@pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
+@pytest.mark.parametrize("late", [False, True], ids=["no late snapshot", "late snapshot"])
+def test_they_are_restored(
+    first: Release, spare_engine: Engine, change: str, early: bool, late: bool
+) -> None:
+    archive = open_memory()
+    if early:
+        first.log.snapshot(first.engine, archive)
+    release = change_columns(first, change)
+    release.adopt_again()
+    release.insert((4, *(40 + n for n in range(len(release.columns)))))
+    release.log.sync(release.engine, archive)
+    if late:
+        assert release.log.snapshot(release.engine, archive).taken
+    release.delete(3)
+    release.log.sync(release.engine, archive)
+    assert release.log.check(archive, release.engine).problems == ()
+    assert release.log.check(archive).problems == ()
+    target = Release(spare_engine, release.keyring, *release.columns)
+    target.create()
+    target.restore(archive)
+    assert target.read() == release.read()
+    assert target.verify()
+
+
+def test_before_the_rows_were_logged_anew_there_is_nothing_to_replay(first: Release) -> None:
+    release = change_columns(first, "renamed")
+    before = release.find_position()
+    release.adopt_again()
+    with refuses("renamed"):
+        release.replay(through=before)
+    release.replay(through=release.find_position())
+
+
+def test_a_second_rename_needs_a_second_way_out(first: Release) -> None:
+    release = change_columns(first, "renamed")
+    release.adopt_again()
+    second = release.migrate("ALTER TABLE acct RENAME z TO y", "y", "b")
+    second.insert((5, 50, 51))
+    with pytest.raises(SchemaDriftError, match=r"acct\.y was called a"):
+        second.replay()
+    second.adopt_again()
+    assert second.replay() == second.read()
+
+
+def test_an_adoption_that_was_interrupted_by_the_rename_begins_again(
+    first: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    def give_up(*_: int) -> None:
+        raise GivenUpError
+
+    with first.engine.connect() as connection, pytest.raises(GivenUpError):
+        first.log.adopt(connection, chunk_rows=1, progress=give_up)
+    release = change_columns(first, "renamed")
+    with release.engine.connect() as connection:
+        report = release.log.adopt(connection, chunk_rows=1)
+    assert report.rows == 3
+    assert release.replay() == release.read()
+
+
+def test_a_step_says_what_became_of_the_column(first: Release) -> None:
+    release = change_columns(first, "renamed")
+
+    def rename(row: Row) -> Row:
+        return {("z" if name == "a" else name): value for name, value in row.items()}
+
+    release.catalog.upcast("acct", from_revision=1, step=rename)
+    assert release.replay() == release.read()
+    assert release.verify()
+    assert release.diagnose() == []
+    archive = open_memory()
+    release.log.snapshot(release.engine, archive)
+    assert release.log.check(archive, release.engine).problems == ()
+    assert release.log.check(archive).problems == ()
+
+
+def test_a_snapshot_is_built_on_no_rows_of_another_column(
+    first: Release, spare_engine: Engine
+) -> None:
+    archive = open_memory()
+    first.log.snapshot(first.engine, archive)
+    ddl = "ALTER TABLE acct DROP COLUMN b; ALTER TABLE acct ADD COLUMN b int"
+    release = first.migrate(ddl, "a", "b")
+    release.catalog.upcast("acct", from_revision=1, step=lambda row: {**row, "b": None})
+    release.insert((3, 31, 32))
+    release.log.snapshot(release.engine, archive)
+    target = Release(spare_engine, release.keyring, *release.columns)
+    target.catalog.upcast("acct", from_revision=1, step=lambda row: {**row, "b": None})
+    target.create()
+    target.restore(archive)
+    assert target.read() == release.read() == [(1, 11, None), (2, 21, None), (3, 31, 32)]
+
+
+# -- what is no such change ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ddl", "columns"),
+    [
+        ("ALTER TABLE acct ADD COLUMN c int", ("a", "b", "c")),
+        ("ALTER TABLE acct DROP COLUMN b", ("a",)),
+        ("ALTER TABLE acct DROP COLUMN b; ALTER TABLE acct ADD COLUMN c int", ("a", "c")),
+        ("ALTER TABLE acct ALTER a TYPE bigint", ("a", "b")),
+        ("ALTER TABLE acct RENAME a TO t; ALTER TABLE acct RENAME t TO a", ("a", "b")),
+        ("VACUUM FULL acct", ("a", "b")),
+        ("CLUSTER acct USING acct_pkey", ("a", "b")),
+    ],
+)
+def test_other_changes_are_followed(first: Release, ddl: str, columns: tuple[str, ...]) -> None:
+    first.log.detach(first.sessions)
+    apart = first.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with apart.connect() as connection:
+        for statement in ddl.split(";"):
+            connection.exec_driver_sql(statement)
+    release = Release(first.engine, first.keyring, *columns)
+    release.insert((3, *(30 + n for n in range(len(columns)))))
+    assert release.replay() == release.read()
+    assert release.diagnose() == []
+    assert release.log.sync(release.engine, open_memory()).problems == ()
+
+
+def test_a_column_that_was_gone_for_a_while_is_another_one(first: Release) -> None:
+    without = first.migrate("ALTER TABLE acct DROP COLUMN b", "a")
+    without.insert((3, 31))
+    again = without.migrate("ALTER TABLE acct ADD COLUMN b int", "a", "b")
+    again.insert((4, 41, 42))
+    with pytest.raises(SchemaDriftError, match=r"acct\.b was dropped and added again"):
+        again.replay()
+
+
+# -- other databases -------------------------------------------------------------------------
+
+
+def test_a_restored_database_tells_its_own_changes(first: Release, spare_engine: Engine) -> None:
+    archive = open_memory()
+    first.log.sync(first.engine, archive)
+    restored = Release(spare_engine, first.keyring, "a", "b")
+    # Other numbers than at the source: a column was there and went.
+    run(spare_engine, "CREATE TABLE acct (gone int, id int PRIMARY KEY, a int, b int)")
+    run(spare_engine, "ALTER TABLE acct DROP COLUMN gone")
+    track(spare_engine, restored.table)
+    restored.restore(archive)
+    assert restored.diagnose() == []
+    restored.insert((3, 31, 32))
+    assert restored.replay() == restored.read()
+    renamed = restored.migrate("ALTER TABLE acct RENAME a TO z", "z", "b")
+    renamed.insert((4, 41, 42))
+    with refuses("renamed"):
+        renamed.replay()
+
+
+def test_a_database_restored_in_its_own_place_goes_on(first: Release) -> None:
+    archive = open_memory()
+    first.log.sync(first.engine, archive)
+    run(first.engine, "DROP TABLE acct")
+    with first.engine.begin() as connection:
+        for name in ("entry", "metadata", "ticket", "type", "type_numbers", "key", "checkpoint"):
+            connection.exec_driver_sql(f"ALTER TABLE oplog.oplog_{name} DISABLE TRIGGER USER")
+            connection.exec_driver_sql(f"DELETE FROM oplog.oplog_{name}")
+            for trigger in connection.exec_driver_sql(
+                "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal "
+                f"AND tgrelid = 'oplog.oplog_{name}'::regclass"
+            ).scalars():
+                connection.exec_driver_sql(
+                    f"ALTER TABLE oplog.oplog_{name} ENABLE ALWAYS TRIGGER {trigger}"
+                )
+    again = Release(first.engine, first.keyring, "a", "b")
+    again.create()
+    again.restore(archive)
+    again.insert((3, 31, 32))
+    assert again.replay() == again.read() == [(1, 11, 12), (2, 21, 22), (3, 31, 32)]
+    assert again.diagnose() == []
+
+
+def follow(target: Release, kept: KeptLog) -> int:
+    with target.engine.connect() as connection:
+        return follow_log(
+            connection,
+            kept,
+            open_reader=lambda inside: target.log.open_reader(inside, source=kept),
+            schema="oplog",
+        ).entries
+
+
+def test_a_follower_that_migrates_in_time_goes_on(first: Release, spare_engine: Engine) -> None:
+    kept = KeptLog(first.log.store)
+    with first.engine.connect() as connection:
+        kept.take(connection)
+    follower = Release(spare_engine, first.keyring, "a", "b")
+    follower.create()
+    follow(follower, kept)
+    release = change_columns(first, "renamed")
+    with release.engine.connect() as connection:
+        kept.take(connection)
+    migrated = follower.migrate(CHANGES["renamed"][0], "z", "b")
+    assert follow(migrated, kept) == 1
+    assert migrated.read() == release.read()
+
+
+def test_a_follower_that_migrates_too_early_refuses(first: Release, spare_engine: Engine) -> None:
+    kept = KeptLog(first.log.store)
+    with first.engine.connect() as connection:
+        kept.take(connection)
+    follower = Release(spare_engine, first.keyring, "a", "b")
+    follower.create()
+    follow(follower, kept)
+    first.insert((7, 71, 72))
+    release = change_columns(first, "renamed")
+    with release.engine.connect() as connection:
+        kept.take(connection)
+    migrated = follower.migrate(CHANGES["renamed"][0], "z", "b")
+    with refuses("renamed") as caught:
+        follow(migrated, kept)
+    assert "empty database" in str(caught.value.hint)
+    assert migrated.read() == [(1, 11, 12), (2, 21, 22)]
+
+
+# -- a message of the application's own --------------------------------------------------------
+
+
+def test_a_registered_revision_is_not_used_for_another_column(
+    engine: Engine, keyring: Keyring
+) -> None:
+    first = Registered(engine, keyring, "a", "b")
+    first.create()
+    first.insert((1, 11, 12))
+    first.log.detach(first.sessions)
+    run(engine, "ALTER TABLE acct DROP COLUMN b", "ALTER TABLE acct ADD COLUMN b int")
+    again = Registered(engine, keyring, "a", "b")
+    with pytest.raises(ConfigurationError, match="replaced since") as caught:
+        again.insert((2, 21, 22))
+    assert "revision=2" in str(caught.value.hint)
+    assert [row[0] for row in again.read()] == [1]
