@@ -35,7 +35,8 @@ from oplog.live import (
     read_live_tables,
     require_live_table,
 )
-from oplog.shape import DeclaredColumn, Shape, derive_shape, register_shape
+from oplog.registration import register_shape
+from oplog.shape import DeclaredColumn, Shape, derive_shape
 from oplog.store import LogSource, Store
 from oplog.store.driver import cut_off, require_driver
 from oplog.store.guards import Guard, Guards, read_guards
@@ -254,6 +255,29 @@ def _bind_apart(
         apart.dispose()
 
 
+def _list_columns(declared: DeclaredType, live: LiveTable) -> list[DeclaredColumn]:
+    """The live columns that are logged; refuses those that cannot be, and missing ones."""
+    columns = []
+    names = {column.name for column in live.columns}
+    for column in declared.list_columns():
+        if column.name not in names:
+            raise SchemaDriftError(
+                f"column {live.schema}.{live.name}.{column.name} is in the model and not in "
+                "the database",
+                hint="run the migrations before this version of the application",
+            )
+    for found in live.columns:
+        # Columns that the model does not have yet are logged as well: the row is the truth.
+        if found.name in declared.excluded:
+            continue
+        if found.primary_key:
+            _check_key(live, found)
+        if found.generated:
+            continue
+        columns.append(_declare_column(live, found))
+    return columns
+
+
 def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:
     """Whether the log has the revision, and where this database keeps its columns."""
     return any(
@@ -302,24 +326,7 @@ def check_keyring(
 
 def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape]) -> Shape:
     """The revision under which rows of this table are logged now."""
-    columns = []
-    names = {column.name for column in live.columns}
-    for column in declared.list_columns():
-        if column.name not in names:
-            raise SchemaDriftError(
-                f"column {live.schema}.{live.name}.{column.name} is in the model and not in "
-                "the database",
-                hint="run the migrations before this version of the application",
-            )
-    for found in live.columns:
-        # Columns that the model does not have yet are logged as well: the row is the truth.
-        if found.name in declared.excluded:
-            continue
-        if found.primary_key:
-            _check_key(live, found)
-        if found.generated:
-            continue
-        columns.append(_declare_column(live, found))
+    columns = _list_columns(declared, live)
     if declared.message_class is None:
         return derive_shape(
             declared.type_name,

@@ -14,6 +14,8 @@ from asyncio import CancelledError
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from oplog.advice import DurabilityNotConfirmedWarning, RestoreWarning
+
 if TYPE_CHECKING:
     from oplog.entry import Receipt
 
@@ -151,17 +153,6 @@ class CommitInterruptedError(CommitOutcomeUnknownError, KeyboardInterrupt):
     """Somebody pressed Ctrl-C while COMMIT was under way."""
 
     interrupted = True
-
-
-class DurabilityNotConfirmedWarning(UserWarning):
-    """A COMMIT happened, and a wait for its standby was cut short: a failover may lose it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-
-
-class RestoreWarning(UserWarning):
-    """Rows are logged that a restore from the log will refuse."""
 
 
 class CommitWouldRollBackError(CommitError):

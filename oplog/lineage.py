@@ -83,16 +83,14 @@ def find_breaks(shapes: Sequence[Shape], target: Shape) -> dict[int, Break]:
     return found
 
 
-def list_unread(
-    breaks: Mapping[int, Break], steps: StepLookup, *, through: int | None = None
-) -> list[Break]:
-    """Breaks that no declared step leads past; rows of later revisions than `through` alone."""
+def list_unread(breaks: Mapping[int, Break], steps: StepLookup) -> list[Break]:
+    """Breaks that no declared step leads past."""
     left = []
     for revision, broken in breaks.items():
         lifted = revision
         while steps.find_step(broken.type_name, lifted, to_revision=lifted + 1) is not None:
             lifted += 1
-        if lifted in breaks and (through is None or lifted >= through):
+        if lifted in breaks:
             left.append(breaks[lifted])
     return left
 

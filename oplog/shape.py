@@ -16,7 +16,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from oplog.errors import ConfigurationError, DecodeError
+from oplog.errors import DecodeError
 from oplog.identity import Numbers, is_same_table
 from oplog.value import Kind, ValueCodec, codec_for
 
@@ -281,60 +281,6 @@ def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
     return None
 
 
-def register_shape(
-    type_name: str,
-    columns: Sequence[DeclaredColumn],
-    *,
-    revision: int,
-    schema: str,
-    table: str,
-    aggregate: str,
-    excluded: Mapping[str, str],
-    message_class: type[message.Message],
-    stored: Sequence[Shape],
-    numbers: Numbers | None = None,
-) -> Shape:
-    """The shape for a table whose message the application compiled itself.
-
-    Raises `ConfigurationError` when the log already knows another shape under the same
-    revision, or the same of other columns: old entries would be read as what they are not.
-    """
-    descriptor = message_class.DESCRIPTOR
-    fields = {f.name: f.number for f in descriptor.fields}
-    numbered = tuple(
-        Column(c.name, c.pg_type, c.kind, c.name, fields[c.name], c.primary_key, c.category)
-        for c in columns
-    )
-    shape = Shape(
-        type_name,
-        revision,
-        schema,
-        table,
-        numbered,
-        aggregate,
-        descriptor.full_name,
-        _descriptor_set(descriptor.file).SerializeToString(deterministic=True),
-        dict(excluded),
-        () if numbers is None else (numbers,),
-    )
-    for known in stored:
-        if known.revision == revision:
-            if not is_same_table(known.numbers, shape.numbers, shape.names):
-                raise ConfigurationError(
-                    f"type {type_name!r} revision {revision} was stored for a table or a column "
-                    "that was replaced since: its name is the same, its values are not",
-                    hint=f"register it with revision={revision + 1}, and log its rows anew: "
-                    "oplog adopt --again",
-                )
-            if known.same_as(shape):
-                return known
-            raise ConfigurationError(
-                f"type {type_name!r} revision {revision} is already in the log with another shape",
-                hint=f"register it with revision={revision + 1} and an upcast step",
-            )
-    return shape
-
-
 def _name_field(column: str, number: int, taken: Collection[str]) -> str:
     """A protobuf name for a new column: its own where that is one and is free.
 
@@ -381,20 +327,3 @@ def _describe(
         described.reserved_range.add(start=number, end=number + 1)
     files = descriptor_pb2.FileDescriptorSet(file=[file])
     return f"oplog.derived.{name}", files.SerializeToString(deterministic=True)
-
-
-def _descriptor_set(file: Any) -> descriptor_pb2.FileDescriptorSet:
-    """`file` with everything it imports, dependencies first."""
-    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
-
-    def visit(current: Any) -> None:
-        if current.name in ordered:
-            return
-        for dependency in current.dependencies:
-            visit(dependency)
-        proto = descriptor_pb2.FileDescriptorProto()
-        current.CopyToProto(proto)
-        ordered[current.name] = proto
-
-    visit(file)
-    return descriptor_pb2.FileDescriptorSet(file=list(ordered.values()))

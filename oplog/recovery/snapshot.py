@@ -105,13 +105,12 @@ def take_snapshot(
     not before `point`, and `EntryTooLargeError` for a row that fits into no object.
     """
     _check_isolation(connection)
+    types = list(types)
     if previous is not None:
         _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
-        stored = group_shapes(types)
-        work = _Work(connection, ChunkWriter(point.log_id, sealer, put), stored)
-        newest = [shapes[-1] for shapes in stored.values()]
-        plans = read_plans(connection, list_present(connection, newest))
+        work = _Work(connection, ChunkWriter(point.log_id, sealer, put), group_shapes(types))
+        plans = read_plans(connection, list_present(connection, types))
         oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
         revisions = read_revisions(connection, version_table=version_table, schemas=schemas)

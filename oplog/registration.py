@@ -1,0 +1,93 @@
+"""The shape of a type whose message the application compiled itself.
+
+Pure. Must not know a database. The hard thing is that the application counts the revisions: one
+that the log has already must still mean the same bytes, of the same columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf import descriptor_pb2, message
+
+from oplog.errors import ConfigurationError
+from oplog.identity import Numbers, is_same_table
+from oplog.shape import Column, DeclaredColumn, Shape
+
+
+def register_shape(
+    type_name: str,
+    columns: Sequence[DeclaredColumn],
+    *,
+    revision: int,
+    schema: str,
+    table: str,
+    aggregate: str,
+    excluded: Mapping[str, str],
+    message_class: type[message.Message],
+    stored: Sequence[Shape],
+    numbers: Numbers | None = None,
+) -> Shape:
+    """The shape for a table whose message the application compiled itself.
+
+    Raises `ConfigurationError` when the log already knows another shape under the same
+    revision, or the same of other columns: old entries would be read as what they are not.
+    """
+    descriptor = message_class.DESCRIPTOR
+    fields = {f.name: f.number for f in descriptor.fields}
+    numbered = tuple(
+        Column(c.name, c.pg_type, c.kind, c.name, fields[c.name], c.primary_key, c.category)
+        for c in columns
+    )
+    shape = Shape(
+        type_name,
+        revision,
+        schema,
+        table,
+        numbered,
+        aggregate,
+        descriptor.full_name,
+        _descriptor_set(descriptor.file).SerializeToString(deterministic=True),
+        dict(excluded),
+        () if numbers is None else (numbers,),
+    )
+    for known in stored:
+        if known.revision == revision:
+            _check_registered(shape, known)
+            return known
+    return shape
+
+
+def _check_registered(shape: Shape, known: Shape) -> None:
+    """Raise `ConfigurationError` unless the stored revision is what is registered."""
+    name, revision = shape.type_name, shape.revision
+    if not is_same_table(known.numbers, shape.numbers, shape.names):
+        raise ConfigurationError(
+            f"type {name!r} revision {revision} was stored for a table or a column that was "
+            "replaced since: its name is the same, its values are not",
+            hint=f"register it with revision={revision + 1}, and log its rows anew: "
+            "oplog adopt --again",
+        )
+    if not known.same_as(shape):
+        raise ConfigurationError(
+            f"type {name!r} revision {revision} is already in the log with another shape",
+            hint=f"register it with revision={revision + 1} and an upcast step",
+        )
+
+
+def _descriptor_set(file: Any) -> descriptor_pb2.FileDescriptorSet:
+    """`file` with everything it imports, dependencies first."""
+    ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+
+    def visit(current: Any) -> None:
+        if current.name in ordered:
+            return
+        for dependency in current.dependencies:
+            visit(dependency)
+        proto = descriptor_pb2.FileDescriptorProto()
+        current.CopyToProto(proto)
+        ordered[current.name] = proto
+
+    visit(file)
+    return descriptor_pb2.FileDescriptorSet(file=list(ordered.values()))
