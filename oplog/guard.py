@@ -88,7 +88,7 @@ def drop_guard_statements(s: str) -> list[str]:
         "settle(bigint)",
         "try_bypass(text, text[])",
         "retire_type(text, text)",
-        "mark(text, text[], text[])",
+        "mark(text[], text[], text)",
     )
     check = _in_literal(f"{s}.oplog_guard_check()")
     return [
@@ -108,8 +108,8 @@ def _mark(s: str) -> str:
     frame = "int4send(octet_length({0})) || {0}".format
     key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
     name = "convert_to(p_aggregate, 'UTF8')"
-    return f"""CREATE FUNCTION {s}.oplog_mark(p_aggregate text, p_keys text[], p_values text[])
-RETURNS void
+    return f"""CREATE FUNCTION {s}.oplog_mark(p_keys text[], p_values text[],
+  p_aggregate text DEFAULT '{BYPASS_AGGREGATE}') RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- An entry by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
@@ -142,10 +142,11 @@ BEGIN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a type is retired for a reason',
       hint = 'say what became of its table';
   END IF;
-  PERFORM {s}.oplog_mark(concat('{ADOPTION_PREFIX}', p_type),
+  PERFORM {s}.oplog_mark(
     ARRAY['{RETIRED}', '{RETIRED_REVISION}', 'oplog.reason', 'oplog.role'],
     ARRAY[p_type, (SELECT max(t.revision)::text FROM {s}.oplog_type t WHERE t.type_name = p_type),
-      left(p_reason, 250), session_user::text]);
+      left(p_reason, 250), session_user::text],
+    concat('{ADOPTION_PREFIX}', p_type));
 END $oplog_fn$"""
 
 
@@ -163,8 +164,7 @@ BEGIN
         AND NOT pg_has_role(session_user, g.bypass_role, 'MEMBER')) THEN
     RETURN false;
   END IF;
-  PERFORM {s}.oplog_mark('{BYPASS_AGGREGATE}',
-    ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
+  PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
     ARRAY[v_reason, session_user::text, left(p_changes, 250)]);
   RETURN true;
 END $oplog_fn$"""

@@ -106,8 +106,7 @@ def take_snapshot(
     """
     _check_isolation(connection)
     types = list(types)
-    if previous is not None:
-        _check_order(previous, point)
+    _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
         work = _Work(connection, ChunkWriter(point.log_id, sealer, put), group_shapes(types))
         plans = read_plans(connection, list_present(connection, types))
@@ -312,7 +311,9 @@ def _check_isolation(connection: Connection) -> None:
         )
 
 
-def _check_order(previous: SnapshotManifest, point: SnapshotPoint) -> None:
+def _check_order(previous: SnapshotManifest | None, point: SnapshotPoint) -> None:
+    if previous is None:
+        return
     if previous.log_id != point.log_id:
         why = f"it is of the log {previous.log_id}, not of {point.log_id}"
     elif previous.sequence > point.sequence:

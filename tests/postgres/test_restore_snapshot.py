@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from oplog.errors import ChainBrokenError, ConfigurationError
 from oplog.recovery.base import TicketRow
 from oplog.replay.transaction import Driver
+from oplog.shape import Shape
 from tests.postgres.replay_models import HISTORY, Bench, Owner, Task, check_law, make_bench
 from tests.postgres.restored import dump_log, keep, make_target, restore
 from tests.postgres.test_restore import dump
@@ -49,6 +50,7 @@ class Table:
     key_names: Sequence[str]
     rows_text: bytes
     kept_layers: list[Layer] = field(default_factory=list)
+    shapes: Sequence[Shape] = ()
 
     def rows(self) -> Iterator[bytes]:
         yield self.rows_text
@@ -63,6 +65,7 @@ class Snapshot:
     kept_tables: dict[str, Table]
     kept_tickets: list[TicketRow]
     sequences: dict[str, int] = field(default_factory=dict)
+    position: int = 0
 
     def tables(self) -> list[Table]:
         return list(self.kept_tables.values())
