@@ -19,10 +19,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.image import DEFINER, IMAGE_FUNCTIONS, create_image_statements
+from oplog.image import (
+    DEFINER,
+    IMAGE_FUNCTIONS,
+    UNLOGGED,
+    create_image_statements,
+    refuse_early,
+)
 
-UNLOGGED = "OP003"
-"""SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
 FORMAT_MARK = 3
 """Format number of an entry the database writes: no payload, only metadata."""
 BYPASS_AGGREGATE = "oplog/bypass"
@@ -127,10 +131,11 @@ DECLARE
   v_reason text := left(current_setting('{p}.bypass', true), 250);
 BEGIN
   IF coalesce(v_reason, '') = '' THEN RETURN false; END IF;
-  IF EXISTS (SELECT FROM {s}.oplog_guard g
-      WHERE g.bypass_role IS NOT NULL
-        AND concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name)) = ANY (p_tables)
-        AND NOT pg_has_role(session_user, g.bypass_role, 'MEMBER')) THEN
+  -- Every table by the name that op.track_tables declared: of another one nobody said who may.
+  IF EXISTS (SELECT FROM unnest(p_tables) AS t(name) WHERE NOT EXISTS (
+      SELECT FROM {s}.oplog_guard g WHERE g.tracked
+        AND concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name)) = t.name
+        AND (g.bypass_role IS NULL OR pg_has_role(session_user, g.bypass_role, 'MEMBER')))) THEN
     RETURN false;
   END IF;
   PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
@@ -145,12 +150,26 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- Runs at COMMIT. An open tally is a change that no entry tells.
 DECLARE
   v_set text;
+  v_tally text := current_setting('{p}.tally', true);
   v_changes text;
   v_tables text[];
 BEGIN
+  IF starts_with(tg_table_schema, 'pg_temp') THEN
+    PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  END IF;
+  -- Each arming queues one check, so that this one finds its transaction armed.
+  IF current_setting('{p}.armed', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
+    RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+      message = concat('oplog: settings were reset after this transaction changed ',
+        tg_relid::regclass, ': whether it logs the change is not known'),
+      hint = 'keep RESET ALL and DISCARD out of transactions that write tracked tables';
+  END IF;
+  IF coalesce(v_tally, '') = '' THEN
+    {refuse_early("tg_relid")}
+  END IF;
   -- Whatever a deferred trigger writes after this arms the check again.
   v_set := set_config('{p}.armed', '', true);
-  IF coalesce(current_setting('{p}.tally', true), '') IN ('', '0') THEN RETURN NULL; END IF;
+  IF v_tally = '0' THEN RETURN NULL; END IF;
   SELECT string_agg(concat(i.name, ' (', i.rows, CASE i.rows WHEN 1 THEN ' row)' ELSE ' rows)' END),
       ', ' ORDER BY i.name), array_agg(i.name)
     INTO v_changes, v_tables
@@ -161,7 +180,7 @@ BEGIN
           WHERE m.transaction_id = pg_current_xact_id() GROUP BY 1) i;
   IF v_changes IS NOT NULL AND {s}.oplog_try_bypass(v_changes, v_tables) THEN
     DELETE FROM {s}.oplog_image WHERE transaction_id = pg_current_xact_id();
-    PERFORM set_config('{p}.tally', '', true);
+    PERFORM set_config('{p}.tally', '0', true);
     RETURN NULL;
   END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
@@ -201,8 +220,15 @@ def _truncate(s: str, p: str) -> str:
     name = "concat(quote_ident(tg_table_schema), '.', quote_ident(tg_table_name))"
     return f"""CREATE FUNCTION {s}.oplog_guard_truncate() RETURNS trigger
 LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+DECLARE
+  v_root text;
 BEGIN
-  IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[{name}]) THEN RETURN NULL; END IF;
+  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  -- Who may pass is declared for the whole of a partitioned table.
+  SELECT concat(quote_ident(n.nspname), '.', quote_ident(c.relname)) INTO v_root
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.oid = coalesce(pg_partition_root(tg_relid), tg_relid);
+  IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[v_root]) THEN RETURN NULL; END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
     message = concat('oplog: TRUNCATE of tracked table ', {name},
       ' is refused: it would not be logged'),

@@ -32,7 +32,7 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.guard import UNLOGGED
+from oplog.image import UNLOGGED
 from oplog.tables import IDEMPOTENCY_INDEX
 
 _SERIALIZATION_FAILURE = "40001"

@@ -1,0 +1,72 @@
+"""The present definition of a schema version, for a log that was created with an earlier one.
+
+Text like `tables`, for `tables` alone. Must not know a connection. The hard thing is that the
+statements run again and again, and on logs of which nobody knows how old they are: each looks for
+what is there, and changes nothing where all of it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+from oplog.errors import SchemaVersionError
+
+ENTRY_ID_INDEX = "oplog_entry_entry_id"
+"""Unique, so that no entry is appended a second time."""
+HIGHEST_POSITION = 1 << 62
+"""No entry has this position or a higher one: half of what the type holds stays free."""
+
+_REPEATABLE = (
+    (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
+    (r"CREATE (FUNCTION|TRIGGER) ", r"CREATE OR REPLACE \1 "),
+    (r"(ALTER (?:TABLE|SEQUENCE) )", r"\1"),
+)
+"""How each kind of statement begins, and how it begins where it may run again."""
+
+
+def make_repeatable(statement: str, s: str) -> str:
+    """The statement as one that changes nothing where its object is there; `s` is the schema."""
+    if statement == f"INSERT INTO {s}.oplog_log DEFAULT VALUES":
+        return f"INSERT INTO {s}.oplog_log SELECT WHERE NOT EXISTS (SELECT FROM {s}.oplog_log)"
+    for pattern, beginning in _REPEATABLE:
+        match = re.match(pattern, statement)
+        if match is not None:
+            return match.expand(beginning) + statement[match.end() :]
+    raise SchemaVersionError(
+        f"it is not known how to run this statement again: {statement[:60]!r}",
+        hint="add its kind to those that are known",
+    )
+
+
+def list_changes(s: str) -> list[str]:
+    """What was added to tables since they were first created, in the quoted schema `s`.
+
+    Run after every creation, too, so that both ways lead to the same tables. A new column goes
+    here, as ALTER TABLE ... ADD COLUMN IF NOT EXISTS.
+    """
+    name = f"'{_in_literal(s)}.oplog_entry'"
+    return [
+        # Positions have room on both sides, so that no entry uses up those after it; a time that
+        # is not finite would be before or after all others.
+        f"""DO $oplog_do$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
+      WHERE conrelid = {name}::regclass AND conname = 'oplog_entry_bounds') THEN
+    ALTER TABLE {s}.oplog_entry ADD CONSTRAINT oplog_entry_bounds CHECK (
+      id < {HIGHEST_POSITION} AND transaction_position > 0 AND transaction_position <= id
+      AND transaction_size > 0 AND version > 0 AND pg_catalog.isfinite(created_at));
+  END IF;
+END $oplog_do$""",
+        # A sealed entry opens wherever its aggregate goes on. It is accepted once.
+        f"""DO $oplog_do$ BEGIN
+  CREATE UNIQUE INDEX IF NOT EXISTS {ENTRY_ID_INDEX} ON {s}.oplog_entry (entry_id);
+EXCEPTION WHEN unique_violation THEN
+  RAISE EXCEPTION USING errcode = '23505',
+    message = 'oplog: an entry is in the log twice: an old one was appended once more',
+    hint = 'SELECT entry_id FROM {_in_literal(s)}.oplog_entry GROUP BY 1 HAVING count(*) > 1 '
+      'finds it; the later one of both tells what nobody did';
+END $oplog_do$""",
+    ]
+
+
+def _in_literal(text: str) -> str:
+    return text.replace("'", "''")
