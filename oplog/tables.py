@@ -19,7 +19,7 @@ from oplog.guard import (
     make_prefix,
 )
 from oplog.rights import create_rights_statements
-from oplog.upgrade import list_changes, make_repeatable
+from oplog.upgrade import list_changes, make_repeatable, require_first
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -81,24 +81,11 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     s = quote(schema)
     definition = _define(s, schema)
     return [
-        _require_version(schema, version),
+        require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
         *(make_repeatable(statement, s) for statement in definition),
         *list_changes(s),
         *_list_rights(s, schema, definition=definition),
     ]
-
-
-def _require_version(schema: str, version: int) -> str:
-    comment = quote_literal(f"{COMMENT_PREFIX}{version}")
-    name = quote_literal(f"{quote(schema)}.oplog_entry")
-    return f"""DO $oplog_do$ BEGIN
-  IF pg_catalog.obj_description(pg_catalog.to_regclass({name}), 'pg_class')
-    IS DISTINCT FROM {comment} THEN
-    RAISE EXCEPTION USING errcode = '55000',
-      message = {quote_literal(f"oplog: schema {schema} does not hold a log of version {version}")},
-      hint = 'op.create_oplog creates one; a restore that is under way has to end first';
-  END IF;
-END $oplog_do$"""
 
 
 def drop_statements(schema: str = "oplog") -> list[str]:

@@ -16,12 +16,54 @@ ENTRY_ID_INDEX = "oplog_entry_entry_id"
 HIGHEST_POSITION = 1 << 62
 """No entry has this position or a higher one: half of what the type holds stays free."""
 
+FIRST_TABLES = (
+    "log",
+    "type",
+    "key",
+    "ticket",
+    "fence",
+    "entry",
+    "metadata",
+    "checkpoint",
+    "pruned",
+    "guard",
+    "image",
+)
+"""What every log of schema version 1 has had from its first day."""
+
 _REPEATABLE = (
     (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
     (r"CREATE (FUNCTION|TRIGGER) ", r"CREATE OR REPLACE \1 "),
     (r"(ALTER (?:TABLE|SEQUENCE) )", r"\1"),
 )
 """How each kind of statement begins, and how it begins where it may run again."""
+
+
+def require_first(s: str, comment: str) -> str:
+    """A statement that raises unless a log with this comment, a literal, is whole in schema `s`.
+
+    A table that was lost must not come back empty, as if nothing had been in it.
+    """
+    q = _in_literal(s)
+    tables = ", ".join(f"'{q}.oplog_{table}'" for table in FIRST_TABLES)
+    return f"""DO $oplog_do$
+DECLARE
+  v_missing text;
+BEGIN
+  IF pg_catalog.obj_description(pg_catalog.to_regclass('{q}.oplog_entry'), 'pg_class')
+    IS DISTINCT FROM {comment} THEN
+    RAISE EXCEPTION USING errcode = '55000',
+      message = 'oplog: schema {q} does not hold a log of this version',
+      hint = 'op.create_oplog creates one; a restore that is under way has to end first';
+  END IF;
+  SELECT t.name INTO v_missing FROM pg_catalog.unnest(ARRAY[{tables}]) AS t(name)
+  WHERE pg_catalog.to_regclass(t.name) IS NULL LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION USING errcode = '55000',
+      message = pg_catalog.concat('oplog: table ', v_missing, ' is gone'),
+      hint = 'restore it from a backup';
+  END IF;
+END $oplog_do$"""
 
 
 def make_repeatable(statement: str, s: str) -> str:
