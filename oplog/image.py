@@ -124,9 +124,9 @@ BEGIN
       AND starts_with(g.tgname, '{p}_guard_')) THEN
     v_why := concat('trigger ', quote_ident(p_trigger), ' is not one of a guard');
   ELSIF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = p_table
-      AND g.tgname = '{p}_guard_armed' AND g.tgdeferrable
+      AND g.tgname = '{p}_guard_armed' AND g.tgdeferrable AND g.tgenabled <> 'D'
       AND g.tgfoid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure) THEN
-    v_why := 'the trigger {p}_guard_armed is missing';
+    v_why := 'the trigger {p}_guard_armed is missing or disabled';
   ELSE
     -- A cast of an owner of the log, or of somebody who may become one, harms nobody.
     WITH RECURSIVE typed AS (

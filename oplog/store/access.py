@@ -120,7 +120,5 @@ def read_access(connection: Connection, schema: str) -> Access:
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
-        entries_unique=bool(
-            connection.exec_driver_sql(_UNIQUE, (schema, ENTRY_ID_INDEX)).scalar()
-        ),
+        entries_unique=bool(connection.exec_driver_sql(_UNIQUE, (schema, ENTRY_ID_INDEX)).scalar()),
     )

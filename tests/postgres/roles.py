@@ -131,9 +131,7 @@ def open_roles(
         everything = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO"
         numbers = "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO"
         for role in (APPLICATION, STRANGER):
-            roles.run(
-                OWNER, f"{everything} {roles.names[role]}", f"{numbers} {roles.names[role]}"
-            )
+            roles.run(OWNER, f"{everything} {roles.names[role]}", f"{numbers} {roles.names[role]}")
         if granted:
             roles.grant(APPLICATION, RoleKind.APPLICATION)
             roles.grant(WORKER, RoleKind.WORKER)

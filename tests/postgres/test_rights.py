@@ -122,14 +122,20 @@ def test_every_table_of_the_log(roles: Roles) -> None:
     assert read_tables(roles, APPLICATION) == APPLICATION_MAY
     reads = dict.fromkeys(APPLICATION_MAY, READ)
     assert read_tables(roles, AUDITOR) == reads
-    assert read_tables(roles, WORKER) == {**reads, "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"}}
+    assert read_tables(roles, WORKER) == {
+        **reads,
+        "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"},
+    }
     assert read_tables(roles, STRANGER) == {}
     with roles.engine(OWNER).connect() as connection:
         for column, may in (("version", True), ("head_hash", False)):
-            assert may is connection.exec_driver_sql(
-                "SELECT has_column_privilege(%s, 'oplog.oplog_ticket', %s, 'UPDATE')",
-                (roles.names[APPLICATION], column),
-            ).scalar()
+            assert (
+                may
+                is connection.exec_driver_sql(
+                    "SELECT has_column_privilege(%s, 'oplog.oplog_ticket', %s, 'UPDATE')",
+                    (roles.names[APPLICATION], column),
+                ).scalar()
+            )
 
 
 def test_the_roles_can_work(roles: Roles) -> None:

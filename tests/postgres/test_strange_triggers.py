@@ -70,7 +70,7 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, str]] = {
         (PLAIN, COUNTED),
         ("INSERT INTO lair.t VALUES (1)",),
         "OP007",
-        "oplog_guard_armed is missing",
+        "oplog_guard_armed is missing or disabled",
     ),
     "a check that does not wait": (
         (PLAIN, ARMED.replace("DEFERRABLE INITIALLY DEFERRED", ""), COUNTED),
@@ -129,7 +129,7 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str, str]] = {
         (PLAIN, TRUNCATED),
         (BYPASS, "TRUNCATE lair.t"),
         "OP007",
-        "oplog_guard_armed is missing",
+        "oplog_guard_armed is missing or disabled",
     ),
     "a mark by a whole guard that nobody declared": (
         (PLAIN, ARMED, COUNTED, TRUNCATED),
@@ -155,8 +155,7 @@ def definition() -> list[str]:
 def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
     with open_roles(bare_database_url, definition) as roles:
         roles.superuser(
-            f'GRANT CREATE, TEMPORARY ON DATABASE "{roles.url.database}" '
-            f"TO {roles.names[STRANGER]}"
+            f'GRANT CREATE, TEMPORARY ON DATABASE "{roles.url.database}" TO {roles.names[STRANGER]}'
         )
         roles.run(
             STRANGER,
