@@ -2,8 +2,8 @@
 
 Text like `tables`, for `tables` alone. Must not know a connection. They run with the rights of
 the log's owner, and set time, position and transaction id themselves: a role that may call them
-needs no right to insert, and cannot choose where or when an entry stands. The hard thing is the order
-inside: every ticket of a transaction is redeemed before the first entry id is drawn. Drawn
+needs no right to insert, and cannot choose where or when an entry stands. The hard thing is the
+order inside: every ticket of a transaction is redeemed before the first entry id is drawn. Drawn
 earlier, an effect could get a lower position than its cause and replay would break foreign
 keys.
 """
@@ -184,15 +184,7 @@ BEGIN
          pg_catalog.array_agg(r.prev_hash ORDER BY r.aggregate_name),
          pg_catalog.array_agg(r.head_hash ORDER BY r.aggregate_name)
     INTO versions, v_prev, hashes FROM redeemed r;
-  FOR n IN 1 .. v_count LOOP
-    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
-      RAISE EXCEPTION USING errcode = '22023',
-        message = 'oplog: aggregates are not sorted or not distinct';
-    END IF;
-    IF p_expected[n] <> versions[n] - 1 THEN
-      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
-    END IF;
-  END LOOP;
+  {_compare_tickets()}
   {_refuse_fenced(s, "= ANY (p_entry_ids)")}
   v_first := pg_catalog.nextval({sequence});
   {_INSERT_MANY.format(s=s, sequence=sequence)}
@@ -200,6 +192,18 @@ BEGIN
     {_METADATA.format(s=s, position="v_first")}
   END IF;
 END $oplog_fn$"""
+
+
+def _compare_tickets() -> str:
+    return f"""FOR n IN 1 .. v_count LOOP
+    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
+      RAISE EXCEPTION USING errcode = '22023',
+        message = 'oplog: aggregates are not sorted or not distinct';
+    END IF;
+    IF p_expected[n] <> versions[n] - 1 THEN
+      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
+    END IF;
+  END LOOP;"""
 
 
 def _name_sequence(s: str) -> str:

@@ -28,6 +28,30 @@ APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
 SEQUENCES = ("oplog_entry_id_seq", "oplog_image_id_seq")
 """Numbers of entries and images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT", "MAINTAIN")
+_TICKET = "oplog_ticket"
+
+_GRANTED = """granted AS (
+  SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
+    '' AS part, c.relowner AS owner, x.grantee, x.privilege_type
+  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
+  CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) x WHERE c.relkind IN ('r', 'p')
+  UNION SELECT 'TABLE', c.relname, pg_catalog.quote_ident(c.relname), a.attname, c.relowner,
+    x.grantee, x.privilege_type
+  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+  CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) x WHERE c.relkind IN ('r', 'p')
+  UNION SELECT 'SEQUENCE', c.relname, pg_catalog.quote_ident(c.relname), '', c.relowner,
+    x.grantee, x.privilege_type
+  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
+  CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) x WHERE c.relkind = 'S'
+  UNION SELECT 'FUNCTION', p.proname, pg_catalog.concat(pg_catalog.quote_ident(p.proname), '(',
+    pg_catalog.pg_get_function_identity_arguments(p.oid), ')'), '', p.proowner,
+    x.grantee, x.privilege_type
+  FROM log JOIN pg_catalog.pg_proc p ON p.pronamespace = log.oid
+  CROSS JOIN LATERAL pg_catalog.aclexplode(
+    coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x),
+"""
+"""Who has which right on what; `log` is the schema."""
 
 
 def create_rights_statements(
@@ -61,39 +85,20 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
     statement. Superusers need no right and are left out.
     """
     name = "'" + schema.replace("'", "''") + "'"
-    known = ", ".join(f"'{object}'" for object in (*objects, *SEQUENCES))
+    known = ", ".join(f"'{named}'" for named in (*objects, *SEQUENCES))
     tables = [
         (f"oplog_{table}", right.partition(" (")[2].rstrip(")"), right.partition(" ")[0])
         for table, rights in APPLICATION_WRITES.items()
         for right in rights
     ]
     writes = ", ".join(f"('{table}', '{column}', '{right}')" for table, column, right in tables)
-    return f"""WITH log AS (SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = {name}),
-granted AS (
-  SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
-    '' AS part, c.relowner AS owner, x.grantee, x.privilege_type
-  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
-  CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) x WHERE c.relkind IN ('r', 'p')
-  UNION SELECT 'TABLE', c.relname, pg_catalog.quote_ident(c.relname), a.attname, c.relowner,
-    x.grantee, x.privilege_type
-  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
-  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
-  CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) x WHERE c.relkind IN ('r', 'p')
-  UNION SELECT 'SEQUENCE', c.relname, pg_catalog.quote_ident(c.relname), '', c.relowner,
-    x.grantee, x.privilege_type
-  FROM log JOIN pg_catalog.pg_class c ON c.relnamespace = log.oid
-  CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) x WHERE c.relkind = 'S'
-  UNION SELECT 'FUNCTION', p.proname, pg_catalog.concat(pg_catalog.quote_ident(p.proname), '(',
-    pg_catalog.pg_get_function_identity_arguments(p.oid), ')'), '', p.proowner,
-    x.grantee, x.privilege_type
-  FROM log JOIN pg_catalog.pg_proc p ON p.pronamespace = log.oid
-  CROSS JOIN LATERAL pg_catalog.aclexplode(
-    coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x),
-excess AS (
+    return f"""WITH log AS (
+  SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = {name}),
+{_GRANTED}excess AS (
   SELECT g.kind, g.object, g.spelled, coalesce(r.rolname::text, 'PUBLIC') AS role,
     coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee,
     pg_catalog.string_agg(DISTINCT g.privilege_type, ', ' ORDER BY g.privilege_type) AS privileges,
-    coalesce(bool_or(g.privilege_type = 'UPDATE' AND g.object = 'oplog_ticket'
+    coalesce(bool_or(g.privilege_type = 'UPDATE' AND g.object = '{_TICKET}'
       AND r.oid IS NOT NULL), false) AS stepped
   FROM granted g LEFT JOIN pg_catalog.pg_roles r ON r.oid = g.grantee
   WHERE g.grantee <> g.owner AND r.rolsuper IS NOT TRUE

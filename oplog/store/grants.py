@@ -35,7 +35,8 @@ def list_grants(
     """
     whom, s = quote(role), quote(schema)
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
-    yield f"GRANT SELECT ON {', '.join(f'{s}.{name}' for name in list_log_tables(schema))} TO {whom};"
+    read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
+    yield f"GRANT SELECT ON {read} TO {whom};"
     if kind is RoleKind.APPLICATION:
         for table, rights in APPLICATION_WRITES.items():
             yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"

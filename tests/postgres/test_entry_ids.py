@@ -76,7 +76,9 @@ class Ids:
 @pytest.fixture
 def ids(monkeypatch: pytest.MonkeyPatch) -> Ids:
     ids = Ids()
-    monkeypatch.setitem(EntryWriter.__init__.__kwdefaults__, "draw_id", ids.draw)
+    defaults = EntryWriter.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "draw_id", ids.draw)
     return ids
 
 
@@ -98,9 +100,9 @@ def test_an_application_is_told(
     """No conflict: somebody who tries again, as with a lost ticket, would try for ever."""
     if not together:
         monkeypatch.setattr(transaction, "can_pipeline", lambda _: False)
-    with pytest.raises(EntryError, match="in the log already") as refused:
-        with db.sessions.begin() as session:
-            session.get_one(Account, 1).owner = "bob"
+    raises = pytest.raises(EntryError, match="in the log already")
+    with raises as refused, db.sessions.begin() as session:
+        session.get_one(Account, 1).owner = "bob"
     assert not isinstance(refused.value, ConflictError)
     assert not refused.value.retryable
     assert refused.value.hint

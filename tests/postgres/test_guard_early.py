@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.orm import Session
 
 from oplog.errors import UnloggedWriteError
 from oplog.tables import create_statements, track_statements
@@ -94,15 +95,24 @@ def raw(db: LoggedDatabase, database_url: URL) -> Iterator[psycopg.Connection[An
         connection.rollback()
 
 
-def refuse(raw: psycopg.Connection[Any], *statements: str) -> psycopg.Error:
+def commit(raw: psycopg.Connection[Any], *statements: str) -> None:
     oid = raw.execute("SELECT 'account'::regclass::oid").fetchone()
+    for statement in statements:
+        raw.execute(statement.replace("{oid}", str(oid and oid[0])).encode())
+    raw.commit()
+
+
+def refuse(raw: psycopg.Connection[Any], *statements: str) -> psycopg.Error:
     with pytest.raises(psycopg.DatabaseError) as refused:
-        for statement in statements:
-            raw.execute(statement.replace("{oid}", str(oid and oid[0])).encode())
-        raw.commit()
+        commit(raw, *statements)
     raw.rollback()
     assert refused.value.sqlstate == "OP003"
     return refused.value
+
+
+def execute(session: Session, *statements: str) -> None:
+    for statement in statements:
+        session.execute(sa.text(statement))
 
 
 @pytest.mark.parametrize("write", ROWS.values(), ids=ROWS.keys())
@@ -128,17 +138,22 @@ def test_settings_that_are_gone_refuse(
     db.assert_replays()
 
 
+def write_and_commit(session: Session, *statements: str) -> None:
+    """An object is written besides, after the first of them."""
+    execute(session, statements[0])
+    session.add(Account(owner="x", balance=1))
+    session.flush()
+    execute(session, *statements[1:])
+    session.commit()
+
+
 def test_attached_sessions_are_refused_the_same(db: LoggedDatabase) -> None:
     for before, after in ((NOW, "SELECT 1"), ("SELECT 1", "RESET ALL")):
-        with pytest.raises(UnloggedWriteError), db.sessions.begin() as session:
-            session.execute(sa.text(before))
-            session.add(Account(owner="x", balance=1))
-            session.flush()
-            session.execute(sa.text(after))
-        with pytest.raises(UnloggedWriteError), db.sessions.begin() as session:
-            session.execute(sa.text(before))
-            session.execute(sa.text(UPDATE))
-            session.execute(sa.text(after))
+        for write in (UPDATE, "SELECT 1"):
+            session = db.sessions()
+            with pytest.raises(UnloggedWriteError):
+                write_and_commit(session, before, write, after)
+            session.rollback()
     db.assert_replays()
     db.assert_pool_is_clean()
 
@@ -174,8 +189,7 @@ def test_what_was_rolled_back_may_be_reset(
         raw.commit()
     with db.sessions.begin() as session:
         with pytest.raises(UnloggedWriteError), session.begin_nested():
-            session.execute(sa.text(NOW))
-            session.execute(sa.text(UPDATE))
+            execute(session, NOW, UPDATE)
         session.execute(sa.text(INSERT))
     assert db.tell()[2:] == ["CREATE account 1"]
     db.assert_replays()
