@@ -1,14 +1,18 @@
 """The two functions that redeem tickets and write entries, as DDL.
 
-Text like `tables`, for `tables` alone. Must not know a connection. The hard thing is the order
-inside: every ticket of a transaction is redeemed before the first entry id is drawn. Drawn
+Text like `tables`, for `tables` alone. Must not know a connection. They run with the rights of
+the log's owner, and set time, position and transaction id themselves: a role that may call them
+needs no right to insert, and cannot choose where or when an entry stands. The hard thing is the
+order inside: every ticket of a transaction is redeemed before the first entry id is drawn. Drawn
 earlier, an effect could get a lower position than its cause and replay would break foreign
 keys.
 """
 
 from __future__ import annotations
 
-from oplog.guard import settle
+from oplog.guard import FORMAT_MARK, settle
+from oplog.image import DEFINER
+from oplog.seal import FORMAT_PLAIN, FORMAT_SEALED
 
 STALE_TICKET = "OP001"
 """SQLSTATE of a redeem that lost: class OP is free for applications."""
@@ -86,6 +90,15 @@ def _refuse_asynchronous() -> str:
   END IF;"""
 
 
+def _refuse_format() -> str:
+    # What pruning leaves has a format too: readers pass it over, so nobody may append it.
+    known = f"{FORMAT_SEALED}, {FORMAT_PLAIN}, {FORMAT_MARK}"
+    return f"""IF p_format IS NULL OR p_format NOT IN ({known}) THEN
+    RAISE EXCEPTION USING errcode = '22023',
+      message = pg_catalog.concat('oplog: an entry of format ', p_format, ' cannot be appended');
+  END IF;"""
+
+
 def _refuse_fenced(s: str, among: str) -> str:
     """After redeeming: whoever fences holds the ticket, so that one of both sees the other."""
     return f"""IF EXISTS (SELECT FROM {s}.oplog_fence f WHERE f.entry_id {among}) THEN
@@ -104,7 +117,7 @@ def _append_one_function(s: str, p: str) -> str:
   p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
   p_asynchronous boolean,
   OUT o_version bigint, OUT o_hash bytea)
-LANGUAGE plpgsql AS $oplog_fn$
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
 -- same order, without arrays, at half the cost.
 DECLARE
@@ -113,6 +126,7 @@ DECLARE
   v_prev bytea;
   v_position bigint;
 BEGIN
+  {_refuse_format()}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
   {settle(p)}
@@ -147,7 +161,7 @@ def _append_function(s: str, p: str) -> str:
   p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
   p_asynchronous boolean,
   OUT versions bigint[], OUT hashes bytea[])
-LANGUAGE plpgsql AS $oplog_fn$
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- Redeems the tickets of all aggregates (given in "C" order, one lock order for everybody),
 -- then draws the ids, then writes the entries and the metadata. Raises {STALE_TICKET} when a
 -- ticket was redeemed by somebody else since the version in p_expected (NULL is any version).
@@ -158,6 +172,7 @@ DECLARE
   v_prev bytea[];
   v_first bigint;
 BEGIN
+  {_refuse_format()}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
   {settle(p)}
@@ -169,15 +184,7 @@ BEGIN
          pg_catalog.array_agg(r.prev_hash ORDER BY r.aggregate_name),
          pg_catalog.array_agg(r.head_hash ORDER BY r.aggregate_name)
     INTO versions, v_prev, hashes FROM redeemed r;
-  FOR n IN 1 .. v_count LOOP
-    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
-      RAISE EXCEPTION USING errcode = '22023',
-        message = 'oplog: aggregates are not sorted or not distinct';
-    END IF;
-    IF p_expected[n] <> versions[n] - 1 THEN
-      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
-    END IF;
-  END LOOP;
+  {_compare_tickets()}
   {_refuse_fenced(s, "= ANY (p_entry_ids)")}
   v_first := pg_catalog.nextval({sequence});
   {_INSERT_MANY.format(s=s, sequence=sequence)}
@@ -185,6 +192,18 @@ BEGIN
     {_METADATA.format(s=s, position="v_first")}
   END IF;
 END $oplog_fn$"""
+
+
+def _compare_tickets() -> str:
+    return f"""FOR n IN 1 .. v_count LOOP
+    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
+      RAISE EXCEPTION USING errcode = '22023',
+        message = 'oplog: aggregates are not sorted or not distinct';
+    END IF;
+    IF p_expected[n] <> versions[n] - 1 THEN
+      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
+    END IF;
+  END LOOP;"""
 
 
 def _name_sequence(s: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from oplog.access import judge_access, spell_upgrade
 from oplog.binding import resolve_shape
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
@@ -27,6 +28,7 @@ from oplog.store.expected import (
 )
 from oplog.store.guards import DeclaredGuard
 from oplog.tables import VERSION
+from oplog.upgrade import FIRST_TABLES
 
 
 def judge(
@@ -44,6 +46,7 @@ def judge(
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
+        found += judge_access(facts.log.access, schema)
         found += judge_owners(facts, schema)
         found += _judge_tables(facts, catalog)
         if evolution is not None:
@@ -100,11 +103,15 @@ def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
 
 def _judge_log_tables(log: LogFacts, schema: str) -> Iterator[Finding]:
     for table in log.missing_tables:
+        first = table.removeprefix("oplog_") in FIRST_TABLES
         yield make_problem(
             "log-table-missing",
             f"{schema}.{table}",
             message="a table of the log is not here",
-            hint="restore it from a backup; transactions that need it fail",
+            hint="restore it from a backup; transactions that need it fail"
+            if first
+            else f"{spell_upgrade(schema)} in a migration creates it; if it was there, restore it "
+            "from a backup",
         )
     for table in log.unreadable_tables:
         yield make_notice(
@@ -122,8 +129,9 @@ def _judge_log_functions(log: LogFacts, schema: str) -> Iterator[Finding]:
             f"log-function-{kind}",
             f"function {schema}.{name}",
             message=f"a function of the log is {state}",
-            hint="find out who changed it, run `oplog verify`, and put it back: `alembic upgrade "
-            "--sql` prints its definition",
+            hint="if the log was created by another version of this library, or you know who "
+            f"changed it: {spell_upgrade(schema)} in a migration puts it right; else find that "
+            "out, and run `oplog verify` first",
         )
 
 

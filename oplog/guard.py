@@ -19,10 +19,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.image import DEFINER, IMAGE_FUNCTIONS, create_image_statements
+from oplog.image import (
+    DEFINER,
+    IMAGE_FUNCTIONS,
+    UNLOGGED,
+    create_image_statements,
+    refuse_early,
+)
 
-UNLOGGED = "OP003"
-"""SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
 FORMAT_MARK = 3
 """Format number of an entry the database writes: no payload, only metadata."""
 ADOPTION_PREFIX = "adopted/"
@@ -60,6 +64,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
+        _write_mark(s),
         _mark(s),
         _retire_type(s),
         _try_bypass(s, p),
@@ -88,7 +93,8 @@ def drop_guard_statements(s: str) -> list[str]:
         "settle(bigint)",
         "try_bypass(text, text[])",
         "retire_type(text, text)",
-        "mark(text[], text[], text)",
+        "mark(text[], text[])",
+        "write_mark(text, text[], text[])",
     )
     check = _in_literal(f"{s}.oplog_guard_check()")
     return [
@@ -104,12 +110,12 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 # -- COMMIT -----------------------------------------------------------------------------------
 
 
-def _mark(s: str) -> str:
+def _write_mark(s: str) -> str:
     frame = "int4send(octet_length({0})) || {0}".format
     key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
     name = "convert_to(p_aggregate, 'UTF8')"
-    return f"""CREATE FUNCTION {s}.oplog_mark(p_keys text[], p_values text[],
-  p_aggregate text DEFAULT '{BYPASS_AGGREGATE}') RETURNS void
+    return f"""CREATE FUNCTION {s}.oplog_write_mark(
+  p_aggregate text, p_keys text[], p_values text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- An entry by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
@@ -128,6 +134,13 @@ BEGIN
 END $oplog_fn$"""
 
 
+def _mark(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_mark(p_keys text[], p_values text[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+SELECT {s}.oplog_write_mark('{BYPASS_AGGREGATE}', p_keys, p_values)
+$oplog_fn$"""
+
+
 def _retire_type(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_retire_type(p_type text, p_reason text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
@@ -142,11 +155,10 @@ BEGIN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a type is retired for a reason',
       hint = 'say what became of its table';
   END IF;
-  PERFORM {s}.oplog_mark(
+  PERFORM {s}.oplog_write_mark(concat('{ADOPTION_PREFIX}', p_type),
     ARRAY['{RETIRED}', '{RETIRED_REVISION}', 'oplog.reason', 'oplog.role'],
     ARRAY[p_type, (SELECT max(t.revision)::text FROM {s}.oplog_type t WHERE t.type_name = p_type),
-      left(p_reason, 250), session_user::text],
-    concat('{ADOPTION_PREFIX}', p_type));
+      left(p_reason, 250), session_user::text]);
 END $oplog_fn$"""
 
 
@@ -158,10 +170,11 @@ DECLARE
   v_reason text := left(current_setting('{p}.bypass', true), 250);
 BEGIN
   IF coalesce(v_reason, '') = '' THEN RETURN false; END IF;
-  IF EXISTS (SELECT FROM {s}.oplog_guard g
-      WHERE g.bypass_role IS NOT NULL
-        AND concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name)) = ANY (p_tables)
-        AND NOT pg_has_role(session_user, g.bypass_role, 'MEMBER')) THEN
+  -- Every table by the name that op.track_tables declared: of another one nobody said who may.
+  IF EXISTS (SELECT FROM unnest(p_tables) AS t(name) WHERE NOT EXISTS (
+      SELECT FROM {s}.oplog_guard g WHERE g.tracked
+        AND concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name)) = t.name
+        AND (g.bypass_role IS NULL OR pg_has_role(session_user, g.bypass_role, 'MEMBER')))) THEN
     RETURN false;
   END IF;
   PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
@@ -176,12 +189,26 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- Runs at COMMIT. An open tally is a change that no entry tells.
 DECLARE
   v_set text;
+  v_tally text := current_setting('{p}.tally', true);
   v_changes text;
   v_tables text[];
 BEGIN
+  IF starts_with(tg_table_schema, 'pg_temp') THEN
+    PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  END IF;
+  -- Each arming queues one check, so that this one finds its transaction armed.
+  IF current_setting('{p}.armed', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
+    RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+      message = concat('oplog: settings were reset after this transaction changed ',
+        tg_relid::regclass, ': whether it logs the change is not known'),
+      hint = 'keep RESET ALL and DISCARD out of transactions that write tracked tables';
+  END IF;
+  IF coalesce(v_tally, '') = '' THEN
+    {refuse_early("tg_relid")}
+  END IF;
   -- Whatever a deferred trigger writes after this arms the check again.
   v_set := set_config('{p}.armed', '', true);
-  IF coalesce(current_setting('{p}.tally', true), '') IN ('', '0') THEN RETURN NULL; END IF;
+  IF v_tally = '0' THEN RETURN NULL; END IF;
   SELECT string_agg(concat(i.name, ' (', i.rows, CASE i.rows WHEN 1 THEN ' row)' ELSE ' rows)' END),
       ', ' ORDER BY i.name), array_agg(i.name)
     INTO v_changes, v_tables
@@ -192,7 +219,7 @@ BEGIN
           WHERE m.transaction_id = pg_current_xact_id() GROUP BY 1) i;
   IF v_changes IS NOT NULL AND {s}.oplog_try_bypass(v_changes, v_tables) THEN
     DELETE FROM {s}.oplog_image WHERE transaction_id = pg_current_xact_id();
-    PERFORM set_config('{p}.tally', '', true);
+    PERFORM set_config('{p}.tally', '0', true);
     RETURN NULL;
   END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
@@ -232,8 +259,15 @@ def _truncate(s: str, p: str) -> str:
     name = "concat(quote_ident(tg_table_schema), '.', quote_ident(tg_table_name))"
     return f"""CREATE FUNCTION {s}.oplog_guard_truncate() RETURNS trigger
 LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+DECLARE
+  v_root text;
 BEGIN
-  IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[{name}]) THEN RETURN NULL; END IF;
+  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  -- Who may pass is declared for the whole of a partitioned table.
+  SELECT concat(quote_ident(n.nspname), '.', quote_ident(c.relname)) INTO v_root
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.oid = coalesce(pg_partition_root(tg_relid), tg_relid);
+  IF {s}.oplog_try_bypass(concat({name}, ' (TRUNCATE)'), ARRAY[v_root]) THEN RETURN NULL; END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
     message = concat('oplog: TRUNCATE of tracked table ', {name},
       ' is refused: it would not be logged'),

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from oplog.value import TEXT_SETTINGS
 
+UNLOGGED = "OP003"
+"""SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
 IMAGES_KEPT = "OP004"
 """SQLSTATE of the INFO message that images wait to be collected."""
+UNGUARDED = "OP007"
+"""SQLSTATE of a guard's function that is called where the log's own guard does not stand."""
 DEFINER = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
 """Run with the owner's rights, so that any role that may write a table can be counted; a
 fixed path, so that such a role cannot put functions of its own in the way."""
@@ -52,6 +56,7 @@ def create_image_statements(s: str, p: str) -> list[str]:
   changed text[])""",
         f"CREATE INDEX oplog_image_transaction ON {s}.oplog_image (transaction_id)",
         _arm(s, p),
+        _require_guard(s, p),
         _set_text(s),
         _kept_columns(s),
         _image_update(s),
@@ -64,6 +69,7 @@ IMAGE_FUNCTIONS = (
     "guard()",
     "guard_row()",
     "arm()",
+    "require_guard(oid, name)",
     "image_update(oid, text[])",
     "set_text(text[])",
     "kept_columns(oid)",
@@ -79,7 +85,10 @@ def _arm(s: str, p: str) -> str:
     # the call of a function, whose plan is kept.
     return f"""CREATE FUNCTION {s}.oplog_arm() RETURNS boolean
 LANGUAGE plpgsql AS $oplog_fn$
--- True for a transaction's first row, which queues the check of COMMIT.
+-- True for a transaction's first row, which queues the check of COMMIT. Every role that writes a
+-- tracked table calls it, as the condition of a trigger, so PUBLIC may execute it: a role without
+-- any right on the log is then refused at COMMIT, with a reason. It runs with the caller's rights
+-- and does what SET LOCAL would. The tally is empty until a guard has counted a row.
 DECLARE
   v_set text;
 BEGIN
@@ -89,8 +98,54 @@ BEGIN
   END IF;
   -- Assigned, not performed: a plain expression needs no executor.
   v_set := pg_catalog.set_config('{p}.armed', pg_catalog.pg_current_xact_id()::text, true);
-  v_set := pg_catalog.set_config('{p}.tally', '0', true);
+  v_set := pg_catalog.set_config('{p}.tally', '', true);
   RETURN true;
+END $oplog_fn$"""
+
+
+def _require_guard(s: str, p: str) -> str:
+    # These functions run with the rights of the log's owner. A trigger that calls one and that the
+    # log did not make could have it read a relation of the caller's instead of the changed rows,
+    # and a cast of the caller's would run in it. Nobody may make such a trigger now; those that
+    # were made before PUBLIC lost EXECUTE still stand.
+    return f"""CREATE FUNCTION {s}.oplog_require_guard(p_table oid, p_trigger name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Refuses a call that does not come from a trigger of the log's own, in a guard that is whole.
+DECLARE
+  v_column name;
+  v_why text;
+BEGIN
+  IF EXISTS (SELECT FROM pg_class c WHERE c.oid = p_table AND c.relpersistence = 't') THEN
+    v_why := 'it is temporary';
+  ELSIF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = p_table AND g.tgname = p_trigger
+      AND (g.tgname, g.tgoldtable, g.tgnewtable) IS NOT DISTINCT FROM (g.tgname,
+        CASE WHEN g.tgname IN ('{p}_guard_update', '{p}_guard_delete') THEN 'oplog_old' END::name,
+        CASE WHEN g.tgname IN ('{p}_guard_update', '{p}_guard_insert') THEN 'oplog_new' END::name)
+      AND starts_with(g.tgname, '{p}_guard_')) THEN
+    v_why := concat('trigger ', quote_ident(p_trigger), ' is not one of a guard');
+  ELSIF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = p_table
+      AND g.tgname = '{p}_guard_armed' AND g.tgdeferrable AND g.tgenabled <> 'D'
+      AND g.tgfoid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure) THEN
+    v_why := 'the trigger {p}_guard_armed is missing or disabled';
+  ELSE
+    -- A cast of an owner of the log, or of somebody who may become one, harms nobody.
+    WITH RECURSIVE typed AS (
+      SELECT a.attname, a.atttypid AS type FROM pg_attribute a
+      WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped
+      UNION SELECT d.attname, t.typbasetype FROM typed d
+      JOIN pg_type t ON t.oid = d.type AND t.typtype = 'd')
+    SELECT d.attname INTO v_column
+    FROM typed d JOIN pg_cast x ON x.castsource = d.type AND x.casttarget = 'text'::regtype
+    JOIN pg_proc f ON f.oid = x.castfunc
+    WHERE NOT pg_has_role(f.proowner, current_user, 'MEMBER') LIMIT 1;
+    IF NOT FOUND THEN RETURN; END IF;
+    v_why := concat('the type of column ', quote_ident(v_column),
+      ' has a cast to text that the owner of the log does not own');
+  END IF;
+  RAISE EXCEPTION USING errcode = '{UNGUARDED}',
+    message = concat('oplog: the log does not guard ', p_table::regclass, ': ', v_why),
+    hint = 'op.track_tables puts a whole guard on a table, as the role that owns the log; '
+      'drop triggers that call functions of the log and are not part of one';
 END $oplog_fn$"""
 
 
@@ -109,6 +164,38 @@ def _weight(relation: str) -> str:
         f"(CASE tg_op WHEN 'INSERT' THEN {unit} + 1 "
         f"WHEN 'UPDATE' THEN 2 * {unit} + 3 ELSE {unit} + 2 END)"
     )
+
+
+def _refuse_strange(s: str) -> str:
+    """Before anything is read: transition tables hide temporary relations of the same name.
+
+    Without any such relation there is nothing that could stand in their place.
+    """
+    return f"""IF starts_with(tg_table_schema, 'pg_temp')
+      OR to_regclass('pg_temp.oplog_old') IS NOT NULL
+      OR to_regclass('pg_temp.oplog_new') IS NOT NULL THEN
+    PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  END IF;"""
+
+
+def refuse_early(relation: str) -> str:
+    """PL/pgSQL that refuses a change which the check of COMMIT did not wait for."""
+    return f"""RAISE EXCEPTION USING errcode = '{UNLOGGED}',
+    message = concat('oplog: the check of COMMIT came before the change of ',
+      {relation}::regclass, ' was counted'),
+    hint = CASE current_setting('session_replication_role') WHEN 'replica'
+      THEN 'logical replication does not fire statement triggers: take the table out of the '
+        'subscription, and write it through a session that is attached to the log'
+      ELSE 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints '
+        'instead' END;"""
+
+
+def _require_armed(s: str, p: str, relation: str) -> str:
+    return f"""IF current_setting('{p}.armed', true)
+      IS DISTINCT FROM pg_current_xact_id()::text THEN
+    PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+    {refuse_early(relation)}
+  END IF;"""
 
 
 def _is_announced(p: str, relation: str) -> str:
@@ -184,11 +271,14 @@ DECLARE
   v_sql text;
   v_before text[];
 BEGIN
+  {_refuse_strange(s)}
   IF tg_op = 'DELETE' THEN SELECT count(*) INTO v_rows FROM oplog_old;
   ELSE SELECT count(*) INTO v_rows FROM oplog_new; END IF;
   IF v_rows = 0 THEN RETURN NULL; END IF;
+  {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
   IF {_is_announced(p, "tg_relid")} THEN RETURN NULL; END IF;
+  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(tg_relid);
   IF tg_op <> 'UPDATE' THEN
     SELECT string_agg(concat(quote_ident(c), '::text AS c', n), ', '),
@@ -255,8 +345,10 @@ DECLARE
   v_new text[];
   v_changed text[];
 BEGIN
+  {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, _weight("v_root"))}
   IF {_is_announced(p, "v_root")} THEN RETURN NULL; END IF;
+  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(v_root);
   v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
   SELECT concat('SELECT ARRAY[', string_agg(concat('($1).', quote_ident(c), '::text'), ', '), ']')

@@ -18,6 +18,7 @@ from alembic.operations import MigrateOperation, Operations
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.facade import Oplog
 from oplog.live import check_settings
+from oplog.store.version import require_comment
 from oplog.tables import (
     VERSION,
     create_statements,
@@ -26,6 +27,7 @@ from oplog.tables import (
     retire_statement,
     track_statements,
     untrack_statements,
+    upgrade_statements,
 )
 
 
@@ -54,7 +56,7 @@ class CreateOplogOp(MigrateOperation):
 
 @Operations.register_operation("upgrade_oplog")
 class UpgradeOplogOp(MigrateOperation):
-    """Bring the log's tables from an older schema version to a newer one."""
+    """Bring the log's tables to the present definition of a schema version."""
 
     def __init__(self, version: int, *, schema: str = "oplog") -> None:
         self.version = version
@@ -62,18 +64,22 @@ class UpgradeOplogOp(MigrateOperation):
 
     @classmethod
     def upgrade_oplog(cls, operations: Operations, version: int, *, schema: str = "oplog") -> None:
-        """Bring the log's tables in `schema` to schema `version`.
+        """Bring the log's tables in `schema` to this library's definition of `version`.
 
-        Raises `SchemaVersionError` for a version that this library has no upgrade to: the first
-        one, which is created, and those it does not know.
+        For a log that an earlier library created. Replaces functions and triggers of the log, adds
+        tables, columns, indexes and constraints that came later, and takes back rights that no
+        role needs any more. Keeps everything that was logged, needs no lock on a table of the
+        application, and changes nothing when it runs again. Writers of the log wait while it
+        runs. Raises `SchemaVersionError` for a version that this library does not know, and where
+        there is no log of that version.
         """
         operations.invoke(cls(version, schema=schema))
 
     def reverse(self) -> MigrateOperation:
-        """Raise `SchemaVersionError`: an older version has no place for what a newer one holds."""
+        """Raise `SchemaVersionError`: what was closed is not opened again."""
         raise SchemaVersionError(
             f"the upgrade of schema {self.schema!r} to version {self.version} cannot be undone",
-            hint="restore a backup taken before it",
+            hint="leave it out of downgrade(): older libraries of this version work with it",
         )
 
 
@@ -248,17 +254,13 @@ def _create(operations: Operations, operation: CreateOplogOp) -> None:
 
 
 @Operations.implementation_for(UpgradeOplogOp)
-def _upgrade(_operations: Operations, operation: UpgradeOplogOp) -> None:
-    # Passing over it silently would let a revision claim a version that is not there.
-    if operation.version == 1:
-        raise SchemaVersionError(
-            "schema version 1 is the first one: there is none before it to upgrade from",
-            hint="write op.create_oplog(version=1)",
-        )
-    raise SchemaVersionError(
-        f"schema version {operation.version} is not known to this library, which knows {VERSION}",
-        hint="install an oplog package that knows it, or remove the line from the revision",
-    )
+def _upgrade(operations: Operations, operation: UpgradeOplogOp) -> None:
+    statements = upgrade_statements(operation.schema, operation.version)
+    context = operations.migration_context
+    if not context.as_sql and context.dialect.name == "postgresql":
+        # The first statement asks the same; here the error says more.
+        require_comment(operations.get_bind(), operation.schema, version=operation.version)
+    _emit(operations, statements)
 
 
 @Operations.implementation_for(DropOplogOp)

@@ -8,6 +8,7 @@ column of what was written is covered by a trigger that nothing switches off by 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from oplog.append import create_append_statements
@@ -17,6 +18,8 @@ from oplog.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.rights import create_rights_statements
+from oplog.upgrade import list_changes, make_repeatable, number_types, require_first
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -54,19 +57,35 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
             f"schema name {schema!r} ends the quoting of a function body",
             hint="name the schema without $oplog_",
         )
+    definition = _define(s, schema)
     return [
         # IF NOT EXISTS asks for the right to create schemas even where there is one already.
         f"""DO $oplog_do$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = {quote_literal(schema)})
   THEN CREATE SCHEMA {s}; COMMENT ON SCHEMA {s} IS {quote_literal(SCHEMA_COMMENT)}; END IF;
 END $oplog_do$""",
-        *_catalog_tables(s),
-        *_entry_tables(s),
-        *_indexes(s),
-        *_append_only(s),
-        *create_append_statements(s, make_prefix(schema)),
-        *create_guard_statements(s, schema),
+        *definition,
+        *list_changes(s),
+        *_list_rights(s, schema, definition=definition),
         f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
+    ]
+
+
+def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[str]:
+    """Statements that bring a log of schema `version` in `schema` to its present definition.
+
+    Each of them changes nothing when it runs again, and none touches a table of an application:
+    the triggers of a guard call functions by name, and those are replaced.
+    """
+    check_version(version)
+    s = quote(schema)
+    definition = _define(s, schema)
+    return [
+        require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
+        *(make_repeatable(statement, s) for statement in definition),
+        *list_changes(s),
+        number_types(s),
+        *_list_rights(s, schema, definition=definition),
     ]
 
 
@@ -132,6 +151,33 @@ def check_version(version: int) -> None:
             f"schema version {version} is not known to this library, which knows {VERSION}",
             hint=f"write op.create_oplog(version={VERSION}), or upgrade the oplog package",
         )
+
+
+def _define(s: str, schema: str) -> list[str]:
+    """The tables, triggers and functions of a log, each with its own statement.
+
+    A new table, index, trigger or function goes here, and existing databases get it by
+    `upgrade_statements`. A new column or constraint of a table goes into `list_changes`.
+    """
+    return [
+        *_catalog_tables(s),
+        *_entry_tables(s),
+        *_indexes(s),
+        *_append_only(s),
+        *create_append_statements(s, make_prefix(schema)),
+        *create_guard_statements(s, schema),
+    ]
+
+
+def _list_rights(s: str, schema: str, *, definition: Iterable[str]) -> list[str]:
+    pattern = re.compile(rf"CREATE (?:UNLOGGED )?(TABLE|FUNCTION) {re.escape(s)}\.(oplog_\w+)")
+    found = [match for statement in definition if (match := pattern.match(statement))]
+    return create_rights_statements(
+        s,
+        schema,
+        tables=[match[2] for match in found if match[1] == "TABLE"],
+        functions=[match[2] for match in found if match[1] == "FUNCTION"],
+    )
 
 
 def _catalog_tables(s: str) -> list[str]:

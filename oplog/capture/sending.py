@@ -27,13 +27,15 @@ from oplog.errors import (
     CommitWouldRollBackError,
     ConfigurationError,
     ConflictError,
+    EntryError,
     IdempotencyConflictError,
     OplogError,
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.guard import UNLOGGED
+from oplog.image import UNLOGGED
 from oplog.tables import IDEMPOTENCY_INDEX
+from oplog.upgrade import ENTRY_ID_INDEX
 
 _SERIALIZATION_FAILURE = "40001"
 _UNIQUE_VIOLATION = "23505"
@@ -199,6 +201,12 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
         )
         conflict.retryable = True
         return conflict
+    if state == _UNIQUE_VIOLATION and name == ENTRY_ID_INDEX:
+        # Ids are drawn at random for each transaction: no other attempt makes this one right.
+        return EntryError(
+            "an entry with this id is in the log already, and an entry is accepted once",
+            hint="nothing was written; find out where an entry was sent twice, or copied from",
+        )
     return None
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from oplog.guard import BYPASS_AGGREGATE, make_prefix
 from oplog.live import REFUSED_SETTINGS, LiveTable, read_live_tables
 from oplog.shape import Shape
+from oplog.store.access import Access, read_access
 from oplog.store.activity import Activity, read_activity
 from oplog.store.entries import Store
 from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
@@ -111,6 +112,7 @@ class LogFacts:
     images_left: Mapping[str, int] = field(default_factory=dict)
     """Rows in images of transactions that are over, by table."""
     pruned: Watermark | None = None
+    access: Access = field(default_factory=Access)
 
     @property
     def readable(self) -> bool:
@@ -197,8 +199,9 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
     def can_read(*suffixes: str) -> bool:
         return all(readable.get(f"oplog_{suffix}", False) for suffix in suffixes)
 
+    version = store.read_version(connection)
     return LogFacts(
-        version=store.read_version(connection),
+        version=version,
         restoring=says_restoring(read_comment(connection, schema)),
         missing_tables=[name for name in names if name not in readable],
         unreadable_tables=[name for name in names if not readable.get(name, True)],
@@ -209,6 +212,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         shapes=store.list_types(connection) if can_read("type") else (),
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
+        access=Access() if version is None else read_access(connection, schema),
         # An unlogged table cannot be read there at all.
         images_left=_read_images(connection, schema) if can_read("image") and not standby else {},
     )
@@ -277,6 +281,7 @@ WITH root AS (
     UNION SELECT g.tgrelid FROM pg_catalog.pg_trigger g
     JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
     JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+    JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid AND c.relpersistence <> 't'
     WHERE pg_catalog.starts_with(g.tgname::text, %(prefix)s) OR (n.nspname = %(schema)s
       AND pg_catalog.starts_with(f.proname::text, 'oplog_guard_'))) r),
 member AS (

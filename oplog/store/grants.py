@@ -1,7 +1,8 @@
 """What each role around a log needs: the statements that grant it.
 
-Pure text. Must not run anything. The hard thing is to give no more than is needed: whoever
-publishes writes one table, whoever audits none, and nobody here may alter the log.
+Pure text. Must not run anything. The hard thing is to give no more than is needed: an application
+writes the log by three functions, whoever publishes writes one table, whoever audits none, and
+nobody here may alter the log. Everything is named, so that nothing beside it is given.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
+from oplog.rights import APPLICATION_WRITES, CALLED_BY_APPLICATIONS
+from oplog.store.expected import list_log_tables
 from oplog.tables import quote
 
 
@@ -32,13 +35,13 @@ def list_grants(
     """
     whom, s = quote(role), quote(schema)
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
-    yield f"GRANT SELECT ON ALL TABLES IN SCHEMA {s} TO {whom};"
+    read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
+    yield f"GRANT SELECT ON {read} TO {whom};"
     if kind is RoleKind.APPLICATION:
-        yield f"GRANT INSERT ON ALL TABLES IN SCHEMA {s} TO {whom};"
-        yield f"GRANT UPDATE ON {s}.oplog_ticket, {s}.oplog_checkpoint TO {whom};"
-        yield f"GRANT DELETE ON {s}.oplog_image TO {whom};"
-        yield f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {s} TO {whom};"
-        yield f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {s} TO {whom};"
+        for table, rights in APPLICATION_WRITES.items():
+            yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"
+        functions = ", ".join(f"{s}.oplog_{name}" for name in CALLED_BY_APPLICATIONS)
+        yield f"GRANT EXECUTE ON FUNCTION {functions} TO {whom};"
     elif kind is RoleKind.WORKER:
         yield f"GRANT INSERT, UPDATE ON {s}.oplog_checkpoint TO {whom};"
     named = [(table_schema or "public", table) for table_schema, table in tables]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
+from oplog.errors import SchemaVersionError
 from oplog.tables import BEING_RESTORED, COMMENT_PREFIX, quote, quote_literal
 
 
@@ -31,6 +32,28 @@ def parse_version(comment: str) -> int | None:
 def says_restoring(comment: str) -> bool:
     """Whether a restore was begun and has not finished."""
     return comment.endswith(BEING_RESTORED)
+
+
+def require_comment(connection: Connection, schema: str, *, version: int) -> None:
+    """Raise `SchemaVersionError` unless a log of this version is there and not being restored."""
+    comment = read_comment(connection, schema)
+    found = parse_version(comment)
+    where = "" if schema == "oplog" else f", schema={schema!r}"
+    if found is None:
+        raise SchemaVersionError(
+            f"schema {schema!r} of this database has no oplog tables to upgrade",
+            hint=f"write op.create_oplog(version={version}{where})",
+        )
+    if found != version:
+        raise SchemaVersionError(
+            f"the oplog tables are at schema version {found}, and this is the upgrade of {version}",
+            hint=f"write op.upgrade_oplog(version={found}{where}), with a library that knows it",
+        )
+    if says_restoring(comment):
+        raise SchemaVersionError(
+            "this database is being restored, and the restore has not finished",
+            hint="wait for its end; if it was interrupted, run the restore again",
+        )
 
 
 def write_comment(connection: Connection, schema: str, *, version: int, restoring: bool) -> None:

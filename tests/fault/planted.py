@@ -61,8 +61,9 @@ BEGIN
   END IF;
   INSERT INTO planted_redeemed VALUES (p_body, o_version, v_prev, o_hash, v_now);
 END $planted$"""
+# The append function looks for nothing in public by itself.
 _TAKE_REDEEMED = """SELECT r.version, r.prev_hash, r.head_hash, r.at
-    INTO o_version, v_prev, o_hash, v_now FROM planted_redeemed r WHERE r.body = p_body;"""
+    INTO o_version, v_prev, o_hash, v_now FROM public.planted_redeemed r WHERE r.body = p_body;"""
 
 DIES_AFTER = 15
 """Redeemed tickets after which a client with the third bug dies, before its COMMIT."""

@@ -90,6 +90,8 @@ CHANGES = (
     Change("everything is fenced", "WHERE f.entry_id {among}", "WHERE true"),
     Change("one: durability is not asked for", "{_refuse_asynchronous()}", ""),
     Change("many: durability is not asked for", "{_refuse_asynchronous()}", "", 1),
+    Change("one: any format is appended", "{_refuse_format()}", ""),
+    Change("many: any format is appended", "{_refuse_format()}", "", 1),
     Change("asynchronous commit is always refused", "NOT p_asynchronous", "true"),
     Change("only the opposite is refused", "= 'off' THEN", "<> 'off' THEN"),
     # Order.

@@ -122,7 +122,12 @@ SELECT 'trigger', tgrelid::regclass::text, tgname, concat(tgenabled, ' ', pg_get
 UNION ALL
 SELECT 'function', oid::regprocedure::text, '', pg_get_functiondef(oid)
   FROM pg_proc WHERE pronamespace = %(schema)s::regnamespace
-ORDER BY 1, 2, 3"""
+UNION ALL
+SELECT 'right', p.oid::regprocedure::text, x.privilege_type,
+       CASE x.grantee WHEN 0 THEN 'PUBLIC' WHEN proowner THEN 'owner' ELSE 'somebody' END
+  FROM pg_proc p, aclexplode(coalesce(proacl, acldefault('f', proowner))) x
+ WHERE pronamespace = %(schema)s::regnamespace AND x.grantee IN (0, proowner)
+ORDER BY 1, 2, 3, 4"""
 
 Described = list[tuple[str, ...]]
 
@@ -145,7 +150,15 @@ def describe(url: URL, schema: str = "oplog") -> Described:
     ]
     described = [row for row in renamed if row[1].startswith("oplog.oplog_")]
     kinds = {row[0] for row in described}
-    assert kinds == {"relation", "column", "index", "constraint", "trigger", "function"}
+    assert kinds == {
+        "relation",
+        "column",
+        "index",
+        "constraint",
+        "trigger",
+        "function",
+        "right",
+    }
     return described
 
 

@@ -113,6 +113,24 @@ def test_a_transaction_is_one_whole(connection: Connection, names: list[str]) ->
 
 
 @pytest.mark.parametrize("names", [ONE, TWO])
+@pytest.mark.parametrize("form", [0, 4, 5, -1])
+def test_only_formats_that_readers_read(
+    connection: Connection, names: list[str], form: int
+) -> None:
+    """Of format 4 is what pruning leaves: readers would pass it over in silence."""
+    statement, parameters = STORE.bind_append(
+        [make_entry(name) for name in names],
+        format=form,
+        key_id="k",
+        metadata=[],
+        metadata_hash=b"m" * 32,
+    )
+    with pytest.raises(DBAPIError, match=f"format {form} cannot be appended") as refused:
+        connection.exec_driver_sql(statement, parameters)
+    assert sqlstate(refused) == "22023"
+
+
+@pytest.mark.parametrize("names", [ONE, TWO])
 def test_the_version_a_ticket_was_taken_at_is_expected(
     connection: Connection, names: list[str]
 ) -> None:

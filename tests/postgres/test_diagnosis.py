@@ -142,7 +142,8 @@ LOG_FAULTS = {
     "function overloaded": (
         (
             "CREATE FUNCTION oplog.oplog_settle(p_tally integer) RETURNS void "
-            "LANGUAGE sql AS 'SELECT'"
+            "LANGUAGE sql AS 'SELECT'; "
+            "REVOKE EXECUTE ON FUNCTION oplog.oplog_settle(integer) FROM PUBLIC"
         ),
         "log-function-altered",
         "function oplog.oplog_settle",
@@ -416,14 +417,19 @@ def test_bypassed_transactions(db: LoggedDatabase) -> None:
 
 
 def test_images_that_nobody_collected(db: LoggedDatabase) -> None:
-    db.execute("ALTER TABLE part DISABLE TRIGGER oplog_guard_armed")
-    write_unattached(db, "UPDATE part SET sku = sku || '!'")
-    db.execute("ALTER TABLE part ENABLE ALWAYS TRIGGER oplog_guard_armed")
+    # Armed by hand: the check of COMMIT is not queued by the rows that come after.
+    write_unattached(db, "SELECT oplog.oplog_arm(); UPDATE part SET sku = sku || '!'")
     (found,) = find(db)
     assert brief([found]) == [("problem", "images-left", "part")]
     assert "3 changed rows" in found.message
     with db.engine.connect() as connection:
         assert not db.log.verify(connection).ok
+
+
+def test_a_guard_without_its_check_refuses(db: LoggedDatabase) -> None:
+    db.execute("ALTER TABLE part DISABLE TRIGGER oplog_guard_armed")
+    with pytest.raises(sa.exc.DBAPIError, match="oplog_guard_armed is missing or disabled"):
+        write_unattached(db, "UPDATE part SET sku = sku || '!'")
 
 
 # -- premises: settings, owners, rights -----------------------------------------------------------

@@ -18,6 +18,7 @@ from oplog import Finding, Keyring, Oplog, TypeCatalog
 from oplog.premise import judge_settings
 from oplog.store import Store
 from oplog.store.diagnosis import read_facts
+from oplog.store.grants import RoleKind, list_grants
 from oplog.testing import EmbeddedServer
 from tests.logged import open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base
@@ -27,11 +28,7 @@ from tests.support import administer, install_log
 pytestmark = pytest.mark.postgres
 
 RIGHTS = (
-    "GRANT USAGE ON SCHEMA oplog TO app",
-    "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA oplog TO app",
-    "GRANT UPDATE ON oplog.oplog_ticket, oplog.oplog_checkpoint TO app",
-    "GRANT DELETE ON oplog.oplog_image TO app",
-    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA oplog TO app",
+    *list_grants("app", RoleKind.APPLICATION, schema="oplog"),
     "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app",
     "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app",
 )

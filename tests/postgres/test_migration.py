@@ -116,12 +116,19 @@ def test_unknown_version_is_refused(application: Application, operation: str, ve
     assert "account" not in list_tables(application.url)
 
 
-def test_there_is_no_upgrade_to_the_first_version(application: Application) -> None:
+def test_an_upgrade_changes_nothing_in_a_new_log(
+    application: Application, measure: Described
+) -> None:
     application.write(upgrade="op.create_oplog(version=1); op.upgrade_oplog(version=1)")
-    with pytest.raises(SchemaVersionError, match="the first one") as caught:
+    application.upgrade()
+    assert describe(application.url) == measure
+
+
+def test_an_upgrade_of_nothing_is_refused(application: Application) -> None:
+    application.write(upgrade="op.upgrade_oplog(version=1)")
+    with pytest.raises(SchemaVersionError, match="no oplog tables to upgrade") as caught:
         application.upgrade()
     assert "op.create_oplog(version=1)" in caught.value.hint
-    assert "oplog" not in list_schemas(application.url)
 
 
 def test_version_must_be_said(application: Application) -> None:

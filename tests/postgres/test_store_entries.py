@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.engine import Connection, Engine
@@ -30,7 +30,7 @@ def connection(engine: Engine) -> Iterator[Connection]:
 
 def append(connection: Connection, *names: str, metadata: dict[str, str] | None = None) -> None:
     """One transaction on these aggregates; an entry's data are its aggregate's name."""
-    entries = [NewEntry(n, None, UUID(int=7), b"body" * 8, n.encode()) for n in sorted(names)]
+    entries = [NewEntry(n, None, uuid4(), b"body" * 8, n.encode()) for n in sorted(names)]
     statement, parameters = STORE.bind_append(
         entries,
         format=1,
@@ -264,7 +264,8 @@ def test_broken_links_are_told(connection: Connection) -> None:
     assert len(STORE.list_broken_links(connection, limit=2)) == 2
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_entry SELECT (e).* FROM (SELECT jsonb_populate_record(e, "
-        "jsonb_build_object('id', n, 'version', n, 'aggregate_name', 'many')) AS e "
+        "jsonb_build_object('id', n, 'version', n, 'aggregate_name', 'many', "
+        "'entry_id', gen_random_uuid())) AS e "
         "FROM oplog.oplog_entry e, generate_series(1001, 1030) n "
         "WHERE e.aggregate_name = 'b' AND e.version = 1) x"
     )

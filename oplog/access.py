@@ -1,0 +1,88 @@
+"""Rights, triggers and subscriptions by which a log is written past its own functions, judged.
+
+Pure, like `diagnosis`, for which it judges these facts. Must not know a connection. The hard
+thing is that each finding has to name the statement that ends it, and that this statement keeps
+the application at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from oplog.finding import Finding, make_problem
+from oplog.rights import CALLED_BY_APPLICATIONS
+from oplog.store.access import Access, Excess
+from oplog.tables import VERSION, quote
+from oplog.upgrade import ENTRY_ID_INDEX
+
+
+def spell_upgrade(schema: str) -> str:
+    """The line for a migration that brings a log to its present definition."""
+    where = "" if schema == "oplog" else f", schema={schema!r}"
+    return f"op.upgrade_oplog(version={VERSION}{where})"
+
+
+def judge_access(access: Access, schema: str) -> Iterator[Finding]:
+    """Everything that stands beside the definition of the log in `schema`."""
+    upgrade = spell_upgrade(schema)
+    for excess in access.excess:
+        yield _judge_excess(excess, schema)
+    for name in access.closed:
+        yield make_problem(
+            "function-closed",
+            f"function {schema}.{name}",
+            message="not every role may execute it, and whoever writes a guarded table has to: "
+            "such writes fail without a reason",
+            hint=f"GRANT EXECUTE ON FUNCTION {quote(schema)}.{name} TO PUBLIC",
+        )
+    for stray in access.strays:
+        where = "a temporary table" if stray.temporary else f"{stray.table}"
+        yield make_problem(
+            "trigger-stray",
+            f"{stray.table} trigger {stray.name}",
+            message=f"a trigger on {where} calls {schema}.{stray.function}, which runs with the "
+            "rights of the log's owner, and is not part of a guard",
+            hint=f"find out who made it, then DROP TRIGGER {stray.name} ON {stray.table}",
+        )
+    for one in access.subscribed:
+        state = "writes" if one.enabled else "will write, once it is enabled,"
+        yield make_problem(
+            "guard-subscribed",
+            one.table,
+            message=f"the subscription {one.subscription} {state} this guarded table, and nobody "
+            "logs that: its worker is refused at COMMIT, again and again",
+            hint="take the table out of the publication, then ALTER SUBSCRIPTION "
+            f"{one.subscription} REFRESH PUBLICATION; or write the changes through an attached "
+            "session",
+        )
+    if not access.entries_unique:
+        yield make_problem(
+            "log-index-missing",
+            f"{schema}.{ENTRY_ID_INDEX}",
+            message="nothing keeps an old entry from being appended once more: the unique index "
+            "on entry ids is not here",
+            hint=f"{upgrade} in a migration",
+        )
+
+
+def _judge_excess(excess: Excess, schema: str) -> Finding:
+    upgrade = spell_upgrade(schema)
+    allowed = {f"oplog_{name}" for name in CALLED_BY_APPLICATIONS}
+    if excess.privileges == "EXECUTE":
+        told = (
+            "any role can write entries into the log"
+            if excess.name in allowed
+            else "a function of the log that only its owner needs"
+        )
+        return make_problem(
+            "function-open",
+            f"function {schema}.{excess.name}",
+            message=f"{excess.role} may execute it: {told}",
+            hint=f"{upgrade} in a migration takes all such rights back; or {excess.statement}",
+        )
+    return make_problem(
+        "table-open",
+        f"{schema}.{excess.name}",
+        message=f"{excess.role} may {excess.privileges} past the log's own functions",
+        hint=f"{upgrade} in a migration takes all such rights back; or {excess.statement}",
+    )

@@ -1,0 +1,124 @@
+"""Who may do more with a log than its definition gives, and what writes past its guards.
+
+SQL on the catalog, no judgement: that is `oplog.access`. Must not know sessions. Everything is
+read from where any role may look, so that an application can ask about itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from oplog.guard import make_prefix
+from oplog.rights import CALLED_BY_EVERYBODY, select_excess
+from oplog.store.expected import list_log_functions, list_log_tables
+from oplog.upgrade import ENTRY_ID_INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Rights on one object of the log that a role has, and the statement that takes them."""
+
+    name: str
+    role: str
+    privileges: str
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class StrayTrigger:
+    """A trigger that calls a function of the log and is not part of a guard."""
+
+    name: str
+    table: str
+    """Quoted, with its schema."""
+    temporary: bool
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """A guarded table that a subscription of logical replication writes."""
+
+    table: str
+    subscription: str
+    """Quoted."""
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class Access:
+    """What stands beside the log's own definition."""
+
+    excess: Sequence[Excess] = ()
+    closed: Sequence[str] = ()
+    """Functions that every writer of a guarded table calls, and not everybody may."""
+    strays: Sequence[StrayTrigger] = ()
+    subscribed: Sequence[Subscribed] = ()
+    entries_unique: bool = True
+    """The index stands by which an entry is accepted once."""
+
+
+_CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = %s AND p.proname = ANY (%s::text[]) AND NOT EXISTS (
+  SELECT FROM pg_catalog.aclexplode(
+    coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
+  WHERE x.grantee = 0 AND x.privilege_type = 'EXECUTE')
+ORDER BY 1"""
+
+_GUARDING = """
+SELECT g.oid, g.tgrelid, g.tgname, g.tgparentid, g.tgenabled, f.proname,
+  c.relname, c.relpersistence, c.relkind, s.nspname
+FROM pg_catalog.pg_trigger g
+JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
+JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND NOT g.tgisinternal
+  AND pg_catalog.starts_with(f.proname::text, 'oplog_guard')"""
+
+_STRAYS = f"""
+SELECT pg_catalog.quote_ident(g.tgname),
+  pg_catalog.quote_ident(g.nspname) || '.' || pg_catalog.quote_ident(g.relname),
+  g.relpersistence = 't', g.proname::text
+FROM ({_GUARDING}) g
+WHERE g.tgparentid = 0 AND (g.relpersistence = 't' OR (g.tgname::text, g.proname::text) NOT IN (
+  SELECT %(prefix)s || known.event, known.function FROM (VALUES
+    ('insert', 'oplog_guard'), ('update', 'oplog_guard'), ('delete', 'oplog_guard'),
+    ('row', 'oplog_guard_row'), ('armed', 'oplog_guard_check'),
+    ('truncate', 'oplog_guard_truncate')) AS known(event, function)))
+ORDER BY 2, 1"""
+
+_SUBSCRIBED = f"""
+SELECT DISTINCT g.nspname || '.' || g.relname, pg_catalog.quote_ident(s.subname), s.subenabled
+FROM ({_GUARDING}) g
+JOIN pg_catalog.pg_subscription_rel r ON r.srrelid IN (g.tgrelid,
+  pg_catalog.pg_partition_root(g.tgrelid))
+JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+ORDER BY 1, 2"""
+
+_UNIQUE = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
+WHERE n.nspname = %s AND x.relname = %s AND i.indisunique AND i.indisvalid
+  AND i.indrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.oplog_entry'))"""
+
+
+def read_access(connection: Connection, schema: str) -> Access:
+    """What is beside the definition of the log in `schema`, which is there."""
+    names = [*list_log_tables(schema), *list_log_functions(schema)]
+    # Written as a literal, for DDL; here a percent sign would be taken for a parameter.
+    excess = select_excess(schema, objects=names).replace("%", "%%")
+    open_to_all = [f"oplog_{name}" for name in CALLED_BY_EVERYBODY]
+    about = {"schema": schema, "prefix": f"{make_prefix(schema)}_guard_"}
+    return Access(
+        excess=[Excess(*row) for row in connection.exec_driver_sql(excess)],
+        closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
+        strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
+        subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
+        entries_unique=bool(connection.exec_driver_sql(_UNIQUE, (schema, ENTRY_ID_INDEX)).scalar()),
+    )

@@ -1,0 +1,370 @@
+"""Nobody but its owner may write a log, or make its owner do something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+
+from oplog.store.grants import RoleKind
+from oplog.tables import create_statements, upgrade_statements
+from tests.models.bank import Account
+from tests.postgres.roles import (
+    APPLICATION,
+    AUDITOR,
+    OWNER,
+    STRANGER,
+    WORKER,
+    Roles,
+    open_roles,
+)
+
+pytestmark = pytest.mark.postgres
+
+PINNED = ["search_path=pg_catalog, pg_temp"]
+FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
+    # Runs as its owner, has a fixed search path, may be executed by whom besides the owner.
+    "oplog_append": (True, True, {APPLICATION}),
+    "oplog_append_one": (True, True, {APPLICATION}),
+    "oplog_arm": (False, False, {APPLICATION, WORKER, AUDITOR, STRANGER}),
+    "oplog_check_trackable": (False, True, set()),
+    "oplog_declare_guard": (False, True, set()),
+    "oplog_drop_guard": (False, True, set()),
+    "oplog_guard": (True, True, set()),
+    "oplog_guard_check": (True, True, set()),
+    "oplog_guard_row": (True, True, set()),
+    "oplog_guard_truncate": (True, True, set()),
+    "oplog_image_update": (False, True, set()),
+    "oplog_kept_columns": (False, False, set()),
+    "oplog_mark": (False, True, set()),
+    "oplog_refuse_change": (False, True, set()),
+    "oplog_require_guard": (False, True, set()),
+    "oplog_set_text": (False, True, set()),
+    "oplog_settle": (False, False, {APPLICATION}),
+    "oplog_track_table": (False, True, set()),
+    "oplog_try_bypass": (False, True, set()),
+    "oplog_untrack_table": (False, True, set()),
+}
+READ = {"SELECT"}
+APPLICATION_MAY = {
+    "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"},
+    "oplog_entry": READ,
+    "oplog_fence": {"SELECT", "INSERT"},
+    "oplog_guard": READ,
+    "oplog_image": {"SELECT", "DELETE"},
+    "oplog_key": {"SELECT", "INSERT"},
+    "oplog_log": READ,
+    "oplog_metadata": READ,
+    "oplog_pruned": READ,
+    "oplog_ticket": {"SELECT", "INSERT"},
+    "oplog_type": {"SELECT", "INSERT"},
+}
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
+APPEND = """SELECT oplog.oplog_append_one('a', NULL, gen_random_uuid(), 'b', 'd', 2::smallint, '',
+  'm', NULL, NULL, NULL, NULL, true)"""
+
+
+@pytest.fixture(scope="module")
+def definition() -> list[str]:
+    return create_statements()
+
+
+@pytest.fixture
+def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
+    with open_roles(bare_database_url, definition) as roles:
+        yield roles
+
+
+def read_tables(roles: Roles, role: str) -> dict[str, set[str]]:
+    """What a role may do with each table of the log."""
+    with roles.engine(OWNER).connect() as connection:
+        rows = connection.execute(
+            sa.text(
+                "SELECT c.relname, p FROM pg_class c CROSS JOIN unnest(CAST(:all AS text[])) p "
+                "WHERE c.relnamespace = 'oplog'::regnamespace AND c.relkind = 'r' "
+                "AND has_table_privilege(:role, c.oid, p)"
+            ),
+            {"all": list(PRIVILEGES), "role": roles.names[role]},
+        ).fetchall()
+    return {name: {p for n, p in rows if n == name} for name, _ in rows}
+
+
+# -- what the definition gives ------------------------------------------------------------------
+
+
+def test_every_function_of_the_log(roles: Roles) -> None:
+    with roles.engine(OWNER).connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT oid, proname, pg_get_userbyid(proowner), prosecdef, coalesce(proconfig, '{}') "
+            "FROM pg_proc WHERE pronamespace = 'oplog'::regnamespace"
+        ).fetchall()
+        found = {}
+        for oid, name, owner, definer, settings in rows:
+            assert owner == roles.names[OWNER]
+            assert settings in ([], PINNED)
+            may = {
+                role
+                for role in (APPLICATION, WORKER, AUDITOR, STRANGER)
+                if connection.exec_driver_sql(
+                    "SELECT has_function_privilege(%s, %s::oid, 'EXECUTE')",
+                    (roles.names[role], oid),
+                ).scalar()
+            }
+            found[name] = (definer, settings == PINNED, may)
+    assert found == FUNCTIONS
+    # Whatever runs as its owner has a path that nobody can put something into.
+    assert all(pinned for definer, pinned, _ in found.values() if definer)
+
+
+def test_every_table_of_the_log(roles: Roles) -> None:
+    assert read_tables(roles, APPLICATION) == APPLICATION_MAY
+    reads = dict.fromkeys(APPLICATION_MAY, READ)
+    assert read_tables(roles, AUDITOR) == reads
+    assert read_tables(roles, WORKER) == {
+        **reads,
+        "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"},
+    }
+    assert read_tables(roles, STRANGER) == {}
+    with roles.engine(OWNER).connect() as connection:
+        for column, may in (("version", True), ("head_hash", False)):
+            assert (
+                may
+                is connection.exec_driver_sql(
+                    "SELECT has_column_privilege(%s, 'oplog.oplog_ticket', %s, 'UPDATE')",
+                    (roles.names[APPLICATION], column),
+                ).scalar()
+            )
+
+
+def test_the_roles_can_work(roles: Roles) -> None:
+    sessions = roles.open_sessions()
+    with sessions.begin() as session:
+        session.add(Account(id=1, owner="ada", balance=1))
+    with sessions.begin() as session:
+        session.execute(sa.text("UPDATE account SET balance = balance + 1"))
+        session.get_one(Account, 1).owner = "bob"
+    with sessions.begin() as session:
+        session.execute(sa.text("UPDATE account SET balance = 0"))
+        session.execute(sa.text("UPDATE account SET balance = 2"))
+    assert roles.verifies()
+    assert roles.find_problems() == []
+    assert roles.find_problems(APPLICATION) == []
+
+
+def test_a_role_without_any_right_on_the_log_is_told_why(roles: Roles) -> None:
+    insert = "INSERT INTO account (id, owner, balance) VALUES (1, 'x', 1)"
+    sqlstate, message, hint = roles.refuse(STRANGER, insert)
+    assert sqlstate == "OP003"
+    assert "public.account (1 row)" in message
+    assert "attached" in hint
+
+
+DIRECT = {
+    "entry": "INSERT INTO oplog.oplog_entry SELECT * FROM oplog.oplog_entry",
+    "metadata": "INSERT INTO oplog.oplog_metadata VALUES (1, 9, 'actor', 'x')",
+    "pruned": "INSERT INTO oplog.oplog_pruned SELECT * FROM oplog.oplog_pruned",
+    "guard": "DELETE FROM oplog.oplog_guard",
+    "image": "INSERT INTO oplog.oplog_image (transaction_id) VALUES ('3')",
+    "log": "INSERT INTO oplog.oplog_log DEFAULT VALUES",
+    "ticket": "UPDATE oplog.oplog_ticket SET version = version + 1, prev_hash = head_hash",
+    "position": "SELECT nextval('oplog.oplog_entry_id_seq')",
+    "track": "SELECT oplog.oplog_untrack_table('account', 'x')",
+    "mark": "SELECT oplog.oplog_mark('{}', '{}')",
+}
+
+
+@pytest.mark.parametrize("statement", DIRECT.values(), ids=DIRECT.keys())
+def test_what_only_the_owner_may_do(roles: Roles, statement: str) -> None:
+    for role in (APPLICATION, WORKER, AUDITOR, STRANGER):
+        assert roles.refuse(role, statement)[0] == "42501"
+
+
+def test_the_append_sets_time_position_and_transaction(roles: Roles) -> None:
+    """There is no argument for them, and its owner's rights are not lent for anything else."""
+    roles.run(APPLICATION, APPEND)
+    (fresh,) = roles.ask(
+        "SELECT created_at BETWEEN now() - interval '1 hour' AND now() AND id = 1 "
+        "AND transaction_id < pg_current_xact_id() AND transaction_id::text::int > 3 "
+        "FROM oplog.oplog_entry"
+    )
+    assert fresh
+    assert roles.refuse(AUDITOR, APPEND)[0] == "42501"
+    assert roles.refuse(APPLICATION, APPEND.replace("2::smallint", "4::smallint"))[0] == "22023"
+    assert roles.refuse(APPLICATION, APPEND.replace("2::smallint", "NULL"))[0] == "22023"
+
+
+# The caller's own schema comes first: what is in it would run as the owner.
+HIJACK = (
+    "CREATE SCHEMA AUTHORIZATION CURRENT_USER",
+    """CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$
+  BEGIN RAISE EXCEPTION 'hijacked by %', current_user; END $$""",
+    """CREATE FUNCTION differs(text, text) RETURNS boolean LANGUAGE plpgsql AS $$
+  BEGIN RAISE EXCEPTION 'hijacked by %', current_user; END $$""",
+    "CREATE OPERATOR = (FUNCTION = differs, LEFTARG = text, RIGHTARG = text)",
+    'SET LOCAL search_path = "$user", pg_catalog',
+)
+
+
+def test_the_append_finds_nothing_of_its_callers(roles: Roles) -> None:
+    database = roles.url.database
+    roles.superuser(f'GRANT CREATE ON DATABASE "{database}" TO {roles.names[APPLICATION]}')
+    assert "hijacked" in roles.refuse(APPLICATION, *HIJACK, "SELECT 'a'::text = 'b'::text")[1]
+    roles.run(APPLICATION, *HIJACK, APPEND)
+    assert roles.ask("SELECT count(*) FROM oplog.oplog_entry") == [1]
+
+
+BOUNDS = {
+    "the last position": "id = 9223372036854775807, transaction_position = 1",
+    "a position over the bound": "id = 4611686018427387904",
+    "a negative position": "id = -1, transaction_position = -1",
+    "a transaction that begins later": "transaction_position = 2",
+    "a time without end": "created_at = 'infinity'",
+    "a time without beginning": "created_at = '-infinity'",
+    "no version": "version = 0",
+    "an empty transaction": "transaction_size = 0",
+}
+
+
+@pytest.mark.parametrize("change", BOUNDS.values(), ids=BOUNDS.keys())
+def test_rows_that_no_entry_can_be(roles: Roles, change: str) -> None:
+    """Not even the owner inserts them."""
+    roles.run(APPLICATION, APPEND)
+    move = (
+        "CREATE TEMP TABLE moved AS SELECT * FROM oplog.oplog_entry",
+        f"UPDATE moved SET {change}",
+        "UPDATE moved SET entry_id = gen_random_uuid(), aggregate_name = 'b'",
+    )
+    sqlstate, message, _ = roles.refuse(
+        OWNER, *move, "INSERT INTO oplog.oplog_entry SELECT * FROM moved"
+    )
+    assert (sqlstate, "oplog_entry_bounds" in message) == ("23514", True)
+
+
+# -- what default privileges and other releases gave --------------------------------------------
+
+DEFAULTS = (
+    "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {application}, {stranger}",
+    "ALTER DEFAULT PRIVILEGES GRANT INSERT ON TABLES TO PUBLIC",
+    "ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO {application}",
+    "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO {stranger}, PUBLIC",
+)
+
+
+def test_default_privileges_give_nothing_on_the_log(
+    bare_database_url: URL, definition: list[str]
+) -> None:
+    with open_roles(bare_database_url, definition, prepare=DEFAULTS) as roles:
+        assert roles.find_problems() == []
+        for table, allowed in APPLICATION_MAY.items():
+            for role in (APPLICATION, STRANGER):
+                assert read_tables(roles, role)[table] == allowed
+        assert roles.refuse(STRANGER, "SELECT oplog.oplog_mark('{}', '{}')")[0] == "42501"
+
+
+TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
+    # What somebody granted; the finding's code, its place, and a word of its message.
+    "a definer to all": (
+        "GRANT EXECUTE ON FUNCTION oplog.oplog_guard() TO PUBLIC",
+        "function-open",
+        "function oplog.oplog_guard",
+        "PUBLIC",
+    ),
+    "the append to all": (
+        "GRANT EXECUTE ON FUNCTION oplog.oplog_append TO PUBLIC",
+        "function-open",
+        "function oplog.oplog_append",
+        "any role can write",
+    ),
+    "a definer to a role": (
+        "GRANT EXECUTE ON FUNCTION oplog.oplog_guard_truncate() TO {auditor}",
+        "function-open",
+        "function oplog.oplog_guard_truncate",
+        "auditor_",
+    ),
+    "entries to a role": (
+        "GRANT INSERT, DELETE ON oplog.oplog_entry TO {application}",
+        "table-open",
+        "oplog.oplog_entry",
+        "DELETE, INSERT",
+    ),
+    "columns of entries": (
+        "GRANT INSERT (id), UPDATE (data) ON oplog.oplog_entry TO {application}",
+        "table-open",
+        "oplog.oplog_entry",
+        "INSERT, UPDATE",
+    ),
+    "metadata to all": (
+        "GRANT INSERT ON oplog.oplog_metadata TO PUBLIC",
+        "table-open",
+        "oplog.oplog_metadata",
+        "PUBLIC",
+    ),
+    "triggers on entries": (
+        "GRANT TRIGGER ON oplog.oplog_entry TO {worker}",
+        "table-open",
+        "oplog.oplog_entry",
+        "TRIGGER",
+    ),
+    "steps of tickets": (
+        "GRANT UPDATE ON oplog.oplog_ticket TO {application}",
+        "table-open",
+        "oplog.oplog_ticket",
+        "UPDATE",
+    ),
+    "positions": (
+        "GRANT UPDATE ON SEQUENCE oplog.oplog_entry_id_seq TO {application}",
+        "table-open",
+        "oplog.oplog_entry_id_seq",
+        "UPDATE",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["the hint's statement", "op.upgrade_oplog"])
+@pytest.mark.parametrize(("grant", "what", "where", "word"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_doctor_finds_what_was_granted(
+    roles: Roles, *, grant: str, what: str, where: str, word: str, way: str
+) -> None:
+    roles.run(OWNER, grant.format(**roles.names))
+    (found,) = roles.find_problems(APPLICATION)
+    assert (found.what, found.where) == (what, where)
+    assert word in found.message
+    assert "op.upgrade_oplog(version=1)" in found.hint
+    if way == "op.upgrade_oplog":
+        roles.run(OWNER, *upgrade_statements())
+    else:
+        roles.run(OWNER, found.hint.partition("; or ")[2])
+    assert roles.find_problems() == []
+    assert read_tables(roles, APPLICATION) == APPLICATION_MAY
+    test_the_roles_can_work(roles)
+
+
+def test_doctor_finds_a_condition_that_not_everybody_may_ask(roles: Roles) -> None:
+    roles.run(OWNER, "REVOKE EXECUTE ON FUNCTION oplog.oplog_arm() FROM PUBLIC")
+    (found,) = roles.find_problems()
+    assert (found.what, found.where) == ("function-closed", "function oplog.oplog_arm")
+    roles.run(OWNER, found.hint)
+    assert roles.find_problems() == []
+
+
+def test_doctor_finds_that_entries_are_not_unique(roles: Roles) -> None:
+    roles.run(OWNER, "DROP INDEX oplog.oplog_entry_entry_id")
+    (found,) = roles.find_problems()
+    assert (found.what, found.where) == ("log-index-missing", "oplog.oplog_entry_entry_id")
+    roles.run(OWNER, *upgrade_statements())
+    assert roles.find_problems() == []
+
+
+def test_grants_name_everything(roles: Roles) -> None:
+    """What stands beside the log in the same schema is not given with it."""
+    roles.run(
+        OWNER,
+        "CREATE TABLE oplog.theirs (id integer)",
+        "CREATE FUNCTION oplog.theirs() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "REVOKE EXECUTE ON FUNCTION oplog.theirs() FROM PUBLIC",
+    )
+    roles.grant(APPLICATION, RoleKind.APPLICATION)
+    assert roles.refuse(APPLICATION, "SELECT * FROM oplog.theirs")[0] == "42501"
+    assert roles.refuse(APPLICATION, "SELECT oplog.theirs()")[0] == "42501"

@@ -1,0 +1,249 @@
+"""A log as it was first created comes to the present definition, with everything in it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from oplog.errors import ConfigurationError, SchemaVersionError
+from oplog.migration import UpgradeOplogOp
+from oplog.tables import create_statements, upgrade_statements
+from tests.models.bank import Account
+from tests.postgres.log_schema import ODD, Described, describe
+from tests.postgres.roles import APPLICATION, AUDITOR, OWNER, STRANGER, WORKER, Roles, open_roles
+
+pytestmark = pytest.mark.postgres
+
+FIRST = Path(__file__).with_name("data") / "first_definition.sql"
+"""What the library executed when schema version 1 was first created."""
+FIRST_GRANTS = {
+    APPLICATION: (
+        "GRANT USAGE ON SCHEMA oplog TO {role}",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA oplog TO {role}",
+        "GRANT INSERT ON ALL TABLES IN SCHEMA oplog TO {role}",
+        "GRANT UPDATE ON oplog.oplog_ticket, oplog.oplog_checkpoint TO {role}",
+        "GRANT DELETE ON oplog.oplog_image TO {role}",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA oplog TO {role}",
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA oplog TO {role}",
+    ),
+    WORKER: (
+        "GRANT USAGE ON SCHEMA oplog TO {role}",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA oplog TO {role}",
+        "GRANT INSERT, UPDATE ON oplog.oplog_checkpoint TO {role}",
+    ),
+    AUDITOR: (
+        "GRANT USAGE ON SCHEMA oplog TO {role}",
+        "GRANT SELECT ON ALL TABLES IN SCHEMA oplog TO {role}",
+        "GRANT SELECT ON account TO {role}",
+    ),
+}
+"""What `oplog grants` printed then."""
+FORGED = "INSERT INTO oplog.oplog_metadata VALUES (9, 9, 'actor', 'x')"
+
+
+def read_first() -> list[str]:
+    text = FIRST.read_text(encoding="utf-8")
+    return [statement.strip() for statement in text.split("\n--------\n")]
+
+
+@pytest.fixture
+def roles(bare_database_url: URL) -> Iterator[Roles]:
+    """The first definition, with the roles of then, guarded tables and entries."""
+    with open_roles(bare_database_url, read_first(), granted=False) as roles:
+        for role, statements in FIRST_GRANTS.items():
+            roles.run(OWNER, *(s.format(role=roles.names[role]) for s in statements))
+        sessions = roles.open_sessions()
+        with sessions.begin() as session:
+            session.add_all([Account(id=n, owner="ada", balance=n) for n in (1, 2)])
+        with sessions.begin() as session:
+            session.execute(sa.text("UPDATE account SET balance = balance + 1"))
+        roles.run(STRANGER, "SET LOCAL oplog.bypass = 'x'", "UPDATE account SET balance = balance")
+        yield roles
+
+
+def upgrade(roles: Roles, *, schema: str = "oplog", version: int = 1) -> None:
+    with roles.engine(OWNER).begin() as connection:
+        operations = Operations(MigrationContext.configure(connection))
+        operations.invoke(UpgradeOplogOp(version, schema=schema))
+
+
+def print_upgrade(*, schema: str = "oplog", dialect: str = "postgresql", version: int = 1) -> str:
+    output = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name=dialect, opts={"as_sql": True, "output_buffer": output}
+    )
+    Operations(context).invoke(UpgradeOplogOp(version, schema=schema))
+    return output.getvalue()
+
+
+def run_printed(roles: Roles) -> None:
+    with roles.engine(OWNER).begin() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.execute(print_upgrade())
+
+
+def read_log(roles: Roles) -> list[object]:
+    tables = ("entry", "metadata", "ticket", "type", "key", "log", "guard", "checkpoint", "fence")
+    with roles.engine(OWNER).connect() as connection:
+        return [
+            connection.exec_driver_sql(
+                f"SELECT t::text FROM oplog.oplog_{table} t ORDER BY 1"
+            ).all()
+            for table in tables
+        ]
+
+
+def describe_guards(roles: Roles) -> list[object]:
+    """With their identity: a trigger that was made anew has another."""
+    return roles.ask(
+        "SELECT concat(oid, ' ', tgenabled, ' ', pg_get_triggerdef(oid)) FROM pg_trigger "
+        "WHERE tgrelid::regclass::text IN ('account', 'order_line', '\"order\"') ORDER BY oid"
+    )
+
+
+@pytest.fixture
+def measure(database_url: URL) -> Described:
+    return describe(database_url)
+
+
+@pytest.mark.parametrize("way", [upgrade, run_printed], ids=["online", "printed"])
+def test_the_first_definition_becomes_the_present_one(
+    roles: Roles, measure: Described, way: object
+) -> None:
+    assert callable(way)
+    assert describe(roles.url) != measure
+    log, guards = read_log(roles), describe_guards(roles)
+    for _ in range(2):
+        way(roles)
+        assert describe(roles.url) == measure
+        assert (read_log(roles), describe_guards(roles)) == (log, guards)
+
+
+def test_everything_works_afterwards(roles: Roles) -> None:
+    problems = {f.what for f in roles.find_problems()}
+    assert problems >= {
+        "function-open",
+        "table-open",
+        "log-function-altered",
+        "log-function-missing",
+        "log-index-missing",
+    }
+    hints = [f.hint for f in roles.find_problems()]
+    assert all("op.upgrade_oplog(version=1)" in hint for hint in hints), hints
+    before = roles.open_sessions()
+    with before.begin() as session:
+        session.get_one(Account, 1).note = "before"
+    upgrade(roles)
+    assert roles.find_problems() == []
+    assert roles.find_problems(APPLICATION) == []
+    # A process that was running goes on, and a new one begins.
+    for number, sessions in enumerate((before, roles.open_sessions()), start=3):
+        with sessions.begin() as session:
+            session.get_one(Account, 1).note = f"after {number}"
+            session.add(Account(id=number, owner="new", balance=1))
+        with sessions.begin() as session:
+            session.execute(sa.text("UPDATE account SET balance = balance * 7 WHERE id = 2"))
+    assert roles.verifies()
+    assert roles.find_problems() == []
+    for role in (APPLICATION, WORKER, AUDITOR, STRANGER):
+        assert roles.refuse(role, FORGED)[0] == "42501"
+        with roles.engine(OWNER).connect() as connection:
+            may = "SELECT has_function_privilege(%s, 'oplog.oplog_guard()', 'EXECUTE')"
+            assert connection.exec_driver_sql(may, (roles.names[role],)).scalar() is False
+    unlogged = "UPDATE account SET balance = 9"
+    assert roles.refuse(STRANGER, "SET CONSTRAINTS ALL IMMEDIATE", unlogged)[0] == "OP003"
+    assert roles.refuse(STRANGER, unlogged, "RESET ALL")[0] == "OP003"
+
+
+def test_before_it_the_first_definition_lets_things_pass(roles: Roles) -> None:
+    """So that the tests above would fail without it."""
+    roles.run(APPLICATION, FORGED)
+    roles.run(STRANGER, "UPDATE account SET balance = 9", "RESET ALL")
+    assert not roles.verifies()
+
+
+def test_an_entry_that_is_there_twice_is_named(roles: Roles) -> None:
+    """The index cannot be made, and what it would have kept away is said."""
+    again = str(uuid4())
+    append = f"""SELECT oplog.oplog_append_one('a', NULL, '{again}', 'b', 'd', 2::smallint, '',
+      'm', NULL, NULL, NULL, NULL, true)"""
+    roles.run(APPLICATION, append, append)
+    with pytest.raises(DBAPIError, match="in the log twice") as refused:
+        upgrade(roles)
+    assert getattr(refused.value.orig, "sqlstate", None) == "23505"
+    assert describe(roles.url) != []
+    assert roles.ask("SELECT count(*) FROM pg_proc WHERE proname = 'oplog_require_guard'") == [0]
+
+
+def test_a_table_that_was_lost_does_not_come_back_empty(roles: Roles) -> None:
+    roles.run(OWNER, "DROP TABLE oplog.oplog_metadata")
+    with pytest.raises(DBAPIError, match=r'table "oplog"\.oplog_metadata is gone'):
+        upgrade(roles)
+
+
+COMMENTS = {
+    "no log": (None, "no oplog tables"),
+    "another version": ("oplog schema version 2", "at schema version 2"),
+    "being restored": ("oplog schema version 1, being restored", "being restored"),
+}
+
+
+@pytest.mark.parametrize(("comment", "why"), COMMENTS.values(), ids=COMMENTS.keys())
+def test_what_is_not_a_log_of_this_version_is_refused(
+    roles: Roles, *, comment: str | None, why: str
+) -> None:
+    text = "NULL" if comment is None else f"'{comment}'"
+    roles.run(OWNER, f"COMMENT ON TABLE oplog.oplog_entry IS {text}")
+    before = describe(roles.url)
+    with pytest.raises(SchemaVersionError, match=why) as refused:
+        upgrade(roles)
+    assert refused.value.hint
+    with pytest.raises(psycopg.DatabaseError, match="does not hold a log of this version"):
+        run_printed(roles)
+    with pytest.raises(SchemaVersionError, match="version 2 is not known"):
+        upgrade(roles, version=2)
+    assert describe(roles.url) == before
+    with pytest.raises(SchemaVersionError, match="no oplog tables to upgrade"):
+        upgrade(roles, schema="elsewhere")
+
+
+@pytest.mark.parametrize("schema", ["public", ODD])
+def test_a_log_in_another_schema(bare_database_url: URL, measure: Described, schema: str) -> None:
+    engine = sa.create_engine(bare_database_url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        for statement in create_statements(schema):
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+        connection.exec_driver_sql("CREATE TABLE public.oplog_theirs (id integer)")
+        connection.exec_driver_sql("GRANT INSERT ON public.oplog_theirs TO PUBLIC")
+        operations = Operations(MigrationContext.configure(connection))
+        operations.invoke(UpgradeOplogOp(1, schema=schema))
+        # Whatever else is called so belongs to somebody else.
+        kept = "SELECT relacl::text LIKE '%%=a/%%' FROM pg_class WHERE relname = 'oplog_theirs'"
+        assert connection.exec_driver_sql(kept).scalar() is True
+        connection.exec_driver_sql("DROP TABLE public.oplog_theirs")
+    assert describe(bare_database_url, schema) == measure
+
+
+def test_another_database_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="runs on sqlite"):
+        print_upgrade(dialect="sqlite")
+    with pytest.raises(SchemaVersionError, match="version 2 is not known"):
+        print_upgrade(version=2)
+
+
+def test_each_statement_may_run_again() -> None:
+    """A kind that nobody thought of is not executed as it is."""
+    allowed = ("DO ", "CREATE OR REPLACE ", "ALTER ", "INSERT INTO", "REVOKE ", "GRANT ")
+    for statement in upgrade_statements():
+        assert statement.startswith(allowed) or " IF NOT EXISTS " in statement.partition("\n")[0]
