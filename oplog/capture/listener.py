@@ -131,7 +131,8 @@ class EngineListener(Transactions):
 
     def _on_after_execute(self, connection: Connection, *rest: Any) -> None:
         recorder = self._recorders.get(connection)
-        context = rest[-1].context
+        # Of a sequence or a default that was executed by itself this is its value, not a result.
+        context = getattr(rest[-1], "context", None)
         done = None if context is None else self._under_way.pop(context, None)
         if recorder is None or done is None:
             return

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import BoundType
 from oplog.capture.effect import NetRow
 from oplog.errors import CaptureMismatchError, NotCapturableError
-from oplog.tables import quote, quote_literal
+from oplog.tables import double_percent, quote, quote_literal
 from oplog.value import TEXT_SETTINGS, Wire
 
 _FIX_SETTINGS = (
@@ -138,9 +138,10 @@ def read_rows(
         parameters.append([None if part is None else to_text(part) for part in parts])
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
     statement = (
-        f"SELECT k.n{', ' if selected else ''}{_escape(selected)} "
+        f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
         f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
-        f"JOIN {_escape(bound.live.qualified)} t ON {_escape(' AND '.join(joined))}{lock}"
+        f"JOIN {double_percent(bound.live.qualified)} t "
+        f"ON {double_percent(' AND '.join(joined))}{lock}"
     )
     with _text_settings(connection, bound, (*columns, *shape.key_names)):
         rows = connection.exec_driver_sql(statement, tuple(parameters)).fetchall()
@@ -176,7 +177,7 @@ def normalise_keys(
             hint="use the Python type that matches the column for primary keys",
         )
     rows = connection.exec_driver_sql(
-        f"SELECT k.v::{_escape(column.pg_type)}::text "
+        f"SELECT k.v::{double_percent(column.pg_type)}::text "
         "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS k(v, n) ORDER BY k.n",
         (list(texts),),
     )
@@ -205,8 +206,3 @@ def _text_settings(
 def _is_settled(bound: BoundType, name: str) -> bool:
     column = bound.shape.by_name[name]
     return column.category == "E" or _SETTLED.fullmatch(column.pg_type) is not None
-
-
-def _escape(sql: str) -> str:
-    # A percent sign in a name would be taken for a placeholder.
-    return sql.replace("%", "%%")

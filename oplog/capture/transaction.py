@@ -27,6 +27,7 @@ from oplog.errors import UnloggedWriteError
 from oplog.events import EntriesAppended
 from oplog.guard import make_prefix
 from oplog.store.guards import Image
+from oplog.tables import double_percent
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
@@ -184,7 +185,7 @@ class Transactions:
         if binding is None or not binding.deferred or not recorder.wrote:
             return
         check_committable(connection)
-        names = ", ".join(binding.deferred).replace("%", "%%")
+        names = double_percent(", ".join(binding.deferred))
         connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:

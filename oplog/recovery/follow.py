@@ -30,7 +30,8 @@ from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
 from oplog.replay.plan import read_plans
 from oplog.replay.rebuild import OpenReader, find_leniency, list_newest_types
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
-from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
+from oplog.store.checkpoints import FOLLOWER_PREFIX, RESTORED_PLACE, check_consumer_name
+from oplog.store.restoration import Place, RestorationStore
 from oplog.store.standby import require_primary
 
 BATCH_ENTRIES = 1000
@@ -89,16 +90,17 @@ def follow_log(
     is asked then, and ends the call when it says True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
-    a source behind it, `ConflictError` while another process follows or restores, and what
-    `restore_log` raises.
+    a source behind it, `ConflictError` while another process follows or restores,
+    `ConfigurationError` for a name that is the log's own, and what `restore_log` raises.
     """
+    check_consumer_name(name)
     if connection.in_transaction():
         raise ConfigurationError(
             "following needs transactions of its own, and the connection is in one",
             hint="commit or roll back first, or give another connection",
         )
     work = _Following(
-        connection, source, open_reader, RestorationStore(schema), f"follow/{name}", {}
+        connection, source, open_reader, RestorationStore(schema), f"{FOLLOWER_PREFIX}{name}", {}
     )
     place, began = _begin(work, snapshot)
     work = replace(work, lenient_until=_read_leniency(work))

@@ -44,7 +44,8 @@ from oplog.replay.rebuild import (
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import BrokenLink, SequencedLog, Store
-from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore, print_ticket
+from oplog.store.checkpoints import RESTORED_PLACE
+from oplog.store.restoration import Place, RestorationStore, print_ticket
 from oplog.store.standby import require_primary
 from oplog.tables import VERSION
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.engine import Connection
 
-from oplog.tables import quote
+from oplog.store.checkpoints import ADOPTING_PREFIX
+from oplog.tables import quote_for_driver
 
 ADOPTED = "adopted"
 """Metadata key of every adopted chunk: its type's name."""
@@ -29,15 +30,14 @@ def name_adoption(type_name: str) -> str:
 
 
 def _name_checkpoint(type_name: str) -> str:
-    return f"adopt/{type_name}"
+    return f"{ADOPTING_PREFIX}{type_name}"
 
 
 class AdoptionStore:
     """Adoptions of the log in one schema."""
 
     def __init__(self, schema: str) -> None:
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     def find_adoptions(
         self, connection: Connection, types: Sequence[str], *, snapshot: str

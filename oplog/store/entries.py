@@ -32,7 +32,7 @@ from oplog.store.rows import (
 from oplog.store.seen import bind_unseen
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.version import parse_version, read_comment, says_restoring
-from oplog.tables import VERSION, quote, quote_literal
+from oplog.tables import VERSION, quote_for_driver, quote_literal
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""
@@ -48,8 +48,7 @@ class Store:
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
         self._asynchronous_commit = asynchronous_commit
-        # In a statement a percent sign would be taken for a parameter.
-        s = self._s = quote(schema).replace("%", "%%")
+        s = self._s = quote_for_driver(schema)
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
