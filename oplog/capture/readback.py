@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.effect import NetRow
+from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
 from oplog.tables import double_percent, quote, quote_literal
 from oplog.value import TEXT_SETTINGS, Wire
@@ -47,7 +48,8 @@ def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: boo
 
     A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
     one that a trigger put back is there. Raises `CaptureMismatchError` naming table, key,
-    column and both values, or the key of a row that is not there.
+    column and both values, or the key of a row that is not there; `NotCapturableError` for
+    one that may be there and not be shown.
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
@@ -83,14 +85,11 @@ def _complete(
         names.update(dict.fromkeys(bound.shape.names if strict else row.unknown))
     names.update(dict.fromkeys(bound.template.columns))
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
+    lost = [row for row, stored in zip(rows, found, strict=True) if stored is None and row.exists]
+    if lost:
+        _check_gone(connection, lost[0], strict=strict)
     for row, stored in zip(rows, found, strict=True):
         if stored is None:
-            if strict and row.exists and not bound.live.rewrites_rows:
-                raise CaptureMismatchError(
-                    f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
-                    hint="a cascade, trigger or rule of the database removed it or changed its "
-                    "key; write such rows through objects in the session",
-                )
             row.exists = False
             row.values.clear()
             continue
@@ -102,6 +101,20 @@ def _complete(
             row.values[name] = stored[name]
         if row.group is None and not row.complete:
             row.group = {name: stored[name] for name in bound.template.columns}
+
+
+def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
+    """Raise unless a row that was written, and never deleted by a statement, is surely gone."""
+    bound = row.bound
+    if hides_rows(connection, bound):
+        raise describe_hidden(bound, f"the row with key {row.key!r} was written")
+    if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
+        # What a guard sees deleted it tells of: such a row is not read back here.
+        raise CaptureMismatchError(
+            f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
+            hint="a cascade, trigger or rule of the database removed it or changed its "
+            "key; write such rows through objects in the session",
+        )
 
 
 def _compare(row: NetRow, stored: Mapping[str, Wire | None]) -> None:

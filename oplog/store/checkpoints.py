@@ -27,7 +27,7 @@ _NAMES = (RESTORING, RESTORED_PLACE)
 
 def check_consumer_name(name: str) -> None:
     """Raise `ConfigurationError` for a name that no consumer or follower can have."""
-    if not isinstance(name, str) or not name or "\x00" in name:
+    if not name or "\x00" in name:
         raise ConfigurationError(
             f"{name!r} cannot name a consumer", hint="give a non-empty name without NUL"
         )

@@ -377,6 +377,7 @@ class Completing:
         self.asked: list[tuple[list[Any], bool]] = []
         monkeypatch.setattr("oplog.capture.writer.complete_rows", self.complete)
         monkeypatch.setattr("oplog.capture.merge.read_rows", self.read)
+        monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: False)
 
     def complete(self, _connection: Any, rows: list[NetRow], *, strict: bool) -> None:
         self.asked.append(([row.key for row in rows], strict))
