@@ -23,8 +23,8 @@ _PASSIVE = re.compile(
 _NEUTRAL = re.compile(
     r"(?:select|with|values|table|insert|update|delete|merge|copy|show|lock|fetch|move|declare"
     r"|close|listen|unlisten|notify|savepoint|release|rollback|commit|end|abort|begin|start"
-    r"|analyze|set\s+(?:local\s+|session\s+)?(?!search_path\b|role\b|session\b|schema\b"
-    r"|authorization\b|session_authorization\b)\w)",
+    r"|analyze|set\s+(?:local\s+|session\s+)?(?!local\b|session\b|search_path\b|role\b"
+    r"|schema\b|authorization\b|session_authorization\b)\w)",
     re.IGNORECASE,
 )
 """How statements begin that leave it alone which table a name means."""

@@ -18,7 +18,8 @@ from oplog.binding import BoundType
 from oplog.capture.effect import NetRow
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
-from oplog.tables import double_percent, quote, quote_literal
+from oplog.namesake import check_names
+from oplog.tables import double_percent, qualify, quote, quote_literal
 from oplog.value import TEXT_SETTINGS, Wire
 
 _FIX_SETTINGS = (
@@ -110,10 +111,13 @@ def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
         raise describe_hidden(bound, f"the row with key {row.key!r} was written")
     if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
         # What a guard sees deleted it tells of: such a row is not read back here.
+        table = bound.declared.table
+        check_names(connection, [(qualify([table.name], table.schema)[0], bound.live.oid)])
         raise CaptureMismatchError(
             f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
             hint="a cascade, trigger or rule of the database removed it or changed its "
-            "key; write such rows through objects in the session",
+            "key (write such rows through objects in the session), or it was written into "
+            "another table of that name, if search_path was changed",
         )
 
 

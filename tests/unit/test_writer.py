@@ -177,8 +177,8 @@ class Binder:
     def bind_append(self, entries: Any, **more: Any) -> Any:
         return "append", (entries, more)
 
-    def bind_settle(self, tally: int) -> Any:
-        return "settle", (tally,)
+    def bind_settle(self, tally: int, *, named: Any) -> Any:
+        return "settle", (tally, *named)
 
     def __init__(self) -> None:
         self.versions = {"item/1": 4}
@@ -265,6 +265,7 @@ def test_a_transaction_becomes_entries_sorted_by_aggregate(drafting: Drafting) -
     assert [[e.ordinal for e in part] for part in effects] == [[0, 1, 2, 5], [4], [3]]
     metadata = [("actor", "ada"), ("actor", "bob")]
     assert more == {
+        "named": (),
         "format": 3,
         "key_id": "",
         "metadata": metadata,
