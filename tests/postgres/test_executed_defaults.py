@@ -95,7 +95,8 @@ async def test_asynchronously(db: LoggedDatabase, database_url: URL) -> None:
     db.log.attach(sessions)
     async with sessions.begin() as session:
         assert await session.scalar(NUMBERS) == 5
-        assert await session.execute(NUMBERS) == 6
+        executed: Any = await session.execute(NUMBERS)
+        assert executed == 6
         await session.execute(sa.insert(ITEM), [{"id": 1}])
         assert await session.run_sync(Session.scalar, NUMBERS) == 7
     async with engine.begin() as connection:

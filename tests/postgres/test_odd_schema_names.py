@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from oplog import Archive, Keyring, Oplog, TypeCatalog, open_archive
+from oplog import Archive, Keyring, LoggedEntry, Oplog, TypeCatalog, open_archive
 from oplog.errors import TicketConflictError, UnloggedWriteError
 from oplog.store import EntryFilter
 from oplog.tables import create_statements, drop_statements, qualify, quote, track_statements
@@ -211,7 +211,7 @@ def test_reading(make: Made, name: str) -> None:
         assert db.log.adopt(connection, again=True).rows == 3
 
 
-def consume(db: Odd) -> Iterator[list[object]]:
+def consume(db: Odd) -> Iterator[list[LoggedEntry]]:
     for batch in db.log.subscribe(db.engine, name="reader % \" ' \\", max_entries=1):
         yield list(batch)
         with db.engine.begin() as connection:
