@@ -35,6 +35,7 @@ from oplog.live import (
     read_live_tables,
     require_live_table,
 )
+from oplog.namesake import refuse_second_table
 from oplog.registration import register_shape
 from oplog.shape import DeclaredColumn, Shape, derive_shape
 from oplog.store import LogSource, Store
@@ -161,7 +162,7 @@ def bind_for_writing(
     guards = read_guards(connection, store.schema) if guard else Guards({}, ())
     if not bound.fresh:
         return _add_guards(bound, guards)
-    apart = _bind_apart(connection.engine, catalog, store=store, keyring=keyring)
+    apart = _bind_apart(connection, catalog, store=store, keyring=keyring)
     if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
         return _add_guards(apart, guards)
     return _add_guards(bind_catalog(connection, catalog, store=store, keyring=keyring), guards)
@@ -206,6 +207,12 @@ def bind_catalog(
     types: dict[sa.Table, BoundType] = {}
     for declared in catalog.types.values():
         live = require_live_table(tables, declared.table)
+        refuse_second_table(
+            connection,
+            live,
+            type_name=declared.type_name,
+            stored=stored.get(declared.type_name, []),
+        )
         shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         while not _is_stored(shape, live, stored.get(declared.type_name, [])):
             fresh = True
@@ -237,14 +244,21 @@ def list_unstored_shapes(
 
 
 def _bind_apart(
-    engine: Engine, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+    caller: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
 ) -> Binding | None:
     """The binding stored and committed on a connection of its own; None if that fails."""
+    engine = caller.engine
+    # Under another search path it would store other tables of the same names.
+    path = caller.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar_one()
     # Not from the pool: the caller may hold its only connection.
     apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
     try:
         with apart.connect() as connection, cut_off(connection, _APART_SECONDS), connection.begin():
-            connection.exec_driver_sql("SELECT pg_catalog.set_config('lock_timeout', '5s', true)")
+            connection.exec_driver_sql(
+                "SELECT pg_catalog.set_config('lock_timeout', '5s', true), "
+                "pg_catalog.set_config('search_path', %s, true)",
+                (path,),
+            )
             bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
         return replace(bound, fresh=False)
     except (SchemaVersionError, SchemaDriftError, DBAPIError):

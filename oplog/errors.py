@@ -230,7 +230,7 @@ class VerificationError(ReplayError):
 
 
 class CaptureMismatchError(ReplayError):
-    """What was about to be logged is not what the database stored (strict mode)."""
+    """What was about to be logged is not what the database stored (strict mode, guards)."""
 
     exit_code = 3
 

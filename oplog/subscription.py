@@ -17,6 +17,7 @@ from oplog.cursor import Cursor
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.reader import EntryReader
+from oplog.store.checkpoints import check_consumer_name
 from oplog.store.feed import Feed
 from oplog.store.rows import StoredEntry
 
@@ -82,10 +83,7 @@ class Subscription:
         open_reader: Callable[[Connection], EntryReader],
         max_entries: int = BATCH_ENTRIES,
     ) -> None:
-        if not name or "\x00" in name:
-            raise ConfigurationError(
-                f"{name!r} cannot name a consumer", hint="give a non-empty name without NUL"
-            )
+        check_consumer_name(name)
         if max_entries < 1:
             raise ConfigurationError(
                 f"a batch of at most {max_entries} entries", hint="give max_entries=1 or more"

@@ -43,6 +43,19 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def double_percent(sql: str) -> str:
+    """`sql` for a statement that the driver reads for placeholders, as it does through SQLAlchemy.
+
+    A percent sign in a name would be taken for one; only `no_parameters` leaves it alone.
+    """
+    return sql.replace("%", "%%")
+
+
+def quote_for_driver(identifier: str) -> str:
+    """`quote` for a statement that the driver reads for placeholders."""
+    return double_percent(quote(identifier))
+
+
 def quote_literal(text: str) -> str:
     """`text` as an SQL string literal, for DDL that takes no parameters."""
     return "'" + text.replace("'", "''") + "'"

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakMethod
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from oplog.capture.listener import EngineListener
@@ -101,9 +102,8 @@ class Attachments:
                 hint="give a sessionmaker, async_sessionmaker, scoped_session, Session subclass "
                 "or engine",
             )
-        if not self._targets:
-            event.listen(Session, "after_begin", self._on_any_begin)
         self._targets[id(target)] = (target, session_class, undo)
+        self._watch_strangers()
         # The connections of its engine are this application's own, with a session or without.
         bound = _find_engine(_list_keywords(target).get("bind"))
         if bound is not None:
@@ -120,8 +120,19 @@ class Attachments:
         found[2]()
         for listener in self._engines.values():
             listener.users.discard(id(target))
-        if not self._targets:
-            event.remove(Session, "after_begin", self._on_any_begin)
+        self._watch_strangers()
+
+    def _watch_strangers(self) -> None:
+        """Hear of sessions that are not attached, as long as a factory is.
+
+        They may share its engine, and a connection does not say whose it is. An engine that is
+        attached itself logs them all: nothing is listened to for it.
+        """
+        wanted = any(factory is not None for _, factory, _ in self._targets.values())
+        if wanted == event.contains(Session, "after_begin", self._on_any_begin):
+            return
+        change = event.listen if wanted else event.remove
+        change(Session, "after_begin", self._on_any_begin)
 
     def _attach_engine(self, target: Any, engine: Engine) -> None:
         listener = self._find_listener(engine)
@@ -130,8 +141,6 @@ class Attachments:
         def undo() -> None:
             listener.explicit = False
 
-        if not self._targets:
-            event.listen(Session, "after_begin", self._on_any_begin)
         self._targets[id(target)] = (target, None, undo)
 
     def _attach_async(self, target: Any) -> tuple[type[Session], Callable[[], None]]:
@@ -274,15 +283,22 @@ class Attachments:
     def _on_any_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
-        """A session that is not attached stays so, whatever engine it shares."""
-        if not self._list_factories(session):
-            listener = self._engines.get(_find_proxied(connection.engine))
-            if listener is not None:
-                listener.disown(connection)
+        """A session that is not attached stays so, whatever engine it shares.
+
+        Called for every session of the process: nothing is asked of a bind that no attached
+        session ever used, whatever it is made of.
+        """
+        engine = _find_engine(connection)
+        listener = None if engine is None else self._engines.get(_find_proxied(engine))
+        if listener is not None and not self._list_factories(session):
+            listener.disown(connection)
 
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
+        if _find_engine(connection) is None:
+            # A test's stand-in for a connection: there is nothing to listen to.
+            return
         state = self._state(session)
         listener = self._find_listener(connection.engine)
         recorder = listener.open(connection, owned=True)
@@ -348,20 +364,21 @@ class Attachments:
         state.committing = False
 
 
-def _find_proxied(engine: Any) -> Engine:
-    # engine.execution_options() gives a proxy whose events reach the same connections.
-    while hasattr(engine, "_proxied"):
-        engine = engine._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
-    found: Engine = engine
-    return found
+def _find_proxied(engine: Engine) -> Engine:
+    # engine.execution_options() gives a proxy whose events reach the same connections. By
+    # its very type: a mock of one has every attribute, and its attributes have them again.
+    found: Any = engine
+    while issubclass(type(found), OptionEngine):
+        found = found._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
+    proxied: Engine = found
+    return proxied
 
 
 def _find_engine(target: Any) -> Engine | None:
-    """The engine that `target` is, wraps or connects to."""
+    """The engine that `target` is, wraps or connects to; None for what only looks like one."""
     target = getattr(target, "sync_engine", target)
-    if isinstance(target, Connection):
-        return target.engine
-    return target if isinstance(target, Engine) else None
+    found = target.engine if isinstance(target, Connection) else target
+    return found if isinstance(found, Engine) else None
 
 
 def _list_keywords(target: Any) -> Mapping[str, Any]:

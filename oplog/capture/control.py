@@ -1,4 +1,4 @@
-"""Statements that steer a transaction: savepoints, COMMIT, ROLLBACK, as text.
+"""Statements that steer a transaction, as text: savepoints, COMMIT, and what names mean.
 
 Pure. Must not know what is recorded. The hard thing is that a statement may begin with
 comments, which in Postgres nest.
@@ -20,6 +20,19 @@ _CONTROL = re.compile(
 _PASSIVE = re.compile(
     r"(?:select|set|show|savepoint|release|rollback|reset|lock|listen|notify)\b", re.IGNORECASE
 )
+_NEUTRAL = re.compile(
+    r"(?:select|with|values|table|insert|update|delete|merge|copy|show|lock|fetch|move|declare"
+    r"|close|listen|unlisten|notify|savepoint|release|rollback|commit|end|abort|begin|start"
+    r"|analyze|set\s+(?:local\s+|session\s+)?(?!local\b|session\b|search_path\b|role\b"
+    r"|schema\b|authorization\b|session_authorization\b)\w)",
+    re.IGNORECASE,
+)
+"""How statements begin that leave it alone which table a name means."""
+_REDIRECTING = re.compile(
+    r"\bset_config\s*\((?!\s*'(?!search_path'|role'|session_authorization')[\w.]+')|;\s*\S",
+    re.IGNORECASE,
+)
+_INTO = re.compile(r"(?:select|with)\b.*\binto\b", re.IGNORECASE | re.DOTALL)
 _SPACE_OR_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|$)")
 _COMMENT_MARK = re.compile(r"/\*|\*/")
 
@@ -35,6 +48,20 @@ def match_control(statement: str) -> re.Match[str] | None:
 def is_passive(statement: str) -> bool:
     """The statement writes no row by itself; a SELECT may still call a function that does."""
     return _PASSIVE.match(statement, _skip_comments(statement)) is not None
+
+
+def may_redirect(statement: str) -> bool:
+    """After it a table's name may mean another table: search path, role, or a new table.
+
+    Says so of many that do not, which costs a query. A function that does it unseen is not
+    recognised.
+    """
+    start = _skip_comments(statement)
+    return (
+        _NEUTRAL.match(statement, start) is None
+        or _INTO.match(statement, start) is not None
+        or _REDIRECTING.search(statement, start) is not None
+    )
 
 
 def is_text(compiled: Any) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.capture.control import is_passive, is_text, match_control
+from oplog.capture.control import is_passive, is_text, match_control, may_redirect
 from oplog.capture.planning import Planned
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
@@ -62,7 +62,11 @@ class EngineListener(Transactions):
             return statement, rest[0]
         context = rest[1]
         planned = self._find_plan(connection, recorder, context, statement)
-        if planned is None or planned.plan is None:
+        if planned is None:
+            self._settle_names(connection, recorder, statement)
+            return statement, rest[0]
+        self.owe(connection, recorder, planned.tables)
+        if planned.plan is None:
             return statement, rest[0]
         plan = planned.plan
         recorder.check_open(plan.bound)
@@ -89,6 +93,11 @@ class EngineListener(Transactions):
             return None
         recorder.wrote = True
         return self._planner.find(context, lambda: self.bind(connection, recorder))
+
+    def _settle_names(self, connection: Connection, recorder: Recorder, statement: str) -> None:
+        """Compare the names of what was written, before one of them may mean another table."""
+        if recorder.owes and not recorder.paying and may_redirect(statement):
+            self.pay(connection, recorder)
 
     @staticmethod
     def _check_control(recorder: Recorder, statement: str) -> None:
@@ -131,7 +140,8 @@ class EngineListener(Transactions):
 
     def _on_after_execute(self, connection: Connection, *rest: Any) -> None:
         recorder = self._recorders.get(connection)
-        context = rest[-1].context
+        # Of a sequence or a default that was executed by itself this is its value, not a result.
+        context = getattr(rest[-1], "context", None)
         done = None if context is None else self._under_way.pop(context, None)
         if recorder is None or done is None:
             return
@@ -221,7 +231,9 @@ class EngineListener(Transactions):
                 check_committable(connection)
             self._finish(connection, recorder)
             if draft is not None:
-                self._keep(recorder, send_draft_and_commit(connection, draft), committed=True)
+                with self.looking_again():
+                    receipts = send_draft_and_commit(connection, draft)
+                self._keep(recorder, receipts, committed=True)
             # Without entries there is nothing to ask about: the error stays the database's.
             recorder.ending = bool(recorder.receipts)
             recorder.process_id = find_process(connection) if recorder.ending else 0

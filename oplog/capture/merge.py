@@ -17,6 +17,7 @@ from oplog.binding import Binding, BoundType
 from oplog.capture.effect import NetRow
 from oplog.capture.readback import read_rows
 from oplog.capture.recorder import Key, RowChange
+from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, UnloggedWriteError
 from oplog.image import weigh
@@ -56,6 +57,11 @@ class TouchedRow:
             self.balance = {}
         self.balance[group] = self.balance.get(group, 0) + times
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Not to be found, it need not be gone: it did not go once more than it came."""
+        return sum((self.balance or {}).values()) != 1
+
 
 Touched = dict[tuple[str, Key], TouchedRow]
 
@@ -84,7 +90,8 @@ def settle_rows(connection: Connection, touched: Touched) -> list[NetRow]:
     """What happened to the touched rows, with their values as the tables have them now.
 
     A row that is what it was has no values: nothing happened, but somebody wrote it.
-    Raises `CaptureMismatchError` where images and table contradict each other.
+    Raises `CaptureMismatchError` where images and table contradict each other, and
+    `NotCapturableError` where a row may be there and not be shown.
     """
     settled: list[NetRow] = []
     by_type: dict[str, list[TouchedRow]] = {}
@@ -190,6 +197,9 @@ def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
             wanted.update(dict.fromkeys(changed))
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(wanted))
     keys = frozenset(bound.shape.key_names)
+    for row, stored in zip(rows, found, strict=True):
+        if stored is None and row.is_doubtful and hides_rows(connection, bound):
+            raise describe_hidden(bound, f"the row with key {row.key!r} was written")
     settled = []
     for row, stored in zip(rows, found, strict=True):
         if row.balance is None and stored is not None and not bound.regroups:
@@ -207,6 +217,12 @@ def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
     bound, key = row.bound, row.key
     exists = stored is not None
     balance = row.balance or {}
+    if not exists and row.balance is None:
+        raise CaptureMismatchError(
+            f"{bound.live.qualified} key {key!r}: the guards' images say that the row was "
+            "updated, and it is not there",
+            hint="the row was changed on a way that the guards do not see; run `oplog doctor`",
+        )
     before = int(exists) + sum(balance.values())
     left = [group for group, times in balance.items() if times > 0]
     if before not in (0, 1) or len(left) > 1:

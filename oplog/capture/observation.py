@@ -18,6 +18,7 @@ from oplog.binding import BoundType
 from oplog.capture.plan import BoundColumn, StatementPlan
 from oplog.capture.readback import normalise_keys, read_rows
 from oplog.capture.recorder import Key, RowChange
+from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.value import UNSURE, Wire
@@ -36,18 +37,22 @@ def list_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
 
 def read_keys(
     connection: Connection, plan: StatementPlan, parameters: Sequence[Mapping[str, Any]]
-) -> list[Key]:
-    """The primary key that each parameter set names, as the database writes it."""
+) -> tuple[list[Key], set[Key]]:
+    """The primary key that each parameter set names, as the database writes it.
+
+    And those of them whose row, which alone says how, was not seen.
+    """
     bound = plan.bound
     keys = _spell_keys(connection, bound, plan.key, parameters)
     if not any(codec_is_loose(bound, name) for name in bound.shape.key_names):
-        return keys
+        return keys, set()
     # 1.0 finds the row whose key is stored as 1.00: the log must name the latter.
     found = read_rows(connection, bound, keys, columns=bound.shape.key_names, lock=_lock(plan))
-    return [
+    spelled = [
         key if row is None else tuple([row[name] for name in bound.shape.key_names])
         for key, row in zip(keys, found, strict=True)
     ]
+    return spelled, {key for key, row in zip(keys, found, strict=True) if row is None}
 
 
 def codec_is_loose(bound: BoundType, name: str) -> bool:
@@ -57,11 +62,34 @@ def codec_is_loose(bound: BoundType, name: str) -> bool:
     return codec.compare_as_text and not codec.pg_type.startswith(("text", "character"))
 
 
-def read_groups(connection: Connection, plan: StatementPlan, keys: Sequence[Key]) -> list[Group]:
-    """Template columns of the rows about to be changed, which are locked against moving."""
+def read_groups(
+    connection: Connection, plan: StatementPlan, keys: Sequence[Key]
+) -> list[Group | None]:
+    """Template columns of the rows about to be changed, which are locked against moving.
+
+    None for a row that is not seen.
+    """
     bound = plan.bound
     found = read_rows(connection, bound, keys, columns=bound.template.columns, lock=_lock(plan))
-    return [row or {} for row in found]
+    return list(found)
+
+
+def check_seen(
+    plan: StatementPlan, context: Any, *, keys: Sequence[Key], unseen: Sequence[Key]
+) -> None:
+    """Raise if the statement changed rows that were not seen before it was sent."""
+    if not unseen or context.rowcount != len(keys):
+        return
+    what = f"the row with key {unseen[0]!r} was changed"
+    if hides_rows(context.root_connection, plan.bound):
+        raise describe_hidden(plan.bound, what)
+    error = _uncertain(
+        plan.bound,
+        f"{what}, and was not there a moment before",
+        "another transaction wrote it meanwhile: run the transaction again",
+    )
+    error.retryable = True
+    raise error
 
 
 def _lock(plan: StatementPlan) -> str:
@@ -108,7 +136,7 @@ def _find_inserted_keys(
 
 
 def observe_update(
-    plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group] | None
+    plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group | None] | None
 ) -> list[RowChange]:
     """The rows an UPDATE changed."""
     bound = plan.bound
@@ -145,7 +173,7 @@ def observe_update(
 
 
 def observe_delete(
-    plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group] | None
+    plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group | None] | None
 ) -> list[RowChange]:
     """The rows a DELETE removed."""
     if not _count_matched(plan, context, len(keys)):
@@ -188,6 +216,9 @@ def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowC
         return []
     columns = tuple(dict.fromkeys((*bound.template.columns, *bound.shape.key_names)))
     found = read_rows(context.root_connection, bound, keys, columns=columns)
+    if None in found and hides_rows(context.root_connection, bound):
+        key = keys[found.index(None)]
+        raise describe_hidden(bound, f"a trigger may have changed the row with key {key!r}")
     return [
         RowChange(OpType.UPDATE, bound, key, {}, bound.shape.names, row)
         for key, row in zip(keys, found, strict=True)
@@ -201,6 +232,9 @@ def _check_in_place(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> N
     if bound.live.rewrites_rows:
         found = read_rows(context.root_connection, bound, keys, columns=bound.shape.key_names[:1])
         if None in found:
+            if hides_rows(context.root_connection, bound):
+                key = keys[found.index(None)]
+                raise describe_hidden(bound, f"the row with key {key!r} was written")
             raise _uncertain(bound, "its primary key is changed by the database on the way in")
 
 

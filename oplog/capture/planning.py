@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import sqlalchemy as sa
+
 from oplog.binding import Binding, BoundType
 from oplog.capture.plan import StatementPlan, find_written, plan_statement
 from oplog.catalog import TypeCatalog
@@ -28,9 +30,9 @@ class Planned:
     plan: StatementPlan | None
     announcement: str
     """What to put before the statement's text."""
-
-
-_LEFT_TO_GUARDS = Planned(None, "")
+    tables: tuple[sa.Table, ...]
+    """Those it writes, if their names must be compared with what they mean: what is announced
+    the guard of the very table counts."""
 
 
 class StatementPlanner:
@@ -74,31 +76,33 @@ class StatementPlanner:
         try:
             plan = plan_statement(compiled, find_type)
         except NotCapturableError:
-            if self._is_guarded(compiled, bind):
-                return _LEFT_TO_GUARDS
+            guarded = self._list_guarded(compiled, bind)
+            if guarded:
+                return Planned(None, "", guarded)
             raise
         if plan is None:
             return None
+        table = plan.bound.declared.table
         if plan.bound.guard is None:
-            return Planned(plan, "")
+            return Planned(plan, "", (table,))
         if _is_certain(plan):
-            return Planned(plan, announce(plan.bound.guard.oid, self._prefix))
-        return _LEFT_TO_GUARDS
+            return Planned(plan, announce(plan.bound.guard.oid, self._prefix), ())
+        return Planned(None, "", (table,))
 
-    def _is_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> bool:
-        """Every tracked table that the statement writes has a guard."""
+    def _list_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> tuple[sa.Table, ...]:
+        """The tracked tables that the statement writes; none if one of them has no guard."""
         translated = getattr(compiled, "schema_translate_map", None) or {}
-        found = False
+        found: dict[sa.Table, None] = {}
         for table in find_written(compiled.statement):
             declared = self._catalog.find_table(table) or self._catalog.find_namesake(table)
             if declared is None:
                 continue
             if declared.table.schema in translated:
-                return False
+                return ()
             if bind().types[declared.table].guard is None:
-                return False
-            found = True
-        return found
+                return ()
+            found[declared.table] = None
+        return tuple(found)
 
 
 def _is_certain(plan: StatementPlan) -> bool:

@@ -16,8 +16,10 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.effect import NetRow
+from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
-from oplog.tables import quote, quote_literal
+from oplog.namesake import check_names
+from oplog.tables import double_percent, qualify, quote, quote_literal
 from oplog.value import TEXT_SETTINGS, Wire
 
 _FIX_SETTINGS = (
@@ -47,7 +49,8 @@ def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: boo
 
     A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
     one that a trigger put back is there. Raises `CaptureMismatchError` naming table, key,
-    column and both values, or the key of a row that is not there.
+    column and both values, or the key of a row that is not there; `NotCapturableError` for
+    one that may be there and not be shown.
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
@@ -83,14 +86,11 @@ def _complete(
         names.update(dict.fromkeys(bound.shape.names if strict else row.unknown))
     names.update(dict.fromkeys(bound.template.columns))
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
+    lost = [row for row, stored in zip(rows, found, strict=True) if stored is None and row.exists]
+    if lost:
+        _check_gone(connection, lost[0], strict=strict)
     for row, stored in zip(rows, found, strict=True):
         if stored is None:
-            if strict and row.exists and not bound.live.rewrites_rows:
-                raise CaptureMismatchError(
-                    f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
-                    hint="a cascade, trigger or rule of the database removed it or changed its "
-                    "key; write such rows through objects in the session",
-                )
             row.exists = False
             row.values.clear()
             continue
@@ -102,6 +102,23 @@ def _complete(
             row.values[name] = stored[name]
         if row.group is None and not row.complete:
             row.group = {name: stored[name] for name in bound.template.columns}
+
+
+def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
+    """Raise unless a row that was written, and never deleted by a statement, is surely gone."""
+    bound = row.bound
+    if hides_rows(connection, bound):
+        raise describe_hidden(bound, f"the row with key {row.key!r} was written")
+    if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
+        # What a guard sees deleted it tells of: such a row is not read back here.
+        table = bound.declared.table
+        check_names(connection, [(qualify([table.name], table.schema)[0], bound.live.oid)])
+        raise CaptureMismatchError(
+            f"{bound.live.qualified} key {row.key!r}: about to log a row that is not there",
+            hint="a cascade, trigger or rule of the database removed it or changed its "
+            "key (write such rows through objects in the session), or it was written into "
+            "another table of that name, if search_path was changed",
+        )
 
 
 def _compare(row: NetRow, stored: Mapping[str, Wire | None]) -> None:
@@ -138,9 +155,10 @@ def read_rows(
         parameters.append([None if part is None else to_text(part) for part in parts])
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
     statement = (
-        f"SELECT k.n{', ' if selected else ''}{_escape(selected)} "
+        f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
         f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
-        f"JOIN {_escape(bound.live.qualified)} t ON {_escape(' AND '.join(joined))}{lock}"
+        f"JOIN {double_percent(bound.live.qualified)} t "
+        f"ON {double_percent(' AND '.join(joined))}{lock}"
     )
     with _text_settings(connection, bound, (*columns, *shape.key_names)):
         rows = connection.exec_driver_sql(statement, tuple(parameters)).fetchall()
@@ -176,7 +194,7 @@ def normalise_keys(
             hint="use the Python type that matches the column for primary keys",
         )
     rows = connection.exec_driver_sql(
-        f"SELECT k.v::{_escape(column.pg_type)}::text "
+        f"SELECT k.v::{double_percent(column.pg_type)}::text "
         "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS k(v, n) ORDER BY k.n",
         (list(texts),),
     )
@@ -205,8 +223,3 @@ def _text_settings(
 def _is_settled(bound: BoundType, name: str) -> bool:
     column = bound.shape.by_name[name]
     return column.category == "E" or _SETTLED.fullmatch(column.pg_type) is not None
-
-
-def _escape(sql: str) -> str:
-    # A percent sign in a name would be taken for a placeholder.
-    return sql.replace("%", "%%")

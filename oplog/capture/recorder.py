@@ -7,8 +7,10 @@ capture stays on record until the frame it happened in is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
 from oplog.capture.request import Claim
@@ -60,6 +62,9 @@ class Frame:
     """Statements sent whose effect was not observed yet."""
     tally: int = 0
     """What the guards must have counted of announced statements."""
+    owed: dict[sa.Table, str | None] = field(default_factory=dict)
+    """Tables that were written, by a name that nobody has compared yet with what it means;
+    each with the search path at that time, as far as the driver knows it."""
 
 
 class Recorder:
@@ -74,6 +79,8 @@ class Recorder:
         """A session ends this transaction, and drains it before it does."""
         self.wrote = False
         """A statement was sent that may write, tracked or not."""
+        self.paying = False
+        """Names of tables are being compared: what is executed for it must not begin it anew."""
         self.spent: Claim | None = None
         """The claim it had when it was drained."""
         self.ending = False
@@ -131,6 +138,7 @@ class Recorder:
             outer.claim = outer.claim or frame.claim
             outer.under_way |= frame.under_way
             outer.tally += frame.tally
+            outer.owed.update(frame.owed)
         del self.frames[place:]
 
     def _find(self, name: str) -> int | None:
@@ -159,6 +167,29 @@ class Recorder:
                 hint="another before_commit listener or engine hook writes rows too late; "
                 "write them before commit() is called",
             )
+
+    def owe(self, tables: Iterable[sa.Table], path: str | None) -> None:
+        """These are about to be written under the names that models give them."""
+        for table in tables:
+            self.frames[-1].owed[table] = path
+
+    @property
+    def owes(self) -> bool:
+        """Names of tables have to be compared before they may mean something else."""
+        return any(frame.owed for frame in self.frames)
+
+    @property
+    def owed(self) -> dict[sa.Table, str | None]:
+        """The tables whose names have to be compared."""
+        owed: dict[sa.Table, str | None] = {}
+        for frame in self.frames:
+            owed.update(frame.owed)
+        return owed
+
+    def pay(self) -> None:
+        """The names were compared."""
+        for frame in self.frames:
+            frame.owed.clear()
 
     def announce(self, statement: object) -> None:
         """A tracked table is about to be written."""

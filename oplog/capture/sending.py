@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
 from oplog.binding import BoundType
+from oplog.capture.draft import Draft
 from oplog.capture.request import Claim
-from oplog.capture.writer import Draft
 from oplog.entry import Receipt
 from oplog.errors import (
     CommitCancelledError,
@@ -34,6 +34,8 @@ from oplog.errors import (
     UnloggedWriteError,
 )
 from oplog.image import UNLOGGED
+from oplog.namesake import refuse_other_table
+from oplog.store.names import OTHER_TABLE
 from oplog.tables import IDEMPOTENCY_INDEX
 from oplog.upgrade import ENTRY_ID_INDEX
 
@@ -167,10 +169,15 @@ def check_transactional(connection: Connection, bound: BoundType) -> None:
         )
 
 
+def is_failed(connection: Connection) -> bool:
+    """A statement of the transaction failed: the server takes nothing more but its end."""
+    raw: Any = connection.connection.driver_connection
+    return getattr(getattr(raw, "pgconn", None), "transaction_status", None) == _IN_ERROR
+
+
 def check_committable(connection: Connection) -> None:
     """Raise `CommitWouldRollBackError` when Postgres would answer COMMIT with ROLLBACK."""
-    raw: Any = connection.connection.driver_connection
-    if getattr(getattr(raw, "pgconn", None), "transaction_status", None) == _IN_ERROR:
+    if is_failed(connection):
         raise CommitWouldRollBackError(
             "a statement of this transaction failed and the error was swallowed; "
             "COMMIT would silently have rolled everything back",
@@ -222,6 +229,9 @@ def explain(connection: Connection, cause: BaseException, *, draft: Draft | None
             return conflict
     unlogged = explain_unlogged(cause)
     if unlogged is not None:
+        detail = getattr(getattr(cause, "diag", None), "message_detail", None) or ""
+        if draft is not None and draft.named and detail.endswith(f" {OTHER_TABLE}"):
+            return refuse_other_table(name for name, _ in draft.named)
         return unlogged
     if dialect.is_disconnect(cause, connection.connection.driver_connection, None):  # type: ignore[arg-type]
         connection.invalidate(cause if isinstance(cause, Exception) else None)
@@ -242,10 +252,13 @@ def explain_unlogged(cause: BaseException) -> OplogError | None:
     if getattr(cause, "sqlstate", None) != UNLOGGED:
         return None
     diagnostic = getattr(cause, "diag", None)
-    return UnloggedWriteError(
-        getattr(diagnostic, "message_primary", None) or str(cause),
-        hint=getattr(diagnostic, "message_hint", None) or "",
-    )
+    hint = getattr(diagnostic, "message_hint", None) or ""
+    if (getattr(diagnostic, "message_detail", None) or "").startswith("tally "):
+        hint += (
+            "; a table without a guard that search_path finds before the tracked one of the "
+            "same name, if there is one, was written in its place"
+        )
+    return UnloggedWriteError(getattr(diagnostic, "message_primary", None) or str(cause), hint=hint)
 
 
 def _errors(connection: Connection) -> type[Exception]:

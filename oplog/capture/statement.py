@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.capture.observation import (
     Group,
+    check_seen,
     list_parameters,
     observe_delete,
     observe_insert,
@@ -35,7 +36,9 @@ class StatementUnderWay:
 
     plan: StatementPlan
     keys: Sequence[Key]
-    groups: Sequence[Group] | None
+    groups: Sequence[Group | None] | None
+    unseen: Sequence[Key]
+    """Keys of rows that had to be read before they were changed, and were not found."""
     announced: bool
     """The table's guard counts the rows, and must come to the same number."""
 
@@ -45,10 +48,12 @@ def prepare(
 ) -> StatementUnderWay:
     """What has to be known before the statement of `context` is sent."""
     if plan.kind is OpType.CREATE:
-        return StatementUnderWay(plan, (), None, announced)
-    keys = read_keys(connection, plan, list_parameters(context))
+        return StatementUnderWay(plan, (), None, (), announced)
+    keys, unspelled = read_keys(connection, plan, list_parameters(context))
     groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
-    return StatementUnderWay(plan, keys, groups, announced)
+    unseen = [key for key in keys if key in unspelled] if groups is None else []
+    unseen += [key for key, group in zip(keys, groups or (), strict=False) if group is None]
+    return StatementUnderWay(plan, keys, groups, unseen, announced)
 
 
 def count(done: StatementUnderWay, rows: int) -> int:
@@ -64,5 +69,6 @@ def observe(done: StatementUnderWay, context: Any) -> list[RowChange]:
     plan = done.plan
     if plan.kind is OpType.CREATE:
         return observe_insert(plan, context)
+    check_seen(plan, context, keys=done.keys, unseen=done.unseen)
     look = observe_update if plan.kind is OpType.UPDATE else observe_delete
     return look(plan, context, keys=done.keys, groups=done.groups)

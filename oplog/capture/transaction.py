@@ -8,25 +8,31 @@ flush.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from oplog.binding import Binding
+from oplog.binding import Binding, BoundType
+from oplog.capture.draft import Draft
+from oplog.capture.naming import find_path, name_tables, under_path
 from oplog.capture.notice import Notices
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.capture.sending import can_pipeline, check_committable, send_draft
+from oplog.capture.sending import can_pipeline, check_committable, is_failed, send_draft
 from oplog.capture.statement import StatementUnderWay
-from oplog.capture.writer import Draft, EntryWriter, list_unticketed
+from oplog.capture.writer import EntryWriter, list_unticketed
 from oplog.catalog import TypeCatalog
 from oplog.entry import Receipt, Ticket
 from oplog.errors import UnloggedWriteError
 from oplog.events import EntriesAppended
 from oplog.guard import make_prefix
+from oplog.namesake import Named, check_names, find_name, refuse_other_table
 from oplog.store.guards import Image
+from oplog.tables import double_percent, qualify
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
@@ -113,6 +119,15 @@ class Transactions:
         if self._drafts.pop(connection, None) is not None:
             release_deferral(connection)
 
+    @contextmanager
+    def looking_again(self) -> Iterator[None]:
+        """The next transaction looks at the database anew if this one wrote other tables."""
+        try:
+            yield
+        except UnloggedWriteError:
+            self.refresh()
+            raise
+
     def refresh(self) -> None:
         """Forget what is known of the database: types, tables, triggers."""
         self._binding = None
@@ -139,10 +154,14 @@ class Transactions:
             self.bind(connection, recorder)
         self._force_deferred(connection, recorder)
         if not self._must_log(connection, recorder):
+            self.pay(connection, recorder)
             return
         check_committable(connection)
         images = self._take_images(connection, recorder)
-        draft = self._writer.draft(connection, recorder, images=images)
+        named = self._list_named(connection, recorder)
+        draft = self._writer.draft(connection, recorder, images=images, named=named)
+        if draft is None:
+            self.pay(connection, recorder)
         recorder.mark_drained()
         if draft is None:
             return
@@ -151,7 +170,53 @@ class Transactions:
             connection.info[_DEFERRED] = True
             self._drafts[connection] = draft
         else:
-            self._keep(recorder, send_draft(connection, draft), committed=False)
+            self._send(connection, recorder, draft)
+
+    # -- what names mean ------------------------------------------------------------------
+
+    def owe(self, connection: Connection, recorder: Recorder, tables: Sequence[sa.Table]) -> None:
+        """Tables are about to be written by name: what it means is compared before COMMIT.
+
+        There it costs nothing: the append does it. Earlier, where it may change in between.
+        """
+        if tables:
+            path = find_path(connection)
+            if recorder.owes and any(before != path for before in recorder.owed.values()):
+                self.pay(connection, recorder)
+            recorder.owe(tables, path)
+
+    def pay(self, connection: Connection, recorder: Recorder) -> None:
+        """Compare the names of what was written with what they mean, now.
+
+        Raises `UnloggedWriteError`, and the next transaction looks at the database anew.
+        """
+        owed = recorder.owed
+        if not owed or is_failed(connection):
+            return
+        recorder.paying = True
+        try:
+            binding = self.bind(connection, recorder)
+            now = find_path(connection)
+            for path in dict.fromkeys(owed.values()):
+                tables = [table for table, at in owed.items() if at == path]
+                with under_path(connection, None if path == now else path):
+                    check_names(connection, name_tables(binding, tables))
+        except UnloggedWriteError:
+            # What is owed stays so: swallowed by the application, it still stops the COMMIT.
+            self.refresh()
+            raise
+        finally:
+            recorder.paying = False
+        recorder.pay()
+
+    def _list_named(self, connection: Connection, recorder: Recorder) -> Named:
+        """The names that the append has to compare: the search path is what it was."""
+        owed = recorder.owed
+        now = find_path(connection) if owed else None
+        if any(path != now for path in owed.values()):
+            self.pay(connection, recorder)
+            return ()
+        return name_tables(self.bind(connection, recorder), owed) if owed else ()
 
     def _must_log(self, connection: Connection, recorder: Recorder) -> bool:
         ear = self._notices.attend(connection)
@@ -165,7 +230,7 @@ class Transactions:
         binding = self.bind(connection, recorder)
         images = self._collect(connection)
         for image in images:
-            bound = binding.find_relation(image.relation)
+            bound = self._find_relation(connection, binding, image.relation)
             if bound.guard is None:
                 # The next transaction looks anew.
                 self.refresh()
@@ -178,13 +243,26 @@ class Transactions:
                 raise error
         return images
 
+    def _find_relation(self, connection: Connection, binding: Binding, oid: int) -> BoundType:
+        try:
+            return binding.find_relation(oid)
+        except UnloggedWriteError:
+            # A migration may have replaced the table: the next transaction looks anew.
+            self.refresh()
+            found = find_name(connection, oid)
+            for bound in binding.types.values():
+                if found is not None and bound.live.name == found[1]:
+                    (written,) = qualify([found[1]], found[0])
+                    raise refuse_other_table([bound.live.qualified], written=written) from None
+            raise
+
     def _force_deferred(self, connection: Connection, recorder: Recorder) -> None:
         """Let deferred triggers of the application's own write now what they would at COMMIT."""
         binding = recorder.binding if recorder.bound else self._binding
         if binding is None or not binding.deferred or not recorder.wrote:
             return
         check_committable(connection)
-        names = ", ".join(binding.deferred).replace("%", "%%")
+        names = double_percent(", ".join(binding.deferred))
         connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
@@ -192,6 +270,10 @@ class Transactions:
         draft = self._drafts.pop(connection, None)
         if draft is not None:
             release_deferral(connection)
+            self._send(connection, recorder, draft)
+
+    def _send(self, connection: Connection, recorder: Recorder, draft: Draft) -> None:
+        with self.looking_again():
             self._keep(recorder, send_draft(connection, draft), committed=False)
 
     def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:

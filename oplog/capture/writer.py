@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID, uuid4
 
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
+from oplog.capture.draft import Draft
 from oplog.capture.effect import NetRow, fold_changes
 from oplog.capture.merge import measure, settle_rows, touch_rows
 from oplog.capture.readback import complete_rows
@@ -24,10 +24,11 @@ from oplog.capture.request import Claim, refuse_repeat
 from oplog.chain import hash_body, hash_metadata
 from oplog.codec import Effect, PayloadCodec, operation_to_effect
 from oplog.collector import pause_collector
-from oplog.entry import Entry, OpType, Receipt, check_aggregate_name, check_metadata_count
+from oplog.entry import Entry, OpType, check_aggregate_name, check_metadata_count
 from oplog.errors import TicketConflictError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.guard import FORMAT_MARK
+from oplog.namesake import Named
 from oplog.seal import SealContext, Sealer
 from oplog.store import NewEntry, Store
 from oplog.store.guards import Image
@@ -39,41 +40,6 @@ REQUEST_AGGREGATE = "oplog/request"
 """Names the aggregate of a keyed transaction that changed no tracked row, with a digest."""
 _MANY_ROWS = 10_000
 """From here on the collector, walking all that was made of the rows, costs more than they do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A transaction's entries, ready to be sent."""
-
-    entries: Sequence[NewEntry]
-    statement: str
-    parameters: tuple[object, ...]
-    claim: Claim | None = None
-
-    @property
-    def aggregates(self) -> list[str]:
-        """What it redeems, in lock order."""
-        return [entry.aggregate for entry in self.entries]
-
-    def guess_receipts(self, process_id: int) -> list[Receipt]:
-        """Receipts as far as they are known when the answer was lost."""
-        return [
-            Receipt(
-                entry.entry_id,
-                entry.aggregate,
-                0 if entry.expected is None else entry.expected + 1,
-                b"",
-                process_id=process_id,
-            )
-            for entry in self.entries
-        ]
-
-    def make_receipts(self, versions: Sequence[int], hashes: Sequence[bytes]) -> list[Receipt]:
-        """What the application gets to keep."""
-        return [
-            Receipt(entry.entry_id, entry.aggregate, version, bytes(entry_hash))
-            for entry, version, entry_hash in zip(self.entries, versions, hashes, strict=True)
-        ]
 
 
 class EntryWriter:
@@ -107,7 +73,12 @@ class EntryWriter:
         return self._sealer.key_id
 
     def draft(
-        self, connection: Connection, recorder: Recorder, *, images: Sequence[Image] = ()
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        *,
+        images: Sequence[Image] = (),
+        named: Named = (),
     ) -> Draft | None:
         """The entries for everything recorded and for the guards' images.
 
@@ -116,10 +87,10 @@ class EntryWriter:
         recorder.raise_failure()
         many = sum(image.rows for image in images) > _MANY_ROWS
         with pause_collector() if many else nullcontext():
-            return self._draft(connection, recorder, images)
+            return self._draft(connection, recorder, images, named)
 
     def _draft(
-        self, connection: Connection, recorder: Recorder, images: Sequence[Image]
+        self, connection: Connection, recorder: Recorder, images: Sequence[Image], named: Named
     ) -> Draft | None:
         rows = self._list_rows(connection, recorder, images)
         grouped = self._group(recorder, rows)
@@ -129,7 +100,9 @@ class EntryWriter:
         if claim is not None and claim.receipts and (grouped or tally is not None):
             raise refuse_repeat(claim)
         if not grouped and (claim is None or claim.receipts):
-            return None if tally is None else Draft((), *self._store.bind_settle(tally))
+            if tally is None:
+                return None
+            return Draft((), *self._store.bind_settle(tally, named=named), named=named)
         metadata = recorder.list_metadata()
         if claim is not None and claim.fingerprint is not None:
             metadata.append((REQUEST, claim.fingerprint))
@@ -150,6 +123,7 @@ class EntryWriter:
             metadata_hash=metadata_hash,
             idempotency_key=None if claim is None else claim.key,
             tally=tally,
+            named=named,
         )
         if self.on_event is not ignore_event:
             self.on_event(
@@ -159,7 +133,7 @@ class EntryWriter:
                     sealed_bytes=sum(len(entry.data) for entry in entries),
                 )
             )
-        return Draft(entries, statement, parameters, claim)
+        return Draft(entries, statement, parameters, claim, named)
 
     def _check_idle(
         self,

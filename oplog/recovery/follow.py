@@ -31,7 +31,8 @@ from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
 from oplog.replay.rebuild import OpenReader, read_reader_plans
 from oplog.replay.rules import read_rules
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
-from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
+from oplog.store.checkpoints import FOLLOWER_PREFIX, RESTORED_PLACE, check_consumer_name
+from oplog.store.restoration import Place, RestorationStore
 from oplog.store.standby import require_primary
 
 BATCH_ENTRIES = 1000
@@ -89,15 +90,18 @@ def follow_log(
     is asked then, and ends the call when it says True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
-    a source behind it, `ConflictError` while another process follows or restores, and what
-    `restore_log` raises.
+    a source behind it, `ConflictError` while another process follows or restores,
+    `ConfigurationError` for a name that is the log's own, and what `restore_log` raises.
     """
+    check_consumer_name(name)
     if connection.in_transaction():
         raise ConfigurationError(
             "following needs transactions of its own, and the connection is in one",
             hint="commit or roll back first, or give another connection",
         )
-    work = _Following(connection, source, open_reader, RestorationStore(schema), f"follow/{name}")
+    work = _Following(
+        connection, source, open_reader, RestorationStore(schema), f"{FOLLOWER_PREFIX}{name}"
+    )
     place, began = _begin(work, snapshot)
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)

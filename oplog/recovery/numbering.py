@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.replay.transaction import Driver
-from oplog.tables import quote
+from oplog.tables import double_percent, quote
 
 
 class _Fed(NamedTuple):
@@ -80,7 +80,7 @@ def _move(connection: Connection, name: str, value: int) -> None:
         "SELECT pg_catalog.to_regclass(%s) IS NOT NULL", (name,)
     ).scalar_one()
     if known:
-        statement = _MOVE.format(name=name.replace("%", "%%"))
+        statement = _MOVE.format(name=double_percent(name))
         connection.exec_driver_sql(statement, (name, value, name))
 
 

@@ -46,7 +46,8 @@ from oplog.replay.rules import read_rules
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import SequencedLog, Store
-from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore
+from oplog.store.checkpoints import RESTORED_PLACE
+from oplog.store.restoration import Place, RestorationStore
 from oplog.store.standby import require_primary
 from oplog.tables import VERSION
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
-from oplog.tables import quote
+from oplog.store.checkpoints import ADOPTING_PREFIX
+from oplog.tables import quote_for_driver
 
 ADOPTED = "adopted"
 """Metadata key of every adopted chunk: its type's name."""
@@ -71,7 +72,7 @@ def name_adoption(type_name: str) -> str:
 
 
 def _name_checkpoint(type_name: str) -> str:
-    return f"adopt/{type_name}"
+    return f"{ADOPTING_PREFIX}{type_name}"
 
 
 def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
@@ -87,8 +88,7 @@ class AdoptionStore:
     """Adoptions of the log in one schema."""
 
     def __init__(self, schema: str) -> None:
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     def find_adoptions(
         self,

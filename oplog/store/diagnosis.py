@@ -27,7 +27,7 @@ from oplog.store.guards import DeclaredGuard, list_declared_guards
 from oplog.store.inspection import list_functions, list_triggers
 from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
-from oplog.tables import VERSION, quote
+from oplog.tables import VERSION, quote_for_driver
 
 WATCHED_SETTINGS = (
     "fsync",
@@ -242,7 +242,7 @@ ORDER BY 1, 2""",
 
 
 def _read_bypasses(connection: Connection, schema: str) -> Bypasses | None:
-    s = quote(schema).replace("%", "%%")
+    s = quote_for_driver(schema)
     row = connection.exec_driver_sql(
         f"""SELECT e.version, e.created_at,
   pg_catalog.jsonb_object_agg(m.key, m.value) FILTER (WHERE m.key IS NOT NULL)
@@ -262,7 +262,7 @@ GROUP BY e.version, e.created_at""",
 
 
 def _read_images(connection: Connection, schema: str) -> dict[str, int]:
-    s = quote(schema).replace("%", "%%")
+    s = quote_for_driver(schema)
     # What others' open transactions keep cannot be seen from here.
     rows = connection.exec_driver_sql(
         f"SELECT relation::regclass::text, sum(rows)::bigint FROM {s}.oplog_image "

@@ -18,6 +18,7 @@ from oplog.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
 from oplog.store.driver import require_driver
 from oplog.store.links import list_broken_links
+from oplog.store.names import compare_names
 from oplog.store.rows import (
     ENTRY_COLUMNS,
     FORMAT_PRUNED,
@@ -32,7 +33,7 @@ from oplog.store.seen import bind_unseen
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.types import insert_type, list_types
 from oplog.store.version import parse_version, read_comment, says_restoring
-from oplog.tables import VERSION, quote, quote_literal
+from oplog.tables import VERSION, quote_for_driver, quote_literal
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""
@@ -48,17 +49,16 @@ class Store:
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
         self._asynchronous_commit = asynchronous_commit
-        # In a statement a percent sign would be taken for a parameter.
-        s = self._s = quote(schema).replace("%", "%%")
+        s = self._s = quote_for_driver(schema)
         self._append = (
             f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
             "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, %s::bigint, %s::boolean)"
+            "%s::text[], %s::text[], %s::text, "
         )
         self._append_one = (
             f"SELECT ARRAY[o_version], ARRAY[o_hash] FROM {s}.oplog_append_one(%s::text, "
             "%s::bigint, %b::uuid, %b::bytea, %b::bytea, %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, %s::bigint, %s::boolean)"
+            "%s::text[], %s::text[], %s::text, "
         )
 
     # -- schema ---------------------------------------------------------------------------
@@ -151,11 +151,15 @@ class Store:
         metadata_hash: bytes,
         idempotency_key: str | None = None,
         tally: int | None = None,
+        named: Sequence[tuple[str, int]] = (),
     ) -> tuple[str, tuple[Any, ...]]:
         """Statement and parameters that redeem and append; entries sorted by aggregate.
 
         `tally` is what the guards of the tables must have counted; None if there are none.
+        Unless each of `named`, a quoted name of a table and its oid, means that table when
+        the statement runs, it raises: the tally is then `OTHER_TABLE`.
         """
+        counted, compared = compare_names(named)
         shared = (
             format,
             key_id,
@@ -163,12 +167,13 @@ class Store:
             [key for key, _ in metadata] or None,
             [value for _, value in metadata] or None,
             idempotency_key,
+            *compared,
             tally,
             self._asynchronous_commit,
         )
         if len(entries) == 1:
-            return self._append_one, (*entries[0], *shared)
-        return self._append, (
+            return f"{self._append_one}{counted}, %s::boolean)", (*entries[0], *shared)
+        return f"{self._append}{counted}, %s::boolean)", (
             write_array([_quote_element(e.aggregate) for e in entries]),
             write_array(["NULL" if e.expected is None else str(e.expected) for e in entries]),
             write_array([e.entry_id.hex for e in entries]),
@@ -177,12 +182,15 @@ class Store:
             *shared,
         )
 
-    def bind_settle(self, tally: int) -> tuple[str, tuple[Any, ...]]:
+    def bind_settle(
+        self, tally: int, *, named: Sequence[tuple[str, int]] = ()
+    ) -> tuple[str, tuple[Any, ...]]:
         """Statement and parameters for a transaction whose changes come to nothing."""
+        counted, compared = compare_names(named)
         statement = (
-            f"SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM {self._s}.oplog_settle(%s::bigint)"
+            f"SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM {self._s}.oplog_settle({counted})"
         )
-        return statement, (tally,)
+        return statement, (*compared, tally)
 
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""

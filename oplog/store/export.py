@@ -18,12 +18,11 @@ from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
+from oplog.store.checkpoints import ARCHIVE_PREFIX
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
-from oplog.tables import quote
+from oplog.tables import quote_for_driver
 
-ARCHIVE_PREFIX = "archive/"
-"""How the names of archives' rows begin."""
 _PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
 
@@ -67,8 +66,7 @@ class ExportStore:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     # -- the archive's row ----------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from oplog.errors import ConfigurationError
 from oplog.store.entries import PAGE_BYTES
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
-from oplog.tables import quote
+from oplog.tables import quote_for_driver
 
 
 class News(NamedTuple):
@@ -38,7 +38,7 @@ class Feed:
     """The log in one schema, as consumers read it."""
 
     def __init__(self, schema: str) -> None:
-        self._s = quote(schema)
+        self._s = quote_for_driver(schema)
 
     def read_origin(self, connection: Connection) -> tuple[str, int]:
         """System identifier and timeline; `ConfigurationError` on a standby.

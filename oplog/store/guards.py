@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from oplog.guard import GUARD_TRIGGERS
-from oplog.tables import quote
+from oplog.tables import quote_for_driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def read_guards(connection: Connection, schema: str) -> Guards:
 
 def collect_images(connection: Connection, schema: str) -> list[Image]:
     """Take this transaction's images away, in the order they were kept."""
-    s = quote(schema).replace("%", "%%")
+    s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
         f"WITH gone AS (DELETE FROM {s}.oplog_image "
         "WHERE transaction_id = pg_catalog.pg_current_xact_id() RETURNING *) "
@@ -119,7 +119,7 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
 
 def list_declared_guards(connection: Connection, schema: str) -> list[DeclaredGuard]:
     """What `op.track_tables` and `op.untrack_tables` declared, by schema and table."""
-    s = quote(schema).replace("%", "%%")
+    s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
         f"SELECT schema_name, table_name, tracked, reason, bypass_role FROM {s}.oplog_guard "
         "ORDER BY 1, 2"

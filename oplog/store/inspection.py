@@ -29,7 +29,7 @@ from oplog.store.expected import (
     normalise_settings,
 )
 from oplog.store.rows import FORMAT_PRUNED, EntryFilter
-from oplog.tables import quote, quote_literal
+from oplog.tables import double_percent, quote, quote_for_driver, quote_literal
 from oplog.value import TEXT_SETTINGS, codec_for
 
 
@@ -112,6 +112,7 @@ def find_tail_start(
 
     Walks the index backwards, so that the end of a long log costs what is shown of it.
     """
+    s = quote_for_driver(schema)
     conditions: list[str] = ["e.id > %s", f"e.format <> {FORMAT_PRUNED}"]
     parameters: list[Any] = [filter.after or 0]
     if filter.through is not None:
@@ -122,7 +123,7 @@ def find_tail_start(
         parameters.append(filter.aggregate)
     for key, value in filter.metadata:
         conditions.append(
-            f"EXISTS (SELECT FROM {quote(schema)}.oplog_metadata m WHERE "
+            f"EXISTS (SELECT FROM {s}.oplog_metadata m WHERE "
             "m.transaction_position = e.transaction_position AND m.key = %s AND "
             "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
             '%s::text COLLATE "C", 0) AND m.value = %s)'
@@ -130,7 +131,7 @@ def find_tail_start(
         parameters += [key, value, value]
     found = connection.exec_driver_sql(
         # Identifiers are quoted, values are parameters.
-        f"SELECT e.id FROM {quote(schema)}.oplog_entry e WHERE {' AND '.join(conditions)} "
+        f"SELECT e.id FROM {s}.oplog_entry e WHERE {' AND '.join(conditions)} "
         "ORDER BY e.id DESC OFFSET %s LIMIT 1",
         (*parameters, count),
     ).scalar()
@@ -154,7 +155,8 @@ def read_key(
     try:
         row = connection.exec_driver_sql(
             # Types come from the server itself, names are quoted, texts are a parameter.
-            f"SELECT {selected} FROM pg_catalog.jsonb_to_record(%s::jsonb) AS r({declared})",
+            f"SELECT {double_percent(selected)} FROM pg_catalog.jsonb_to_record(%s::jsonb) "
+            f"AS r({double_percent(declared)})",
             (json.dumps({column.name: texts[column.name] for column in columns}),),
         ).one()
     except (DataError, NotSupportedError, ProgrammingError) as cause:

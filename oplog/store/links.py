@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from oplog.store.rows import FORMAT_PRUNED, BrokenLink
-from oplog.tables import quote
+from oplog.tables import quote_for_driver
 
 
 def list_broken_links(connection: Connection, schema: str, *, limit: int) -> list[BrokenLink]:
@@ -20,7 +20,7 @@ def list_broken_links(connection: Connection, schema: str, *, limit: int) -> lis
     many entries as were pruned.
     """
     # In a statement a percent sign would be taken for a parameter.
-    s = quote(schema).replace("%", "%%")
+    s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
         f"""WITH pruned AS (
   SELECT coalesce(max(entries), 0) AS entries FROM {s}.oplog_pruned),

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from oplog.entry import Receipt
 from oplog.errors import PrunedError
 from oplog.outcome import Blocker
-from oplog.tables import quote
+from oplog.tables import quote, quote_for_driver
 
 REQUEST = "oplog.request"
 """Metadata key of what an idempotency key stood for, as a hash in hexadecimal."""
@@ -42,8 +42,7 @@ class OutcomeStore:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     # -- locks ----------------------------------------------------------------------------
 

@@ -18,12 +18,13 @@ from sqlalchemy.engine import Connection
 from oplog.cursor import Cursor
 from oplog.errors import PrunedError
 from oplog.store.adopted import ADOPTED, ADOPTED_ROWS
-from oplog.store.export import ARCHIVE_PREFIX, ExportStore
+from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
 from oplog.store.outcomes import REQUEST
 from oplog.store.rows import FORMAT_PRUNED, read_microseconds
 from oplog.store.seen import bind_unseen, read_seen
-from oplog.tables import quote
+from oplog.tables import quote, quote_for_driver
 
 KEPT_METADATA = (REQUEST, ADOPTED, ADOPTED_ROWS)
 """Metadata of transactions whose rows stay: what they are asked for."""
@@ -62,8 +63,7 @@ class PruningStore:
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     # -- what is there --------------------------------------------------------------------
 

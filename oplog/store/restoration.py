@@ -15,9 +15,10 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.chain import ZERO_HASH
+from oplog.store.checkpoints import RESTORING
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
-from oplog.tables import VERSION, quote
+from oplog.tables import VERSION, double_percent, quote, quote_for_driver
 from oplog.value import copy_field
 
 _EMPTY = (
@@ -37,9 +38,6 @@ RESTORED_ID = "3"
 """The transaction id of restored entries: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
-_MARK = "restore"
-RESTORED_PLACE = "restored"
-"""Name of the checkpoint in which a restore says how far it came."""
 _TICKETS = "pg_temp.oplog_snapshot_ticket"
 _ZERO = "'\\x" + "00" * 32 + "'::bytea"
 
@@ -61,8 +59,7 @@ class RestorationStore:
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
-        # In a statement a percent sign would be taken for a parameter.
-        self._s = quote(schema).replace("%", "%%")
+        self._s = quote_for_driver(schema)
 
     # -- who restores, and into what ------------------------------------------------------
 
@@ -76,7 +73,7 @@ class RestorationStore:
 
     def lock_tables(self, connection: Connection) -> None:
         """Keep everybody else out of the log until the transaction ends."""
-        names = ", ".join(self.list_tables()).replace("%", "%%")
+        names = double_percent(", ".join(self.list_tables()))
         connection.exec_driver_sql(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
 
     def list_tables(self) -> list[str]:
@@ -87,7 +84,7 @@ class RestorationStore:
         """How many rows there are in tables that must have none, by table; those with any."""
         counted = {}
         for name in _EMPTY:
-            spared = f"WHERE name <> '{_MARK}'" if name == "checkpoint" else ""
+            spared = f"WHERE name <> '{RESTORING}'" if name == "checkpoint" else ""
             found = connection.exec_driver_sql(
                 f"SELECT count(*) FROM {self._s}.oplog_{name} {spared}"
             ).scalar_one()
@@ -101,14 +98,14 @@ class RestorationStore:
             f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
             "VALUES (%s, 'null'::jsonb, 0) ON CONFLICT (name) DO UPDATE "
             "SET updated_at = pg_catalog.clock_timestamp()",
-            (_MARK,),
+            (RESTORING,),
         )
         write_comment(connection, self.schema, version=VERSION, restoring=True)
 
     def remove_mark(self, connection: Connection) -> None:
         """The inverse of `write_mark`."""
         connection.exec_driver_sql(
-            f"DELETE FROM {self._s}.oplog_checkpoint WHERE name = %s", (_MARK,)
+            f"DELETE FROM {self._s}.oplog_checkpoint WHERE name = %s", (RESTORING,)
         )
         write_comment(connection, self.schema, version=VERSION, restoring=False)
 

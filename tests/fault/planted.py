@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from oplog.append import STALE_TICKET
+from oplog.capture.draft import Draft
 from oplog.capture.recorder import Recorder
-from oplog.capture.writer import Draft, EntryWriter
+from oplog.capture.writer import EntryWriter
 from oplog.errors import TicketConflictError
 
 NO_COMPARE_AND_SWAP = "no compare-and-swap"
@@ -119,9 +120,10 @@ def plant_in_client(bug: str) -> None:
         recorder: Recorder,
         *,
         images: Sequence[Any] = (),
+        named: Sequence[Any] = (),
     ) -> Draft | None:
         nonlocal redeemed
-        drafted = draft_honestly(self, connection, recorder, images=images)
+        drafted = draft_honestly(self, connection, recorder, images=images, named=named)
         if drafted is not None:
             for entry in drafted.entries:
                 _redeem_alone(connection.engine, entry.aggregate, entry.expected, entry.body_hash)

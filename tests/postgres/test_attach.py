@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -279,3 +282,109 @@ def test_a_view_under_a_models_name_is_refused(engine: Engine) -> None:
     make_log().attach(sessions)
     with pytest.raises(NotCapturableError, match="not a table"), sessions.begin() as session:
         session.add(make(1))
+
+
+# -- sessions that have nothing to do with it -----------------------------------------------------
+
+
+def list_listeners() -> list[object]:
+    """Who hears of every session that begins."""
+    return list(Session().dispatch.after_begin)
+
+
+def use_mock(spec: type | None) -> list[str]:
+    """What a session asks of a bind that is no engine, such as tests of applications use."""
+    bind = mock.Mock(spec=spec)
+    connection = mock.Mock(spec=spec and Connection, engine=bind)
+    connection.in_transaction.return_value = False
+    bind.connect.return_value = connection
+    with Session(bind=bind) as session:
+        session.execute(sa.text("SELECT 1"))
+        session.commit()
+    return [name for name, _, _ in [*bind.mock_calls, *connection.mock_calls]]
+
+
+@pytest.mark.parametrize("spec", [None, Engine, OptionEngine], ids=["bare", "engine", "option"])
+@pytest.mark.parametrize("target", ["engine", "sessionmaker", "class"])
+def test_a_session_on_a_mock_is_left_alone(engine: Engine, target: str, spec: type | None) -> None:
+    class Logged(Session):
+        pass
+
+    expected = use_mock(spec)
+    assert "execute" in expected
+    log = make_log()
+    log.attach({"engine": engine, "sessionmaker": sessionmaker(engine), "class": Logged}[target])
+    assert use_mock(spec) == expected
+
+
+def test_an_attached_session_on_a_mock_is_left_alone(db: LoggedDatabase) -> None:
+    bind = mock.Mock()
+    connection = mock.Mock(engine=bind, in_transaction=mock.Mock(return_value=False))
+    bind.connect.return_value = connection
+    with db.sessions(bind=bind) as session:
+        session.execute(sa.text("SELECT 1"))
+        session.commit()
+    connection.execute.assert_called_once()
+
+
+def test_a_session_on_another_database_is_left_alone(db: LoggedDatabase, tmp_path: Path) -> None:
+    """Any database: nothing is asked of it, and nothing is kept of it."""
+    elsewhere = sa.create_engine(f"sqlite:///{tmp_path}/other.db")
+    Base.metadata.create_all(elsewhere)
+    with Session(elsewhere) as session, session.begin():
+        session.add(make(1))
+    with Session(elsewhere.execution_options(logging_token="x")) as session, session.begin():
+        session.get_one(Account, 1).owner = "bo"
+    assert not elsewhere.dispatch.begin
+    assert elsewhere not in db.log._attachments._engines
+    elsewhere.dispose()
+
+
+def test_an_attached_engine_hears_of_no_session(engine: Engine) -> None:
+    before = list_listeners()
+    Base.metadata.create_all(engine)
+    log = make_log()
+    log.attach(engine)
+    assert list_listeners() == before
+    with Session(engine) as session, session.begin():
+        session.add(make(1))
+    with sessionmaker(engine.execution_options(logging_token="x")).begin() as session:
+        session.add(make(2))
+    with engine.connect() as connection:
+        assert [e.aggregate for e in log.read(connection)] == ["account/1", "account/2"]
+    assert_replays(log, engine)
+
+
+def test_detaching_the_last_sessionmaker_ends_the_listening(engine: Engine) -> None:
+    before = list_listeners()
+    log = make_log()
+    first, second = sessionmaker(engine), sessionmaker(engine)
+    log.attach(first)
+    log.attach(second)
+    log.attach(engine)
+    log.detach(first)
+    assert len(list_listeners()) == len(before) + 1
+    log.detach(second)
+    assert list_listeners() == before
+    log.detach(engine)
+    log.attach(first)
+    assert len(list_listeners()) == len(before) + 1
+    log.detach(first)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_stranger_on_the_same_engine_stays_unlogged(engine: Engine, guarded: bool) -> None:
+    """Also through an engine with options, whose connections are the same."""
+    db = open_logged(engine, Base, aggregates=AGGREGATES, guarded=guarded)
+    with db.sessions.begin() as session:
+        session.add(make(1))
+    for number, bind in enumerate([engine, engine.execution_options(logging_token="x")], 2):
+        session = Session(bind)
+        session.add(make(number))
+        if guarded:
+            with pytest.raises(UnloggedWriteError):
+                session.commit()
+        else:
+            session.commit()
+        session.close()
+    assert db.tell() == ["CREATE account 1"]

@@ -12,7 +12,7 @@ from oplog.capture.effect import NetRow
 from oplog.capture.merge import list_group_names, measure, settle_rows, touch_rows
 from oplog.capture.recorder import Key, RowChange
 from oplog.entry import OpType
-from oplog.errors import CaptureMismatchError, UnloggedWriteError
+from oplog.errors import CaptureMismatchError, NotCapturableError, UnloggedWriteError
 from oplog.image import weigh
 from oplog.store.guards import Image
 from tests.bound import make_bound
@@ -60,6 +60,8 @@ class Settling:
         self.asked: list[tuple[str, list[Key], set[str]]] = []
         self.table: Table = {}
         monkeypatch.setattr("oplog.capture.merge.read_rows", self.read_rows)
+        self.hidden = False
+        monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: self.hidden)
 
     def read_rows(
         self, _connection: object, bound: BoundType, keys: list[Key], *, columns: tuple[str, ...]
@@ -226,7 +228,39 @@ def test_images_that_contradict_the_table_are_refused(
 
 def test_a_row_that_is_gone_though_only_changed_is_refused(settle: Settling) -> None:
     # No image took it away: its old state is not known, and it is not there.
-    assert settle(image("U", new=[["a", "1"]], changed=["note"]), table=[]) == []
+    with pytest.raises(CaptureMismatchError, match="was updated, and it is not there"):
+        settle(image("U", new=[["a", "1"]], changed=["note"]), table=[])
+    with pytest.raises(CaptureMismatchError, match="was updated, and it is not there"):
+        settle(image("U", new=[["1"]], changed=["note"], bound=ITEM))
+
+
+HIDDEN = {
+    "updated": [image("U", new=[["1"]], changed=["note"], bound=ITEM)],
+    "inserted": [image("I", new=[["1"]], bound=ITEM)],
+    "inserted and deleted, or the other way round": [
+        image("I", new=[["1"]], bound=ITEM),
+        image("D", old=[["1"]], bound=ITEM),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_a_row_that_may_be_hidden_is_refused(settle: Settling, what: str) -> None:
+    settle.hidden = True
+    with pytest.raises(NotCapturableError, match="row security") as caught:
+        settle(*HIDDEN[what])
+    assert "SELECT policy" in caught.value.hint
+
+
+def test_a_deleted_row_is_not_taken_for_hidden(settle: Settling) -> None:
+    """It went once more than it came: it cannot be there."""
+    settle.hidden = True
+    (found,) = settle(image("D", old=[["1"]], bound=ITEM))
+    assert (found.existed, found.exists) == (True, False)
+    came_back = [image("D", old=[["1"]], bound=ITEM), image("I", new=[["1"]], bound=ITEM)]
+    (found,) = settle(*came_back, image("D", old=[["1"]], bound=ITEM))
+    assert (found.existed, found.exists) == (True, False)
+    assert settle(*came_back, table=[row(1)]) == [net(1, bound=ITEM, values=row(1))]
 
 
 def test_a_row_that_came_and_went_between_groups(settle: Settling) -> None:
@@ -237,10 +271,6 @@ def test_a_row_that_came_and_went_between_groups(settle: Settling) -> None:
         image("I", new=[["a", "1"]]),
     ]
     assert settle(*images, table=[row(1)]) == [net(1, values=row(1))]
-
-
-def test_a_row_that_is_gone_though_only_changed_is_nothing(settle: Settling) -> None:
-    assert settle(image("U", new=[["1"]], changed=["note"], bound=ITEM)) == []
 
 
 def test_a_group_of_null_is_told_apart_from_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,20 @@ def test_a_transaction_that_comes_to_nothing() -> None:
     assert parameters == (7,)
 
 
+def test_names_are_compared_in_the_same_statement() -> None:
+    """Before the tally, which is impossible where one of them means another table."""
+    named = [('"a"."b"', 7), ('"c"', 8)]
+    statement, parameters = Store("log").bind_append(
+        [ENTRY], format=2, key_id="k", metadata=[], metadata_hash=b"m", tally=5, named=named
+    )
+    assert parameters[-4:] == (['"a"."b"', '"c"'], [7, 8], 5, False)
+    assert statement.count("%") == len(parameters)
+    assert statement.endswith("THEN %s::bigint ELSE -1 END, %s::boolean)")
+    statement, parameters = Store("log").bind_settle(5, named=named)
+    assert parameters == (['"a"."b"', '"c"'], [7, 8], 5)
+    assert statement.endswith("THEN %s::bigint ELSE -1 END)")
+
+
 def test_a_percent_sign_in_the_schemas_name_is_no_parameter() -> None:
     store = Store("100%s")
     assert store.schema == "100%s"

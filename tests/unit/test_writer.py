@@ -177,8 +177,8 @@ class Binder:
     def bind_append(self, entries: Any, **more: Any) -> Any:
         return "append", (entries, more)
 
-    def bind_settle(self, tally: int) -> Any:
-        return "settle", (tally,)
+    def bind_settle(self, tally: int, *, named: Any) -> Any:
+        return "settle", (tally, *named)
 
     def __init__(self) -> None:
         self.versions = {"item/1": 4}
@@ -265,6 +265,7 @@ def test_a_transaction_becomes_entries_sorted_by_aggregate(drafting: Drafting) -
     assert [[e.ordinal for e in part] for part in effects] == [[0, 1, 2, 5], [4], [3]]
     metadata = [("actor", "ada"), ("actor", "bob")]
     assert more == {
+        "named": (),
         "format": 3,
         "key_id": "",
         "metadata": metadata,
@@ -377,6 +378,7 @@ class Completing:
         self.asked: list[tuple[list[Any], bool]] = []
         monkeypatch.setattr("oplog.capture.writer.complete_rows", self.complete)
         monkeypatch.setattr("oplog.capture.merge.read_rows", self.read)
+        monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: False)
 
     def complete(self, _connection: Any, rows: list[NetRow], *, strict: bool) -> None:
         self.asked.append(([row.key for row in rows], strict))

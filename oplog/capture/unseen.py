@@ -1,0 +1,39 @@
+"""Rows that were written and are not seen when they are read back.
+
+Decides what is not there from what is only hidden. Must not know how rows are captured. The
+hard thing is that SQL shows no difference: a policy of row security hides a row as if it had
+been deleted, and what the writer's role or settings allowed it to write they need not let it
+see at COMMIT. Where nothing hides rows, a row that is not found is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from oplog.binding import BoundType
+from oplog.errors import NotCapturableError
+
+_HINT = (
+    "let the role and the settings that wrote the row see it until COMMIT: give it a SELECT "
+    "policy that covers what it may write, and reset what policies look at after the "
+    "transaction, or write as a role with BYPASSRLS; the transaction must be rolled back"
+)
+
+
+def hides_rows(connection: Connection, bound: BoundType) -> bool:
+    """Row security applies to what this role reads from the table at this moment."""
+    found: Any = connection.exec_driver_sql(
+        "SELECT pg_catalog.row_security_active(%s::bigint::oid)", (bound.live.oid,)
+    ).scalar_one()
+    return bool(found)
+
+
+def describe_hidden(bound: BoundType, what: str) -> NotCapturableError:
+    """The error for a row that row security may hide; `what` says which, and what was done."""
+    return NotCapturableError(
+        f"a change to table {bound.live.qualified} cannot be logged exactly: {what}, and it "
+        "cannot be read back; row security is active for this role and may hide it",
+        hint=_HINT,
+    )

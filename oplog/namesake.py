@@ -1,0 +1,87 @@
+"""Tables of one name in several schemas: which of them a name means.
+
+A model without a schema names whatever table the search path of the moment finds first. Must
+not know sessions or statements. The hard thing is that two tables under one type cannot be
+told apart again: their rows have the same aggregates. So a type stays with the table that it
+was stored for, as long as that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy.engine import Connection
+
+from oplog.errors import SchemaDriftError, UnloggedWriteError
+from oplog.live import LiveTable
+from oplog.shape import Shape
+from oplog.tables import qualify
+
+Named = Sequence[tuple[str, int]]
+"""Names as models spell them, quoted, each with the oid of the table that it has to mean."""
+_HINT = (
+    "name the schema in the model (__table_args__ = {'schema': ...}), so that search_path does "
+    "not decide; for a schema for each tenant, use one catalog and log for each"
+)
+
+
+def refuse_second_table(
+    connection: Connection, live: LiveTable, *, type_name: str, stored: Sequence[Shape]
+) -> None:
+    """Raise `SchemaDriftError` if the type was stored for another table, which is still there.
+
+    A table that was renamed or moved has left no other behind.
+    """
+    if not stored:
+        return
+    newest = max(stored, key=lambda shape: shape.revision)
+    if (newest.schema, newest.table) == (live.schema, live.name):
+        return
+    (name,) = qualify([newest.table], newest.schema)
+    found = _resolve(connection, [name])[0]
+    if found is not None and found != live.oid:
+        raise SchemaDriftError(
+            f"type {type_name!r} is table {name} in the log, which is still there, and "
+            f"{live.qualified} here: rows of two tables in one type could not be told apart",
+            hint=_HINT,
+        )
+
+
+def check_names(connection: Connection, named: Named) -> None:
+    """Raise `UnloggedWriteError` unless each name means its table at this moment."""
+    found = _resolve(connection, [name for name, _ in named])
+    for (name, oid), other in zip(named, found, strict=True):
+        if other != oid:
+            raise refuse_other_table([name])
+
+
+def find_name(connection: Connection, oid: int) -> tuple[str, str] | None:
+    """Schema and name of a table; None if it is gone."""
+    found = connection.exec_driver_sql(
+        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::bigint::oid",
+        (oid,),
+    ).one_or_none()
+    return None if found is None else (found[0], found[1])
+
+
+def refuse_other_table(names: Iterable[str], *, written: str = "") -> UnloggedWriteError:
+    """The error for a statement that wrote another table than the one the log knows."""
+    error = UnloggedWriteError(
+        f"{written or 'a table of the same name'} was written in place of the tracked "
+        f"{' or '.join(names)}: the name means another table in this transaction",
+        hint=f"if search_path was changed: {_HINT}; if a migration has replaced the table, run "
+        "the transaction again",
+    )
+    # The next one looks at the database anew.
+    error.retryable = True
+    return error
+
+
+def _resolve(connection: Connection, names: Sequence[str]) -> list[int | None]:
+    rows = connection.exec_driver_sql(
+        "SELECT pg_catalog.to_regclass(w.name)::oid::bigint "
+        "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS w(name, n) ORDER BY w.n",
+        (list(names),),
+    )
+    return list(rows.scalars())
