@@ -18,9 +18,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
+from oplog.derivation import resolve_shape
 from oplog.errors import (
     KeyUnavailableError,
-    NotCapturableError,
     SchemaDriftError,
     SchemaVersionError,
     UnknownTypeError,
@@ -29,20 +29,17 @@ from oplog.errors import (
 )
 from oplog.keyring import Keyring
 from oplog.live import (
-    LiveColumn,
     LiveTable,
     check_settings,
     read_live_tables,
     require_live_table,
 )
 from oplog.namesake import refuse_second_table
-from oplog.registration import register_shape
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.shape import Shape
 from oplog.store import LogSource, Store
 from oplog.store.driver import cut_off, require_driver
 from oplog.store.guards import Guard, Guards, read_guards
 from oplog.store.standby import require_primary
-from oplog.value import Kind, check_parts, codec_for
 
 _APART_SECONDS = 5.0
 """For storing types on a connection of its own; after that the caller's transaction does it."""
@@ -269,29 +266,6 @@ def _bind_apart(
         apart.dispose()
 
 
-def _list_columns(declared: DeclaredType, live: LiveTable) -> list[DeclaredColumn]:
-    """The live columns that are logged; refuses those that cannot be, and missing ones."""
-    columns = []
-    names = {column.name for column in live.columns}
-    for column in declared.list_columns():
-        if column.name not in names:
-            raise SchemaDriftError(
-                f"column {live.schema}.{live.name}.{column.name} is in the model and not in "
-                "the database",
-                hint="run the migrations before this version of the application",
-            )
-    for found in live.columns:
-        # Columns that the model does not have yet are logged as well: the row is the truth.
-        if found.name in declared.excluded:
-            continue
-        if found.primary_key:
-            _check_key(live, found)
-        if found.generated:
-            continue
-        columns.append(_declare_column(live, found))
-    return columns
-
-
 def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:
     """Whether the log has the revision, and where this database keeps its columns."""
     return any(
@@ -336,78 +310,3 @@ def check_keyring(
             hint="give the keyring: Oplog(..., keyring=Keyring.from_env())",
         )
     return known
-
-
-def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape]) -> Shape:
-    """The revision under which rows of this table are logged now."""
-    columns = _list_columns(declared, live)
-    if declared.message_class is None:
-        return derive_shape(
-            declared.type_name,
-            columns,
-            schema=live.schema,
-            table=live.name,
-            aggregate=declared.template.text,
-            excluded=declared.excluded,
-            stored=stored,
-            numbers=live.numbers,
-        )
-    fields = {f.name for f in declared.message_class.DESCRIPTOR.fields}
-    missing = [c.name for c in columns if c.name not in fields]
-    if missing:
-        raise SchemaDriftError(
-            f"table {live.schema}.{live.name} has columns that message "
-            f"{declared.message_class.DESCRIPTOR.full_name} has no field for: "
-            f"{', '.join(missing)}",
-            hint="add the fields and raise the revision, or exclude the columns with a reason",
-        )
-    return register_shape(
-        declared.type_name,
-        columns,
-        revision=declared.revision or 1,
-        schema=live.schema,
-        table=live.name,
-        aggregate=declared.template.text,
-        excluded=declared.excluded,
-        message_class=declared.message_class,
-        stored=stored,
-        numbers=live.numbers,
-    )
-
-
-def _declare_column(live: LiveTable, column: LiveColumn) -> DeclaredColumn:
-    try:
-        check_parts(column.pg_type, column.parts)
-        kind: Kind = codec_for(column.pg_type, category=column.category).kind
-    except NotCapturableError as cause:
-        raise _refuse(live, column, str(cause.args[0]), hint=cause.hint) from cause
-    if column.cast_to_text:
-        raise _refuse(
-            live,
-            column,
-            f"type {column.pg_type} cannot be logged exactly: as text it is what "
-            f"{column.cast_to_text} makes of it",
-            hint="drop the cast to text, or leave the column out with exclude={...}",
-        )
-    return DeclaredColumn(column.name, column.pg_type, kind, column.primary_key, column.category)
-
-
-def _check_key(live: LiveTable, column: LiveColumn) -> None:
-    if column.generated:
-        raise _refuse(
-            live,
-            column,
-            "it is part of the primary key and computed: what is not written is not logged",
-            hint="give the table a key that is written",
-        )
-    if column.blind:
-        raise _refuse(
-            live,
-            column,
-            "it is part of the primary key and its collation calls texts equal that differ",
-            hint='give the column a deterministic collation, such as COLLATE "C"',
-        )
-
-
-def _refuse(live: LiveTable, column: LiveColumn, why: str, *, hint: str) -> NotCapturableError:
-    return NotCapturableError(f"column {live.schema}.{live.name}.{column.name}: {why}", hint=hint)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from oplog.access import judge_access, spell_upgrade
-from oplog.binding import resolve_shape
 from oplog.catalog import DeclaredType, TypeCatalog
+from oplog.derivation import resolve_shape
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.evolution import Evolution, judge_evolution
 from oplog.finding import Finding, make_notice, make_problem
