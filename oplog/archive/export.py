@@ -22,7 +22,8 @@ from oplog.archive.batch import check_whole, cut_entries, put_segment
 from oplog.archive.fork import ForkPolicy, make_fork
 from oplog.archive.head import Head, Origin, TypesRef, make_first
 from oplog.archive.news import read_page
-from oplog.archive.publisher import Emit, Publisher
+from oplog.archive.path import LATEST
+from oplog.archive.publisher import Emit, Publisher, make_hint
 from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
 from oplog.archive.typefile import LoggedTypes, encode_types
@@ -172,6 +173,9 @@ class Exporter:
         if not self._has_work(connection, standing, head, page):
             if row is None or not matches(row, head):
                 self._repair_receipt(connection, head, row, page.cursor)
+            if self.archive.hinted > head.number > 0:
+                # Accepted: whoever reads after this finds no more named than there is.
+                self.archive.store.put(LATEST, make_hint(head))
             self.unfinished = False
             return self._report(head, _Tally(), 0)
         if not self.has_epoch(footing):

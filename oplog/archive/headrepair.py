@@ -32,7 +32,7 @@ class BelievedArchive(Archive):
     """An archive whose newest head is known from elsewhere, until there is a newer one."""
 
     def __init__(self, archive: Archive, head: Head, link: HeadLink) -> None:
-        super().__init__(archive.store)
+        super().__init__(archive.store, accept_older=archive.accept_older)
         self._believed = head
         self._link = link
 

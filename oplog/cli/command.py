@@ -19,7 +19,12 @@ from oplog.cli.granting import grants
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
-from oplog.cli.option import debug_option, json_option, single_writer_option
+from oplog.cli.option import (
+    accept_older_option,
+    debug_option,
+    json_option,
+    single_writer_option,
+)
 from oplog.cli.pruning import prune
 from oplog.cli.rebuilding import replay, verify
 from oplog.cli.resolving import resolve
@@ -62,6 +67,7 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
     help="s3://bucket/prefix, gs://, az:// or file:///path; credentials as its client finds them.",
 )
 @single_writer_option
+@accept_older_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")

@@ -34,7 +34,7 @@ REPLAYED = "oplog.replayed"
 _OWN_PREFIX = "oplog/"
 """Aggregates in which the log writes marks of its own, which belong to no row."""
 Heads = Mapping[str, tuple[int, bytes]]
-"""Version and hash of each aggregate's newest entry in the database; one never written is absent."""
+"""Version and hash of each aggregate's newest entry in the database; none if never written."""
 
 
 @dataclass(frozen=True, slots=True)
