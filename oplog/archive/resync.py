@@ -20,6 +20,7 @@ from oplog.archive.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
 from oplog.archive.headrepair import repair_heads
 from oplog.archive.headsurvey import COLLECTED_BYTES
 from oplog.archive.index import Item
+from oplog.archive.ownership import require_owner
 from oplog.archive.path import (
     BLOB,
     COLLECTED,
@@ -92,6 +93,7 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
 
     Raises as `publish_change`, for what needs a new head. Interrupted, it may be run again.
     """
+    require_owner(engine, exporter.archive, schema=exporter.log.schema)
     resync = _Resync(exporter, engine)
     found = resync.check()
     report, repaired, dropped, number = found, dict[str, None](), dict[str, None](), None

@@ -15,6 +15,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.export import Exporter, SyncReport
 from oplog.archive.fork import ForkPolicy
 from oplog.archive.lag import ArchiveLag, measure_lag
+from oplog.archive.ownership import identify, read_origin
 from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
 from oplog.archive.waiting import wait_for_entries
@@ -33,7 +34,6 @@ from oplog.recovery.restore import RestoreReport, restore_log
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
 from oplog.store.export import ArchiveRow, ExportStore
-from oplog.store.feed import Feed
 
 RESTORED_SNAPSHOT = "4:4:"
 """What sees restored entries, whose transaction is 3, and nothing else."""
@@ -224,7 +224,7 @@ def write_receipt(
     connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
 ) -> None:
     """Say in a restored database how much of the archive it has, so that a worker goes on."""
-    system_identifier, timeline = Feed(schema).read_origin(connection)
+    origin = read_origin(connection, schema)
     chain = source.find_chain(report.sequence) or b""
     ExportStore(schema).write_row(
         connection,
@@ -236,7 +236,9 @@ def write_receipt(
             report.sequence,
             chain.hex(),
             source.head.number,
-            Cursor(system_identifier, timeline, RESTORED_SNAPSHOT).to_json(),
+            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
+            identify(origin),
+            identify(source.head.origin),
         ),
         position=report.position,
     )

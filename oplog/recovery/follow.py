@@ -134,7 +134,7 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, in
         if place is None and installed:
             place = store.read_place(connection, RESTORED_PLACE)
         if place is not None:
-            log.require_current(connection)
+            log.require_home(connection)
             _check_alone(store, connection, place)
     if place is None:
         filled = restore_log(
@@ -210,7 +210,7 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
                 "another process has moved this database on meanwhile", hint="stop one of them"
             )
         log = Store(store.schema)
-        log.require_current(connection)
+        log.require_home(connection)
         for shape in source.list_types(connection):
             log.insert_type(connection, shape)
         for key_id, check_value in source.list_keys(connection).items():

@@ -44,6 +44,7 @@ from oplog.replay.rebuild import (
 from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import BrokenLink, SequencedLog, Store
+from oplog.store.home import write_home
 from oplog.store.restoration import RESTORED_PLACE, Place, RestorationStore, print_ticket
 from oplog.store.standby import require_primary
 from oplog.tables import VERSION
@@ -290,6 +291,8 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
         generation=source.generation,
     )
     store.remove_mark(connection)
+    # Whatever it was a copy of: all ids in it are this server's now, or count as ended.
+    write_home(connection, store.schema)
     _write_place(connection, request, intake)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)

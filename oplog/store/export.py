@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
+from oplog.store.home import Identity
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
 from oplog.tables import quote
@@ -34,6 +35,9 @@ class ArchiveRow:
 
     It holds everything up to `sequence`, whose chain is `chain`, as of head number `head`;
     `cursor` is the place up to which that is everything. `epoch` is the last one handed out.
+    `origin` is the database that wrote this: a row that came along with a copy is not the
+    copy's. `owner` is the one that had published then, whose place this one may take; None
+    for any.
     """
 
     archive_id: UUID
@@ -44,6 +48,8 @@ class ArchiveRow:
     chain: str
     head: int
     cursor: str | None
+    origin: Identity
+    owner: Identity | None
 
 
 class Novelty(NamedTuple):
@@ -275,8 +281,15 @@ def _write_row(row: ArchiveRow) -> str:
             "chain": row.chain,
             "head": row.head,
             "cursor": row.cursor,
+            "origin": row.origin,
+            "owner": row.owner,
         }
     )
+
+
+def _read_identity(found: Any) -> Identity:
+    identifier, database = found
+    return Identity(str(identifier), int(database))
 
 
 def _read_row(name: str, text: str) -> ArchiveRow:
@@ -291,6 +304,8 @@ def _read_row(name: str, text: str) -> ArchiveRow:
             str(found["chain"]),
             int(found["head"]),
             None if found["cursor"] is None else str(found["cursor"]),
+            _read_identity(found["origin"]),
+            None if found["owner"] is None else _read_identity(found["owner"]),
         )
     except (KeyError, TypeError, ValueError) as cause:
         raise DecodeError(

@@ -54,7 +54,7 @@ def make_entry(
 def build(entries: list[list[StoredEntry]], missing: tuple[int, ...] = ()) -> dict[str, bytes]:
     """A head for each segment."""
     store = MemoryStore("hand")
-    head = replace(make_first(UUID(int=8), LOG_ID, Origin("1", 1)), horizon=9)
+    head = replace(make_first(UUID(int=8), LOG_ID, Origin("1", 1, 5)), horizon=9)
     link: HeadLink | None = None
     types = LoggedTypes([], {"k": b"\1"})
     blob = name_content(BLOB, 1, data=encode_types(types))
