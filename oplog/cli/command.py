@@ -16,6 +16,7 @@ from oplog.cli.archiving import snapshot, sync
 from oplog.cli.examining import doctor
 from oplog.cli.forking import fork
 from oplog.cli.granting import grants
+from oplog.cli.incarnating import incarnate
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
@@ -83,6 +84,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, prune),
+    *(fork, grants, incarnate, prune),
 ):
     program.add_command(_command)

@@ -27,6 +27,7 @@ from oplog.events import ArchiveStepDone
 from oplog.facade.reading import ReadingOplog
 from oplog.recovery.condition import is_in_use
 from oplog.recovery.follow import FollowReport, follow_log
+from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.loading import StoredSnapshot
 from oplog.recovery.policy import SnapshotPolicy
 from oplog.recovery.publishing import SnapshotReport, publish_snapshot
@@ -205,6 +206,17 @@ class ArchivingOplog(ReadingOplog):
             snapshot=self._find_snapshot(source, None),
             stop=stop,
         )
+
+    def incarnate(self, connection: Connection, *, replaces_original: bool) -> IncarnationReport:
+        """Make the log of a copied database its own; changes no row of the tables.
+
+        For a database that came from a dump, a template or an upgrade. One that replaces the
+        original goes on with its archives, and whoever has published there is refused from then
+        on; one that is a copy forgets them, and begins an archive under another prefix.
+        Consumers go on from where they were. Writers and readers of the log wait meanwhile.
+        Raises `ConfigurationError` for a role that does not own the log.
+        """
+        return incarnate_log(connection, schema=self.schema, replaces_original=replaces_original)
 
     def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:
         ref = source.archive.find_snapshot(source.head, position=position)

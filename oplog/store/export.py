@@ -139,7 +139,7 @@ class ExportStore:
             "updated_at = pg_catalog.clock_timestamp() RETURNING name, cursor::text",
             (
                 f"{ARCHIVE_PREFIX}{row.archive_id}",
-                _write_row(replace(row, epoch=row.epoch + 1)),
+                print_row(replace(row, epoch=row.epoch + 1)),
                 row.epoch,
             ),
         ).one()
@@ -151,7 +151,7 @@ class ExportStore:
             f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
             "updated_at = pg_catalog.clock_timestamp() "
             "WHERE name = %s AND (cursor ->> 'epoch')::bigint = %s",
-            (_write_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
+            (print_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
         )
         return done.rowcount == 1
 
@@ -161,7 +161,7 @@ class ExportStore:
             f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
             "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
             "cursor = excluded.cursor, position = excluded.position",
-            (f"{ARCHIVE_PREFIX}{row.archive_id}", _write_row(row), position),
+            (f"{ARCHIVE_PREFIX}{row.archive_id}", print_row(row), position),
         )
 
     # -- what is new ----------------------------------------------------------------------
@@ -271,7 +271,8 @@ class ExportStore:
         return count, max(0.0, seconds)
 
 
-def _write_row(row: ArchiveRow) -> str:
+def print_row(row: ArchiveRow) -> str:
+    """The row as it is stored."""
     return json.dumps(
         {
             "url": row.url,
