@@ -21,7 +21,7 @@ from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
 from oplog.store import Store
 from oplog.store.export import ARCHIVE_PREFIX, ArchiveRow, ExportStore
 from oplog.store.feed import Feed
-from oplog.store.home import Home, Identity, read_homing, read_row, write_home
+from oplog.store.home import Home, Identity, read_homing, write_home
 from oplog.store.incarnation import IncarnationStore, settle
 from oplog.store.pruning import PruningStore
 from oplog.store.restoration import RestorationStore
@@ -181,9 +181,17 @@ class _Incarnation:
 
     def _goes_on(self, home: Home) -> bool:
         """Whether the server's files are those that the log was written in: an upgrade's."""
-        return home.row == read_row(
-            self._connection, self._schema
-        ) and not self._store.has_copied_entries(self._connection)
+        found = self._store.find_evidence(self._connection)
+        if home.row == found.row and not found.copied:
+            return True
+        if found.early:
+            raise ConfigurationError(
+                "whether this server goes on with the transaction ids of the one that the log was "
+                "written on cannot be told: some rows say that it does, others that it does not",
+                hint="restore the archive into a new database with oplog restore; nothing was "
+                "changed here",
+            )
+        return False
 
     def _write_places(self, places: Mapping[str, Cursor]) -> None:
         rows = {

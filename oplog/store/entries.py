@@ -92,7 +92,8 @@ class Store:
         if len(ids) != 1:
             raise SchemaVersionError(
                 f"schema {self.schema!r} has {len(ids)} rows in oplog_log, not one",
-                hint="the log's tables were altered by hand; compare with a backup",
+                hint="the log's tables were altered by hand, or rows of a dump were loaded into a "
+                "log that was there: load a whole dump, tables and rows, into an empty database",
             )
         return ids[0]
 

@@ -95,10 +95,3 @@ def write_home(connection: Connection, schema: str) -> None:
     connection.exec_driver_sql(
         home_statement(schema, anew=True), execution_options={"no_parameters": True}
     )
-
-
-def read_row(connection: Connection, schema: str) -> str:
-    """The xmin of the log's identity, which a copy by dump does not keep."""
-    s = quote(schema).replace("%", "%%")
-    found = connection.exec_driver_sql(f"SELECT xmin::text FROM {s}.oplog_log LIMIT 1")
-    return str(found.scalar_one())

@@ -29,6 +29,22 @@ _LOCAL = f"(e.transaction_id >= '{END_OF_IDS}'::xid8 AND e.xmin = e.transaction_
 xmin of the transaction that copied it, and a row in copied files keeps its own."""
 
 
+_LOW_ID = "(e.transaction_id::text::numeric % 4294967296)".replace("%", "%%")
+
+
+class Evidence(NamedTuple):
+    """Traces of a copy, or of files that were taken over as they are.
+
+    `row` is the xmin of the log's identity. `copied`: an entry names a transaction that is later
+    than the one which wrote its row. `early`: an entry was written here by its own transaction,
+    before the log's identity was.
+    """
+
+    row: str
+    copied: bool
+    early: bool
+
+
 class Renumbering(NamedTuple):
     """What came of it: how many entries have another id now, and each reader's new snapshot."""
 
@@ -44,13 +60,17 @@ class IncarnationStore:
         # In a statement a percent sign would be taken for a parameter.
         self._s = quote(schema).replace("%", "%%")
 
-    def has_copied_entries(self, connection: Connection) -> bool:
-        """Whether there are entries whose rows were not written by their own transaction."""
+    def find_evidence(self, connection: Connection) -> Evidence:
+        """What rows say of how they came here."""
         found = connection.exec_driver_sql(
-            f"SELECT EXISTS (SELECT FROM {self._s}.oplog_entry e WHERE NOT {_LOCAL} "
-            f"AND e.transaction_id >= '{END_OF_IDS}'::xid8 AND e.format <> {FORMAT_PRUNED})"
+            f"SELECT l.row, EXISTS (SELECT FROM {self._s}.oplog_entry e WHERE NOT {_LOCAL} "
+            f"AND e.transaction_id >= '{END_OF_IDS}'::xid8 AND e.format <> {FORMAT_PRUNED} "
+            f"AND {_LOW_ID} > e.xmin::text::bigint), "
+            f"EXISTS (SELECT FROM {self._s}.oplog_entry e WHERE {_LOCAL} "
+            f"AND {_LOW_ID} <= l.row::bigint) "
+            f"FROM (SELECT xmin::text AS row FROM {self._s}.oplog_log LIMIT 1) l"
         )
-        return bool(found.scalar_one())
+        return Evidence(*found.one())
 
     def list_cursors(self, connection: Connection) -> dict[str, Cursor]:
         """The places of consumers, by their names."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -12,6 +14,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog import Archive, IncarnationReport
+from oplog.cli import main
 from oplog.errors import ConfigurationError, ForeignServerError, LogForkedError
 from oplog.testing import EmbeddedServer
 from tests.postgres.archived import open_memory, reopen
@@ -108,8 +111,8 @@ def test_everything_that_goes_by_transaction_ids_is_refused(
         lambda connection: list(log.read(connection)),
         lambda connection: log.history(connection, Task, 1),
         lambda connection: log.as_of(connection, Task, key=1, at=1),
-        lambda connection: log.verify(connection),
-        lambda connection: log.replay(connection),
+        log.verify,
+        log.replay,
         lambda connection: list(log.read(connection, archive=reopen(archive))),
         lambda _: next(iter(log.subscribe(engine, name="fresh"))),
         lambda _: log.sync(engine, reopen(archive)),
@@ -129,6 +132,8 @@ def test_everything_that_goes_by_transaction_ids_is_refused(
         assert "oplog incarnate --replace" in caught.value.hint, number
         assert "oplog incarnate --copy" in caught.value.hint, number
     assert new.find_head() is None
+    with engine.connect() as connection:
+        assert "log-foreign" in {finding.what for finding in log.diagnose(connection)}
     # Versions, tickets and hashes know nothing of servers: the application is not down.
     write(there, 2)
     assert len(dump_rows(there)) == 5
@@ -187,12 +192,12 @@ def test_consumers_miss_nothing_and_get_nothing_twice(
     assert report.strangers == ()
     everything = read(there)
     assert len(everything) == 12
-    for name in seen:
-        seen[name] += consume(there, name)
+    for name, positions in seen.items():
+        positions.extend(consume(there, name))
     write(there, 1)
     everything = read(there)
     for name, positions in seen.items():
-        positions += consume(there, name)
+        positions.extend(consume(there, name))
         assert sorted(positions) == everything, name
     assert consume(there, "never seen before") == everything
 
@@ -313,6 +318,34 @@ def test_after_an_upgrade_everything_goes_on(bench: Bench) -> None:
     assert verify(bench)
 
 
+def test_after_an_upgrade_tables_may_have_been_rewritten(bench: Bench) -> None:
+    write(bench, 2)
+    seen = consume(bench, "mailer")
+    bench.tamper(
+        "ALTER TABLE oplog.oplog_entry ADD COLUMN extra text DEFAULT clock_timestamp()::text",
+        "ALTER TABLE oplog.oplog_entry DROP COLUMN extra",
+    )
+    write(bench, 2)
+    move(bench)
+    assert incarnate(bench, replaces_original=True).entries == 0
+    assert sorted(seen + consume(bench, "mailer")) == read(bench)
+
+
+def test_where_rows_contradict_each_other_nothing_is_guessed(bench: Bench) -> None:
+    write(bench, 2)
+    consume(bench, "mailer")
+    bench.tamper(
+        "ALTER TABLE oplog.oplog_log DISABLE TRIGGER ALL",
+        "UPDATE oplog.oplog_log SET created_at = created_at",
+        "ALTER TABLE oplog.oplog_log ENABLE ALWAYS TRIGGER oplog_append_only",
+    )
+    move(bench)
+    with pytest.raises(ConfigurationError, match="cannot be told"):
+        incarnate(bench, replaces_original=True)
+    with pytest.raises(ForeignServerError):
+        read(bench)
+
+
 def test_only_the_owner_says_whose_log_it_is(bench: Bench, engine: Engine) -> None:
     write(bench, 1)
     role = f"app_{uuid4().hex[:8]}"
@@ -332,6 +365,38 @@ def test_only_the_owner_says_whose_log_it_is(bench: Bench, engine: Engine) -> No
             assert len(list(bench.log.read(connection))) == 1
     finally:
         bench.tamper(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_on_the_command_line(
+    bench: Bench,
+    copy: Callable[[], Bench],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from oplog import Oplog, TypeCatalog\nlog = Oplog(TypeCatalog(), plaintext=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(bench, 2)
+    consume(bench, "mailer")
+    there = copy()
+    url = there.engine.url.render_as_string(hide_password=False)
+    common = ["--app", "plain:log", "--database", url]
+    archive = ["--archive", f"file://{tmp_path}/archive"]
+    assert main([*common, "sync", *archive]) == 2
+    told = capsys.readouterr().err
+    assert "oplog incarnate --replace" in told
+    assert main([*common, "incarnate"]) == 2
+    assert main([*common, "incarnate", "--copy", "--replace"]) == 2
+    capsys.readouterr()
+    assert main([*common, "incarnate", "--copy", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["entries"], document["consumers"]) == (2, ["mailer"])
+    assert main([*common, "incarnate", "--replace"]) == 0
+    assert "goes on: mailer" in capsys.readouterr().out
+    assert main([*common, "sync", *archive]) == 0
 
 
 def test_in_a_transaction_it_is_refused(bench: Bench) -> None:
