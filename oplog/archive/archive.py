@@ -161,11 +161,6 @@ class Archive:
             return self._accepted == self.hinted
         return bool(accept_older)
 
-    def describe_older(self, found: int, named: int) -> str:
-        """What to say of a hint that names more than there is."""
-        newest = f"the newest that can be read is head {found}" if found else "there is no head"
-        return f"{LATEST} in {self.url} names head {named}, and {newest}"
-
     def _was_used(self) -> bool:
         """Whether there ever was a head, asked when none was found.
 
@@ -184,7 +179,7 @@ class Archive:
             )
         if not self._takes(found, None) and (found or not self._was_used()):
             return HeadRolledBackError(
-                self.describe_older(found, self.hinted),
+                describe_older(self.url, found=found, named=self.hinted),
                 hint="newer heads were deleted, or LATEST was altered: look at the store, and "
                 "bring the newer objects back; to go on without what they held, say "
                 "--accept-older, or open_archive(..., accept_older=True)",
@@ -373,3 +368,9 @@ class Archive:
         """The newest snapshot that shows nothing after `position`."""
         fitting = [s for s in head.snapshots if position is None or s.position <= position]
         return fitting[-1] if fitting else None
+
+
+def describe_older(url: str, *, found: int, named: int) -> str:
+    """What to say of a hint that names a newer head than was found."""
+    newest = f"the newest that can be read is head {found}" if found else "there is no head"
+    return f"{LATEST} in {url} names head {named}, and {newest}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from oplog.archive.archive import Archive
+from oplog.archive.archive import Archive, describe_older
 from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
 from oplog.archive.path import (
     COLLECTED,
@@ -200,7 +200,7 @@ def _look_at_hint(
         if named is None:
             what = ProblemKind.INVALID
         elif named > newest:
-            message = archive.describe_older(newest, named)
+            message = describe_older(archive.url, found=newest, named=named)
             survey.problems.append(ArchiveProblem(LATEST, ProblemKind.BEHIND, message))
     if what is not None:
         message = f"{LATEST} does not say where to look first; that costs readers some requests"

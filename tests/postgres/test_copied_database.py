@@ -1,4 +1,4 @@
-"""Copies of a database on its own server, and databases restored beside it: whose is the archive?"""
+"""Copies on the same server, and databases restored beside: whose is the archive?"""
 
 from __future__ import annotations
 
