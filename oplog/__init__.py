@@ -40,6 +40,7 @@ from oplog.finding import Finding
 from oplog.keyring import Keyring
 from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.recovery.follow import FollowReport
+from oplog.recovery.incarnation import IncarnationReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.policy import SnapshotPolicy
 from oplog.recovery.prune import PruneReport
@@ -68,6 +69,7 @@ __all__ = [
     "Finding",
     "FollowReport",
     "ForkReport",
+    "IncarnationReport",
     "Keyring",
     "LoggedEntry",
     "LostEntry",

@@ -27,6 +27,7 @@ from oplog.store.expected import (
     list_log_triggers,
 )
 from oplog.store.guards import DeclaredGuard
+from oplog.store.home import REMEDIES, Homing
 from oplog.tables import VERSION
 from oplog.upgrade import FIRST_TABLES
 
@@ -56,6 +57,21 @@ def judge(
     found += judge_settings(facts)
     found += judge_activity(facts.activity)
     return sorted(found, key=lambda finding: finding.severity != "problem")
+
+
+def _judge_home(homing: Homing | None) -> Iterator[Finding]:
+    home = None if homing is None else homing.home
+    if homing is None or home is None:
+        return
+    server = home.identity.system_identifier
+    if server != homing.here.system_identifier:
+        yield make_problem(
+            "log-foreign",
+            f"server {server}",
+            message="the log was written on that server, and this is server "
+            f"{homing.here.system_identifier}: nothing that reads or publishes it works here",
+            hint=REMEDIES,
+        )
 
 
 # -- the log's own schema -----------------------------------------------------------------------
@@ -89,6 +105,7 @@ def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
             else "upgrade the oplog package in this application",
         )
     else:
+        yield from _judge_home(log.homing)
         if log.restoring:
             yield make_problem(
                 "log-restoring",

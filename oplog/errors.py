@@ -73,6 +73,10 @@ class SchemaVersionError(ConfigurationError):
     exit_code = 10
 
 
+class ForeignServerError(ConfigurationError):
+    """This database is not the one that its log, or an archive, was written from."""
+
+
 class PrunedError(ConfigurationError):
     """What is asked for was pruned from the database, and is in an archive only."""
 
@@ -358,6 +362,7 @@ __all__ = [
     "DurabilityNotConfirmedWarning",
     "EntryError",
     "EntryTooLargeError",
+    "ForeignServerError",
     "HeadRolledBackError",
     "IdempotencyConflictError",
     "InvalidMetadataError",

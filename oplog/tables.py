@@ -29,6 +29,8 @@ COMMENT_PREFIX = "oplog schema version "
 BEING_RESTORED = ", being restored"
 """Ends the comment with the version while a restore is under way, or was given up."""
 SCHEMA_COMMENT = "created for oplog"
+HOME_PREFIX = "oplog home: "
+"""Begins the comment that says which server's transaction ids the entries have."""
 
 APPEND_ONLY = "OP002"
 """SQLSTATE of an attempt to change or remove what the log holds."""
@@ -80,6 +82,7 @@ END $oplog_do$""",
         *definition,
         *list_changes(s),
         *_list_rights(s, schema, definition=definition),
+        home_statement(schema),
         f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
 
@@ -99,7 +102,29 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
         *list_changes(s),
         number_types(s),
         *_list_rights(s, schema, definition=definition),
+        home_statement(schema),
     ]
+
+
+def home_statement(schema: str = "oplog", *, anew: bool = False) -> str:
+    """The statement that makes this database the home of the log in `schema`.
+
+    A log that has a home keeps it, unless `anew`. A comment, and no row: it travels with the
+    table in a dump of everything, and not in one of rows alone, which a log with a home of its
+    own is given; everybody may read it; and only the owner can change it. `row` tells rows that
+    were written here from rows that were copied here.
+    """
+    table = f"{quote(schema)}.oplog_log"
+    begun = quote_literal(f"COMMENT ON TABLE {table} IS ")
+    kept = f"pg_catalog.obj_description({quote_literal(table)}::pg_catalog.regclass, 'pg_class')"
+    return f"""DO $oplog_do$ BEGIN
+  IF {"true" if anew else f"{kept} IS NULL"} THEN
+    EXECUTE (SELECT {begun} || pg_catalog.quote_literal(pg_catalog.concat('{HOME_PREFIX}server ',
+      c.system_identifier, ', database ', d.oid, ', row ', (SELECT l.xmin FROM {table} l LIMIT 1)))
+      FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+      WHERE d.datname = pg_catalog.current_database());
+  END IF;
+END $oplog_do$"""
 
 
 def drop_statements(schema: str = "oplog") -> list[str]:

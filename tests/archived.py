@@ -179,7 +179,9 @@ class HandMade:
 
     store: MemoryStore = field(default_factory=MemoryStore)
     head: Head = field(
-        default_factory=lambda: make_first(ARCHIVE_ID, LOG_ID, Origin("7312345678901234567", 1))
+        default_factory=lambda: make_first(
+            ARCHIVE_ID, LOG_ID, Origin("7312345678901234567", 1, 16384)
+        )
     )
     items: list[Item] = field(default_factory=list)
     published: Head | None = None

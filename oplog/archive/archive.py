@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from itertools import count, islice
 
+from oplog.archive.claim import check_follows, decode_item
 from oplog.archive.container import MAX_OBJECT_BYTES
 from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, SnapshotRef, decode_head
 from oplog.archive.index import (
@@ -31,12 +32,14 @@ from oplog.archive.path import (
     COLLECTED,
     HEAD,
     LATEST,
+    MAX_HINT_BYTES,
     MINT_BITS,
     name_head,
     parse_content,
     parse_head,
+    parse_hint,
 )
-from oplog.archive.segment import Segment, SegmentHeader, decode_segment
+from oplog.archive.segment import Segment, SegmentHeader
 from oplog.archive.typefile import LoggedTypes, decode_types
 from oplog.errors import (
     ArchiveError,
@@ -53,7 +56,6 @@ READ_AHEAD = 4
 _CACHED_NODES = 256
 _LONGEST_WALK = 32
 """Heads looked at one after the other before the store is asked for a list."""
-_LATEST_BYTES = 64
 _TRIES = 5
 
 
@@ -67,12 +69,21 @@ class Archive:
         single_writer: bool = False,
         verdict: Verdict | None = None,
         read_ahead: int = READ_AHEAD,
+        accept_older: bool = False,
     ) -> None:
-        """`verdict` is what a probe found; left out, the store is probed before the first write."""
+        """`verdict` is what a probe found; left out, the store is probed before the first write.
+
+        `accept_older` goes on from the newest head that can be read although `LATEST` names a
+        newer one, which is gone: what was published with that is given up.
+        """
         self.store = store
         self.single_writer = single_writer
         self._verdict = verdict
         self._read_ahead = read_ahead
+        self.accept_older = accept_older
+        self.hinted = 0
+        """The head that `LATEST` named when the newest one was looked for."""
+        self._accepted = 0
         self._seen = 0
         self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
 
@@ -109,18 +120,21 @@ class Archive:
             )
         return head
 
-    def find_head(self) -> Head | None:
+    def find_head(self, *, accept_older: bool | None = None) -> Head | None:
         """The newest head; None if nothing was ever published here.
 
         Raises `ManifestInvalidError` for heads that were altered, and `HeadRolledBackError` when
-        the newest one is older than what this object has seen.
+        the newest one is older than what this object has seen, or than what `LATEST` names
+        (unless `accept_older`, which is as for the whole object if it is left out).
         """
         found = 0
+        # Before any head: whoever wrote it had made that head, and none goes without a newer one.
+        self.hinted = self._read_hint()
         for attempt in range(_TRIES):
             last = attempt == _TRIES - 1
             newest = self._find_newest(listed=attempt > 0)
             found = 0 if newest is None else newest.number
-            if found < self._seen:
+            if found < self._seen or not self._takes(found, accept_older):
                 continue
             if newest is None:
                 if not self._was_used():
@@ -137,6 +151,16 @@ class Archive:
                     raise
         raise self._refuse(found)
 
+    def _takes(self, found: int, accept_older: bool | None) -> bool:  # noqa: FBT001 - as it was given
+        """Whether head `found`, the newest there is, is no older than what the hint names."""
+        if found >= self.hinted:
+            return True
+        if accept_older is None and self.accept_older:
+            # Once: of another one that is gone nobody has spoken.
+            self._accepted = self._accepted or self.hinted
+            return self._accepted == self.hinted
+        return bool(accept_older)
+
     def _was_used(self) -> bool:
         """Whether there ever was a head, asked when none was found.
 
@@ -152,6 +176,13 @@ class Archive:
                 f"the newest head of {self.url} is {found}, and head {self._seen} was there before",
                 hint="heads were deleted, or an older copy of the bucket was put in its place: "
                 "bring the newer objects back before anything is published",
+            )
+        if not self._takes(found, None) and (found or not self._was_used()):
+            return HeadRolledBackError(
+                describe_older(self.url, found=found, named=self.hinted),
+                hint="newer heads were deleted, or LATEST was altered: look at the store, and "
+                "bring the newer objects back; to go on without what they held, say "
+                "--accept-older, or open_archive(..., accept_older=True)",
             )
         if found == 0:
             return ManifestInvalidError(
@@ -173,7 +204,7 @@ class Archive:
 
     def _find_newest(self, *, listed: bool) -> Head | None:
         """The head that has none after it, as far as can be seen; None if there is none at all."""
-        start = max(self._seen, 0 if listed else self._read_hint())
+        start = max(self._seen, 0 if listed else self.hinted)
         data = self._read_head_bytes(start) if start else None
         # Numbers of writers that no store keeps apart jump from epoch to epoch: no walk gets there.
         jumps = self.single_writer or start >> MINT_BITS > 0
@@ -230,13 +261,10 @@ class Archive:
 
     def _read_hint(self) -> int:
         try:
-            text = self.store.get(LATEST, most=_LATEST_BYTES)
-            number = (text or b"").decode().split("\n")[1]
-        except (ObjectTooLargeError, ValueError, IndexError):
-            # Anything may stand there: it only costs requests.
+            return parse_hint(self.store.get(LATEST, most=MAX_HINT_BYTES)) or 0
+        except ObjectTooLargeError:
+            # Anything may stand there: what no publisher writes says nothing.
             return 0
-        # Read as a name is: int() would take signs, spaces and the digits of other scripts.
-        return parse_head(f"{HEAD}/{number}") or 0
 
     def _list_newest(self) -> int:
         after = name_head(self._seen - 1) if self._seen else ""
@@ -311,7 +339,7 @@ class Archive:
                 item, coming = window.pop(0)
                 segment = coming.result()
                 if before is not None:
-                    _check_follows(before, segment, item.path)
+                    check_follows(before, segment, item.path)
                 before = segment.header
                 ahead = next(items, None)
                 if ahead is not None:
@@ -342,33 +370,7 @@ class Archive:
         return fitting[-1] if fitting else None
 
 
-def decode_item(data: bytes, item: Item) -> Segment:
-    """The segment in `data`; `ManifestInvalidError` unless it is what `item` says."""
-    segment = decode_segment(data, what=item.path)
-    header = segment.header
-    said = (item.first, item.last, item.chain, item.missing, item.adopted)
-    found = (header.first, header.last, header.chain, header.missing, header.adopted)
-    said_range = (item.first_position, item.last_position, item.first_recorded, item.last_recorded)
-    found_range = (
-        header.first_position,
-        header.last_position,
-        header.first_recorded,
-        header.last_recorded,
-    )
-    if (found, found_range, len(data)) != (said, said_range, item.size_bytes):
-        raise ManifestInvalidError(
-            f"{item.path} holds sequences {header.first} to {header.last}, and what names it "
-            f"claims {item.first} to {item.last}, or other positions, times or chains",
-            hint="the head or the index was altered: run oplog check, then oplog resync",
-        )
-    return segment
-
-
-def _check_follows(before: SegmentHeader, segment: Segment, path: str) -> None:
-    """Raise `ManifestInvalidError` unless a segment continues the one before it."""
-    header = segment.header
-    if (header.log_id, header.chain_before) != (before.log_id, before.chain):
-        raise ManifestInvalidError(
-            f"{path} does not continue the chain of the segment that ends at {before.last}",
-            hint="one of both belongs to another log or branch: run oplog check, then oplog resync",
-        )
+def describe_older(url: str, *, found: int, named: int) -> str:
+    """What to say of a hint that names a newer head than was found."""
+    newest = f"the newest that can be read is head {found}" if found else "there is no head"
+    return f"{LATEST} in {url} names head {named}, and {newest}"

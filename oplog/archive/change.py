@@ -48,7 +48,7 @@ def publish_change(
     def attempt(connection: Connection) -> _Changed | None:
         footing = exporter.find_footing(connection, seize=seize)
         if footing.standing.lost:
-            raise refuse_fork(exporter.archive, footing.standing)
+            raise refuse_fork(exporter.archive, footing.standing, same=footing.is_owner)
         if not exporter.has_epoch(footing):
             return None
         publisher = exporter.require_publisher()

@@ -29,6 +29,7 @@ from oplog.archive.segment import Segment, decode_segment
 from oplog.archive.snapshotcheck import ChunkJob, check_chunk, iterate_chunk_jobs, look_at
 from oplog.archive.treewalk import Place, walk_tree
 from oplog.errors import ArchiveError, ConfigurationError
+from oplog.store import Store
 from oplog.store.export import ExportStore
 
 CheckProgress: TypeAlias = Callable[[int, int], None]
@@ -72,14 +73,17 @@ def check_with_log(
     progress: CheckProgress | None = None,
 ) -> ArchiveReport:
     """`check_archive` against the log in `schema`, in a transaction that writes nothing."""
-    with engine.connect() as connection, connection.begin():
-        return check_archive(
-            archive,
-            connection=connection,
-            store=ExportStore(schema),
-            sample=sample,
-            progress=progress,
-        )
+    with engine.connect() as connection:
+        with connection.begin():
+            Store(schema).require_home(connection)
+        with connection.begin():
+            return check_archive(
+                archive,
+                connection=connection,
+                store=ExportStore(schema),
+                sample=sample,
+                progress=progress,
+            )
 
 
 class _Check:

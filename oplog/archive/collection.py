@@ -21,6 +21,7 @@ from oplog.archive.head import MAX_HEAD_BYTES, Head
 from oplog.archive.headsurvey import COLLECTED_BYTES
 from oplog.archive.manifest import MAX_MANIFEST_BYTES, decode_manifest
 from oplog.archive.objectstore.protocol import ObjectInfo
+from oplog.archive.ownership import require_owner
 from oplog.archive.path import (
     BLOB,
     COLLECTED,
@@ -94,6 +95,7 @@ def collect_archive(
     `publish_change` and `collect_garbage` raise.
     """
     archive = exporter.archive
+    require_owner(engine, archive, schema=exporter.log.schema)
     before = archive.read_head()
     draft = apply_retention(archive, before, retention, now=clock())
     if draft is not None and not dry_run:

@@ -70,7 +70,7 @@ class LogComparison:
             return
         if row.head > head.number and readable:
             # Published since the head was read: the newest one says more by now.
-            newer = archive.find_head()
+            newer = archive.find_head(accept_older=True)
             head = newer if newer is not None else head
         if row.head > head.number or (
             row.generation == head.generation and row.sequence > head.sequence

@@ -22,7 +22,10 @@ from oplog.archive.batch import check_whole, cut_entries, put_segment
 from oplog.archive.fork import ForkPolicy, make_fork
 from oplog.archive.head import Head, Origin, TypesRef, make_first
 from oplog.archive.news import read_page
-from oplog.archive.publisher import Emit, Publisher
+from oplog.archive.ownership import check_owner, identify, read_origin
+from oplog.archive.path import LATEST
+from oplog.archive.publisher import Emit, Publisher, make_hint
+from oplog.archive.receipt import make_blank, make_receipt
 from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
 from oplog.archive.typefile import LoggedTypes, encode_types
@@ -69,6 +72,11 @@ class Footing:
     row: ArchiveRow | None
     standing: Standing
 
+    @property
+    def is_owner(self) -> bool:
+        """Whether it was this database that published the head."""
+        return identify(self.head.origin) == identify(self.origin)
+
 
 @dataclass(slots=True)
 class _Tally:
@@ -105,7 +113,7 @@ class Exporter:
         self._segment_bytes = segment_bytes
         self.unfinished = False
         """Whether the last page left something that its transaction could see."""
-        self._head_seen: Head | None = None
+        self._footing_seen: Footing | None = None
         self._new_id = uuid4()
 
     # -- passes ---------------------------------------------------------------------------
@@ -167,11 +175,14 @@ class Exporter:
         footing = self.find_footing(connection, seize=seize)
         head, row, standing = footing.head, footing.row, footing.standing
         if standing.lost and self._fork is ForkPolicy.STOP:
-            raise refuse_fork(self.archive, standing)
+            raise refuse_fork(self.archive, footing.standing, same=footing.is_owner)
         page = self._read_page(connection, standing)
         if not self._has_work(connection, standing, head, page):
             if row is None or not matches(row, head):
-                self._repair_receipt(connection, head, row, page.cursor)
+                self._repair_receipt(connection, footing, page.cursor)
+            if self.archive.hinted > head.number > 0:
+                # Accepted: whoever reads after this finds no more named than there is.
+                self.archive.store.put(LATEST, make_hint(head))
             self.unfinished = False
             return self._report(head, _Tally(), 0)
         if not self.has_epoch(footing):
@@ -181,17 +192,17 @@ class Exporter:
     def find_footing(self, connection: Connection, *, seize: bool = False) -> Footing:
         """What a transaction just begun stands on; `LeaseHeldError` if it is another's turn."""
         self.store.begin(connection)
-        self.log.require_current(connection)
-        origin = Origin(*self._feed.read_origin(connection))
+        origin = read_origin(connection, self.log.schema)
         head = self.archive.find_head() or self._make_first(connection, origin)
         self._check_log(connection, head)
+        row = self.store.read_row(connection, head.archive_id)
+        check_owner(self.archive, head, row, here=identify(origin))
         held = not self.store.try_lease(connection, head.archive_id)
         if held and (self.archive.single_writer or not seize):
             raise LeaseHeldError(
                 f"another worker is publishing to {self.archive.url}",
                 hint="it does the work: wait for it, or stop it first",
             )
-        row = self.store.read_row(connection, head.archive_id)
         standing = find_standing(
             connection, self.archive, head=head, row=row, origin=origin, store=self.store
         )
@@ -202,7 +213,7 @@ class Exporter:
         row, publisher = footing.row, self.publisher
         if publisher is not None and row is not None and row.epoch == publisher.epoch:
             return True
-        self._head_seen = footing.head
+        self._footing_seen = footing
         return False
 
     def _publish(self, connection: Connection, footing: Footing, page: NewPage) -> SyncReport:
@@ -224,15 +235,9 @@ class Exporter:
     def acknowledge(self, connection: Connection, head: Head) -> None:
         """Say in the database what is published, in the transaction that read it."""
         publisher = self.require_publisher()
-        row = ArchiveRow(
-            head.archive_id,
-            self.archive.url,
-            publisher.epoch,
-            head.generation,
-            head.sequence,
-            head.chain.hex(),
-            head.number,
-            head.cursor,
+        here = identify(head.origin)
+        row = make_receipt(
+            self.archive, head, epoch=publisher.epoch, cursor=head.cursor, here=here, owner=here
         )
         if not self.store.acknowledge(connection, row, position=head.position):
             raise LeaseLostError(
@@ -283,13 +288,11 @@ class Exporter:
         return self.store.count_types(connection) != known
 
     def _take_epoch(self, connection: Connection) -> None:
-        head = self._head_seen
-        if head is None:
+        footing = self._footing_seen
+        if footing is None:
             raise LeaseLostError("no head was looked at", hint="publish through publish_page")
         self.archive.require_writable()
-        wanted = ArchiveRow(
-            head.archive_id, self.archive.url, head.epoch, 0, 0, head.chain.hex(), 0, None
-        )
+        wanted = make_blank(self.archive, footing.head, here=identify(footing.origin))
         row = self.store.take_epoch(connection, wanted)
         self.publisher = Publisher(
             self.archive, writer=self._writer, epoch=row.epoch, emit=self._emit
@@ -302,28 +305,21 @@ class Exporter:
             raise LeaseLostError("no epoch was taken", hint="publish through run")
         return self.publisher
 
-    def _repair_receipt(
-        self, connection: Connection, head: Head, row: ArchiveRow | None, cursor: Cursor
-    ) -> None:
+    def _repair_receipt(self, connection: Connection, footing: Footing, cursor: Cursor) -> None:
         """Published, and the process died before it could say so here."""
+        head, row = footing.head, footing.row
         if head.number == 0:
             return
-        epoch = max(head.epoch, 0 if row is None else row.epoch)
-        self.store.write_row(
-            connection,
-            ArchiveRow(
-                head.archive_id,
-                self.archive.url,
-                epoch,
-                head.generation,
-                head.sequence,
-                head.chain.hex(),
-                head.number,
-                # Never the head's cursor: it may be of a server that saw other transactions.
-                cursor.to_json(),
-            ),
-            position=head.position,
+        receipt = make_receipt(
+            self.archive,
+            head,
+            epoch=max(head.epoch, 0 if row is None else row.epoch),
+            # Never the head's cursor: it may be of a server that saw other transactions.
+            cursor=cursor.to_json(),
+            here=identify(footing.origin),
+            owner=identify(head.origin),
         )
+        self.store.write_row(connection, receipt, position=head.position)
 
     def _report(self, head: Head, tally: _Tally, written: int) -> SyncReport:
         return SyncReport(

@@ -35,10 +35,14 @@ class HeadLink:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The database that was read: which server, in which of its histories."""
+    """The database that was read: which one of which server, in which of its histories.
+
+    The archive is its own: another one publishes here only where it is to take its place.
+    """
 
     system_identifier: str
     timeline: int
+    database: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +257,7 @@ def _write_head(head: Head) -> dict[str, Any]:
         "origin": {
             "system_identifier": head.origin.system_identifier,
             "timeline": head.origin.timeline,
+            "database": head.origin.database,
         },
         "cursor": head.cursor,
         "sequence": head.sequence,
@@ -299,7 +304,11 @@ def _read_link(document: Any, what: str) -> HeadLink | None:
 
 def _read_origin(document: Any, what: str) -> Origin:
     fields = Fields(document, what)
-    origin = Origin(fields.take_text("system_identifier", most=40), fields.take_integer("timeline"))
+    origin = Origin(
+        fields.take_text("system_identifier", most=40),
+        fields.take_integer("timeline"),
+        fields.take_integer("database"),
+    )
     fields.finish()
     return origin
 

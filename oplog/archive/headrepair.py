@@ -32,14 +32,16 @@ class BelievedArchive(Archive):
     """An archive whose newest head is known from elsewhere, until there is a newer one."""
 
     def __init__(self, archive: Archive, head: Head, link: HeadLink) -> None:
-        super().__init__(archive.store)
+        super().__init__(archive.store, accept_older=archive.accept_older)
         self._believed = head
         self._link = link
 
-    def find_head(self) -> Head | None:
+    def find_head(self, *, accept_older: bool | None = None) -> Head | None:
         """The head that is believed in, or what readers find after it."""
         following = self.store.get(name_head(self._believed.number + 1), most=MAX_HEAD_BYTES)
-        return self._believed if following is None else super().find_head()
+        if following is None:
+            return self._believed
+        return super().find_head(accept_older=accept_older)
 
     def link_to(self, head: Head) -> HeadLink:
         """What the head after `head` names it by."""

@@ -7,13 +7,20 @@ the newest head that can be believed.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from oplog.archive.archive import Archive
+from oplog.archive.archive import Archive, describe_older
 from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
-from oplog.archive.path import COLLECTED, HEAD, LATEST, name_head, parse_head
+from oplog.archive.path import (
+    COLLECTED,
+    HEAD,
+    LATEST,
+    MAX_HINT_BYTES,
+    name_head,
+    parse_head,
+    parse_hint,
+)
 from oplog.archive.problem import ArchiveProblem, ProblemKind, describe_error
 from oplog.errors import (
     ArchiveError,
@@ -24,8 +31,6 @@ from oplog.errors import (
 
 COLLECTED_BYTES = b"collected\n"
 """What stands under `COLLECTED`, for ever."""
-_HINT_BYTES = 64
-_HINT = re.compile(rb"[0-9a-f]{16}\n([0-9a-f]{16})\n")
 _MOST_NAMED = 1000
 
 
@@ -48,9 +53,11 @@ class HeadSurvey:
 def survey_heads(archive: Archive) -> HeadSurvey:
     """Look at every head that is there, newest first."""
     survey = HeadSurvey()
+    # Before any head: one that is published meanwhile is newer than what the hint says.
+    hint = _read_hint(archive)
     refused: ArchiveError | None = None
     try:
-        survey.newest = archive.find_head()
+        survey.newest = archive.find_head(accept_older=True)
     except (ManifestInvalidError, HeadRolledBackError, ObjectTooLargeError) as error:
         refused = error
     _look_at_mark(archive, survey)
@@ -77,7 +84,7 @@ def survey_heads(archive: Archive) -> HeadSurvey:
         survey.problems.append(
             ArchiveProblem(name_head(top), ProblemKind.INVALID, str(refused.args[0]))
         )
-    _look_at_hint(archive, survey)
+    _look_at_hint(archive, survey, hint)
     return survey
 
 
@@ -157,7 +164,7 @@ def _excuse_old(survey: HeadSurvey, newest: Head) -> None:
 def _look_at_mark(archive: Archive, survey: HeadSurvey) -> None:
     """`COLLECTED`: what keeps anybody from founding an archive that is already there."""
     try:
-        found = archive.store.get(COLLECTED, most=_HINT_BYTES)
+        found = archive.store.get(COLLECTED, most=MAX_HINT_BYTES)
     except ObjectTooLargeError as error:
         survey.collected = True
         problem = describe_error(error, COLLECTED)
@@ -173,19 +180,28 @@ def _look_at_mark(archive: Archive, survey: HeadSurvey) -> None:
         )
 
 
-def _look_at_hint(archive: Archive, survey: HeadSurvey) -> None:
-    what: ProblemKind | None = None
+def _read_hint(archive: Archive) -> bytes | ObjectTooLargeError | None:
     try:
-        data = archive.store.get(LATEST, most=_HINT_BYTES)
-        if data is None:
-            what = None if survey.head is None else ProblemKind.MISSING
-        else:
-            found = _HINT.fullmatch(data)
-            newest = max(survey.digests, default=0)
-            if found is None or int(found[1], 16) > newest:
-                what = ProblemKind.INVALID
-    except ObjectTooLargeError:
+        return archive.store.get(LATEST, most=MAX_HINT_BYTES)
+    except ObjectTooLargeError as error:
+        return error
+
+
+def _look_at_hint(
+    archive: Archive, survey: HeadSurvey, hint: bytes | ObjectTooLargeError | None
+) -> None:
+    what: ProblemKind | None = None
+    if isinstance(hint, ObjectTooLargeError):
         what = ProblemKind.CORRUPT
+    elif hint is None:
+        what = None if survey.head is None else ProblemKind.MISSING
+    else:
+        named, newest = parse_hint(hint), max(survey.digests, default=0)
+        if named is None:
+            what = ProblemKind.INVALID
+        elif named > newest:
+            message = describe_older(archive.url, found=newest, named=named)
+            survey.problems.append(ArchiveProblem(LATEST, ProblemKind.BEHIND, message))
     if what is not None:
         message = f"{LATEST} does not say where to look first; that costs readers some requests"
         survey.problems.append(ArchiveProblem(LATEST, what, message, harmless=True))

@@ -169,7 +169,7 @@ def join_log(connection: Connection, archive: Archive, *, store: Store) -> Joine
     archived = ArchivedLog(archive, head, schema=store.schema, through=row.sequence)
     # Whether it is a standby is no matter: nothing is read but by the row's cursor.
     identifier = Feed(store.schema).read_identifier(connection)
-    return JoinedLog(archived, adopt_cursor(row, Origin(identifier, 0)), store=store)
+    return JoinedLog(archived, adopt_cursor(row, Origin(identifier, 0, 0)), store=store)
 
 
 def check_row(archive: Archive, head: Head, row: ArchiveRow) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
 from oplog.cursor import Cursor
+from oplog.store import Store
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
 
@@ -33,6 +34,7 @@ class ArchiveLag:
 
 def measure_lag(connection: Connection, archive: Archive, *, schema: str) -> ArchiveLag:
     """How far `archive` is behind the log in `schema`; `ConfigurationError` on a standby."""
+    Store(schema).require_home(connection)
     store, feed = ExportStore(schema), Feed(schema)
     head = archive.find_head()
     row = None if head is None else store.read_row(connection, head.archive_id)

@@ -18,13 +18,15 @@ def open_archive(
     single_writer: bool = False,
     options: Mapping[str, str] | None = None,
     timeout_seconds: float = REQUEST_SECONDS,
+    accept_older: bool = False,
 ) -> Archive:
     """The archive at `url`: s3://bucket/prefix, gs://, az://, file:///path or memory://.
 
     Credentials, region and endpoint are found as the store's client finds them (`AWS_*` and the
     like); `options` go before those. `single_writer` promises that one worker at a time writes
-    here, for stores that cannot create an object on condition that there is none. Raises
-    `ConfigurationError` for a URL that cannot be meant.
+    here, for stores that cannot create an object on condition that there is none. `accept_older`
+    goes on although the archive says itself that newer heads are gone, which is otherwise
+    `HeadRolledBackError`. Raises `ConfigurationError` for a URL that cannot be meant.
     """
     store = open_store(url, options=options, timeout_seconds=timeout_seconds)
-    return Archive(store, single_writer=single_writer)
+    return Archive(store, single_writer=single_writer, accept_older=accept_older)

@@ -21,9 +21,12 @@ COLLECTED = "COLLECTED"
 MINT_BITS = 32
 """A minted number is an epoch, moved up by so many bits, and a counter."""
 MAX_NUMBER = (1 << 63) - 1
+MAX_HINT_BYTES = 64
+"""A hint has fewer; whatever has more was not written by a publisher."""
 
 _CONTENT = re.compile(r"(LOG|INDEX|SNAPSHOT|BLOB)/([0-9a-f]{16})-([0-9a-f]{64})")
 _HEAD = re.compile(r"HEAD/([0-9a-f]{16})")
+_HINT = re.compile(rb"[0-9a-f]{16}\n([0-9a-f]{16})\n")
 _PIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -65,6 +68,17 @@ def parse_head(path: str) -> int | None:
     number = 0 if found is None else int(found[1], 16)
     # What has no number after it is no head either: the next one's name would have another form.
     return number if 0 < number < MAX_NUMBER else None
+
+
+def write_hint(snapshot: int, head: int) -> bytes:
+    """What `LATEST` says: the newest snapshot's sequence, and the number of a head."""
+    return f"{snapshot:016x}\n{head:016x}\n".encode()
+
+
+def parse_hint(data: bytes | None) -> int | None:
+    """The number of the head that a hint names; None for what no publisher wrote."""
+    found = _HINT.fullmatch(data or b"")
+    return None if found is None else parse_head(f"{HEAD}/{found[1].decode()}")
 
 
 def name_pin(name: str) -> str:

@@ -36,7 +36,7 @@ class ProblemKind(StrEnum):
     UNEXPECTED = "unexpected"
     """It is there, and nothing that works as it should leaves it there."""
     BEHIND = "behind"
-    """The database knows of more than the archive holds."""
+    """The database, or the archive itself, knows of more than the archive holds."""
     DIVERGED = "diverged"
     """Archive and database hold different entries."""
     SCHEMA = "schema"

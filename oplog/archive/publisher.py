@@ -18,7 +18,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.container import MAX_OBJECT_BYTES
 from oplog.archive.head import MAX_HEAD_BYTES, Head, decode_head
 from oplog.archive.objectstore.retry import Patience
-from oplog.archive.path import BLOB, LATEST, make_mint, name_content, name_head
+from oplog.archive.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
 from oplog.archive.step import Step
 from oplog.errors import ArchiveError, LeaseLostError, ObjectConflictError, StoreUnavailableError
 
@@ -170,9 +170,8 @@ class Publisher:
         )
 
     def write_hint(self, head: Head) -> None:
-        """Say in LATEST where to look first; nothing rests on it."""
-        newest = head.snapshots[-1].sequence if head.snapshots else 0
-        text = f"{newest:016x}\n{head.number:016x}\n".encode()
+        """Say in LATEST where to look first, and what there must be at least."""
+        text = make_hint(head)
         try:
             self._store.put(LATEST, text)
         except ArchiveError as error:
@@ -180,3 +179,8 @@ class Publisher:
             _logger.warning("%s was not written: %s", LATEST, error)
             return
         self._emit(Step.WRITE_HINT, LATEST, len(text))
+
+
+def make_hint(head: Head) -> bytes:
+    """What `LATEST` says of a head."""
+    return write_hint(head.snapshots[-1].sequence if head.snapshots else 0, head.number)

@@ -20,6 +20,7 @@ from oplog.archive.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
 from oplog.archive.headrepair import repair_heads
 from oplog.archive.headsurvey import COLLECTED_BYTES
 from oplog.archive.index import Item
+from oplog.archive.ownership import require_owner
 from oplog.archive.path import (
     BLOB,
     COLLECTED,
@@ -35,7 +36,7 @@ from oplog.archive.path import (
     parse_head,
 )
 from oplog.archive.problem import ArchiveProblem, ArchiveReport
-from oplog.archive.publisher import Publisher
+from oplog.archive.publisher import Publisher, make_hint
 from oplog.archive.remake import Remade, SegmentMaker, remake_node
 from oplog.archive.rewrite import drop_snapshots, replace_items
 from oplog.archive.step import Step
@@ -92,6 +93,7 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
 
     Raises as `publish_change`, for what needs a new head. Interrupted, it may be run again.
     """
+    require_owner(engine, exporter.archive, schema=exporter.log.schema)
     resync = _Resync(exporter, engine)
     found = resync.check()
     report, repaired, dropped, number = found, dict[str, None](), dict[str, None](), None
@@ -131,7 +133,9 @@ class _Resync:
     def __init__(self, exporter: Exporter, engine: Engine) -> None:
         self._exporter = exporter
         self._archive = Archive(
-            exporter.archive.store, single_writer=exporter.archive.single_writer
+            exporter.archive.store,
+            single_writer=exporter.archive.single_writer,
+            accept_older=exporter.archive.accept_older,
         )
         self._engine = engine
         self._log = exporter.log
@@ -152,9 +156,7 @@ class _Resync:
         if COLLECTED in damaged:
             plan.objects.append(Remade(COLLECTED, COLLECTED_BYTES))
         if LATEST in damaged:
-            newest = head.snapshots[-1].sequence if head.snapshots else 0
-            text = f"{newest:016x}\n{head.number:016x}\n".encode()
-            plan.objects.append(Remade(LATEST, text))
+            plan.objects.append(Remade(LATEST, make_hint(head)))
         plan.objects += self._remake_nodes(head, damaged)
         with self._engine.connect() as connection, connection.begin():
             self._exporter.store.begin(connection)

@@ -18,13 +18,14 @@ from oplog.archive.index import Levels
 from oplog.archive.segment import extend_chain, start_chain
 from oplog.cursor import Cursor
 from oplog.errors import (
-    ConfigurationError,
+    ForeignServerError,
     HeadRolledBackError,
     LeaseLostError,
     LogForkedError,
     PrunedError,
 )
 from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.home import REMEDIES
 from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.rows import StoredEntry
 
@@ -76,8 +77,8 @@ def find_standing(
     The place to go on from is always the row's, never the head's: a server that is no descendant
     of the one that published may have all that is published, and more that the other never saw.
     Raises `LeaseLostError` for a server whose history was superseded, `HeadRolledBackError` when
-    the database knows of a newer head, `ConfigurationError` for a copy of the database of which
-    nobody can say what it lacks, `PrunedError` for an archive without what was pruned.
+    the database knows of a newer head, `ForeignServerError` for a row of another server,
+    `PrunedError` for an archive without what was pruned.
     """
     nowhere = Cursor(origin.system_identifier, origin.timeline, None)
     pruned = PruningStore(store.schema).read_watermark(connection)
@@ -161,16 +162,23 @@ def matches(row: ArchiveRow, head: Head) -> bool:
     return mine == (head.generation, head.sequence, head.chain.hex())
 
 
-def refuse_fork(archive: Archive, standing: Standing) -> LogForkedError:
-    """The error for a database that lost what was published."""
+def refuse_fork(archive: Archive, standing: Standing, *, same: bool) -> LogForkedError:
+    """The error for a database that lost what was published, by itself (`same`) or another."""
     first = standing.first_lost[0]
+    hint = (
+        "a failover or a restore to an earlier time forgot them; nothing was written. See "
+        "oplog fork inspect; then oplog fork replay-lost, or oplog fork abandon"
+        if same
+        else "they were published from another database, whose place this one takes; nothing was "
+        "written. See oplog fork inspect; oplog fork abandon goes on without them, and oplog "
+        "fork replay-lost writes them into this database, if they belong there"
+    )
     return LogForkedError(
         f"the database has lost {standing.lost} entries that are published in {archive.url}: the "
         f"first is sequence {first.sequence}, position {first.position} (aggregate "
         f"{first.aggregate!r} version {first.version}), hash {first.entry_hash.hex()} there and "
         f"{'nothing' if first.stored_hash is None else first.stored_hash.hex()} here",
-        hint="a failover or a restore to an earlier time forgot them; nothing was written. See "
-        "oplog fork inspect; then oplog fork replay-lost, or oplog fork abandon",
+        hint=hint,
         position=first.position,
         sequence=first.sequence,
         archived_hash=first.entry_hash,
@@ -219,10 +227,10 @@ def adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
         return Cursor(origin.system_identifier, origin.timeline, None)
     cursor = Cursor.from_json(row.cursor)
     if cursor.system_identifier != origin.system_identifier:
-        raise ConfigurationError(
-            "this server is a copy of the one that was published from, made in a way that keeps "
-            "no transaction ids (a dump, a logical replica) or gives another identity (an upgrade)",
-            hint="restore it with oplog restore, or begin a new archive under another prefix",
+        raise ForeignServerError(
+            "what this database knows of the archive was written on server "
+            f"{cursor.system_identifier}, and this is server {origin.system_identifier}",
+            hint=REMEDIES,
         )
     return replace(cursor, timeline=origin.timeline)
 

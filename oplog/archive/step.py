@@ -29,7 +29,7 @@ class Step(StrEnum):
     """Say in Postgres what is published; refused when the epoch is somebody else's by now."""
     # The head
     READ_HINT = "read_hint"
-    """Get LATEST. Wrong, stale or missing, it costs requests and nothing else."""
+    """Get LATEST. Behind, it costs requests; ahead of what there is, it stops its reader."""
     RESOLVE_HEAD = "resolve_head"
     """Get one head on the walk to the newest."""
     CHECK_PREDECESSOR = "check_predecessor"

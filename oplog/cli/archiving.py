@@ -17,6 +17,7 @@ from oplog.archive.export import SyncReport
 from oplog.archive.worker import INTERVAL_SECONDS
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
+    accept_older_option,
     archive_option,
     fork_option,
     pass_invocation,
@@ -66,6 +67,7 @@ _CHECK_HOURS = 24.0
 )
 @archive_option
 @single_writer_option
+@accept_older_option
 @standard_options
 @pass_invocation
 def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) -> int:
@@ -157,6 +159,7 @@ def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
 @click.option("--full", is_flag=True, help="Upload all rows again, building on no earlier one.")
 @archive_option
 @single_writer_option
+@accept_older_option
 @standard_options
 @pass_invocation
 def snapshot(invocation: Invocation, *, full: bool) -> int:

@@ -16,10 +16,16 @@ from oplog.cli.archiving import snapshot, sync
 from oplog.cli.examining import doctor
 from oplog.cli.forking import fork
 from oplog.cli.granting import grants
+from oplog.cli.incarnating import incarnate
 from oplog.cli.inspecting import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys import keys
-from oplog.cli.option import debug_option, json_option, single_writer_option
+from oplog.cli.option import (
+    accept_older_option,
+    debug_option,
+    json_option,
+    single_writer_option,
+)
 from oplog.cli.pruning import prune
 from oplog.cli.rebuilding import replay, verify
 from oplog.cli.resolving import resolve
@@ -62,6 +68,7 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
     help="s3://bucket/prefix, gs://, az:// or file:///path; credentials as its client finds them.",
 )
 @single_writer_option
+@accept_older_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
@@ -77,6 +84,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, prune),
+    *(fork, grants, incarnate, prune),
 ):
     program.add_command(_command)

@@ -39,6 +39,7 @@ class Invocation:
     database: str | None = None
     archive: str | None = None
     single_writer: bool = False
+    accept_older: bool = False
     as_json: bool = False
 
     def load_log(self) -> Oplog:
@@ -106,7 +107,7 @@ class Invocation:
             return None
         if url.lower().startswith("memory:"):
             raise click.UsageError("memory:// ends with this process; name a store that stays")
-        return open_archive(url, single_writer=self.single_writer)
+        return open_archive(url, single_writer=self.single_writer, accept_older=self.accept_older)
 
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
         """Print the answer on stdout: one JSON document, or lines of text as they come."""

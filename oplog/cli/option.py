@@ -112,6 +112,22 @@ def single_writer_option(function: F) -> F:
     )(function)
 
 
+def accept_older_option(function: F) -> F:
+    """`--accept-older`: go on although the archive names heads that are gone."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
+        invocation = context.ensure_object(Invocation)
+        invocation.accept_older = invocation.accept_older or value
+
+    return click.option(
+        "--accept-older",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Go on from the newest head that can be read although LATEST names a newer one.",
+    )(function)
+
+
 def fork_option(function: F) -> F:
     """`--fork`: what to do when the database lost entries that were published."""
     return click.option(

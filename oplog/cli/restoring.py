@@ -22,6 +22,7 @@ from oplog.archive.archive import Archive
 from oplog.cli.argument import PLACE
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
+    accept_older_option,
     archive_argument,
     database_option,
     pass_invocation,
@@ -43,6 +44,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 @database_option
 @click.option("--through", type=PLACE, help="Up to this place; the default is everything.")
 @click.option("--yes", is_flag=True, help="Do not ask, which is done on a terminal only.")
+@accept_older_option
 @standard_options
 @pass_invocation
 def restore(invocation: Invocation, *, through: int | datetime | None, yes: bool) -> None:
@@ -74,6 +76,7 @@ def restore(invocation: Invocation, *, through: int | datetime | None, yes: bool
 @archive_argument
 @database_option
 @click.option("--through", type=PLACE, help="Up to this place; the default is everything.")
+@accept_older_option
 @standard_options
 @pass_invocation
 def recover(invocation: Invocation, *, through: int | datetime | None) -> None:
@@ -115,6 +118,7 @@ def _show_restore(document: Mapping[str, Any]) -> Iterator[str]:
 @click.option(
     "--name", default="archive", show_default=True, help="Of the place that the database keeps."
 )
+@accept_older_option
 @standard_options
 @pass_invocation
 def follow(invocation: Invocation, *, once: bool, interval: float, name: str) -> None:

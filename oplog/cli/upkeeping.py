@@ -19,6 +19,7 @@ from oplog.archive.retention import Retention
 from oplog.cli.argument import DURATION, SHARE
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
+    accept_older_option,
     archive_option,
     database_option,
     pass_invocation,
@@ -83,6 +84,7 @@ def _show_problems(problems: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 @click.option("--dry-run", is_flag=True, help="Only say what would be written.")
 @archive_option
 @single_writer_option
+@accept_older_option
 @standard_options
 @pass_invocation
 def resync(invocation: Invocation, *, dry_run: bool) -> int:

@@ -16,6 +16,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.export import Exporter, SyncReport
 from oplog.archive.fork import ForkPolicy
 from oplog.archive.lag import ArchiveLag, measure_lag
+from oplog.archive.ownership import identify, read_origin
 from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
 from oplog.archive.waiting import wait_for_entries
@@ -30,6 +31,7 @@ from oplog.facade.reading import ReadingOplog
 from oplog.finding import Finding
 from oplog.recovery.condition import is_in_use
 from oplog.recovery.follow import FollowReport, follow_log
+from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.loading import StoredSnapshot
 from oplog.recovery.policy import SnapshotPolicy
 from oplog.recovery.publishing import SnapshotReport, publish_snapshot
@@ -37,7 +39,6 @@ from oplog.recovery.restore import RestoreReport, restore_log
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
 from oplog.store.export import ArchiveRow, ExportStore
-from oplog.store.feed import Feed
 
 RESTORED_SNAPSHOT = "4:4:"
 """What sees restored entries, whose transaction is 3, and nothing else."""
@@ -223,6 +224,17 @@ class ArchivingOplog(ReadingOplog):
             stop=stop,
         )
 
+    def incarnate(self, connection: Connection, *, replaces_original: bool) -> IncarnationReport:
+        """Make the log of a copied database its own; changes no row of the tables.
+
+        For a database that came from a dump, a template or an upgrade. One that replaces the
+        original goes on with its archives, and whoever has published there is refused from then
+        on; one that is a copy forgets them, and begins an archive under another prefix.
+        Consumers go on from where they were. Writers and readers of the log wait meanwhile.
+        Raises `ConfigurationError` for a role that does not own the log.
+        """
+        return incarnate_log(connection, schema=self.schema, replaces_original=replaces_original)
+
     def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:
         ref = source.archive.find_snapshot(source.head, position=position)
         if ref is None:
@@ -241,7 +253,7 @@ def write_receipt(
     connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
 ) -> None:
     """Say in a restored database how much of the archive it has, so that a worker goes on."""
-    system_identifier, timeline = Feed(schema).read_origin(connection)
+    origin = read_origin(connection, schema)
     chain = source.find_chain(report.sequence) or b""
     ExportStore(schema).write_row(
         connection,
@@ -253,7 +265,9 @@ def write_receipt(
             report.sequence,
             chain.hex(),
             source.head.number,
-            Cursor(system_identifier, timeline, RESTORED_SNAPSHOT).to_json(),
+            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
+            identify(origin),
+            identify(source.head.origin),
         ),
         position=report.position,
     )

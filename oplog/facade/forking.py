@@ -5,16 +5,18 @@ Every method is one call, or a loop of calls, into the module that does the work
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog.archive.archive import Archive
 from oplog.archive.head import Branch
 from oplog.archive.source import ArchivedLog
 from oplog.archive.standing import LostEntry
+from oplog.entry import Receipt
 from oplog.errors import ReplayError
 from oplog.facade.archiving import ArchivingOplog
 from oplog.facade.writing import WritingOplog
@@ -23,13 +25,19 @@ from oplog.recovery.lost import (
     LostTransaction,
     RefusedTransaction,
     ReplayLostReport,
+    Succession,
     apply_lost,
+    check_extent,
     find_branch,
     iterate_lost,
     open_branch,
 )
+from oplog.recovery.suspension import find_oids
 from oplog.store import StoredEntry
 from oplog.store.export import ExportStore
+from oplog.store.guards import count_images
+from oplog.store.restoration import RestorationStore
+from oplog.tables import qualify
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +93,58 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
 
         A fork that is not published yet is published first, as by `sync(fork="fork")`. Each lost
         transaction is one of its own, logged with the metadata it had and `oplog.replayed`, and
-        done at most once, however often this is called. One that does not fit what is there now
-        is left alone and reported. Needs the keys.
+        done at most once, however often this is called. One whose aggregates are not as it found
+        them, since something was written there after the failover or since what it goes on from
+        was not done again, is left alone and reported. Needs the keys.
         """
         if not dry_run and self.inspect_fork(engine, archive).forked:
             self.sync(engine, archive, fork="fork")
         source = self.open_branch(archive, generation=generation)
         lost = self._list_lost(engine, source)
         if dry_run:
-            return ReplayLostReport(source.generation, len(lost))
+            return self._foresee(engine, source.generation, lost)
         sessions = sessionmaker(engine)
         self.attach(sessions)
         refused: list[RefusedTransaction] = []
+        succession = Succession()
         try:
             for transaction in lost:
                 try:
-                    self._redo(sessions, transaction)
+                    receipts = self._redo(sessions, transaction, succession)
                 except ReplayError as error:
-                    reason = str(error).split("\n", 1)[0]
-                    refused.append(RefusedTransaction(transaction.sequence, reason))
+                    refused.append(_describe(transaction, error))
+                    succession.add_refused(transaction)
+                else:
+                    succession.add_done(transaction, receipts)
         finally:
             self.detach(sessions)
         return ReplayLostReport(source.generation, len(lost) - len(refused), refused)
+
+    def _foresee(
+        self, engine: Engine, generation: int, lost: Sequence[LostTransaction]
+    ) -> ReplayLostReport:
+        """What doing them again would come to, as far as versions tell."""
+        refused: list[RefusedTransaction] = []
+        succession = Succession()
+        with engine.connect() as connection:
+            names = {name for transaction in lost for name in transaction.aggregates}
+            heads = RestorationStore(self.schema).read_heads(connection, sorted(names))
+            for transaction in lost:
+                found = self._outcomes.find_request(connection, transaction.key)
+                if found is not None:
+                    succession.add_done(transaction, found.receipts)
+                    continue
+                try:
+                    succession.check(transaction, heads)
+                except ReplayError as error:
+                    refused.append(_describe(transaction, error))
+                    succession.add_refused(transaction)
+                else:
+                    heads |= {
+                        link.aggregate: (link.version, link.entry_hash)
+                        for link in transaction.links
+                    }
+        return ReplayLostReport(generation, len(lost) - len(refused), refused)
 
     def _list_lost(self, engine: Engine, source: ArchivedLog) -> list[LostTransaction]:
         store = ExportStore(self.schema)
@@ -119,17 +157,48 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
 
             return list(iterate_lost(source, reader, is_lost=is_lost))
 
-    def _redo(self, sessions: sessionmaker[Session], transaction: LostTransaction) -> None:
+    def _redo(
+        self,
+        sessions: sessionmaker[Session],
+        transaction: LostTransaction,
+        succession: Succession,
+    ) -> list[Receipt]:
+        """Do it again, or find that it was; the receipts of its entries."""
         metadata: dict[str, Any] = dict(transaction.metadata)
         metadata[REPLAYED] = [f"{transaction.generation}/{transaction.sequence}"]
 
         def work(session: Session) -> None:
             self.annotate(session, **metadata)
+            # Whoever writes one of them after this makes the commit a conflict, and the next
+            # attempt finds it written since.
+            for aggregate in transaction.aggregates:
+                self.take_ticket(session, aggregate)
+            connection = session.connection()
+            heads = RestorationStore(self.schema).read_heads(connection, transaction.aggregates)
+            succession.check(transaction, heads)
             apply_lost(session, transaction, self.catalog)
+            check_extent(
+                transaction,
+                count_images(connection, self.schema),
+                oids=self._find_oids(connection, transaction),
+            )
 
-        self.run(
+        receipts = self.run(
             sessions,
             work,
             idempotency_key=transaction.key,
             idempotency_request=[transaction.generation, transaction.sequence],
         )
+        return receipts or []
+
+    def _find_oids(self, connection: Connection, transaction: LostTransaction) -> dict[str, int]:
+        names = {operation.type_name for operation in transaction.operations}
+        tables = {name: self.catalog.types[name].table for name in names}
+        return {
+            name: find_oids(connection, qualify([table.name], table.schema))[0]
+            for name, table in tables.items()
+        }
+
+
+def _describe(transaction: LostTransaction, error: ReplayError) -> RefusedTransaction:
+    return RefusedTransaction(transaction.sequence, str(error).split("\n", 1)[0])

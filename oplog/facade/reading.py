@@ -53,12 +53,12 @@ class ReadingOplog(Foundation):
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
     ) -> EntryReader:
-        """A reader of this log on `connection`, after checking schema and keyring.
+        """A reader of this log on `connection`, after checking schema, server and keyring.
 
         Of `source`, if it is given, whatever log the database itself has.
         """
         if source is None:
-            self.store.require_current(connection)
+            self.store.require_home(connection)
             source = self.store
         types = ShapeTable(source, connection)
         lifts = self.catalog.has_steps or revisions
@@ -85,7 +85,7 @@ class ReadingOplog(Foundation):
 
         Raises `PrunedError` if entries are missing and the log must be `whole`.
         """
-        self.store.require_current(connection)
+        self.store.require_home(connection)
         if archive is None and whole:
             PruningStore(self.schema).require_whole(connection)
         source = None if archive is None else join_log(connection, archive, store=self.store)

@@ -127,7 +127,7 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, in
         if place is None and installed:
             place = store.read_place(connection, RESTORED_PLACE)
         if place is not None:
-            log.require_current(connection)
+            log.require_home(connection)
             _check_alone(store, connection, place)
     if place is None:
         filled = restore_log(
@@ -203,7 +203,7 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
                 "another process has moved this database on meanwhile", hint="stop one of them"
             )
         log = Store(store.schema)
-        log.require_current(connection)
+        log.require_home(connection)
         reader, shown = work.open_reader(connection), source.read_snapshot(connection)
         plans = read_reader_plans(reader, snapshot=shown)
         live = {name: plan.live for plan in plans for name in plan.types}

@@ -1,14 +1,15 @@
 """Entries that a failover forgot, done again: the only copy of them is the archive's.
 
 Reads a lost branch and applies what its entries did, through a session that is logged, so that
-they are new entries like any other. Must not overwrite what happened since: an effect that does
-not fit the row it meets stops its transaction, and is reported. The hard thing is to do nothing
-twice: each lost transaction has an idempotency key of its own.
+they are new entries like any other. Must not overwrite what happened since: a transaction is done
+again only if every aggregate is as it found it, and is left alone and reported otherwise. The hard
+thing is to do nothing twice: each lost transaction has an idempotency key of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,14 +21,30 @@ from oplog.archive.archive import Archive
 from oplog.archive.head import Branch, Head
 from oplog.archive.source import ArchivedLog
 from oplog.catalog import TypeCatalog
+from oplog.chain import ZERO_HASH
 from oplog.codec import effect_to_operation
-from oplog.entry import Operation, OpType
+from oplog.entry import Operation, OpType, Receipt
 from oplog.errors import ConfigurationError, ReplayError, UnknownTypeError
 from oplog.reader import EntryReader
 from oplog.store import StoredEntry
+from oplog.store.guards import ImageCount
 
 REPLAYED = "oplog.replayed"
 """Metadata key of what was done again: generation and sequence of its first entry."""
+_OWN_PREFIX = "oplog/"
+"""Aggregates in which the log writes marks of its own, which belong to no row."""
+Heads = Mapping[str, tuple[int, bytes]]
+"""Version and hash of each aggregate's newest entry in the database; none if never written."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostLink:
+    """Where an entry of a lost transaction stood in the chain of its aggregate."""
+
+    aggregate: str
+    version: int
+    prev_hash: bytes
+    entry_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,12 @@ class LostTransaction:
     entries: int
     metadata: Mapping[str, list[str]]
     operations: tuple[Operation, ...]
+    links: tuple[LostLink, ...] = ()
+
+    @property
+    def aggregates(self) -> list[str]:
+        """The aggregates of its entries."""
+        return [link.aggregate for link in self.links]
 
     @property
     def key(self) -> str:
@@ -125,7 +148,72 @@ def _open(
         len(group),
         next(iter(reader.read_metadata(group[:1]))),
         tuple(effect_to_operation(effect) for effect in effects),
+        tuple(
+            LostLink(one.aggregate, one.version, one.prev_hash, one.entry_hash)
+            for one in group
+            if not one.aggregate.startswith(_OWN_PREFIX)
+        ),
     )
+
+
+class Succession:
+    """Which entry stands in the place of each lost one whose transaction was done again.
+
+    A lost transaction that wrote what an earlier lost one had written goes on from that one's
+    new entries, and from nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._renewed: dict[bytes, bytes] = {}
+        self._refused: dict[bytes, int] = {}
+
+    def check(self, transaction: LostTransaction, heads: Heads) -> None:
+        """Raise `ReplayError` unless all its aggregates are as the transaction found them."""
+        for link in transaction.links:
+            version, found = heads.get(link.aggregate, (0, ZERO_HASH))
+            if link.version == 1:
+                fits = version == 0
+            else:
+                fits = found == self._renewed.get(link.prev_hash, link.prev_hash)
+            if fits:
+                continue
+            before = self._refused.get(link.prev_hash)
+            if before is not None:
+                why = f"it goes on from sequence {before}, which was not done again"
+            elif version < link.version - 1:
+                why = f"what it goes on from is not there: version {version} is the newest"
+            else:
+                why = f"version {version} was written since"
+            raise _refuse(transaction, f"aggregate {link.aggregate!r}: {why}")
+
+    def add_done(self, transaction: LostTransaction, receipts: Iterable[Receipt]) -> None:
+        """The transaction was done again, now or before, as the entries of these receipts."""
+        written = {one.aggregate: one.entry_hash for one in receipts}
+        for link in transaction.links:
+            if written.get(link.aggregate):
+                self._renewed[link.entry_hash] = written[link.aggregate]
+
+    def add_refused(self, transaction: LostTransaction) -> None:
+        """The transaction was left alone, and so is whatever goes on from it."""
+        self._refused |= {link.entry_hash: transaction.sequence for link in transaction.links}
+
+
+def check_extent(
+    transaction: LostTransaction, counts: Iterable[ImageCount], *, oids: Mapping[str, int]
+) -> None:
+    """Raise `ReplayError` where doing it again changed rows that the transaction did not change.
+
+    A cascade or a trigger meets rows that were written since. `counts` are what guards saw of
+    statements that were not the log's own, `oids` the tables of types.
+    """
+    own = Counter((oids[one.type_name], one.kind) for one in transaction.operations)
+    kinds = {"I": OpType.CREATE, "U": OpType.UPDATE, "D": OpType.DELETE}
+    for count in counts:
+        if count.rows > own[count.relation, kinds[count.operation]]:
+            raise _refuse(
+                transaction,
+                f"it would also change rows of {count.table} that it did not change before",
+            )
 
 
 def apply_lost(session: Session, transaction: LostTransaction, catalog: TypeCatalog) -> None:
@@ -158,8 +246,13 @@ def _state(table: sa.Table, operation: Operation) -> tuple[Any, dict[str, Any]]:
 
 
 def _misfit(transaction: LostTransaction, operation: Operation, why: str) -> ReplayError:
+    what = f"{operation.kind.name} {operation.type_name} {dict(operation.key)}"
+    return _refuse(transaction, f"{what}: {why}")
+
+
+def _refuse(transaction: LostTransaction, why: str) -> ReplayError:
     return ReplayError(
         f"sequence {transaction.sequence} of generation {transaction.generation} cannot be done "
-        f"again: {operation.kind.name} {operation.type_name} {dict(operation.key)}: {why}",
+        f"again: {why}",
         hint="what happened since stands in its way: decide by hand",
     )

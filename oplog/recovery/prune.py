@@ -17,8 +17,9 @@ from enum import StrEnum
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head, Origin
+from oplog.archive.head import Head
 from oplog.archive.joined import check_row
+from oplog.archive.ownership import check_owner, identify, read_origin
 from oplog.archive.segment import extend_chain
 from oplog.archive.source import ArchivedLog
 from oplog.archive.standing import check_pruned, check_superseded, is_on_history, read_chain_at
@@ -29,7 +30,6 @@ from oplog.reader import check_hashes, describe
 from oplog.store import Store, StoredEntry
 from oplog.store.adopted import ADOPTED_ROWS
 from oplog.store.export import ExportStore
-from oplog.store.feed import Feed
 from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.standby import require_primary
 
@@ -149,7 +149,6 @@ class _Work:
         self._reach = reach
         self._store = PruningStore(schema)
         self._exports = ExportStore(schema)
-        self._feed = Feed(schema)
         self._head = archive.read_head()
 
     def run(self, keep: timedelta, *, dry_run: bool, batch_entries: int) -> PruneReport:
@@ -181,7 +180,7 @@ class _Work:
     # -- what must be so ------------------------------------------------------------------
 
     def _check_database(self) -> None:
-        Store(self._schema).require_current(self._connection)
+        Store(self._schema).require_home(self._connection)
         require_primary(self._connection, "pruning")
         if not self._store.is_owner(self._connection):
             raise ConfigurationError(
@@ -199,7 +198,9 @@ class _Work:
                 f"this database was not published to {self._archive.url}",
                 hint="give the archive that oplog sync writes for this database",
             )
-        check_superseded(head, Origin(*self._feed.read_origin(connection)))
+        origin = read_origin(connection, self._schema)
+        check_owner(self._archive, head, row, here=identify(origin))
+        check_superseded(head, origin)
         check_row(self._archive, head, row)
         check_pruned(self._archive, head, self._store.read_watermark(connection))
         return row.sequence

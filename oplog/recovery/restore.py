@@ -47,6 +47,7 @@ from oplog.replay.target import make_scratch
 from oplog.replay.transaction import Driver, pin_settings
 from oplog.store import SequencedLog, Store
 from oplog.store.checkpoints import RESTORED_PLACE
+from oplog.store.home import write_home
 from oplog.store.restoration import Place, RestorationStore
 from oplog.store.standby import require_primary
 from oplog.tables import VERSION
@@ -307,6 +308,8 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
         generation=source.generation,
     )
     store.remove_mark(connection)
+    # Whatever it was a copy of: all ids in it are this server's now, or count as ended.
+    write_home(connection, store.schema)
     _write_place(connection, request, intake)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)

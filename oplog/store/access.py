@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from oplog.guard import make_prefix
 from oplog.rights import CALLED_BY_EVERYBODY, select_excess
 from oplog.store.expected import list_log_functions, list_log_tables
+from oplog.tables import double_percent
 from oplog.upgrade import ENTRY_ID_INDEX
 
 
@@ -112,7 +113,7 @@ def read_access(connection: Connection, schema: str) -> Access:
     """What is beside the definition of the log in `schema`, which is there."""
     names = [*list_log_tables(schema), *list_log_functions(schema)]
     # Written as a literal, for DDL; here a percent sign would be taken for a parameter.
-    excess = select_excess(schema, objects=names).replace("%", "%%")
+    excess = double_percent(select_excess(schema, objects=names))
     open_to_all = [f"oplog_{name}" for name in CALLED_BY_EVERYBODY]
     about = {"schema": schema, "prefix": f"{make_prefix(schema)}_guard_"}
     return Access(

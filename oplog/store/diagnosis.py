@@ -24,6 +24,7 @@ from oplog.store.activity import Activity, read_activity
 from oplog.store.entries import Store
 from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
 from oplog.store.guards import DeclaredGuard, list_declared_guards
+from oplog.store.home import Homing, read_homing
 from oplog.store.inspection import list_functions, list_triggers
 from oplog.store.pruning import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
@@ -101,6 +102,7 @@ class LogFacts:
     """The role may look into the schema."""
     version: int | None = None
     restoring: bool = False
+    homing: Homing | None = None
     missing_tables: Sequence[str] = ()
     unreadable_tables: Sequence[str] = ()
     triggers: Mapping[str, Mapping[str, FoundTrigger]] = field(default_factory=dict)
@@ -203,6 +205,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
     return LogFacts(
         version=version,
         restoring=says_restoring(read_comment(connection, schema)),
+        homing=read_homing(connection, schema),
         missing_tables=[name for name in names if name not in readable],
         unreadable_tables=[name for name in names if not readable.get(name, True)],
         triggers=list_triggers(connection, schema),

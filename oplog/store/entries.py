@@ -17,6 +17,7 @@ from oplog.errors import SchemaVersionError
 from oplog.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
 from oplog.store.driver import require_driver
+from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
 from oplog.store.names import compare_names
 from oplog.store.rows import (
@@ -32,8 +33,8 @@ from oplog.store.rows import (
 from oplog.store.seen import bind_unseen
 from oplog.store.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.types import insert_type, list_types
-from oplog.store.version import parse_version, read_comment, says_restoring
-from oplog.tables import VERSION, quote_for_driver, quote_literal
+from oplog.store.version import parse_version, read_comment
+from oplog.tables import quote_for_driver, quote_literal
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""
@@ -73,30 +74,16 @@ class Store:
         `ConfigurationError` for a driver that the log does not work with.
         """
         require_driver(connection)
-        comment = read_comment(connection, self.schema)
-        found = parse_version(comment)
-        where = "" if self.schema == "oplog" else f", schema={self.schema!r}"
-        if found is None:
-            raise SchemaVersionError(
-                f"schema {self.schema!r} of this database has no oplog tables",
-                hint=f"add this line to a migration: op.create_oplog(version={VERSION}{where})",
-            )
-        if found < VERSION:
-            raise SchemaVersionError(
-                f"the oplog tables are at schema version {found}, this library needs {VERSION}",
-                hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})",
-            )
-        if found > VERSION:
-            raise SchemaVersionError(
-                f"the oplog tables are at schema version {found}, this library knows {VERSION}",
-                hint="upgrade the oplog package in this application",
-            )
-        if says_restoring(comment):
-            raise SchemaVersionError(
-                "this database is being restored, and the restore has not finished",
-                hint="wait for its end; if it was interrupted, run the restore again, which "
-                "starts anew",
-            )
+        require_defined(connection, self.schema)
+
+    def require_home(self, connection: Connection) -> Identity:
+        """`require_current`, and `ForeignServerError` where transaction ids mean something else.
+
+        For whoever goes by which transactions are visible; writing does not. The identity of
+        this database, which may be a copy on the server that the log was written on.
+        """
+        require_driver(connection)
+        return require_home(connection, self.schema)
 
     def read_log_id(self, connection: Connection) -> UUID:
         """The identity of this log, bound into every sealed entry."""
@@ -105,7 +92,8 @@ class Store:
         if len(ids) != 1:
             raise SchemaVersionError(
                 f"schema {self.schema!r} has {len(ids)} rows in oplog_log, not one",
-                hint="the log's tables were altered by hand; compare with a backup",
+                hint="the log's tables were altered by hand, or rows of a dump were loaded into a "
+                "log that was there: load a whole dump, tables and rows, into an empty database",
             )
         return ids[0]
 

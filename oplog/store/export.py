@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
 from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.home import Identity
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
 from oplog.tables import quote_for_driver
@@ -33,6 +34,9 @@ class ArchiveRow:
 
     It holds everything up to `sequence`, whose chain is `chain`, as of head number `head`;
     `cursor` is the place up to which that is everything. `epoch` is the last one handed out.
+    `origin` is the database that wrote this: a row that came along with a copy is not the
+    copy's. `owner` is the one that had published then, whose place this one may take; None
+    for any.
     """
 
     archive_id: UUID
@@ -43,6 +47,8 @@ class ArchiveRow:
     chain: str
     head: int
     cursor: str | None
+    origin: Identity
+    owner: Identity | None
 
 
 class Novelty(NamedTuple):
@@ -131,7 +137,7 @@ class ExportStore:
             "updated_at = pg_catalog.clock_timestamp() RETURNING name, cursor::text",
             (
                 f"{ARCHIVE_PREFIX}{row.archive_id}",
-                _write_row(replace(row, epoch=row.epoch + 1)),
+                print_row(replace(row, epoch=row.epoch + 1)),
                 row.epoch,
             ),
         ).one()
@@ -143,7 +149,7 @@ class ExportStore:
             f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
             "updated_at = pg_catalog.clock_timestamp() "
             "WHERE name = %s AND (cursor ->> 'epoch')::bigint = %s",
-            (_write_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
+            (print_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
         )
         return done.rowcount == 1
 
@@ -153,7 +159,7 @@ class ExportStore:
             f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
             "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
             "cursor = excluded.cursor, position = excluded.position",
-            (f"{ARCHIVE_PREFIX}{row.archive_id}", _write_row(row), position),
+            (f"{ARCHIVE_PREFIX}{row.archive_id}", print_row(row), position),
         )
 
     # -- what is new ----------------------------------------------------------------------
@@ -263,7 +269,8 @@ class ExportStore:
         return count, max(0.0, seconds)
 
 
-def _write_row(row: ArchiveRow) -> str:
+def print_row(row: ArchiveRow) -> str:
+    """The row as it is stored."""
     return json.dumps(
         {
             "url": row.url,
@@ -273,8 +280,15 @@ def _write_row(row: ArchiveRow) -> str:
             "chain": row.chain,
             "head": row.head,
             "cursor": row.cursor,
+            "origin": row.origin,
+            "owner": row.owner,
         }
     )
+
+
+def _read_identity(found: Any) -> Identity:
+    identifier, database = found
+    return Identity(str(identifier), int(database))
 
 
 def _read_row(name: str, text: str) -> ArchiveRow:
@@ -289,6 +303,8 @@ def _read_row(name: str, text: str) -> ArchiveRow:
             str(found["chain"]),
             int(found["head"]),
             None if found["cursor"] is None else str(found["cursor"]),
+            _read_identity(found["origin"]),
+            None if found["owner"] is None else _read_identity(found["owner"]),
         )
     except (KeyError, TypeError, ValueError) as cause:
         raise DecodeError(

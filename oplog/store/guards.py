@@ -55,6 +55,16 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageCount:
+    """How many rows of one table this transaction's images are of; `operation` as in `Image`."""
+
+    relation: int
+    table: str
+    operation: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredGuard:
     """What migrations said of a table."""
 
@@ -115,6 +125,17 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
         "coalesce(changed, '{}') FROM gone ORDER BY id"
     )
     return [Image(*row) for row in rows]
+
+
+def count_images(connection: Connection, schema: str) -> list[ImageCount]:
+    """What this transaction's images are of, which stay where they are."""
+    s = quote_for_driver(schema)
+    rows = connection.exec_driver_sql(
+        "SELECT relation::bigint, relation::regclass::text, operation::text, sum(rows)::bigint "
+        f"FROM {s}.oplog_image WHERE transaction_id = pg_catalog.pg_current_xact_id_if_assigned() "
+        "GROUP BY relation, operation ORDER BY 1, 3"
+    )
+    return [ImageCount(*row) for row in rows]
 
 
 def list_declared_guards(connection: Connection, schema: str) -> list[DeclaredGuard]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
-from oplog.tables import BEING_RESTORED, COMMENT_PREFIX, quote, quote_literal
+from oplog.tables import BEING_RESTORED, COMMENT_PREFIX, VERSION, quote, quote_literal
 
 
 def read_comment(connection: Connection, schema: str) -> str:
@@ -53,6 +53,33 @@ def require_comment(connection: Connection, schema: str, *, version: int) -> Non
         raise SchemaVersionError(
             "this database is being restored, and the restore has not finished",
             hint="wait for its end; if it was interrupted, run the restore again",
+        )
+
+
+def require_version(comment: str, schema: str) -> None:
+    """Raise `SchemaVersionError` with the exact line to add unless a log is current and whole."""
+    found = parse_version(comment)
+    where = "" if schema == "oplog" else f", schema={schema!r}"
+    if found is None:
+        raise SchemaVersionError(
+            f"schema {schema!r} of this database has no oplog tables",
+            hint=f"add this line to a migration: op.create_oplog(version={VERSION}{where})",
+        )
+    if found < VERSION:
+        raise SchemaVersionError(
+            f"the oplog tables are at schema version {found}, this library needs {VERSION}",
+            hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})",
+        )
+    if found > VERSION:
+        raise SchemaVersionError(
+            f"the oplog tables are at schema version {found}, this library knows {VERSION}",
+            hint="upgrade the oplog package in this application",
+        )
+    if says_restoring(comment):
+        raise SchemaVersionError(
+            "this database is being restored, and the restore has not finished",
+            hint="wait for its end; if it was interrupted, run the restore again, which "
+            "starts anew",
         )
 
 

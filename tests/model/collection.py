@@ -150,5 +150,6 @@ def read(world: World) -> Process[None]:
 
 def scribble(world: World) -> Process[None]:
     """Write a hint that is stale, or nonsense."""
+    world.scribbled = True
     digest = world.table.digest(world.random.randrange(1, world.newest + 4))
     yield Step.WRITE_HINT, Request("put", HINT, digest)

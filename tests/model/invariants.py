@@ -8,7 +8,7 @@ else that is called a head is garbage, and whoever takes it for one is wrong.
 from __future__ import annotations
 
 from tests.model.collection import GRACE
-from tests.model.values import ROOT, Head, Manifest, Path, Segment, fold
+from tests.model.values import HINT, ROOT, Head, Manifest, Path, Segment, fold
 from tests.model.world import Request, World
 
 
@@ -36,6 +36,7 @@ class Judge:
         self.acknowledged: set[int] = set()
         self.retired: set[int] = set()
         self.counts = {"heads": 0, "forks": 0, "snapshots": 0, "garbage heads": 0, "deleted": 0}
+        self.counts["hints ahead"] = 0
 
     @property
     def newest(self) -> Head | None:
@@ -58,6 +59,11 @@ class Judge:
         if request.verb == "delete":
             self.counts["deleted"] += 1
             demand(path not in self.needed, f"I7 deleted although reachable: {path.kind}")
+            return
+        if path == HINT:
+            ahead = self.table.content(request.digest) > self.world.newest
+            # What readers stop at: no publisher may write it, whatever befalls its requests.
+            self.counts["hints ahead"] += ahead and not self.world.scribbled
             return
         if path == ROOT or path.kind == "HEAD":
             self._judge_head(self.table.content(request.digest))

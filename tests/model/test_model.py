@@ -27,6 +27,7 @@ def test_no_run_of_the_protocol_breaks_an_invariant(variant: str, part: int) -> 
     reached = play_all(SOUND_VARIANTS[variant], range(part * RUNS, (part + 1) * RUNS))
     assert reached[Step.CREATE_HEAD] > RUNS
     assert reached["heads"] > RUNS
+    assert reached["hints ahead"] == 0
 
 
 @pytest.mark.parametrize("name", BROKEN_VARIANTS)

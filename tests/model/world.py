@@ -90,6 +90,8 @@ class World:
         """What the store carried out and the judge has not looked at."""
         self.newest = 0
         """Ghost: the number of the newest head."""
+        self.scribbled = False
+        """Ghost: somebody else than a publisher has written a hint."""
         self.claims: list[tuple[str, Head | None, int]] = []
         """Ghost: what processes believe; judged at once and emptied."""
 

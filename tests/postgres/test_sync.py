@@ -18,6 +18,7 @@ from oplog.errors import (
     ArchiveLagError,
     ChainBrokenError,
     ConfigurationError,
+    ForeignServerError,
     LogForkedError,
 )
 from tests.postgres.archived import (
@@ -107,12 +108,18 @@ def test_a_restored_database_goes_on_writing_and_publishing(bench: Bench, target
     target.write(add_task(901))
     report = target.log.sync(target.engine, reopen(archive))
     assert (report.entries, report.generation) == (1, 0)
-    # The old database has not: what is published now is not in it.
+    # The first to publish has taken the archive over: the old database is a stranger there.
     bench.write(add_task(902))
+    with pytest.raises(ForeignServerError, match="belongs to database"):
+        bench.log.sync(bench.engine, reopen(archive))
+    with bench.engine.connect() as connection:
+        bench.log.incarnate(connection, replaces_original=True)
+    # It may take it back; what was published meanwhile is not in it.
     with pytest.raises(LogForkedError) as caught:
         bench.log.sync(bench.engine, reopen(archive))
     assert caught.value.lost_count == 1
     assert caught.value.sequence == report.sequence
+    assert "published from another database" in caught.value.hint
 
 
 def test_a_fork_goes_on_in_a_new_generation(bench: Bench, target: Bench) -> None:

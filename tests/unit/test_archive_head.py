@@ -90,7 +90,7 @@ def heads(draw: st.DrawFn) -> Head:
         generation=draw(NUMBERS),
         epoch=draw(NUMBERS),
         writer=draw(TEXT),
-        origin=Origin(draw(TEXT), draw(NUMBERS)),
+        origin=Origin(draw(TEXT), draw(NUMBERS), draw(NUMBERS)),
         cursor=draw(st.none() | TEXT),
         sequence=sequence if first > sequence or items else sequence - 1,
         chain=chain,
@@ -312,7 +312,7 @@ def test_the_same_content_whoever_published_it() -> None:
 
 
 def test_an_archive_without_a_head_holds_nothing() -> None:
-    first = make_first(ARCHIVE_ID, UUID(int=1), Origin("1", 1))
+    first = make_first(ARCHIVE_ID, UUID(int=1), Origin("1", 1, 5))
     assert (first.sequence, first.chain) == (0, start_chain(UUID(int=1)))
     with pytest.raises(ManifestInvalidError, match="to be written"):
         first.encode()

@@ -1,0 +1,207 @@
+"""A copied database made one of its own: its log at home here, its archive named or forgotten.
+
+Knows the order of work. Must not touch a row of the application's tables, nor an archive. The hard
+thing is consumers: each goes on from where it was, missing nothing and getting nothing twice, or
+is told that its place is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.head import Origin
+from oplog.cursor import Cursor
+from oplog.errors import ConfigurationError
+from oplog.recovery.condition import take_lock
+from oplog.recovery.restore import open_work
+from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
+from oplog.store import Store
+from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.feed import Feed
+from oplog.store.home import Home, Identity, read_homing, write_home
+from oplog.store.incarnation import IncarnationStore, settle
+from oplog.store.pruning import PruningStore
+from oplog.store.restoration import RestorationStore
+from oplog.store.standby import require_primary
+
+
+@dataclass(frozen=True, slots=True)
+class IncarnationReport:
+    """What became of a copied log.
+
+    It is at home in `database` (an oid) of `server` (a system identifier) now, and was in the
+    other two, which are empty and 0 where it named none. `entries` were given other transaction
+    ids. `consumers` go on from where they were; the places of `strangers` are of yet another
+    history and stay as they are: each is refused until somebody resets it. `archives` are the
+    URLs that this database goes on with, or, for a copy, has forgotten.
+    """
+
+    replaces_original: bool
+    server: str
+    database: int
+    previous_server: str
+    previous_database: int
+    entries: int
+    consumers: tuple[str, ...]
+    strangers: tuple[str, ...]
+    archives: tuple[str, ...]
+
+
+def incarnate_log(
+    connection: Connection, *, schema: str, replaces_original: bool
+) -> IncarnationReport:
+    """Make the log in `schema` that of this database, in one transaction.
+
+    With `replaces_original` it goes on with the archives that it knows, and takes them over from
+    whoever has published last; without, it forgets them. Writers and readers of the log wait. On
+    the server that it was written on, and after an upgrade of that, transaction ids stay;
+    elsewhere every entry gets that of a transaction which ended before all others. Raises
+    `ConfigurationError` for a role that does not own the log, on a standby, and in a transaction;
+    `ConflictError` while a restore is under way.
+    """
+    if connection.in_transaction():
+        raise ConfigurationError(
+            "a log is made this database's own in a transaction of its own, and the connection "
+            "is in one",
+            hint="commit or roll back first, or give another connection",
+        )
+    with open_work(connection):
+        return _Incarnation(connection, schema).run(replaces_original=replaces_original)
+
+
+class _Incarnation:
+    """One run, in one transaction."""
+
+    def __init__(self, connection: Connection, schema: str) -> None:
+        self._connection = connection
+        self._schema = schema
+        self._store = IncarnationStore(schema)
+        self._exports = ExportStore(schema)
+
+    def run(self, *, replaces_original: bool) -> IncarnationReport:
+        self._check()
+        lock = RestorationStore(self._schema)
+        take_lock(self._connection, lock)
+        # Whoever writes an entry has ended, or has not begun: none keeps an id of its own.
+        lock.lock_tables(self._connection)
+        found = read_homing(self._connection, self._schema)
+        home = found.home or Home(found.here, "")
+        origin = Origin(*Feed(self._schema).read_origin(self._connection), found.here.database)
+        rows = self._exports.list_rows(self._connection)
+        places, strangers = self._list_places(home, rows if replaces_original else [])
+        entries = self._settle(home, origin, places)
+        if replaces_original:
+            self._take_over(found.here, strangers)
+        else:
+            self._store.forget_archives(self._connection)
+        write_home(self._connection, self._schema)
+        return IncarnationReport(
+            replaces_original,
+            found.here.system_identifier,
+            found.here.database,
+            home.identity.system_identifier if found.home else "",
+            home.identity.database if found.home else 0,
+            entries,
+            tuple(name for name in places if not name.startswith(ARCHIVE_PREFIX)),
+            tuple(name for name in strangers if not name.startswith(ARCHIVE_PREFIX)),
+            tuple(row.url for row in rows),
+        )
+
+    def _take_over(self, here: Identity, strangers: Collection[str]) -> None:
+        for row in self._exports.list_rows(self._connection):
+            taken = replace(row, origin=here, owner=None)
+            if f"{ARCHIVE_PREFIX}{row.archive_id}" in strangers:
+                # Whatever it has is compared, entry by entry.
+                taken = replace(taken, sequence=0, chain="", cursor=None)
+            self._store.write_row(self._connection, taken)
+
+    def _check(self) -> None:
+        require_primary(self._connection, "making the log this database's own")
+        Store(self._schema).require_current(self._connection)
+        if not PruningStore(self._schema).is_owner(self._connection):
+            raise ConfigurationError(
+                "only the owner of the log's tables, or a member of that role, may say whose log "
+                "this is",
+                hint="run it as the role that runs the migrations, not as the application",
+            )
+
+    def _list_places(
+        self, home: Home, rows: list[ArchiveRow]
+    ) -> tuple[dict[str, Cursor], list[str]]:
+        """Places in the history that was copied, and the names of those that are in another."""
+        known = self._store.list_cursors(self._connection)
+        for row in rows:
+            if row.cursor is not None:
+                known[f"{ARCHIVE_PREFIX}{row.archive_id}"] = Cursor.from_json(row.cursor)
+        server = home.identity.system_identifier
+        own = {name: one for name, one in known.items() if one.system_identifier == server}
+        # A consumer's place from before a promotion was refused there, too; an archive's was not.
+        newest = max((one.timeline for one in own.values()), default=0)
+        places = {
+            name: one
+            for name, one in own.items()
+            if one.timeline == newest or name.startswith(ARCHIVE_PREFIX)
+        }
+        return places, sorted(set(known).difference(places))
+
+    def _settle(self, home: Home, origin: Origin, places: Mapping[str, Cursor]) -> int:
+        """Entries and places in this server's history; how many entries were changed for it."""
+        if home.identity.system_identifier == origin.system_identifier:
+            return 0
+        if self._goes_on(home):
+            moved = {
+                name: replace(
+                    cursor,
+                    system_identifier=origin.system_identifier,
+                    timeline=origin.timeline,
+                )
+                for name, cursor in places.items()
+            }
+            self._write_places(moved)
+            return 0
+        oids = find_oids(self._connection, RestorationStore(self._schema).list_tables())
+        taken = suspend_switches(self._connection, oids)
+        renumbered = self._store.renumber(self._connection, places)
+        resume_tables(self._connection, taken)
+        self._write_places(
+            {
+                name: settle(
+                    cursor,
+                    system_identifier=origin.system_identifier,
+                    timeline=origin.timeline,
+                    snapshot=renumbered.snapshots[name],
+                )
+                for name, cursor in places.items()
+            }
+        )
+        return renumbered.entries
+
+    def _goes_on(self, home: Home) -> bool:
+        """Whether the server's files are those that the log was written in: an upgrade's."""
+        found = self._store.find_evidence(self._connection)
+        if home.row == found.row and not found.copied:
+            return True
+        if found.early:
+            raise ConfigurationError(
+                "whether this server goes on with the transaction ids of the one that the log was "
+                "written on cannot be told: some rows say that it does, others that it does not",
+                hint="restore the archive into a new database with oplog restore; nothing was "
+                "changed here",
+            )
+        return False
+
+    def _write_places(self, places: Mapping[str, Cursor]) -> None:
+        rows = {
+            f"{ARCHIVE_PREFIX}{row.archive_id}": row
+            for row in self._exports.list_rows(self._connection)
+        }
+        for name, cursor in places.items():
+            if name in rows:
+                row = replace(rows[name], cursor=cursor.to_json())
+                self._store.write_row(self._connection, row)
+            else:
+                self._store.write_cursor(self._connection, name, cursor)

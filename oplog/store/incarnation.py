@@ -1,0 +1,169 @@
+"""The SQL of a log that begins anew in a copied database: ids of its entries, places of readers.
+
+Takes a connection and plain values. Must not decide what a copy is. The hard thing is to say with
+a few ids what many snapshots of another server said: entries that the same readers have seen
+share one, and each reader's new snapshot names those that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from oplog.cursor import Cursor
+from oplog.errors import ConfigurationError
+from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.export import ArchiveRow, print_row
+from oplog.store.rows import FORMAT_PRUNED
+from oplog.store.seen import EVERYTHING, VISIBLE
+from oplog.tables import quote_for_driver
+
+FIRST_ID = 3
+"""The lowest id of a transaction that ended before all others: see `RESTORED_ID`."""
+END_OF_IDS = 100
+"""Below it no server gives an id to anything but its own creation."""
+_LOCAL = f"(e.transaction_id >= '{END_OF_IDS}'::xid8 AND e.xmin = e.transaction_id::xid)"
+"""Whether entry `e` was written here by the very transaction that it names: a copied row has the
+xmin of the transaction that copied it, and a row in copied files keeps its own."""
+
+
+_LOW_ID = "(e.transaction_id::text::numeric %% 4294967296)"
+
+
+class Evidence(NamedTuple):
+    """Traces of a copy, or of files that were taken over as they are.
+
+    `row` is the xmin of the log's identity. `copied`: an entry names a transaction that is later
+    than the one which wrote its row. `early`: an entry was written here by its own transaction,
+    before the log's identity was.
+    """
+
+    row: str
+    copied: bool
+    early: bool
+
+
+class Renumbering(NamedTuple):
+    """What came of it: how many entries have another id now, and each reader's new snapshot."""
+
+    entries: int
+    snapshots: Mapping[str, str]
+
+
+class IncarnationStore:
+    """The log in one schema, being made the log of the database that it was copied into."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+        # In a statement a percent sign would be taken for a parameter.
+        self._s = quote_for_driver(schema)
+
+    def find_evidence(self, connection: Connection) -> Evidence:
+        """What rows say of how they came here."""
+        found = connection.exec_driver_sql(
+            f"SELECT l.row, EXISTS (SELECT FROM {self._s}.oplog_entry e WHERE NOT {_LOCAL} "
+            f"AND e.transaction_id >= '{END_OF_IDS}'::xid8 AND e.format <> {FORMAT_PRUNED} "
+            f"AND {_LOW_ID} > e.xmin::text::bigint), "
+            f"EXISTS (SELECT FROM {self._s}.oplog_entry e WHERE {_LOCAL} "
+            f"AND {_LOW_ID} <= l.row::bigint) "
+            f"FROM (SELECT xmin::text AS row FROM {self._s}.oplog_log LIMIT 1) l"
+        )
+        return Evidence(*found.one())
+
+    def list_cursors(self, connection: Connection) -> dict[str, Cursor]:
+        """The places of consumers, by their names."""
+        rows = connection.exec_driver_sql(
+            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
+            "WHERE pg_catalog.jsonb_exists(cursor, 'snapshot') ORDER BY name"
+        )
+        return {row[0]: Cursor.from_json(row[1]) for row in rows}
+
+    def renumber(self, connection: Connection, cursors: Mapping[str, Cursor]) -> Renumbering:
+        """Give all entries ids of transactions that ended long ago, and cursors their meaning.
+
+        Nobody may read or write meanwhile. Entries that were written here since have not been
+        seen at any of the cursors; of others the old ids say who has seen them.
+        """
+        names = sorted(cursors)
+        conditions, values = [], list[object]()
+        for name in names:
+            cursor = cursors[name]
+            condition = VISIBLE
+            values.append(cursor.snapshot or EVERYTHING)
+            if cursor.target is not None:
+                condition = f"({VISIBLE} OR ({VISIBLE} AND e.transaction_position <= %s))"
+                values += [cursor.target, cursor.after]
+            conditions.append(f"(NOT {_LOCAL} AND {condition})")
+        seen = f"ARRAY[{', '.join(conditions)}]::boolean[]"
+        groups: list[list[bool]] = sorted(
+            connection.exec_driver_sql(
+                f"SELECT DISTINCT {seen} FROM {self._s}.oplog_entry e", tuple(values)
+            ).scalars(),
+            reverse=True,
+        )
+        if len(groups) > END_OF_IDS - FIRST_ID:
+            raise ConfigurationError(
+                f"{len(names)} consumers are at too many different places to keep them all",
+                hint="delete the rows in oplog_checkpoint of consumers that are given up",
+            )
+        entries = 0
+        if groups:
+            ids = ", ".join(
+                f"(%s::boolean[], '{number}'::xid8)"
+                for number in range(FIRST_ID, FIRST_ID + len(groups))
+            )
+            entries = connection.exec_driver_sql(
+                f"UPDATE {self._s}.oplog_entry e SET transaction_id = g.id "
+                f"FROM (VALUES {ids}) g(seen, id) "
+                f"WHERE {seen} = g.seen AND e.transaction_id <> g.id",
+                (*groups, *values),
+            ).rowcount
+        return Renumbering(
+            entries,
+            {name: _write_snapshot([g[place] for g in groups]) for place, name in enumerate(names)},
+        )
+
+    # -- who goes on from where -----------------------------------------------------------
+
+    def write_cursor(self, connection: Connection, name: str, cursor: Cursor) -> None:
+        """A consumer's place, said anew."""
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb WHERE name = %s",
+            (cursor.to_json(), name),
+        )
+
+    def write_row(self, connection: Connection, row: ArchiveRow) -> None:
+        """The row of an archive, said anew; how far it is published stays."""
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb WHERE name = %s",
+            (print_row(row), f"{ARCHIVE_PREFIX}{row.archive_id}"),
+        )
+
+    def forget_archives(self, connection: Connection) -> None:
+        """Remove the rows of all archives."""
+        connection.exec_driver_sql(
+            f"DELETE FROM {self._s}.oplog_checkpoint WHERE pg_catalog.starts_with(name, %s)",
+            (ARCHIVE_PREFIX,),
+        )
+
+
+def _write_snapshot(seen: Sequence[bool]) -> str:
+    """The snapshot that shows the groups of entries that were seen, and nothing else."""
+    end = FIRST_ID + max(len(seen), 1)
+    missing = [FIRST_ID + place for place, one in enumerate(seen) if not one]
+    return f"{missing[0] if missing else end}:{end}:{','.join(map(str, missing))}"
+
+
+def settle(cursor: Cursor, *, system_identifier: str, timeline: int, snapshot: str) -> Cursor:
+    """A cursor in the history that begins here; what was half consumed is told by the snapshot."""
+    return replace(
+        cursor,
+        system_identifier=system_identifier,
+        timeline=timeline,
+        snapshot=snapshot,
+        target=None,
+        after=0,
+    )
