@@ -100,7 +100,9 @@ class Application:
 
 DESCRIPTION = """
 SELECT 'relation', oid::regclass::text, relkind::text,
-       concat_ws(' ', reloptions, obj_description(oid, 'pg_class'))
+       -- Where it is at home is another in each database.
+       concat_ws(' ', reloptions, regexp_replace(obj_description(oid, 'pg_class'),
+         '(database|row) [0-9]+', '', 'g'))
   FROM pg_class WHERE relnamespace = %(schema)s::regnamespace
 UNION ALL
 SELECT 'column', attrelid::regclass::text, attname, concat_ws(' ', format_type(atttypid, atttypmod),

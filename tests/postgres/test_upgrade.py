@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import UpgradeOplogOp
-from oplog.tables import create_statements, upgrade_statements
+from oplog.tables import create_statements, home_statement, upgrade_statements
 from tests.models.bank import Account
 from tests.postgres.log_schema import ODD, Described, describe
 from tests.postgres.roles import APPLICATION, AUDITOR, OWNER, STRANGER, WORKER, Roles, open_roles
@@ -62,13 +63,31 @@ def roles(bare_database_url: URL) -> Iterator[Roles]:
     with open_roles(bare_database_url, read_first(), granted=False) as roles:
         for role, statements in FIRST_GRANTS.items():
             roles.run(OWNER, *(s.format(role=roles.names[role]) for s in statements))
-        sessions = roles.open_sessions()
-        with sessions.begin() as session:
-            session.add_all([Account(id=n, owner="ada", balance=n) for n in (1, 2)])
-        with sessions.begin() as session:
-            session.execute(sa.text("UPDATE account SET balance = balance + 1"))
+        with lend_later_parts(roles):
+            sessions = roles.open_sessions()
+            with sessions.begin() as session:
+                session.add_all([Account(id=n, owner="ada", balance=n) for n in (1, 2)])
+            with sessions.begin() as session:
+                session.execute(sa.text("UPDATE account SET balance = balance + 1"))
         roles.run(STRANGER, "SET LOCAL oplog.bypass = 'x'", "UPDATE account SET balance = balance")
         yield roles
+
+
+@contextmanager
+def lend_later_parts(roles: Roles) -> Iterator[None]:
+    """What this library must have to write: its entries are those of the first one."""
+    begun = 'CREATE TABLE "oplog".oplog_type_numbers'
+    [numbers] = [s for s in create_statements() if s.startswith(begun)]
+    roles.run(
+        OWNER,
+        numbers,
+        home_statement(),
+        f"GRANT SELECT, INSERT ON oplog.oplog_type_numbers TO {roles.names[APPLICATION]}",
+    )
+    yield
+    roles.run(
+        OWNER, "DROP TABLE oplog.oplog_type_numbers", "COMMENT ON TABLE oplog.oplog_log IS NULL"
+    )
 
 
 def upgrade(roles: Roles, *, schema: str = "oplog", version: int = 1) -> None:
@@ -141,9 +160,10 @@ def test_everything_works_afterwards(roles: Roles) -> None:
     }
     hints = [f.hint for f in roles.find_problems()]
     assert all("op.upgrade_oplog(version=1)" in hint for hint in hints), hints
-    before = roles.open_sessions()
-    with before.begin() as session:
-        session.get_one(Account, 1).note = "before"
+    with lend_later_parts(roles):
+        before = roles.open_sessions()
+        with before.begin() as session:
+            session.get_one(Account, 1).note = "before"
     upgrade(roles)
     assert roles.find_problems() == []
     assert roles.find_problems(APPLICATION) == []
@@ -247,3 +267,29 @@ def test_each_statement_may_run_again() -> None:
     allowed = ("DO ", "CREATE OR REPLACE ", "ALTER ", "INSERT INTO", "REVOKE ", "GRANT ")
     for statement in upgrade_statements():
         assert statement.startswith(allowed) or " IF NOT EXISTS " in statement.partition("\n")[0]
+
+
+def test_a_log_that_was_not_upgraded_is_refused_by_name(roles: Roles) -> None:
+    sessions = roles.open_sessions()
+    refused = pytest.raises(SchemaVersionError, match="created by an earlier library")
+    with refused as caught, sessions.begin() as session:
+        session.add(Account(id=3, owner="ada", balance=3))
+    assert "op.upgrade_oplog(version=1)" in str(caught.value.hint)
+    with pytest.raises(SchemaVersionError, match="created by an earlier library"):
+        roles.verifies()
+
+
+def test_columns_are_numbered_so_that_later_renames_show(roles: Roles) -> None:
+    upgrade(roles)
+    assert roles.ask(
+        "SELECT concat(type_name, ' ', revision, ' ', columns->>'balance') "
+        "FROM oplog.oplog_type_numbers WHERE type_name = 'account'"
+    ) == ["account 1 3"]
+    upgrade(roles)
+    assert roles.find_problems() == []
+    roles.run(
+        OWNER,
+        "ALTER TABLE account RENAME balance TO total",
+        "ALTER TABLE account ADD COLUMN balance bigint",
+    )
+    assert "column-identity" in {finding.what for finding in roles.find_problems()}
