@@ -147,6 +147,12 @@ class LogIntake:
                 print_entries((stored, own_id) for _, stored, own_id in kept),
             )
             self._driver.copy(self._store.copy_metadata, print_metadata(pairs_of))
+        except psycopg.errors.CheckViolation as cause:
+            raise ChainBrokenError(
+                "the log that is restored has a row that no entry can be: "
+                f"{cause.diag.message_primary}",
+                hint="it was altered, or written past the log's own functions",
+            ) from cause
         except psycopg.IntegrityError as cause:
             raise ChainBrokenError(
                 f"the log that is restored has an entry twice: {cause.diag.message_detail}",

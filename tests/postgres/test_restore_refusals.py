@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from oplog.chain import hash_body, hash_metadata
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -19,8 +21,10 @@ from oplog.errors import (
     SchemaDriftError,
     SchemaVersionError,
 )
+from oplog.guard import FORMAT_MARK
 from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
+from oplog.store import NewEntry
 from tests.kept import KeptLog
 from tests.postgres.replay_models import (
     Bench,
@@ -95,6 +99,56 @@ def test_a_target_with_rows_is_left_alone(
         restore(target, kept)
     assert state(target) == before
     target.write(lambda s: add_owner(s, "still works"))
+
+
+def use_up_positions(bench: Bench) -> None:
+    bench.tamper("SELECT setval('oplog.oplog_entry_id_seq', 4611686018427387904)")
+    add_task(bench)
+
+
+def append_twice(bench: Bench) -> None:
+    """Marks of two aggregates, right in every respect but that they are the same entry."""
+    entry_id, metadata_hash = UUID(int=7), hash_metadata([])
+    for name in ("one", "two"):
+        body = hash_body(
+            format=FORMAT_MARK,
+            entry_id=entry_id,
+            aggregate=name,
+            key_id="",
+            metadata_hash=metadata_hash,
+            transaction_size=1,
+            idempotency_key=None,
+            data=b"",
+        )
+        statement, values = bench.log.store.bind_append(
+            [NewEntry(name, None, entry_id, body, b"")],
+            format=FORMAT_MARK,
+            key_id="",
+            metadata=[],
+            metadata_hash=metadata_hash,
+        )
+        with bench.engine.begin() as connection:
+            connection.exec_driver_sql(statement, values)
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [(use_up_positions, "a row that no entry can be"), (append_twice, "an entry twice")],
+)
+def test_what_an_earlier_definition_let_in_is_refused(
+    bench: Bench, target: Bench, write: Callable[[Bench], None], named: str
+) -> None:
+    bench.tamper(
+        "ALTER TABLE oplog.oplog_entry DROP CONSTRAINT oplog_entry_bounds",
+        "DROP INDEX oplog.oplog_entry_entry_id",
+    )
+    write(bench)
+    kept = keep(bench)
+    before = state(target)
+    with pytest.raises(ChainBrokenError, match=named) as refused:
+        restore(target, kept)
+    assert refused.value.hint
+    assert state(target)[0] == before[0]  # type: ignore[index]
 
 
 def test_a_table_that_the_source_never_logged_must_be_empty_too(
