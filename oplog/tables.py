@@ -19,7 +19,7 @@ from oplog.guard import (
     make_prefix,
 )
 from oplog.rights import create_rights_statements
-from oplog.upgrade import list_changes, make_repeatable, number_types, require_first
+from oplog.upgrade import list_changes, list_fillings, make_repeatable, require_first
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -100,7 +100,7 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
         *(make_repeatable(statement, s) for statement in definition),
         *list_changes(s),
-        number_types(s),
+        *list_fillings(s),
         *_list_rights(s, schema, definition=definition),
         home_statement(schema),
     ]

@@ -110,7 +110,35 @@ END $oplog_do$""",
     ]
 
 
-def number_types(s: str) -> str:
+def list_fillings(s: str) -> list[str]:
+    """What a log that is older than a table puts into it, in the quoted schema `s`."""
+    return [_share_rights(s), _number_types(s)]
+
+
+def _share_rights(s: str) -> str:
+    """A statement that lets who reads and stores types do so with their numbers.
+
+    A table that is new to a log is nobody's yet: applications at work would be refused.
+    """
+    name = f"'{_in_literal(s)}.oplog_type'"
+    return f"""DO $oplog_do$
+DECLARE
+  v_right record;
+BEGIN
+  FOR v_right IN
+    SELECT x.privilege_type, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee
+    FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) x
+    LEFT JOIN pg_catalog.pg_roles r ON r.oid = x.grantee
+    WHERE c.oid = {name}::regclass AND x.grantee <> c.relowner
+      AND x.privilege_type IN ('SELECT', 'INSERT')
+  LOOP
+    EXECUTE pg_catalog.concat('GRANT ', v_right.privilege_type,
+      ' ON {_in_literal(s)}.oplog_type_numbers TO ', v_right.grantee);
+  END LOOP;
+END $oplog_do$"""
+
+
+def _number_types(s: str) -> str:
     """A statement that stores the numbers of tables as they are, of the newest revisions.
 
     A log that was created without them learns which columns they are, and tells later renames.

@@ -212,7 +212,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         functions=list_functions(connection, schema),
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
-        shapes=store.list_types(connection) if can_read("type") else (),
+        shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
         access=Access() if version is None else read_access(connection, schema),

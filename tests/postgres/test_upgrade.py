@@ -190,7 +190,8 @@ def test_before_it_the_first_definition_lets_things_pass(roles: Roles) -> None:
     """So that the tests above would fail without it."""
     roles.run(APPLICATION, FORGED)
     roles.run(STRANGER, "UPDATE account SET balance = 9", "RESET ALL")
-    assert not roles.verifies()
+    with lend_later_parts(roles):
+        assert not roles.verifies()
 
 
 def test_an_entry_that_is_there_twice_is_named(roles: Roles) -> None:
