@@ -10,7 +10,7 @@ keys.
 
 from __future__ import annotations
 
-from oplog.guard import FORMAT_MARK, settle
+from oplog.guard import ADOPTION_PREFIX, FORMAT_MARK, settle
 from oplog.image import DEFINER
 from oplog.seal import FORMAT_PLAIN, FORMAT_SEALED
 
@@ -99,6 +99,22 @@ def _refuse_format() -> str:
   END IF;"""
 
 
+_AMONG_MANY = (
+    "EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name) "
+    "WHERE pg_catalog.starts_with(a.name, {0}))"
+)
+
+
+def _refuse_retirement(condition: str) -> str:
+    # A mark there says that all rows of a type are gone: replay and restore go by it.
+    return f"""IF p_format = {FORMAT_MARK} AND {condition.format(f"'{ADOPTION_PREFIX}'")}
+    AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') THEN
+    RAISE EXCEPTION USING errcode = '42501',
+      message = 'oplog: only the owner of the log says that a type is gone',
+      hint = 'op.retire_type in a migration';
+  END IF;"""
+
+
 def _refuse_fenced(s: str, among: str) -> str:
     """After redeeming: whoever fences holds the ticket, so that one of both sees the other."""
     return f"""IF EXISTS (SELECT FROM {s}.oplog_fence f WHERE f.entry_id {among}) THEN
@@ -127,6 +143,7 @@ DECLARE
   v_position bigint;
 BEGIN
   {_refuse_format()}
+  {_refuse_retirement("pg_catalog.starts_with(p_aggregate, {0})")}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
   {settle(p)}
@@ -173,6 +190,7 @@ DECLARE
   v_first bigint;
 BEGIN
   {_refuse_format()}
+  {_refuse_retirement(_AMONG_MANY)}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
   {settle(p)}

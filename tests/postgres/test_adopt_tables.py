@@ -14,6 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.types import UserDefinedType
 
 from oplog import Keyring, Oplog, TypeCatalog
+from oplog.store.grants import RoleKind, list_grants
 from tests.logged import LoggedDatabase, open_logged
 from tests.models import family, names
 from tests.postgres.value_samples import ENUM_LABELS, STORED
@@ -247,9 +248,7 @@ def test_excluded_columns_are_not_read_and_generated_ones_not_logged(engine: Eng
         "INSERT INTO item (id, secret, name) VALUES (1, 'hush', 'x'), (2, 'hush', 'y')",
         f"CREATE ROLE {role}",
         f"GRANT SELECT (id, twice, name), UPDATE ON item TO {role}",
-        f"GRANT ALL ON SCHEMA oplog TO {role}",
-        f"GRANT ALL ON ALL TABLES IN SCHEMA oplog TO {role}",
-        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA oplog TO {role}",
+        *list_grants(role, RoleKind.APPLICATION, schema="oplog"),
     )
     with engine.connect() as connection:
         connection.exec_driver_sql(f"SET ROLE {role}")

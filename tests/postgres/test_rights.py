@@ -40,12 +40,14 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_kept_columns": (False, False, set()),
     "oplog_mark": (False, True, set()),
     "oplog_refuse_change": (False, True, set()),
+    "oplog_retire_type": (False, True, set()),
     "oplog_require_guard": (False, True, set()),
     "oplog_set_text": (False, True, set()),
     "oplog_settle": (False, False, {APPLICATION}),
     "oplog_track_table": (False, True, set()),
     "oplog_try_bypass": (False, True, set()),
     "oplog_untrack_table": (False, True, set()),
+    "oplog_write_mark": (False, True, set()),
 }
 READ = {"SELECT"}
 APPLICATION_MAY = {
@@ -60,6 +62,7 @@ APPLICATION_MAY = {
     "oplog_pruned": READ,
     "oplog_ticket": {"SELECT", "INSERT"},
     "oplog_type": {"SELECT", "INSERT"},
+    "oplog_type_numbers": {"SELECT", "INSERT"},
 }
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 APPEND = """SELECT oplog.oplog_append_one('a', NULL, gen_random_uuid(), 'b', 'd', 2::smallint, '',
@@ -368,3 +371,19 @@ def test_grants_name_everything(roles: Roles) -> None:
     roles.grant(APPLICATION, RoleKind.APPLICATION)
     assert roles.refuse(APPLICATION, "SELECT * FROM oplog.theirs")[0] == "42501"
     assert roles.refuse(APPLICATION, "SELECT oplog.theirs()")[0] == "42501"
+
+
+@pytest.mark.parametrize("aggregate", ["adopted/account", "adopted/x"])
+def test_only_the_owner_says_that_a_type_is_gone(roles: Roles, aggregate: str) -> None:
+    """A mark there makes replay and restore do without all rows of the type."""
+    one = f"""SELECT oplog.oplog_append_one('{aggregate}', NULL, gen_random_uuid(), 'b', '',
+      3::smallint, '', 'm', ARRAY['retired'], ARRAY['account'], NULL, NULL, true)"""
+    many = f"""SELECT oplog.oplog_append(ARRAY['a', '{aggregate}'], ARRAY[NULL, NULL]::bigint[],
+      ARRAY[gen_random_uuid(), gen_random_uuid()], ARRAY['b', 'b']::bytea[],
+      ARRAY['', '']::bytea[], 3::smallint, '', 'm', ARRAY['retired'], ARRAY['account'], NULL,
+      NULL, true)"""
+    for statement in (one, many):
+        state, message, hint = roles.refuse(APPLICATION, statement)
+        assert (state, hint) == ("42501", "op.retire_type in a migration")
+        assert "only the owner of the log" in message
+        roles.run(OWNER, statement)
