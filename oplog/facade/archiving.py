@@ -76,9 +76,17 @@ class ArchivingOplog(ReadingOplog):
             problems = self._require_readable(connection)
         return replace(report, problems=problems)
 
+    def find_restore_problems(self, connection: Connection) -> list[Finding]:
+        """What a restore of this log would refuse or get wrong; `diagnose` has it too.
+
+        Columns whose names mean other columns by now, tables that are gone, and columns and
+        references that restored rows cannot do without.
+        """
+        return judge_evolution(read_evolution(connection, self.store), self.catalog)
+
     def _require_readable(self, connection: Connection) -> tuple[Finding, ...]:
         """Tables that are gone; `SchemaDriftError` where names mean other columns by now."""
-        found = judge_evolution(read_evolution(connection, self.store), self.catalog)
+        found = self.find_restore_problems(connection)
         for finding in found:
             if finding.what == COLUMN_CHANGED:
                 raise SchemaDriftError(finding.message, hint=finding.hint)

@@ -16,7 +16,7 @@ from oplog.archive.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.archive.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.archive.resync import ResyncReport, resync_archive
 from oplog.archive.retention import Retention
-from oplog.evolution import judge_columns, judge_evolution, read_evolution
+from oplog.evolution import judge_columns
 from oplog.facade.archiving import ArchivingOplog
 from oplog.finding import Finding
 from oplog.lineage import group_shapes
@@ -48,7 +48,7 @@ class UpkeepOplog(ArchivingOplog):
                 archive, engine, schema=self.schema, sample=sample, progress=progress
             )
             with engine.connect() as connection:
-                findings = judge_evolution(read_evolution(connection, self.store), self.catalog)
+                findings = self.find_restore_problems(connection)
         problems = [
             ArchiveProblem("", ProblemKind.SCHEMA, f"{one.where}: {one.message}; {one.hint}")
             for one in findings

@@ -90,7 +90,7 @@ class SyncWorker:
         return self._log.measure_lag(self._engine, self._archive)
 
     def _list_chores(self, check_hours: float | None) -> list[Chore]:
-        chores = []
+        chores = [Chore("look at the tables", _HOUR_SECONDS, self._look_at_tables)]
         if self._policy is not None:
             chores.append(Chore("snapshot", _LOOK_SECONDS, self._take_snapshot))
         if check_hours is not None:
@@ -104,14 +104,22 @@ class SyncWorker:
         if self._policy is not None:
             self._log.snapshot(self._engine, self._archive, policy=self._policy)
 
+    def _look_at_tables(self) -> None:
+        with self._engine.connect() as connection:
+            found = self._log.find_restore_problems(connection)
+        for one in found:
+            _logger.warning(
+                "what is published cannot be restored as it is: %s: %s; %s",
+                one.where,
+                one.message,
+                one.hint,
+            )
+
     def _collect(self) -> None:
         self._log.collect(self._engine, self._archive, retention=self._retention)
 
     def _check(self) -> None:
         report = self._log.check(self._archive, self._engine)
-        for problem in report.problems:
-            if problem.what is ProblemKind.SCHEMA:
-                # Every byte is right: nothing is repaired by writing it again.
-                _logger.warning("the archive cannot be restored as it is: %s", problem.message)
+        # Of the others every byte is right: nothing is repaired by writing it again.
         if any(p.what is not ProblemKind.SCHEMA and not p.harmless for p in report.problems):
             self._log.resync(self._engine, self._archive)

@@ -15,7 +15,7 @@ from oplog.errors import SchemaDriftError
 from oplog.lineage import Break, find_breaks, group_shapes
 from oplog.reader import EntryReader
 from oplog.replay.plan import TablePlan
-from oplog.replay.validity import FoldRules, Validity
+from oplog.replay.validity import VALID, FoldRules, Validity
 from oplog.shape import Shape
 from oplog.store.adopted import Turns
 
@@ -74,7 +74,7 @@ class _Judge:
             return Validity(since, _refuse_retired(shape))
         found = breaks.get(shape.revision)
         if found is None:
-            return Validity(since)
+            return Validity(since) if since else VALID
         if not self.anew:
             hint = "restore an empty database from a snapshot that was taken since, and follow on"
             return Validity(0, found.to_error(hint=hint))
