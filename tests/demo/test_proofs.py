@@ -21,7 +21,7 @@ from examples.demo.models import PARCELS, Base, Parcel, Shipment
 from examples.demo.narration import Narrator, ProofFailedError
 from examples.demo.teller import Errand, Teller, draw_errands
 from oplog import Archive, open_archive
-from oplog.errors import LogForkedError
+from oplog.errors import ForeignServerError
 
 unit = pytest.mark.unit
 postgres = pytest.mark.postgres
@@ -185,7 +185,7 @@ def test_a_bank_comes_back_and_goes_on(
     disaster.prove_return(restored, narrator, archive=archive, remains=disaster.remember(opened))
     disaster.prove_continuation(restored, narrator, archive=archive)
     # The old database does not know of it, and has its say no more.
-    with pytest.raises(LogForkedError):
+    with pytest.raises(ForeignServerError):
         opened.log.sync(opened.engine, archive)
 
 
