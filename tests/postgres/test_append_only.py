@@ -24,6 +24,7 @@ FROZEN = (
     "oplog_metadata",
     "oplog_fence",
     "oplog_type",
+    "oplog_type_numbers",
     "oplog_log",
     "oplog_pruned",
 )
@@ -55,6 +56,10 @@ def write_rows(connection: Connection) -> None:
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor) "
         "VALUES ('account', 1, '{}', '')"
+    )
+    connection.exec_driver_sql(
+        "INSERT INTO oplog.oplog_type_numbers (type_name, revision, database_id, table_oid, "
+        "columns) VALUES ('account', 1, '1/2', 3, '{}')"
     )
     OutcomeStore("oplog").fence(connection, [(uuid4(), "account/1")])
     connection.exec_driver_sql(

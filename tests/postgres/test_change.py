@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from oplog.archive.change import publish_change
 from oplog.archive.head import Head
 from oplog.archive.publisher import Publisher
-from oplog.errors import LeaseHeldError, LogForkedError
+from oplog.errors import ForeignServerError, LeaseHeldError
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
 from tests.postgres.replay_models import Bench, Task, make_bench, write_history
 from tests.postgres.restored import make_target
@@ -115,7 +115,7 @@ def test_another_publisher_goes_first(bench: Bench) -> None:
             publish_change(exporter, bench.engine, mark)
 
 
-def test_a_forked_database_changes_nothing(bench: Bench, spare_engine: Engine) -> None:
+def test_a_superseded_database_changes_nothing(bench: Bench, spare_engine: Engine) -> None:
     archive = open_memory()
     write_history(bench)
     bench.log.sync(bench.engine, archive)
@@ -124,6 +124,6 @@ def test_a_forked_database_changes_nothing(bench: Bench, spare_engine: Engine) -
     target.write(add_task(901))
     target.log.sync(target.engine, reopen(archive))
     before = dump_objects(archive)
-    with pytest.raises(LogForkedError):
+    with pytest.raises(ForeignServerError):
         publish_change(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
     assert dump_objects(archive) == before
