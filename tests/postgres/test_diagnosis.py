@@ -185,7 +185,7 @@ def test_faults_in_the_log(db: LoggedDatabase, statement: str, what: str, where:
 
 def test_every_trigger_and_function_is_watched(db: LoggedDatabase) -> None:
     triggers = [(t, name) for t, names in list_log_triggers("oplog").items() for name in names]
-    assert len(triggers) == 11
+    assert len(triggers) == 12
     functions = list_log_functions("oplog")
     with db.engine.connect() as connection:
         count = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'oplog'::regnamespace"

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, InvalidMetadataError, SchemaVersionError
+from oplog.store.grants import RoleKind, list_grants
 from tests.models.bank import Account
 from tests.models.bank import Base as Bank
 from tests.support import administer
@@ -96,9 +97,10 @@ def test_a_server_without_a_free_connection_still_gets_its_types(
         "DROP ROLE IF EXISTS only_one",
         "CREATE ROLE only_one LOGIN CONNECTION LIMIT 1",
         f"GRANT ALL ON DATABASE {name} TO only_one",
-        "GRANT ALL ON SCHEMA public, oplog TO only_one",
-        "GRANT ALL ON ALL TABLES IN SCHEMA public, oplog TO only_one",
-        "GRANT ALL ON ALL SEQUENCES IN SCHEMA public, oplog TO only_one",
+        "GRANT ALL ON SCHEMA public TO only_one",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO only_one",
+        "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO only_one",
+        *list_grants("only_one", RoleKind.APPLICATION, schema="oplog"),
     )
     alone = sa.create_engine(database_url.set(username="only_one"), pool_size=1, max_overflow=0)
     log, sessions = attach_bank(alone, create=False)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
+from oplog.store.grants import RoleKind, list_grants
 from tests.concurrency.workload import consume
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
@@ -32,9 +33,10 @@ def role(db: LoggedDatabase, server_url: URL) -> Iterator[str]:
     name = f"oplog_one_{uuid4().hex[:8]}"
     administer(server_url, f"CREATE ROLE {name} LOGIN CONNECTION LIMIT 1")
     db.execute(
-        f"GRANT USAGE ON SCHEMA oplog, public TO {name}",
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA oplog, public TO {name}",
-        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA oplog, public TO {name}",
+        f"GRANT USAGE ON SCHEMA public TO {name}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}",
+        *list_grants(name, RoleKind.APPLICATION, schema="oplog"),
     )
     yield name
     db.execute(f"DROP OWNED BY {name}")
