@@ -185,6 +185,8 @@ def test_idle_it_writes_nothing_and_asks_little(logged: LoggedDatabase) -> None:
     assert {call.operation for call in store.calls} <= {"get", "head"}
     # The hint, the newest head, that there is none after it, the one before.
     assert len(store.calls) <= 4 * idle
+    # At its start, and then every hour, it looks at the tables.
+    assert statements.pop("WITH") == 1
     assert set(statements) <= {"SET", "SELECT"}
     assert sum(statements.values()) <= 12 * idle
 
@@ -391,3 +393,14 @@ def test_a_store_that_fails_while_another_has_the_lease(logged: LoggedDatabase) 
     thread.join(60)
     assert [report.entries for report in reports] == [0]
     check_archive(store, logged.engine)
+
+
+def test_it_warns_of_what_could_not_be_restored(
+    logged: LoggedDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_customers(logged, 1, 3)
+    logged.execute("DROP TABLE invoice CASCADE")
+    with running(logged, MemoryStore("test")) as (_, passes):
+        passes.wait_for_idle(1)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("public.invoice" in text and "op.retire_type('invoice'" in text for text in warned)
