@@ -1,8 +1,8 @@
 """Rights, triggers and subscriptions by which a log is written past its own functions, judged.
 
-Pure, like `diagnosis`, for which it judges these facts. Must not know a connection. The hard
-thing is that each finding has to name the statement that ends it, and that this statement keeps
-the application at work.
+Pure, like `diagnosis`, for which it judges these facts. Must not know a connection. Each
+finding has to name the statement that ends it, and that this statement keeps the application at
+work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
         yield make_problem(
             "function-closed",
             f"function {schema}.{name}",
-            message="not every role may execute it, and whoever writes a guarded table has to: "
+            message="not every role may execute it, and a role that writes a guarded table has to: "
             "such writes fail without a reason",
             hint=f"GRANT EXECUTE ON FUNCTION {quote(schema)}.{name} TO PUBLIC",
         )

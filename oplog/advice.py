@@ -1,7 +1,7 @@
 """Warnings that the library gives through Python's `warnings`: what is done, and worth knowing.
 
-Plain values, public by way of `oplog.errors`. Must not raise anything. The hard thing is to
-warn only where nothing is wrong yet: what is wrong is an error.
+Plain values, public by way of `oplog.errors`. Must not raise anything. A warning says that
+nothing is wrong yet: what is wrong is an error.
 """
 
 from __future__ import annotations

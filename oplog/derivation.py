@@ -1,7 +1,7 @@
 """The revision under which a table's rows are logged now: from model and live table to a shape.
 
-Pure. Must not know the log's tables. The hard thing is to say no by name: a column that cannot
-be logged exactly is refused before the first row of its table is written.
+Pure. Must not know the log's tables. A column that cannot be logged exactly is refused by name,
+before the first row of its table is written.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Holds what a restore would refuse or get wrong: columns whose names mean other columns now,
 tables that are gone, columns and references that a restored row cannot do without. Must not
-know an archive. The hard thing is to say it on the day of the migration, not on the day of the
-restore.
+know an archive. It is found on the day of the migration, not on the day of the restore.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where Postgres keeps the columns of a logged type: by number, which survives a rename.
 
 Pure. A name says what a column is called; its number in the catalog says which column it is. A
-renamed column keeps its number, a column that was dropped and added again has a new one. The
-hard thing is that numbers mean something inside one database only.
+renamed column keeps its number, a column that was dropped and added again has a new one.
+Numbers mean something inside one database only.
 """
 
 from __future__ import annotations

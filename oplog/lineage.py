@@ -1,8 +1,8 @@
 """What became of a type's columns from one revision to the next, and whether names tell it.
 
-Pure. Old rows are read by the names of their columns. That is wrong after a rename, and after
-a column was dropped and another one of its name was added: numbers in the catalog tell. The
-hard thing is that revisions were stored in several databases, and some before numbers were.
+Pure. Old rows are read by the names of their columns. That is wrong after a rename, and after a
+column was dropped and another one of its name was added: numbers in the catalog tell. Revisions
+were stored in several databases, and some before numbers were.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tables of one name in several schemas: which of them a name means.
 
 A model without a schema names whatever table the search path of the moment finds first. Must
-not know sessions or statements. The hard thing is that two tables under one type cannot be
-told apart again: their rows have the same aggregates. So a type stays with the table that it
-was stored for, as long as that is there.
+not know sessions or statements. Two tables under one type cannot be told apart again: their
+rows have the same aggregates. So a type stays with the table that it was stored for, as long as
+that is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The shape of a type whose message the application compiled itself.
 
-Pure. Must not know a database. The hard thing is that the application counts the revisions: one
-that the log has already must still mean the same bytes, of the same columns.
+Pure. Must not know a database. The application counts the revisions: one that the log has
+already must still mean the same bytes, of the same columns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which role may do what with the log's tables and functions, as DDL and as a query.
 
 Text like `tables`, for `tables`, for `store.grants` and for the diagnosis. Must not know a
-connection. The hard thing is that rights come in ways that nobody asked for: PostgreSQL lets
-PUBLIC execute every new function, and ALTER DEFAULT PRIVILEGES gives rights on every new table.
-So what is too much is found in the catalog, and taken back one by one.
+connection. Rights come in ways that nobody asked for: PostgreSQL lets PUBLIC execute every new
+function, and ALTER DEFAULT PRIVILEGES gives rights on every new table. So what is too much is
+found in the catalog, and taken back one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 CALLED_BY_APPLICATIONS = ("append_one", "append", "settle")
 """Functions that write the log for a role which may not. Any named role may be given them."""
 CALLED_BY_EVERYBODY = ("arm",)
-"""Conditions of guards' triggers, which run with the rights of whoever writes the table."""
+"""Conditions of guards' triggers, which run with the rights of the role that writes the table."""
 
 APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
     "type": ("INSERT",),

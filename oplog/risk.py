@@ -1,7 +1,7 @@
 """What the models alone say that a restore from the log will refuse.
 
-Pure. Must not know a database: what it really has, `evolution` judges. The hard thing is to
-warn of nothing that works: a default of the server fills a column that the log never saw.
+Pure. Must not know a database: what it really has, `evolution` judges. What works is not warned
+of: a default of the server fills a column that the log never saw.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The present definition of a schema version, for a log that was created with an earlier one.
 
-Text like `tables`, for `tables` alone. Must not know a connection. The hard thing is that the
-statements run again and again, and on logs of which nobody knows how old they are: each looks for
-what is there, and changes nothing where all of it is.
+Text like `tables`, for `tables` alone. Must not know a connection. The statements run again and
+again, and on logs of which nobody knows how old they are: each looks for what is there, and
+changes nothing where all of it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What names a segment, held against the segment itself.
 
-Pure. Must not know where the bytes came from. The hard thing is that both may be sound by
-themselves and yet not belong together: ranges, hashes and sizes are compared, one by one.
+Pure. Must not know where the bytes came from. Both may be sound by themselves and yet not
+belong together: ranges, hashes and sizes are compared, one by one.
 """
 
 from __future__ import annotations

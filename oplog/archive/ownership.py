@@ -1,8 +1,8 @@
 """Whose an archive is: the database that published its newest head, and nobody's copy of it.
 
-Compares what the head, the database's own row and the server say. Must not write. The hard thing
-is that a copy has everything that the original has, the row included. So the row says which
-database wrote it, and whose place that one may take: after a restore, and by the owner's word.
+Compares what the head, the database's own row and the server say. Must not write. A copy has
+everything that the original has, the row included. So the row says which database wrote it, and
+whose place that one may take: after a restore, and by the owner's word.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a database is told that it has published: the row of an archive.
 
-Pure. Must not write. The hard thing is the cursor: it is always this database's own place, never
-the head's, which may be of a server that saw other transactions.
+Pure. Must not write. The cursor is always this database's own place, never the head's, which
+may be of a server that saw other transactions.
 """
 
 from __future__ import annotations

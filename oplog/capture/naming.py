@@ -1,9 +1,8 @@
 """What the names of tables mean in a transaction, as far as the client can tell.
 
-Asks nothing that the driver does not know already, but to look under another search path.
-Must not know what was written. The hard thing is that only newer servers say when the search
-path changes: with an older one a path that a function changed unseen, and changed back, is
-not noticed.
+Asks nothing that the driver does not know already, but to look under another search path. Must
+not know what was written. Only newer servers say when the search path changes: with an older
+one a path that a function changed unseen, and changed back, is not noticed.
 """
 
 from __future__ import annotations

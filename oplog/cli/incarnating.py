@@ -1,7 +1,7 @@
 """The command that makes a copied log this database's own: incarnate.
 
-Must not guess which of both a database is: that is the operator's to say. The hard thing is that
-it is run in a hurry, after a dump was loaded or a server upgraded: what was done is told by names.
+Must not guess which of both a database is: that is the operator's to say. It is run in a hurry,
+after a dump was loaded or a server upgraded: what was done is told by names.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A copied database made one of its own: its log at home here, its archive named or forgotten.
 
-Knows the order of work. Must not touch a row of the application's tables, nor an archive. The hard
-thing is consumers: each goes on from where it was, missing nothing and getting nothing twice, or
-is told that its place is not known here.
+Knows the order of work. Must not touch a row of the application's tables, nor an archive. Each
+consumer goes on from where it was, missing nothing and getting nothing twice, or is told that
+its place is not known here.
 """
 
 from __future__ import annotations

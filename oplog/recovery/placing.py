@@ -1,7 +1,7 @@
 """Revisions of another database's log, with the numbers that their columns have in this one.
 
-Pure. The hard thing is a database that is filled from its own archive: its tables were made
-anew, so the numbers in the archive are of tables that are gone.
+Pure. In a database that is filled from its own archive the tables were made anew, so the
+numbers in the archive are of tables that are gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tickets of a restored log: made from its entries, and held to what a snapshot says of them.
 
-Knows tickets and links. Must not know rows. The hard thing is a log without its beginning: what
-was before its first entries, only the snapshot's tickets can vouch for.
+Knows tickets and links. Must not know rows. Of a log without its beginning, only the snapshot's
+tickets vouch for what came before its first entries.
 """
 
 from __future__ import annotations

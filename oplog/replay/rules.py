@@ -1,8 +1,8 @@
 """Which effects of a log count when it is folded: what was replaced as a whole counts no more.
 
-Knows revisions, adoptions and retirements. Must not know rows. The hard thing is to refuse
-only what would be wrong: rows of a renamed column are lost under its new name, unless all rows
-were logged anew since, or a step says what became of them.
+Knows revisions, adoptions and retirements. Must not know rows. It refuses only what would be
+wrong: rows of a renamed column are lost under its new name, unless all rows were logged anew
+since, or a step says what became of them.
 """
 
 from __future__ import annotations

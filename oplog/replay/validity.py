@@ -1,7 +1,7 @@
 """What a fold is told of the effects it meets: which of them count.
 
-Plain values. Must not know where they come from: that is `rules`. The hard thing is that an
-effect may be right in its time and wrong now, and only some of those may be passed over.
+Plain values. Must not know where they come from: that is `rules`. An effect may be right in its
+time and wrong now, and only some of those may be passed over.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Names in `oplog_checkpoint`: whose row is whose.
 
-Consumers name their rows themselves, in the table where the log keeps rows of its own. Must
-not know what a row holds. The hard thing is that a name alone keeps them apart: a consumer's
-row under one of the log's names is read as what the log keeps there, and stops publishing,
-adopting or following for good. So the names are declared here, and refused here.
+Consumers name their rows themselves, in the table where the log keeps rows of its own. Must not
+know what a row holds. A name alone keeps them apart: a consumer's row under one of the log's
+names is read as what the log keeps there, and stops publishing, adopting or following for good.
+So the names are declared here, and refused here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The SQL of a log that begins anew in a copied database: ids of its entries, places of readers.
 
-Takes a connection and plain values. Must not decide what a copy is. The hard thing is to say with
-a few ids what many snapshots of another server said: entries that the same readers have seen
-share one, and each reader's new snapshot names those that it has not seen.
+Takes a connection and plain values. Must not decide what a copy is. A few ids stand for what
+many snapshots of another server said: entries that the same readers have seen share one, and
+each reader's new snapshot names those that it has not seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The comparison of tables' names with what they mean, as a part of the append.
 
-Text of SQL only. The hard thing is to refuse in a statement that COMMIT follows in the same
-round trip: an answer would come too late, so the append itself has to fail.
+Text of SQL only. COMMIT follows in the same round trip, and an answer would come too late. So
+the append itself has to fail.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The log's types: every revision, and where each database keeps its columns.
 
-Takes a connection and shapes. The hard thing is that a revision is stored once and its numbers
-once for each database: a restored one keeps the same revision's columns elsewhere.
+Takes a connection and shapes. A revision is stored once and its numbers once for each database:
+a restored one keeps the same revision's columns elsewhere.
 """
 
 from __future__ import annotations
