@@ -28,6 +28,7 @@ from oplog.errors import (
     WrongKeyError,
 )
 from oplog.keyring import Keyring
+from oplog.lineage import group_shapes
 from oplog.live import (
     LiveTable,
     check_settings,
@@ -200,7 +201,7 @@ def bind_catalog(
     if fresh and write and keyring is not None:
         store.insert_key(connection, key_id, check_value=keyring.check_value(key_id))
     tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
-    stored = _group_types(store.list_types(connection))
+    stored = group_shapes(store.list_types(connection))
     types: dict[sa.Table, BoundType] = {}
     for declared in catalog.types.values():
         live = require_live_table(tables, declared.table)
@@ -216,7 +217,7 @@ def bind_catalog(
             if not write or store.insert_type(connection, _place(shape, live)):
                 break
             # Another process stored this revision first, and its commit was waited for.
-            stored = _group_types(store.list_types(connection))
+            stored = group_shapes(store.list_types(connection))
             shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
@@ -280,13 +281,6 @@ def _place(shape: Shape, live: LiveTable) -> Shape:
 
 def _same_types(one: Binding, other: Binding) -> bool:
     return all(bound.shape.same_as(other.types[table].shape) for table, bound in one.types.items())
-
-
-def _group_types(shapes: list[Shape]) -> dict[str, list[Shape]]:
-    grouped: dict[str, list[Shape]] = {}
-    for shape in shapes:
-        grouped.setdefault(shape.type_name, []).append(shape)
-    return grouped
 
 
 def _knows_key(connection: Connection, keyring: Keyring, key_id: str, store: Store) -> bool:

@@ -15,6 +15,7 @@ from oplog.derivation import resolve_shape
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.evolution import Evolution, judge_evolution
 from oplog.finding import Finding, make_notice, make_problem
+from oplog.lineage import group_shapes
 from oplog.live import LiveTable, require_live_table
 from oplog.premise import judge_activity, judge_owners, judge_settings
 from oplog.shape import Shape
@@ -173,9 +174,7 @@ def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
 
 
 def _judge_tables(facts: Facts, catalog: TypeCatalog) -> Iterator[Finding]:
-    stored: dict[str, list[Shape]] = {}
-    for shape in facts.log.shapes:
-        stored.setdefault(shape.type_name, []).append(shape)
+    stored = group_shapes(facts.log.shapes)
     for declared in catalog.types.values():
         live = facts.live.get(declared.table)
         if live is None:
