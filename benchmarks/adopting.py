@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.tables import create_statements
+from oplog.schema.tables import create_statements
 
 METADATA = sa.MetaData()
 sa.Table(

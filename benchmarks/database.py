@@ -10,7 +10,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from benchmarks.workloads import Base
-from oplog.tables import create_statements
+from oplog.schema.tables import create_statements
 
 
 def say(text: str) -> None:

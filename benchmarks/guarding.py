@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from benchmarks.measuring import list_rows
 from benchmarks.workloads import WORKLOADS, Transfer, Turn, Workload, make_log
 from oplog import Keyring
-from oplog.tables import track_statements
+from oplog.schema.tables import track_statements
 
 BULK_ROWS = 100_000
 GUARD_TARGET = 0.93

@@ -6,23 +6,15 @@ public; nothing else is.
 
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.archive.archive import Archive
-from oplog.archive.collection import CollectionReport
-from oplog.archive.export import SyncReport
-from oplog.archive.lag import ArchiveLag
 from oplog.archive.opening import open_archive
-from oplog.archive.pin import Pin
-from oplog.archive.problem import ArchiveProblem, ArchiveReport
-from oplog.archive.resync import ResyncReport
-from oplog.archive.retention import Retention
-from oplog.archive.standing import LostEntry
 from oplog.catalog import TypeCatalog
+from oplog.crypto.keyring import Keyring
 from oplog.entry import (
     Change,
     Entry,
     LoggedEntry,
     Operation,
     OpType,
-    Receipt,
     Ticket,
 )
 from oplog.events import (
@@ -35,19 +27,27 @@ from oplog.events import (
     WorkRetried,
 )
 from oplog.facade import ForkReport, Oplog
-from oplog.facade.worker import SyncWorker
+from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
-from oplog.keyring import Keyring
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.reading.subscription import Batch, Subscription
+from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport
 from oplog.recovery.incarnation import IncarnationReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
-from oplog.recovery.policy import SnapshotPolicy
-from oplog.recovery.prune import PruneReport
-from oplog.recovery.publishing import SnapshotReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
-from oplog.subscription import Batch, Subscription
+from oplog.snapshot.policy import SnapshotPolicy
+from oplog.snapshot.publishing import SnapshotReport
+from oplog.sync.divergence import LostEntry
+from oplog.sync.exporter import SyncReport
+from oplog.sync.lag import ArchiveLag
+from oplog.upkeep.garbage import CollectionReport
+from oplog.upkeep.pin import Pin
+from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
+from oplog.upkeep.prune import PruneReport
+from oplog.upkeep.resync import ResyncReport
+from oplog.upkeep.retention import Retention
 
 __all__ = [
     "AdoptedType",

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
-from oplog.derivation import resolve_shape
+from oplog.crypto.keyring import Keyring
 from oplog.errors import (
     KeyUnavailableError,
     SchemaDriftError,
@@ -27,20 +27,20 @@ from oplog.errors import (
     UnloggedWriteError,
     WrongKeyError,
 )
-from oplog.keyring import Keyring
-from oplog.lineage import group_shapes
-from oplog.live import (
+from oplog.payload.lineage import group_shapes
+from oplog.payload.shape import Shape
+from oplog.postgres.derivation import resolve_shape
+from oplog.postgres.driver import cut_off, require_driver
+from oplog.postgres.live_table import (
     LiveTable,
     check_settings,
     read_live_tables,
     require_live_table,
 )
-from oplog.namesake import refuse_second_table
-from oplog.shape import Shape
+from oplog.postgres.namesake import refuse_second_table
+from oplog.postgres.standby import require_primary
 from oplog.store import LogSource, Store
-from oplog.store.driver import cut_off, require_driver
-from oplog.store.guards import Guard, Guards, read_guards
-from oplog.store.standby import require_primary
+from oplog.store.guard_state import Guard, Guards, read_guards
 
 _APART_SECONDS = 5.0
 """For storing types on a connection of its own; after that the caller's transaction does it."""

@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapper
 
 from oplog.entry import check_aggregate_name
 from oplog.errors import ConfigurationError, EntryError, NotCapturableError, UnknownTypeError
-from oplog.message import check_message
+from oplog.payload.message import ExpectedField, check_message
 from oplog.value import Kind, declared_kind
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -91,9 +91,14 @@ class DeclaredType:
         """The logged columns: neither excluded nor computed by the database."""
         return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
 
-    def list_kinds(self) -> list[tuple[sa.Column[Any], Kind]]:
-        """The logged columns and how the model's types travel."""
-        return [(column, self.find_kind(column)) for column in self.list_columns()]
+    def list_fields(self) -> list[ExpectedField]:
+        """What a message of the application's own has to hold: a field for each logged column."""
+        return [
+            ExpectedField(
+                column.name, self.find_kind(column), isinstance(column.type, sa.BigInteger)
+            )
+            for column in self.list_columns()
+        ]
 
     def find_kind(self, column: sa.Column[Any]) -> Kind:
         """How the model's type travels; `NotCapturableError` if it has no SQL type."""
@@ -197,7 +202,7 @@ class TypeCatalog:
             message_class=message,
             revision=revision,
         )
-        check_message(declared.table.fullname, message, columns=declared.list_kinds())
+        check_message(declared.table.fullname, message, columns=declared.list_fields())
         self._add(declared)
 
     def upcast(self, type_name: str, *, from_revision: int, step: Step) -> None:

@@ -100,24 +100,6 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """Proof of one stored entry; keep it to ask for the outcome of a lost COMMIT.
-
-    With the answer to a COMMIT, its version and hash may be lost, too: then they are 0 and
-    empty, and `process_id` is the server process that was asked. `durability_confirmed` is
-    False when the wait for a synchronous standby was cut short. Two receipts are equal if
-    they speak of the same entry in the same words.
-    """
-
-    entry_id: UUID
-    aggregate: str
-    version: int
-    entry_hash: bytes
-    durability_confirmed: bool = field(default=True, compare=False)
-    process_id: int = field(default=0, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class LoggedEntry:
     """An entry as read back.
 

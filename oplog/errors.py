@@ -1,31 +1,24 @@
 """Every error the library raises, in one tree under `OplogError`.
 
-Holds names, exit codes and whether a retry can help. Must not know the database, the
-session or the wire formats: any module may raise from here. The hard part is honesty:
-`retryable` means "the same work, run again from its start, may succeed", nothing weaker.
-
-Database errors that users know (`IntegrityError`, `OperationalError`, ...) are not
-wrapped; they pass through unchanged.
+`retryable` means that the same work, run again from its start, may succeed. Database errors that
+users know (`IntegrityError`, `OperationalError`, ...) are not wrapped; they pass unchanged.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from oplog.advice import DurabilityNotConfirmedWarning, RestoreWarning
-
-if TYPE_CHECKING:
-    from oplog.entry import Receipt
+from oplog.receipt import Receipt
 
 
 class OplogError(Exception):
     """Root of the tree.
 
-    `hint` says what to do about it; `retryable` whether re-running the work may help;
-    `exit_code` is what the command line returns for it (1 failed, 2 usage,
-    3 differences or corruption, 10 schema version, 11 lease, 12 key, 13 store).
+    `hint` says what to do; `retryable` whether re-running the work may help; `exit_code` is the
+    command line's (1 failed, 2 usage, 3 differences or corruption, 10 schema version, 11 lease,
+    12 key, 13 store).
     """
 
     retryable: bool = False
@@ -344,6 +337,19 @@ class HeadRolledBackError(ArchiveError):
     """The newest head is older than one already seen."""
 
     exit_code = 3
+
+
+class _Advice(UserWarning):
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class DurabilityNotConfirmedWarning(_Advice):
+    """A COMMIT happened, and a wait for its standby was cut short: a failover may lose it."""
+
+
+class RestoreWarning(_Advice):
+    """Rows are logged that a restore from the log will refuse."""
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from oplog.entry import Receipt
+from oplog.receipt import Receipt
 
 
 class Outcome(enum.Enum):

@@ -13,15 +13,15 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from oplog.archive.body import Pairs, compute_hash
-from oplog.archive.head import Head, Origin, TypesRef, make_first
-from oplog.archive.index import Item, Levels, add_item, make_item
+from oplog.archive.format.body import Pairs, compute_hash
+from oplog.archive.format.head import Head, Origin, TypesRef, make_first
+from oplog.archive.format.index import Item, Levels, add_item, make_item
+from oplog.archive.format.path import BLOB, LATEST, name_content, name_head
+from oplog.archive.format.segment import SegmentHeader, encode_segment, start_chain
+from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.archive.path import BLOB, LATEST, name_content, name_head
-from oplog.archive.segment import SegmentHeader, encode_segment, start_chain
-from oplog.archive.typefile import LoggedTypes, encode_types
-from oplog.chain import ZERO_HASH, hash_metadata
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.crypto.hashing import ZERO_HASH, hash_metadata
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.store.rows import StoredEntry, read_microseconds
 from oplog.value import Kind
 

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from oplog.binding import BoundType
 from oplog.catalog import AggregateTemplate, DeclaredType
-from oplog.live import LiveTable
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.postgres.live_table import LiveTable
 from oplog.value import codec_for
 
 Columns = Sequence[tuple[str, str]]

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, Store, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 

@@ -10,7 +10,12 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from oplog import Keyring, LoggedEntry, Operation, Oplog, TypeCatalog
-from oplog.tables import qualify, track_statements
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.tables import (
+    track_statements,
+)
 from tests.support import assert_replays
 
 

@@ -15,12 +15,12 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head, decode_head
+from oplog.archive.archived_log import ArchivedLog, check_links
+from oplog.archive.format.head import Head, decode_head
+from oplog.archive.format.path import INDEX, LOG, parse_head
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.path import INDEX, LOG, parse_head
-from oplog.archive.source import ArchivedLog, check_links
 from oplog.store import EntryFilter, Store, StoredEntry
 from tests.concurrency.workload import Base, Customer, make_log
 from tests.logged import LoggedDatabase

@@ -24,9 +24,9 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from oplog.archive.objectstore.opening import open_store
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.objectstore.retry import Patience
+from oplog.archive.objectstore.store_url import open_store
 
 BUCKET = "stub"
 MOMENT = datetime(2026, 7, 6, 10, tzinfo=UTC)

@@ -10,19 +10,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from oplog import Keyring, Oplog
-from oplog.archive.manifest import SnapshotManifest, decode_manifest, encode_manifest
-from oplog.archive.path import BLOB, name_content
-from oplog.reader import OpenedEntry
-from oplog.recovery.filling import load_snapshot
-from oplog.recovery.livedata import describe_table, list_present
-from oplog.recovery.loading import StoredSnapshot
-from oplog.recovery.snapshot import SETTINGS, SnapshotPoint, take_snapshot
+from oplog.archive.format.manifest import SnapshotManifest, decode_manifest, encode_manifest
+from oplog.archive.format.path import BLOB, name_content
+from oplog.crypto.seal import Sealer
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver, pin_settings
+from oplog.reading.reader import OpenedEntry
+from oplog.recovery.row_loader import load_snapshot
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import list_quoted, read_plans
-from oplog.replay.target import make_scratch
-from oplog.replay.transaction import Driver, pin_settings
-from oplog.seal import Sealer
-from oplog.tables import quote
+from oplog.replay.rebuilt_table import make_scratch
+from oplog.replay.table_plan import list_quoted, read_plans
+from oplog.snapshot.stored import StoredSnapshot
+from oplog.snapshot.table_data import describe_table, list_present
+from oplog.snapshot.take import SETTINGS, SnapshotPoint, take_snapshot
 
 
 class Shelf:

@@ -9,7 +9,12 @@ from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool
 
 from oplog import Oplog, OpType
-from oplog.tables import create_statements, quote
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.schema.tables import (
+    create_statements,
+)
 from oplog.value import TEXT_SETTINGS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from oplog.archive.objectstore.retry import Patience
+from oplog.archive.objectstore.patience import Patience
 
 
 @dataclass

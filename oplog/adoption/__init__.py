@@ -8,7 +8,7 @@ to be killed at any moment without harm.
 
 from oplog.adoption.locking import Patience
 from oplog.adoption.report import AdoptedType, AdoptionReport
-from oplog.adoption.work import CHUNK_ROWS, Progress, Target, adopt_tables
+from oplog.adoption.run import CHUNK_ROWS, Progress, Target, adopt_tables
 
 __all__ = [
     "CHUNK_ROWS",

@@ -17,10 +17,10 @@ from types import MappingProxyType
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
-from oplog.adoption.chunk import SAVEPOINT, name_rows
+from oplog.adoption.table_rows import SAVEPOINT, name_rows
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.live import LiveTable
-from oplog.replay.transaction import pin_settings
+from oplog.postgres.live_table import LiveTable
+from oplog.postgres.work import pin_settings
 
 _LOCK_NOT_AVAILABLE = "55P03"
 _SETTINGS: Mapping[str, str] = MappingProxyType(

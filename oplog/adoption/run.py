@@ -17,21 +17,21 @@ from uuid import uuid4
 from sqlalchemy.engine import Connection
 
 from oplog.adoption.choice import choose_types, sort_types
-from oplog.adoption.chunk import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.adoption.locking import Patience, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import AdoptedType, AdoptionReport, Reached
+from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
-from oplog.block import MAX_BLOCK_ROWS
 from oplog.catalog import TypeCatalog
-from oplog.chain import hash_body, hash_metadata
-from oplog.codec import PayloadCodec
+from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.keyring import Keyring
+from oplog.crypto.seal import SealContext, Sealer
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
-from oplog.keyring import Keyring
-from oplog.lineage import find_breaks, group_shapes
-from oplog.live import read_live_tables
-from oplog.replay.transaction import Driver
-from oplog.seal import SealContext, Sealer
+from oplog.payload.block import MAX_BLOCK_ROWS
+from oplog.payload.codec import PayloadCodec
+from oplog.payload.lineage import find_breaks, group_shapes
+from oplog.postgres.live_table import read_live_tables
+from oplog.postgres.work import Driver
 from oplog.store import NewEntry, Store
 from oplog.store.adopted import (
     ADOPTED,

@@ -12,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import BoundType
-from oplog.block import order_columns
 from oplog.entry import MAX_ENTRY_BYTES
 from oplog.errors import EntryTooLargeError
-from oplog.live import LiveTable
-from oplog.replay.plan import list_quoted, quote_literal_safely
-from oplog.replay.transaction import Driver
-from oplog.shape import Shape
-from oplog.tables import quote
+from oplog.payload.block import order_columns
+from oplog.payload.shape import Shape
+from oplog.postgres import driver_errors
+from oplog.postgres.live_table import LiveTable
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
+from oplog.replay.table_plan import list_quoted, quote_literal_safely
 from oplog.value import read_copy_field
 
 AIMED_BYTES: Final = 4 * 1024 * 1024
@@ -84,10 +86,10 @@ def read_chunk(
     statement = _select_rows(bound, order, after, limit)
     try:
         rows = driver.copy_out(statement, enough=_ENOUGH_BYTES)
-    except psycopg.Error as cause:
+    except driver_errors.Error as cause:
         # As SQLAlchemy would have raised it.
         raise DBAPIError.instance(
-            statement, None, cause, psycopg.Error, dialect=connection.dialect
+            statement, None, cause, driver_errors.Error, dialect=connection.dialect
         ) from cause
     cut = len(rows) >= _ENOUGH_BYTES
     if cut:

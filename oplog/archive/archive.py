@@ -15,9 +15,9 @@ from hashlib import sha256
 from itertools import count, islice
 
 from oplog.archive.claim import check_follows, decode_item
-from oplog.archive.container import MAX_OBJECT_BYTES
-from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, SnapshotRef, decode_head
-from oplog.archive.index import (
+from oplog.archive.format.container import MAX_OBJECT_BYTES
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, SnapshotRef, decode_head
+from oplog.archive.format.index import (
     MAX_NODE_BYTES,
     Item,
     Levels,
@@ -25,10 +25,8 @@ from oplog.archive.index import (
     iterate_items,
     iterate_newest,
 )
-from oplog.archive.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
-from oplog.archive.objectstore.probe import Verdict, probe_store
-from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.path import (
+from oplog.archive.format.manifest import MAX_MANIFEST_BYTES, SnapshotManifest, decode_manifest
+from oplog.archive.format.path import (
     COLLECTED,
     HEAD,
     LATEST,
@@ -39,8 +37,10 @@ from oplog.archive.path import (
     parse_head,
     parse_hint,
 )
-from oplog.archive.segment import Segment, SegmentHeader
-from oplog.archive.typefile import LoggedTypes, decode_types
+from oplog.archive.format.segment import Segment, SegmentHeader
+from oplog.archive.format.typefile import LoggedTypes, decode_types
+from oplog.archive.objectstore.probe import Verdict, probe_store
+from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.errors import (
     ArchiveError,
     ConfigurationError,

@@ -15,13 +15,13 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.body import Pairs
-from oplog.archive.head import Head
-from oplog.archive.index import Item
-from oplog.archive.segment import Segment
-from oplog.archive.standing import read_chain_at
+from oplog.archive.format.body import Pairs
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import Item
+from oplog.archive.format.segment import Segment
+from oplog.archive.history import read_chain_at
 from oplog.errors import ChainBrokenError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 from oplog.store.rows import write_microseconds

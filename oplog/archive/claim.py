@@ -6,8 +6,8 @@ belong together: ranges, hashes and sizes are compared, one by one.
 
 from __future__ import annotations
 
-from oplog.archive.index import Item
-from oplog.archive.segment import Segment, SegmentHeader, decode_segment
+from oplog.archive.format.index import Item
+from oplog.archive.format.segment import Segment, SegmentHeader, decode_segment
 from oplog.errors import ManifestInvalidError
 
 

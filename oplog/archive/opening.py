@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from oplog.archive.archive import Archive
-from oplog.archive.objectstore.opening import REQUEST_SECONDS, open_store
+from oplog.archive.objectstore.store_url import REQUEST_SECONDS, open_store
 
 
 def open_archive(

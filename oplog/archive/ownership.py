@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head, Origin
+from oplog.archive.format.head import Head, Origin
 from oplog.errors import ArchiveError, ForeignServerError
 from oplog.store import Store
 from oplog.store.export import ArchiveRow, ExportStore

@@ -20,10 +20,10 @@ from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from oplog.capture.listener import EngineListener
-from oplog.capture.notice import mark_unconfirmed, warn_unconfirmed
+from oplog.capture.notices import mark_unconfirmed, warn_unconfirmed
 from oplog.capture.recorder import Recorder
-from oplog.entry import Receipt
 from oplog.errors import ConfigurationError
+from oplog.receipt import Receipt
 
 _EVENTS = (
     "after_begin",

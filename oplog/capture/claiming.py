@@ -20,9 +20,12 @@ from oplog.capture.attachment import Attachments, Enlisted
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim, check_key, check_same
 from oplog.capture.retry import Beginning, KeyUsedError
-from oplog.entry import Receipt, check_aggregate_name
+from oplog.entry import (
+    check_aggregate_name,
+)
 from oplog.errors import ConfigurationError
-from oplog.store.outcomes import OutcomeStore
+from oplog.receipt import Receipt
+from oplog.store.commit_lookup import OutcomeStore
 
 
 def claim_key(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oplog.capture.request import Claim
-from oplog.entry import Receipt
-from oplog.namesake import Named
+from oplog.postgres.namesake import Named
+from oplog.receipt import Receipt
 from oplog.store import NewEntry
 
 

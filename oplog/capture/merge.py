@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding, BoundType
-from oplog.capture.effect import NetRow
+from oplog.capture.net_row import NetRow
 from oplog.capture.readback import read_rows
 from oplog.capture.recorder import Key, RowChange
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, UnloggedWriteError
-from oplog.image import weigh
-from oplog.store.guards import Image
+from oplog.schema.touched_keys import weigh
+from oplog.store.guard_state import Image
 from oplog.value import Wire
 
 Group = tuple[Wire | None, ...]

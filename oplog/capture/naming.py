@@ -15,8 +15,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
-from oplog.namesake import Named
-from oplog.tables import qualify
+from oplog.postgres.namesake import Named
+from oplog.postgres.quoting import (
+    qualify,
+)
 
 
 def name_tables(binding: Binding, tables: Iterable[sa.Table]) -> Named:

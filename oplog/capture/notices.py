@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection
 
-from oplog.entry import Receipt
 from oplog.errors import DurabilityNotConfirmedWarning
-from oplog.image import IMAGES_KEPT
+from oplog.receipt import Receipt
+from oplog.schema.touched_keys import IMAGES_KEPT
 
 _SYNCHRONOUS_WAIT = "SyncRepWaitForLSN"
 """The server's function that gives the warning: its words are in the server's language, and

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
-from oplog.capture.plan import BoundColumn, StatementPlan
 from oplog.capture.readback import normalise_keys, read_rows
 from oplog.capture.recorder import Key, RowChange
+from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError

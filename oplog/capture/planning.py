@@ -16,11 +16,11 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
-from oplog.capture.plan import StatementPlan, find_written, plan_statement
+from oplog.capture.statement_plan import StatementPlan, find_written, plan_statement
 from oplog.catalog import TypeCatalog
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
-from oplog.guard import announce
+from oplog.schema.guard import announce
 
 
 @dataclass(frozen=True, slots=True)

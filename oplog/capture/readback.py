@@ -15,11 +15,16 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
-from oplog.capture.effect import NetRow
+from oplog.capture.net_row import NetRow
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
-from oplog.namesake import check_names
-from oplog.tables import double_percent, qualify, quote, quote_literal
+from oplog.postgres.namesake import check_names
+from oplog.postgres.quoting import (
+    double_percent,
+    qualify,
+    quote,
+    quote_literal,
+)
 from oplog.value import TEXT_SETTINGS, Wire
 
 _FIX_SETTINGS = (

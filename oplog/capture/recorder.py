@@ -14,7 +14,11 @@ import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
 from oplog.capture.request import Claim
-from oplog.entry import Entry, OpType, Receipt, Ticket
+from oplog.entry import (
+    Entry,
+    OpType,
+    Ticket,
+)
 from oplog.errors import (
     ConfigurationError,
     NotCapturableError,
@@ -22,6 +26,7 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
+from oplog.receipt import Receipt
 from oplog.value import Wire
 
 Key = tuple[Wire | None, ...]

@@ -21,8 +21,11 @@ from types import CodeType
 from typing import Any
 from uuid import UUID
 
-from oplog.entry import Receipt, check_text
+from oplog.entry import (
+    check_text,
+)
 from oplog.errors import ConfigurationError, IdempotencyConflictError, InvalidMetadataError
+from oplog.receipt import Receipt
 
 MAX_KEY_BYTES = 1024
 """Longest idempotency key, in UTF-8 bytes: it stands in a btree."""

@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from oplog.capture.sending import describe_loss
-from oplog.entry import Receipt
 from oplog.errors import CommitOutcomeUnknownError, OplogError, TicketConflictError
 from oplog.events import EventSink, WorkRetried, ignore_event
+from oplog.receipt import Receipt
 
 T = TypeVar("T")
 

@@ -15,11 +15,9 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
 from oplog.binding import BoundType
 from oplog.capture.draft import Draft
 from oplog.capture.request import Claim
-from oplog.entry import Receipt
 from oplog.errors import (
     CommitCancelledError,
     CommitInterruptedError,
@@ -33,11 +31,13 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.image import UNLOGGED
-from oplog.namesake import refuse_other_table
-from oplog.store.names import OTHER_TABLE
-from oplog.tables import IDEMPOTENCY_INDEX
-from oplog.upgrade import ENTRY_ID_INDEX
+from oplog.postgres.namesake import refuse_other_table
+from oplog.receipt import Receipt
+from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
+from oplog.schema.tables import IDEMPOTENCY_INDEX
+from oplog.schema.touched_keys import UNLOGGED
+from oplog.schema.upgrade import ENTRY_ID_INDEX
+from oplog.store.name_check import OTHER_TABLE
 
 _SERIALIZATION_FAILURE = "40001"
 _UNIQUE_VIOLATION = "23505"

@@ -22,10 +22,10 @@ from oplog.capture.observation import (
     read_groups,
     read_keys,
 )
-from oplog.capture.plan import StatementPlan
 from oplog.capture.recorder import Key, RowChange
+from oplog.capture.statement_plan import StatementPlan
 from oplog.entry import OpType
-from oplog.image import weigh
+from oplog.schema.touched_keys import weigh
 
 _OPERATIONS = {OpType.CREATE: "I", OpType.UPDATE: "U", OpType.DELETE: "D"}
 

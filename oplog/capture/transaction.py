@@ -19,20 +19,26 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.binding import Binding, BoundType
 from oplog.capture.draft import Draft
 from oplog.capture.naming import find_path, name_tables, under_path
-from oplog.capture.notice import Notices
+from oplog.capture.notices import Notices
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import can_pipeline, check_committable, is_failed, send_draft
 from oplog.capture.statement import StatementUnderWay
 from oplog.capture.writer import EntryWriter, list_unticketed
 from oplog.catalog import TypeCatalog
-from oplog.entry import Receipt, Ticket
+from oplog.entry import (
+    Ticket,
+)
 from oplog.errors import UnloggedWriteError
 from oplog.events import EntriesAppended
-from oplog.guard import make_prefix
-from oplog.namesake import Named, check_names, find_name, refuse_other_table
-from oplog.store.guards import Image
-from oplog.tables import double_percent, qualify
+from oplog.postgres.namesake import Named, check_names, find_name, refuse_other_table
+from oplog.postgres.quoting import (
+    double_percent,
+    qualify,
+)
+from oplog.receipt import Receipt
+from oplog.schema.guard import make_prefix
+from oplog.store.guard_state import Image
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""

@@ -16,23 +16,23 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
 from oplog.capture.draft import Draft
-from oplog.capture.effect import NetRow, fold_changes
 from oplog.capture.merge import measure, settle_rows, touch_rows
+from oplog.capture.net_row import NetRow, fold_changes
 from oplog.capture.readback import complete_rows
 from oplog.capture.recorder import Frame, Recorder
 from oplog.capture.request import Claim, refuse_repeat
-from oplog.chain import hash_body, hash_metadata
-from oplog.codec import Effect, PayloadCodec, operation_to_effect
-from oplog.collector import pause_collector
+from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.seal import SealContext, Sealer
 from oplog.entry import Entry, OpType, check_aggregate_name, check_metadata_count
 from oplog.errors import TicketConflictError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
-from oplog.guard import FORMAT_MARK
-from oplog.namesake import Named
-from oplog.seal import SealContext, Sealer
+from oplog.payload.codec import Effect, PayloadCodec, operation_to_effect
+from oplog.payload.gc_pause import pause_collector
+from oplog.postgres.namesake import Named
+from oplog.schema.guard import FORMAT_MARK
 from oplog.store import NewEntry, Store
-from oplog.store.guards import Image
-from oplog.store.outcomes import REQUEST
+from oplog.store.commit_lookup import REQUEST
+from oplog.store.guard_state import Image
 from oplog.value import Wire
 
 _NO_METADATA = hash_metadata([])

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from oplog.cli.command import program
-from oplog.cli.outcome import run_program
+from oplog.cli.exit_code import run_program
 
 __all__ = ["main"]
 

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.cli.outcome import LAGGING
+from oplog.archive.format.head import Head
+from oplog.cli.exit_code import LAGGING
 from oplog.cli.presentation import escape, show_count, show_instant, show_size
 from oplog.errors import ArchiveError, ConfigurationError
 from oplog.facade import Oplog

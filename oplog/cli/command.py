@@ -11,27 +11,27 @@ from typing import Any
 import click
 
 from oplog import __version__
-from oplog.cli.adopting import adopt
-from oplog.cli.archiving import snapshot, sync
-from oplog.cli.examining import doctor
-from oplog.cli.forking import fork
-from oplog.cli.granting import grants
-from oplog.cli.incarnating import incarnate
-from oplog.cli.inspecting import history, status, tail
+from oplog.cli.adopt_command import adopt
+from oplog.cli.doctor_command import doctor
+from oplog.cli.fork_command import fork
+from oplog.cli.grants_command import grants
+from oplog.cli.incarnate_command import incarnate
+from oplog.cli.inspection_command import history, status, tail
 from oplog.cli.invocation import Invocation
-from oplog.cli.keys import keys
+from oplog.cli.keys_command import keys
 from oplog.cli.option import (
     accept_older_option,
     debug_option,
     json_option,
     single_writer_option,
 )
-from oplog.cli.pruning import prune
-from oplog.cli.rebuilding import replay, verify
-from oplog.cli.resolving import resolve
-from oplog.cli.restoring import follow, recover, restore
-from oplog.cli.types import types
-from oplog.cli.upkeeping import check, collect, pin, pins, resync, unpin
+from oplog.cli.prune_command import prune
+from oplog.cli.rebuild_command import replay, verify
+from oplog.cli.resolve_command import resolve
+from oplog.cli.restore_command import follow, recover, restore
+from oplog.cli.sync_command import snapshot, sync
+from oplog.cli.types_command import types
+from oplog.cli.upkeep_command import check, collect, pin, pins, resync, unpin
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import escape, show_count
 from oplog.finding import Finding
 

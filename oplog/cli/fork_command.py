@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from oplog.archive.head import Branch
-from oplog.cli.archiving import show_sync
+from oplog.archive.format.head import Branch
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     archive_option,
@@ -22,8 +22,8 @@ from oplog.cli.option import (
     single_writer_option,
     standard_options,
 )
-from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import escape, show_count
+from oplog.cli.sync_command import show_sync
 from oplog.facade import ForkReport
 
 

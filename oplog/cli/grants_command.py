@@ -10,7 +10,7 @@ import click
 
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.store.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind, list_grants
 
 
 @click.command()

@@ -16,6 +16,7 @@ import click
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
+from oplog.cli.archive_status import judge_standing, read_standing, show_standing
 from oplog.cli.argument import PLACE, parse_key, parse_metadata
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
@@ -37,17 +38,16 @@ from oplog.cli.presentation import (
     show_time,
     to_json_value,
 )
-from oplog.cli.standing import judge_standing, read_standing, show_standing
-from oplog.entry import LoggedEntry
-from oplog.facade import Oplog
-from oplog.premise import judge_activity
-from oplog.store.activity import read_activity
-from oplog.store.inspection import (
+from oplog.doctor.activity import read_activity
+from oplog.doctor.environment import judge_activity
+from oplog.doctor.inspection import (
     find_tail_start,
     list_guard_problems,
     read_key,
     read_server_status,
 )
+from oplog.entry import LoggedEntry
+from oplog.facade import Oplog
 from oplog.store.rows import EntryFilter
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
-from oplog.cli.outcome import UnexpectedError, print_data
+from oplog.cli.exit_code import UnexpectedError, print_data
 from oplog.errors import OplogError
 from oplog.facade import Oplog
 

@@ -13,8 +13,8 @@ import click
 
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
+from oplog.crypto.keyring import Keyring
 from oplog.errors import ConfigurationError
-from oplog.keyring import Keyring
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 
 _TYPES = {
     1: "double",

@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from oplog.cli.argument import PLACE
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, reach_option, redact_option, standard_options
-from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import (
     REDACTED,
     escape,

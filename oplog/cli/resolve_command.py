@@ -15,12 +15,12 @@ import click
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from oplog.cli.exit_code import FAILED
 from oplog.cli.invocation import Invocation, parse_url
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.outcome import FAILED
 from oplog.cli.presentation import escape
-from oplog.entry import Receipt
 from oplog.outcome import Outcome, Resolution
+from oplog.receipt import Receipt
 
 
 @click.command()

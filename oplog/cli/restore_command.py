@@ -30,7 +30,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.presentation import escape, show_count, show_instant
 from oplog.cli.progress import show_progress
-from oplog.cli.stopping import run_until_signal
+from oplog.cli.signals import run_until_signal
 from oplog.errors import StoreUnavailableError
 from oplog.facade import Oplog
 from oplog.recovery.follow import FollowReport

@@ -13,8 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from oplog.archive.export import SyncReport
-from oplog.archive.worker import INTERVAL_SECONDS
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     accept_older_option,
@@ -24,12 +23,13 @@ from oplog.cli.option import (
     single_writer_option,
     standard_options,
 )
-from oplog.cli.outcome import DIFFERENCES
 from oplog.cli.presentation import escape, show_count, show_size
-from oplog.cli.stopping import run_until_signal
-from oplog.facade.worker import SyncWorker
+from oplog.cli.signals import run_until_signal
+from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
-from oplog.recovery.policy import SnapshotPolicy
+from oplog.snapshot.policy import SnapshotPolicy
+from oplog.sync.exporter import SyncReport
+from oplog.sync.worker import INTERVAL_SECONDS
 
 _CHECK_HOURS = 24.0
 

@@ -19,7 +19,7 @@ from oplog.cli.presentation import escape, show_count
 from oplog.cli.prototext import print_files
 from oplog.errors import UnknownTypeError
 from oplog.facade import Oplog
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 
 
 @click.group()

@@ -13,10 +13,8 @@ from typing import Any
 
 import click
 
-from oplog.archive.collection import GRACE_SECONDS
-from oplog.archive.pin import Pin
-from oplog.archive.retention import Retention
 from oplog.cli.argument import DURATION, SHARE
+from oplog.cli.exit_code import DIFFERENCES, FAILED
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     accept_older_option,
@@ -26,9 +24,11 @@ from oplog.cli.option import (
     single_writer_option,
     standard_options,
 )
-from oplog.cli.outcome import DIFFERENCES, FAILED
 from oplog.cli.presentation import escape, show_count, show_size
 from oplog.cli.progress import show_work
+from oplog.upkeep.garbage import GRACE_SECONDS
+from oplog.upkeep.pin import Pin
+from oplog.upkeep.retention import Retention
 
 
 @click.command()

@@ -20,8 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from oplog.errors import ConfigurationError, KeyUnavailableError
-from oplog.keyfile import (
+from oplog.crypto.keyfile import (
     KEY_BYTES,
     KeyRecord,
     KeyringText,
@@ -30,6 +29,7 @@ from oplog.keyfile import (
     read_keyring_file,
     replace_keyring_file,
 )
+from oplog.errors import ConfigurationError, KeyUnavailableError
 
 _CHECK_LABEL = b"oplog/v1/key-check\0"
 _MAKE_ONE = "python -c 'from oplog import Keyring; print(Keyring.generate().to_text())'"

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from oplog.crypto.keyring import Keyring
 from oplog.entry import MAX_ENTRY_BYTES, check_text
 from oplog.errors import (
     DecodeError,
@@ -42,7 +43,6 @@ from oplog.errors import (
     SealError,
     WrongKeyError,
 )
-from oplog.keyring import Keyring
 
 FORMAT_SEALED = 1
 FORMAT_PLAIN = 2

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from oplog.doctor.access_facts import Access, Excess
 from oplog.finding import Finding, make_problem
-from oplog.rights import CALLED_BY_APPLICATIONS
-from oplog.store.access import Access, Excess
-from oplog.tables import VERSION, quote
-from oplog.upgrade import ENTRY_ID_INDEX
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.schema.rights import CALLED_BY_APPLICATIONS
+from oplog.schema.tables import (
+    VERSION,
+)
+from oplog.schema.upgrade import ENTRY_ID_INDEX
 
 
 def spell_upgrade(schema: str) -> str:

@@ -1,7 +1,7 @@
 """Who may do more with a log than its definition gives, and what writes past its guards.
 
-SQL on the catalog, no judgement: that is `oplog.access`. Must not know sessions. Everything is
-read from where any role may look, so that an application can ask about itself.
+SQL on the catalog, no judgement: that is `oplog.doctor.access`. Everything is read from where any
+role may look, so that an application can ask about itself.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from oplog.guard import make_prefix
-from oplog.rights import CALLED_BY_EVERYBODY, select_excess
-from oplog.store.expected import list_log_functions, list_log_tables
-from oplog.tables import double_percent
-from oplog.upgrade import ENTRY_ID_INDEX
+from oplog.postgres.quoting import (
+    double_percent,
+)
+from oplog.schema.expected import list_log_functions, list_log_tables
+from oplog.schema.guard import make_prefix
+from oplog.schema.rights import CALLED_BY_EVERYBODY, select_excess
+from oplog.schema.upgrade import ENTRY_ID_INDEX
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oplog.access import judge_access, spell_upgrade
 from oplog.catalog import DeclaredType, TypeCatalog
-from oplog.derivation import resolve_shape
+from oplog.doctor.access import judge_access, spell_upgrade
+from oplog.doctor.environment import judge_activity, judge_owners, judge_settings
+from oplog.doctor.evolution import Evolution, judge_evolution
+from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
 from oplog.errors import ConfigurationError, SchemaDriftError
-from oplog.evolution import Evolution, judge_evolution
 from oplog.finding import Finding, make_notice, make_problem
-from oplog.lineage import group_shapes
-from oplog.live import LiveTable, require_live_table
-from oplog.premise import judge_activity, judge_owners, judge_settings
-from oplog.shape import Shape
-from oplog.store.diagnosis import Facts, GuardedTree, LogFacts, Part
-from oplog.store.expected import (
+from oplog.payload.lineage import group_shapes
+from oplog.payload.shape import Shape
+from oplog.postgres.derivation import resolve_shape
+from oplog.postgres.live_table import LiveTable, require_live_table
+from oplog.schema.expected import (
     find_function_faults,
     find_trigger_faults,
     list_guard_triggers,
     list_log_functions,
     list_log_triggers,
 )
-from oplog.store.guards import DeclaredGuard
+from oplog.schema.tables import VERSION
+from oplog.schema.upgrade import FIRST_TABLES
+from oplog.store.guard_state import DeclaredGuard
 from oplog.store.home import REMEDIES, Homing
-from oplog.tables import VERSION
-from oplog.upgrade import FIRST_TABLES
 
 
 def judge(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from oplog.doctor.activity import Activity, OpenTransaction
+from oplog.doctor.facts import Facts, OwnedObject
 from oplog.finding import Finding, Severity, make_notice, make_problem
-from oplog.live import REFUSED_SETTINGS
-from oplog.store.activity import Activity, OpenTransaction
-from oplog.store.diagnosis import Facts, OwnedObject
+from oplog.postgres.live_table import REFUSED_SETTINGS
 
 LONG_KEEPALIVE_SECONDS = 600
 """A client that vanished holds its locks for as long, which other writers wait for."""

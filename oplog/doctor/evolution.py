@@ -15,9 +15,14 @@ from sqlalchemy.engine import Connection
 
 from oplog.catalog import TypeCatalog
 from oplog.finding import Finding, make_problem
-from oplog.lineage import StepLookup, find_breaks, group_shapes, list_unread
-from oplog.live import LiveTable, Reference, list_outward_references, read_live_tables
-from oplog.shape import Shape
+from oplog.payload.lineage import StepLookup, find_breaks, group_shapes, list_unread
+from oplog.payload.shape import Shape
+from oplog.postgres.live_table import (
+    LiveTable,
+    Reference,
+    list_outward_references,
+    read_live_tables,
+)
 from oplog.store import LogSource
 from oplog.store.adopted import Turns
 

@@ -1,7 +1,7 @@
 """Everything a diagnosis has to know of a database, read in one go.
 
 SQL on the catalog and on the log's tables, no judgement: what is a fault is decided by
-`oplog.diagnosis`. Writes nothing, so that it runs on a standby. The hard thing is to get
+`oplog.doctor.checks`. Writes nothing, so that it runs on a standby. The hard thing is to get
 through whatever state the database is in: tables that are missing or may not be read are
 facts, not errors.
 """
@@ -16,19 +16,24 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from oplog.guard import BYPASS_AGGREGATE, make_prefix
-from oplog.live import REFUSED_SETTINGS, LiveTable, read_live_tables
-from oplog.shape import Shape
-from oplog.store.access import Access, read_access
-from oplog.store.activity import Activity, read_activity
+from oplog.doctor.access_facts import Access, read_access
+from oplog.doctor.activity import Activity, read_activity
+from oplog.doctor.inspection import list_functions, list_triggers
+from oplog.payload.shape import Shape
+from oplog.postgres.live_table import REFUSED_SETTINGS, LiveTable, read_live_tables
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
+from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
+from oplog.schema.guard import BYPASS_AGGREGATE, make_prefix
+from oplog.schema.tables import (
+    VERSION,
+)
 from oplog.store.entries import Store
-from oplog.store.expected import FoundTrigger, FunctionForm, list_log_tables
-from oplog.store.guards import DeclaredGuard, list_declared_guards
+from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
-from oplog.store.inspection import list_functions, list_triggers
-from oplog.store.pruning import PruningStore, Watermark
+from oplog.store.removal import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
-from oplog.tables import VERSION, quote_for_driver
 
 WATCHED_SETTINGS = (
     "fsync",

@@ -18,8 +18,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 
 from oplog.errors import ConfigurationError
-from oplog.live import read_live_tables, require_live_table
-from oplog.store.expected import (
+from oplog.postgres.live_table import read_live_tables, require_live_table
+from oplog.postgres.quoting import (
+    double_percent,
+    quote,
+    quote_for_driver,
+    quote_literal,
+)
+from oplog.schema.expected import (
     FoundTrigger,
     FunctionForm,
     find_function_faults,
@@ -29,7 +35,6 @@ from oplog.store.expected import (
     normalise_settings,
 )
 from oplog.store.rows import FORMAT_PRUNED, EntryFilter
-from oplog.tables import double_percent, quote, quote_for_driver, quote_literal
 from oplog.value import TEXT_SETTINGS, codec_for
 
 

@@ -4,7 +4,7 @@ Parts on one foundation; each method is one call into the module that does the w
 """
 
 from oplog.facade.forking import ForkingOplog, ForkReport
-from oplog.facade.retention import RetainingOplog
+from oplog.facade.pruning import RetainingOplog
 from oplog.facade.upkeep import UpkeepOplog
 
 

@@ -13,32 +13,32 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.export import Exporter, SyncReport
-from oplog.archive.fork import ForkPolicy
-from oplog.archive.lag import ArchiveLag, measure_lag
+from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.ownership import identify, read_origin
-from oplog.archive.source import ArchivedLog
 from oplog.archive.step import Step
-from oplog.archive.waiting import wait_for_entries
-from oplog.archive.wake import call_worker
 from oplog.binding import check_keyring
-from oplog.cursor import Cursor
-from oplog.entry import Receipt
+from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.errors import SchemaDriftError
 from oplog.events import ArchiveStepDone
-from oplog.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.facade.reading import ReadingOplog
 from oplog.finding import Finding
-from oplog.recovery.condition import is_in_use
+from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
-from oplog.recovery.loading import StoredSnapshot
-from oplog.recovery.policy import SnapshotPolicy
-from oplog.recovery.publishing import SnapshotReport, publish_snapshot
+from oplog.recovery.preconditions import is_in_use
 from oplog.recovery.restore import RestoreReport, restore_log
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
+from oplog.snapshot.policy import SnapshotPolicy
+from oplog.snapshot.publishing import SnapshotReport, publish_snapshot
+from oplog.snapshot.stored import StoredSnapshot
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
+from oplog.sync.exporter import Exporter, SyncReport
+from oplog.sync.fork import ForkPolicy
+from oplog.sync.lag import ArchiveLag, measure_lag
+from oplog.sync.waiting import wait_for_entries
+from oplog.sync.wake import call_worker
 
 RESTORED_SNAPSHOT = "4:4:"
 """What sees restored entries, whose transaction is 3, and nothing else."""

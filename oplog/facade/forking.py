@@ -13,13 +13,16 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Branch
-from oplog.archive.source import ArchivedLog
-from oplog.archive.standing import LostEntry
-from oplog.entry import Receipt
+from oplog.archive.archived_log import ArchivedLog
+from oplog.archive.format.head import Branch
 from oplog.errors import ReplayError
 from oplog.facade.archiving import ArchivingOplog
 from oplog.facade.writing import WritingOplog
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.postgres.suspension import find_oids
+from oplog.receipt import Receipt
 from oplog.recovery.lost import (
     REPLAYED,
     LostTransaction,
@@ -32,12 +35,11 @@ from oplog.recovery.lost import (
     iterate_lost,
     open_branch,
 )
-from oplog.recovery.suspension import find_oids
 from oplog.store import StoredEntry
 from oplog.store.export import ExportStore
-from oplog.store.guards import count_images
-from oplog.store.restoration import RestorationStore
-from oplog.tables import qualify
+from oplog.store.guard_state import count_images
+from oplog.store.intake import RestorationStore
+from oplog.sync.divergence import LostEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,19 +18,19 @@ from oplog.capture.attachment import Attachments
 from oplog.capture.listener import EngineListener
 from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
-from oplog.codec import PayloadCodec
-from oplog.diagnosis import judge
+from oplog.crypto.keyring import Keyring
+from oplog.crypto.seal import Sealer
+from oplog.doctor.checks import judge
+from oplog.doctor.evolution import read_evolution
+from oplog.doctor.facts import read_facts
+from oplog.doctor.restore_risk import list_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
-from oplog.evolution import read_evolution
 from oplog.finding import Finding
-from oplog.keyring import Keyring
-from oplog.risk import list_restore_risks
-from oplog.seal import Sealer
+from oplog.payload.codec import PayloadCodec
 from oplog.store import Store
-from oplog.store.diagnosis import read_facts
-from oplog.store.guards import Image, collect_images
-from oplog.store.outcomes import OutcomeStore
+from oplog.store.commit_lookup import OutcomeStore
+from oplog.store.guard_state import Image, collect_images
 
 
 class Foundation:

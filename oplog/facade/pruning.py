@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.facade.foundation import Foundation
-from oplog.recovery.prune import PruneReport, prune_log
+from oplog.upkeep.prune import PruneReport, prune_log
 
 
 class RetainingOplog(Foundation):

@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.joined import join_log
 from oplog.binding import (
     ShapeTable,
     check_keyring,
@@ -25,22 +24,22 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError
 from oplog.facade.foundation import Foundation
-from oplog.reader import EntryReader
+from oplog.payload.upcast import Upcaster
+from oplog.reading.joined_log import join_log
+from oplog.reading.reader import EntryReader
+from oplog.reading.row_history import list_changes, rebuild_row
+from oplog.reading.subscription import BATCH_ENTRIES, Subscription
 from oplog.replay import (
     MOST_DIFFERENCES,
     Progress,
     ReplayReport,
     VerifyReport,
-    list_changes,
-    rebuild_row,
     replay_log,
     verify_tables,
 )
 from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
-from oplog.store.pruning import PruningStore
-from oplog.subscription import BATCH_ENTRIES, Subscription
-from oplog.upcast import Upcaster
+from oplog.store.removal import PruningStore
 
 
 class ReadingOplog(Foundation):

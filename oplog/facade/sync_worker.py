@@ -11,14 +11,14 @@ from collections.abc import Callable
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.export import SyncReport
-from oplog.archive.lag import ArchiveLag
-from oplog.archive.problem import ProblemKind
-from oplog.archive.retention import Retention
-from oplog.archive.wake import Wake
-from oplog.archive.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
 from oplog.facade import Oplog
-from oplog.recovery.policy import SnapshotPolicy
+from oplog.snapshot.policy import SnapshotPolicy
+from oplog.sync.exporter import SyncReport
+from oplog.sync.lag import ArchiveLag
+from oplog.sync.wake import Wake
+from oplog.sync.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
+from oplog.upkeep.problem import ProblemKind
+from oplog.upkeep.retention import Retention
 
 _LOOK_SECONDS = 60.0
 """Between two looks at whether a snapshot is due."""

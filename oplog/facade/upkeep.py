@@ -10,16 +10,16 @@ from dataclasses import replace
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.check import CheckProgress, check_archive, check_with_log
-from oplog.archive.collection import GRACE_SECONDS, CollectionReport, collect_archive
-from oplog.archive.pin import Pin, list_pins, put_pin, remove_pin
-from oplog.archive.problem import ArchiveProblem, ArchiveReport, ProblemKind
-from oplog.archive.resync import ResyncReport, resync_archive
-from oplog.archive.retention import Retention
-from oplog.evolution import judge_columns
+from oplog.doctor.evolution import judge_columns
 from oplog.facade.archiving import ArchivingOplog
 from oplog.finding import Finding
-from oplog.lineage import group_shapes
+from oplog.payload.lineage import group_shapes
+from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
+from oplog.upkeep.garbage import GRACE_SECONDS, CollectionReport, collect_archive
+from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
+from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
+from oplog.upkeep.resync import ResyncReport, resync_archive
+from oplog.upkeep.retention import Retention
 
 
 class UpkeepOplog(ArchivingOplog):

@@ -16,10 +16,9 @@ from oplog.adoption import CHUNK_ROWS, AdoptionReport, Target, adopt_tables
 from oplog.capture.claiming import begin_run, claim_key, lock_aggregates
 from oplog.capture.request import check_key, fingerprint_request, fingerprint_work
 from oplog.capture.retry import RETRIES, Beginning, Course, run_async_work, run_work
-from oplog.capture.target import find_blocking, find_session
+from oplog.capture.session_target import find_blocking, find_session
 from oplog.entry import (
     Entry,
-    Receipt,
     Ticket,
     check_aggregate_name,
     check_metadata,
@@ -29,7 +28,8 @@ from oplog.errors import TicketConflictError
 from oplog.events import OutcomeResolved
 from oplog.facade.foundation import Foundation
 from oplog.outcome import Outcome, Resolution
-from oplog.resolution import WAIT_SECONDS, read_question, resolve_on
+from oplog.reading.resolution import WAIT_SECONDS, read_question, resolve_on
+from oplog.receipt import Receipt
 
 T = TypeVar("T")
 

@@ -17,18 +17,20 @@ from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.facade import Oplog
-from oplog.live import check_settings
-from oplog.store.version import require_comment
-from oplog.tables import (
+from oplog.postgres.live_table import check_settings
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.tables import (
     VERSION,
     create_statements,
     drop_statements,
-    qualify,
     retire_statement,
     track_statements,
     untrack_statements,
     upgrade_statements,
 )
+from oplog.store.version import require_comment
 
 
 @Operations.register_operation("create_oplog")
@@ -350,7 +352,7 @@ def migrations_path() -> Path:
 
     It holds `alembic.ini`, too. Raises `ConfigurationError` when the installation lacks it.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     # Installed first: beside an installed package, `migrations` would be somebody else's.
     for directory in (package / "_migrations", package.parent / "migrations"):
         if (directory / "versions" / "0001_create_oplog.py").is_file():

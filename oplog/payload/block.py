@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final, TypeAlias
 
-from oplog.effect import Effect
 from oplog.entry import OpType
 from oplog.errors import DecodeError
-from oplog.shape import Column, Shape
+from oplog.payload.effect import Effect
+from oplog.payload.shape import Column, Shape
 from oplog.value import Kind, ValueCodec, Wire, copy_field, read_copy_field
 from oplog.value.kind import text_as_wire
 

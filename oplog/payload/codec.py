@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeAlias
 from google.protobuf import message
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.block import Key, check_total, order_columns, read_block
-from oplog.effect import Effect, effect_to_operation, operation_to_effect
 from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
-from oplog.shape import Column, Shape
+from oplog.payload.block import Key, check_total, order_columns, read_block
+from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
+from oplog.payload.shape import Column, Shape
 from oplog.value import Wire
 
 __all__ = [

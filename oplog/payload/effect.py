@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from oplog.entry import Operation, OpType
 from oplog.errors import EntryError, UnknownTypeError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 from oplog.value import UNSURE, Wire
 
 

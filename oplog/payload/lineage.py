@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Literal, Protocol
 
 from oplog.errors import SchemaDriftError
-from oplog.identity import match_numbers
-from oplog.shape import Shape
+from oplog.payload.column_numbers import match_numbers
+from oplog.payload.shape import Shape
 
 _WAY_OUT = (
     "log the rows as they are now: oplog adopt --again, then oplog snapshot; or declare what "

@@ -8,9 +8,9 @@ numeric.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
 from google.protobuf import descriptor
 from google.protobuf.message import Message
 
@@ -36,11 +36,21 @@ _ADVICE: Mapping[Kind, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedField:
+    """A logged column, as a field of a message has to hold it."""
+
+    name: str
+    kind: Kind
+    wide: bool
+    """The column is a bigint, whose values an int32 does not hold."""
+
+
 def check_message(
     table: str,
     message_class: type[Message],
     *,
-    columns: Iterable[tuple[sa.Column[Any], Kind]],
+    columns: Iterable[ExpectedField],
 ) -> None:
     """Raise unless the message has a field for every column that holds all its values.
 
@@ -49,7 +59,7 @@ def check_message(
     """
     name = message_class.DESCRIPTOR.full_name
     fields = {field.name: field for field in message_class.DESCRIPTOR.fields}
-    for column, kind in columns:
+    for column in columns:
         path = f"{table}.{column.name}"
         found = fields.get(column.name)
         if found is None:
@@ -57,17 +67,16 @@ def check_message(
                 f"message {name} has no field for column {path}",
                 hint="add the field, or list the column in exclude={...} with the reason",
             )
-        if not _fits(kind, found, column):
+        if not _fits(found, column):
             raise NotCapturableError(
                 f"field {name}.{found.name} cannot hold every value of column {path}",
-                hint=f"declare it as {_ADVICE[kind]}",
+                hint=f"declare it as {_ADVICE[column.kind]}",
             )
 
 
-def _fits(kind: Kind, found: Any, column: sa.Column[Any]) -> bool:
+def _fits(found: Any, column: ExpectedField) -> bool:
     if found.is_repeated:
         return False
-    if kind is Kind.INT:
-        wide = isinstance(column.type, sa.BigInteger)
-        return found.cpp_type in (_WHOLE_NUMBERS[1:] if wide else _WHOLE_NUMBERS)
-    return found.type in _FIELD_TYPES[kind]
+    if column.kind is Kind.INT:
+        return found.cpp_type in (_WHOLE_NUMBERS[1:] if column.wide else _WHOLE_NUMBERS)
+    return found.type in _FIELD_TYPES[column.kind]

@@ -12,8 +12,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, message
 
 from oplog.errors import ConfigurationError
-from oplog.identity import Numbers, is_same_table
-from oplog.shape import Column, DeclaredColumn, Shape
+from oplog.payload.column_numbers import Numbers, is_same_table
+from oplog.payload.shape import Column, DeclaredColumn, Shape
 
 
 def register_shape(

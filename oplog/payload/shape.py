@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from oplog.errors import DecodeError
-from oplog.identity import Numbers, is_same_table
+from oplog.payload.column_numbers import Numbers, is_same_table
 from oplog.value import Kind, ValueCodec, codec_for
 
 _FIELD_TYPE = {

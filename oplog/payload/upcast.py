@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from oplog.codec import Effect, TypeLookup
 from oplog.errors import UpcastError
-from oplog.shape import Shape
+from oplog.payload.codec import Effect, TypeLookup
+from oplog.payload.shape import Shape
 from oplog.value import UNSURE, Wire
 
 

@@ -16,8 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, NotCapturableError, SchemaDriftError
-from oplog.identity import Numbers
-from oplog.tables import quote
+from oplog.payload.column_numbers import Numbers
+from oplog.postgres.quoting import (
+    quote,
+)
 
 REFUSED_SETTINGS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {

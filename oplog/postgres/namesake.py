@@ -13,9 +13,11 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaDriftError, UnloggedWriteError
-from oplog.live import LiveTable
-from oplog.shape import Shape
-from oplog.tables import qualify
+from oplog.payload.shape import Shape
+from oplog.postgres.live_table import LiveTable
+from oplog.postgres.quoting import (
+    qualify,
+)
 
 Named = Sequence[tuple[str, int]]
 """Names as models spell them, quoted, each with the oid of the table that it has to mean."""

@@ -16,8 +16,11 @@ import psycopg
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ReplayError
-from oplog.replay.transaction import Driver
-from oplog.tables import quote, quote_literal
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.postgres.work import Driver
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 

@@ -16,20 +16,20 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.body import Pairs
-from oplog.archive.head import Head, Origin
-from oplog.archive.source import ArchivedLog, check_links
-from oplog.archive.standing import adopt_cursor, check_pruned, is_on_history
-from oplog.cursor import Cursor
+from oplog.archive.archived_log import ArchivedLog, check_links
+from oplog.archive.format.body import Pairs
+from oplog.archive.format.head import Head, Origin
+from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
+from oplog.postgres.standby import ALL_VISIBLE
 from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry
 from oplog.store.adopted import Turns, join_turns
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
-from oplog.store.pruning import PruningStore
+from oplog.store.removal import PruningStore
 from oplog.store.seen import read_seen
-from oplog.store.standby import ALL_VISIBLE
 
 
 class JoinedLog:

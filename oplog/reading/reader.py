@@ -13,14 +13,14 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.chain import hash_body, hash_entry, hash_metadata
-from oplog.codec import Effect, FindKeys, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.crypto.hashing import hash_body, hash_entry, hash_metadata
+from oplog.crypto.seal import SealContext, Sealer
 from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
-from oplog.guard import FORMAT_MARK
-from oplog.seal import SealContext, Sealer
+from oplog.payload.codec import Effect, FindKeys, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.payload.upcast import Upcaster
+from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredEntry
-from oplog.upcast import Upcaster
 
 
 @dataclass(slots=True)

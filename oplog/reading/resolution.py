@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.entry import Receipt
 from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Outcome, Resolution
-from oplog.store.driver import require_driver
-from oplog.store.outcomes import OutcomeStore
+from oplog.postgres.driver import require_driver
+from oplog.receipt import Receipt
+from oplog.store.commit_lookup import OutcomeStore
 
 WAIT_SECONDS = 10.0
 """How long a resolver waits for a session that may still commit."""

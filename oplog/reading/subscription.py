@@ -13,11 +13,11 @@ from typing import overload
 
 from sqlalchemy.engine import Connection, Engine
 
-from oplog.cursor import Cursor
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.reader import EntryReader
+from oplog.reading.reader import EntryReader
 from oplog.store.checkpoints import check_consumer_name
+from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
 from oplog.store.rows import StoredEntry
 

@@ -5,16 +5,12 @@ Must not know where the log lies. The hard thing is to be exact in somebody else
 what stands in the way of rows is taken away for one transaction, and put back as it was.
 """
 
-from oplog.recovery.base import SnapshotLayer, SnapshotReader, SnapshotTable
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.restore import RestoreReport, restore_log
 
 __all__ = [
     "FollowReport",
     "RestoreReport",
-    "SnapshotLayer",
-    "SnapshotReader",
-    "SnapshotTable",
     "follow_log",
     "restore_log",
 ]

@@ -19,21 +19,21 @@ from oplog.errors import (
     HeadRolledBackError,
     LogForkedError,
 )
-from oplog.reader import describe
-from oplog.recovery.base import SnapshotReader
-from oplog.recovery.condition import take_lock
-from oplog.recovery.intake import LogIntake
+from oplog.postgres.standby import require_primary
+from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.reading.reader import describe
+from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
-from oplog.recovery.numbering import advance_sequences
-from oplog.recovery.placing import place_shapes
+from oplog.recovery.preconditions import take_lock
+from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
-from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
+from oplog.recovery.sequences import advance_sequences
 from oplog.replay.rebuild import OpenReader, read_reader_plans
 from oplog.replay.rules import read_rules
+from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
 from oplog.store.checkpoints import FOLLOWER_PREFIX, RESTORED_PLACE, check_consumer_name
-from oplog.store.restoration import Place, RestorationStore
-from oplog.store.standby import require_primary
+from oplog.store.intake import Place, RestorationStore
 
 BATCH_ENTRIES = 1000
 """Entries applied in one transaction, more only for a single larger one of the log."""

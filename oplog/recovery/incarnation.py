@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.head import Origin
-from oplog.cursor import Cursor
+from oplog.archive.format.head import Origin
 from oplog.errors import ConfigurationError
-from oplog.recovery.condition import take_lock
+from oplog.postgres.standby import require_primary
+from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.recovery.preconditions import take_lock
 from oplog.recovery.restore import open_work
-from oplog.recovery.suspension import find_oids, resume_tables, suspend_switches
 from oplog.store import Store
 from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
 from oplog.store.home import Home, Identity, read_homing, write_home
-from oplog.store.incarnation import IncarnationStore, settle
-from oplog.store.pruning import PruningStore
-from oplog.store.restoration import RestorationStore
-from oplog.store.standby import require_primary
+from oplog.store.intake import RestorationStore
+from oplog.store.removal import PruningStore
+from oplog.store.renumbering import IncarnationStore, settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import psycopg
 from sqlalchemy.engine import Connection
 
-from oplog.chain import hash_metadata
+from oplog.crypto.hashing import hash_metadata
 from oplog.errors import ChainBrokenError, ConfigurationError
-from oplog.reader import EntryReader, OpenedEntry, check_hashes, describe
-from oplog.replay.transaction import Driver
+from oplog.postgres import driver_errors
+from oplog.postgres.work import Driver
+from oplog.reading.reader import EntryReader, OpenedEntry, check_hashes, describe
 from oplog.store import SequencedPage, StoredEntry
-from oplog.store.restoration import (
+from oplog.store.intake import (
     RESTORED_ID,
     RestorationStore,
     print_entries,
@@ -147,13 +147,13 @@ class LogIntake:
                 print_entries((stored, own_id) for _, stored, own_id in kept),
             )
             self._driver.copy(self._store.copy_metadata, print_metadata(pairs_of))
-        except psycopg.errors.CheckViolation as cause:
+        except driver_errors.CheckViolation as cause:
             raise ChainBrokenError(
                 "the log that is restored has a row that no entry can be: "
                 f"{cause.diag.message_primary}",
                 hint="it was altered, or written past the log's own functions",
             ) from cause
-        except psycopg.IntegrityError as cause:
+        except driver_errors.IntegrityError as cause:
             raise ChainBrokenError(
                 f"the log that is restored has an entry twice: {cause.diag.message_detail}",
                 hint="it was altered, or put together from two logs",

@@ -18,16 +18,20 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Branch, Head
-from oplog.archive.source import ArchivedLog
+from oplog.archive.archived_log import ArchivedLog
+from oplog.archive.format.head import Branch, Head
 from oplog.catalog import TypeCatalog
-from oplog.chain import ZERO_HASH
-from oplog.codec import effect_to_operation
-from oplog.entry import Operation, OpType, Receipt
+from oplog.crypto.hashing import ZERO_HASH
+from oplog.entry import (
+    Operation,
+    OpType,
+)
 from oplog.errors import ConfigurationError, ReplayError, UnknownTypeError
-from oplog.reader import EntryReader
+from oplog.payload.codec import effect_to_operation
+from oplog.reading.reader import EntryReader
+from oplog.receipt import Receipt
 from oplog.store import StoredEntry
-from oplog.store.guards import ImageCount
+from oplog.store.guard_state import ImageCount
 
 REPLAYED = "oplog.replayed"
 """Metadata key of what was done again: generation and sequence of its first entry."""

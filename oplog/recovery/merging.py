@@ -12,20 +12,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-import psycopg
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ReplayError
-from oplog.reader import OpenedEntry
-from oplog.recovery.suspension import list_references, resume_tables, suspend_tables
+from oplog.postgres import driver_errors
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.suspension import list_references, resume_tables, suspend_tables
+from oplog.postgres.work import Driver
+from oplog.reading.reader import OpenedEntry
 from oplog.replay.fold import Fold, Key, TableFold
 from oplog.replay.loader import TableLoader, print_column
-from oplog.replay.plan import TablePlan, list_quoted
 from oplog.replay.rebuild import Applied, add_transaction
-from oplog.replay.target import make_scratch
-from oplog.replay.transaction import Driver
+from oplog.replay.rebuilt_table import make_scratch
+from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.replay.validity import FoldRules
-from oplog.tables import quote
 from oplog.value import Kind
 
 Extremes = Mapping[tuple[int, str], tuple[int, int]]
@@ -137,7 +139,7 @@ def _put_back(connection: Connection, touched: Sequence[_Aside]) -> None:
     driver.execute("SAVEPOINT oplog_merge")
     try:
         _change_in_place(driver, touched)
-    except (psycopg.IntegrityError, psycopg.errors.GeneratedAlways, _UnexpectedError):
+    except (driver_errors.IntegrityError, driver_errors.GeneratedAlways, _UnexpectedError):
         driver.execute("ROLLBACK TO SAVEPOINT oplog_merge")
         _replace(connection, touched)
     driver.execute("RELEASE SAVEPOINT oplog_merge")
@@ -189,7 +191,7 @@ def _replace(connection: Connection, touched: Sequence[_Aside]) -> None:
         try:
             _insert_known(driver, aside)
             _insert_new(driver, aside)
-        except psycopg.IntegrityError as cause:
+        except driver_errors.IntegrityError as cause:
             raise ReplayError(
                 f"the rows that the log gives {aside.plan.name} do not fit it: "
                 f"{cause.diag.message_primary} ({cause.diag.message_detail})",

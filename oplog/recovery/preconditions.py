@@ -12,14 +12,17 @@ from sqlalchemy import Table
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.recovery.base import SnapshotReader
-from oplog.recovery.suspension import find_oids
-from oplog.replay.plan import TablePlan
-from oplog.replay.transaction import Driver
+from oplog.postgres.quoting import (
+    qualify,
+    quote,
+)
+from oplog.postgres.suspension import find_oids
+from oplog.postgres.work import Driver
+from oplog.replay.table_plan import TablePlan
+from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog
-from oplog.store.guards import list_declared_guards
-from oplog.store.restoration import RestorationStore
-from oplog.tables import qualify, quote
+from oplog.store.guard_state import list_declared_guards
+from oplog.store.intake import RestorationStore
 
 
 def take_lock(connection: Connection, store: RestorationStore) -> None:

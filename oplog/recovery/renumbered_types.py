@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from oplog.identity import Numbers
-from oplog.live import LiveTable
-from oplog.shape import Shape
+from oplog.payload.column_numbers import Numbers
+from oplog.payload.shape import Shape
+from oplog.postgres.live_table import LiveTable
 
 
 def place_shapes(shapes: Sequence[Shape], live: Mapping[str, LiveTable]) -> Iterator[Shape]:

@@ -16,21 +16,21 @@ from enum import StrEnum
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ChainBrokenError, ConfigurationError, SchemaDriftError
-from oplog.recovery.base import SnapshotReader
-from oplog.recovery.condition import (
+from oplog.postgres.standby import require_primary
+from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
+from oplog.postgres.work import Driver, pin_settings
+from oplog.recovery.log_loader import LogIntake
+from oplog.recovery.preconditions import (
     check_snapshot,
     describe_rows,
     refuse_filled,
     take_lock,
 )
-from oplog.recovery.filling import load_snapshot, move_rows
-from oplog.recovery.intake import LogIntake
-from oplog.recovery.numbering import move_sequences
-from oplog.recovery.placing import place_shapes
-from oplog.recovery.suspension import find_oids, lock_tables, resume_tables, suspend_tables
+from oplog.recovery.renumbered_types import place_shapes
+from oplog.recovery.row_loader import load_snapshot, move_rows
+from oplog.recovery.sequences import move_sequences
 from oplog.recovery.tickets import restore_tickets
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import TablePlan
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     Applied,
@@ -42,15 +42,15 @@ from oplog.replay.rebuild import (
     fold_transactions,
     read_reader_plans,
 )
+from oplog.replay.rebuilt_table import make_scratch
 from oplog.replay.rules import read_rules
-from oplog.replay.target import make_scratch
-from oplog.replay.transaction import Driver, pin_settings
+from oplog.replay.table_plan import TablePlan
+from oplog.schema.tables import VERSION
+from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
 from oplog.store.checkpoints import RESTORED_PLACE
 from oplog.store.home import write_home
-from oplog.store.restoration import Place, RestorationStore
-from oplog.store.standby import require_primary
-from oplog.tables import VERSION
+from oplog.store.intake import Place, RestorationStore
 
 
 class RestoreStep(StrEnum):

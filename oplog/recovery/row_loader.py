@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import psycopg
-
 from oplog.errors import ReplayError, SchemaDriftError
-from oplog.recovery.base import SnapshotReader, SnapshotTable
+from oplog.postgres import driver_errors
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import TablePlan, list_quoted
-from oplog.replay.transaction import Driver
+from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.replay.validity import Judge, accept
-from oplog.tables import quote
+from oplog.snapshot.base import SnapshotReader, SnapshotTable
 
 _GONE = "pg_temp.oplog_gone"
 
@@ -77,7 +78,7 @@ def _load_table(driver: Driver, loader: TableLoader, table: SnapshotTable) -> No
             driver.execute(f"DELETE FROM {loader.target} t USING {_GONE} g WHERE {on_key}")
             driver.execute(f"DROP TABLE {_GONE}")
             driver.copy(copy_rows, _decode(layer.rows()))
-    except (psycopg.IntegrityError, psycopg.DataError) as cause:
+    except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
         raise ReplayError(
             f"the snapshot's rows do not fit {loader.plan.name}: {cause.diag.message_primary}",
             hint="the table's definition was changed since; restore from the log alone",
@@ -102,7 +103,7 @@ def move_rows(driver: Driver, loader: TableLoader) -> None:
             f"INSERT INTO {plan.live.qualified} ({names}) OVERRIDING SYSTEM VALUE "
             f"SELECT {names} FROM {loader.target} t"
         )
-    except (psycopg.IntegrityError, psycopg.DataError) as cause:
+    except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
         raise _refuse(plan, cause) from cause
     if done.rowcount != loader.rows:
         raise ReplayError(
@@ -111,10 +112,10 @@ def move_rows(driver: Driver, loader: TableLoader) -> None:
         )
 
 
-def _refuse(plan: TablePlan, cause: psycopg.Error) -> ReplayError:
+def _refuse(plan: TablePlan, cause: driver_errors.Error) -> ReplayError:
     detail = cause.diag.message_detail
     column = cause.diag.column_name
-    if isinstance(cause, psycopg.errors.NotNullViolation) and column in plan.excluded:
+    if isinstance(cause, driver_errors.NotNullViolation) and column in plan.excluded:
         return ReplayError(
             f"column {plan.name}.{column} is excluded from the log and may not be NULL",
             hint="give the column a server default for the time of the restore, and fill it later",

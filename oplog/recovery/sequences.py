@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from oplog.replay.transaction import Driver
-from oplog.tables import double_percent, quote
+from oplog.postgres.quoting import (
+    double_percent,
+    quote,
+)
+from oplog.postgres.work import Driver
 
 
 class _Fed(NamedTuple):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ChainBrokenError
-from oplog.recovery.base import SnapshotReader
-from oplog.replay.transaction import Driver
+from oplog.postgres.work import Driver
+from oplog.snapshot.base import SnapshotReader
 from oplog.store import BrokenLink
-from oplog.store.restoration import RestorationStore, print_ticket
+from oplog.store.intake import RestorationStore, print_ticket
 
 
 def restore_tickets(

@@ -1,14 +1,13 @@
 """From the log back to tables: replay, verify, history.
 
-Reads entries through `oplog.reader` and knows nothing of how they came to be written. The
+Reads entries through `oplog.reading.reader` and knows nothing of how they came to be written. The
 hard thing is refusing to be lenient: an effect that does not fit the row it meets is an
 alarm about the log, so it stops the replay with the table, the key and the position.
 """
 
-from oplog.replay.comparison import Difference
-from oplog.replay.history import list_changes, rebuild_row
 from oplog.replay.rebuild import Progress, ReplayReport, replay_log
-from oplog.replay.verdict import MOST_DIFFERENCES, VerifyReport, verify_tables
+from oplog.replay.table_comparison import Difference
+from oplog.replay.verification import MOST_DIFFERENCES, VerifyReport, verify_tables
 
 __all__ = [
     "MOST_DIFFERENCES",
@@ -16,8 +15,6 @@ __all__ = [
     "Progress",
     "ReplayReport",
     "VerifyReport",
-    "list_changes",
-    "rebuild_row",
     "replay_log",
     "verify_tables",
 ]

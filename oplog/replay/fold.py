@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
-from oplog.codec import Effect
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
+from oplog.payload.codec import Effect
+from oplog.payload.shape import Shape
 from oplog.replay.validity import VALID, FoldRules, Validity
-from oplog.shape import Shape
 from oplog.value import Kind, ValueCodec, Wire
 
 Key: TypeAlias = tuple[Wire | None, ...]

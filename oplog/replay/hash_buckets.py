@@ -13,19 +13,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import psycopg
-
-from oplog.collector import pause_collector
 from oplog.errors import ConfigurationError
-from oplog.reader import EntryReader
-from oplog.replay.comparison import Comparison, compare_table
+from oplog.payload.gc_pause import pause_collector
+from oplog.postgres import driver_errors
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
+from oplog.reading.reader import EntryReader
 from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
-from oplog.replay.plan import TablePlan
 from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last
 from oplog.replay.rules import read_rules
-from oplog.replay.transaction import Driver
-from oplog.tables import quote
+from oplog.replay.table_comparison import Comparison, compare_table
+from oplog.replay.table_plan import TablePlan
 from oplog.value import ValueCodec, Wire
 
 PORTION_BYTES = 32 * 1024 * 1024
@@ -225,7 +226,7 @@ class _Work:
                 parameters=parameters,
                 portion=portion.describe(plan),
             )
-        except (psycopg.IntegrityError, psycopg.DataError) as cause:
+        except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise refuse_rows(plan, cause) from cause
         part.differences += found
         part.count += total

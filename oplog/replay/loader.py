@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
-import psycopg
-
 from oplog.errors import ReplayError
+from oplog.postgres import driver_errors
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
 from oplog.replay.fold import Key, Row, TableFold, make_misfit
-from oplog.replay.plan import TablePlan, list_quoted
-from oplog.replay.transaction import Driver
-from oplog.tables import quote
+from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.value import Kind, ValueCodec, Wire, copy_field
 
 _CHUNK_ROWS = 2000
@@ -59,7 +60,7 @@ class TableLoader:
                 self._put(net.adopted)
             if net.created:
                 self._create(net.created)
-        except (psycopg.IntegrityError, psycopg.DataError) as cause:
+        except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise refuse_rows(self.plan, cause) from cause
 
     def build_key(self) -> None:
@@ -121,7 +122,7 @@ class TableLoader:
         self._driver.execute("SAVEPOINT oplog_load")
         try:
             self._copy_rows(adopted)
-        except psycopg.errors.UniqueViolation:
+        except driver_errors.UniqueViolation:
             self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
             self._stage(list(adopted))
             done = self._driver.execute(
@@ -139,7 +140,7 @@ class TableLoader:
         self._driver.execute("SAVEPOINT oplog_load")
         try:
             self._copy_rows(created)
-        except psycopg.errors.UniqueViolation as cause:
+        except driver_errors.UniqueViolation as cause:
             self._driver.execute("ROLLBACK TO SAVEPOINT oplog_load")
             self._stage(list(created))
             position = self._find_staged(list(created), "EXISTS", lambda k: created[k][2])
@@ -245,7 +246,7 @@ class TableLoader:
         return key, find_position(key)
 
     def _raise_misfit(
-        self, found: tuple[Key, int] | None, what: str, cause: psycopg.Error | None = None
+        self, found: tuple[Key, int] | None, what: str, cause: driver_errors.Error | None = None
     ) -> NoReturn:
         if found is not None:
             key, position = found
@@ -291,7 +292,7 @@ def _print_texts(values: Iterable[Wire | None]) -> Sequence[str]:
     return [copy_field(text) for text in texts]
 
 
-def refuse_rows(plan: TablePlan, cause: psycopg.Error) -> ReplayError:
+def refuse_rows(plan: TablePlan, cause: driver_errors.Error) -> ReplayError:
     """The error for rows that do not fit their own table."""
     detail = cause.diag.message_detail
     return ReplayError(

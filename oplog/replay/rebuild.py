@@ -15,19 +15,21 @@ from typing import TypeAlias
 
 from sqlalchemy.engine import Connection
 
-from oplog.collector import pause_collector
 from oplog.errors import ChainBrokenError
-from oplog.reader import EntryReader, OpenedEntry
+from oplog.payload.gc_pause import pause_collector
+from oplog.payload.shape import Shape
+from oplog.postgres.quoting import (
+    quote_literal,
+)
+from oplog.postgres.standby import require_primary
+from oplog.postgres.work import Driver, check_moment, open_work
+from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import TablePlan, list_quoted, read_plans
+from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
 from oplog.replay.rules import list_gone, read_rules
-from oplog.replay.target import add_constraints, comment_tables, make_schema
-from oplog.replay.transaction import Driver, check_moment, open_work
+from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
 from oplog.replay.validity import FoldRules
-from oplog.shape import Shape
-from oplog.store.standby import require_primary
-from oplog.tables import quote_literal
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the position reached and the last one."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import psycopg
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, ReplayError
+from oplog.postgres import driver_errors
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.postgres.work import Driver
 from oplog.replay.loader import TableLoader
-from oplog.replay.plan import TablePlan
-from oplog.replay.transaction import Driver
-from oplog.tables import quote, quote_literal
+from oplog.replay.table_plan import TablePlan
 
 COMMENT_PREFIX = "oplog replay "
 """Begins the comment of every table made here, and of nothing that a replay may drop else."""
@@ -138,7 +141,7 @@ def _drop_earlier(connection: Connection, driver: Driver, *, into: str) -> None:
         return
     try:
         driver.execute(f"DROP TABLE {names}")
-    except psycopg.errors.DependentObjectsStillExist as cause:
+    except driver_errors.DependentObjectsStillExist as cause:
         raise ConfigurationError(
             f"the tables of an earlier replay in schema {into!r} are in use: "
             f"{cause.diag.message_detail}",
@@ -205,7 +208,7 @@ def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, i
         used.add(name)
         try:
             driver.execute(statement)
-        except (psycopg.IntegrityError, psycopg.DataError) as cause:
+        except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise _broken(by_oid[row[0]], name, cause) from cause
 
 
@@ -250,7 +253,7 @@ def _state_constraint(row: Any, by_oid: Mapping[int, TableLoader], *, named: boo
     return f"ALTER TABLE {loader.target} ADD {label}{definition}"
 
 
-def _broken(loader: TableLoader, constraint: str, cause: psycopg.Error) -> ReplayError:
+def _broken(loader: TableLoader, constraint: str, cause: driver_errors.Error) -> ReplayError:
     detail = cause.diag.message_detail
     return ReplayError(
         f"the rows that the log gives {loader.plan.name} break its constraint {constraint}: "

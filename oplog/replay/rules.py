@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from oplog.errors import SchemaDriftError
-from oplog.lineage import Break, find_breaks, group_shapes
-from oplog.reader import EntryReader
-from oplog.replay.plan import TablePlan
+from oplog.payload.lineage import Break, find_breaks, group_shapes
+from oplog.payload.shape import Shape
+from oplog.reading.reader import EntryReader
+from oplog.replay.table_plan import TablePlan
 from oplog.replay.validity import VALID, FoldRules, Validity
-from oplog.shape import Shape
 from oplog.store.adopted import Turns
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from oplog.errors import NotCapturableError, ReplayError
-from oplog.replay.plan import TablePlan
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
 from oplog.replay.rebuild import Applied
-from oplog.replay.transaction import Driver
-from oplog.tables import quote
+from oplog.replay.table_plan import TablePlan
 from oplog.value import ValueCodec, codec_for
 from oplog.value.kind import make_text_codec
 

@@ -17,9 +17,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.errors import NotCapturableError, SchemaDriftError
-from oplog.live import LiveColumn, LiveTable, read_live_tables
-from oplog.shape import Column, Shape
-from oplog.tables import quote, quote_literal
+from oplog.payload.shape import Column, Shape
+from oplog.postgres.live_table import LiveColumn, LiveTable, read_live_tables
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
 from oplog.value import ValueCodec, codec_for
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from oplog.errors import SchemaDriftError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ keys.
 
 from __future__ import annotations
 
-from oplog.guard import ADOPTION_PREFIX, FORMAT_MARK, settle
-from oplog.image import DEFINER
-from oplog.seal import FORMAT_PLAIN, FORMAT_SEALED
+from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED
+from oplog.schema.guard import ADOPTION_PREFIX, FORMAT_MARK, settle
+from oplog.schema.touched_keys import DEFINER
 
 STALE_TICKET = "OP001"
 """SQLSTATE of a redeem that lost: class OP is free for applications."""

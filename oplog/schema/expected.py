@@ -11,8 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from oplog.guard import make_prefix
-from oplog.tables import create_statements, quote, quote_literal
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.schema.guard import make_prefix
+from oplog.schema.tables import (
+    create_statements,
+)
 
 _EVENT = "(?:INSERT|UPDATE|DELETE|TRUNCATE)"
 _EVENTS = re.compile(rf"\b(BEFORE|AFTER) ({_EVENT}(?: OR {_EVENT})*)")

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from oplog.rights import APPLICATION_WRITES, CALLED_BY_APPLICATIONS
-from oplog.store.expected import list_log_tables
-from oplog.tables import quote
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.schema.expected import list_log_tables
+from oplog.schema.rights import APPLICATION_WRITES, CALLED_BY_APPLICATIONS
 
 
 class RoleKind(StrEnum):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.image import (
+from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
     UNLOGGED,

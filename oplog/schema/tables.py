@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from oplog.append import create_append_statements
 from oplog.errors import SchemaVersionError
-from oplog.guard import (
+from oplog.postgres.quoting import quote, quote_literal
+from oplog.schema.append import create_append_statements
+from oplog.schema.guard import (
     create_guard_statements,
     drop_guard_statements,
     make_prefix,
 )
-from oplog.rights import create_rights_statements
-from oplog.upgrade import list_changes, list_fillings, make_repeatable, require_first
+from oplog.schema.rights import create_rights_statements
+from oplog.schema.upgrade import list_changes, list_fillings, make_repeatable, require_first
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -34,33 +35,6 @@ HOME_PREFIX = "oplog home: "
 
 APPEND_ONLY = "OP002"
 """SQLSTATE of an attempt to change or remove what the log holds."""
-
-
-def quote(identifier: str) -> str:
-    """`identifier` as a quoted SQL identifier. Names are data, whatever they contain."""
-    if not identifier or "\x00" in identifier:
-        raise SchemaVersionError(
-            f"{identifier!r} cannot name a schema", hint="give a non-empty name without NUL"
-        )
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def double_percent(sql: str) -> str:
-    """`sql` for a statement that the driver reads for placeholders, as it does through SQLAlchemy.
-
-    A percent sign in a name would be taken for one; only `no_parameters` leaves it alone.
-    """
-    return sql.replace("%", "%%")
-
-
-def quote_for_driver(identifier: str) -> str:
-    """`quote` for a statement that the driver reads for placeholders."""
-    return double_percent(quote(identifier))
-
-
-def quote_literal(text: str) -> str:
-    """`text` as an SQL string literal, for DDL that takes no parameters."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str]:
@@ -147,11 +121,6 @@ def drop_statements(schema: str = "oplog") -> list[str]:
   THEN DROP SCHEMA {s}; END IF;
 END $oplog_do$""",
     ]
-
-
-def qualify(tables: Iterable[str], schema: str | None) -> list[str]:
-    """Quoted names of tables, in `schema` or where the search path finds them."""
-    return [quote(t) if schema is None else f"{quote(schema)}.{quote(t)}" for t in tables]
 
 
 def track_statements(

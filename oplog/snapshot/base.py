@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 
 
 class TicketRow(NamedTuple):

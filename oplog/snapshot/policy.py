@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from oplog.archive.manifest import Dataset
+from oplog.archive.format.manifest import Dataset
 from oplog.errors import ConfigurationError
 
 MAX_LAYER_SHARE: Final = 0.30

@@ -14,20 +14,20 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.change import publish_change
-from oplog.archive.export import Exporter
-from oplog.archive.head import Head, SnapshotRef
-from oplog.archive.manifest import SnapshotManifest, encode_manifest
-from oplog.archive.path import SNAPSHOT, name_content
-from oplog.archive.publisher import Publisher
-from oplog.archive.source import ArchivedLog
+from oplog.archive.archived_log import ArchivedLog
+from oplog.archive.format.head import Head, SnapshotRef
+from oplog.archive.format.manifest import SnapshotManifest, encode_manifest
+from oplog.archive.format.path import SNAPSHOT, name_content
 from oplog.archive.step import Step
+from oplog.crypto.seal import Sealer
 from oplog.finding import Finding
-from oplog.reader import EntryReader, OpenedEntry
-from oplog.recovery.policy import SnapshotPolicy
-from oplog.recovery.snapshot import SnapshotPoint, take_snapshot
-from oplog.seal import Sealer
+from oplog.reading.reader import EntryReader, OpenedEntry
+from oplog.snapshot.policy import SnapshotPolicy
+from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.store import Store, StoredEntry
+from oplog.sync.exporter import Exporter
+from oplog.sync.head_update import publish_change
+from oplog.sync.publisher import Publisher
 
 OpenSource = Callable[[Connection, ArchivedLog], EntryReader]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

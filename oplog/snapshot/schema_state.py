@@ -11,8 +11,10 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.manifest import NumberedColumn, SequenceState
-from oplog.tables import quote
+from oplog.archive.format.manifest import NumberedColumn, SequenceState
+from oplog.postgres.quoting import (
+    quote,
+)
 
 _SEQUENCES = """
 WITH numbered AS (

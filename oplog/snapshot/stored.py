@@ -1,6 +1,6 @@
 """A stored snapshot read back: tables' rows, layers and tickets, downloaded ahead.
 
-Knows manifests, chunks and how they are opened; has the shape that `oplog.recovery.base` asks
+Knows manifests, chunks and how they are opened; has the shape that `oplog.snapshot.base` asks
 for. Must not know the store (objects come, verified, through a callable), nor the target. The
 hard thing is to keep up with COPY in bounded memory: chunks are fetched, opened and decompressed
 by a few threads, and no further ahead than a few of them.
@@ -14,19 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from oplog.archive.chunk import StoredChunk, decode_chunk
-from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.snapshot_chunk import StoredChunk, decode_chunk
+from oplog.crypto.seal import SealContext, Sealer
 from oplog.errors import (
     ManifestInvalidError,
     NotCapturableError,
     SchemaDriftError,
     SegmentCorruptError,
 )
-from oplog.recovery.base import TicketRow
-from oplog.seal import SealContext, Sealer
-from oplog.shape import Column, Shape
+from oplog.payload.shape import Column, Shape
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.snapshot.base import TicketRow
 from oplog.store.ticketing import TICKET_COLUMNS
-from oplog.tables import quote
 from oplog.value import Kind, codec_for, read_copy_field
 
 GetObject: TypeAlias = Callable[[str], bytes]

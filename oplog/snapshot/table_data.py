@@ -13,13 +13,16 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.manifest import ColumnType
+from oplog.archive.format.manifest import ColumnType
 from oplog.errors import SchemaDriftError
+from oplog.payload.shape import Shape
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.postgres.work import Driver
 from oplog.replay.fold import Key
 from oplog.replay.loader import print_column
-from oplog.replay.plan import TablePlan, list_quoted
-from oplog.replay.transaction import Driver
-from oplog.shape import Shape
+from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.store.ticketing import (
     REDEEMED,
     TICKET_COLUMNS,
@@ -27,7 +30,6 @@ from oplog.store.ticketing import (
     TICKET_TABLE,
     name_tickets,
 )
-from oplog.tables import quote
 from oplog.value import ValueCodec, codec_for
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024

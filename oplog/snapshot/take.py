@@ -16,25 +16,25 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.chunk import ChunkContent, PartSeal, encode_chunk
-from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, encode_chunk
+from oplog.crypto.seal import Sealer
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
-from oplog.lineage import find_breaks, group_shapes
-from oplog.reader import OpenedEntry
-from oplog.recovery.change import TouchedRows, collect_touched
-from oplog.recovery.livedata import (
+from oplog.payload.lineage import find_breaks, group_shapes
+from oplog.payload.shape import Shape
+from oplog.postgres.work import Driver, pin_settings
+from oplog.reading.reader import OpenedEntry
+from oplog.replay.table_plan import TablePlan, read_plans
+from oplog.snapshot.policy import is_merge_due
+from oplog.snapshot.schema_state import read_revisions, read_sequences
+from oplog.snapshot.table_data import (
     LiveData,
     Stage,
     describe_table,
     describe_tickets,
     list_present,
 )
-from oplog.recovery.policy import is_merge_due
-from oplog.recovery.surroundings import read_revisions, read_sequences
-from oplog.replay.plan import TablePlan, read_plans
-from oplog.replay.transaction import Driver, pin_settings
-from oplog.seal import Sealer
-from oplog.shape import Shape
+from oplog.snapshot.touched_rows import TouchedRows, collect_touched
 
 PutChunk: TypeAlias = Callable[[bytes], str]
 """Stores a chunk under a name of its own, which it gives back. Must leave the connection alone."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from oplog.reader import EntryReader, OpenedEntry
-from oplog.recovery.livedata import Stage
+from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, Key, Row, TableFold, TableForm
+from oplog.snapshot.table_data import Stage
 from oplog.store import SequencedLog
 from oplog.value import Wire
 

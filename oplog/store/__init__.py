@@ -7,8 +7,8 @@ know catalogs, keys or sessions, and never opens or ends a transaction.
 """
 
 from oplog.store.entries import Store
+from oplog.store.log_source import LogSource, SequencedLog, SequencedPage
 from oplog.store.rows import BrokenLink, EntryFilter, NewEntry, StoredEntry
-from oplog.store.source import LogSource, SequencedLog, SequencedPage
 
 __all__ = [
     "BrokenLink",

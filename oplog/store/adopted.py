@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from oplog.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
+from oplog.schema.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
 from oplog.store.checkpoints import ADOPTING_PREFIX
-from oplog.tables import quote_for_driver
 
 ADOPTED = "adopted"
 """Metadata key of every adopted chunk: its type's name."""

@@ -14,10 +14,13 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.entry import Receipt
 from oplog.errors import PrunedError
 from oplog.outcome import Blocker
-from oplog.tables import quote, quote_for_driver
+from oplog.postgres.quoting import (
+    quote,
+    quote_for_driver,
+)
+from oplog.receipt import Receipt
 
 REQUEST = "oplog.request"
 """Metadata key of what an idempotency key stood for, as a hash in hexadecimal."""

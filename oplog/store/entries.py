@@ -14,12 +14,18 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
+from oplog.postgres.driver import require_driver
+from oplog.postgres.quoting import (
+    quote_for_driver,
+    quote_literal,
+)
+from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.adopted import AdoptionStore, Turns
-from oplog.store.driver import require_driver
 from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
-from oplog.store.names import compare_names
+from oplog.store.name_check import compare_names
+from oplog.store.revisions import insert_type, list_types
 from oplog.store.rows import (
     ENTRY_COLUMNS,
     FORMAT_PRUNED,
@@ -31,10 +37,7 @@ from oplog.store.rows import (
     read_microseconds,
 )
 from oplog.store.seen import bind_unseen
-from oplog.store.standby import ALL_VISIBLE, iterate_positions
-from oplog.store.types import insert_type, list_types
 from oplog.store.version import parse_version, read_comment
-from oplog.tables import quote_for_driver, quote_literal
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""

@@ -16,13 +16,15 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
 from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
-from oplog.tables import quote_for_driver
 
 _PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""

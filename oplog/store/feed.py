@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
+from oplog.store.cursor import Cursor
 from oplog.store.entries import PAGE_BYTES
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
-from oplog.tables import quote_for_driver
 
 
 class News(NamedTuple):

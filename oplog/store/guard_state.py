@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from oplog.guard import GUARD_TRIGGERS
-from oplog.tables import quote_for_driver
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
+from oplog.schema.guard import GUARD_TRIGGERS
 
 
 @dataclass(frozen=True, slots=True)

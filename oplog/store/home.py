@@ -14,8 +14,15 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ForeignServerError, SchemaVersionError
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.schema.tables import (
+    HOME_PREFIX,
+    VERSION,
+    home_statement,
+)
 from oplog.store.version import require_version
-from oplog.tables import HOME_PREFIX, VERSION, home_statement, quote
 
 REMEDIES = (
     "if this database replaces the original: oplog incarnate --replace; if it is a copy beside "

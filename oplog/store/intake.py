@@ -14,11 +14,18 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.chain import ZERO_HASH
+from oplog.crypto.hashing import ZERO_HASH
+from oplog.postgres.quoting import (
+    double_percent,
+    quote,
+    quote_for_driver,
+)
+from oplog.schema.tables import (
+    VERSION,
+)
 from oplog.store.checkpoints import RESTORING
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
-from oplog.tables import VERSION, double_percent, quote, quote_for_driver
 from oplog.value import copy_field
 
 _EMPTY = (

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
 from oplog.store.rows import FORMAT_PRUNED, BrokenLink
-from oplog.tables import quote_for_driver
 
 
 def list_broken_links(connection: Connection, schema: str, *, limit: int) -> list[BrokenLink]:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 from oplog.store.adopted import Turns
 from oplog.store.rows import BrokenLink, EntryFilter, StoredEntry
 

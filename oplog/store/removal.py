@@ -15,16 +15,19 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.cursor import Cursor
 from oplog.errors import PrunedError
+from oplog.postgres.quoting import (
+    quote,
+    quote_for_driver,
+)
 from oplog.store.adopted import ADOPTED, ADOPTED_ROWS
 from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.commit_lookup import REQUEST
+from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
-from oplog.store.outcomes import REQUEST
 from oplog.store.rows import FORMAT_PRUNED, read_microseconds
 from oplog.store.seen import bind_unseen, read_seen
-from oplog.tables import quote, quote_for_driver
 
 KEPT_METADATA = (REQUEST, ADOPTED, ADOPTED_ROWS)
 """Metadata of transactions whose rows stay: what they are asked for."""

@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
+from oplog.postgres.quoting import (
+    quote_for_driver,
+)
 from oplog.store.checkpoints import ARCHIVE_PREFIX
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, print_row
 from oplog.store.rows import FORMAT_PRUNED
 from oplog.store.seen import EVERYTHING, VISIBLE
-from oplog.tables import quote_for_driver
 
 FIRST_ID = 3
 """The lowest id of a transaction that ended before all others: see `RESTORED_ID`."""

@@ -10,8 +10,8 @@ import json
 
 from sqlalchemy.engine import Connection
 
-from oplog.identity import Numbers
-from oplog.shape import Shape
+from oplog.payload.column_numbers import Numbers
+from oplog.payload.shape import Shape
 
 
 def list_types(connection: Connection, s: str) -> list[Shape]:

@@ -6,7 +6,7 @@ is new at its target, the transactions that began by then are seen as well.
 
 from __future__ import annotations
 
-from oplog.cursor import Cursor
+from oplog.store.cursor import Cursor
 from oplog.store.rows import Seen
 
 VISIBLE = "pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot)"

@@ -6,7 +6,9 @@ log would need, and may go as it came.
 
 from __future__ import annotations
 
-from oplog.tables import quote
+from oplog.postgres.quoting import (
+    quote,
+)
 
 TICKET_TABLE = "oplog_ticket"
 TICKET_KEY = "aggregate_name"

@@ -9,7 +9,15 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
-from oplog.tables import BEING_RESTORED, COMMENT_PREFIX, VERSION, quote, quote_literal
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.schema.tables import (
+    BEING_RESTORED,
+    COMMENT_PREFIX,
+    VERSION,
+)
 
 
 def read_comment(connection: Connection, schema: str) -> str:

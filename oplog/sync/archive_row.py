@@ -7,7 +7,7 @@ may be of a server that saw other transactions.
 from __future__ import annotations
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
+from oplog.archive.format.head import Head
 from oplog.store.export import ArchiveRow
 from oplog.store.home import Identity
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from oplog.archive.body import Pairs
-from oplog.archive.head import Head
-from oplog.archive.index import Levels, add_item, make_item
-from oplog.archive.publisher import Publisher
-from oplog.archive.segment import SegmentHeader, encode_segment
+from oplog.archive.format.body import Pairs
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import Levels, add_item, make_item
+from oplog.archive.format.segment import SegmentHeader, encode_segment
 from oplog.archive.step import Step
 from oplog.errors import ChainBrokenError
 from oplog.store import StoredEntry
 from oplog.store.export import Novelty
+from oplog.sync.publisher import Publisher
 
 
 def cut_entries(entries: Sequence[Novelty], most_bytes: int) -> Iterator[tuple[list[int], int]]:

@@ -7,26 +7,28 @@ will publish: a server that was promoted in between would answer for another his
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head, Origin
-from oplog.archive.index import Levels
-from oplog.archive.segment import extend_chain, start_chain
-from oplog.cursor import Cursor
-from oplog.errors import (
-    ForeignServerError,
-    HeadRolledBackError,
-    LeaseLostError,
-    LogForkedError,
-    PrunedError,
+from oplog.archive.format.head import Head, Origin
+from oplog.archive.format.index import Levels
+from oplog.archive.history import (
+    adopt_cursor,
+    check_pruned,
+    check_superseded,
+    is_on_history,
+    read_chain_at,
 )
+from oplog.errors import (
+    HeadRolledBackError,
+    LogForkedError,
+)
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
-from oplog.store.home import REMEDIES
-from oplog.store.pruning import PruningStore, Watermark
+from oplog.store.removal import PruningStore
 from oplog.store.rows import StoredEntry
 
 MOST_LOST = 20
@@ -143,19 +145,6 @@ def _look_up(
     return Standing(common, chain, cursor, frozenset(published), lost, tuple(first))
 
 
-def check_superseded(head: Head, origin: Origin) -> None:
-    """Raise `LeaseLostError` on a server from which another one was promoted since."""
-    if (
-        head.origin.system_identifier == origin.system_identifier
-        and origin.timeline < head.origin.timeline
-    ):
-        raise LeaseLostError(
-            f"this server is on timeline {origin.timeline}, and what is published was read from "
-            f"timeline {head.origin.timeline}: it was superseded",
-            hint="stop this server, or make it a standby of the one that was promoted",
-        )
-
-
 def matches(row: ArchiveRow, head: Head) -> bool:
     """Whether the database knows of exactly what the head holds."""
     mine = (row.generation, row.sequence, row.chain)
@@ -192,63 +181,6 @@ def refuse_fork(archive: Archive, standing: Standing, *, same: bool) -> LogForke
 # -- what both have -----------------------------------------------------------------------
 
 
-def is_on_history(archive: Archive, head: Head, *, sequence: int, chain: bytes) -> bool:
-    """Whether what the database knows of is what the head goes on from."""
-    if not head.first_sequence - 1 <= sequence <= head.sequence:
-        return False
-    # Two servers may have published in one generation: the number alone proves nothing.
-    return read_chain_at(archive, head, sequence) == chain
-
-
-def check_pruned(archive: Archive, head: Head, pruned: Watermark | None) -> None:
-    """Raise `PrunedError` unless the archive goes on from what was pruned from the database.
-
-    What it lacks is nowhere else: a head without it would be a log with a hole.
-    """
-    if pruned is None:
-        return
-    if head.archive_id == pruned.archive_id and is_on_history(
-        archive, head, sequence=pruned.sequence, chain=pruned.chain
-    ):
-        return
-    raise PrunedError(
-        f"entries up to sequence {pruned.sequence} were pruned from this log, and "
-        f"{archive.url} does not have them in that place",
-        hint=f"they are in {pruned.url}: give that archive, or a copy of all its objects",
-    )
-
-
-def adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
-    """The row's place, in this server's history.
-
-    A promotion goes on with the transaction ids, and the cursor names none that was not seen.
-    """
-    if row.cursor is None:
-        return Cursor(origin.system_identifier, origin.timeline, None)
-    cursor = Cursor.from_json(row.cursor)
-    if cursor.system_identifier != origin.system_identifier:
-        raise ForeignServerError(
-            "what this database knows of the archive was written on server "
-            f"{cursor.system_identifier}, and this is server {origin.system_identifier}",
-            hint=REMEDIES,
-        )
-    return replace(cursor, timeline=origin.timeline)
-
-
-def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
-    """The chain after an entry, from the archive."""
-    if sequence == head.sequence:
-        return head.chain
-    if sequence == 0:
-        return start_chain(head.log_id)
-    item = next(archive.iterate_items(head.levels, after=sequence - 1))
-    if item.last == sequence:
-        return item.chain
-    segment = archive.read_segment(item)
-    within = segment.entries[: sequence - item.first + 1]
-    return extend_chain(segment.header.chain_before, within, first=item.first)
-
-
 def compare_entries(
     connection: Connection,
     archive: Archive,
@@ -268,11 +200,3 @@ def compare_entries(
             hashes = store.find_hashes(connection, [entry.position for _, entry in part])
             for sequence, entry in part:
                 yield sequence, entry, hashes.get(entry.position)
-
-
-def describe_lost(entries: Sequence[LostEntry]) -> list[str]:
-    """Lost entries, a line each."""
-    return [
-        f"sequence {one.sequence} position {one.position}: {one.aggregate!r} version {one.version}"
-        for one in entries
-    ]

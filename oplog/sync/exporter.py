@@ -18,23 +18,23 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.archive.archive import Archive
-from oplog.archive.batch import check_whole, cut_entries, put_segment
-from oplog.archive.fork import ForkPolicy, make_fork
-from oplog.archive.head import Head, Origin, TypesRef, make_first
-from oplog.archive.news import read_page
+from oplog.archive.format.head import Head, Origin, TypesRef, make_first
+from oplog.archive.format.path import LATEST
+from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.ownership import check_owner, identify, read_origin
-from oplog.archive.path import LATEST
-from oplog.archive.publisher import Emit, Publisher, make_hint
-from oplog.archive.receipt import make_blank, make_receipt
-from oplog.archive.standing import Standing, find_standing, matches, refuse_fork
 from oplog.archive.step import Step
-from oplog.archive.typefile import LoggedTypes, encode_types
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
 from oplog.finding import Finding
 from oplog.store import Store
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore, NewPage
 from oplog.store.feed import Feed
+from oplog.sync.archive_row import make_blank, make_receipt
+from oplog.sync.batch import check_whole, cut_entries, put_segment
+from oplog.sync.divergence import Standing, find_standing, matches, refuse_fork
+from oplog.sync.fork import ForkPolicy, make_fork
+from oplog.sync.news import read_page
+from oplog.sync.publisher import Emit, Publisher, make_hint
 
 PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one transaction has more."""

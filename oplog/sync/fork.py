@@ -11,13 +11,13 @@ from dataclasses import replace
 from enum import StrEnum
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Branch, Head
-from oplog.archive.index import Item, Levels, add_item, cut_after, make_item
-from oplog.archive.publisher import Publisher
-from oplog.archive.segment import encode_segment
-from oplog.archive.standing import Standing
+from oplog.archive.format.head import Branch, Head
+from oplog.archive.format.index import Item, Levels, add_item, cut_after, make_item
+from oplog.archive.format.segment import encode_segment
 from oplog.archive.step import Step
 from oplog.errors import ManifestInvalidError
+from oplog.sync.divergence import Standing
+from oplog.sync.publisher import Publisher
 
 
 class ForkPolicy(StrEnum):

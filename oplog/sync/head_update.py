@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 from sqlalchemy.engine import Connection, Engine
 
-from oplog.archive.export import Exporter
-from oplog.archive.head import Head
-from oplog.archive.publisher import Publisher
-from oplog.archive.standing import refuse_fork
+from oplog.archive.format.head import Head
+from oplog.sync.divergence import refuse_fork
+from oplog.sync.exporter import Exporter
+from oplog.sync.publisher import Publisher
 
 Change: TypeAlias = Callable[[Connection, Head, Publisher], Head | None]
 """Makes a head of a head, in the transaction that publishes it."""

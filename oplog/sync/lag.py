@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.cursor import Cursor
 from oplog.store import Store
+from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
 

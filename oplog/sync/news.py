@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.standing import Standing
-from oplog.cursor import Cursor
+from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore, NewPage
 from oplog.store.feed import Feed
+from oplog.sync.divergence import Standing
 
 
 def read_page(

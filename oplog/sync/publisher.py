@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from oplog.archive.archive import Archive
-from oplog.archive.container import MAX_OBJECT_BYTES
-from oplog.archive.head import MAX_HEAD_BYTES, Head, decode_head
-from oplog.archive.objectstore.retry import Patience
-from oplog.archive.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
+from oplog.archive.format.container import MAX_OBJECT_BYTES
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, decode_head
+from oplog.archive.format.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.step import Step
 from oplog.errors import ArchiveError, LeaseLostError, ObjectConflictError, StoreUnavailableError
 

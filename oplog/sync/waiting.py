@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.entry import Receipt
+from oplog.archive.format.head import Head
 from oplog.errors import ArchiveLagError, ChainBrokenError, ConfigurationError
+from oplog.receipt import Receipt
 
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0

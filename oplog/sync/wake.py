@@ -7,16 +7,13 @@ relied upon: where notifications do not arrive (a pooler, say) the worker looks 
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import psycopg
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
+
+from oplog.postgres.notification import Listener
 
 CHANNEL = "oplog_archive"
 _SLICE_SECONDS = 0.2
@@ -28,10 +25,9 @@ class Wake:
 
     def __init__(self, engine: Engine | None) -> None:
         """With an `engine`, notifications on its database end the waiting."""
-        self._engine = engine
+        self._listener = None if engine is None else Listener(engine, CHANNEL)
         # No event: a signal handler that sets one may wait for the very code that it stopped.
         self._interrupted = False
-        self._connection: psycopg.Connection[object] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +38,8 @@ class Wake:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._close()
+        if self._listener is not None:
+            self._listener.close()
 
     def interrupt(self) -> None:
         """End the waiting now."""
@@ -59,46 +56,11 @@ class Wake:
 
     def _hear(self, seconds: float) -> bool:
         """Whether a notification came within `seconds`."""
-        connection = self._listen()
-        if connection is None:
+        heard = None if self._listener is None else self._listener.hear(seconds)
+        if heard is None:
+            # Time alone wakes; the next slice tries to listen again.
             time.sleep(seconds)
-            return False
-        try:
-            return next(connection.notifies(timeout=seconds, stop_after=1), None) is not None
-        except psycopg.Error:
-            # The next wait tries to listen again; until then time alone wakes.
-            self._close()
-            return False
-
-    def _listen(self) -> psycopg.Connection[object] | None:
-        if self._connection is not None or self._engine is None:
-            return self._connection
-        with contextlib.suppress(DBAPIError, psycopg.Error), _detach(self._engine) as raw:
-            raw.autocommit = True
-            raw.execute(f"LISTEN {CHANNEL}")
-            self._connection = raw
-        return self._connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-@contextmanager
-def _detach(engine: Engine) -> Iterator[psycopg.Connection[object]]:
-    """A connection of the engine's making that its pool forgets; closed on an error."""
-    pooled = engine.raw_connection()
-    raw = pooled.driver_connection
-    pooled.detach()
-    if not isinstance(raw, psycopg.Connection):
-        pooled.close()
-        raise psycopg.NotSupportedError("not a connection of psycopg 3")
-    try:
-        yield raw
-    except BaseException:
-        raw.close()
-        raise
+        return bool(heard)
 
 
 def call_worker(engine: Engine) -> None:

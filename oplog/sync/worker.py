@@ -17,8 +17,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from oplog.archive.export import Exporter, SyncReport
-from oplog.archive.wake import Wake
 from oplog.errors import (
     HeadRolledBackError,
     LeaseHeldError,
@@ -27,6 +25,8 @@ from oplog.errors import (
     OplogError,
     StoreUnavailableError,
 )
+from oplog.sync.exporter import Exporter, SyncReport
+from oplog.sync.wake import Wake
 
 INTERVAL_SECONDS = 1.0
 """Between two looks at the database when nothing wakes the worker."""

@@ -22,9 +22,16 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog.catalog import TypeCatalog
+from oplog.crypto.keyring import Keyring
 from oplog.facade import Oplog
-from oplog.keyring import Keyring
-from oplog.tables import create_statements, qualify, quote, track_statements
+from oplog.postgres.quoting import (
+    qualify,
+    quote,
+)
+from oplog.schema.tables import (
+    create_statements,
+    track_statements,
+)
 from oplog.testing.assertion import assert_logged
 from oplog.testing.resolve import CHOICE, resolve_server
 

@@ -18,19 +18,19 @@ from typing import TypeAlias, TypeVar
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.comparison import LogComparison
-from oplog.archive.continuity import Continuity
-from oplog.archive.head import MAX_HEAD_BYTES, Branch, Head, decode_head
-from oplog.archive.headsurvey import HeadSurvey, survey_heads
-from oplog.archive.index import Item, Levels
-from oplog.archive.path import HEAD, LOG, PIN, name_head, parse_content
-from oplog.archive.problem import ArchiveProblem, ArchiveReport, ProblemKind, describe_error
-from oplog.archive.segment import Segment, decode_segment
-from oplog.archive.snapshotcheck import ChunkJob, check_chunk, iterate_chunk_jobs, look_at
-from oplog.archive.treewalk import Place, walk_tree
+from oplog.archive.format.head import MAX_HEAD_BYTES, Branch, Head, decode_head
+from oplog.archive.format.index import Item, Levels
+from oplog.archive.format.path import HEAD, LOG, PIN, name_head, parse_content
+from oplog.archive.format.segment import Segment, decode_segment
 from oplog.errors import ArchiveError, ConfigurationError
 from oplog.store import Store
 from oplog.store.export import ExportStore
+from oplog.upkeep.continuity import Continuity
+from oplog.upkeep.head_survey import HeadSurvey, survey_heads
+from oplog.upkeep.log_comparison import LogComparison
+from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind, describe_error
+from oplog.upkeep.snapshot_check import ChunkJob, check_chunk, iterate_chunk_jobs, look_at
+from oplog.upkeep.tree_walk import Place, walk_tree
 
 CheckProgress: TypeAlias = Callable[[int, int], None]
 """Told now and then: objects looked at, and bytes read."""

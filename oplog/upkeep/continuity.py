@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection
 from hashlib import sha256
 from uuid import UUID
 
-from oplog.archive.index import Item
-from oplog.archive.problem import ArchiveProblem, ProblemKind
-from oplog.archive.segment import Segment, extend_chain, start_chain
+from oplog.archive.format.index import Item
+from oplog.archive.format.segment import Segment, extend_chain, start_chain
 from oplog.store.rows import StoredEntry
+from oplog.upkeep.problem import ArchiveProblem, ProblemKind
 
 _SHORT = 8
 

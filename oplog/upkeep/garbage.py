@@ -15,14 +15,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.change import publish_change
-from oplog.archive.export import Exporter
-from oplog.archive.head import MAX_HEAD_BYTES, Head
-from oplog.archive.headsurvey import COLLECTED_BYTES
-from oplog.archive.manifest import MAX_MANIFEST_BYTES, decode_manifest
-from oplog.archive.objectstore.protocol import ObjectInfo
-from oplog.archive.ownership import require_owner
-from oplog.archive.path import (
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head
+from oplog.archive.format.manifest import MAX_MANIFEST_BYTES, decode_manifest
+from oplog.archive.format.path import (
     BLOB,
     COLLECTED,
     HEAD,
@@ -33,11 +28,16 @@ from oplog.archive.path import (
     parse_content,
     parse_head,
 )
-from oplog.archive.publisher import Emit
-from oplog.archive.retention import Retention, apply_retention
-from oplog.archive.roots import Roots, find_roots
+from oplog.archive.objectstore.protocol import ObjectInfo
+from oplog.archive.ownership import require_owner
 from oplog.archive.step import Step
 from oplog.errors import ArchiveError, StorageConfigError, StoreUnavailableError
+from oplog.sync.exporter import Exporter
+from oplog.sync.head_update import publish_change
+from oplog.sync.publisher import Emit
+from oplog.upkeep.head_survey import COLLECTED_BYTES
+from oplog.upkeep.retention import Retention, apply_retention
+from oplog.upkeep.roots import Roots, find_roots
 
 GRACE_SECONDS = 7 * 24 * 3600.0
 """For so long after it was followed by another, a head and all it holds can be read."""

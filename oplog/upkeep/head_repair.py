@@ -13,17 +13,17 @@ from dataclasses import replace
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.batch import extend_head
-from oplog.archive.change import publish_change
-from oplog.archive.export import Exporter
-from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink
-from oplog.archive.headsurvey import HeadSurvey, survey_heads
-from oplog.archive.index import add_item, make_item
-from oplog.archive.path import LOG, name_head, parse_content
-from oplog.archive.segment import SegmentHeader, decode_segment
-from oplog.archive.standing import matches
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink
+from oplog.archive.format.index import add_item, make_item
+from oplog.archive.format.path import LOG, name_head, parse_content
+from oplog.archive.format.segment import SegmentHeader, decode_segment
 from oplog.errors import ArchiveError
 from oplog.store.export import ArchiveRow
+from oplog.sync.batch import extend_head
+from oplog.sync.divergence import matches
+from oplog.sync.exporter import Exporter
+from oplog.sync.head_update import publish_change
+from oplog.upkeep.head_survey import HeadSurvey, survey_heads
 
 _MOST_TRIED = 10_000
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from oplog.archive.archive import Archive, describe_older
-from oplog.archive.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
-from oplog.archive.path import (
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
+from oplog.archive.format.path import (
     COLLECTED,
     HEAD,
     LATEST,
@@ -21,13 +21,13 @@ from oplog.archive.path import (
     parse_head,
     parse_hint,
 )
-from oplog.archive.problem import ArchiveProblem, ProblemKind, describe_error
 from oplog.errors import (
     ArchiveError,
     HeadRolledBackError,
     ManifestInvalidError,
     ObjectTooLargeError,
 )
+from oplog.upkeep.problem import ArchiveProblem, ProblemKind, describe_error
 
 COLLECTED_BYTES = b"collected\n"
 """What stands under `COLLECTED`, for ever."""

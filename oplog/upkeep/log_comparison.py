@@ -14,13 +14,13 @@ from collections.abc import Callable
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.archive.index import Item
-from oplog.archive.problem import ArchiveProblem, ProblemKind
-from oplog.archive.segment import Segment
-from oplog.cursor import Cursor
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import Item
+from oplog.archive.format.segment import Segment
+from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
-from oplog.store.pruning import PruningStore
+from oplog.store.removal import PruningStore
+from oplog.upkeep.problem import ArchiveProblem, ProblemKind
 
 _LOOKED_UP = 5000
 _PAGE = 20_000

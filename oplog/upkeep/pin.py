@@ -11,11 +11,11 @@ import re
 from dataclasses import dataclass
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.archive.path import PIN, name_pin
-from oplog.archive.publisher import Emit
+from oplog.archive.format.head import Head
+from oplog.archive.format.path import PIN, name_pin
 from oplog.archive.step import Step
 from oplog.errors import ConfigurationError, LeaseLostError
+from oplog.sync.publisher import Emit
 
 _TRIES = 8
 _PIN = re.compile(rf"{PIN}/(.+)-([0-9a-f]{{16}})")

@@ -17,21 +17,21 @@ from enum import StrEnum
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.archive.joined import check_row
+from oplog.archive.archived_log import ArchivedLog
+from oplog.archive.format.head import Head
+from oplog.archive.format.segment import extend_chain
+from oplog.archive.history import check_pruned, check_superseded, is_on_history, read_chain_at
 from oplog.archive.ownership import check_owner, identify, read_origin
-from oplog.archive.segment import extend_chain
-from oplog.archive.source import ArchivedLog
-from oplog.archive.standing import check_pruned, check_superseded, is_on_history, read_chain_at
-from oplog.chain import hash_metadata
+from oplog.crypto.hashing import hash_metadata
 from oplog.errors import ChainBrokenError, ConfigurationError, ConflictError, LogForkedError
-from oplog.guard import ADOPTION_PREFIX, RETIRED
-from oplog.reader import check_hashes, describe
+from oplog.postgres.standby import require_primary
+from oplog.reading.joined_log import check_row
+from oplog.reading.reader import check_hashes, describe
+from oplog.schema.guard import ADOPTION_PREFIX, RETIRED
 from oplog.store import Store, StoredEntry
 from oplog.store.adopted import ADOPTED_ROWS
 from oplog.store.export import ExportStore
-from oplog.store.pruning import PruningStore, Watermark
-from oplog.store.standby import require_primary
+from oplog.store.removal import PruningStore, Watermark
 
 BATCH_ENTRIES = 5000
 """Entries removed by one transaction, unless one of theirs has more."""

@@ -14,14 +14,14 @@ from hashlib import sha256
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.archive.index import FANOUT, Item, encode_node, make_item
-from oplog.archive.path import LOG, parse_content
-from oplog.archive.segment import decode_segment, encode_segment, extend_chain, start_chain
-from oplog.archive.treewalk import walk_tree
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import FANOUT, Item, encode_node, make_item
+from oplog.archive.format.path import LOG, parse_content
+from oplog.archive.format.segment import decode_segment, encode_segment, extend_chain, start_chain
 from oplog.errors import ArchiveError
 from oplog.store import Store, StoredEntry
 from oplog.store.export import ExportStore
+from oplog.upkeep.tree_walk import walk_tree
 
 _PAGE = 20_000
 _MOST_TRIED = 10_000

@@ -13,15 +13,9 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.change import publish_change
-from oplog.archive.check import check_with_log
-from oplog.archive.export import Exporter
-from oplog.archive.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
-from oplog.archive.headrepair import repair_heads
-from oplog.archive.headsurvey import COLLECTED_BYTES
-from oplog.archive.index import Item
-from oplog.archive.ownership import require_owner
-from oplog.archive.path import (
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
+from oplog.archive.format.index import Item
+from oplog.archive.format.path import (
     BLOB,
     COLLECTED,
     HEAD,
@@ -35,16 +29,22 @@ from oplog.archive.path import (
     parse_content,
     parse_head,
 )
-from oplog.archive.problem import ArchiveProblem, ArchiveReport
-from oplog.archive.publisher import Publisher, make_hint
-from oplog.archive.remake import Remade, SegmentMaker, remake_node
-from oplog.archive.rewrite import drop_snapshots, replace_items
+from oplog.archive.format.typefile import LoggedTypes, encode_types
+from oplog.archive.ownership import require_owner
 from oplog.archive.step import Step
-from oplog.archive.treewalk import walk_tree
-from oplog.archive.typefile import LoggedTypes, encode_types
-from oplog.cursor import Cursor
 from oplog.errors import ArchiveError
+from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
+from oplog.sync.exporter import Exporter
+from oplog.sync.head_update import publish_change
+from oplog.sync.publisher import Publisher, make_hint
+from oplog.upkeep.check import check_with_log
+from oplog.upkeep.head_repair import repair_heads
+from oplog.upkeep.head_survey import COLLECTED_BYTES
+from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
+from oplog.upkeep.remake import Remade, SegmentMaker, remake_node
+from oplog.upkeep.rewrite import drop_snapshots, replace_items
+from oplog.upkeep.tree_walk import walk_tree
 
 _ROUNDS = 16
 """Each brings back at least one object that hid others: a level of the index, mostly."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head, SnapshotRef
-from oplog.archive.index import drop_before
+from oplog.archive.format.head import Head, SnapshotRef
+from oplog.archive.format.index import drop_before
 from oplog.errors import ConfigurationError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

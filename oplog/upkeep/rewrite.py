@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import Head
-from oplog.archive.index import Item, Levels, encode_node
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import Item, Levels, encode_node
 from oplog.errors import ArchiveError
 
 

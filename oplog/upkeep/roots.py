@@ -11,13 +11,13 @@ from datetime import datetime
 from hashlib import sha256
 
 from oplog.archive.archive import Archive
-from oplog.archive.head import MAX_HEAD_BYTES, Head, decode_head
-from oplog.archive.path import PIN, name_head
-from oplog.archive.problem import ArchiveProblem, ProblemKind, describe_error
-from oplog.archive.publisher import Emit
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, decode_head
+from oplog.archive.format.path import PIN, name_head
 from oplog.archive.step import Step
-from oplog.archive.treewalk import walk_tree
 from oplog.errors import ArchiveError, ManifestInvalidError
+from oplog.sync.publisher import Emit
+from oplog.upkeep.problem import ArchiveProblem, ProblemKind, describe_error
+from oplog.upkeep.tree_walk import walk_tree
 
 
 @dataclass(slots=True)

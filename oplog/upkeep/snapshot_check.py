@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from oplog.archive.archive import Archive
-from oplog.archive.chunk import decode_chunk
-from oplog.archive.head import Head, SnapshotRef
-from oplog.archive.manifest import ChunkRef, Dataset, SnapshotManifest
-from oplog.archive.path import parse_content
-from oplog.archive.problem import ArchiveProblem, ProblemKind, describe_error
+from oplog.archive.format.head import Head, SnapshotRef
+from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.path import parse_content
+from oplog.archive.format.snapshot_chunk import decode_chunk
 from oplog.errors import ArchiveError
+from oplog.upkeep.problem import ArchiveProblem, ProblemKind, describe_error
 
 
 @dataclass(frozen=True, slots=True)

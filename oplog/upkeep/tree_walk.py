@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from oplog.archive.archive import Archive
-from oplog.archive.index import MAX_NODE_BYTES, Item, Levels, decode_node
-from oplog.archive.problem import ArchiveProblem, describe_error
+from oplog.archive.format.index import MAX_NODE_BYTES, Item, Levels, decode_node
 from oplog.errors import ArchiveError
+from oplog.upkeep.problem import ArchiveProblem, describe_error
 
 
 class Place(NamedTuple):

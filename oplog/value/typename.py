@@ -15,7 +15,7 @@ from typing import Final
 
 from oplog.errors import NotCapturableError
 from oplog.value.array import make_array_codec
-from oplog.value.document import make_json_codec, make_jsonb_codec
+from oplog.value.json_text import make_json_codec, make_jsonb_codec
 from oplog.value.kind import ValueCodec, make_text_codec, text_as_wire
 from oplog.value.moment import (
     make_date_codec,

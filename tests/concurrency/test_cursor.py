@@ -14,8 +14,8 @@ from sqlalchemy.engine import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError
+from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
 from oplog.testing import EmbeddedServer
 from tests.concurrency.workload import (

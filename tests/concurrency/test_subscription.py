@@ -9,8 +9,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, ConflictError
+from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
 from tests.concurrency.workload import COPY, add_customer, apply_entries, consume, list_rows, tail
 

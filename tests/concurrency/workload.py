@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from oplog import Keyring, LoggedEntry, Oplog, OpType, TypeCatalog
-from oplog.subscription import Subscription
+from oplog.reading.subscription import Subscription
 
 COPY = "copied"
 

@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.objectstore.store_url import open_store
 from tests.s3stub import CREDENTIALS, S3Stub
 from tests.timepiece import Timepiece
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from oplog.archive.objectstore.opening import open_store
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import CreateUnsupportedError, ObjectStore
-from oplog.archive.objectstore.retry import Patience
+from oplog.archive.objectstore.store_url import open_store
 from oplog.errors import (
     ArchiveError,
     ObjectConflictError,

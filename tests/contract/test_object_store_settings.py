@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import CreateUnsupportedError
+from oplog.archive.objectstore.store_url import open_store
 from tests.s3stub import S3Stub
 
 pytestmark = pytest.mark.contract

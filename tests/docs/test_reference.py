@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 import oplog
-from oplog import append, entry, errors, tables
+from oplog import entry, errors
+from oplog.schema import append, tables
 from tests.docs.pages import DOCS, list_code_words, split_sections
 
 pytestmark = pytest.mark.docs

@@ -19,11 +19,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from oplog.append import STALE_TICKET
 from oplog.capture.draft import Draft
 from oplog.capture.recorder import Recorder
 from oplog.capture.writer import EntryWriter
 from oplog.errors import TicketConflictError
+from oplog.schema.append import STALE_TICKET
 
 NO_COMPARE_AND_SWAP = "no compare-and-swap"
 """The ticket is raised whatever version it was taken at."""

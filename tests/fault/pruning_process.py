@@ -14,7 +14,7 @@ from datetime import timedelta
 from sqlalchemy import create_engine
 
 from oplog import open_archive
-from oplog.recovery.prune import PruneStep, prune_log
+from oplog.upkeep.prune import PruneStep, prune_log
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog, TypeCatalog
 from oplog.archive.archive import Archive
-from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.wake import Wake
-from oplog.archive.worker import SyncLoop
+from oplog.archive.objectstore.store_url import open_store
 from oplog.errors import OplogError
+from oplog.sync.wake import Wake
+from oplog.sync.worker import SyncLoop
 from tests.concurrency.workload import Base
 
 LEASE_SECONDS = 0.3

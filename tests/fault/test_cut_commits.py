@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog import Oplog, Outcome
 from oplog.errors import CommitOutcomeUnknownError
-from oplog.tables import create_statements
+from oplog.schema.tables import create_statements
 from tests.concurrency.workload import Customer, Invoice, make_log
 from tests.fault.lost_commits import (
     Bench,

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Oplog
-from oplog.archive.export import Exporter
+from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.archive.source import ArchivedLog
 from oplog.errors import LeaseLostError, LogForkedError
 from oplog.recovery import FollowReport
 from oplog.store import EntryFilter, StoredEntry
+from oplog.sync.exporter import Exporter
 from oplog.testing import EmbeddedServer
 from tests.concurrency.workload import Base, Customer
 from tests.fault.test_promotion import attach, copy_data, set_up

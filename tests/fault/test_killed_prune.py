@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import sessionmaker
 
 from oplog import Oplog, VerifyReport, open_archive
-from oplog.recovery.prune import PruneStep
+from oplog.upkeep.prune import PruneStep
 from tests.concurrency.workload import Base, Customer, Invoice, make_log
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]

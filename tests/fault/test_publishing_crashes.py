@@ -22,15 +22,15 @@ from sqlalchemy.pool import NullPool
 
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.archive import Archive
-from oplog.archive.export import Exporter
-from oplog.archive.head import Head
-from oplog.archive.index import FANOUT
+from oplog.archive.format.head import Head
+from oplog.archive.format.index import FANOUT
 from oplog.archive.objectstore.memory import Call as MemoryCall
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.step import Step
 from oplog.errors import StoreUnavailableError
 from oplog.store import StoredEntry
+from oplog.sync.exporter import Exporter
 from tests.concurrency.workload import Customer, Invoice, Member
 from tests.faulty_store import (
     DELAY,

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.archive import Archive
-from oplog.archive.head import decode_head
+from oplog.archive.format.head import decode_head
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.objectstore.retry import Patience
 from oplog.archive.step import Step
 from oplog.errors import (
     ConfigurationError,

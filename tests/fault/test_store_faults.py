@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from oplog import Oplog
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.objectstore.retry import Patience
 from oplog.errors import (
     HeadRolledBackError,
     LeaseHeldError,
@@ -25,7 +25,7 @@ from oplog.errors import (
     StorageConfigError,
     StoreUnavailableError,
 )
-from oplog.facade.worker import SyncWorker
+from oplog.facade.sync_worker import SyncWorker
 from tests.logged import LoggedDatabase
 from tests.published import (
     add_customers,

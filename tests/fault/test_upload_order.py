@@ -16,8 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.objectstore.retry import Patience
 from oplog.archive.step import Step
 from oplog.errors import (
     ArchiveError,

@@ -20,8 +20,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.objectstore.store_url import open_store
 from oplog.archive.step import Step
 from tests.concurrency.workload import Customer
 from tests.logged import LoggedDatabase

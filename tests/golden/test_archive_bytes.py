@@ -18,9 +18,9 @@ import pytest
 import zstandard
 
 from oplog._proto.oplog.v1 import archive_pb2
-from oplog.archive.body import Pairs
-from oplog.archive.document import encode_document
-from oplog.archive.head import (
+from oplog.archive.format.body import Pairs
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.head import (
     Branch,
     Head,
     HeadLink,
@@ -29,11 +29,11 @@ from oplog.archive.head import (
     TypesRef,
     decode_head,
 )
-from oplog.archive.index import Item, decode_node, encode_node, make_item
-from oplog.archive.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, name_head, name_pin
-from oplog.archive.segment import decode_segment, start_chain
-from oplog.archive.typefile import LoggedTypes, decode_types, encode_types
-from oplog.identity import Numbers
+from oplog.archive.format.index import Item, decode_node, encode_node, make_item
+from oplog.archive.format.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, name_head, name_pin
+from oplog.archive.format.segment import decode_segment, start_chain
+from oplog.archive.format.typefile import LoggedTypes, decode_types, encode_types
+from oplog.payload.column_numbers import Numbers
 from oplog.store.rows import StoredEntry
 from tests.archived import ARCHIVE_ID, LOG_ID, MOMENT, encode_entries, make_entry, make_shape
 

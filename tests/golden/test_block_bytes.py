@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from oplog.codec import PayloadCodec
-from oplog.shape import Shape
+from oplog.payload.codec import PayloadCodec
+from oplog.payload.shape import Shape
 
 pytestmark = pytest.mark.golden
 

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from oplog.chain import ZERO_HASH, hash_body, hash_entry, hash_metadata
-from oplog.keyring import Keyring
-from oplog.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer
+from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_entry, hash_metadata
+from oplog.crypto.keyring import Keyring
+from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer
 
 pytestmark = pytest.mark.golden
 

@@ -13,8 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from oplog.archive.chunk import ChunkContent, PartSeal, decode_chunk, encode_chunk
-from oplog.archive.manifest import (
+from oplog.archive.format.manifest import (
     ChunkRef,
     ColumnType,
     Dataset,
@@ -24,9 +23,10 @@ from oplog.archive.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from oplog.archive.path import BLOB, name_content
-from oplog.keyring import Keyring
-from oplog.seal import SealContext, Sealer
+from oplog.archive.format.path import BLOB, name_content
+from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, decode_chunk, encode_chunk
+from oplog.crypto.keyring import Keyring
+from oplog.crypto.seal import SealContext, Sealer
 
 pytestmark = pytest.mark.golden
 

@@ -20,12 +20,14 @@ class Target:
 
 
 TARGETS = (
-    Target("chain", "oplog.chain", ("tests/unit/test_chain.py",)),
-    Target("cursor", "oplog.cursor", ("tests/unit/test_cursor.py",)),
-    Target("codec", "oplog.codec", ("tests/unit/test_codec.py", "tests/unit/test_block.py")),
-    Target("effect", "oplog.effect", ("tests/unit/test_effect.py",)),
+    Target("chain", "oplog.crypto.hashing", ("tests/unit/test_chain.py",)),
+    Target("cursor", "oplog.store.cursor", ("tests/unit/test_cursor.py",)),
+    Target(
+        "codec", "oplog.payload.codec", ("tests/unit/test_codec.py", "tests/unit/test_block.py")
+    ),
+    Target("effect", "oplog.payload.effect", ("tests/unit/test_effect.py",)),
     Target("recorder", "oplog.capture.recorder", ("tests/unit/test_recorder.py",)),
-    Target("net", "oplog.capture.effect", ("tests/unit/test_net_rows.py",)),
+    Target("net", "oplog.capture.net_row", ("tests/unit/test_net_rows.py",)),
     Target("merge", "oplog.capture.merge", ("tests/unit/test_merge.py",)),
     Target("writer", "oplog.capture.writer", ("tests/unit/test_writer.py",)),
     Target("retry", "oplog.capture.retry", ("tests/unit/test_retryable.py",)),
@@ -34,11 +36,13 @@ TARGETS = (
         "oplog.capture.request",
         ("tests/unit/test_fingerprint.py", "tests/unit/test_request.py"),
     ),
-    Target("resolution", "oplog.resolution", ("tests/unit/test_resolution.py",)),
+    Target("resolution", "oplog.reading.resolution", ("tests/unit/test_resolution.py",)),
     Target(
         "entries",
         "oplog.store.entries",
         ("tests/unit/test_store_binding.py", "tests/postgres/test_store_entries.py"),
     ),
-    Target("sql", "oplog.append", ("tests/postgres/test_append_functions.py",), by_hand=True),
+    Target(
+        "sql", "oplog.schema.append", ("tests/postgres/test_append_functions.py",), by_hand=True
+    ),
 )

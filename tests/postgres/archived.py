@@ -8,11 +8,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog import Archive, RestoreReport, SyncReport
-from oplog.archive.export import Exporter
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.facade import Oplog
+from oplog.sync.exporter import Exporter
 from tests.postgres.replay_models import Bench, dump_tables
 from tests.postgres.restored import dump_log
 

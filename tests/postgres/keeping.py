@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from oplog import Archive
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.problem import ArchiveProblem, ArchiveReport
+from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
 from tests.postgres.archived import dump_objects, publish
 from tests.postgres.replay_models import HISTORY, Bench, Task
 

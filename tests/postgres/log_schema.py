@@ -11,8 +11,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import URL
 
-from oplog.guard import make_prefix
-from oplog.tables import quote, quote_literal
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.schema.guard import make_prefix
 
 # An application's own environment, as `alembic init` writes it, reduced to what matters here.
 ENVIRONMENT = """

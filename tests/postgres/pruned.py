@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from oplog import Archive, LoggedEntry, PruneReport
-from oplog.recovery.prune import prune_log
+from oplog.upkeep.prune import prune_log
 from tests.postgres.archived import publish, reopen
 from tests.postgres.replay_models import Bench, Line, Owner, Task, dump_tables
 

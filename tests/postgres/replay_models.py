@@ -12,8 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from oplog.catalog import TypeCatalog
+from oplog.crypto.keyring import Keyring
 from oplog.facade import Oplog
-from oplog.keyring import Keyring
 
 
 class Base(DeclarativeBase):

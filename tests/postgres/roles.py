@@ -19,8 +19,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Finding, Keyring, Oplog, TypeCatalog
-from oplog.store.grants import RoleKind, list_grants
-from oplog.tables import quote
+from oplog.postgres.quoting import (
+    quote,
+)
+from oplog.schema.grants import RoleKind, list_grants
 from tests.models.bank import AGGREGATES, Base
 from tests.support import administer
 

@@ -13,7 +13,6 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from oplog import AdoptionReport, Keyring, Oplog, OpType, TypeCatalog
-from oplog.block import read_block
 from oplog.errors import (
     ConfigurationError,
     EntryTooLargeError,
@@ -22,6 +21,7 @@ from oplog.errors import (
     SchemaVersionError,
     UnknownTypeError,
 )
+from oplog.payload.block import read_block
 from oplog.replay import verify_tables
 from tests.logged import LoggedDatabase, open_logged
 from tests.models import bank
@@ -329,7 +329,7 @@ def test_history_reads_only_the_rows_it_looks_for(
         read.append(len(found))
         return found
 
-    monkeypatch.setattr("oplog.codec.read_block", spy)
+    monkeypatch.setattr("oplog.payload.codec.read_block", spy)
     with database.engine.connect() as connection:
         assert len(database.log.history(connection, Account, 6)) == 1
     assert read == [1]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.types import UserDefinedType
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.store.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind, list_grants
 from tests.logged import LoggedDatabase, open_logged
 from tests.models import family, names
 from tests.postgres.value_samples import ENUM_LABELS, STORED
@@ -189,7 +189,7 @@ def test_names_that_need_quoting(engine: Engine) -> None:
 
 
 def test_a_schema_of_the_log_with_a_percent_sign(engine: Engine) -> None:
-    from oplog.tables import create_statements  # noqa: PLC0415 - only here
+    from oplog.schema.tables import create_statements  # noqa: PLC0415 - only here
 
     metadata = sa.MetaData()
     sa.Table("item", metadata, sa.Column("id", sa.Integer, primary_key=True))

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from oplog.chain import ZERO_HASH, hash_entry
+from oplog.crypto.hashing import ZERO_HASH, hash_entry
 from oplog.store import NewEntry, Store
 from oplog.store.rows import EntryFilter, StoredEntry
 from tests.concurrency.workload import waiting_for_lock

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.store import NewEntry, Store
-from oplog.store.outcomes import OutcomeStore
+from oplog.store.commit_lookup import OutcomeStore
 
 pytestmark = pytest.mark.postgres
 

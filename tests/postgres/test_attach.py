@@ -23,7 +23,7 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.tables import create_statements
+from oplog.schema.tables import create_statements
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base, Line, Order
 from tests.support import assert_replays, install_log

@@ -12,7 +12,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from oplog import Entry, Keyring, Operation, Oplog, OpType, Ticket, TypeCatalog
-from oplog.codec import Effect
 from oplog.entry import MAX_AGGREGATE_BYTES, MAX_METADATA_VALUE_BYTES
 from oplog.errors import (
     ConfigurationError,
@@ -27,6 +26,7 @@ from oplog.errors import (
     UnknownTypeError,
     WrongKeyError,
 )
+from oplog.payload.codec import Effect
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
 

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from oplog.archive.change import publish_change
-from oplog.archive.head import Head
-from oplog.archive.publisher import Publisher
+from oplog.archive.format.head import Head
 from oplog.errors import ForeignServerError, LeaseHeldError
+from oplog.sync.head_update import publish_change
+from oplog.sync.publisher import Publisher
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
 from tests.postgres.replay_models import Bench, Task, make_bench, write_history
 from tests.postgres.restored import make_target

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from oplog import Archive, ArchiveProblem
-from oplog.archive.check import check_archive
-from oplog.archive.collection import collect_garbage
-from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_head
-from oplog.archive.treewalk import walk_tree
+from oplog.archive.format.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_head
+from oplog.upkeep.check import check_archive
+from oplog.upkeep.garbage import collect_garbage
+from oplog.upkeep.tree_walk import walk_tree
 from tests.postgres.archived import open_memory, publish, reopen, restore_into
 from tests.postgres.keeping import (
     add_task,

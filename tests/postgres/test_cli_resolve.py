@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from oplog.store.outcomes import OutcomeStore
+from oplog.store.commit_lookup import OutcomeStore
 from tests.postgres.shop import NOISE, Shop, open_shop
 
 pytestmark = pytest.mark.postgres

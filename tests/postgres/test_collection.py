@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from oplog import Archive, CollectionReport, Retention
-from oplog.archive.check import check_archive
-from oplog.archive.collection import collect_archive, collect_garbage
+from oplog.archive.format.path import COLLECTED, HEAD, INDEX, LOG, PIN, SNAPSHOT, name_head
 from oplog.archive.objectstore.memory import Call, MemoryStore
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.path import COLLECTED, HEAD, INDEX, LOG, PIN, SNAPSHOT, name_head
 from oplog.archive.step import Step
 from oplog.errors import ConfigurationError, StorageConfigError, StoreUnavailableError
+from oplog.upkeep.check import check_archive
+from oplog.upkeep.garbage import collect_archive, collect_garbage
 from tests.faulty_store import KILL_AFTER, KILL_BEFORE, LOSE_ANSWER, Fault, FaultyStore, Killed
 from tests.postgres.archived import dump_all, open_memory, publish, reopen, restore_into
 from tests.postgres.keeping import add_task, copy, fill, harmful, rebuild

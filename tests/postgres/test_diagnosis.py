@@ -12,8 +12,15 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import NullPool
 
 from oplog import Finding, Oplog, TypeCatalog
-from oplog.store.expected import list_log_functions, list_log_tables, list_log_triggers
-from oplog.tables import create_statements, qualify, track_statements, untrack_statements
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.expected import list_log_functions, list_log_tables, list_log_triggers
+from oplog.schema.tables import (
+    create_statements,
+    track_statements,
+    untrack_statements,
+)
 from tests.logged import LoggedDatabase, open_logged, track
 from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
 from tests.postgres.shop import open_shop

@@ -15,10 +15,10 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Finding, Keyring, Oplog, TypeCatalog
-from oplog.premise import judge_settings
+from oplog.doctor.environment import judge_settings
+from oplog.doctor.facts import read_facts
+from oplog.schema.grants import RoleKind, list_grants
 from oplog.store import Store
-from oplog.store.diagnosis import read_facts
-from oplog.store.grants import RoleKind, list_grants
 from oplog.testing import EmbeddedServer
 from tests.logged import open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base

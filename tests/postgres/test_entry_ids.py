@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from oplog.capture import transaction
 from oplog.capture.writer import EntryWriter
 from oplog.errors import ConflictError, EntryError
+from oplog.schema.upgrade import ENTRY_ID_INDEX
 from oplog.store import NewEntry, Store
-from oplog.upgrade import ENTRY_ID_INDEX
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
 

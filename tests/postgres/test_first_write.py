@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, InvalidMetadataError, SchemaVersionError
-from oplog.store.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind, list_grants
 from tests.models.bank import Account
 from tests.models.bank import Base as Bank
 from tests.support import administer

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, UnloggedWriteError
-from oplog.tables import track_statements, untrack_statements
+from oplog.schema.tables import track_statements, untrack_statements
 from tests.logged import LoggedDatabase, open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base, Line, Order
 

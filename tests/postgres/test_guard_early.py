@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.orm import Session
 
 from oplog.errors import UnloggedWriteError
-from oplog.tables import create_statements, track_statements
+from oplog.schema.tables import create_statements, track_statements
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
 

@@ -11,7 +11,13 @@ from sqlalchemy.orm import sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import NotCapturableError, UnloggedWriteError
-from oplog.tables import create_statements, qualify, track_statements
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.tables import (
+    create_statements,
+    track_statements,
+)
 from tests.logged import LoggedDatabase, open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base
 

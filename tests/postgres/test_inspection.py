@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, Connection, Engine
 
-from oplog.errors import ConfigurationError, SchemaDriftError
-from oplog.store.inspection import (
+from oplog.doctor.inspection import (
     find_tail_start,
     list_guard_problems,
     read_key,
     read_server_status,
 )
+from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.schema.tables import create_statements
 from oplog.store.rows import EntryFilter
-from oplog.tables import create_statements
 
 pytestmark = pytest.mark.postgres
 

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from oplog.errors import ChainBrokenError
-from oplog.reader import EntryReader
-from oplog.replay import list_changes, rebuild_row, replay_log, verify_tables
+from oplog.reading.reader import EntryReader
+from oplog.reading.row_history import list_changes, rebuild_row
+from oplog.replay import replay_log, verify_tables
 from tests.kept import KeptLog
 from tests.postgres.replay_models import (
     Bench,

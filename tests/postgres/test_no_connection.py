@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
-from oplog.store.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind, list_grants
 from tests.concurrency.workload import consume
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base

@@ -20,8 +20,16 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Archive, Keyring, LoggedEntry, Oplog, TypeCatalog, open_archive
 from oplog.errors import TicketConflictError, UnloggedWriteError
+from oplog.postgres.quoting import (
+    qualify,
+    quote,
+)
+from oplog.schema.tables import (
+    create_statements,
+    drop_statements,
+    track_statements,
+)
 from oplog.store import EntryFilter
-from oplog.tables import create_statements, drop_statements, qualify, quote, track_statements
 from tests.postgres import shop as shop_module
 from tests.postgres.shop import Shop
 from tests.support import administer, assert_replays

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.engine import URL, Engine
 
 from oplog import Archive
-from oplog.archive.path import LATEST, name_head
+from oplog.archive.format.path import LATEST, name_head
 from oplog.cli import main
 from oplog.errors import HeadRolledBackError
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool
 
-from oplog import Finding, premise
-from oplog.premise import LONG_TRANSACTION_SECONDS, OLD_DATABASE_AGE, judge_activity
-from oplog.store.activity import Activity, OpenTransaction, read_activity
+from oplog import Finding
+from oplog.doctor import environment
+from oplog.doctor.activity import Activity, OpenTransaction, read_activity
+from oplog.doctor.environment import LONG_TRANSACTION_SECONDS, OLD_DATABASE_AGE, judge_activity
 from tests.concurrency.workload import consume
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
@@ -108,7 +109,7 @@ def test_doctor_and_status_warn(
     shop = open_shop(tmp_path, database_url)
     shop.fill()
     assert "open:        no other transaction" in shop.call("status")[0]
-    monkeypatch.setattr(premise, "LONG_TRANSACTION_SECONDS", 0)
+    monkeypatch.setattr(environment, "LONG_TRANSACTION_SECONDS", 0)
     with open_session(database_url, name="night\x1b[31m") as session:
         pid = session.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         found = {f["what"] for f in shop.ask("doctor", code=3)["findings"]}

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog.errors import ConfigurationError, ReplayError
-from oplog.replay import VerifyReport, portion, verdict
+from oplog.replay import VerifyReport, hash_buckets, verification
 from tests.concurrency.workload import Customer, add_customer
 from tests.postgres.replay_models import Account, Bench, Line, Owner, Task, make_bench
 from tests.postgres.test_standby import Followed, db, servers  # noqa: F401 - fixtures
@@ -49,20 +49,20 @@ def portions(
 ) -> Iterator[Callable[[], None]]:
     """Begin to verify without tables: at once, in portions by size, or found by trying."""
     runs: list[int] = []
-    run = portion._Work.run
+    run = hash_buckets._Work.run
 
-    def note(work: portion._Work, count: int) -> object:
+    def note(work: hash_buckets._Work, count: int) -> object:
         runs.append(count)
         return run(work, count)
 
     def begin() -> None:
-        monkeypatch.setattr(portion._Work, "run", note)
-        compare: Any = portion.compare_portions
+        monkeypatch.setattr(hash_buckets._Work, "run", note)
+        compare: Any = hash_buckets.compare_portions
         if request.param == "estimated":
-            monkeypatch.setattr(portion, "PORTION_BYTES", 16384)
+            monkeypatch.setattr(hash_buckets, "PORTION_BYTES", 16384)
         elif request.param == "tried":
             compare = compare_few_rows
-        monkeypatch.setattr(verdict, "_compare_in_tables", compare)
+        monkeypatch.setattr(verification, "_compare_in_tables", compare)
 
     yield begin
     expected = {"whole": runs == [1], "estimated": runs[0] > 2, "tried": len(runs) > 1}
@@ -70,7 +70,7 @@ def portions(
 
 
 def compare_few_rows(reader: Any, plans: Any, **options: Any) -> object:
-    return portion.compare_portions(reader, plans, **{**options, "batch_rows": 5})
+    return hash_buckets.compare_portions(reader, plans, **{**options, "batch_rows": 5})
 
 
 def verify(bench: Bench) -> VerifyReport:
@@ -114,14 +114,14 @@ def test_a_log_that_does_not_replay_is_an_error(bench: Bench, portions: Callable
     """What creates a row is lost; the update after it meets nothing."""
     portions()
     shape = bench.log.catalog.find_types(Account)[0].type_name
-    fold = portion._PortionFold.create
+    fold = hash_buckets._PortionFold.create
 
-    def lose(self: portion._PortionFold, key: tuple[object, ...], row: object) -> None:
+    def lose(self: hash_buckets._PortionFold, key: tuple[object, ...], row: object) -> None:
         if not (shape in self.plan.types and key == (33,)):
             fold(self, key, row)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(portion._PortionFold, "create", lose)
+        patch.setattr(hash_buckets._PortionFold, "create", lose)
         with pytest.raises(ReplayError, match=r"updates a row that is not there: .*id=33"):
             verify(bench)
 
@@ -129,16 +129,16 @@ def test_a_log_that_does_not_replay_is_an_error(bench: Bench, portions: Callable
 def test_tables_that_cannot_be_split_are_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portion, "_find_splitting", lambda _: None)
-    monkeypatch.setattr(verdict, "_compare_in_tables", compare_few_rows)
+    monkeypatch.setattr(hash_buckets, "_find_splitting", lambda _: None)
+    monkeypatch.setattr(verification, "_compare_in_tables", compare_few_rows)
     with pytest.raises(ConfigurationError, match="too large to be verified on a standby") as caught:
         verify(bench)
     assert "primary" in caught.value.hint
 
 
 def test_progress_only_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portion, "PORTION_BYTES", 16384)
-    monkeypatch.setattr(verdict, "_compare_in_tables", portion.compare_portions)
+    monkeypatch.setattr(hash_buckets, "PORTION_BYTES", 16384)
+    monkeypatch.setattr(verification, "_compare_in_tables", hash_buckets.compare_portions)
     told: list[tuple[int, int]] = []
     with bench.engine.connect() as connection:
         bench.log.verify(connection, progress=lambda done, last: told.append((done, last)))

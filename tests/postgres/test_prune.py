@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog import Archive, Outcome, Receipt
-from oplog.archive.path import LOG
+from oplog.archive.format.path import LOG
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -26,7 +26,7 @@ from oplog.errors import (
     SegmentCorruptError,
     SegmentMissingError,
 )
-from oplog.recovery.prune import PruneStep
+from oplog.upkeep.prune import PruneStep
 from tests.postgres.archived import dump_all, dump_objects, open_memory, reopen, restore_into
 from tests.postgres.pruned import (
     ask_everything,

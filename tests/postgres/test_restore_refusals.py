@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from oplog.chain import hash_body, hash_metadata
+from oplog.crypto.hashing import hash_body, hash_metadata
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -21,9 +21,9 @@ from oplog.errors import (
     SchemaDriftError,
     SchemaVersionError,
 )
-from oplog.guard import FORMAT_MARK
 from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
+from oplog.schema.guard import FORMAT_MARK
 from oplog.store import NewEntry
 from tests.kept import KeptLog
 from tests.postgres.replay_models import (

@@ -11,9 +11,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from oplog.errors import ChainBrokenError, ConfigurationError
-from oplog.recovery.base import TicketRow
-from oplog.replay.transaction import Driver
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
+from oplog.postgres.work import Driver
+from oplog.snapshot.base import TicketRow
 from tests.postgres.replay_models import HISTORY, Bench, Owner, Task, check_law, make_bench
 from tests.postgres.restored import dump_log, keep, make_target, restore
 from tests.postgres.test_restore import dump

@@ -11,10 +11,15 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import sessionmaker
 
 from oplog import Oplog, TypeCatalog
+from oplog.crypto.keyring import Keyring
 from oplog.errors import ReplayError
-from oplog.keyring import Keyring
+from oplog.postgres.quoting import (
+    qualify,
+)
 from oplog.recovery import RestoreReport, restore_log
-from oplog.tables import qualify, track_statements
+from oplog.schema.tables import (
+    track_statements,
+)
 from tests.kept import KeptLog
 from tests.postgres.restored import describe_tables, dump_log
 from tests.support import assert_replays

@@ -10,11 +10,11 @@ import zstandard
 from sqlalchemy.engine import Engine
 
 from oplog import Archive, ArchiveProblem
-from oplog.archive import container
-from oplog.archive.check import check_archive
+from oplog.archive.format import container
+from oplog.archive.format.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_head
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.path import HEAD, INDEX, LATEST, LOG, PIN, SNAPSHOT, name_head
 from oplog.errors import StoreUnavailableError
+from oplog.upkeep.check import check_archive
 from tests.faulty_store import KILL_AFTER, KILL_BEFORE, LOSE_ANSWER, Fault, FaultyStore, Killed
 from tests.postgres.archived import dump_all, open_memory, publish, reopen, restore_into
 from tests.postgres.keeping import add_task, copy, fill, harmful, read_row, rebuild, write_row
@@ -113,7 +113,7 @@ def test_other_bytes_make_another_segment(
         return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(body)
 
     monkeypatch.setattr(container, "compress", compress)
-    monkeypatch.setattr("oplog.archive.segment.compress", compress)
+    monkeypatch.setattr("oplog.archive.format.segment.compress", compress)
     paths = sorted(one for one in objects if one.startswith(LOG))
     archive = rebuild({**objects, paths[0]: b"", paths[-1]: b""})
     bench.log.unpin(archive, "first")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, NotCapturableError, UpcastError
-from oplog.shape import Shape
+from oplog.payload.shape import Shape
 from tests.models.messages import make_message
 from tests.support import assert_replays
 

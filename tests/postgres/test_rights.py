@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from oplog.store.grants import RoleKind
-from oplog.tables import create_statements, upgrade_statements
+from oplog.schema.grants import RoleKind
+from oplog.schema.tables import create_statements, upgrade_statements
 from tests.models.bank import Account
 from tests.postgres.roles import (
     APPLICATION,

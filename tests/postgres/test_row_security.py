@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from oplog.errors import NotCapturableError
-from oplog.store.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind, list_grants
 from tests.logged import LoggedDatabase, open_logged
 from tests.support import administer
 

@@ -26,7 +26,12 @@ from oplog.errors import (
     SchemaDriftError,
     UnloggedWriteError,
 )
-from oplog.tables import qualify, track_statements
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.tables import (
+    track_statements,
+)
 from tests.logged import LoggedDatabase
 
 pytestmark = pytest.mark.postgres

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.archive.manifest import Dataset, NumberedColumn, SnapshotManifest
+from oplog.archive.format.manifest import Dataset, NumberedColumn, SnapshotManifest
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -24,11 +24,16 @@ from oplog.errors import (
     SegmentCorruptError,
     WrongKeyError,
 )
-from oplog.recovery import livedata
-from oplog.recovery.change import iterate_changes
-from oplog.recovery.loading import StoredSnapshot
-from oplog.recovery.policy import MAX_KEPT_LAYERS
-from oplog.tables import qualify, track_statements
+from oplog.postgres.quoting import (
+    qualify,
+)
+from oplog.schema.tables import (
+    track_statements,
+)
+from oplog.snapshot import table_data as livedata
+from oplog.snapshot.policy import MAX_KEPT_LAYERS
+from oplog.snapshot.stored import StoredSnapshot
+from oplog.snapshot.touched_rows import iterate_changes
 from tests.kept import KeptLog
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.depot import AGGREGATES, OBJECTS, Bin, Part, Slot
@@ -75,7 +80,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def never_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oplog.recovery.snapshot.is_merge_due", lambda *_, **__: False)
+    monkeypatch.setattr("oplog.snapshot.take.is_merge_due", lambda *_, **__: False)
 
 
 def taken(manifest: SnapshotManifest | None) -> SnapshotManifest:
@@ -164,7 +169,7 @@ def test_random_work_as_layers(
 ) -> None:
     if not merges:
         never_merge(monkeypatch)
-    monkeypatch.setattr("oplog.recovery.change._HELD_KEYS", 3)
+    monkeypatch.setattr("oplog.snapshot.touched_rows._HELD_KEYS", 3)
     chance = random.Random(seed)
     bench.write(lambda s: s.add_all([Owner(name=f"o{n}") for n in range(5)]))
     for _ in range(12):

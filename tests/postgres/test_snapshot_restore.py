@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from oplog import Keyring
-from oplog.archive.manifest import SnapshotManifest, decode_manifest, encode_manifest
-from oplog.archive.publisher import Publisher
+from oplog.archive.format.manifest import SnapshotManifest, decode_manifest, encode_manifest
 from oplog.recovery import RestoreReport, restore_log
-from oplog.recovery.change import iterate_changes
-from oplog.recovery.loading import StoredSnapshot
-from oplog.recovery.snapshot import SnapshotPoint, take_snapshot
+from oplog.snapshot.stored import StoredSnapshot
+from oplog.snapshot.take import SnapshotPoint, take_snapshot
+from oplog.snapshot.touched_rows import iterate_changes
+from oplog.sync.publisher import Publisher
 from tests.postgres.archived import open_memory
 from tests.postgres.replay_models import (
     HISTORY,
@@ -82,7 +82,7 @@ def test_the_log_goes_on_from_the_snapshot(
     every: int,
     until: int,
 ) -> None:
-    monkeypatch.setattr("oplog.recovery.snapshot.is_merge_due", lambda *_, **__: False)
+    monkeypatch.setattr("oplog.snapshot.take.is_merge_due", lambda *_, **__: False)
     write_with_snapshots(bench, shelf, every=every, until=until)
     report = restore_with(shelf, target)
     with bench.engine.connect() as source, target.engine.connect() as copy:

@@ -20,7 +20,8 @@ from sqlalchemy.pool import NullPool
 
 from oplog import Oplog, Receipt
 from oplog.errors import ConfigurationError
-from oplog.store import EntryFilter, entries, standby
+from oplog.postgres import standby
+from oplog.store import EntryFilter, entries
 from tests.concurrency.workload import Base, Customer, Invoice, Member, add_customer, make_log
 from tests.logged import track
 from tests.postgres.shop import open_shop

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.errors import SchemaVersionError
+from oplog.postgres.standby import ALL_VISIBLE
+from oplog.schema.tables import COMMENT_PREFIX
 from oplog.store import NewEntry, Store
 from oplog.store.rows import BrokenLink, EntryFilter
-from oplog.store.standby import ALL_VISIBLE
-from oplog.tables import COMMENT_PREFIX
 from tests.bound import make_shape
 
 pytestmark = pytest.mark.postgres

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import URL
 
-from oplog.guard import BYPASS_AGGREGATE
-from oplog.tables import create_statements, upgrade_statements
+from oplog.schema.guard import BYPASS_AGGREGATE
+from oplog.schema.tables import create_statements, upgrade_statements
 from tests.postgres.roles import APPLICATION, OWNER, STRANGER, Roles, open_roles
 
 pytestmark = pytest.mark.postgres

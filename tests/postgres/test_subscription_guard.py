@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.pool import NullPool
 
 from oplog import Finding
-from oplog.tables import track_statements
+from oplog.schema.tables import track_statements
 from oplog.testing import EmbeddedServer
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base

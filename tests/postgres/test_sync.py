@@ -12,8 +12,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from oplog import LoggedEntry
-from oplog.archive.container import decode_container
-from oplog.archive.path import LOG, parse_head
+from oplog.archive.format.container import decode_container
+from oplog.archive.format.path import LOG, parse_head
 from oplog.errors import (
     ArchiveLagError,
     ChainBrokenError,

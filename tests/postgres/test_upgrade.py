@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import UpgradeOplogOp
-from oplog.tables import create_statements, home_statement, upgrade_statements
+from oplog.schema.tables import create_statements, home_statement, upgrade_statements
 from tests.models.bank import Account
 from tests.postgres.log_schema import ODD, Described, describe
 from tests.postgres.roles import APPLICATION, AUDITOR, OWNER, STRANGER, WORKER, Roles, open_roles

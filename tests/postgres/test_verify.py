@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 
 from oplog.errors import ChainBrokenError
 from oplog.replay import Difference
-from oplog.replay.verdict import verify_tables
+from oplog.replay.verification import verify_tables
 from tests.postgres.replay_models import (
     Account,
     Bench,

@@ -13,13 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog import ArchiveStepDone, Event, Oplog, SyncReport
-from oplog.archive.export import Exporter
+from oplog.archive.format.path import LATEST
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.protocol import ObjectStore
-from oplog.archive.path import LATEST
 from oplog.archive.step import Step
-from oplog.archive.wake import Wake, call_worker
-from oplog.archive.worker import SyncLoop
 from oplog.errors import (
     ArchiveLagError,
     ChainBrokenError,
@@ -28,8 +25,11 @@ from oplog.errors import (
     SealError,
     StoreUnavailableError,
 )
-from oplog.facade.worker import SyncWorker
+from oplog.facade.sync_worker import SyncWorker
 from oplog.store import EntryFilter
+from oplog.sync.exporter import Exporter
+from oplog.sync.wake import Wake, call_worker
+from oplog.sync.worker import SyncLoop
 from tests.concurrency.workload import Customer
 from tests.faulty_store import LOSE_REQUEST, Call, Fault, FaultyStore
 from tests.logged import LoggedDatabase

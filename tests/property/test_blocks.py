@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.block import order_columns
-from oplog.codec import PayloadCodec
 from oplog.errors import DecodeError
-from oplog.shape import Shape
+from oplog.payload.block import order_columns
+from oplog.payload.codec import PayloadCodec
+from oplog.payload.shape import Shape
 from oplog.value import copy_field, read_copy_field
 from tests.unit.test_block import Types, make_shape
 

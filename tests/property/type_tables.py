@@ -12,7 +12,13 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, load_only, registry, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.tables import quote, quote_literal, track_statements
+from oplog.postgres.quoting import (
+    quote,
+    quote_literal,
+)
+from oplog.schema.tables import (
+    track_statements,
+)
 from oplog.value import TEXT_SETTINGS
 from tests.property.type_samples import TYPES, Sample
 from tests.property.type_samples_made import NEVER_KEYS

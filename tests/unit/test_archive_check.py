@@ -9,18 +9,18 @@ from uuid import UUID
 import pytest
 
 from oplog.archive.archive import Archive
-from oplog.archive.batch import extend_head
-from oplog.archive.body import compute_hash
-from oplog.archive.check import check_archive
-from oplog.archive.head import HeadLink, Origin, TypesRef, decode_head, make_first
-from oplog.archive.index import add_item, make_item
+from oplog.archive.format.body import compute_hash
+from oplog.archive.format.head import HeadLink, Origin, TypesRef, decode_head, make_first
+from oplog.archive.format.index import add_item, make_item
+from oplog.archive.format.path import BLOB, HEAD, LATEST, LOG, PIN, name_content, name_head
+from oplog.archive.format.segment import encode_segment
+from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
-from oplog.archive.path import BLOB, HEAD, LATEST, LOG, PIN, name_content, name_head
-from oplog.archive.segment import encode_segment
-from oplog.archive.typefile import LoggedTypes, encode_types
-from oplog.chain import ZERO_HASH, hash_metadata
+from oplog.crypto.hashing import ZERO_HASH, hash_metadata
 from oplog.store.rows import StoredEntry
+from oplog.sync.batch import extend_head
+from oplog.upkeep.check import check_archive
 
 pytestmark = pytest.mark.unit
 

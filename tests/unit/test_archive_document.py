@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.archive.document import MAX_DEPTH, MAX_INTEGER, Fields, decode_document, encode_document
+from oplog.archive.format.canonical_json import (
+    MAX_DEPTH,
+    MAX_INTEGER,
+    Fields,
+    decode_document,
+    encode_document,
+)
 from oplog.errors import ManifestInvalidError
 
 pytestmark = pytest.mark.unit

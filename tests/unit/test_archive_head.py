@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oplog.archive.document import encode_document
-from oplog.archive.head import (
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.head import (
     Branch,
     Head,
     HeadLink,
@@ -24,8 +24,8 @@ from oplog.archive.head import (
     decode_head,
     make_first,
 )
-from oplog.archive.path import BLOB, SNAPSHOT, name_content
-from oplog.archive.segment import start_chain
+from oplog.archive.format.path import BLOB, SNAPSHOT, name_content
+from oplog.archive.format.segment import start_chain
 from oplog.errors import ManifestInvalidError
 from tests.archived import ARCHIVE_ID, LOG_ID, TEXT, HandMade
 
@@ -271,7 +271,7 @@ def test_members_that_contradict_each_other_are_neither_written_nor_read(
     with pytest.raises(ManifestInvalidError, match="to be written"):
         wrong.encode()
     # As a writer that does not look would write it.
-    monkeypatch.setattr("oplog.archive.head.decode_head", lambda *_, **__: wrong)
+    monkeypatch.setattr("oplog.archive.format.head.decode_head", lambda *_, **__: wrong)
     data = wrong.encode()
     monkeypatch.undo()
     refused(data)
@@ -300,7 +300,7 @@ def test_hostile_documents_are_refused(data: bytes) -> None:
 
 
 def test_a_head_that_is_too_large_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oplog.archive.head.MAX_HEAD_BYTES", len(HEAD.encode()) - 1)
+    monkeypatch.setattr("oplog.archive.format.head.MAX_HEAD_BYTES", len(HEAD.encode()) - 1)
     with pytest.raises(ManifestInvalidError, match=r"to be written, .* over the limit"):
         HEAD.encode()
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oplog.archive import index
-from oplog.archive.document import encode_document
-from oplog.archive.index import (
+from oplog.archive.format import index
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.index import (
     FANOUT,
     Item,
     Levels,
@@ -27,7 +27,7 @@ from oplog.archive.index import (
     read_levels,
     write_levels,
 )
-from oplog.archive.path import INDEX, LOG, name_content
+from oplog.archive.format.path import INDEX, LOG, name_content
 from oplog.errors import ManifestInvalidError
 from tests.archived import build_levels
 

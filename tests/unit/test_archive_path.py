@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.archive.path import (
+from oplog.archive.format.path import (
     BLOB,
     INDEX,
     LOG,

@@ -8,14 +8,14 @@ from datetime import datetime
 
 import pytest
 
-from oplog.archive import index
 from oplog.archive.archive import Archive
 from oplog.archive.claim import decode_item
-from oplog.archive.head import Head, HeadLink
+from oplog.archive.format import index
+from oplog.archive.format.head import Head, HeadLink
+from oplog.archive.format.path import COLLECTED, LATEST, name_head
+from oplog.archive.format.segment import start_chain
 from oplog.archive.objectstore.memory import Call, MemoryStore
 from oplog.archive.objectstore.protocol import ObjectInfo
-from oplog.archive.path import COLLECTED, LATEST, name_head
-from oplog.archive.segment import start_chain
 from oplog.errors import (
     ArchiveError,
     HeadRolledBackError,

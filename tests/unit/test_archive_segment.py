@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oplog._proto.oplog.v1 import archive_pb2
-from oplog.archive import segment as segments
-from oplog.archive.body import MAX_ENTRIES, Pairs
-from oplog.archive.container import compress, decode_container, encode_container
-from oplog.archive.document import encode_document
-from oplog.archive.segment import MAGIC, Segment, decode_header, decode_segment, extend_chain
+from oplog.archive.format import segment as segments
+from oplog.archive.format.body import MAX_ENTRIES, Pairs
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.container import compress, decode_container, encode_container
+from oplog.archive.format.segment import MAGIC, Segment, decode_header, decode_segment, extend_chain
 from oplog.errors import ManifestInvalidError, SegmentCorruptError
 from oplog.store.rows import StoredEntry
 from tests.archived import LOG_ID, encode_entries, logs, make_entries, make_entry
@@ -296,7 +296,7 @@ def test_a_transaction_without_entries_is_refused() -> None:
 BOMBS = """
 import resource, sys
 from pathlib import Path
-from oplog.archive.segment import decode_segment
+from oplog.archive.format.segment import decode_segment
 from oplog.errors import ManifestInvalidError, SegmentCorruptError
 names = sorted(Path(sys.argv[1]).iterdir())
 resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.archive.document import encode_document
-from oplog.archive.typefile import LoggedTypes, decode_types, encode_types
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.typefile import LoggedTypes, decode_types, encode_types
 from oplog.errors import ManifestInvalidError
 from tests.archived import make_shape
 

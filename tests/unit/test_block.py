@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.block import MAX_BLOCK_ROWS, order_columns
-from oplog.codec import Effect, PayloadCodec, effect_to_operation
 from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError, UnknownTypeError
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.block import MAX_BLOCK_ROWS, order_columns
+from oplog.payload.codec import Effect, PayloadCodec, effect_to_operation
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Wire, codec_for, read_copy_field
 
 pytestmark = pytest.mark.unit

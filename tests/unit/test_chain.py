@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.chain import ZERO_HASH, hash_body, hash_entry, hash_metadata
+from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_entry, hash_metadata
 from oplog.errors import DecodeError, EntryError
 
 pytestmark = pytest.mark.unit

@@ -24,8 +24,8 @@ from oplog.cli.argument import PLACE, parse_key, parse_metadata
 from oplog.cli.command import program
 from oplog.cli.presentation import show_value, to_json_value
 from oplog.cli.prototext import print_files
-from oplog.registration import register_shape
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.registration import register_shape
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit

@@ -10,10 +10,10 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.codec import Effect, PayloadCodec, RowCodec
 from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError, UnknownTypeError
-from oplog.shape import Shape
+from oplog.payload.codec import Effect, PayloadCodec, RowCodec
+from oplog.payload.shape import Shape
 from tests.bound import make_shape
 
 pytestmark = pytest.mark.unit
@@ -174,9 +174,9 @@ def test_a_value_that_does_not_fit_its_field_is_refused(value: Any) -> None:
 
 def test_an_entry_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     payload = encode(EFFECTS[0])
-    monkeypatch.setattr("oplog.codec.MAX_ENTRY_BYTES", len(payload))
+    monkeypatch.setattr("oplog.payload.codec.MAX_ENTRY_BYTES", len(payload))
     assert encode(EFFECTS[0]) == payload
-    monkeypatch.setattr("oplog.codec.MAX_ENTRY_BYTES", len(payload) - 1)
+    monkeypatch.setattr("oplog.payload.codec.MAX_ENTRY_BYTES", len(payload) - 1)
     with pytest.raises(EntryTooLargeError, match="'item/1' has"):
         encode(EFFECTS[0])
 

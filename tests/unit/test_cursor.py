@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from oplog.cursor import Cursor
 from oplog.errors import ConfigurationError, DecodeError
+from oplog.store.cursor import Cursor
 
 pytestmark = [pytest.mark.unit]
 

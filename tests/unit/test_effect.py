@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from oplog.effect import Effect, effect_to_operation, operation_to_effect
 from oplog.entry import Operation, OpType
 from oplog.errors import EntryError, UnknownTypeError
+from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
 from oplog.value import Wire
 from tests.bound import make_shape
 

@@ -20,8 +20,8 @@ from oplog.capture.request import (
     fingerprint_work,
     refuse_repeat,
 )
-from oplog.entry import Receipt
 from oplog.errors import ConfigurationError, IdempotencyConflictError, InvalidMetadataError
+from oplog.receipt import Receipt
 
 pytestmark = pytest.mark.unit
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from oplog.codec import Effect
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
+from oplog.payload.codec import Effect
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import print_column
 from oplog.replay.validity import FoldRules
-from oplog.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind, ValueCodec, Wire, codec_for, copy_field
 
 pytestmark = pytest.mark.unit

@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from oplog.crypto.keyfile import KeyRecord
+from oplog.crypto.keyring import Keyring
 from oplog.errors import ConfigurationError, KeyUnavailableError
-from oplog.keyfile import KeyRecord
-from oplog.keyring import Keyring
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from oplog.crypto.keyring import Keyring
 from oplog.errors import ConfigurationError, KeyUnavailableError
-from oplog.keyring import Keyring
 
 pytestmark = pytest.mark.unit
 
@@ -151,7 +151,7 @@ def test_rotation_that_fails_changes_nothing(
         raise OSError(28, "No space left on device")
 
     if step == "write":
-        monkeypatch.setattr("oplog.keyfile.format_keyring", fail)
+        monkeypatch.setattr("oplog.crypto.keyfile.format_keyring", fail)
     elif step == "fsync":
         monkeypatch.setattr("os.fsync", fail)
     else:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from oplog.identity import Numbers, is_same_table
-from oplog.lineage import Break, find_breaks, list_unread
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.column_numbers import Numbers, is_same_table
+from oplog.payload.lineage import Break, find_breaks, list_unread
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit

@@ -8,13 +8,13 @@ from typing import Any, cast
 import pytest
 
 from oplog.binding import Binding, BoundType
-from oplog.capture.effect import NetRow
 from oplog.capture.merge import list_group_names, measure, settle_rows, touch_rows
+from oplog.capture.net_row import NetRow
 from oplog.capture.recorder import Key, RowChange
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, NotCapturableError, UnloggedWriteError
-from oplog.image import weigh
-from oplog.store.guards import Image
+from oplog.schema.touched_keys import weigh
+from oplog.store.guard_state import Image
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from oplog._proto.oplog.v1 import entry_pb2
-from oplog.codec import Effect, PayloadCodec
 from oplog.entry import OpType
 from oplog.errors import DecodeError, OplogError, UnknownTypeError
+from oplog.payload.codec import Effect, PayloadCodec
 from tests.unit.test_block import ITEM, Types, make_shape
 
 pytestmark = pytest.mark.unit

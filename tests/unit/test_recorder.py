@@ -10,7 +10,12 @@ import pytest
 from oplog.binding import Binding
 from oplog.capture.recorder import Recorder, RowChange
 from oplog.capture.request import Claim
-from oplog.entry import Entry, Operation, OpType, Receipt, Ticket
+from oplog.entry import (
+    Entry,
+    Operation,
+    OpType,
+    Ticket,
+)
 from oplog.errors import (
     ConfigurationError,
     NotCapturableError,
@@ -18,6 +23,7 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
+from oplog.receipt import Receipt
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

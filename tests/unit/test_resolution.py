@@ -11,12 +11,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from oplog import resolution
-from oplog.entry import Receipt
 from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Blocker, Outcome, Resolution
-from oplog.resolution import read_question, resolve_on
-from oplog.store.outcomes import LoggedRequest
+from oplog.reading import resolution
+from oplog.reading.resolution import read_question, resolve_on
+from oplog.receipt import Receipt
+from oplog.store.commit_lookup import LoggedRequest
 
 pytestmark = pytest.mark.unit
 

@@ -25,7 +25,6 @@ from oplog.capture.retry import (
     run_async_work,
     run_work,
 )
-from oplog.entry import Receipt
 from oplog.errors import (
     CommitCancelledError,
     CommitOutcomeUnknownError,
@@ -33,6 +32,7 @@ from oplog.errors import (
     TicketConflictError,
 )
 from oplog.events import WorkRetried
+from oplog.receipt import Receipt
 
 pytestmark = pytest.mark.unit
 

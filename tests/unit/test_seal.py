@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oplog.crypto.keyring import Keyring
+from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer
 from oplog.entry import MAX_ENTRY_BYTES
 from oplog.errors import (
     DecodeError,
@@ -21,8 +23,6 @@ from oplog.errors import (
     SealError,
     WrongKeyError,
 )
-from oplog.keyring import Keyring
-from oplog.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer
 
 pytestmark = pytest.mark.unit
 

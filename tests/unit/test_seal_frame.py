@@ -13,9 +13,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oplog.crypto.seal import FORMAT_PLAIN, SealContext, Sealer
 from oplog.entry import MAX_ENTRY_BYTES
 from oplog.errors import DecodeError
-from oplog.seal import FORMAT_PLAIN, SealContext, Sealer
 
 pytestmark = pytest.mark.unit
 

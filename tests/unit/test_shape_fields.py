@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import descriptor_pb2
 
-from oplog.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit

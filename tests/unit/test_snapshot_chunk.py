@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oplog import Keyring
-from oplog.archive import chunk as chunk_module
-from oplog.archive.chunk import (
+from oplog.archive.format import snapshot_chunk as chunk_module
+from oplog.archive.format.container import decode_container, encode_container
+from oplog.archive.format.snapshot_chunk import (
     MAX_PARTS,
     PART_BYTES,
     ChunkContent,
@@ -24,14 +25,13 @@ from oplog.archive.chunk import (
     decode_chunk,
     encode_chunk,
 )
-from oplog.archive.container import decode_container, encode_container
+from oplog.crypto.seal import FORMAT_PLAIN, Sealer
 from oplog.errors import (
     EntryTooLargeError,
     ManifestInvalidError,
     SealError,
     SegmentCorruptError,
 )
-from oplog.seal import FORMAT_PLAIN, Sealer
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oplog.archive.document import encode_document
-from oplog.archive.manifest import (
+from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.manifest import (
     ChunkRef,
     ColumnType,
     Dataset,

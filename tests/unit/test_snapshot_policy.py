@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from oplog.archive.manifest import ChunkRef, Dataset
+from oplog.archive.format.manifest import ChunkRef, Dataset
 from oplog.errors import ConfigurationError
-from oplog.recovery.policy import MAX_KEPT_LAYERS, SnapshotPolicy, is_merge_due
+from oplog.snapshot.policy import MAX_KEPT_LAYERS, SnapshotPolicy, is_merge_due
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ import pytest
 
 from oplog.archive.objectstore.directory import DirectoryStore
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.archive.objectstore.opening import open_store
 from oplog.archive.objectstore.refusal import Meaning, read_refusal
+from oplog.archive.objectstore.store_url import open_store
 from oplog.errors import ConfigurationError
 
 pytestmark = pytest.mark.unit
@@ -128,7 +128,7 @@ def test_known_options() -> None:
 def test_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        "oplog.archive.objectstore.opening.find_spec",
+        "oplog.archive.objectstore.store_url.find_spec",
         lambda name: None if name == "obstore" else real(name),
     )
     with pytest.raises(ConfigurationError) as raised:
@@ -139,7 +139,7 @@ def test_client_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_client_is_imported_only_when_needed() -> None:
     code = (
-        "import sys; from oplog.archive.objectstore.opening import open_store;"
+        "import sys; from oplog.archive.objectstore.store_url import open_store;"
         "open_store('file:///tmp/x'); print('obstore' in sys.modules)"
     )
     root = Path(__file__).parents[2]

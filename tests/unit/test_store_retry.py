@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from oplog.archive.objectstore.retry import Patience, retry
+from oplog.archive.objectstore.patience import Patience, retry
 from oplog.errors import StorageConfigError, StoreUnavailableError
 
 pytestmark = pytest.mark.unit

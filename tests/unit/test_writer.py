@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from oplog.capture.effect import NetRow
+from oplog.capture.net_row import NetRow
 from oplog.capture.recorder import Recorder, RowChange
 from oplog.capture.request import Claim
 from oplog.capture.writer import (
@@ -20,9 +20,14 @@ from oplog.capture.writer import (
     list_unticketed,
     name_aggregate,
 )
-from oplog.chain import hash_body, hash_metadata
-from oplog.codec import Effect, PayloadCodec
-from oplog.entry import Entry, Operation, OpType, Receipt, Ticket
+from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.seal import Sealer
+from oplog.entry import (
+    Entry,
+    Operation,
+    OpType,
+    Ticket,
+)
 from oplog.errors import (
     EntryError,
     IdempotencyConflictError,
@@ -32,11 +37,12 @@ from oplog.errors import (
     UnknownTypeError,
 )
 from oplog.events import EntriesDrafted
-from oplog.guard import FORMAT_MARK
-from oplog.image import weigh
-from oplog.seal import Sealer
+from oplog.payload.codec import Effect, PayloadCodec
+from oplog.receipt import Receipt
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.touched_keys import weigh
 from oplog.store import Store
-from oplog.store.guards import Image
+from oplog.store.guard_state import Image
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

@@ -16,8 +16,8 @@ from uuid import UUID
 from google.protobuf import message
 
 from oplog._proto.oplog.v1 import archive_pb2
-from oplog.archive.container import corrupt
-from oplog.chain import HASH_BYTES, ZERO_HASH, hash_body, hash_entry, hash_metadata
+from oplog.archive.format.container import corrupt
+from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH, hash_body, hash_entry, hash_metadata
 from oplog.errors import DecodeError, EntryError
 from oplog.store.rows import StoredEntry, read_microseconds, write_microseconds
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from oplog.archive.document import decode_document, encode_document
+from oplog.archive.format.canonical_json import decode_document, encode_document
 from oplog.errors import SegmentCorruptError
 
 MAX_HEADER_BYTES = 1024 * 1024

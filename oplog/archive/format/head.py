@@ -13,10 +13,10 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from oplog.archive.document import Fields, decode_document, encode_document, invalid
-from oplog.archive.index import Levels, read_levels, write_levels
-from oplog.archive.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
-from oplog.archive.segment import start_chain
+from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
+from oplog.archive.format.index import Levels, read_levels, write_levels
+from oplog.archive.format.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
+from oplog.archive.format.segment import start_chain
 
 FORMAT = 1
 MAX_HEAD_BYTES = 1024 * 1024

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from oplog.archive.document import Fields, decode_document, encode_document, invalid
-from oplog.archive.path import INDEX, LOG, name_content, parse_content
-from oplog.archive.segment import SegmentHeader
+from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
+from oplog.archive.format.path import INDEX, LOG, name_content, parse_content
+from oplog.archive.format.segment import SegmentHeader
 
 FANOUT = 16
 """Items of one node."""

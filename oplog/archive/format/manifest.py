@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from oplog.archive.chunk import (
+from oplog.archive.format.canonical_json import (
+    MAX_INTEGER,
+    Fields,
+    decode_document,
+    encode_document,
+    invalid,
+)
+from oplog.archive.format.container import MAX_OBJECT_BYTES
+from oplog.archive.format.path import BLOB, parse_content
+from oplog.archive.format.snapshot_chunk import (
     MAX_COLUMNS,
     MAX_KEY_COLUMNS,
     check_names,
@@ -20,9 +29,6 @@ from oplog.archive.chunk import (
     take_names,
     take_uuid,
 )
-from oplog.archive.container import MAX_OBJECT_BYTES
-from oplog.archive.document import MAX_INTEGER, Fields, decode_document, encode_document, invalid
-from oplog.archive.path import BLOB, parse_content
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = MAX_OBJECT_BYTES

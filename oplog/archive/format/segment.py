@@ -18,17 +18,17 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from oplog.archive.body import MAX_ENTRIES, Pairs, decode_body, encode_body
-from oplog.archive.container import (
+from oplog.archive.format.body import MAX_ENTRIES, Pairs, decode_body, encode_body
+from oplog.archive.format.canonical_json import Fields
+from oplog.archive.format.container import (
     compress,
     corrupt,
     decode_container,
     decompress,
     encode_container,
 )
-from oplog.archive.document import Fields
 from oplog.errors import DecodeError, EntryError
-from oplog.guard import ADOPTION_PREFIX
+from oplog.schema.guard import ADOPTION_PREFIX
 from oplog.store.rows import StoredEntry, write_microseconds
 
 MAGIC = b"oplogseg"

@@ -22,15 +22,15 @@ from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
-from oplog.archive.container import (
+from oplog.archive.format.canonical_json import Fields, encode_document, invalid
+from oplog.archive.format.container import (
     MAX_OBJECT_BYTES,
     corrupt,
     decode_container,
     encode_container,
 )
-from oplog.archive.document import Fields, encode_document, invalid
+from oplog.crypto.seal import SealContext
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
-from oplog.seal import SealContext
 
 MAGIC = b"oplogsnp"
 FORMAT = 1

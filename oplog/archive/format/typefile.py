@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oplog.archive.container import MAX_OBJECT_BYTES
-from oplog.archive.document import Fields, decode_document, encode_document, invalid
+from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
+from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.errors import DecodeError
-from oplog.identity import Numbers
-from oplog.shape import Shape
+from oplog.payload.column_numbers import Numbers
+from oplog.payload.shape import Shape
 
 FORMAT = 1
 _MOST = 1_000_000

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from oplog.archive.objectstore.patience import Patience, retry
 from oplog.archive.objectstore.protocol import (
     CreateUnsupportedError,
     ObjectInfo,
@@ -23,7 +24,6 @@ from oplog.archive.objectstore.protocol import (
     is_path,
 )
 from oplog.archive.objectstore.refusal import Meaning, Refusal, read_refusal
-from oplog.archive.objectstore.retry import Patience, retry
 from oplog.errors import (
     ConfigurationError,
     ObjectConflictError,

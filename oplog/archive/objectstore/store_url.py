@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from oplog.archive.objectstore.directory import DirectoryStore
 from oplog.archive.objectstore.memory import MemoryStore
+from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore, is_path
-from oplog.archive.objectstore.retry import Patience
 from oplog.errors import ConfigurationError
 
 FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///path or memory://"

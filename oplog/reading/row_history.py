@@ -15,15 +15,15 @@ from typing import Any, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from oplog.catalog import AggregateTemplate, DeclaredType
-from oplog.codec import Effect, effect_to_operation
 from oplog.entry import Change, OpType
 from oplog.errors import ChainBrokenError, ConfigurationError
-from oplog.reader import EntryReader, describe
-from oplog.replay.transaction import check_moment
-from oplog.shape import Shape
+from oplog.payload.codec import Effect, effect_to_operation
+from oplog.payload.shape import Shape
+from oplog.postgres.standby import ALL_VISIBLE
+from oplog.postgres.work import check_moment
+from oplog.reading.reader import EntryReader, describe
 from oplog.store import EntryFilter, StoredEntry
 from oplog.store.adopted import name_adoption
-from oplog.store.standby import ALL_VISIBLE
 from oplog.value import UNSURE, Wire
 
 

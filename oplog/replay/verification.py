@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from oplog.reader import EntryReader
-from oplog.replay.comparison import Comparison, Difference, compare_table
-from oplog.replay.plan import TablePlan, read_plans
-from oplog.replay.portion import compare_portions
+from oplog.payload.shape import Shape
+from oplog.postgres.standby import is_standby
+from oplog.postgres.work import Driver, open_snapshot
+from oplog.reading.reader import EntryReader
+from oplog.replay.hash_buckets import compare_portions
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     OpenReader,
@@ -24,11 +25,10 @@ from oplog.replay.rebuild import (
     fold_log,
     list_newest_types,
 )
+from oplog.replay.rebuilt_table import make_scratch
 from oplog.replay.rules import list_gone, read_rules
-from oplog.replay.target import make_scratch
-from oplog.replay.transaction import Driver, open_snapshot
-from oplog.shape import Shape
-from oplog.store.standby import is_standby
+from oplog.replay.table_comparison import Comparison, Difference, compare_table
+from oplog.replay.table_plan import TablePlan, read_plans
 
 MOST_DIFFERENCES = 1000
 """Differences described unless told otherwise; all are counted."""

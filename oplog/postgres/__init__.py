@@ -1,0 +1,1 @@
+"""What Postgres is: quoting, catalog look-ups, drivers, standby servers."""

@@ -1,0 +1,1 @@
+"""Entries read in order: verified, opened, subscribed to, as the history of a row."""

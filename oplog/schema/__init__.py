@@ -1,0 +1,1 @@
+"""The log's tables, functions, triggers and rights, as DDL."""

@@ -1,0 +1,1 @@
+"""Snapshots: the tables' rows at one sequence, taken, published and read back."""

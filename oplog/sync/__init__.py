@@ -1,0 +1,1 @@
+"""Publishing: what is new in the database becomes segments and heads of an archive."""

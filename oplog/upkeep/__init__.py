@@ -1,0 +1,1 @@
+"""Archives checked, repaired, collected and pinned; databases pruned."""
