@@ -182,7 +182,7 @@ def assert_replays_but_invoices(log: Oplog, engine: Engine) -> None:
 
 
 def make_target(log: Oplog) -> Target:
-    return Target(log.store, log.keyring, log._sealer, log._codec, log._on_event)
+    return Target(log.store, log.keyring, log._log.sealer, log._log.codec, log._log.on_event)
 
 
 def test_a_long_transaction_holds_up_the_adoption_and_nobody_else(

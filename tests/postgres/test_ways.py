@@ -83,7 +83,7 @@ def test_not_captured_when_images_are_lost(
     db: LoggedDatabase, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the capture of images, whatever needs it is refused, never lost."""
-    for listener in db.log._attachments._engines.values():
+    for listener in db.log._log.attachments._engines.values():
         monkeypatch.setattr(listener, "_collect", lambda _: [])
     before = (snapshot(db), last(db))
     session = db.sessions()
@@ -150,7 +150,7 @@ def test_a_deferred_trigger_in_the_first_transaction_of_a_process(
 
 
 def test_a_driver_that_passes_no_messages_on(db: LoggedDatabase) -> None:
-    for listener in db.log._attachments._engines.values():
+    for listener in db.log._log.attachments._engines.values():
         for ear in listener._notices._ears.values():
             ear.deaf = True
     assert db.engine.pool.checkedin() == 1  # type: ignore[attr-defined]

@@ -1,7 +1,4 @@
-"""The half of `Oplog` that reads: entries, histories, replays, verdicts.
-
-Every method is one call into the module that does the work.
-"""
+"""The part of `Oplog` that reads: entries, consumers, histories, replay and verify."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from oplog.entry import (
     check_metadata,
 )
 from oplog.errors import ConfigurationError
-from oplog.facade.foundation import Foundation
+from oplog.facade.parts import LogParts
 from oplog.payload.upcast import Upcaster
 from oplog.reading.joined_log import join_log
 from oplog.reading.reader import EntryReader
@@ -42,8 +39,11 @@ from oplog.store.feed import Feed
 from oplog.store.removal import PruningStore
 
 
-class ReadingOplog(Foundation):
+class Reading:
     """What an application, an operator or a consumer asks a log."""
+
+    def __init__(self, log: LogParts) -> None:
+        self._log = log
 
     def open_reader(
         self,
@@ -57,19 +57,19 @@ class ReadingOplog(Foundation):
         Of `source`, if it is given, whatever log the database itself has.
         """
         if source is None:
-            self.store.require_home(connection)
-            source = self.store
+            self._log.store.require_home(connection)
+            source = self._log.store
         types = ShapeTable(source, connection)
-        lifts = self.catalog.has_steps or revisions
+        lifts = self._log.catalog.has_steps or revisions
         return EntryReader(
             connection,
             store=source,
-            sealer=self._sealer,
-            codec=self._codec,
+            sealer=self._log.sealer,
+            codec=self._log.codec,
             types=types,
             log_id=source.read_log_id(connection),
-            key_checks=check_keyring(connection, self.keyring, store=source),
-            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
+            key_checks=check_keyring(connection, self._log.keyring, store=source),
+            upcaster=Upcaster(self._log.catalog, types, revisions=revisions) if lifts else None,
         )
 
     def _open_log(
@@ -84,10 +84,10 @@ class ReadingOplog(Foundation):
 
         Raises `PrunedError` if entries are missing and the log must be `whole`.
         """
-        self.store.require_home(connection)
+        self._log.store.require_home(connection)
         if archive is None and whole:
-            PruningStore(self.schema).require_whole(connection)
-        source = None if archive is None else join_log(connection, archive, store=self.store)
+            PruningStore(self._log.schema).require_whole(connection)
+        source = None if archive is None else join_log(connection, archive, store=self._log.store)
         return self.open_reader(connection, revisions=revisions, source=source)
 
     def read(
@@ -136,7 +136,7 @@ class ReadingOplog(Foundation):
         return Subscription(
             engine,
             name=name,
-            feed=Feed(self.schema),
+            feed=Feed(self._log.schema),
             open_reader=self.open_reader,
             max_entries=max_entries,
         )
@@ -195,7 +195,7 @@ class ReadingOplog(Foundation):
             connection,
             open_reader=lambda inside: self._open_log(inside, archive),
             list_unstored=lambda inside, stored: list_unstored_shapes(
-                inside, self.catalog, stored=stored
+                inside, self._log.catalog, stored=stored
             ),
             limit=limit,
             progress=progress,
@@ -210,7 +210,7 @@ class ReadingOplog(Foundation):
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
         it has. Raises `PrunedError` as `replay` does.
         """
-        types = self.catalog.find_types(model)
+        types = self._log.catalog.find_types(model)
         return list_changes(self._open_log(connection, archive), types, key=key)
 
     def as_of(
@@ -226,5 +226,5 @@ class ReadingOplog(Foundation):
 
         `archive` and errors are as for `history`.
         """
-        types = self.catalog.find_types(model)
+        types = self._log.catalog.find_types(model)
         return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)
