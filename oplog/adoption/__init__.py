@@ -6,7 +6,7 @@ replay; the facade calls it. The hard thing is to agree with writers that go on 
 to be killed at any moment without harm.
 """
 
-from oplog.adoption.locking import Patience
+from oplog.adoption.locking import LockWait
 from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.run import CHUNK_ROWS, Progress, Target, adopt_tables
 
@@ -14,7 +14,7 @@ __all__ = [
     "CHUNK_ROWS",
     "AdoptedType",
     "AdoptionReport",
-    "Patience",
+    "LockWait",
     "Progress",
     "Target",
     "adopt_tables",
