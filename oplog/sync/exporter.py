@@ -25,6 +25,7 @@ from oplog.archive.ownership import check_owner, identify, read_origin
 from oplog.archive.step import Step
 from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
 from oplog.finding import Finding
+from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, read_sqlstate
 from oplog.store import Store
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore, NewPage
@@ -40,7 +41,6 @@ PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one transaction has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
 """Sealed bytes of one segment, and of all that one head adds unless a transaction has more."""
-_SERIALIZATION_FAILURE = "40001"
 _T = TypeVar("_T")
 
 
@@ -155,7 +155,7 @@ class Exporter:
                     with connection.begin():
                         self._take_epoch(connection)
         except DBAPIError as cause:
-            if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
+            if read_sqlstate(cause) != SERIALIZATION_FAILURE:
                 raise
             raise LeaseLostError(
                 "another worker published while this one did",
