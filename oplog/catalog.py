@@ -1,8 +1,8 @@
-"""Which tables are logged, under which names, grouped how, and which columns never are.
+"""`TypeCatalog`: which tables are logged, under which type names and aggregates, and which not.
 
-Holds what the application declares. Must not know a connection: what the database really
-has is compared later, by `binding`. The hard thing is saying no early: a table or column
-that cannot be logged exactly is refused by name before the first write.
+The catalog holds what the application declares, and needs no connection. `oplog.binding` compares
+it with the database later. Tables and columns that cannot be logged exactly are refused by name
+as early as they are known, before the first write.
 """
 
 from __future__ import annotations

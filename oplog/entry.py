@@ -1,8 +1,7 @@
-"""The values everything else speaks in: operations, entries, tickets, receipts.
+"""Operations, entries and tickets, and the checks of text that goes into the log.
 
-Plain frozen data, no I/O. Must not know SQLAlchemy, Postgres or the wire formats. The one
-hard thing: text that ends up in the log (aggregate names, metadata) is checked here, before
-any SQL, because Postgres refuses NUL and lone surrogates halfway through a transaction.
+Aggregate names and metadata are checked here, before any SQL runs: Postgres would refuse NUL and
+lone surrogates in the middle of the transaction.
 """
 
 from __future__ import annotations

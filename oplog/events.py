@@ -1,9 +1,8 @@
-"""What the library says about itself while it works.
+"""Events that the library reports to the callable given as `Oplog(on_event=...)`.
 
-Frozen facts handed to the callable given as `Oplog(on_event=...)`: operators count them,
-tests stop or kill the process at them. They carry ids, counts, bytes and seconds, never the
-contents of rows. The callable runs inside the transaction: it must be quick and must not
-touch the session.
+Operators count them; tests interrupt the process at them. Events hold ids, counts, bytes and
+seconds, never the contents of rows. The callable runs inside the transaction: it must be quick
+and must not use the session.
 """
 
 from __future__ import annotations

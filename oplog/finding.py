@@ -1,7 +1,6 @@
-"""What a diagnosis says: one finding for each thing that is wrong or worth knowing.
+"""`Finding`, one result of `oplog doctor`.
 
-Plain frozen data. Must not know what is judged. The hard thing is to tell the two severities
-apart: only a problem makes `oplog doctor` fail.
+Only a problem makes `oplog doctor` fail; a notice does not.
 """
 
 from __future__ import annotations

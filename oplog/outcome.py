@@ -1,7 +1,4 @@
-"""What became of a transaction whose answer was lost.
-
-Plain frozen data. Must not know how it is found out.
-"""
+"""Outcome of a transaction whose COMMIT got no answer, as `Oplog.resolve` reports it."""
 
 from __future__ import annotations
 

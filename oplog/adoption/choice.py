@@ -1,7 +1,7 @@
-"""Which types are adopted, and in which order.
+"""Selects the types to adopt and their order.
 
-Pure. Must not know a connection. The hard thing is the order: tables before those that refer
-to them, and the same for everybody, so that two adoptions never wait for each other in a ring.
+Tables come before those that refer to them, and the order is the same in every process: two
+adoptions never wait for each other in a cycle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The transaction of a chunk, and the lock that keeps its table as it was read.
+"""The transaction of a chunk, and the table lock that keeps writers out until it ends.
 
-Knows SQLAlchemy connections and Postgres' locks. Must not know rows or entries. The hard
-thing is to wait for a lock without making others wait: whoever queues for a table's lock
-stops everybody behind, so each wait is short, and there are pauses between.
+A session that waits for a table lock blocks every later one that needs a conflicting lock. Each
+wait is therefore short, with a pause before the next attempt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an adoption says of itself: to its caller, and to the call that goes on after it.
+"""Progress of an adoption: what the caller gets, and what is saved for the next call.
 
-Plain values. Must not know a connection. The hard thing is that what was saved may be read by
-another version, or was changed by hand.
+Saved progress may have been written by another version or changed by hand, so it is checked when
+it is read.
 """
 
 from __future__ import annotations

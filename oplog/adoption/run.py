@@ -1,9 +1,7 @@
-"""Tables adopted chunk by chunk, each chunk one entry.
+"""Adopts tables chunk by chunk, each chunk as one entry.
 
-Decides the order of work; what is read and how is locked is beside. The hard thing is to
-agree with writers that go on writing: a chunk's position is drawn while a lock keeps the
-table as it was read, so that every earlier change of its rows has a lower position and every
-later one a higher.
+Other sessions go on writing between chunks. The position of a chunk's entry is drawn while the
+table is locked: every earlier change of its rows has a lower position, every later one a higher.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The next rows of a table in the order of its primary key, as COPY prints them.
+"""Reads the next rows of a table by primary key, as COPY prints them.
 
-Knows SQL and the text of rows. Must not know entries. The hard thing is to stay in bounds
-whatever the rows are like: a chunk ends at a number of rows or of bytes, and a single row
-may be wider than any entry.
+A chunk ends at a number of rows or a number of bytes, whichever comes first. A single row may be
+too wide for any entry; such a row is refused, with its key in the message.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-r"""Hashes of entries: what makes an altered, moved or missing entry show.
+r"""Hashes of entries, by which an altered, moved or missing entry is found.
 
-Pure, over stored bytes only; needs no keys, so whoever may not read entries can still check
-them. Must not know the database or the types. The hard thing is that `hash_entry` is also
-computed in SQL, where the ticket is locked, and both must agree to the byte:
+Hashes are computed over stored bytes only, so a log can be checked without its keys. The append
+function computes `hash_entry` in SQL, where the ticket is locked; both must give the same bytes:
 
     sha256('oplog/v1/entry\0' || prev_hash || int8send(version)
            || timestamptz_send(recorded_at) || body_hash)
 
-Every hash starts with a label of its own, so that no input of one is an input of another;
-what has no fixed length is preceded by its length, in 4 bytes, big endian.
+Every hash starts with a label of its own, so the input of one is never the input of another. A
+part without a fixed length is preceded by its length: 4 bytes, big endian.
 """
 
 from __future__ import annotations

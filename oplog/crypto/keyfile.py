@@ -1,9 +1,7 @@
-"""The keyring's text, and the file that holds it.
+"""Parses and formats keyrings, and replaces the keyring file atomically.
 
-Strict JSON in, one line of JSON out; replaces the file without ever leaving half of it.
-Must not know what keys are used for. The hard thing is to be exact about what is wrong with
-a malformed keyring while repeating none of it: error messages and exception chains end up
-in logs, and a JSON decoder's exception carries the whole document.
+Error messages and exception chains end up in logs, so no error repeats any part of a malformed
+keyring except names. For that reason a JSON error is never chained: it holds the document.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Named data keys: where they come from, which one is current, how they are replaced.
+"""`Keyring`: named data keys, of which one is current, loaded from a file or the environment.
 
-Reads and writes the keyring file and is, with the command line, the only part that reads
-the environment. Must not know entries, the database or the ciphers. The hard thing is that
-a lost key is a lost log: a new key is on disk before anything can be sealed with it, two
-processes that rotate at once cannot drop each other's key, and no error message, `repr` or
-pickle carries key material out.
+Without its key an entry cannot be read. A new key is therefore on disk before anything is sealed
+with it, and of two processes that rotate at once neither loses the other's key. No error
+message, `repr` or pickle contains key material.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Sealing: from an entry's payload to the bytes that are stored, and back.
-
-The only module that imports the `cryptography` package. Must not know the database, the
-types or how keys are kept; it asks the keyring for a key by id. The hard thing is to refuse
-everything that was not sealed for exactly this entry, in bounded memory, and to tell a wrong
-key from altered bytes.
+"""Compresses and encrypts the payloads of entries, and opens them again.
 
     sealed = salt (24) | commitment (32) | AES-256-GCM ciphertext and tag of the frame
     plain  = the frame
@@ -15,6 +10,9 @@ its length in front. There is no associated data: the context is bound by deriva
 value of any part gives an unrelated key, nonce and commitment, and the commitment is compared
 first, so bytes moved to another entry, log, key id or format never reach the cipher. The
 commitment is needed besides: one GCM ciphertext can be built that opens under two keys.
+
+Opening uses bounded memory, and where the log remembers the key's check value it tells a wrong
+key from altered bytes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables` etc.
 
-`import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
-Alembic; must not know sessions, catalogs or keys: what needs a log, which `op.adopt_table`
-does, is given one. The hard thing is that a statement reaches the
-server exactly as it was written, executed or printed by `--sql`: SQLAlchemy reads a colon as the
-start of a parameter, the driver a percent sign, and a schema's name may hold both.
+`import oplog.migration` in an `env.py` registers them. Operations work on names and statements
+only; `op.adopt_table`, which needs a log, is given one. Statements reach the server exactly as
+they were written, executed or printed by `--sql`: SQLAlchemy would read a colon as the start of
+a parameter, the driver a percent sign, and the name of a schema may hold both.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Rows in bulk, as COPY prints them: what adoption logs without looking at each row.
+"""Decodes row blocks: many rows of one table, as COPY printed them.
 
-Pure. From the text of many rows to their effects, all of them or those under some keys. Must
-not know messages. The hard thing is that the bytes may come from anybody: what COPY does not
-write is refused, and what a block claims is counted before anything is made of it.
+Adoption writes blocks, because it logs rows without looking at each of them. A block can be
+damaged or forged. What COPY does not write is refused, and the number of rows that a block
+claims is checked before any of them is decoded.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Row effects to payload bytes and back.
+"""Encodes row effects to payload bytes and decodes them.
 
-Pure. `Effect` is an operation in wire values, which replay turns into SQL text without a
-detour through Python objects. Must not know sealing or the database. The hard thing is
-absence: a column set to NULL, a column set to its type's default and a column not written
-must stay three different things.
+Effects hold wire values: replay turns them into SQL text without making Python objects. Three
+cases must stay apart on the wire: a column set to NULL, a column set to its protobuf default,
+and a column that was not written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Where Postgres keeps the columns of a logged type: by number, which survives a rename.
+"""Identifies the columns of a logged type by their numbers in the catalog, not by name.
 
-Pure. A name says what a column is called; its number in the catalog says which column it is. A
-renamed column keeps its number, a column that was dropped and added again has a new one.
-Numbers mean something inside one database only.
+A renamed column keeps its number (`attnum`). A column that was dropped and added again has a
+new one. Numbers are valid inside one database only.
 """
 
 from __future__ import annotations

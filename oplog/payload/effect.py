@@ -1,7 +1,7 @@
-"""The effect of a transaction on one row: in wire values, and as the operation people see.
+"""`Effect`, a transaction's change of one row in wire values, and its conversion to `Operation`.
 
-Pure. Must not know bytes or the database. The hard thing is to refuse, from what is given by
-hand, every value whose stored form is not certain.
+An operation that the application gives by hand is refused when the stored form of one of its
+values is not certain: the log would differ from the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Python's cyclic garbage collector, paused for work that makes many objects and no cycles.
+"""Pauses Python's cyclic garbage collector during work that makes many objects and no cycles.
 
-Must not know what the work is. The hard thing is that the collector belongs to the whole
-process: other threads' garbage is still to be collected, and the setting found is restored.
+The collector belongs to the whole process: other threads' garbage is still collected between
+batches, and the previous setting is restored at the end.
 """
 
 from __future__ import annotations

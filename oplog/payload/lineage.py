@@ -1,8 +1,8 @@
-"""What became of a type's columns from one revision to the next, and whether names tell it.
+"""Follows a type's columns from one revision to the next, and finds renamed and replaced ones.
 
-Pure. Old rows are read by the names of their columns. That is wrong after a rename, and after a
-column was dropped and another one of its name was added: numbers in the catalog tell. Revisions
-were stored in several databases, and some before numbers were.
+Rows of an old revision are read by column name. That is wrong after a rename, and after a column
+was dropped and another one was added under its name. Column numbers show both. Revisions may
+come from several databases, and the oldest ones have no numbers; then only names count.
 """
 
 from __future__ import annotations

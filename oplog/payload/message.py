@@ -1,8 +1,7 @@
-"""Whether an application's own protobuf message can hold every value of its table.
+"""Checks that an application's own protobuf message can hold every value of its table.
 
-Pure, decided at registration. Must not know the database. The hard thing is to refuse a
-field that fits today's rows and not tomorrow's: an int32 for a bigint, a double for a
-numeric.
+The check runs when the type is registered. It compares types, not values: an int32 for a bigint
+column is refused even if every value in the table today would fit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The shape of a type whose message the application compiled itself.
+"""Makes the shape of a type whose protobuf message the application compiled itself.
 
-Pure. Must not know a database. The application counts the revisions: one that the log has
-already must still mean the same bytes, of the same columns.
+The application numbers its revisions. A revision that is in the log already must still stand
+for the same bytes and the same columns.
 """
 
 from __future__ import annotations

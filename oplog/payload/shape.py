@@ -1,9 +1,7 @@
-"""The shape of a logged type: its columns, their field numbers, its protobuf message.
+"""`Shape`, one revision of a logged type: its columns, field numbers and protobuf message.
 
-Pure: from what an application declares and what the log already knows, to a `Shape`. Must
-not know a database or a session. The hard thing is that field numbers are for ever: a
-column keeps its number through every revision, a removed one's number is never given to
-another column, and a column whose kind of value changed gets a new number.
+Field numbers are permanent. A column keeps its number through every revision, the number of a
+removed column is never used again, and a column whose values changed kind gets a new number.
 """
 
 from __future__ import annotations

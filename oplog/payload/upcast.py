@@ -1,8 +1,7 @@
-"""Entries read as another revision of their type, through the catalog's declared steps.
+"""Converts effects between revisions of a type, through the steps declared in the catalog.
 
-Pure. Entries are never rewritten: an old one is lifted when it is read. Must not know where
-it came from. The hard thing is a partial row: an update carries only what changed, and a
-step gets just that.
+Stored entries are never rewritten; an old one is converted each time it is read. An update holds
+only the columns that changed, so a step may be called with a part of a row.
 """
 
 from __future__ import annotations

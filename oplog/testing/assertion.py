@@ -1,7 +1,7 @@
-"""Assertions for tests of an application: is it logged, is it tracked.
+"""Assertions for an application's tests: `assert_logged` and `assert_tracked`.
 
-They raise `AssertionError`, as tests expect. Must not know pytest. The hard thing is the
-message: a test that fails has to say what was found instead, without a debugger.
+They raise `AssertionError` and do not need pytest. The message of a failed assertion lists what
+the log holds instead, so that a failure in CI can be understood without a debugger.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Where the programs of a PostgreSQL server are on this machine.
+"""Finds the programs of a PostgreSQL server on this machine.
 
 Looks at a directory that was named, the wheel of the `embedded` extra, Debian's versioned
-directories, and PATH, in this order. Must not start anything and must not import the wheel:
-importing it warns, and creates a directory for its own bookkeeping. The hard thing is saying
-what was looked for when nothing was found.
+directories, and PATH, in this order. The wheel is located without importing it: importing it
+warns, and creates a directory for its own bookkeeping.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Fixtures for pytest: a database with a log, and a strict one that is verified at the end.
+"""Fixtures for pytest: a database with a log, and a strict log that is verified after each test.
 
 Use it by `pytest_plugins = ["oplog.testing.plugin"]` in the top `conftest.py`, or by
-`from oplog.testing.plugin import *`. The only module that imports pytest, which is an extra.
-The hard thing is what the verification at the end is worth: tables are guarded and the log
-is strict, so that what slips past either raises where it happens or is found afterwards.
+`from oplog.testing.plugin import *`. Tables are guarded and the log is strict: an unlogged write
+raises where it happens, or the verification after the test finds it.
 """
 
 from __future__ import annotations

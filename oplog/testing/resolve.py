@@ -1,8 +1,7 @@
-"""Which PostgreSQL server a test run uses: a given one, a container's, or an embedded one.
+"""Chooses the PostgreSQL server of a test run: a given one, a container, or an embedded one.
 
-Holds the order and the reasons. Must not read the environment: the caller hands it in. The
-hard thing is never to fall back silently: what was forced is used or fails, and what was
-passed over is named together with why.
+The caller passes the environment in. There is no silent fallback: a server that was asked for is
+used or the run fails, and one that was passed over is named with the reason.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A PostgreSQL server for tests and demonstrations that leaves nothing behind.
 
-Holds the owner's side: where the programs are, what the server is told, how to talk to its
-watchdog. Must not know the log. The hard thing, ending the server however its owner ends, is
-the watchdog's: a process of its own (`oplog/testing/watchdog.py`).
+`EmbeddedServer` runs in the owner's process: it finds the programs, sends the settings and talks
+to the watchdog. The watchdog (`oplog/testing/watchdog.py`) is a process of its own, which ends
+the server and deletes its directory however the owner ends.
 """
 
 from __future__ import annotations

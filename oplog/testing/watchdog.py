@@ -1,11 +1,10 @@
 """The process that owns an embedded PostgreSQL server: makes, runs, kills and removes it.
 
-Run as a script by `oplog.testing.server`, one per server, with only the standard library: it
-must be up before the package could be imported. Reads one JSON document per line from standard
-input, first the job, then commands, and answers each with one line. The hard thing is that
-nothing stays behind however the owner ends: it watches both the pipe and the owner's process
-(a pipe alone is kept open by whatever the owner forked), and it adopts the server's children
-so that killed ones are buried.
+`oplog.testing.server` runs this file as a script, once per server, with the standard library
+only. It reads one JSON document per line from standard input, first the job, then commands, and
+answers each with one line. It watches both the pipe and the owner's process: a process that the
+owner forked may keep the pipe open. It becomes the parent of the server's orphaned children, so
+that killed ones are reaped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Codec of arrays: Postgres' array literals, written and read.
+"""Codec of array types: reads and writes Postgres array literals.
 
-Pure. Knows its element only as another `ValueCodec`. The hard thing is quoting: written
-exactly as Postgres prints it, because the literal itself is the logged value.
+The literal itself is the logged value. A predicted literal is therefore quoted exactly as
+Postgres quotes it, or it would differ from the one that is read back. Multidimensional arrays
+and arrays with other lower bounds than 1 are never predicted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fields of COPY's text format, written and read.
+"""Reads and writes fields in the text format of COPY.
 
-Pure. Knows no types. The hard thing is only speed: it sees every value of a replay. What is
-read may come from anybody, so only what COPY itself writes is accepted.
+Both functions run once for every value of a replay, so they are written for speed. The reader
+accepts only what COPY itself writes: a block may come from a damaged or a forged entry.
 """
 
 from __future__ import annotations

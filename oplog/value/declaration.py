@@ -1,8 +1,7 @@
-"""From a column's declaration to the kind of its logged values.
+"""Maps a column's SQL type, as a model declares it, to the kind of its logged values.
 
-Pure. Knows spellings of types in DDL only. The hard thing: it must agree with `codec_for` on
-the type that Postgres makes of the declaration, since message shapes are derived from the
-former and values from the latter.
+The result must agree with `codec_for` on the type that Postgres makes of the declaration:
+message fields are derived from the declaration, values from the column in the database.
 """
 
 from __future__ import annotations

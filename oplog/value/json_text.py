@@ -1,8 +1,7 @@
 """Codecs of json and jsonb.
 
-Pure. Must not know other types. The hard thing: json keeps the sender's bytes, which depend
-on a serializer that cannot be seen from here, while jsonb is printed in one normal form that
-can be predicted whatever the serializer was.
+json is stored byte for byte as the client's serializer wrote it, which cannot be predicted.
+jsonb is printed in one normal form that does not depend on the serializer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The kinds of wire value, the codec record, and the settings that fix Postgres' text.
+"""Defines the kinds of wire value, `ValueCodec`, and the settings under which text is read.
 
-Plain definitions. Must not know any particular Postgres type. The hard thing is that `::text`
-depends on the session: the same row prints differently under another DateStyle or time zone,
-so text is only meaningful together with `TEXT_SETTINGS`.
+What `::text` prints depends on the session: another DateStyle or time zone gives other text for
+the same row. Text of a value is valid only under `TEXT_SETTINGS`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Codecs of the date and time types.
 
-Pure. Must not know other types. The hard things: printing exactly as Postgres does under
-`TEXT_SETTINGS` (fractions without trailing zeros, hours-only offsets, signs inside
-intervals), and leaving alone whatever would pass through the session's time zone.
+A predicted value must be printed exactly as Postgres prints it under `TEXT_SETTINGS`: fractions
+without trailing zeros, offsets in hours where possible, a sign after a negative part of an
+interval. Values that the session's time zone would convert are not predicted.
 """
 
 from __future__ import annotations

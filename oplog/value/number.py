@@ -1,8 +1,7 @@
 """Codecs of boolean, the integers, the floats and numeric.
 
-Pure. Must not know other types. The hard things: numeric keeps its display scale and rounds
-half away from zero, and a real printed in decimal must not be rounded twice (first to a
-double, then to a float) when it is read.
+numeric keeps its display scale and rounds half away from zero. The text of a `real` is rounded
+once, straight to single precision: going through a double can give another value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Codecs of strings, enums, bytea and uuid.
 
-Pure. Must not know other types. The hard thing is character(n): Postgres pads it with blanks
-but `::text` takes them off again, so the wire value has none, from whichever side it comes.
+character(n) is stored padded with blanks. `::text` removes them, and the text of a row or an
+array does not. The wire value never has them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From the name of a Postgres type to its codec, or to a refusal.
+"""Finds the codec of a Postgres type by its name, or refuses the type.
 
-Pure. Must not know tables or columns. The hard thing is what to do with types it has never
-heard of: they travel as text, which their own output and input functions must round-trip,
-and nothing about them is predicted.
+An unknown type is logged as text, which its own input function must read back, and is never
+predicted. A type is refused when its text means something else in another database, or cannot
+be read back.
 """
 
 from __future__ import annotations
