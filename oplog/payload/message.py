@@ -37,12 +37,12 @@ _ADVICE: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ExpectedField:
-    """A logged column, as a field of a message has to hold it."""
+    """A logged column for which the message needs a field."""
 
     name: str
     kind: Kind
     wide: bool
-    """The column is a bigint, whose values an int32 does not hold."""
+    """The column is a bigint, whose values do not fit into an int32."""
 
 
 def check_message(
@@ -53,8 +53,8 @@ def check_message(
 ) -> None:
     """Raise unless the message has a field for every column that holds all its values.
 
-    `ConfigurationError` names a column without a field, `NotCapturableError` one whose field
-    is too narrow or of another kind.
+    `ConfigurationError` names a column without a field, `NotCapturableError` a column whose
+    field is too narrow or of another kind.
     """
     name = message_class.DESCRIPTOR.full_name
     fields = {field.name: field for field in message_class.DESCRIPTOR.fields}

@@ -34,9 +34,9 @@ _SINGLE_BITS = 24
 
 
 def declared_kind(sql_type: str) -> Kind:
-    """The kind for a type as DDL spells it, such as 'BIGINT', 'VARCHAR(40)' or 'INTEGER[]'.
+    """Return the kind of a type as DDL spells it, such as 'BIGINT', 'VARCHAR(40)', 'INTEGER[]'.
 
-    Whatever is not recognised, a domain or an enum among it, is `Kind.TEXT`.
+    Every name that is not recognised, such as a domain's or an enum's, is `Kind.TEXT`.
     """
     name = " ".join(sql_type.lower().split())
     if match := _FLOAT.fullmatch(name):
