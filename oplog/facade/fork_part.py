@@ -58,6 +58,26 @@ class ForkReport:
     lost: list[LostEntry]
     branches: list[Branch]
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "forked": self.forked,
+            "generation": self.generation,
+            "sequence": self.sequence,
+            "common_sequence": self.common_sequence,
+            "lost_count": self.lost_count,
+            "lost": [entry.to_json() for entry in self.lost],
+            "branches": [
+                {
+                    "generation": branch.generation,
+                    "common_sequence": branch.sequence,
+                    "last_sequence": branch.last,
+                    "head": branch.head,
+                }
+                for branch in self.branches
+            ],
+        }
+
 
 class Forks:
     """What an operator does when the database forgot what was published."""

@@ -259,6 +259,8 @@ class Oplog:
     inquire_async = PartMethod("_outcomes", Outcomes.inquire_async)
 
     # -- reading
+    tail = PartMethod("_reading", Reading.tail)
+    read_key = PartMethod("_reading", Reading.read_key)
     open_reader = PartMethod("_reading", Reading.open_reader)
     read = PartMethod("_reading", Reading.read)
     subscribe = PartMethod("_reading", Reading.subscribe)
@@ -269,6 +271,7 @@ class Oplog:
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)
+    require_log = PartMethod("_publishing", Publishing.require_log)
     sync = PartMethod("_publishing", Publishing.sync)
     wait_until_archived = PartMethod("_publishing", Publishing.wait_until_archived)
     measure_lag = PartMethod("_publishing", Publishing.measure_lag)
@@ -298,3 +301,8 @@ class Oplog:
     # -- examination
     diagnose = PartMethod("_examination", Examination.diagnose)
     find_restore_problems = PartMethod("_examination", Examination.find_restore_problems)
+    status = PartMethod("_examination", Examination.status)
+    grants = PartMethod("_examination", Examination.grants)
+    list_types = PartMethod("_examination", Examination.list_types)
+    print_proto = PartMethod("_examination", Examination.print_proto)
+    store_types = PartMethod("_examination", Examination.store_types)

@@ -45,6 +45,11 @@ class Publishing:
             **settings,
         )
 
+    def require_log(self, engine: Engine) -> None:
+        """Raise `SchemaVersionError` unless the database has the log's tables."""
+        with engine.connect() as connection:
+            self._log.store.require_current(connection)
+
     def emit_step(self, step: Step, path: str, size: int) -> None:
         """Report a step of the publishing protocol as an event."""
         self._log.on_event(ArchiveStepDone(step.value, path, size))
@@ -60,6 +65,7 @@ class Publishing:
         standby and for an archive that holds another log. `SchemaDriftError`, after everything is
         published, while rows of an old revision would be read under a wrong name.
         """
+        self.require_log(engine)
         report = self.make_exporter(archive, fork=fork).publish_all(engine)
         with engine.connect() as connection:
             problems = self._examination.require_readable(connection)
@@ -104,6 +110,7 @@ class Publishing:
         and `KeyUnavailableError` for a sealed log without a keyring.
         """
         with engine.connect() as connection:
+            self._log.store.require_current(connection)
             # Without keys the rows of a sealed log would go into the archive as plaintext.
             check_keyring(connection, self._log.keyring, store=self._log.store)
         return publish_snapshot(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.archived_log import ArchivedLog
 from oplog.binding import (
     ShapeTable,
     check_keyring,
     list_unstored_shapes,
 )
+from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
     LoggedEntry,
@@ -114,15 +117,75 @@ class Reading:
         """
         reader = self._open_log(connection, archive, revisions=revisions, whole=False)
         snapshot = reader.store.read_snapshot(connection)
-        pairs = tuple(
-            (key, value)
-            for key, given in (metadata or {}).items()
-            for value in check_metadata(key, given)
-        )
+        pairs = _flatten(metadata)
         if isinstance(through, datetime):
             through = reader.store.find_position(connection, through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
+
+    def tail(
+        self,
+        connection: Connection,
+        *,
+        last: int | None = 20,
+        aggregate: str | None = None,
+        metadata: Mapping[str, str | Iterable[str]] | None = None,
+        after: int | datetime | None = None,
+        through: int | datetime | None = None,
+        archive: Archive | None = None,
+    ) -> Iterable[LoggedEntry]:
+        """The `last` entries that `read` would give, oldest first; None for all of them.
+
+        Costs what it gives, however long the log is; with an `archive` the log is read from its
+        beginning, or from `after`.
+        """
+        self._log.store.require_current(connection)
+        first = self._find_position(connection, after, archive)
+        end = self._find_position(connection, through, archive)
+        if last is not None and archive is None:
+            first = find_tail_start(
+                connection,
+                EntryFilter(aggregate, _flatten(metadata), first, end),
+                schema=self._log.schema,
+                count=last,
+            )
+        entries = self.read(
+            connection,
+            aggregate=aggregate,
+            metadata=metadata,
+            after=first,
+            through=end,
+            archive=archive,
+        )
+        if last is None or archive is None:
+            return entries
+        # What the database has no longer cannot be counted from its end.
+        return deque(entries, maxlen=last)
+
+    def _find_position(
+        self, connection: Connection, place: int | datetime | None, archive: Archive | None
+    ) -> int | None:
+        if not isinstance(place, datetime):
+            return place
+        store = self._log.store
+        found = store.find_position(connection, place, snapshot=store.read_snapshot(connection))
+        if archive is None:
+            return found
+        source = ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
+        return max(found, source.find_position(connection, place, snapshot=""))
+
+    def read_key(
+        self, connection: Connection, model: Any, *, texts: Sequence[str]
+    ) -> dict[str, object]:
+        """A row's primary key from text as people write it, for `history` and `as_of`.
+
+        Each text is read by its column's own input function. They come in the key's order, or
+        each as `column=text`. Raises `ConfigurationError` for text that is no key.
+        """
+        self._log.store.require_current(connection)
+        table = self._log.catalog.find_types(model)[0].table
+        columns = [column.name for column in table.primary_key]
+        return read_key(connection, table, texts=match_key(texts, columns))
 
     def subscribe(
         self, engine: Engine, *, name: str, max_entries: int = BATCH_ENTRIES
@@ -228,3 +291,14 @@ class Reading:
         """
         types = self._log.catalog.find_types(model)
         return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)
+
+
+def _flatten(
+    metadata: Mapping[str, str | Iterable[str]] | None,
+) -> tuple[tuple[str, str], ...]:
+    """Every key with each of its values, checked."""
+    return tuple(
+        (key, value)
+        for key, given in (metadata or {}).items()
+        for value in check_metadata(key, given)
+    )

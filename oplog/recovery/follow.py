@@ -8,7 +8,8 @@ before, so that a log with another past is told from one that only went on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -54,6 +55,10 @@ class FollowReport:
     generation: int
     position: int
     rebuilt: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

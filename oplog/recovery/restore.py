@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -86,6 +87,10 @@ class RestoreReport:
     entries: int
     sequence: int
     generation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 Finish = Callable[[Connection, RestoreReport], None]

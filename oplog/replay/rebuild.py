@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy.engine import Connection
 
@@ -57,6 +57,10 @@ class ReplayReport:
     entries: int
     position: int
     digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(slots=True)

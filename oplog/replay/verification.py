@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -48,6 +49,17 @@ class VerifyReport:
     rows: int
     entries: int
     position: int
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The verdict as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "ok": self.ok,
+            "count": self.count,
+            "rows": self.rows,
+            "entries": self.entries,
+            "position": self.position,
+            "differences": [one.to_json(redact=redact) for one in self.differences],
+        }
 
 
 def verify_tables(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy.engine import Connection, Engine
@@ -61,6 +61,10 @@ class SyncReport:
     generation: int = 0
     lost: int = 0
     problems: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
