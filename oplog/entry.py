@@ -18,7 +18,7 @@ from oplog.errors import EntryError, InvalidMetadataError
 from oplog.json_value import format_time, hide, to_json_value
 
 MAX_AGGREGATE_BYTES = 1024
-"""Longest aggregate name, in UTF-8 bytes: it is part of a btree key (limit 2704 bytes)."""
+"""Longest aggregate name, in UTF-8 bytes. It is part of a btree key, which may have 2704."""
 MAX_METADATA_KEY_BYTES = 128
 MAX_METADATA_VALUE_BYTES = 1024
 MAX_METADATA_VALUES = 256
@@ -28,7 +28,7 @@ MAX_ENTRY_BYTES = 16 * 1024 * 1024
 
 
 class OpType(enum.IntEnum):
-    """What an operation did to its row. The numbers are the wire format's."""
+    """Kind of an operation. The numbers are part of the wire format."""
 
     CREATE = 1
     UPDATE = 2
@@ -42,11 +42,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Operation:
     """The effect of a transaction on one row.
 
-    `key` maps primary-key columns to values; `fields` holds what was written, by column
-    name: every column for a create, the changed ones for an update (set to NULL is present
-    as None), nothing for a delete. Values are Python's natural ones for the column's
-    Postgres type; a value Python cannot hold (infinite timestamps, dates BC) is a str in
-    Postgres' text form.
+    `key` maps primary-key columns to values. `fields` maps the written columns to values:
+    every column for a create, the changed ones for an update (None for NULL), none for a
+    delete. Values have the natural Python type of the column's Postgres type; a value that
+    Python cannot hold (infinite timestamps, dates BC) is a str in Postgres' text form.
     """
 
     kind: OpType
@@ -58,19 +57,19 @@ class Operation:
     def create(
         cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> Operation:
-        """A row that did not exist before. `fields` need not repeat the key."""
+        """Return the create of a new row. `fields` need not repeat the key."""
         return cls(OpType.CREATE, type_name, dict(key), {**key, **fields})
 
     @classmethod
     def update(
         cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> Operation:
-        """New values for some columns of an existing row."""
+        """Return an update of some columns of an existing row."""
         return cls(OpType.UPDATE, type_name, dict(key), dict(fields))
 
     @classmethod
     def delete(cls, type_name: str, *, key: Mapping[str, Any]) -> Operation:
-        """The row is gone."""
+        """Return the delete of a row."""
         return cls(OpType.DELETE, type_name, dict(key), _NOTHING)
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
@@ -96,13 +95,13 @@ class Entry:
         if not self.operations:
             raise EntryError(
                 f"entry for aggregate {aggregate!r} holds no operation",
-                hint="append an entry only when something changed",
+                hint="give at least one operation, or do not append the entry",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """An aggregate's version as read at one moment; version 0 means never written."""
+    """An aggregate's version when it was read; 0 if the aggregate has no entry yet."""
 
     aggregate: str
     version: int
@@ -112,9 +111,9 @@ class Ticket:
 class LoggedEntry:
     """An entry as read back.
 
-    `position` is causal and has gaps; `sequence` is contiguous and None until the entry is
-    archived. `metadata` maps keys to lists of values. `recorded_at` is the database's clock
-    when the entry was written, shortly before COMMIT; never order by it.
+    `position` orders entries causally and has gaps. `sequence` has no gaps and is None until
+    the entry is archived. `metadata` maps keys to lists of values. `recorded_at` is the
+    database's clock when the entry was written, shortly before COMMIT; never order by it.
     """
 
     position: int
@@ -168,11 +167,11 @@ class Change:
 
 
 def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
-    """UTF-8 bytes of `text`, or `error` if Postgres could not store it as text."""
+    """Return the UTF-8 bytes of `text`; raise `error` if Postgres could not store it as text."""
     if not isinstance(text, str):
         raise error(
             f"{what} is a {type(text).__name__}, not a str",
-            hint="convert it with str() and say in the key what it is",
+            hint="convert it with str()",
         )
     if "\x00" in text:
         raise error(
@@ -189,7 +188,7 @@ def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
 
 
 def check_aggregate_name(name: str) -> str:
-    """`name`, if it can name an aggregate; else `EntryError`."""
+    """Return `name`; raise `EntryError` if it cannot name an aggregate."""
     data = check_text(name, "aggregate name", EntryError)
     if not data:
         raise EntryError(
@@ -198,14 +197,14 @@ def check_aggregate_name(name: str) -> str:
         )
     if len(data) > MAX_AGGREGATE_BYTES:
         raise EntryError(
-            f"aggregate name of {len(data)} bytes is over {MAX_AGGREGATE_BYTES}: {name[:60]!r}…",
+            f"aggregate name has {len(data)} bytes, over {MAX_AGGREGATE_BYTES}: {name[:60]!r}…",
             hint="declare a shorter template for this table in aggregates={...}",
         )
     return name
 
 
 def check_metadata(key: str, value: object) -> list[str]:
-    """The list of values for `key`, each checked; else `InvalidMetadataError`."""
+    """Return the values of `key` as a list; raise `InvalidMetadataError` for an invalid one."""
     key_bytes = check_text(key, "metadata key", InvalidMetadataError)
     if not 0 < len(key_bytes) <= MAX_METADATA_KEY_BYTES:
         raise InvalidMetadataError(

@@ -13,12 +13,12 @@ Severity = Literal["problem", "notice"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a diagnosis found.
+    """One thing that `oplog doctor` found.
 
-    `severity`: a problem means that a change may go unlogged or that a promise does not hold;
-    a notice is worth knowing and needs no action. `what` is a short code that stays the same
-    between versions, `where` the table, trigger, function, setting or role. `message` says
-    what is the case, `hint` what to do about it.
+    `severity`: with a problem, a change may go unlogged or a guarantee may not hold; a notice
+    is worth knowing and needs no action. `what` is a short code that does not change between
+    versions. `where` is the table, trigger, function, setting or role. `message` describes the
+    finding, `hint` says what to do about it.
     """
 
     severity: Severity
@@ -33,10 +33,10 @@ class Finding:
 
 
 def make_problem(what: str, where: str, *, message: str, hint: str) -> Finding:
-    """Something may go unlogged, or a promise does not hold."""
-    return Finding("problem", what, where, message, hint)
+    """Return a problem: a change may go unlogged, or a guarantee may not hold."""
+    return Finding(severity="problem", what=what, where=where, message=message, hint=hint)
 
 
 def make_notice(what: str, where: str, *, message: str, hint: str) -> Finding:
-    """Allowed and declared, or common, but worth knowing."""
-    return Finding("notice", what, where, message, hint)
+    """Return a notice: something that was declared, or that is common and worth knowing."""
+    return Finding(severity="notice", what=what, where=where, message=message, hint=hint)

@@ -24,10 +24,10 @@ from oplog.postgres.work import pin_settings
 _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "client_encoding": "UTF8",
-        # Row security would hide rows in silence; this makes it an error.
+        # Row security would hide rows silently; "off" turns that into an error.
         "row_security": "off",
-        # A chunk is a walk along the primary key. Planned by cost it may become a scan of the
-        # whole table and a sort, for each chunk.
+        # A chunk is read along the index of the primary key. Without this the planner may
+        # choose to scan and sort the whole table, for each chunk.
         "enable_sort": "off",
         "jit": "off",
     }
@@ -36,7 +36,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class LockWait:
-    """How a lock is waited for: `attempt_seconds` in its queue each time, pauses between.
+    """How long to wait for a lock: `attempt_seconds` in its queue each time, with pauses between.
 
     The pauses all have the same length, half of it drawn at random: others write meanwhile, and
     waiting longer would not help them.
@@ -52,7 +52,7 @@ class LockWait:
 
 @contextmanager
 def open_own(connection: Connection) -> Iterator[None]:
-    """A transaction for one chunk."""
+    """Open a transaction for one chunk."""
     with connection.begin():
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         with pin_settings(connection, restore=False, more=_SETTINGS):
@@ -61,15 +61,16 @@ def open_own(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def open_inside(connection: Connection) -> Iterator[None]:
-    """The caller's transaction, whose settings are put back."""
+    """Use the caller's transaction; its settings are restored at the end."""
     with pin_settings(connection, more=_SETTINGS):
         yield
 
 
 def check_isolation(connection: Connection) -> None:
-    """Raise `ConfigurationError` for an open transaction that sees an older state.
+    """Raise `ConfigurationError` unless the open transaction is READ COMMITTED.
 
-    What it reads under the lock would be rows as they were, at a position after their changes.
+    At a higher isolation level it would read old versions of rows under the lock, and log them
+    at a position after their latest changes.
     """
     isolation = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation')"
@@ -77,16 +78,16 @@ def check_isolation(connection: Connection) -> None:
     if isolation != "read committed":
         raise ConfigurationError(
             f"an adoption cannot run inside a {str(isolation).upper()} transaction: it would "
-            "read rows as they were when that began",
-            hint="use a READ COMMITTED transaction, or a connection that is in none",
+            "read rows as they were when the transaction began",
+            hint="use a READ COMMITTED transaction, or a connection without a transaction",
         )
 
 
 def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: LockWait) -> None:
-    """Keep writers out of the tables until the transaction ends.
+    """Lock the tables against writers until the transaction ends.
 
-    SHARE: whoever reads goes on reading. Raises `ConflictError`, retryable, when the locks are
-    not to be had for so long.
+    The mode is SHARE, which does not block readers. Raises a retryable `ConflictError` when the
+    locks are not granted in time.
     """
     pauses = wait.backoff.begin()
     names = ", ".join(name_rows(table) for table in tables)
@@ -99,7 +100,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
         except OperationalError as error:
             if read_sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-            # Of several tables' locks none is kept.
+            # Releases the locks already granted on other tables of the list.
             _execute(connection, f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
             pause = next(pauses, None)
             if pause is None:
@@ -115,9 +116,9 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
 def _unavailable(tables: Sequence[LiveTable], wait: LockWait) -> ConflictError:
     names = ", ".join(f"{table.schema}.{table.name}" for table in tables)
     error = ConflictError(
-        f"the lock on {names} was not to be had within {wait.backoff.deadline_seconds:g} seconds: "
-        "a transaction that wrote there is still open",
-        hint="end that transaction and adopt again: it goes on where it stopped",
+        f"the lock on {names} was not granted within {wait.backoff.deadline_seconds:g} seconds: a "
+        "transaction that wrote there is still open",
+        hint="end that transaction and adopt again: adoption continues where it stopped",
     )
     error.retryable = True
     return error

@@ -15,11 +15,11 @@ from oplog.errors import DecodeError
 
 @dataclass(frozen=True, slots=True)
 class AdoptedType:
-    """How far the adoption of one type is.
+    """Progress of the adoption of one type.
 
-    `rows` and `entries` were logged by this call, `earlier_rows` by calls before it.
-    `estimated_rows` is what the planner believes the table has. `finished` says that every
-    row there was is in the log.
+    `rows` and `entries` were logged by this call, `earlier_rows` by earlier calls.
+    `estimated_rows` is the planner's estimate of the table's rows. `finished`: every row that
+    the table had is in the log.
     """
 
     type_name: str
@@ -45,18 +45,18 @@ class AdoptedType:
 
 @dataclass(frozen=True, slots=True)
 class AdoptionReport:
-    """What an adoption logged, by type, in the order in which the types were adopted."""
+    """What an adoption logged, by type, in the order of adoption."""
 
     types: tuple[AdoptedType, ...]
 
     @property
     def rows(self) -> int:
-        """Rows that this call logged."""
+        """Rows logged by this call."""
         return sum(one.rows for one in self.types)
 
     @property
     def entries(self) -> int:
-        """Entries that this call wrote."""
+        """Entries written by this call."""
         return sum(one.entries for one in self.types)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,9 +70,10 @@ class AdoptionReport:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far an adoption came, as it is saved.
+    """Saved progress of an adoption.
 
-    `after` is the last adopted row's key, as text; `revision` the type's when it began.
+    `after` is the key of the last adopted row, as text; `revision` is the revision of the type
+    when the adoption began.
     """
 
     after: dict[str, str] | None = None
@@ -82,16 +83,16 @@ class Reached:
     revision: int = 0
 
     def to_json(self) -> str:
-        """What is saved."""
+        """Return the text that is saved."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | None) -> Reached:
-        """The inverse of `to_json`; None is the beginning."""
+        """Return the inverse of `to_json`; None stands for the beginning."""
         try:
             return cls() if text is None else cls(**json.loads(text))
         except (TypeError, ValueError) as cause:
             raise DecodeError(
                 f"the saved progress of an adoption cannot be read: {text!r:.200}",
-                hint="delete its row in oplog_checkpoint: the adoption then begins again",
+                hint="delete its row in oplog_checkpoint: the adoption then starts again",
             ) from cause

@@ -41,15 +41,15 @@ from oplog.store.adopted import (
 )
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after each chunk with the rows adopted so far and those estimated in all."""
+"""Called after each chunk with the number of adopted rows and the estimated total."""
 
 CHUNK_ROWS: Final = 25_000
-"""Most rows adopted under one lock, unless told otherwise."""
+"""Most rows adopted under one lock, by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A log to adopt into, and how its entries are made."""
+    """The log to adopt into, and what is needed to make its entries."""
 
     store: Store
     keyring: Keyring | None
@@ -70,10 +70,10 @@ def adopt_tables(
     again: bool = False,
     progress: Progress | None = None,
 ) -> AdoptionReport:
-    """What `Oplog.adopt` does; with `dry_run` only what it says."""
+    """Adopt the tables, as `Oplog.adopt` documents; with `dry_run` only report on them."""
     if not 1 <= chunk_rows <= MAX_BLOCK_ROWS:
         raise ConfigurationError(
-            f"a chunk of {chunk_rows} rows", hint=f"give chunk_rows=1 to {MAX_BLOCK_ROWS}"
+            f"a chunk cannot have {chunk_rows} rows", hint=f"give chunk_rows=1 to {MAX_BLOCK_ROWS}"
         )
     chosen = choose_types(catalog, tables)
     Driver(connection, doing="an adoption")
@@ -121,7 +121,7 @@ def _survey(connection: Connection, bound: BoundType, target: Target) -> Adopted
 
 
 class _Work:
-    """One call's work on one connection."""
+    """One adoption on one connection."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Work:
         lock_wait: LockWait,
         most_rows: int,
     ) -> None:
-        """`own`: each chunk in a transaction of its own, else all in the caller's."""
+        """`own`: one transaction per chunk; otherwise all chunks in the caller's transaction."""
         self._connection = connection
         self._binding = binding
         self._target = target
@@ -143,7 +143,7 @@ class _Work:
         self._store = AdoptionStore(target.store.schema)
 
     def restart(self, types: list[AdoptedType]) -> list[AdoptedType]:
-        """Begin anew with what was finished; what was interrupted goes on."""
+        """Reset the types that were finished; those that were interrupted continue."""
         with open_own(self._connection) if self._own else open_inside(self._connection):
             for one in types:
                 if one.finished:
@@ -155,9 +155,10 @@ class _Work:
         ]
 
     def run(self, types: list[AdoptedType], progress: Progress | None) -> Iterator[AdoptedType]:
-        """Adopt what is not finished."""
+        """Adopt the types that are not finished, and yield each when it is."""
         if not self._own:
-            # All at once: held one by one, each would be held while the next is waited for.
+            # All at once: otherwise earlier tables would stay locked during the wait for later
+            # ones.
             self._lock([one for one in types if not one.finished])
         rows = sum(one.earlier_rows for one in types)
         expected = sum(max(one.estimated_rows, one.earlier_rows) for one in types)
@@ -182,7 +183,7 @@ class _Work:
             yield current
 
     def _adopt_next(self, current: AdoptedType, limit: int) -> tuple[Chunk | None, Reached]:
-        """The next chunk, appended, and how far that is; no chunk if there was none left."""
+        """Append the next chunk and return it with the new progress; None if none was left."""
         name = current.type_name
         scope: AbstractContextManager[None] = (
             open_own(self._connection) if self._own else open_inside(self._connection)
@@ -205,18 +206,18 @@ class _Work:
                 self._connection, bound, order=order, after=reached.after, limit=limit
             )
             reached = Reached(
-                chunk.key or reached.after,
-                reached.rows + chunk.count,
-                reached.entries + 1,
-                chunk.last,
-                reached.revision,
+                after=chunk.key or reached.after,
+                rows=reached.rows + chunk.count,
+                entries=reached.entries + 1,
+                done=chunk.last,
+                revision=reached.revision,
             )
             self._append(bound, chunk, reached)
             self._store.write_progress(self._connection, name, progress=reached.to_json())
             return chunk, reached
 
     def _is_logged(self, type_name: str) -> bool:
-        """Whether the log says that the type was adopted: what was saved can be lost."""
+        """Whether the log holds a finished adoption; saved progress may have been deleted."""
         snapshot = self._target.store.read_snapshot(self._connection)
         found = self._store.find_adoptions(self._connection, [type_name], snapshot=snapshot)
         return found.get(type_name, Turns()).ended is not None
@@ -227,19 +228,19 @@ class _Work:
             lock_tables(self._connection, tables, wait=self._lock_wait)
 
     def _check_table(self, type_name: str) -> BoundType:
-        """The type, whose table nobody can change any more; a migration may have, before."""
+        """Return the type; raise if a migration changed its table before it was locked."""
         bound = self._binding.by_name[type_name]
         table = bound.declared.table
         live = read_live_tables(self._connection, [table]).get(table)
         if live is None or (live.oid, live.columns) != (bound.live.oid, bound.live.columns):
             raise SchemaDriftError(
                 f"table {bound.live.schema}.{bound.live.name} was changed while it was adopted",
-                hint="adopt again: it goes on where it stopped, with the new columns",
+                hint="adopt again: adoption continues where it stopped, with the new columns",
             )
         return bound
 
     def _check_columns(self, bound: BoundType, reached: Reached) -> Reached:
-        """Where to go on; from the beginning if a column is another than that of its name was."""
+        """Return where to continue; the beginning if a column was renamed or replaced."""
         if reached.after is None:
             return replace(reached, revision=bound.shape.revision)
         if reached.revision in (0, bound.shape.revision):
@@ -277,7 +278,15 @@ class _Work:
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
         statement, parameters = target.store.bind_append(
-            [NewEntry(aggregate, None, entry_id, body_hash, data)],
+            [
+                NewEntry(
+                    aggregate=aggregate,
+                    expected=None,
+                    entry_id=entry_id,
+                    body_hash=body_hash,
+                    data=data,
+                )
+            ],
             format=target.sealer.format,
             key_id=key_id,
             metadata=metadata,
@@ -291,5 +300,5 @@ def _other_key(bound: BoundType, after: Iterable[str]) -> SchemaDriftError:
     return SchemaDriftError(
         f"table {bound.live.schema}.{bound.live.name} had primary key ({', '.join(after)}) when "
         f"its adoption began, and has ({', '.join(bound.shape.key_names)}) now",
-        hint="log the table under a new type name and adopt it under that",
+        hint="log the table under a new type name, and adopt it under that name",
     )

