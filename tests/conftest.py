@@ -17,9 +17,22 @@ from sqlalchemy.engine import URL, Engine, make_url
 from oplog.errors import ConfigurationError
 from oplog.testing.resolve import ResolvedServer, resolve_server
 from tests.databases import Cluster, FreshDatabase
+from tests.sampling import (
+    Sample,
+    Sampling,
+    add_options,
+    deselect_undrawn,
+    make_sample,
+    read_sampling,
+)
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
+SAMPLING = pytest.StashKey[Sampling]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,7 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     told = getattr(config, "workerinput", None)
     if told is not None:
         config.stash[SERVER_URL] = told["oplog_server_url"]
-    elif not config.option.collectonly:
+        config.stash[SAMPLING] = Sampling(*told["oplog_sampling"])
+        return
+    config.stash[SAMPLING] = read_sampling(config)
+    if not config.option.collectonly:
         try:
             server = resolve_server(os.environ)
         except ConfigurationError as error:
@@ -41,17 +57,35 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["oplog_server_url"] = node.config.stash[SERVER_URL]
+    sampling = node.config.stash[SAMPLING]
+    node.workerinput["oplog_sampling"] = (sampling.seed, sampling.whole)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    deselect_undrawn(config.stash[SAMPLING], config, items)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     server = config.stash.get(SERVER, None)
-    return [f"postgres: {server}"] if server is not None else []
+    found = [f"postgres: {server}"] if server is not None else []
+    return [*found, f"sampled: {config.stash[SAMPLING]}"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if terminalreporter.stats.get("failed") and SAMPLING in config.stash:
+        terminalreporter.write_line(f"sampled: {config.stash[SAMPLING]}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     server = config.stash.get(SERVER, None)
     if server is not None:
         server.stop()
+
+
+@pytest.fixture
+def sample(request: pytest.FixtureRequest) -> Sample:
+    """Draws a part of what the test could try; its mark is `sampled`."""
+    return make_sample(request.config.stash[SAMPLING], request.node)
 
 
 @pytest.fixture(scope="session")
