@@ -15,7 +15,7 @@ from sqlalchemy.orm import sessionmaker
 
 from oplog import Oplog
 from oplog.errors import UnloggedWriteError
-from tests.logged import LoggedDatabase, brief, open_logged, track
+from tests.logged import LoggedDatabase, brief, open_logged
 from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
 from tests.ways import SEED, WAYS, Way
 
@@ -34,12 +34,9 @@ SEEN = {
 
 @pytest.fixture
 def db(engine: Engine) -> LoggedDatabase:
-    db = open_logged(engine, Base, aggregates=AGGREGATES)
-    db.execute(*OBJECTS)
-    track(engine, *TABLES.values())
-    with db.sessions.begin() as session:
-        session.connection().exec_driver_sql(SEED)
-    return db
+    return open_logged(
+        engine, Base, guarded=True, objects=OBJECTS, seed=SEED, aggregates=AGGREGATES
+    )
 
 
 def tell(db: LoggedDatabase, *, after: int) -> list[str]:
@@ -150,6 +147,8 @@ def test_a_deferred_trigger_in_the_first_transaction_of_a_process(
 
 
 def test_a_driver_that_passes_no_messages_on(db: LoggedDatabase) -> None:
+    with db.sessions.begin() as session:
+        session.connection()
     for listener in db.log._log.attachments._engines.values():
         for ear in listener._notices._ears.values():
             ear.deaf = True
