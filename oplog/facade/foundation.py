@@ -15,7 +15,7 @@ from oplog.binding import (
     bind_for_writing,
 )
 from oplog.capture.attachment import Attachments
-from oplog.capture.listener import EngineListener
+from oplog.capture.transaction import Transactions
 from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
@@ -75,10 +75,10 @@ class Foundation:
         self._writer = EntryWriter(
             self.store, self._sealer, self._codec, strict=strict, on_event=on_event
         )
-        self._attachments = Attachments(self._make_listener)
+        self._attachments = Attachments(self._make_transactions)
 
-    def _make_listener(self, engine: Engine) -> EngineListener:
-        return EngineListener(
+    def _make_transactions(self, engine: Engine) -> Transactions:
+        return Transactions(
             engine,
             self._writer,
             self.catalog,

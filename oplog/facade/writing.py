@@ -287,7 +287,7 @@ class WritingOplog(Foundation):
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
-        self._attachments.check_settled(connection)
+        self._attachments.check_clean(connection)
         target = Target(self.store, self.keyring, self._sealer, self._codec, self._on_event)
         return adopt_tables(
             connection,
