@@ -24,9 +24,12 @@ class OplogError(Exception):
     retryable: bool = False
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", retryable: bool | None = None) -> None:
+        """`retryable` overrides what the class says."""
         super().__init__(message)
         self.hint = hint
+        if retryable is not None:
+            self.retryable = retryable
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -89,8 +92,15 @@ class TicketConflictError(ConflictError):
 
     retryable = True
 
-    def __init__(self, message: str, *, hint: str = "", aggregates: Iterable[str] = ()) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        aggregates: Iterable[str] = (),
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.aggregates = tuple(aggregates)
 
 
@@ -100,8 +110,15 @@ class IdempotencyConflictError(ConflictError):
     `receipts` are those of the transaction that used the key first, if they are known.
     """
 
-    def __init__(self, message: str, *, hint: str = "", receipts: Iterable[Receipt] = ()) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        receipts: Iterable[Receipt] = (),
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.receipts = list(receipts)
 
 

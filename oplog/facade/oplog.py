@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from oplog.binding import bind_for_writing
 from oplog.capture.attachment import Attachments
-from oplog.capture.listener import EngineListener
 from oplog.capture.retry import RETRIES
+from oplog.capture.transaction import Transactions
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.doctor.restore_risk import list_restore_risks
@@ -72,7 +72,7 @@ class Oplog:
             strict=strict,
             plaintext=plaintext,
             asynchronous_commit=asynchronous_commit,
-            attachments=Attachments(self._make_listener),
+            attachments=Attachments(self._make_transactions),
             on_event=on_event,
         )
         self.store = log.store
@@ -87,9 +87,9 @@ class Oplog:
             log, publishing=publishing, restoring=restoring, examination=examination
         )
 
-    def _make_listener(self, engine: Engine) -> EngineListener:
+    def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
-        return EngineListener(
+        return Transactions(
             engine,
             log.writer,
             log.catalog,

@@ -190,7 +190,7 @@ class Writing:
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
-        self._log.attachments.check_settled(connection)
+        self._log.attachments.check_clean(connection)
         target = Target(
             self._log.store,
             self._log.keyring,
