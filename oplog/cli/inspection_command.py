@@ -268,7 +268,7 @@ def _find_position(
     found = log.store.find_position(connection, place, snapshot=snapshot)
     if archive is None:
         return found
-    return max(found, log.open_source(archive).find_position(connection, place, snapshot=""))
+    return max(found, log.open_source(archive).find_position(place))
 
 
 @click.command()

@@ -16,12 +16,12 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.ownership import identify, read_origin
 from oplog.archive.step import Step
-from oplog.binding import check_keyring
 from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.errors import SchemaDriftError
 from oplog.events import ArchiveStepDone
 from oplog.facade.reading import ReadingOplog
 from oplog.finding import Finding
+from oplog.reading.opening import check_keyring
 from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
@@ -32,6 +32,7 @@ from oplog.replay.rebuild import find_limit
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport, publish_snapshot
 from oplog.snapshot.stored import StoredSnapshot
+from oplog.store import TablesLog
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.sync.exporter import Exporter, SyncReport
@@ -132,7 +133,7 @@ class ArchivingOplog(ReadingOplog):
         """
         with engine.connect() as connection:
             # Without keys the rows of a sealed log would go into the archive as plaintext.
-            check_keyring(connection, self.keyring, store=self.store)
+            check_keyring(TablesLog(self.store, connection), self.keyring)
         return publish_snapshot(
             engine,
             self.make_exporter(archive),

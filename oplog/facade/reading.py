@@ -12,11 +12,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.binding import (
-    ShapeTable,
-    check_keyring,
-    list_unstored_shapes,
-)
+from oplog.binding import list_unstored_shapes
 from oplog.entry import (
     Change,
     LoggedEntry,
@@ -24,8 +20,7 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError
 from oplog.facade.foundation import Foundation
-from oplog.payload.upcast import Upcaster
-from oplog.reading.joined_log import join_log
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
@@ -39,15 +34,27 @@ from oplog.replay import (
 )
 from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
-from oplog.store.removal import PruningStore
 
 
 class ReadingOplog(Foundation):
     """What an application, an operator or a consumer asks a log."""
 
+    def _make_opener(
+        self, *, archive: Archive | None = None, source: LogSource | None = None
+    ) -> LogOpener:
+        return LogOpener(
+            self.store,
+            self.catalog,
+            keyring=self.keyring,
+            sealer=self._sealer,
+            codec=self._codec,
+            archive=archive,
+            source=source,
+        )
+
     def open_reader(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
@@ -56,43 +63,12 @@ class ReadingOplog(Foundation):
 
         Of `source`, if it is given, whatever log the database itself has.
         """
-        if source is None:
-            self.store.require_home(connection)
-            source = self.store
-        types = ShapeTable(source, connection)
-        lifts = self.catalog.has_steps or revisions
-        return EntryReader(
-            connection,
-            store=source,
-            sealer=self._sealer,
-            codec=self._codec,
-            types=types,
-            log_id=source.read_log_id(connection),
-            key_checks=check_keyring(connection, self.keyring, store=source),
-            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
-        )
-
-    def _open_log(
-        self,
-        connection: Connection,
-        archive: Archive | None,
-        *,
-        revisions: Mapping[str, int] | None = None,
-        whole: bool = True,
-    ) -> EntryReader:
-        """A reader of the database's log, with what of it is in `archive`.
-
-        Raises `PrunedError` if entries are missing and the log must be `whole`.
-        """
-        self.store.require_home(connection)
-        if archive is None and whole:
-            PruningStore(self.schema).require_whole(connection)
-        source = None if archive is None else join_log(connection, archive, store=self.store)
-        return self.open_reader(connection, revisions=revisions, source=source)
+        opener = self._make_opener(source=source)
+        return opener.open(connection, revisions=revisions, whole=False)
 
     def read(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         aggregate: str | None = None,
         metadata: Mapping[str, str | Iterable[str]] | None = None,
@@ -109,18 +85,20 @@ class ReadingOplog(Foundation):
         `revisions` asks for types, by name, as of a revision (through the catalog's steps).
 
         With an `archive`, what was published is read from there, entries that were pruned too:
-        these come first, in the order of their sequence. Without, a log that was pruned begins
-        where it was.
+        these come first, in the order of their sequence. With an `archive` and None for the
+        connection no database is needed: what was published is all that is read. Without an
+        `archive` a log that was pruned begins where it was.
         """
-        reader = self._open_log(connection, archive, revisions=revisions, whole=False)
-        snapshot = reader.store.read_snapshot(connection)
+        opener = self._make_opener(archive=archive)
+        reader = opener.open(connection, revisions=revisions, whole=False)
+        snapshot = reader.source.read_snapshot()
         pairs = tuple(
             (key, value)
             for key, given in (metadata or {}).items()
             for value in check_metadata(key, given)
         )
         if isinstance(through, datetime):
-            through = reader.store.find_position(connection, through, snapshot=snapshot)
+            through = reader.source.find_position(through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
 
@@ -163,7 +141,7 @@ class ReadingOplog(Foundation):
         """
         return replay_log(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
+            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
             into=into,
             through=through,
             progress=progress,
@@ -193,7 +171,7 @@ class ReadingOplog(Foundation):
             )
         return verify_tables(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
+            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
             list_unstored=lambda inside, stored: list_unstored_shapes(
                 inside, self.catalog, stored=stored
             ),
@@ -202,20 +180,27 @@ class ReadingOplog(Foundation):
         )
 
     def history(
-        self, connection: Connection, model: Any, key: Any, *, archive: Archive | None = None
+        self,
+        connection: Connection | None,
+        model: Any,
+        key: Any,
+        *,
+        archive: Archive | None = None,
     ) -> list[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
-        it has. Raises `PrunedError` as `replay` does.
+        it has. The connection may be None if there is an `archive`, as for `read`. Raises
+        `PrunedError` as `replay` does.
         """
         types = self.catalog.find_types(model)
-        return list_changes(self._open_log(connection, archive), types, key=key)
+        reader = self._make_opener(archive=archive).open(connection)
+        return list_changes(reader, types, key=key)
 
     def as_of(
         self,
-        connection: Connection,
+        connection: Connection | None,
         model: Any,
         *,
         key: Any,
@@ -224,7 +209,8 @@ class ReadingOplog(Foundation):
     ) -> dict[str, Any] | None:
         """The row's logged columns at a position or an aware datetime; None if there was none.
 
-        `archive` and errors are as for `history`.
+        `connection`, `archive` and errors are as for `history`.
         """
         types = self.catalog.find_types(model)
-        return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)
+        reader = self._make_opener(archive=archive).open(connection)
+        return rebuild_row(reader, types, key=key, at=at)
