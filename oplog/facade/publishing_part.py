@@ -10,14 +10,15 @@ from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.step import Step
-from oplog.binding import check_keyring
 from oplog.events import ArchiveStepDone
 from oplog.facade.doctor_part import Examination
 from oplog.facade.parts import LogParts
 from oplog.facade.reading_part import Reading
+from oplog.reading.opening import check_keyring
 from oplog.receipt import Receipt
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport, publish_snapshot
+from oplog.store import TablesLog
 from oplog.sync.exporter import Exporter, SyncReport
 from oplog.sync.fork import ForkPolicy
 from oplog.sync.lag import ArchiveLag, measure_lag
@@ -112,7 +113,7 @@ class Publishing:
         with engine.connect() as connection:
             self._log.store.require_current(connection)
             # Without keys the rows of a sealed log would go into the archive as plaintext.
-            check_keyring(connection, self._log.keyring, store=self._log.store)
+            check_keyring(TablesLog(self._log.store, connection), self._log.keyring)
         return publish_snapshot(
             engine,
             self.make_exporter(archive),

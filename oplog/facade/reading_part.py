@@ -11,11 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.binding import (
-    ShapeTable,
-    check_keyring,
-    list_unstored_shapes,
-)
+from oplog.binding import list_unstored_shapes
 from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
@@ -24,8 +20,7 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError
 from oplog.facade.parts import LogParts
-from oplog.payload.upcast import Upcaster
-from oplog.reading.joined_log import join_log
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
@@ -37,9 +32,8 @@ from oplog.replay import (
     replay_log,
     verify_tables,
 )
-from oplog.store import EntryFilter, LogSource
+from oplog.store import EntryFilter, LogSource, TablesLog
 from oplog.store.feed import Feed
-from oplog.store.removal import PruningStore
 
 
 class Reading:
@@ -48,9 +42,22 @@ class Reading:
     def __init__(self, log: LogParts) -> None:
         self._log = log
 
+    def _make_opener(
+        self, *, archive: Archive | None = None, source: LogSource | None = None
+    ) -> LogOpener:
+        return LogOpener(
+            self._log.store,
+            self._log.catalog,
+            keyring=self._log.keyring,
+            sealer=self._log.sealer,
+            codec=self._log.codec,
+            archive=archive,
+            source=source,
+        )
+
     def open_reader(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
@@ -59,43 +66,12 @@ class Reading:
 
         Of `source`, if it is given, whatever log the database itself has.
         """
-        if source is None:
-            self._log.store.require_home(connection)
-            source = self._log.store
-        types = ShapeTable(source, connection)
-        lifts = self._log.catalog.has_steps or revisions
-        return EntryReader(
-            connection,
-            store=source,
-            sealer=self._log.sealer,
-            codec=self._log.codec,
-            types=types,
-            log_id=source.read_log_id(connection),
-            key_checks=check_keyring(connection, self._log.keyring, store=source),
-            upcaster=Upcaster(self._log.catalog, types, revisions=revisions) if lifts else None,
-        )
-
-    def _open_log(
-        self,
-        connection: Connection,
-        archive: Archive | None,
-        *,
-        revisions: Mapping[str, int] | None = None,
-        whole: bool = True,
-    ) -> EntryReader:
-        """A reader of the database's log, with what of it is in `archive`.
-
-        Raises `PrunedError` if entries are missing and the log must be `whole`.
-        """
-        self._log.store.require_home(connection)
-        if archive is None and whole:
-            PruningStore(self._log.schema).require_whole(connection)
-        source = None if archive is None else join_log(connection, archive, store=self._log.store)
-        return self.open_reader(connection, revisions=revisions, source=source)
+        opener = self._make_opener(source=source)
+        return opener.open(connection, revisions=revisions, whole=False)
 
     def read(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         aggregate: str | None = None,
         metadata: Mapping[str, str | Iterable[str]] | None = None,
@@ -112,14 +88,16 @@ class Reading:
         `revisions` asks for types, by name, as of a revision (through the catalog's steps).
 
         With an `archive`, what was published is read from there, entries that were pruned too:
-        these come first, in the order of their sequence. Without, a log that was pruned begins
-        where it was.
+        these come first, in the order of their sequence. With an `archive` and None for the
+        connection no database is needed: what was published is all that is read. Without an
+        `archive` a log that was pruned begins where it was.
         """
-        reader = self._open_log(connection, archive, revisions=revisions, whole=False)
-        snapshot = reader.store.read_snapshot(connection)
+        opener = self._make_opener(archive=archive)
+        reader = opener.open(connection, revisions=revisions, whole=False)
+        snapshot = reader.source.read_snapshot()
         pairs = _flatten(metadata)
         if isinstance(through, datetime):
-            through = reader.store.find_position(connection, through, snapshot=snapshot)
+            through = reader.source.find_position(through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
 
@@ -167,12 +145,12 @@ class Reading:
     ) -> int | None:
         if not isinstance(place, datetime):
             return place
-        store = self._log.store
-        found = store.find_position(connection, place, snapshot=store.read_snapshot(connection))
+        log = TablesLog(self._log.store, connection)
+        found = log.find_position(place, snapshot=log.read_snapshot())
         if archive is None:
             return found
         source = ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
-        return max(found, source.find_position(connection, place, snapshot=""))
+        return max(found, source.find_position(place))
 
     def read_key(
         self, connection: Connection, model: Any, *, texts: Sequence[str]
@@ -226,7 +204,7 @@ class Reading:
         """
         return replay_log(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
+            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
             into=into,
             through=through,
             progress=progress,
@@ -256,7 +234,7 @@ class Reading:
             )
         return verify_tables(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
+            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
             list_unstored=lambda inside, stored: list_unstored_shapes(
                 inside, self._log.catalog, stored=stored
             ),
@@ -265,20 +243,27 @@ class Reading:
         )
 
     def history(
-        self, connection: Connection, model: Any, key: Any, *, archive: Archive | None = None
+        self,
+        connection: Connection | None,
+        model: Any,
+        key: Any,
+        *,
+        archive: Archive | None = None,
     ) -> list[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
-        it has. Raises `PrunedError` as `replay` does.
+        it has. The connection may be None if there is an `archive`, as for `read`. Raises
+        `PrunedError` as `replay` does.
         """
         types = self._log.catalog.find_types(model)
-        return list_changes(self._open_log(connection, archive), types, key=key)
+        reader = self._make_opener(archive=archive).open(connection)
+        return list_changes(reader, types, key=key)
 
     def as_of(
         self,
-        connection: Connection,
+        connection: Connection | None,
         model: Any,
         *,
         key: Any,
@@ -287,10 +272,11 @@ class Reading:
     ) -> dict[str, Any] | None:
         """The row's logged columns at a position or an aware datetime; None if there was none.
 
-        `archive` and errors are as for `history`.
+        `connection`, `archive` and errors are as for `history`.
         """
         types = self._log.catalog.find_types(model)
-        return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)
+        reader = self._make_opener(archive=archive).open(connection)
+        return rebuild_row(reader, types, key=key, at=at)
 
 
 def _flatten(

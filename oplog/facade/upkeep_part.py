@@ -75,7 +75,7 @@ class Upkeep:
         """What the archive alone says of columns whose names mean other ones by now."""
         source = self._restoring.open_source(archive)
         shapes = group_shapes(source.shapes)
-        return judge_columns(shapes, source.find_turns(list(shapes)), self._log.catalog)
+        return judge_columns(shapes, source.find_adoptions(list(shapes)), self._log.catalog)
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.
