@@ -89,6 +89,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, patience
     names = ", ".join(name_rows(table) for table in tables)
     before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
     while True:
+        # A failed LOCK aborts the transaction; the savepoint keeps it usable for another try.
         _execute(connection, f"SAVEPOINT {SAVEPOINT}")
         _set_timeout(connection, f"{max(1, round(patience.at_once * 1000))}ms")
         try:
@@ -103,6 +104,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, patience
         else:
             break
         _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
+        # Outside the lock's queue, so that waiting writers get their turn.
         patience.sleep(patience.pause * (1 + random()))  # noqa: S311 - jitter
     _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
     _set_timeout(connection, str(before))
