@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from oplog.errors import EntryError, InvalidMetadataError
+from oplog.json_value import format_time, hide, to_json_value
 
 MAX_AGGREGATE_BYTES = 1024
 """Longest aggregate name, in UTF-8 bytes. It is part of a btree key, which may have 2704."""
@@ -71,6 +72,15 @@ class Operation:
         """Return the delete of a row."""
         return cls(OpType.DELETE, type_name, dict(key), _NOTHING)
 
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The operation as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "kind": self.kind.name.lower(),
+            "type": self.type_name,
+            "key": to_json_value(self.key),
+            "fields": to_json_value(hide(self.fields, redact=redact)),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -119,6 +129,22 @@ class LoggedEntry:
     entry_hash: bytes
     recorded_at: datetime
 
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The entry as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "position": self.position,
+            "sequence": self.sequence,
+            "aggregate": self.aggregate,
+            "version": self.version,
+            "recorded_at": format_time(self.recorded_at),
+            "entry_id": str(self.entry_id),
+            "entry_hash": self.entry_hash.hex(),
+            "transaction_id": self.transaction_id,
+            "transaction_position": self.transaction_position,
+            "metadata": {key: list(values) for key, values in self.metadata.items()},
+            "operations": [one.to_json(redact=redact) for one in self.operations],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -129,6 +155,16 @@ class Change:
     fields: Mapping[str, Any]
     metadata: Mapping[str, list[str]]
     recorded_at: datetime
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The step as one JSON object; `redact` hides values."""
+        return {
+            "position": self.position,
+            "kind": self.kind.name.lower(),
+            "recorded_at": format_time(self.recorded_at),
+            "metadata": {key: list(values) for key, values in self.metadata.items()},
+            "fields": to_json_value(hide(self.fields, redact=redact)),
+        }
 
 
 def check_text(text: str, what: str, error: type[EntryError]) -> bytes:

@@ -5,8 +5,8 @@ Only a problem makes `oplog doctor` fail; a notice does not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Severity = Literal["problem", "notice"]
 
@@ -26,6 +26,10 @@ class Finding:
     where: str
     message: str
     hint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as one JSON object."""
+        return asdict(self)
 
 
 def make_problem(what: str, where: str, *, message: str, hint: str) -> Finding:

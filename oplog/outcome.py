@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from oplog.receipt import Receipt
 
@@ -41,3 +42,11 @@ class Resolution:
     outcome: Outcome
     receipts: tuple[Receipt, ...] = ()
     blockers: tuple[Blocker, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome and its evidence as one JSON object."""
+        return {
+            "outcome": self.outcome.value,
+            "receipts": [receipt.to_json() for receipt in self.receipts],
+            "blockers": [asdict(blocker) for blocker in self.blockers],
+        }

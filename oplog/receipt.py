@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 
@@ -22,3 +23,12 @@ class Receipt:
     entry_hash: bytes
     durability_confirmed: bool = field(default=True, compare=False)
     process_id: int = field(default=0, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as one JSON object."""
+        return {
+            "entry_id": str(self.entry_id),
+            "aggregate": self.aggregate,
+            "version": self.version,
+            "entry_hash": self.entry_hash.hex(),
+        }

@@ -5,7 +5,7 @@ writers out meanwhile, `choice` selects and orders the types, `report` holds pro
 sessions may go on writing, and an adoption may be killed at any moment and started again.
 """
 
-from oplog.adoption.locking import Patience
+from oplog.adoption.locking import LockWait
 from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.run import CHUNK_ROWS, Progress, Target, adopt_tables
 
@@ -13,7 +13,7 @@ __all__ = [
     "CHUNK_ROWS",
     "AdoptedType",
     "AdoptionReport",
-    "Patience",
+    "LockWait",
     "Progress",
     "Target",
     "adopt_tables",

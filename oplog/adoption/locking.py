@@ -6,22 +6,21 @@ wait is therefore short, with a pause before the next attempt.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from random import random
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from oplog.adoption.table_rows import SAVEPOINT, name_rows
+from oplog.backoff import Backoff
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.postgres.live_table import LiveTable
+from oplog.postgres.sqlstate import LOCK_NOT_AVAILABLE, read_sqlstate
 from oplog.postgres.work import pin_settings
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "client_encoding": "UTF8",
@@ -36,14 +35,19 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for a lock, in seconds: per attempt, between attempts, in total."""
+class LockWait:
+    """How long to wait for a lock: `attempt_seconds` in its queue each time, with pauses between.
 
-    at_once: float = 1.0
-    pause: float = 0.5
-    in_all: float = 300.0
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
+    The pauses all have the same length, half of it drawn at random: others write meanwhile, and
+    waiting longer would not help them.
+    """
+
+    attempt_seconds: float = 1.0
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(
+            first_seconds=1.0, longest_seconds=1.0, jitter=0.5, deadline_seconds=300.0
+        )
+    )
 
 
 @contextmanager
@@ -79,41 +83,42 @@ def check_isolation(connection: Connection) -> None:
         )
 
 
-def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, patience: Patience) -> None:
+def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: LockWait) -> None:
     """Lock the tables against writers until the transaction ends.
 
     The mode is SHARE, which does not block readers. Raises a retryable `ConflictError` when the
     locks are not granted in time.
     """
-    end = patience.clock() + patience.in_all
+    pauses = wait.backoff.begin()
     names = ", ".join(name_rows(table) for table in tables)
     before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
     while True:
         # A failed LOCK aborts the transaction; the savepoint keeps it usable for another try.
         _execute(connection, f"SAVEPOINT {SAVEPOINT}")
-        _set_timeout(connection, f"{max(1, round(patience.at_once * 1000))}ms")
+        _set_timeout(connection, f"{max(1, round(wait.attempt_seconds * 1000))}ms")
         try:
             _execute(connection, f"LOCK TABLE {names} IN SHARE MODE")
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if read_sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
             # Releases the locks already granted on other tables of the list.
             _execute(connection, f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
-            if patience.clock() >= end:
-                raise _unavailable(tables, patience) from error
+            pause = next(pauses, None)
+            if pause is None:
+                raise _unavailable(tables, wait) from error
         else:
             break
         _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
         # Outside the lock's queue, so that waiting writers get their turn.
-        patience.sleep(patience.pause * (1 + random()))  # noqa: S311 - jitter
+        wait.backoff.sleep(pause)
     _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
     _set_timeout(connection, str(before))
 
 
-def _unavailable(tables: Sequence[LiveTable], patience: Patience) -> ConflictError:
+def _unavailable(tables: Sequence[LiveTable], wait: LockWait) -> ConflictError:
     names = ", ".join(f"{table.schema}.{table.name}" for table in tables)
     error = ConflictError(
-        f"the lock on {names} was not granted within {patience.in_all:g} seconds: a "
+        f"the lock on {names} was not granted within {wait.backoff.deadline_seconds:g} seconds: a "
         "transaction that wrote there is still open",
         hint="end that transaction and adopt again: adoption continues where it stopped",
     )

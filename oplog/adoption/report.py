@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from oplog.errors import DecodeError
 
@@ -29,6 +30,18 @@ class AdoptedType:
     estimated_rows: int
     finished: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """The type's part of the report as one JSON object."""
+        return {
+            "type": self.type_name,
+            "table": self.table,
+            "rows": self.rows,
+            "entries": self.entries,
+            "earlier_rows": self.earlier_rows,
+            "estimated_rows": self.estimated_rows,
+            "finished": self.finished,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class AdoptionReport:
@@ -45,6 +58,14 @@ class AdoptionReport:
     def entries(self) -> int:
         """Entries written by this call."""
         return sum(one.entries for one in self.types)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "rows": self.rows,
+            "entries": self.entries,
+            "types": [one.to_json() for one in self.types],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from uuid import uuid4
 from sqlalchemy.engine import Connection
 
 from oplog.adoption.choice import choose_types, sort_types
-from oplog.adoption.locking import Patience, check_isolation, lock_tables, open_inside, open_own
+from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import AdoptedType, AdoptionReport, Reached
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
@@ -65,7 +65,7 @@ def adopt_tables(
     tables: Iterable[Any] | None,
     target: Target,
     chunk_rows: int = CHUNK_ROWS,
-    patience: Patience = Patience(),  # noqa: B008 - frozen
+    lock_wait: LockWait = LockWait(),  # noqa: B008 - frozen
     dry_run: bool = False,
     again: bool = False,
     progress: Progress | None = None,
@@ -85,7 +85,9 @@ def adopt_tables(
         bound = [binding.types[declared.table] for declared in sort_types(chosen)]
         types = [_survey(connection, one, target) for one in bound]
     if not dry_run:
-        work = _Work(connection, binding, target, own=own, patience=patience, most_rows=chunk_rows)
+        work = _Work(
+            connection, binding, target, own=own, lock_wait=lock_wait, most_rows=chunk_rows
+        )
         types = list(work.run(work.restart(types) if again else types, progress))
     return AdoptionReport(tuple(types))
 
@@ -129,7 +131,7 @@ class _Work:
         target: Target,
         *,
         own: bool,
-        patience: Patience,
+        lock_wait: LockWait,
         most_rows: int,
     ) -> None:
         """`own`: one transaction per chunk; otherwise all chunks in the caller's transaction."""
@@ -137,7 +139,7 @@ class _Work:
         self._binding = binding
         self._target = target
         self._own = own
-        self._patience = patience
+        self._lock_wait = lock_wait
         self._most_rows = most_rows
         self._store = AdoptionStore(target.store.schema)
 
@@ -228,7 +230,7 @@ class _Work:
     def _lock(self, types: list[AdoptedType]) -> None:
         tables = [self._binding.by_name[one.type_name].live for one in types]
         if tables:
-            lock_tables(self._connection, tables, patience=self._patience)
+            lock_tables(self._connection, tables, wait=self._lock_wait)
 
     def _check_table(self, type_name: str) -> BoundType:
         """Return the type; raise if a migration changed its table before it was locked."""
