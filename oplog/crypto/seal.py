@@ -181,6 +181,7 @@ class Sealer:
             )
         salt, claimed = data[:_SALT], data[_SALT:_CLEAR]
         key, nonce, commitment = _derive(data_key, salt, context, key_id)
+        # Before decrypting: a ciphertext that opens under two keys must not reach the cipher.
         if not hmac.compare_digest(claimed, commitment):
             raise _refused(context, key_id, key_is_right=check_value is not None)
         try:
@@ -213,6 +214,7 @@ class Sealer:
         if len(frame) < _FRAME.size:
             raise _not_ours(context, f"a frame cannot have {len(frame)} bytes")
         compression, length = _FRAME.unpack_from(frame)
+        # Plaintext entries are not authenticated, so the frame's numbers may be forged.
         if length > MAX_ENTRY_BYTES:
             raise _not_ours(context, f"it claims {length} bytes, over {MAX_ENTRY_BYTES}")
         body = frame[_FRAME.size :]
