@@ -89,7 +89,6 @@ class Foundation:
                 keyring=self.keyring,
                 guard=self._guard,
             ),
-            read_tickets=self.store.read_tickets,
             collect=self._collect_images,
             log=self,
         )
