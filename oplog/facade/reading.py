@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.binding import list_unstored_shapes
 from oplog.entry import (
     Change,
     LoggedEntry,
@@ -115,7 +114,7 @@ class ReadingOplog(Foundation):
             engine,
             name=name,
             feed=Feed(self.schema),
-            open_reader=self.open_reader,
+            log=self._make_opener(),
             max_entries=max_entries,
         )
 
@@ -141,7 +140,7 @@ class ReadingOplog(Foundation):
         """
         return replay_log(
             connection,
-            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
+            self._make_opener(archive=archive),
             into=into,
             through=through,
             progress=progress,
@@ -171,10 +170,7 @@ class ReadingOplog(Foundation):
             )
         return verify_tables(
             connection,
-            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
-            list_unstored=lambda inside, stored: list_unstored_shapes(
-                inside, self.catalog, stored=stored
-            ),
+            self._make_opener(archive=archive),
             limit=limit,
             progress=progress,
         )

@@ -48,8 +48,8 @@ class JoinedLog:
     # -- what it is -----------------------------------------------------------------------
 
     def read_log_id(self) -> UUID:
-        """The identity of the log."""
-        return self._tables.read_log_id()
+        """The identity of the log, which tables and archive have in common."""
+        return self.archived.read_log_id()
 
     def read_snapshot(self) -> str:
         """What the tables show now: all that is archived of it, and the rest."""

@@ -93,7 +93,10 @@ def list_changes(reader: EntryReader, types: Sequence[DeclaredType], *, key: Any
     Reads only the row's aggregate if its name follows from the key, else the whole log.
     Raises `ConfigurationError` for a key that does not fit.
     """
-    return list(_iterate_changes(reader, types, key))
+    # Before the types: those of every entry in the snapshot are stored by then.
+    snapshot = reader.source.read_snapshot()
+    rows = _find_rows(reader, types, key)
+    return [_merge(group) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
 
 
 def rebuild_row(
@@ -104,15 +107,15 @@ def rebuild_row(
     A position or an aware datetime; transactions count whole. None if there was no row, or
     none that the log knew: a row that was not adopted yet may have been changed before.
     """
+    snapshot = reader.source.read_snapshot()
     if isinstance(at, datetime):
-        snapshot = reader.source.read_snapshot()
         at = reader.source.find_position(check_moment(at), snapshot=snapshot)
     rows = _find_rows(reader, types, key)
     # With joined inheritance there is a row only where every table has its part of it.
     states: dict[tuple[str, str], dict[str, Any] | None] = dict.fromkeys(
         (row.newest.schema, row.newest.table) for row in rows
     )
-    for transaction, group in _iterate_groups(reader, rows):
+    for transaction, group in _iterate_groups(reader, rows, snapshot=snapshot):
         if transaction > at:
             break
         for effect, _ in group:
@@ -132,15 +135,8 @@ def rebuild_row(
     return row or None
 
 
-def _iterate_changes(
-    reader: EntryReader, types: Sequence[DeclaredType], key: Any
-) -> Iterator[Change]:
-    for _, group in _iterate_groups(reader, _find_rows(reader, types, key)):
-        yield _merge(group)
-
-
 def _iterate_groups(
-    reader: EntryReader, rows: Sequence[_Row]
+    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
 ) -> Iterator[tuple[int, list[_Touch]]]:
     """What each transaction did to the row, in order, with the transaction's position."""
     found: dict[int, list[_Touch]] = {}
@@ -154,7 +150,7 @@ def _iterate_groups(
             keys += [] if key is None else [key]
         return keys
 
-    for page in _iterate_pages(reader, rows):
+    for page in _iterate_pages(reader, rows, snapshot=snapshot):
         touching = []
         for stored in page:
             effects = reader.open(stored, find_keys=find_keys).effects
@@ -183,11 +179,11 @@ def _merge(group: Sequence[_Touch]) -> Change:
     kind = next(iter(net)) if len(net) == 1 else OpType.UPDATE
     last = max((origin for _, origin in group), key=lambda origin: origin.position)
     return Change(
-        last.position,
-        kind,
-        {} if kind is OpType.DELETE else fields,
-        last.metadata,
-        last.recorded_at,
+        position=last.position,
+        kind=kind,
+        fields={} if kind is OpType.DELETE else fields,
+        metadata=last.metadata,
+        recorded_at=last.recorded_at,
     )
 
 
@@ -200,8 +196,9 @@ def _net_kind(kinds: Sequence[OpType]) -> OpType:
 # -- which entries ---------------------------------------------------------------------------
 
 
-def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[StoredEntry]]:
-    snapshot = reader.source.read_snapshot()
+def _iterate_pages(
+    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
+) -> Iterator[list[StoredEntry]]:
     names: set[str] = set()
     for row in rows:
         listed = row.list_aggregates()

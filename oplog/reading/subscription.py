@@ -8,14 +8,14 @@ processes with one name cannot both count the same batch as theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.reading.reader import EntryReader
+from oplog.reading.opening import LogOpener
 from oplog.store.checkpoints import check_consumer_name
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
@@ -80,7 +80,7 @@ class Subscription:
         *,
         name: str,
         feed: Feed,
-        open_reader: Callable[[Connection], EntryReader],
+        log: LogOpener,
         max_entries: int = BATCH_ENTRIES,
     ) -> None:
         check_consumer_name(name)
@@ -91,7 +91,7 @@ class Subscription:
         self.name = name
         self._engine = engine
         self._feed = feed
-        self._open_reader = open_reader
+        self._log = log
         self._max_entries = max_entries
         self._furthest: Cursor | None = None
         """As it was read from the database, where it was committed."""
@@ -122,7 +122,8 @@ class Subscription:
         read before.
         """
         with self._engine.connect() as connection:
-            reader = self._open_reader(connection)
+            # Of a log that was pruned, a new consumer gets what is left.
+            reader = self._log.open(connection, whole=False)
             system_identifier, timeline = self._feed.read_origin(connection)
             saved = self._feed.read_checkpoint(connection, self.name)
             if saved is None:
