@@ -20,6 +20,7 @@ from oplog.archive.archived_log import ArchivedLog, check_links
 from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head, Origin
 from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
@@ -67,15 +68,15 @@ class JoinedLog:
 
     def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit: the archive's in their sequence, then by position."""
-        links: dict[str, StoredEntry] | None = {} if filter.takes_all else None
-        self._from_tables = False
-        yield from self.archived.iterate(filter, newest=links)
         # With nothing from the archive the tables must have all.
-        whole = self.archived.first_sequence in (1, self.archived.sequence + 1)
+        whole = self.archived.whole or self.archived.first_sequence == self.archived.sequence + 1
+        chain = ChainCheck(whole=whole) if filter.takes_all else None
+        self._from_tables = False
+        yield from self.archived.iterate(filter, chain=chain)
         for page in self._iterate_rest(filter, snapshot):
             self._from_tables = True
-            if links is not None:
-                check_links(page, links, whole=whole)
+            if chain is not None:
+                check_links(page, chain)
             yield page
         # A page may have been removed before it was read, unless all is read from one moment.
         self._check_seam()

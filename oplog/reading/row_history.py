@@ -7,7 +7,7 @@ ever had.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from oplog.catalog import AggregateTemplate, DeclaredType
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.entry import Change, OpType
-from oplog.errors import ChainBrokenError, ConfigurationError
+from oplog.errors import ConfigurationError
 from oplog.payload.codec import Effect, effect_to_operation
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.postgres.work import check_moment
-from oplog.reading.reader import EntryReader, describe
+from oplog.reading.reader import EntryReader
 from oplog.store import EntryFilter, StoredEntry
 from oplog.store.adopted import name_adoption
 from oplog.value import UNSURE, Wire
@@ -211,25 +212,14 @@ def _iterate_pages(
         # Read one after another, each aggregate of a standby would show a moment of its own;
         # and where there is no index on aggregates, each would take reading the whole log.
         chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
-    newest: dict[str, StoredEntry] = {}
+    chain = ChainCheck()
     for one in chosen:
         for page in reader.source.iterate(one, snapshot=snapshot):
-            _check_chain(page, newest)
+            for stored in page:
+                chain.require(
+                    stored, hint="rows of oplog_entry were altered or removed; run verify"
+                )
             yield page
-
-
-def _check_chain(page: Iterable[StoredEntry], newest: dict[str, StoredEntry]) -> None:
-    """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before."""
-    for stored in page:
-        before = newest.get(stored.aggregate)
-        version, linked = (before.version, before.entry_hash) if before else (0, bytes(32))
-        if stored.version != version + 1 or bytes(stored.prev_hash) != bytes(linked):
-            raise ChainBrokenError(
-                f"position {stored.position} ({describe(stored)}) does not follow version "
-                f"{version}",
-                hint="rows of oplog_entry were altered or removed; run verify",
-            )
-        newest[stored.aggregate] = stored
 
 
 # -- which row -------------------------------------------------------------------------------

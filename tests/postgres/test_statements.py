@@ -34,7 +34,7 @@ NAMES = {
     "server": r"^SELECT system_identifier::text FROM",
     "settings": r"set_config|current_setting|SET LOCAL|SET TRANSACTION",
     "standby": r"^SELECT pg_catalog\.pg_is_in_recovery",
-    "tables": r"FROM pg_catalog\.(pg_class|pg_attribute|pg_constraint)|oplog_rebuilt|pg_temp|replayed",
+    "tables": r"FROM pg_catalog\.(pg_class|pg_attribute|pg_constraint)|oplog_rebuilt|replayed",
 }
 """What a statement is for, by how it is written; the first that fits."""
 
