@@ -1,8 +1,7 @@
-"""An archive in the shape of a log to be read: one reader, one replay, two inputs.
+"""An archive as a log to be read: the entries of one head, in the order of their sequence.
 
-Gives the entries of one head, in the order of their sequence, and what is needed to open them.
-Must not know keys or payloads. The hard thing is what a database finds by index and an archive
-must not read whole for: items say which positions, times and adoptions are in a segment.
+What a database finds by index is found by the index's items, which say the positions, times and
+adoptions of a segment, so that the archive need not be read whole for it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 from oplog.store.rows import write_microseconds
 
 _REMEMBERED = 8
-"""Segments whose metadata is kept for whoever reads their entries."""
+"""Segments whose metadata is kept after their entries were given."""
 
 
 class ArchivedLog:

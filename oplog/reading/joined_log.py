@@ -1,9 +1,9 @@
-"""A log of which an archive has the beginning, and the database the rest: read as one.
+"""A log read as one whose beginning is in an archive, and the rest in the tables.
 
-What the database's own row says is published comes from the archive, all else from the tables.
-Must not know keys or payloads. The hard thing is the seam: both sides are cut at the row that
-the reader's own transaction shows. Every entry up to there was visible to whoever wrote the row,
-so it is to whoever sees the row; and every other one is told by the row's cursor.
+What the database's own row about the archive says is published is read from there, all else from
+the tables. Both halves are cut at the row that the reader's own transaction shows. Entries at or
+below the archived sequence are visible to any transaction that can see the row; the rest are
+selected by the row's cursor.
 """
 
 from __future__ import annotations

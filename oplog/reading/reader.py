@@ -1,8 +1,7 @@
-"""Stored entries opened: hashes checked, unsealed, decoded.
+"""Opens stored entries: checks their hashes, unseals and decodes them.
 
-The one place where sealed bytes become effects, whichever source they come from. Must not
-know how they are replayed. The hard thing is to check before trusting: an entry whose bytes
-do not match its hash is refused, by name, before it is unsealed.
+The one place where sealed bytes become effects, whichever source they come from. An entry whose
+bytes do not match its hash is refused before it is unsealed.
 """
 
 from __future__ import annotations

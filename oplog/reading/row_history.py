@@ -1,8 +1,7 @@
-"""What happened to one row: its changes, and the row as it was at some moment.
+"""What happened to one row: its changes, and the row as it was at a position or a time.
 
-Reads entries, not tables. The hard thing is finding a row without reading the whole log: that
-works when its aggregate's name follows from its key alone, under every template the type
-ever had.
+A row's entries are found without reading the whole log where the name of its aggregate follows
+from its key, under every template that its type ever had.
 """
 
 from __future__ import annotations

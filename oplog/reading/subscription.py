@@ -1,9 +1,8 @@
-"""A durable consumer: batches of what is new, and a cursor saved when they are done.
+"""A durable consumer: batches of what is new, and a cursor that is saved when they are done.
 
-Ties the feed, the cursor's rules and the reader together. Must not know what the consumer
-does. The hard thing is to be right whenever it dies: the cursor is saved after the work, in
-the consumer's own transaction if it likes, and only from where the batch began, so that two
-processes with one name cannot both count the same batch as theirs.
+The cursor is saved after the work, in the consumer's own transaction if it gives one, so a
+consumer that dies gets its batch again. It is saved only if it still is where the batch began: of
+two processes with one name, one gets `ConflictError`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ MOST_PORTIONS = 4096
 _REPORTED = 1000
 """Transactions between two reports."""
 _SPLITTING = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
-"""Types of which one value has one text."""
+"""Types whose equal values have one text."""
 _LENGTH = re.compile(r"^(character varying|character|bit varying|bit)\(\d+\)")
 _WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
 
@@ -86,7 +86,7 @@ class _Portion:
 
 
 class _PortionFold(TableFold):
-    """The fold of one portion of a table, of which nothing is loaded before its end."""
+    """The fold of one portion of a table; nothing is loaded before the log's end."""
 
     def __init__(self, plan: TablePlan, portion: _Portion) -> None:
         super().__init__(plan)

@@ -1,8 +1,7 @@
-"""The log folded into tables: the one engine behind replay and verify.
+"""Folds the log into tables; the engine behind replay and verify.
 
-Knows the order of work: plan, create, fold and load in batches, constrain, digest. The hard
-thing is that everything is read from one snapshot, so that a log that grows meanwhile gives
-the same tables.
+The order of work: plan, create, fold and load in batches, add constraints, digest. Everything is
+read from one snapshot, so a log that grows meanwhile gives the same tables.
 """
 
 from __future__ import annotations

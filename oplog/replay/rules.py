@@ -1,8 +1,7 @@
 """Which effects of a log count when it is folded: what was replaced as a whole counts no more.
 
-Knows revisions, adoptions and retirements. Must not know rows. It refuses only what would be
-wrong: rows of a renamed column are lost under its new name, unless all rows were logged anew
-since, or a step says what became of them.
+Refuses rows of a renamed column, which would be lost under its new name, unless all rows were
+logged anew since, or a step of the catalog says what became of them.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def make_rules(
     strict: bool = True,
     anew: bool = True,
 ) -> FoldRules:
-    """The rules for all types of a log, of which `shapes` are all revisions.
+    """The rules for all types of a log; `shapes` are all their revisions.
 
     `here`: the log is that of the database whose tables the plans are of, so that their
     numbers tell what became of columns. Not `strict`: rows that read wrongly are folded all

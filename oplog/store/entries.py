@@ -78,8 +78,9 @@ class Store:
     def require_home(self, connection: Connection) -> Identity:
         """`require_current`, and `ForeignServerError` where transaction ids mean something else.
 
-        For whoever goes by which transactions are visible; writing does not. The identity of
-        this database, which may be a copy on the server that the log was written on.
+        Required where entries are chosen by which transactions are visible; writing does not.
+        Gives the identity of this database, which may be a copy on the server that the log was
+        written on.
         """
         require_driver(connection)
         return require_home(connection, self.schema)
@@ -253,8 +254,8 @@ class Store:
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them.
 
-        Compares stored hashes only; that each matches its entry's bytes is checked by whoever
-        reads them. Of a pruned log an aggregate may begin at any version, and what is missing
+        Compares stored hashes only; that each matches its entry's bytes is checked when it
+        is read. Of a pruned log an aggregate may begin at any version, and what is missing
         must be as many entries as were pruned; which ones, only the archive tells.
         """
         return list_broken_links(connection, self.schema, limit=limit)

@@ -1,9 +1,7 @@
-"""The SQL of publishing: what is new, what was published, and whose turn it is.
+"""The SQL of publishing: what is new, what was published, and which process may publish.
 
-Takes a connection and plain values, gives back plain values. Must not know objects or segments.
-The hard thing is the row that says what is published: it travels with the database, so that a
-server which lost entries has lost the row as well. It is written in the very transaction that
-read the entries, never in another one that might have found another server.
+The row that says what is published is written in the very transaction that read the entries. It
+travels with the database: a server that lost entries has lost the row as well, and so notices.
 """
 
 from __future__ import annotations
@@ -71,7 +69,7 @@ class NewPage(NamedTuple):
 
 
 class ExportStore:
-    """The log in one schema, as whoever publishes it reads it."""
+    """The log in one schema, as publishing reads it."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
@@ -224,7 +222,7 @@ class ExportStore:
     def measure_lag(
         self, connection: Connection, cursor: Cursor, *, most: int
     ) -> tuple[int, float]:
-        """Entries not published yet, of which at most `most` are counted, and an age in seconds.
+        """How many entries are not published yet, counted up to `most`, and an age in seconds.
 
         The age is that of the oldest of those counted.
         """

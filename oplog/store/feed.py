@@ -1,8 +1,7 @@
 """The SQL of consumers: what is new since a cursor, and where each consumer is.
 
-Takes a connection and plain values, gives back plain values. Must not know keys, payloads or
-who consumes. The hard thing is to cost what is new, whatever the log's size and however long
-a transaction stays open, and to give transactions whole although their ids interleave.
+A page costs what is new, whatever the log's size and however long a transaction stays open, and
+has whole transactions although their ids interleave.
 """
 
 from __future__ import annotations
