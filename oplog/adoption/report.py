@@ -1,15 +1,8 @@
-"""What an adoption says of itself: to its caller, and to the call that goes on after it.
-
-Plain values. Must not know a connection. The hard thing is that what was saved may be read by
-another version, or was changed by hand.
-"""
+"""What an adoption reports to its caller, as plain values."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-
-from oplog.errors import DecodeError
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +38,3 @@ class AdoptionReport:
     def entries(self) -> int:
         """Entries that this call wrote."""
         return sum(one.entries for one in self.types)
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """How far an adoption came, as it is saved.
-
-    `after` is the last adopted row's key, as text; `revision` the type's when it began.
-    """
-
-    after: dict[str, str] | None = None
-    rows: int = 0
-    entries: int = 0
-    done: bool = False
-    revision: int = 0
-
-    def to_json(self) -> str:
-        """What is saved."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str | None) -> Reached:
-        """The inverse of `to_json`; None is the beginning."""
-        try:
-            return cls() if text is None else cls(**json.loads(text))
-        except (TypeError, ValueError) as cause:
-            raise DecodeError(
-                f"the saved progress of an adoption cannot be read: {text!r:.200}",
-                hint="delete its row in oplog_checkpoint: the adoption then begins again",
-            ) from cause
