@@ -16,17 +16,20 @@ from oplog.receipt import Receipt
 class OplogError(Exception):
     """Root of the tree.
 
-    `hint` says what to do; `retryable` whether re-running the work may help; `exit_code` is the
-    command line's (1 failed, 2 usage, 3 differences or corruption, 10 schema version, 11 lease,
-    12 key, 13 store).
+    `hint` says what to do; `retryable` whether re-running the work may help; `exit_code` is that
+    of the command line (1 failed, 2 usage, 3 differences or corruption, 10 schema version,
+    11 lease, 12 key, 13 store).
     """
 
     retryable: bool = False
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", retryable: bool | None = None) -> None:
+        """`retryable` overrides what the class says."""
         super().__init__(message)
         self.hint = hint
+        if retryable is not None:
+            self.retryable = retryable
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -43,13 +46,13 @@ class ConfigurationError(OplogError):
 
 
 class UnknownTypeError(ConfigurationError):
-    """A type name or a mapped class that the catalog does not know."""
+    """The catalog does not have this type name or mapped class."""
 
     exit_code = 1
 
 
 class NotCapturableError(ConfigurationError):
-    """A table, column or statement whose effect cannot be recorded exactly; it was refused."""
+    """A table, column or statement was refused: its effect cannot be logged exactly."""
 
     exit_code = 1
 
@@ -67,41 +70,55 @@ class SchemaVersionError(ConfigurationError):
 
 
 class ForeignServerError(ConfigurationError):
-    """This database is not the one that its log, or an archive, was written from."""
+    """The log in this database, or the archive, was written from another database."""
 
 
 class PrunedError(ConfigurationError):
-    """What is asked for was pruned from the database, and is in an archive only."""
+    """The requested entries were pruned from the database and are only in an archive."""
 
 
 # -- conflicts --------------------------------------------------------------------------
 
 
 class ConflictError(OplogError):
-    """Somebody else was there first."""
+    """Another transaction or process was faster."""
 
 
 class TicketConflictError(ConflictError):
     """The aggregate changed after its ticket was taken; nothing was written.
 
-    `aggregates` are all that the transaction was about to write, where they are known.
+    `aggregates` are all aggregates that the transaction was going to write, if they are known.
     """
 
     retryable = True
 
-    def __init__(self, message: str, *, hint: str = "", aggregates: Iterable[str] = ()) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        aggregates: Iterable[str] = (),
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.aggregates = tuple(aggregates)
 
 
 class IdempotencyConflictError(ConflictError):
     """The idempotency key was used before: for another request, or by a commit not seen yet.
 
-    `receipts` are those of the one transaction that the key stands for, where they are known.
+    `receipts` are those of the transaction that used the key first, if they are known.
     """
 
-    def __init__(self, message: str, *, hint: str = "", receipts: Iterable[Receipt] = ()) -> None:
-        super().__init__(message, hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        receipts: Iterable[Receipt] = (),
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retryable=retryable)
         self.receipts = list(receipts)
 
 
@@ -109,14 +126,14 @@ class IdempotencyConflictError(ConflictError):
 
 
 class CommitError(OplogError):
-    """The outcome of a COMMIT is not what the application was about to believe."""
+    """The outcome of a COMMIT is unknown, or differs from what COMMIT would have reported."""
 
 
 class CommitOutcomeUnknownError(CommitError):
     """The answer to COMMIT was lost; the transaction may or may not have happened.
 
-    `receipts` are those of its entries, to be given to `Oplog.resolve`; version and hash are
-    in them as far as they were known. `idempotency_key` is the transaction's, if it had one.
+    Give `receipts`, those of its entries, to `Oplog.resolve`; they have version and hash if these
+    were known. `idempotency_key` is the key of the transaction, if it had one.
     """
 
     def __init__(
@@ -132,28 +149,28 @@ class CommitOutcomeUnknownError(CommitError):
         self.idempotency_key = idempotency_key
 
     interrupted: ClassVar[bool] = False
-    """Somebody wants the whole program, or task, to end: nothing is to be tried again."""
+    """The program or the task was asked to end: do not try again."""
 
     @property
     def receipt(self) -> Receipt | None:
-        """The first receipt: one is enough to ask for the outcome of all."""
+        """The first receipt: one is enough to resolve the whole transaction."""
         return self.receipts[0] if self.receipts else None
 
 
 class CommitCancelledError(CommitOutcomeUnknownError, CancelledError):
-    """A task was cancelled while COMMIT was under way: still a cancellation for asyncio."""
+    """A task was cancelled during COMMIT; asyncio treats this as its cancellation."""
 
     interrupted = True
 
 
 class CommitInterruptedError(CommitOutcomeUnknownError, KeyboardInterrupt):
-    """Somebody pressed Ctrl-C while COMMIT was under way."""
+    """Ctrl-C was pressed during COMMIT."""
 
     interrupted = True
 
 
 class CommitWouldRollBackError(CommitError):
-    """A failed statement was swallowed: COMMIT would silently have rolled everything back."""
+    """An error of a statement was ignored: COMMIT would silently have rolled everything back."""
 
 
 # -- entries ----------------------------------------------------------------------------
@@ -172,7 +189,7 @@ class EntryTooLargeError(EntryError):
 
 
 class DecodeError(EntryError):
-    """Stored bytes that are not what this library writes."""
+    """The stored bytes are not in a format that this library writes."""
 
     exit_code = 3
 
@@ -209,25 +226,25 @@ class ChainBrokenError(EntryError):
 
 
 class ReplayError(OplogError):
-    """The log could not be turned back into tables: it contradicts itself."""
+    """The tables could not be rebuilt from the log: it contradicts itself."""
 
     exit_code = 3
 
 
 class SchemaDriftError(ReplayError):
-    """The live tables no longer have the shape that the log describes."""
+    """The live tables no longer match the logged shapes."""
 
     exit_code = 1
 
 
 class VerificationError(ReplayError):
-    """Live tables and log differ."""
+    """The live tables differ from the log."""
 
     exit_code = 3
 
 
 class CaptureMismatchError(ReplayError):
-    """What was about to be logged is not what the database stored (strict mode, guards)."""
+    """The entry to be logged differs from what the database stored (strict mode, guards)."""
 
     exit_code = 3
 
@@ -247,19 +264,19 @@ class StoreUnavailableError(ArchiveError):
 
 
 class StorageConfigError(ArchiveError):
-    """The object store refuses: no permission, no bucket, wrong credentials, a wrong clock."""
+    """The object store refused: no permission, no bucket, wrong credentials, a wrong clock."""
 
     exit_code = 13
 
 
 class ObjectTooLargeError(ArchiveError):
-    """A stored object is larger than anything that is ever written under its name."""
+    """A stored object is larger than any that is written under such a name."""
 
     exit_code = 3
 
 
 class ManifestInvalidError(ArchiveError):
-    """A head or a snapshot manifest contradicts itself or what it names."""
+    """A head or a snapshot manifest contradicts itself or the objects that it names."""
 
     exit_code = 3
 
@@ -271,7 +288,7 @@ class SegmentCorruptError(ArchiveError):
 
 
 class SegmentMissingError(ArchiveError):
-    """An object that a head refers to is not there."""
+    """An object that a head refers to is missing."""
 
     exit_code = 3
 
@@ -283,11 +300,11 @@ class LeaseLostError(ArchiveError):
 
 
 class LeaseHeldError(LeaseLostError):
-    """Another worker is publishing right now; nothing is wrong."""
+    """Another worker is publishing at present; no action is needed."""
 
 
 class ArchiveLagError(ArchiveError):
-    """Committed entries are not in the archive in the time that was given."""
+    """Committed entries did not reach the archive within the given time."""
 
     retryable = True
     exit_code = 4
@@ -296,10 +313,10 @@ class ArchiveLagError(ArchiveError):
 class LogForkedError(ArchiveError):
     """The database no longer holds commits that were already published.
 
-    `position` and `sequence` are the first published entry that is missing or another one,
-    `archived_hash` its hash in the archive, `stored_hash` the one that the database has at that
-    position (None if it has none). `lost` describes the entries (the first ones, if they are
-    many), `lost_count` counts them all. `common_sequence` is the last that both have.
+    `position` and `sequence` are those of the first published entry that is missing or differs,
+    `archived_hash` is its hash in the archive, `stored_hash` the hash in the database at that
+    position (None without an entry). `lost` describes the lost entries (the first ones, if there
+    are many), `lost_count` counts them. `common_sequence` is the last sequence that both have.
     """
 
     exit_code = 3
@@ -328,7 +345,7 @@ class LogForkedError(ArchiveError):
 
 
 class ObjectConflictError(ArchiveError):
-    """An object with this name exists and holds other bytes."""
+    """An object with this name exists and has other content."""
 
     exit_code = 3
 
@@ -345,11 +362,11 @@ class _Advice(UserWarning):
 
 
 class DurabilityNotConfirmedWarning(_Advice):
-    """A COMMIT happened, and a wait for its standby was cut short: a failover may lose it."""
+    """The wait of a COMMIT for its standby was cut short: a failover may lose the commit."""
 
 
 class RestoreWarning(_Advice):
-    """Rows are logged that a restore from the log will refuse."""
+    """The log holds rows that a restore will refuse."""
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The server of a test run, and a fresh database for each test that wants one.
 
 One server per run: the process that the user started resolves it, xdist's workers are told its
-URL. A test's database is a copy of a template that has the log's tables (25 ms).
+URL. A test's database is a copy of a template (`tests/databases.py`).
 """
 
 from __future__ import annotations
@@ -9,20 +9,30 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
 
 from oplog.errors import ConfigurationError
 from oplog.testing.resolve import ResolvedServer, resolve_server
-from tests.support import administer, install_log
+from tests.databases import Cluster, FreshDatabase
+from tests.sampling import (
+    Sample,
+    Sampling,
+    add_options,
+    deselect_undrawn,
+    make_sample,
+    read_sampling,
+)
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
+SAMPLING = pytest.StashKey[Sampling]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
     told = getattr(config, "workerinput", None)
     if told is not None:
         config.stash[SERVER_URL] = told["oplog_server_url"]
-    elif not config.option.collectonly:
+        config.stash[SAMPLING] = Sampling(*told["oplog_sampling"])
+        return
+    config.stash[SAMPLING] = read_sampling(config)
+    if not config.option.collectonly:
         try:
             server = resolve_server(os.environ)
         except ConfigurationError as error:
@@ -44,17 +57,35 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["oplog_server_url"] = node.config.stash[SERVER_URL]
+    sampling = node.config.stash[SAMPLING]
+    node.workerinput["oplog_sampling"] = (sampling.seed, sampling.whole)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    deselect_undrawn(config.stash[SAMPLING], config, items)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     server = config.stash.get(SERVER, None)
-    return [f"postgres: {server}"] if server is not None else []
+    found = [f"postgres: {server}"] if server is not None else []
+    return [*found, f"sampled: {config.stash[SAMPLING]}"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if terminalreporter.stats.get("failed") and SAMPLING in config.stash:
+        terminalreporter.write_line(f"sampled: {config.stash[SAMPLING]}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     server = config.stash.get(SERVER, None)
     if server is not None:
         server.stop()
+
+
+@pytest.fixture
+def sample(request: pytest.FixtureRequest) -> Sample:
+    """Draws a part of what the test could try; its mark is `sampled`."""
+    return make_sample(request.config.stash[SAMPLING], request.node)
 
 
 @pytest.fixture(scope="session")
@@ -64,51 +95,61 @@ def server_url(pytestconfig: pytest.Config) -> URL:
 
 
 @pytest.fixture(scope="session")
-def template(server_url: URL) -> Iterator[str]:
+def cluster(server_url: URL) -> Iterator[Cluster]:
+    """Makes databases, and keeps the templates of this process."""
+    cluster = Cluster(server_url)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Cluster) -> str:
     """Name of a database with the log's tables, which nobody is connected to."""
-    with _database(server_url, f"oplog_template_{uuid4().hex[:12]}") as url:
-        engine = sa.create_engine(url)
-        with engine.begin() as connection:
-            install_log(connection)
-        engine.dispose()
-        assert url.database is not None
-        yield url.database
+    return cluster.log_template
 
 
 @pytest.fixture
-def database_url(server_url: URL, template: str) -> Iterator[URL]:
+def database(cluster: Cluster) -> Iterator[FreshDatabase]:
+    """A fresh database, which is made when it is first needed."""
+    database = FreshDatabase(cluster)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def database_url(database: FreshDatabase) -> URL:
     """A fresh database with the log's tables."""
-    with _database(server_url, f"oplog_test_{uuid4().hex[:12]}", template=template) as url:
-        yield url
+    return database.url
 
 
 @pytest.fixture
-def bare_database_url(server_url: URL) -> Iterator[URL]:
+def bare_database_url(cluster: Cluster) -> Iterator[URL]:
     """A fresh database with nothing in it."""
-    with _database(server_url, f"oplog_test_{uuid4().hex[:12]}") as url:
-        yield url
+    database = FreshDatabase(cluster)
+    database.ensure(template="template1")
+    yield database.url
+    database.drop()
 
 
 @pytest.fixture
-def spare_engine(server_url: URL, template: str) -> Iterator[Engine]:
+def spare_database(cluster: Cluster) -> Iterator[FreshDatabase]:
+    """A second fresh database."""
+    database = FreshDatabase(cluster)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def spare_engine(spare_database: FreshDatabase) -> Iterator[Engine]:
     """Engine of a second fresh database with the log's tables."""
-    with _database(server_url, f"oplog_test_{uuid4().hex[:12]}", template=template) as url:
-        engine = sa.create_engine(url)
-        yield engine
-        engine.dispose()
-
-
-@pytest.fixture
-def engine(database_url: URL) -> Iterator[Engine]:
-    """Engine of a fresh database with the log's tables."""
-    engine = sa.create_engine(database_url)
+    engine = spare_database.make_engine()
     yield engine
     engine.dispose()
 
 
-@contextmanager
-def _database(server: URL, name: str, *, template: str = "template1") -> Iterator[URL]:
-    administer(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield server.set(database=name)
-    # A test that failed may have left a connection open; its database goes all the same.
-    administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+@pytest.fixture
+def engine(database: FreshDatabase) -> Iterator[Engine]:
+    """Engine of a fresh database with the log's tables."""
+    engine = database.make_engine()
+    yield engine
+    engine.dispose()

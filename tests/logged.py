@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from oplog.postgres.quoting import (
 from oplog.schema.tables import (
     track_statements,
 )
+from tests.databases import fill_database
 from tests.support import assert_replays
 
 
@@ -48,9 +50,7 @@ class LoggedDatabase:
 
     def execute(self, *statements: str) -> None:
         """Run statements behind the log's back."""
-        with self.engine.begin() as connection:
-            for statement in statements:
-                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+        run(self.engine, *statements)
 
     def assert_replays(self) -> None:
         """The log tells the live rows."""
@@ -73,10 +73,8 @@ def brief(operation: Operation) -> str:
 
 def track(engine: Engine, *tables: sa.Table) -> None:
     """Put guards on tables."""
-    with engine.begin() as connection:
-        for table in tables:
-            for statement in track_statements(qualify([table.name], table.schema)):
-                connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+    named = (qualify([table.name], table.schema) for table in tables)
+    run(engine, *(statement for name in named for statement in track_statements(name)))
 
 
 def open_logged(
@@ -85,17 +83,54 @@ def open_logged(
     *,
     strict: bool = False,
     guarded: bool = False,
+    objects: Sequence[str] = (),
+    seed: str | None = None,
     **catalog: Any,
 ) -> LoggedDatabase:
-    """Create the models' tables, guarded or not, and attach a log to a new sessionmaker."""
+    """Create the models' tables, guarded or not, and attach a log to a new sessionmaker.
+
+    `objects` are created between tables and guards. With `seed`, which may be "", the log knows
+    types and key already, and these statements were its first transaction.
+    """
     metadata = models if isinstance(models, sa.MetaData) else models.metadata
-    metadata.create_all(engine)
-    if guarded:
-        untracked = catalog.get("untracked", {})
-        track(engine, *(t for t in metadata.tables.values() if t.fullname not in untracked))
-    log = Oplog(
-        TypeCatalog.from_models(models, **catalog), keyring=Keyring.generate(), strict=strict
-    )
+    untracked = catalog.get("untracked", {})
+    tables = tuple(metadata.tables.values())
+    guarded_tables = [t for t in tables if t.fullname not in untracked] if guarded else []
+    declared = TypeCatalog.from_models(models, **catalog)
+
+    def fill(engine: Engine) -> Keyring:
+        keyring = Keyring.generate()
+        metadata.create_all(engine)
+        run(engine, *objects)
+        track(engine, *guarded_tables)
+        if seed is not None:
+            write_first(Oplog(declared, keyring=keyring, strict=strict), engine, seed)
+        return keyring
+
+    content = (metadata, tables, tuple(guarded_tables), tuple(objects), seed, repr(catalog))
+    keyring = fill_database(engine, content, fill)
+    if seed is None:
+        keyring = Keyring.generate()
+    log = Oplog(declared, keyring=keyring, strict=strict)
     sessions = sessionmaker(engine)
     log.attach(sessions)
     return LoggedDatabase(engine, log, sessions)
+
+
+def write_first(log: Oplog, engine: Engine, statements: str = "") -> None:
+    """The transaction that stores types and key, with these statements in it."""
+    sessions = sessionmaker(engine)
+    log.attach(sessions)
+    with sessions.begin() as session:
+        connection = session.connection()
+        if statements:
+            connection.exec_driver_sql(statements)
+    log.detach(sessions)
+
+
+def run(engine: Engine, *statements: str) -> None:
+    """Run statements behind the log's back."""
+    with engine.begin() as connection:
+        for statement in statements:
+            # Without this a percent sign in DDL would be taken for a placeholder.
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class AdoptedType:
-    """How far the adoption of one type is.
+    """Progress of the adoption of one type.
 
-    `rows` and `entries` were logged by this call, `earlier_rows` by calls before it.
-    `estimated_rows` is what the planner believes the table has. `finished` says that every
-    row there was is in the log.
+    `rows` and `entries` were logged by this call, `earlier_rows` by earlier calls.
+    `estimated_rows` is the planner's estimate of the table's rows. `finished`: every row that
+    the table had is in the log.
     """
 
     type_name: str
@@ -22,19 +23,39 @@ class AdoptedType:
     estimated_rows: int
     finished: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """The type's part of the report as one JSON object."""
+        return {
+            "type": self.type_name,
+            "table": self.table,
+            "rows": self.rows,
+            "entries": self.entries,
+            "earlier_rows": self.earlier_rows,
+            "estimated_rows": self.estimated_rows,
+            "finished": self.finished,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class AdoptionReport:
-    """What an adoption logged, by type, in the order in which the types were adopted."""
+    """What an adoption logged, by type, in the order of adoption."""
 
     types: tuple[AdoptedType, ...]
 
     @property
     def rows(self) -> int:
-        """Rows that this call logged."""
+        """Rows logged by this call."""
         return sum(one.rows for one in self.types)
 
     @property
     def entries(self) -> int:
-        """Entries that this call wrote."""
+        """Entries written by this call."""
         return sum(one.entries for one in self.types)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "rows": self.rows,
+            "entries": self.entries,
+            "types": [one.to_json() for one in self.types],
+        }

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from oplog.archive.archive import Archive
 from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head
@@ -73,14 +71,12 @@ class ArchivedLog:
             return None
         return read_chain_at(self.archive, self.head, sequence)
 
-    def read_log_id(self, connection: Connection) -> UUID:
+    def read_log_id(self) -> UUID:
         """The identity of the log."""
-        del connection
         return self.head.log_id
 
-    def read_snapshot(self, connection: Connection) -> str:
+    def read_snapshot(self) -> str:
         """What stands for all that this head has."""
-        del connection
         return f"head {self.head.number}"
 
     @property
@@ -88,14 +84,12 @@ class ArchivedLog:
         """Every stored revision of every type, revisions rising."""
         return self._types.shapes
 
-    def list_types(self, connection: Connection) -> list[Shape]:
+    def list_types(self) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
-        del connection
         return list(self.shapes)
 
-    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+    def list_keys(self) -> Mapping[str, bytes]:
         """Check values of data keys by key id."""
-        del connection
         return self._types.key_checks
 
     # -- entries --------------------------------------------------------------------------
@@ -108,17 +102,15 @@ class ArchivedLog:
 
     def iterate(
         self,
-        connection: Connection,
         filter: EntryFilter,
         *,
-        snapshot: str,
+        snapshot: str = "",
         newest: dict[str, StoredEntry] | None = None,
     ) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit, none empty, in the order of their sequence.
 
         Links are checked if all are read; `newest` then gets each aggregate's last entry.
         """
-        del connection, snapshot
         links = ({} if newest is None else newest) if filter.takes_all else None
         chosen = (item for item in self._list_items() if _may_hold(item, filter))
         segments = (
@@ -166,11 +158,8 @@ class ArchivedLog:
         """The sequence of an entry of the page given last."""
         return self._first.get(position)
 
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> Mapping[int, Pairs]:
+    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
         """Metadata pairs in their order, by transaction position; none, no item."""
-        del connection
         found: dict[int, Pairs] = {}
         for position in set(positions):
             pairs = self._find_metadata(position)
@@ -193,9 +182,8 @@ class ArchivedLog:
 
     # -- what a database finds by index ---------------------------------------------------
 
-    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+    def find_position(self, at: datetime, *, snapshot: str = "") -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
-        del connection, snapshot
         moment = write_microseconds(at)
         found = 0
         for item in self._list_items():
@@ -210,21 +198,9 @@ class ArchivedLog:
         return found
 
     def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
+        self, types: Sequence[str], *, snapshot: str = "", through: int | None = None
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
-        del connection, snapshot
-        return self.find_turns(types, through=through)
-
-    def find_turns(
-        self, types: Sequence[str], *, through: int | None = None
-    ) -> Mapping[str, Turns]:
-        """The same, without a database."""
         names = {name_adoption(name): name for name in types}
         return join_turns(
             (names[entry.aggregate], read_turns(entry.position, pairs))
@@ -236,9 +212,8 @@ class ArchivedLog:
             for pairs in [segment.metadata.get(entry.transaction_position, [])]
         )
 
-    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+    def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while entries are read, and a broken one is an error there."""
-        del connection, limit
         return []
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import Binding, BoundType
 from oplog.capture.net_row import NetRow
 from oplog.capture.readback import read_rows
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange, TrackedType
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, UnloggedWriteError
@@ -86,23 +86,23 @@ def touch_rows(
     return touched
 
 
-def settle_rows(connection: Connection, touched: Touched) -> list[NetRow]:
+def read_touched_rows(connection: Connection, touched: Touched) -> list[NetRow]:
     """What happened to the touched rows, with their values as the tables have them now.
 
     A row that is what it was has no values: nothing happened, but somebody wrote it.
     Raises `CaptureMismatchError` where images and table contradict each other, and
     `NotCapturableError` where a row may be there and not be shown.
     """
-    settled: list[NetRow] = []
+    net_rows: list[NetRow] = []
     by_type: dict[str, list[TouchedRow]] = {}
     for row in touched.values():
         by_type.setdefault(row.bound.shape.type_name, []).append(row)
     for rows in by_type.values():
-        settled += _settle(connection, rows)
-    return settled
+        net_rows += _read_type(connection, rows)
+    return net_rows
 
 
-def list_group_names(bound: BoundType) -> tuple[str, ...]:
+def list_group_names(bound: TrackedType) -> tuple[str, ...]:
     """Columns that name the aggregate and are not in the key."""
     return tuple(n for n in bound.template.columns if n not in bound.shape.key_names)
 
@@ -144,13 +144,12 @@ class _Splitter:
             self._key = [(kept.index(n), codecs[n].from_text) for n in bound.shape.key_names]
             self._group = [(kept.index(n), codecs[n].from_text) for n in list_group_names(bound)]
         except ValueError as cause:
-            error = UnloggedWriteError(
+            raise UnloggedWriteError(
                 f"table {bound.live.qualified} was changed before its aggregate template "
                 f"{bound.template.text!r} was known to the log",
                 hint="it is known now: run the transaction again",
-            )
-            error.retryable = True
-            raise error from cause
+                retryable=True,
+            ) from cause
 
     def __call__(self, texts: Sequence[str | None]) -> tuple[Key, Group]:
         return self._read(self._key, texts), self._read(self._group, texts)
@@ -180,13 +179,13 @@ def _add_change(touched: Touched, change: RowChange) -> None:
             moved.enter(_group_of(bound, change.group or {}))
 
 
-def _group_of(bound: BoundType, values: Stored) -> Group:
+def _group_of(bound: TrackedType, values: Stored) -> Group:
     # Announced changes say their group (see `planning`). Where a value's stored form is not
     # certain they cannot: the count is right all the same, and a doubt that is left is refused.
     return tuple(values.get(name, "?") for name in list_group_names(bound))
 
 
-def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
+def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
     """Net rows of one table, as the table has them now."""
     bound = rows[0].bound
     wanted: dict[str, None] = dict.fromkeys(list_group_names(bound))
@@ -200,17 +199,17 @@ def _settle(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
     for row, stored in zip(rows, found, strict=True):
         if stored is None and row.is_doubtful and hides_rows(connection, bound):
             raise describe_hidden(bound, f"the row with key {row.key!r} was written")
-    settled = []
+    net_rows = []
     for row, stored in zip(rows, found, strict=True):
         if row.balance is None and stored is not None and not bound.regroups:
             # The usual row of a bulk update. Its key did not change, and says where it is.
             values = {name: stored[name] for name in row.changed - keys}
-            settled.append(NetRow(bound, row.key, existed=True, values=values))
+            net_rows.append(NetRow(bound, row.key, existed=True, values=values))
             continue
         net = _make_net(row, stored)
         if net is not None:
-            settled.append(net)
-    return settled
+            net_rows.append(net)
+    return net_rows
 
 
 def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:

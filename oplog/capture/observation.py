@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.readback import normalise_keys, read_rows
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
@@ -83,13 +83,12 @@ def check_seen(
     what = f"the row with key {unseen[0]!r} was changed"
     if hides_rows(context.root_connection, plan.bound):
         raise describe_hidden(plan.bound, what)
-    error = _uncertain(
+    raise _uncertain(
         plan.bound,
         f"{what}, and was not there a moment before",
-        "another transaction wrote it meanwhile: run the transaction again",
+        hint="another transaction wrote it meanwhile: run the transaction again",
+        retryable=True,
     )
-    error.retryable = True
-    raise error
 
 
 def _lock(plan: StatementPlan) -> str:
@@ -122,7 +121,8 @@ def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
         values.update(zip(bound.shape.key_names, keys[place], strict=True))
         if unknown:
             unknown = tuple([name for name in unknown if name not in values])
-        changes.append(RowChange(OpType.CREATE, bound, keys[place], values, unknown))
+        change = RowChange(OpType.CREATE, bound, keys[place], values, unknown=unknown)
+        changes.append(change)
     _check_in_place(plan, context, keys)
     return changes
 
@@ -159,13 +159,13 @@ def observe_update(
             moved_to = tuple([values.get(name, old[name]) for name in key_names])
         changes.append(
             RowChange(
-                OpType.UPDATE,
-                bound,
-                keys[place],
-                values,
-                (*unknown, *plan.unknown),
-                None if groups is None else groups[place],
-                moved_to,
+                kind=OpType.UPDATE,
+                bound=bound,
+                key=keys[place],
+                values=values,
+                unknown=(*unknown, *plan.unknown),
+                group=None if groups is None else groups[place],
+                moved_to=moved_to,
             )
         )
     _check_in_place(plan, context, [change.moved_to or change.key for change in changes])
@@ -179,7 +179,9 @@ def observe_delete(
     if not _count_matched(plan, context, len(keys)):
         return _reread(plan, context, keys)
     return [
-        RowChange(OpType.DELETE, plan.bound, key, {}, (), None if groups is None else groups[place])
+        RowChange(
+            OpType.DELETE, plan.bound, key, {}, group=None if groups is None else groups[place]
+        )
         for place, key in enumerate(keys)
     ]
 
@@ -220,7 +222,7 @@ def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowC
         key = keys[found.index(None)]
         raise describe_hidden(bound, f"a trigger may have changed the row with key {key!r}")
     return [
-        RowChange(OpType.UPDATE, bound, key, {}, bound.shape.names, row)
+        RowChange(OpType.UPDATE, bound, key, {}, unknown=bound.shape.names, group=row)
         for key, row in zip(keys, found, strict=True)
         if row is not None
     ]
@@ -270,7 +272,7 @@ def _spell_column(
         raise _uncertain(
             bound,
             f"the value given for key column {name} may be stored in another form",
-            "use the Python type that matches the column for primary keys",
+            hint="use the Python type that matches the column for primary keys",
         )
     for key, wire in zip(keys, normalise_keys(connection, bound, given, name=name), strict=True):
         key[place] = wire
@@ -346,8 +348,15 @@ def _count_matched(plan: StatementPlan, context: Any, expected: int) -> bool:
     )
 
 
-def _uncertain(bound: BoundType, why: str, hint: str = "") -> NotCapturableError:
+def _uncertain(
+    bound: BoundType,
+    why: str,
+    *,
+    hint: str = "the transaction must be rolled back; write the rows one by one",
+    retryable: bool = False,
+) -> NotCapturableError:
     return NotCapturableError(
         f"a change to table {bound.live.qualified} cannot be logged exactly: {why}",
-        hint=hint or "the transaction must be rolled back; write the rows one by one",
+        hint=hint,
+        retryable=retryable,
     )

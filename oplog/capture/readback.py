@@ -42,14 +42,20 @@ _FIX_SETTINGS = (
 _SET_BACK = "SELECT " + ", ".join(
     f"pg_catalog.set_config({quote_literal(name)}, %s, true)" for name in TEXT_SETTINGS
 )
-_SETTLED = re.compile(
+_FIXED_TEXT = re.compile(
     r"(boolean|smallint|integer|bigint|numeric|text|character( varying)?|uuid|jsonb?)"
     r"(\([0-9, -]+\))?"
 )
 """Types that print and read the same under all settings."""
 
 
-def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: bool) -> None:
+def complete_rows(
+    connection: Connection,
+    rows: Sequence[NetRow],
+    *,
+    types: Mapping[str, BoundType],
+    strict: bool,
+) -> None:
     """Fill in what only the database knows; with `strict`, compare everything else too.
 
     A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
@@ -59,13 +65,14 @@ def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: boo
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
-        rewritten = row.bound.live.rewrites_rows
+        bound = types[row.bound.shape.type_name]
+        rewritten = bound.live.rewrites_rows
         if not row.exists and not rewritten:
             continue
         if rewritten or _may_regroup(row):
-            row.unknown.update(row.bound.shape.names)
+            row.unknown.update(bound.shape.names)
         if row.unknown or strict or _lacks_group(row):
-            wanted.setdefault(row.bound, []).append(row)
+            wanted.setdefault(bound, []).append(row)
     for bound, group in wanted.items():
         _complete(connection, bound, group, strict=strict)
 
@@ -93,7 +100,7 @@ def _complete(
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
     lost = [row for row, stored in zip(rows, found, strict=True) if stored is None and row.exists]
     if lost:
-        _check_gone(connection, lost[0], strict=strict)
+        _check_gone(connection, bound, lost[0], strict=strict)
     for row, stored in zip(rows, found, strict=True):
         if stored is None:
             row.exists = False
@@ -102,16 +109,15 @@ def _complete(
         if not row.exists:
             row.exists, row.replaced = True, row.existed
         if strict:
-            _compare(row, stored)
+            _compare(bound, row, stored)
         for name in row.unknown:
             row.values[name] = stored[name]
         if row.group is None and not row.complete:
             row.group = {name: stored[name] for name in bound.template.columns}
 
 
-def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
+def _check_gone(connection: Connection, bound: BoundType, row: NetRow, *, strict: bool) -> None:
     """Raise unless a row that was written, and never deleted by a statement, is surely gone."""
-    bound = row.bound
     if hides_rows(connection, bound):
         raise describe_hidden(bound, f"the row with key {row.key!r} was written")
     if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
@@ -126,12 +132,12 @@ def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
         )
 
 
-def _compare(row: NetRow, stored: Mapping[str, Wire | None]) -> None:
+def _compare(bound: BoundType, row: NetRow, stored: Mapping[str, Wire | None]) -> None:
     for name, value in row.values.items():
         # repr tells -0.0 from 0.0 and finds NaN equal to itself.
         if name not in row.unknown and repr(stored[name]) != repr(value):
             raise CaptureMismatchError(
-                f"{row.bound.live.qualified} key {row.key!r} column {name}: about to log "
+                f"{bound.live.qualified} key {row.key!r} column {name}: about to log "
                 f"{value!r}, the database stored {stored[name]!r}",
                 hint="a trigger, rule or type of the database changes what is written; "
                 "report this with the column's definition",
@@ -192,7 +198,7 @@ def normalise_keys(
     Raises `NotCapturableError` where that depends on settings of the session.
     """
     column, codec = bound.shape.by_name[name], bound.shape.codecs[name]
-    if not _is_settled(bound, name):
+    if not _has_fixed_text(bound, name):
         raise NotCapturableError(
             f"text was given for key column {bound.live.qualified}.{name}, which is "
             f"{column.pg_type}; what it means depends on the session",
@@ -215,7 +221,7 @@ def _text_settings(
     Left as they are here they would change what the rest of the transaction reads: it may
     go on after a savepoint, or have deferred triggers.
     """
-    if all(_is_settled(bound, name) for name in names):
+    if all(_has_fixed_text(bound, name) for name in names):
         yield
         return
     before = tuple(connection.exec_driver_sql(_FIX_SETTINGS).one())[: len(TEXT_SETTINGS)]
@@ -225,6 +231,6 @@ def _text_settings(
         connection.exec_driver_sql(_SET_BACK, before)
 
 
-def _is_settled(bound: BoundType, name: str) -> bool:
+def _has_fixed_text(bound: BoundType, name: str) -> bool:
     column = bound.shape.by_name[name]
-    return column.category == "E" or _SETTLED.fullmatch(column.pg_type) is not None
+    return column.category == "E" or _FIXED_TEXT.fullmatch(column.pg_type) is not None

@@ -22,7 +22,7 @@ from oplog.capture.observation import (
     read_groups,
     read_keys,
 )
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import StatementPlan
 from oplog.entry import OpType
 from oplog.schema.touched_keys import weigh
@@ -48,12 +48,12 @@ def prepare(
 ) -> StatementUnderWay:
     """What has to be known before the statement of `context` is sent."""
     if plan.kind is OpType.CREATE:
-        return StatementUnderWay(plan, (), None, (), announced)
+        return StatementUnderWay(plan, keys=(), groups=None, unseen=(), announced=announced)
     keys, unspelled = read_keys(connection, plan, list_parameters(context))
     groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
     unseen = [key for key in keys if key in unspelled] if groups is None else []
     unseen += [key for key, group in zip(keys, groups or (), strict=False) if group is None]
-    return StatementUnderWay(plan, keys, groups, unseen, announced)
+    return StatementUnderWay(plan, keys=keys, groups=groups, unseen=unseen, announced=announced)
 
 
 def count(done: StatementUnderWay, rows: int) -> int:

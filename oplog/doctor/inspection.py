@@ -143,6 +143,31 @@ def find_tail_start(
     return filter.after if found is None else int(found)
 
 
+def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """The text for each column of a primary key, given in order or as `column=text`.
+
+    A text counts as named when what stands before its first `=` is a column of the key.
+    """
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if equals and name in columns:
+            if name in named:
+                raise ConfigurationError(
+                    f"key column {name} is given twice", hint="give each column once"
+                )
+            named[name] = value
+    expected = " ".join(columns)
+    if not named and len(texts) == len(columns):
+        return dict(zip(columns, texts, strict=True))
+    if len(named) != len(texts) or len(named) != len(columns):
+        raise ConfigurationError(
+            f"the primary key is: {expected} ({len(texts)} given)",
+            hint="give its values in this order, or each as column=value",
+        )
+    return named
+
+
 def read_key(
     connection: Connection, table: sa.Table, *, texts: Mapping[str, str]
 ) -> dict[str, object]:

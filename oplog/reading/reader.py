@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from oplog.crypto.hashing import hash_body, hash_entry, hash_metadata
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
-from oplog.payload.codec import Effect, FindKeys, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
+from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredEntry
 
@@ -32,22 +31,20 @@ class OpenedEntry:
 
 
 class EntryReader:
-    """Opens the entries of one log, which `store` has, for one connection."""
+    """Opens the entries of one log; made by `LogOpener`."""
 
     def __init__(
         self,
-        connection: Connection,
+        source: LogSource,
         *,
-        store: LogSource,
         sealer: Sealer,
         codec: PayloadCodec,
-        types: TypeLookup,
+        types: ShapeTable,
         log_id: UUID,
         key_checks: Mapping[str, bytes],
         upcaster: Upcaster | None = None,
     ) -> None:
-        self.connection = connection
-        self.store = store
+        self.source = source
         self.types = types
         self._sealer = sealer
         self._codec = codec
@@ -90,11 +87,9 @@ class EntryReader:
         whole: half a transaction is a state that never was. `after` is a position.
         """
         held: dict[int, list[OpenedEntry]] = {}
-        for page in self.store.iterate(
-            self.connection, EntryFilter(after=after), snapshot=snapshot
-        ):
+        for page in self.source.iterate(EntryFilter(after=after), snapshot=snapshot):
             past = through is not None and page[0].position > through
-            if past and self.store.ordered and not held:
+            if past and self.source.ordered and not held:
                 return
             for stored in page:
                 if through is not None and stored.transaction_position > through:
@@ -108,7 +103,7 @@ class EntryReader:
 
     def read(self, filter: EntryFilter, *, snapshot: str) -> Iterator[LoggedEntry]:
         """Entries for people, in causal order, from one snapshot."""
-        for page in self.store.iterate(self.connection, filter, snapshot=snapshot):
+        for page in self.source.iterate(filter, snapshot=snapshot):
             yield from self.present(page)
 
     def present(self, page: Iterable[StoredEntry]) -> Iterator[LoggedEntry]:
@@ -118,7 +113,7 @@ class EntryReader:
             opened = self.open(stored)
             yield LoggedEntry(
                 position=stored.position,
-                sequence=self.store.find_sequence(stored.position),
+                sequence=self.source.find_sequence(stored.position),
                 aggregate=stored.aggregate,
                 version=stored.version,
                 operations=tuple(effect_to_operation(e) for e in opened.effects),
@@ -132,9 +127,7 @@ class EntryReader:
 
     def read_metadata(self, entries: Sequence[StoredEntry]) -> Iterator[dict[str, list[str]]]:
         """The metadata of each entry's transaction; `ChainBrokenError` if it was altered."""
-        metadata = self.store.read_metadata(
-            self.connection, (e.transaction_position for e in entries)
-        )
+        metadata = self.source.read_metadata(e.transaction_position for e in entries)
         for stored in entries:
             pairs = metadata.get(stored.transaction_position, [])
             if hash_metadata(pairs) != stored.metadata_hash:

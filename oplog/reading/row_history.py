@@ -105,8 +105,8 @@ def rebuild_row(
     none that the log knew: a row that was not adopted yet may have been changed before.
     """
     if isinstance(at, datetime):
-        snapshot = reader.store.read_snapshot(reader.connection)
-        at = reader.store.find_position(reader.connection, check_moment(at), snapshot=snapshot)
+        snapshot = reader.source.read_snapshot()
+        at = reader.source.find_position(check_moment(at), snapshot=snapshot)
     rows = _find_rows(reader, types, key)
     # With joined inheritance there is a row only where every table has its part of it.
     states: dict[tuple[str, str], dict[str, Any] | None] = dict.fromkeys(
@@ -201,23 +201,22 @@ def _net_kind(kinds: Sequence[OpType]) -> OpType:
 
 
 def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[StoredEntry]]:
-    connection = reader.connection
-    snapshot = reader.store.read_snapshot(connection)
+    snapshot = reader.source.read_snapshot()
     names: set[str] = set()
     for row in rows:
         listed = row.list_aggregates()
         if listed is None:
-            yield from reader.store.iterate(connection, EntryFilter(), snapshot=snapshot)
+            yield from reader.source.iterate(EntryFilter(), snapshot=snapshot)
             return
         names |= listed | row.list_adoptions()
     chosen = [EntryFilter(aggregate=name) for name in sorted(names)]
-    if snapshot == ALL_VISIBLE or not reader.store.ordered:
+    if snapshot == ALL_VISIBLE or not reader.source.ordered:
         # Read one after another, each aggregate of a standby would show a moment of its own;
         # and where there is no index on aggregates, each would take reading the whole log.
         chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
     newest: dict[str, StoredEntry] = {}
     for one in chosen:
-        for page in reader.store.iterate(connection, one, snapshot=snapshot):
+        for page in reader.source.iterate(one, snapshot=snapshot):
             _check_chain(page, newest)
             yield page
 
@@ -240,8 +239,7 @@ def _check_chain(page: Iterable[StoredEntry], newest: dict[str, StoredEntry]) ->
 
 
 def _find_rows(reader: EntryReader, types: Sequence[DeclaredType], key: Any) -> list[_Row]:
-    stored = reader.store.list_types(reader.connection)
-    newest = {shape.type_name: shape for shape in stored}
+    stored, newest = reader.types.shapes, reader.types.latest
     values = _list_values(types[0].table, key)
     rows = []
     for declared in types:

@@ -8,7 +8,8 @@ before, so that a log with another past is told from one that only went on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -54,6 +55,10 @@ class FollowReport:
     generation: int
     position: int
     rebuilt: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -202,12 +207,12 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
             )
         log = Store(store.schema)
         log.require_home(connection)
-        reader, shown = work.open_reader(connection), source.read_snapshot(connection)
-        plans = read_reader_plans(reader, snapshot=shown)
+        reader, shown = work.open_reader(connection), source.read_snapshot()
+        plans = read_reader_plans(connection, reader, snapshot=shown)
         live = {name: plan.live for plan in plans for name in plan.types}
-        for shape in place_shapes(source.list_types(connection), live):
+        for shape in place_shapes(source.list_types(), live):
             log.insert_type(connection, shape)
-        for key_id, check_value in source.list_keys(connection).items():
+        for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
         taken = suspend_switches(connection, oids)

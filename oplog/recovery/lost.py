@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -92,6 +92,10 @@ class ReplayLostReport:
     generation: int
     replayed: int
     refused: list[RefusedTransaction] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 def find_branch(head: Head, generation: int | None) -> Branch:

@@ -144,6 +144,7 @@ class _Work:
 
     def __init__(
         self,
+        driver: Driver,
         reader: EntryReader,
         plans: Sequence[TablePlan],
         *,
@@ -158,7 +159,7 @@ class _Work:
         self._limit = limit
         self._most_rows = most_rows
         self._progress = progress
-        self._driver = Driver(reader.connection)
+        self._driver = driver
         self._last = 0 if progress is None else find_last(reader, snapshot=snapshot)
         self._rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)
         self._collations = _read_collations(self._driver, plans)
@@ -234,6 +235,7 @@ class _Work:
 
 
 def compare_portions(
+    driver: Driver,
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
@@ -248,6 +250,7 @@ def compare_portions(
     a portion only. `ConfigurationError` where tables that are too large cannot be split.
     """
     work = _Work(
+        driver,
         reader,
         plans,
         snapshot=snapshot,

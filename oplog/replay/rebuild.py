@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ChainBrokenError
 from oplog.payload.gc_pause import pause_collector
-from oplog.payload.shape import Shape
 from oplog.postgres.quoting import (
     quote_literal,
 )
@@ -58,6 +57,10 @@ class ReplayReport:
     position: int
     digest: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
 
 @dataclass(slots=True)
 class Applied:
@@ -89,11 +92,11 @@ def replay_log(
     with open_work(connection):
         require_primary(connection, "a replay")
         reader = open_reader(connection)
-        snapshot = reader.store.read_snapshot(connection)
+        snapshot = reader.source.read_snapshot()
         check_links(reader)
         limit = find_limit(reader, through, snapshot=snapshot)
-        plans = read_reader_plans(reader, snapshot=snapshot, through=limit)
-        log_schema = reader.store.schema
+        plans = read_reader_plans(connection, reader, snapshot=snapshot, through=limit)
+        log_schema = reader.source.schema
         loaders = make_schema(connection, plans, into=into, log_schema=log_schema)
         applied = fold_log(
             reader,
@@ -112,22 +115,13 @@ def replay_log(
         return ReplayReport(rows, applied.entries, applied.position, digest)
 
 
-def list_newest_types(reader: EntryReader) -> list[Shape]:
-    """The newest revision of every type the log has stored."""
-    shapes = reader.store.list_types(reader.connection)
-    return list({shape.type_name: shape for shape in shapes}.values())
-
-
 def read_reader_plans(
-    reader: EntryReader, *, snapshot: str, through: int | None = None
+    connection: Connection, reader: EntryReader, *, snapshot: str, through: int | None = None
 ) -> list[TablePlan]:
-    """Plans for the tables of all types but those that were retired, up to `through`."""
-    types = list_newest_types(reader)
-    names = [shape.type_name for shape in types]
-    turns = reader.store.find_adoptions(
-        reader.connection, names, snapshot=snapshot, through=through
-    )
-    return read_plans(reader.connection, types, gone=list_gone(types, turns))
+    """Plans for the live tables of all types but those that were retired, up to `through`."""
+    types = reader.types.latest
+    turns = reader.source.find_adoptions(list(types), snapshot=snapshot, through=through)
+    return read_plans(connection, types.values(), gone=list_gone(types.values(), turns))
 
 
 def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
@@ -135,12 +129,12 @@ def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot:
     if not isinstance(through, datetime):
         return through
     moment = check_moment(through)
-    return reader.store.find_position(reader.connection, moment, snapshot=snapshot)
+    return reader.source.find_position(moment, snapshot=snapshot)
 
 
 def check_links(reader: EntryReader) -> None:
     """Raise `ChainBrokenError` unless every aggregate's versions and hashes link up."""
-    broken = reader.store.list_broken_links(reader.connection)
+    broken = reader.source.list_broken_links()
     if not broken:
         return
     shown = "; ".join(
@@ -229,7 +223,7 @@ def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied
 
 def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str) -> int:
     """The last position there is, or `through` if that is before it."""
-    last = reader.store.find_position(reader.connection, _END_OF_TIME, snapshot=snapshot)
+    last = reader.source.find_position(_END_OF_TIME, snapshot=snapshot)
     return last if through is None else min(last, through)
 
 

@@ -37,11 +37,8 @@ def read_rules(
     the same, to be compared with what is there. Not `anew`: what is folded comes on top of
     rows that are there, so that nothing is replaced as a whole.
     """
-    connection = reader.connection
-    shapes = group_shapes(reader.store.list_types(connection))
-    turns = reader.store.find_adoptions(
-        connection, list(shapes), snapshot=snapshot, through=through
-    )
+    shapes = group_shapes(reader.types.shapes)
+    turns = reader.source.find_adoptions(list(shapes), snapshot=snapshot, through=through)
     lenient = {
         name: math.inf if one.ended is None else one.ended
         for name, one in turns.items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from oplog.errors import NotCapturableError, ReplayError
+from oplog.json_value import REDACTED, hide, to_json_value
 from oplog.postgres.quoting import (
     quote,
 )
@@ -39,6 +40,24 @@ class Difference:
     live: Any
     logged: Any
     kind: DifferenceKind
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The difference as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "table": self.table,
+            "key": to_json_value(self.key),
+            "column": self.column or None,
+            "kind": self.kind,
+            "live": to_json_value(_hide_side(self.live, redact=redact)),
+            "logged": to_json_value(_hide_side(self.logged, redact=redact)),
+        }
+
+
+def _hide_side(value: Any, *, redact: bool) -> Any:
+    """A value, or a whole row as a mapping; None is a NULL or a row that is not there."""
+    if not redact:
+        return value
+    return hide(value, redact=True) if isinstance(value, Mapping) else REDACTED
 
 
 @dataclass(slots=True)

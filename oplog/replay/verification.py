@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -23,7 +24,6 @@ from oplog.replay.rebuild import (
     Progress,
     check_links,
     fold_log,
-    list_newest_types,
 )
 from oplog.replay.rebuilt_table import make_scratch
 from oplog.replay.rules import list_gone, read_rules
@@ -48,6 +48,17 @@ class VerifyReport:
     rows: int
     entries: int
     position: int
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The verdict as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "ok": self.ok,
+            "count": self.count,
+            "rows": self.rows,
+            "entries": self.entries,
+            "position": self.position,
+            "differences": [one.to_json(redact=redact) for one in self.differences],
+        }
 
 
 def verify_tables(
@@ -75,18 +86,23 @@ def verify_tables(
         # Row security would hide rows in silence; this makes it an error.
         inside.exec_driver_sql("SET LOCAL row_security = off")
         reader = open_reader(inside)
-        snapshot = reader.store.read_snapshot(inside)
+        snapshot = reader.source.read_snapshot()
         check_links(reader)
-        types = list_newest_types(reader)
-        names = [shape.type_name for shape in types]
-        turns = reader.store.find_adoptions(inside, names, snapshot=snapshot)
-        types += list_unstored(inside, set(names))
+        stored = reader.types.latest
+        turns = reader.source.find_adoptions(list(stored), snapshot=snapshot)
+        types = [*stored.values(), *list_unstored(inside, set(stored))]
         plans = read_plans(inside, types, gone=list_gone(types, turns))
         compare = _compare_in_tables
         if is_standby(inside):
             compare = compare_portions
         found = compare(
-            reader, plans, snapshot=snapshot, limit=limit, batch_rows=batch_rows, progress=progress
+            Driver(inside),
+            reader,
+            plans,
+            snapshot=snapshot,
+            limit=limit,
+            batch_rows=batch_rows,
+            progress=progress,
         )
         return VerifyReport(
             found.count == 0,
@@ -99,6 +115,7 @@ def verify_tables(
 
 
 def _compare_in_tables(
+    driver: Driver,
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
@@ -108,7 +125,6 @@ def _compare_in_tables(
     progress: Progress | None,
 ) -> Comparison:
     """The log folded into temporary tables, and these compared."""
-    driver = Driver(reader.connection)
     loaders = make_scratch(driver, plans)
     # Not strict: what reads wrongly is compared, and shows.
     rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)

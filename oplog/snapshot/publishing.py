@@ -8,8 +8,9 @@ snapshot and the log agree to the entry while others go on writing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -50,6 +51,10 @@ class SnapshotReport:
     bytes: int
     total_bytes: int
     problems: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 def publish_snapshot(

@@ -21,7 +21,6 @@ from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
-from oplog.store.adopted import AdoptionStore, Turns
 from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
 from oplog.store.name_check import compare_names
@@ -46,9 +45,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 
 
 class Store:
-    """The log's tables in one schema; a `LogSource`."""
-
-    ordered = True
+    """The log's tables in one schema; `TablesLog` binds its reading half to a connection."""
 
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
@@ -278,21 +275,6 @@ class Store:
             (at, snapshot),
         ).scalar()
         return int(found or 0)
-
-    def find_sequence(self, position: int) -> None:
-        """None: the tables number entries by position only."""
-
-    def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
-    ) -> Mapping[str, Turns]:
-        """Types that were adopted or retired, and when, up to position `through`."""
-        store = AdoptionStore(self.schema)
-        return store.find_adoptions(connection, types, snapshot=snapshot, through=through)
 
     # -- checking -------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ next run goes on from the mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -65,6 +66,10 @@ class PruneReport:
     through_sequence: int
     through_position: int
     total_entries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(slots=True)

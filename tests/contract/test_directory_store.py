@@ -18,6 +18,7 @@ import pytest
 from oplog.archive.objectstore.directory import DirectoryStore
 from oplog.errors import ArchiveError, StorageConfigError, StoreUnavailableError
 from tests.faulty_store import Killed
+from tests.sampling import Sample
 
 pytestmark = pytest.mark.contract
 
@@ -131,12 +132,15 @@ def test_what_is_said_to_be_gone_is_gone(tmp_path: Path, insert: Callable[[Disk]
     assert disk.list_survivors(tmp_path) == {}
 
 
-def test_killed_at_every_call(tmp_path: Path, insert: Callable[[Disk], Disk]) -> None:
+@pytest.mark.sampled
+def test_killed_at_every_call(
+    tmp_path: Path, insert: Callable[[Disk], Disk], sample: Sample
+) -> None:
     """Nothing torn is ever listed, and what was said to be there survives even the power."""
     insert(whole := Disk())
     list(write_everything(tmp_path / "whole"))
     assert len(whole.calls) > 30
-    for budget in range(len(whole.calls)):
+    for budget in sample(range(len(whole.calls)), 12):
         root = tmp_path / str(budget) / "deep"
         root.parent.mkdir()
         disk = insert(Disk(budget))

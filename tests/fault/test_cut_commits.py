@@ -6,8 +6,6 @@ an unknown outcome that resolves to what the tables hold.
 
 from __future__ import annotations
 
-import os
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,11 +33,12 @@ from tests.fault.lost_commits import (
     write_new,
 )
 from tests.fault.proxy import Fault, measure_request
+from tests.sampling import Sample
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
-SAMPLE = 25
-"""Offsets drawn of a dialogue that is not tried byte by byte."""
+SAMPLE = 10
+"""Offsets drawn of a dialogue, and of each part of one that is tried in parts."""
 LAST = 14
 """Those behind the last byte but so many are always tried: COMMIT or its answer is there."""
 FIRST, WHOLE = 100_000, 200_000
@@ -81,13 +80,10 @@ def judge(bench: Bench, number: int, told: BaseException | None, *, work: Work =
     return f"{certain}{outcome.value}"
 
 
-def draw_offsets(length: int) -> list[int]:
-    """Some offsets of a dialogue, the last ones among them."""
-    seed = os.environ.get("OPLOG_TEST_SEED") or str(random.SystemRandom().randrange(2**32))
-    print(f"seed {seed}, {length} bytes")  # noqa: T201 - pytest shows it for a failure
+def draw_offsets(sample: Sample, length: int) -> list[int]:
+    """Some offsets of a dialogue, the last ones among them; all of them in a whole run."""
     edge = max(0, length - LAST)
-    drawn = random.Random(seed).sample(range(edge), min(SAMPLE, edge))
-    return sorted({0, *drawn, *range(edge, length)})
+    return sorted({0, *sample(range(edge), SAMPLE), *range(edge, length)})
 
 
 def cut_each(
@@ -134,8 +130,9 @@ def count_offsets(bench: Bench, cut: Fault) -> int:
 # -- append and COMMIT in one request ---------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_pipelined_request_cut_after_every_byte(bench: Bench, part: int) -> None:
+def test_a_pipelined_request_cut_after_every_byte(bench: Bench, part: int, sample: Sample) -> None:
     """Of an aggregate that was never written: there is no ticket to wait for."""
 
     def attempt(number: int) -> None:
@@ -143,7 +140,8 @@ def test_a_pipelined_request_cut_after_every_byte(bench: Bench, part: int) -> No
 
     with bench.open_sessions(**QUICK) as sessions:
         every = range(measure(bench, attempt, Fault.CUT_REQUEST))
-        mine = every[part * len(every) // PARTS : (part + 1) * len(every) // PARTS]
+        part_of = every[part * len(every) // PARTS : (part + 1) * len(every) // PARTS]
+        mine = [*sample(part_of[:-LAST], SAMPLE), *part_of[-LAST:]]
         seen = cut_each(bench, Fault.CUT_REQUEST, mine, attempt, work=write_new)
     # The server commits when COMMIT has come whole; the Sync behind it, 5 bytes, may be missing.
     committed = 6 if part == PARTS - 1 else 0
@@ -151,7 +149,8 @@ def test_a_pipelined_request_cut_after_every_byte(bench: Bench, part: int) -> No
     bench.assert_whole()
 
 
-def test_a_pipelined_answer_cut_after_every_byte(bench: Bench) -> None:
+@pytest.mark.sampled
+def test_a_pipelined_answer_cut_after_every_byte(bench: Bench, sample: Sample) -> None:
     """Of an aggregate that is there."""
 
     def attempt(number: int) -> None:
@@ -161,9 +160,9 @@ def test_a_pipelined_answer_cut_after_every_byte(bench: Bench) -> None:
     with bench.open_sessions(**QUICK, pool_pre_ping=True) as sessions:
         length = measure(bench, attempt, Fault.CUT_ANSWER)
         # Versions get longer with each that is committed.
-        every = range(length + 9)
-        seen = cut_each(bench, Fault.CUT_ANSWER, every, attempt, work=write_known)
-    assert seen["committed"] == seen.total() >= length
+        offsets = [*sample(range(length - LAST), SAMPLE), *range(length - LAST, length + 9)]
+        seen = cut_each(bench, Fault.CUT_ANSWER, offsets, attempt, work=write_known)
+    assert seen["committed"] == seen.total() >= len(offsets) - 9
     bench.assert_whole()
 
 
@@ -200,23 +199,27 @@ def two_logs(bench: Bench) -> Iterator[Callable[[int], None]]:
         second.detach(sessions)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.name)
 @pytest.mark.parametrize("way", [engine_attached, two_logs])
-def test_a_dialogue_in_two_requests_cut_anywhere(bench: Bench, way: Any, cut: Fault) -> None:
+def test_a_dialogue_in_two_requests_cut_anywhere(
+    bench: Bench, way: Any, cut: Fault, sample: Sample
+) -> None:
     with way(bench) as attempt:
-        offsets = draw_offsets(measure(bench, attempt, cut))
+        offsets = draw_offsets(sample, measure(bench, attempt, cut))
         seen = cut_each(bench, cut, offsets, attempt)
     check_sample(seen)
     bench.assert_whole()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut.name)
-async def test_an_async_dialogue_cut_anywhere(bench: Bench, cut: Fault) -> None:
+async def test_an_async_dialogue_cut_anywhere(bench: Bench, cut: Fault, sample: Sample) -> None:
     async with bench.open_async_sessions(**QUICK) as sessions:
         bench.plan(Fault.NONE)
         await commit_async(sessions, WHOLE)
         seen: Counter[str] = Counter()
-        for offset in draw_offsets(count_offsets(bench, cut)):
+        for offset in draw_offsets(sample, count_offsets(bench, cut)):
             number = FIRST + offset
             bench.plan(cut, offset=offset, reset=bool(offset % 2))
             with pytest.raises((CommitOutcomeUnknownError, DBAPIError)) as caught:

@@ -57,6 +57,7 @@ def ask(log: Oplog, engine: Engine, url: str) -> tuple[VerifyReport, list[object
     return verdict, [log.inquire(f"request {n}", engine).receipts for n in range(20)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_prune_is_run_again(
     engine: Engine, tmp_path: Path, log: Oplog, point: str

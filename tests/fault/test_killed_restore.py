@@ -70,6 +70,7 @@ def describe(engine: Engine) -> list[object]:
         return [rows, dump_log(connection), describe_tables(connection)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_restore_is_run_again(
     engine: Engine, spare_engine: Engine, keyring: Path, log: Oplog, point: str

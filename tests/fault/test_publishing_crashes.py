@@ -7,7 +7,6 @@ reads meanwhile finds everything that the newest head names.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,10 +54,13 @@ from tests.published import (
     open_workload,
     read_log,
 )
+from tests.sampling import Sample
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
 WRITES = {"create", "put", "delete"}
+FAULTS = 2
+"""Requests drawn for each kind of fault."""
 SMALL = 300
 """Sealed bytes of a segment: two or three entries."""
 
@@ -246,28 +248,36 @@ def choose_faults(operation: str, before: str) -> list[Fault]:
     return [*kill, LOSE_ANSWER]
 
 
-def test_a_fault_at_every_request(scene: Scene) -> None:
+@pytest.mark.sampled
+def test_a_fault_at_every_request(scene: Scene, sample: Sample) -> None:
     expected = run_undisturbed(scene)
     assert {operation for _, operation in expected.calls} >= {"get", "create", "put"}
-    done: Counter[Fault] = Counter()
+    every: dict[Fault, list[int]] = {}
     for (_, before), (number, operation) in pairwise([(0, ""), *expected.calls]):
         for fault in choose_faults(operation, before):
-            inner = scene.reset()
-            store = FaultyStore(inner, {number: fault})
-            exporter = scene.make_exporter(store)
-            with suppress(Killed, StoreUnavailableError):
-                exporter.publish_all(scene.logged.engine)
-            if not store.dead:
-                # The same process tries again, as the worker does.
-                exporter.publish_all(scene.logged.engine)
-            assert len(store.calls) >= number, f"call {number} was never made"
-            finish(scene, inner, expected)
-            if store.land():
-                # A request of the process that is no more arrives only now.
-                finish(scene, inner, expected)
-            done[fault] += 1
-    assert set(done) == {KILL_BEFORE, KILL_AFTER, LOSE_ANSWER, LOSE_REQUEST, DELAY}
-    assert done[LOSE_ANSWER] == len(expected.calls)
+            every.setdefault(fault, []).append(number)
+    assert set(every) == {KILL_BEFORE, KILL_AFTER, LOSE_ANSWER, LOSE_REQUEST, DELAY}
+    assert len(every[LOSE_ANSWER]) == len(expected.calls)
+    for fault, numbers in every.items():
+        for number in sample(numbers, FAULTS, what=str(fault)):
+            break_once(scene, expected, number, fault=fault)
+
+
+def break_once(scene: Scene, expected: Undisturbed, number: int, *, fault: Fault) -> None:
+    """A pass with a fault at one request, and what must come of it."""
+    inner = scene.reset()
+    store = FaultyStore(inner, {number: fault})
+    exporter = scene.make_exporter(store)
+    with suppress(Killed, StoreUnavailableError):
+        exporter.publish_all(scene.logged.engine)
+    if not store.dead:
+        # The same process tries again, as the worker does.
+        exporter.publish_all(scene.logged.engine)
+    assert len(store.calls) >= number, f"call {number} was never made"
+    finish(scene, inner, expected)
+    if store.land():
+        # A request of the process that is no more arrives only now.
+        finish(scene, inner, expected)
 
 
 def test_readers_find_everything_at_every_moment(scene: Scene) -> None:
@@ -315,30 +325,39 @@ class Interrupter:
                 end_sessions(self._url)
 
 
-def test_the_session_ends_at_every_step(scene: Scene) -> None:
+def interrupt(scene: Scene, inner: MemoryStore, number: int) -> tuple[list[str], list[str | None]]:
+    """Steps of a pass whose session ended after one of them, and what it failed with.
+
+    The worker that lost its session has tried again afterwards.
+    """
+    interrupter = Interrupter(scene.logged.engine, number)
+    log = Oplog(scene.logged.log.catalog, plaintext=True, on_event=interrupter)
+    exporter = scene.make_exporter(inner, log)
+    failures: list[str | None] = []
+    try:
+        exporter.publish_all(scene.logged.engine)
+    except DBAPIError as error:
+        failures.append(getattr(error.orig, "sqlstate", None))
+    steps = list(interrupter.steps)
+    exporter.publish_all(scene.logged.engine)
+    return steps, failures
+
+
+@pytest.mark.sampled
+def test_the_session_ends_at_every_step(scene: Scene, sample: Sample) -> None:
     """C03, C04 as well: the head is there, and the row in the database is not."""
     expected = run_undisturbed(scene)
-    number = 0
-    cut: set[str] = set()
-    while True:
-        number += 1
-        inner = scene.reset()
-        interrupter = Interrupter(scene.logged.engine, number)
-        log = Oplog(scene.logged.log.catalog, plaintext=True, on_event=interrupter)
-        exporter = scene.make_exporter(inner, log)
-        failures: list[str | None] = []
-        try:
-            exporter.publish_all(scene.logged.engine)
-        except DBAPIError as error:
-            failures.append(getattr(error.orig, "sqlstate", None))
-        if len(interrupter.steps) < number:
-            break
-        assert failures in ([None], ["57P01"])
-        cut.add(interrupter.steps[number - 1])
-        # The worker that lost its session tries again, and so does another.
-        exporter.publish_all(scene.logged.engine)
-        finish(scene, inner, expected)
-    assert cut >= {
+    every: dict[str, list[int]] = {}
+    for number, step in enumerate(interrupt(scene, scene.reset(), 0)[0], start=1):
+        every.setdefault(step, []).append(number)
+    for step, numbers in every.items():
+        for number in sample(numbers, 1, what=step):
+            inner = scene.reset()
+            steps, failures = interrupt(scene, inner, number)
+            assert steps[number - 1] == step
+            assert failures in ([None], ["57P01"])
+            finish(scene, inner, expected)
+    assert set(every) >= {
         Step.TAKE_EPOCH,
         Step.READ_NEWS,
         Step.PUT_SEGMENT,

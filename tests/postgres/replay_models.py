@@ -14,6 +14,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.facade import Oplog
+from tests.databases import fill_database
+from tests.logged import write_first
 
 
 class Base(DeclarativeBase):
@@ -128,15 +130,25 @@ class Bench:
 
 
 def make_bench(engine: Engine, keyring: Keyring | None = None) -> Bench:
-    """Tables, catalog, log and sessions in a database that has the log's tables."""
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
+    """Tables, catalog, log and sessions in a database that has the log's tables.
+
+    Without a `keyring` the log knows types and key already, as after a first transaction.
+    """
     catalog = TypeCatalog.from_models(
         Base,
         aggregates={"line": "order/{order_id}", "task": "project/{project}"},
         exclude=EXCLUDED,
     )
-    log = Oplog(catalog, keyring=keyring or Keyring.generate())
+
+    def fill(engine: Engine) -> Keyring:
+        known = Keyring.generate()
+        Base.metadata.create_all(engine)
+        if keyring is None:
+            write_first(Oplog(catalog, keyring=known), engine)
+        return known
+
+    known = fill_database(engine, (make_bench, keyring is None), fill)
+    log = Oplog(catalog, keyring=keyring or known)
     sessions = sessionmaker(engine)
     log.attach(sessions)
     return Bench(engine, log, sessions)

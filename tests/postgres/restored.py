@@ -11,6 +11,7 @@ from sqlalchemy.orm import sessionmaker
 
 from oplog.facade import Oplog
 from oplog.recovery import RestoreReport, restore_log
+from tests.databases import fill_database
 from tests.kept import KeptLog
 from tests.logged import track
 from tests.postgres.replay_models import Base, Bench
@@ -61,14 +62,18 @@ def describe_tables(connection: Connection) -> list[Any]:
 
 def make_target(engine: Engine, bench: Bench) -> Bench:
     """The bench's tables, guarded, empty, in another database, with an application on it."""
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        connection.exec_driver_sql("ALTER TABLE owner ALTER secret SET DEFAULT 'restored'")
-    track(engine, *Base.metadata.sorted_tables)
+    fill_database(engine, make_target, _create_guarded)
     log = Oplog(bench.log.catalog, keyring=bench.log.keyring)
     sessions = sessionmaker(engine)
     log.attach(sessions)
     return Bench(engine, log, sessions)
+
+
+def _create_guarded(engine: Engine) -> None:
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        connection.exec_driver_sql("ALTER TABLE owner ALTER secret SET DEFAULT 'restored'")
+    track(engine, *Base.metadata.sorted_tables)
 
 
 def keep(bench: Bench) -> KeptLog:

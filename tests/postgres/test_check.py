@@ -25,8 +25,12 @@ from tests.postgres.keeping import (
 )
 from tests.postgres.replay_models import HISTORY, Bench, make_bench
 from tests.postgres.restored import make_target
+from tests.sampling import Sample
 
 pytestmark = pytest.mark.postgres
+
+DRAWN = 12
+"""Objects of an archive that are damaged in turn."""
 
 
 @pytest.fixture
@@ -63,8 +67,9 @@ def test_a_sound_archive_has_no_problem(bench: Bench, objects: dict[str, bytes])
     assert check_archive(archive, sample=0.2).problems == ()
 
 
-def test_every_object_that_is_missing_is_named(objects: dict[str, bytes]) -> None:
-    for path in objects:
+@pytest.mark.sampled
+def test_every_object_that_is_missing_is_named(objects: dict[str, bytes], sample: Sample) -> None:
+    for path in sample(sorted(objects), DRAWN):
         archive = rebuild({one: data for one, data in objects.items() if one != path})
         report = check_archive(archive)
         newest = max(one for one in objects if one.startswith(HEAD))
@@ -77,8 +82,9 @@ def test_every_object_that_is_missing_is_named(objects: dict[str, bytes]) -> Non
         assert report.ok == (path == LATEST or old), path
 
 
-def test_every_altered_object_is_named(objects: dict[str, bytes]) -> None:
-    for path, data in objects.items():
+@pytest.mark.sampled
+def test_every_altered_object_is_named(objects: dict[str, bytes], sample: Sample) -> None:
+    for path, data in sample(sorted(objects.items()), DRAWN):
         for place in {0, len(data) // 3, len(data) // 2, len(data) - 1}:
             altered = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
             report = check_archive(rebuild({**objects, path: altered}))

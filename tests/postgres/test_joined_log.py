@@ -35,6 +35,7 @@ def list_moments(bench: Bench, chance: random.Random) -> list[object]:
     return [entry.transaction_position for entry in chosen] + [e.recorded_at for e in chosen[:2]]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(5))
 def test_all_answers_are_the_same(bench: Bench, seed: int) -> None:
     chance = random.Random(seed)
@@ -59,6 +60,7 @@ def test_all_answers_are_the_same(bench: Bench, seed: int) -> None:
     assert ask_everything(bench, moments, archive=reopen(archive)) == before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_with_and_without_an_archive_before_anything_is_pruned(bench: Bench, seed: int) -> None:
     chance = random.Random(seed)

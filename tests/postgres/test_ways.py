@@ -15,7 +15,7 @@ from sqlalchemy.orm import sessionmaker
 
 from oplog import Oplog
 from oplog.errors import UnloggedWriteError
-from tests.logged import LoggedDatabase, brief, open_logged, track
+from tests.logged import LoggedDatabase, brief, open_logged
 from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
 from tests.ways import SEED, WAYS, Way
 
@@ -34,12 +34,9 @@ SEEN = {
 
 @pytest.fixture
 def db(engine: Engine) -> LoggedDatabase:
-    db = open_logged(engine, Base, aggregates=AGGREGATES)
-    db.execute(*OBJECTS)
-    track(engine, *TABLES.values())
-    with db.sessions.begin() as session:
-        session.connection().exec_driver_sql(SEED)
-    return db
+    return open_logged(
+        engine, Base, guarded=True, objects=OBJECTS, seed=SEED, aggregates=AGGREGATES
+    )
 
 
 def tell(db: LoggedDatabase, *, after: int) -> list[str]:
@@ -83,8 +80,8 @@ def test_not_captured_when_images_are_lost(
     db: LoggedDatabase, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the capture of images, whatever needs it is refused, never lost."""
-    for listener in db.log._attachments._engines.values():
-        monkeypatch.setattr(listener, "_collect", lambda _: [])
+    for transactions in db.log._log.attachments._engines.values():
+        monkeypatch.setattr(transactions, "_collect", lambda _: [])
     before = (snapshot(db), last(db))
     session = db.sessions()
     WAYS[name].write(session)
@@ -150,9 +147,11 @@ def test_a_deferred_trigger_in_the_first_transaction_of_a_process(
 
 
 def test_a_driver_that_passes_no_messages_on(db: LoggedDatabase) -> None:
-    for listener in db.log._attachments._engines.values():
-        for ear in listener._notices._ears.values():
-            ear.deaf = True
+    with db.sessions.begin() as session:
+        session.connection()
+    for transactions in db.log._log.attachments._engines.values():
+        for state in transactions._notices._states.values():
+            state.no_notices = True
     assert db.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
     raw: Any = db.engine.raw_connection()
     raw.driver_connection._notice_handlers.clear()
