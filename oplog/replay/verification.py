@@ -92,9 +92,7 @@ def verify_tables(
         turns = reader.source.find_adoptions(list(stored), snapshot=snapshot)
         types = [*stored.values(), *list_unstored(inside, set(stored))]
         plans = read_plans(inside, types, gone=list_gone(types, turns))
-        compare = _compare_in_tables
-        if is_standby(inside):
-            compare = compare_portions
+        compare = compare_portions if is_standby(inside) else _compare_in_tables
         found = compare(
             Driver(inside),
             reader,
