@@ -15,9 +15,8 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.reading.opening import LogOpener
-from oplog.store.checkpoints import check_consumer_name
 from oplog.store.cursor import Cursor
-from oplog.store.feed import Feed
+from oplog.store.feed import Feed, check_consumer_name
 from oplog.store.rows import StoredEntry
 
 BATCH_ENTRIES = 4000

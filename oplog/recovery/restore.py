@@ -49,9 +49,8 @@ from oplog.replay.table_plan import TablePlan
 from oplog.schema.tables import VERSION
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
-from oplog.store.checkpoints import RESTORED_PLACE
 from oplog.store.home import write_home
-from oplog.store.intake import Place, RestorationStore
+from oplog.store.intake import LogPlace, RestorationStore
 
 
 class RestoreStep(StrEnum):
@@ -382,5 +381,5 @@ def _write_place(connection: Connection, request: _Request, intake: LogIntake) -
     chain = request.source.find_chain(intake.sequence)
     # Beyond a gap nobody could go on from here without giving some entries twice.
     if intake.complete and chain is not None:
-        place = Place(request.source.generation, intake.sequence, chain, intake.position)
-        request.store.write_place(connection, RESTORED_PLACE, place=place)
+        place = LogPlace(request.source.generation, intake.sequence, chain, intake.position)
+        request.store.write_restored(connection, place)

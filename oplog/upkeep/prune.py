@@ -245,8 +245,8 @@ class _Work:
             raise ConflictError(
                 f"not every consumer has seen what would go (sequences {batch.after + 1} to "
                 f"{batch.last}): {names}",
-                hint="let it catch up; or, if it is given up, delete its row in oplog_checkpoint "
-                "or name it with --force",
+                hint="let it catch up; or, if it is given up, delete its row in oplog_consumer "
+                "(of an archive, in oplog_archive), or name it with --force",
             )
 
     # -- one batch ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from oplog.errors import ForeignServerError, LeaseHeldError
 from oplog.sync.head_update import publish_change
 from oplog.sync.publisher import Publisher
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
+from tests.postgres.keeping import read_row, write_row
 from tests.postgres.replay_models import Bench, Task, make_bench, write_history
 from tests.postgres.restored import make_target
 
@@ -84,15 +85,10 @@ def test_a_lost_receipt_makes_no_entry_appear_twice(bench: Bench, catch_up: bool
     archive = open_memory()
     write_history(bench)
     bench.log.sync(bench.engine, archive)
-    with bench.engine.connect() as connection:
-        row = connection.exec_driver_sql(
-            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE name LIKE 'archive/%%'"
-        ).scalar_one()
+    row = read_row(bench)
     bench.write(add_task(802))
     bench.log.sync(bench.engine, archive)
-    bench.tamper(
-        f"UPDATE oplog.oplog_checkpoint SET cursor = '{row}'::jsonb WHERE name LIKE 'archive/%%'"
-    )
+    write_row(bench, row)
     bench.write(add_task(803))
     exporter = bench.log.make_exporter(reopen(archive))
     publish_change(exporter, bench.engine, mark, catch_up=catch_up)
