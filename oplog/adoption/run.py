@@ -48,7 +48,7 @@ CHUNK_ROWS: Final = 25_000
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AdoptionTarget:
     """The log to adopt into, and what is needed to make its entries."""
 
     store: Store
@@ -63,7 +63,7 @@ def adopt_tables(
     catalog: TypeCatalog,
     *,
     tables: Iterable[Any] | None,
-    target: Target,
+    target: AdoptionTarget,
     chunk_rows: int = CHUNK_ROWS,
     lock_wait: LockWait = LockWait(),  # noqa: B008 - frozen
     dry_run: bool = False,
@@ -93,7 +93,7 @@ def adopt_tables(
 
 
 def _bind(
-    connection: Connection, catalog: TypeCatalog, target: Target, *, dry_run: bool
+    connection: Connection, catalog: TypeCatalog, target: AdoptionTarget, *, dry_run: bool
 ) -> Binding:
     store, keyring = target.store, target.keyring
     if dry_run:
@@ -101,7 +101,7 @@ def _bind(
     return bind_for_writing(connection, catalog, store=store, keyring=keyring)
 
 
-def _survey(connection: Connection, bound: BoundType, target: Target) -> AdoptedType:
+def _survey(connection: Connection, bound: BoundType, target: AdoptionTarget) -> AdoptedType:
     name = bound.declared.type_name
     saved = AdoptionStore(target.store.schema).read_progress(connection, name)
     reached = Reached.from_json(saved)
@@ -128,7 +128,7 @@ class _Work:
         self,
         connection: Connection,
         binding: Binding,
-        target: Target,
+        target: AdoptionTarget,
         *,
         own: bool,
         lock_wait: LockWait,
