@@ -192,11 +192,11 @@ class Writing:
         """
         self._log.attachments.check_clean(connection)
         target = AdoptionTarget(
-            self._log.store,
-            self._log.keyring,
-            self._log.sealer,
-            self._log.codec,
-            self._log.on_event,
+            store=self._log.store,
+            keyring=self._log.keyring,
+            sealer=self._log.sealer,
+            codec=self._log.codec,
+            on_event=self._log.on_event,
         )
         return adopt_tables(
             connection,

@@ -185,7 +185,11 @@ def assert_replays_but_invoices(log: Oplog, engine: Engine) -> None:
 
 def make_target(log: Oplog) -> AdoptionTarget:
     return AdoptionTarget(
-        log.store, log.keyring, log._log.sealer, log._log.codec, log._log.on_event
+        store=log.store,
+        keyring=log.keyring,
+        sealer=log._log.sealer,
+        codec=log._log.codec,
+        on_event=log._log.on_event,
     )
 
 
