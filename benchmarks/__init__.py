@@ -1,1 +1,1 @@
-"""What the log costs: ratios, side by side in one run. Run with `make bench`."""
+"""Benchmarks of the log's cost, as ratios measured side by side. Run with `make bench`."""

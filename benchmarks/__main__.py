@@ -1,7 +1,7 @@
-"""Measure, print the table, write `benchmarks/results.json`.
+"""Measures, prints the table, and writes `benchmarks/results.json`.
 
-Every ratio is the median over adjacent pairs: one measurement of plain SQLAlchemy, one of
-the other way, one right after the other, so that both see the same machine.
+Every ratio is the median over adjacent pairs: one measurement of plain SQLAlchemy and one of the
+other way, directly after each other, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def describe_machine(url: str) -> dict[str, str]:
-    """What the figures were taken on."""
+    """Describe the machine and the server of the measurement."""
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         version = connection.exec_driver_sql("SHOW server_version").scalar_one()
@@ -95,7 +95,7 @@ def compare_writing(server: str, count: int, pairs: int) -> Iterator[dict[str, A
 def _compare_pairs(clients: Clients, workload: Workload, way: str, pairs: int) -> dict[str, Any]:
     ratios, rates, plains = [], [], []
     for turn in range(pairs):
-        # Alternate who goes first: a checkpoint or a warm cache must not favour one side.
+        # The sides go first in turns: a checkpoint or a warm cache must not favour one of them.
         order = ("plain", way) if turn % 2 == 0 else (way, "plain")
         measured = {one: clients.measure(one, workload) for one in order}
         ratios.append(measured[way] / measured["plain"])
@@ -243,7 +243,7 @@ def compare_adoption(server: str, rows: int) -> dict[str, Any]:
 
 
 def _tell_target(ratio: float, target: float | None, *, least: bool = False) -> str:
-    """The target, and whether it was missed; `least`: the ratio is to be at least that."""
+    """Print the target, and whether it was missed; `least`: the target is a minimum."""
     if target is None:
         return ""
     missed = ratio < target if least else ratio > target

@@ -1,4 +1,4 @@
-"""How fast a table that was there before the log is adopted, beside COPY TO of the same table."""
+"""Speed of adopting a table that is older than the log, beside COPY TO of the same table."""
 
 from __future__ import annotations
 

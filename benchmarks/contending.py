@@ -36,7 +36,7 @@ class Counter(Base):
 
 
 def add_explicitly(log: Oplog, number: int) -> Callable[[Session], None]:
-    """A ticket first: whoever loses runs again."""
+    """A ticket first: the loser of a conflict runs again."""
 
     def work(session: Session) -> None:
         log.take_ticket(session, f"counter/{number}")

@@ -59,7 +59,7 @@ class Clients:
 
 
 def serve_client(url: str, pipe: Pipe) -> None:
-    """A client process: prepares, says so, waits for the start, works, says so."""
+    """Run a client process: prepare, report, wait for the start, work, report."""
     sessions = {way: make_sessions(url, way, Keyring.generate()) for way in WRITERS}
     workloads = {workload.name: workload for workload in WORKLOADS}
     while (order := pipe.recv()) is not None:
@@ -86,7 +86,7 @@ def make_sessions(url: str, way: str, keyring: Keyring) -> sessionmaker[Session]
 
 
 def list_rows(sessions: sessionmaker[Session], workload: Workload) -> list[int]:
-    """Rows for the mixed workload to change: made anew, so that clients do not share them."""
+    """Make new rows for the mixed workload to change, so that clients do not share rows."""
     if workload.name != "mixed":
         return []
     with sessions.begin() as session:

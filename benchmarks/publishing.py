@@ -1,8 +1,8 @@
-"""What publishing costs: entries a second, bytes beside zstd, and a pass with nothing new.
+"""Cost of publishing: entries per second, bytes beside zstd, and a pass with nothing new.
 
 "The same entries" are all columns of `oplog_entry` in order, each row followed by its
 transaction's rows of `oplog_metadata`, as binary COPY gives them; zstd compresses them in one
-stream at level 3. What was uploaded is everything that lies in the store afterwards.
+stream at level 3. The uploaded bytes are those of all objects in the store afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IDLE_TARGET = 1.5
 PASSES = 40
 CHUNK_ENTRIES = 10_000
 SAME_ENTRIES = (
-    # Metadata are written once for each transaction, behind its first entry.
+    # Metadata is written once for each transaction, after its first entry.
     "COPY (SELECT e.*, (SELECT array_agg(m ORDER BY m.ordinal) FROM oplog.oplog_metadata m "
     "WHERE m.transaction_position = e.id) FROM oplog.oplog_entry e ORDER BY e.id) "
     "TO STDOUT (FORMAT binary)"
@@ -128,7 +128,7 @@ def compare_idle(server: str, entries: int) -> dict[str, Any]:
             run()
         measured = []
         for turn in range(PASSES):
-            # In turns, and either first: both see the same machine.
+            # The two alternate, and go first in turns, so that both see the same machine.
             order = (0, 1) if turn % 2 == 0 else (1, 0)
             seconds = {number: passes[number]() for number in order}
             measured.append((seconds[0], seconds[1]))
@@ -142,7 +142,7 @@ def compare_idle(server: str, entries: int) -> dict[str, Any]:
 
 
 def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
-    """Fill a log, publish it; what is returned makes one more pass and says how long it took."""
+    """Fill a log and publish it; return a function that times one more pass."""
     engine = sa.create_engine(url)
     log = make_log("log", Keyring.generate())
     _fill_log(engine, entries)
@@ -163,7 +163,7 @@ def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
 
 
 def _fill_log(engine: Engine, entries: int) -> None:
-    """Entries that only look like some: nobody will open them."""
+    """Insert entries with random contents, which are never opened."""
     for first in range(1, entries + 1, CHUNK_ENTRIES):
         last = min(entries, first + CHUNK_ENTRIES - 1)
         with engine.begin() as connection:

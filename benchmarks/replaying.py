@@ -1,4 +1,4 @@
-"""How fast the log turns back into rows, beside COPY of the same rows."""
+"""Speed of a replay, beside COPY of the same rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How fast an archive turns back into a database, beside COPY; what a second snapshot uploads.
+"""Speed of a restore from an archive, beside COPY; bytes uploaded by a second snapshot.
 
-COPY loads the same rows, from memory, into a table without a key that then gets it. A restore
-fills the table and the log besides, checks both, and does it from files.
+COPY loads the same rows, from memory, into a table without a key and then adds the key. A restore
+also fills the log, checks both, and reads from files.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _compare_adopted(
 
 
 def _compare_ticketed(server: str, keys: Keys, *, rows: int, place: Path) -> dict[str, Any]:
-    """Rows that were all written before, each an aggregate: snapshots have a ticket for each."""
+    """Measure rows that each are an aggregate: a snapshot has a ticket for each row."""
     metadata = keys.model.metadata
     log = Oplog(TypeCatalog.from_models(metadata), keyring=Keyring.generate())
     archive = open_archive((place / "all").as_uri())
@@ -123,7 +123,7 @@ def _compare_ticketed(server: str, keys: Keys, *, rows: int, place: Path) -> dic
         with engine.connect() as connection:
             log.adopt(connection)
         with engine.begin() as connection:
-            # Only tickets: to write a million entries takes long, and no snapshot looks at them.
+            # Only tickets: writing a million entries takes long, and a snapshot does not read them.
             connection.exec_driver_sql(
                 "INSERT INTO oplog.oplog_ticket SELECT 'payment/' || id, 1, "
                 "decode(repeat('00', 32), 'hex'), sha256(('e' || id)::bytea), "
@@ -182,7 +182,7 @@ def _compare_restore(
             target = sa.create_engine(url, poolclass=sa.NullPool)
             with target.connect() as connection:
                 begun = time.perf_counter()
-                # As another process: nothing is known yet of the archive.
+                # Opened anew, as another process would: nothing of the archive is cached.
                 report = log.restore(open_archive(archive.url), connection)
                 pairs.append((copied, time.perf_counter() - begun))
     copies, restores = zip(*pairs, strict=True)

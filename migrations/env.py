@@ -18,13 +18,13 @@ from sqlalchemy.pool import NullPool
 
 import oplog.migration  # noqa: F401 - registers op.create_oplog and its siblings
 
-# Not `alembic_version`: that one is the application's, which may live in the same schema. Not in
-# the log's schema: the table would have to be there before it, and would outlive it.
+# Not `alembic_version`: that is the application's table, which may be in the same schema. Not in
+# the log's schema: the table would have to exist before that schema, and would outlive it.
 VERSION_TABLE = "oplog_alembic_version"
 
 
 def find_url() -> URL | None:
-    """Return the database's URL, or None when nobody gave one."""
+    """Return the database's URL, or None when none was given."""
     given = (
         context.get_x_argument(as_dictionary=True).get("url")
         or os.environ.get("OPLOG_DATABASE_URL")
@@ -33,7 +33,7 @@ def find_url() -> URL | None:
     if not given:
         return None
     url = make_url(given)
-    # A URL that names no driver means the one that is installed with the log.
+    # Without a driver in the URL, psycopg is meant, which is installed with the log.
     plain = url.drivername in {"postgres", "postgresql"}
     return url.set(drivername="postgresql+psycopg") if plain else url
 

@@ -9,6 +9,8 @@ from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
+from oplog.doctor.logged_types import ProtoReport, TypesReport, TypesStoredReport
+from oplog.doctor.status import StatusReport
 from oplog.entry import (
     Change,
     Entry,
@@ -37,6 +39,7 @@ from oplog.recovery.incarnation import IncarnationReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
+from oplog.schema.grants import GrantsReport
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport
 from oplog.sync.divergence import LostEntry
@@ -69,6 +72,7 @@ __all__ = [
     "Finding",
     "FollowReport",
     "ForkReport",
+    "GrantsReport",
     "IncarnationReport",
     "Keyring",
     "LoggedEntry",
@@ -80,6 +84,7 @@ __all__ = [
     "OutcomeLost",
     "OutcomeResolved",
     "Pin",
+    "ProtoReport",
     "PruneReport",
     "Receipt",
     "RefusedTransaction",
@@ -91,11 +96,14 @@ __all__ = [
     "Retention",
     "SnapshotPolicy",
     "SnapshotReport",
+    "StatusReport",
     "Subscription",
     "SyncReport",
     "SyncWorker",
     "Ticket",
     "TypeCatalog",
+    "TypesReport",
+    "TypesStoredReport",
     "VerifyReport",
     "WorkRetried",
     "open_archive",

@@ -1,9 +1,8 @@
 """The catalog bound to one database: declared types, stored shapes, live tables.
 
-Built once per engine, before its first logged write, and read by every one after. Must not
-know sessions or statements. The hard thing is that binding writes: a type that the log has
-not seen is stored first, by a transaction of its own, so that nobody waits for the caller's
-and a rollback does not take it away.
+Built once for an engine, before its first logged write, and read by every one after. Binding
+writes: a type that the log has not seen is stored first, by a transaction of its own, so that no
+other writer waits for the caller's, and a rollback does not take it away.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from sqlalchemy.exc import DBAPIError
 from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.errors import (
-    KeyUnavailableError,
     SchemaDriftError,
     SchemaVersionError,
     UnknownTypeError,
@@ -39,7 +37,7 @@ from oplog.postgres.live_table import (
 )
 from oplog.postgres.namesake import refuse_second_table
 from oplog.postgres.standby import require_primary
-from oplog.store import LogSource, Store
+from oplog.store import Store
 from oplog.store.guard_state import Guard, Guards, read_guards
 
 _APART_SECONDS = 5.0
@@ -102,40 +100,6 @@ class Binding:
                 hint=f"the catalog has {', '.join(sorted(self.by_name)) or 'no types'}",
             )
         return found
-
-
-class ShapeTable:
-    """Every stored revision of every type; reads the log again for one it has not seen."""
-
-    def __init__(self, store: LogSource, connection: Connection) -> None:
-        self._store = store
-        self._connection = connection
-        self._shapes: dict[tuple[str, int], Shape] = {}
-        self._latest: dict[str, Shape] = {}
-        self._load()
-
-    def find_shape(self, type_name: str, revision: int) -> Shape:
-        """The shape an entry was written with; `UnknownTypeError` if the log lacks it."""
-        found = self._shapes.get((type_name, revision))
-        if found is None:
-            self._load()
-            found = self._shapes.get((type_name, revision))
-        if found is None:
-            raise UnknownTypeError(
-                f"the log has no type {type_name!r} revision {revision}",
-                hint="its row in oplog_type is missing; compare with a backup or the archive",
-            )
-        return found
-
-    @property
-    def latest(self) -> Mapping[str, Shape]:
-        """The newest revision of each type."""
-        return self._latest
-
-    def _load(self) -> None:
-        for shape in self._store.list_types(self._connection):
-            self._shapes.setdefault((shape.type_name, shape.revision), shape)
-            self._latest[shape.type_name] = self._shapes[shape.type_name, shape.revision]
 
 
 def bind_for_writing(
@@ -221,7 +185,7 @@ def bind_catalog(
             shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
-    return Binding(log_id, key_id, types, by_name, fresh)
+    return Binding(log_id, key_id, types=types, by_name=by_name, fresh=fresh)
 
 
 def list_unstored_shapes(
@@ -291,16 +255,3 @@ def _knows_key(connection: Connection, keyring: Keyring, key_id: str, store: Sto
             hint="use the keyring this log was written with",
         )
     return known is not None
-
-
-def check_keyring(
-    connection: Connection, keyring: Keyring | None, *, store: LogSource
-) -> Mapping[str, bytes]:
-    """The log's key check values, after comparing those of the keyring's own keys."""
-    known = store.list_keys(connection)
-    if known and keyring is None:
-        raise KeyUnavailableError(
-            f"entries of this log are sealed with {', '.join(sorted(known))}; no keyring is given",
-            hint="give the keyring: Oplog(..., keyring=Keyring.from_env())",
-        )
-    return known

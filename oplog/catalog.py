@@ -1,8 +1,8 @@
-"""Which tables are logged, under which names, grouped how, and which columns never are.
+"""`TypeCatalog`: which tables are logged, under which type names and aggregates, and which not.
 
-Holds what the application declares. Must not know a connection: what the database really
-has is compared later, by `binding`. The hard thing is saying no early: a table or column
-that cannot be logged exactly is refused by name before the first write.
+The catalog holds what the application declares, and needs no connection. `oplog.binding` compares
+it with the database later. Tables and columns that cannot be logged exactly are refused by name
+as early as they are known, before the first write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from oplog.value import Kind, declared_kind
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
-"""A pure function from one revision's columns to the next or previous one's."""
+"""A pure function from the columns of one revision to those of the next or previous one."""
 
 
 class AggregateTemplate:
@@ -53,10 +53,10 @@ class AggregateTemplate:
         if not self.columns:
             _check_constant(text)
         self.constant = "" if self.columns else self.render({})
-        """The name, where it is the same for every row."""
+        """The name, if it is the same for every row; else empty."""
 
     def render(self, texts: Mapping[str, str | None]) -> str:
-        """The aggregate's name for a row; `texts` are column values in Postgres' text form."""
+        """Return a row's aggregate name; `texts` are column values in Postgres' text form."""
         out = []
         for literal, name in self._pieces:
             out.append(literal)
@@ -71,7 +71,7 @@ def _check_constant(text: str) -> None:
         check_aggregate_name(text)
     except EntryError as cause:
         raise ConfigurationError(
-            f"aggregate template {text!r} cannot name anything: {cause.args[0]}",
+            f"aggregate template {text!r} is not a valid name: {cause.args[0]}",
             hint=cause.hint,
         ) from cause
 
@@ -88,11 +88,11 @@ class DeclaredType:
     revision: int | None = None
 
     def list_columns(self) -> list[sa.Column[Any]]:
-        """The logged columns: neither excluded nor computed by the database."""
+        """Return the logged columns: neither excluded nor computed by the database."""
         return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
 
     def list_fields(self) -> list[ExpectedField]:
-        """What a message of the application's own has to hold: a field for each logged column."""
+        """Return the fields that the application's own message needs, one per logged column."""
         return [
             ExpectedField(
                 column.name, self.find_kind(column), isinstance(column.type, sa.BigInteger)
@@ -101,7 +101,7 @@ class DeclaredType:
         ]
 
     def find_kind(self, column: sa.Column[Any]) -> Kind:
-        """How the model's type travels; `NotCapturableError` if it has no SQL type."""
+        """Return the kind of the column's values; `NotCapturableError` without an SQL type."""
         try:
             sql_type = column.type.compile(dialect=_DIALECT)
         except CompileError as cause:
@@ -119,7 +119,7 @@ class DeclaredType:
 
 
 class TypeCatalog:
-    """Type name ↔ table, message, revision, aggregate. One per application."""
+    """The logged types by name: table, message, revision, aggregate. One per application."""
 
     def __init__(self) -> None:
         self._types: dict[str, DeclaredType] = {}
@@ -136,12 +136,12 @@ class TypeCatalog:
         untracked: Mapping[str, str] | None = None,
         exclude: Mapping[str, str] | None = None,
     ) -> TypeCatalog:
-        """Every table of `models`, under its own name, unless listed in `untracked`.
+        """Declare every table of `models` under its own name, unless listed in `untracked`.
 
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
-        />`; a constant groups the whole table), `untracked` table names and `exclude`
-        `table.column` names to the reason. Raises `ConfigurationError` for names that are
-        not in the models and `NotCapturableError` for a column without an exact form.
+        />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
+        `table.column` names, to the reason. Raises `ConfigurationError` for names that are not
+        in the models, and `NotCapturableError` for a column that cannot be logged exactly.
         """
         metadata = models if isinstance(models, sa.MetaData) else models.metadata
         catalog = cls()
@@ -171,9 +171,9 @@ class TypeCatalog:
     ) -> None:
         """Log the table of `model` under `type_name` with a compiled protobuf message.
 
-        Takes the place of what `from_models` derived for the same table. Raises
-        `NotCapturableError` for a class that is not mapped to one table, and
-        `ConfigurationError` when a logged column has no field or one it does not fit.
+        Replaces the type that `from_models` derived for the same table. Raises
+        `NotCapturableError` for a class that is not mapped to one table and for a field that
+        cannot hold its column, `ConfigurationError` for a logged column without a field.
         """
         table = model if isinstance(model, sa.Table) else _find_local_table(model)
         if revision < 1:
@@ -190,7 +190,7 @@ class TypeCatalog:
             raise ConfigurationError(
                 f"type name {type_name!r} is taken by table "
                 f"{self._types[type_name].table.fullname}",
-                hint="type names are public and for ever: choose another",
+                hint="choose another name; type names are stored in the log and cannot change",
             )
         for name in excluded:
             _check_excluded(table, name)
@@ -219,7 +219,7 @@ class TypeCatalog:
         return bool(self._steps)
 
     def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
-        """The declared step between two neighbouring revisions, or None."""
+        """Return the declared step between two adjacent revisions, or None."""
         return self._steps.get((type_name, from_revision, to_revision))
 
     @property
@@ -233,11 +233,11 @@ class TypeCatalog:
         return self._untracked
 
     def find_table(self, table: Any) -> DeclaredType | None:
-        """The type of a table, or None if it is not logged."""
+        """Return the type of a table, or None if it is not logged."""
         return self._by_table.get(table)
 
     def find_namesake(self, table: Any) -> DeclaredType | None:
-        """The type of the logged table that another object, of the same name, stands for."""
+        """Return the type of the logged table that has this `Table`'s name and schema."""
         name = getattr(table, "name", None)
         schema = getattr(table, "schema", None)
         for declared in self._types.values():
@@ -246,16 +246,16 @@ class TypeCatalog:
         return None
 
     def narrow(self, type_names: Iterable[str]) -> TypeCatalog:
-        """A catalog of these types alone; `KeyError` for one that is not declared."""
+        """Return a catalog of these types only; `KeyError` for one that is not declared."""
         narrowed = TypeCatalog()
         for name in type_names:
             narrowed._add(self._types[name])
         return narrowed
 
     def check_namesake(self, table: Any) -> None:
-        """Raise `NotCapturableError` for another object that stands for a logged table.
+        """Raise `NotCapturableError` if another `Table` object stands for a logged table.
 
-        What it would write cannot be told: its columns and types need not be the catalog's.
+        Its columns and types may differ from the catalog's, so its writes cannot be logged.
         """
         declared = self.find_namesake(table)
         if declared is not None:
@@ -266,9 +266,9 @@ class TypeCatalog:
             )
 
     def find_types(self, model: Any) -> list[DeclaredType]:
-        """The types that hold a mapped class's rows (several for joined inheritance).
+        """Return the types that hold a mapped class's rows (several for joined inheritance).
 
-        Also takes a `Table` or a type name. `UnknownTypeError` if none is logged.
+        Also takes a `Table` or a type name. Raises `UnknownTypeError` if none is logged.
         """
         if isinstance(model, str):
             found = [self._types[model]] if model in self._types else []
@@ -284,7 +284,7 @@ class TypeCatalog:
         return found
 
     def check_keys(self) -> None:
-        """Raise `NotCapturableError` for a table whose rows cannot be told apart."""
+        """Raise `NotCapturableError` for tables without a primary key."""
         unkeyed = sorted(t.table.fullname for t in self._types.values() if not t.table.primary_key)
         if unkeyed:
             raise NotCapturableError(
@@ -308,6 +308,7 @@ def _declare(
     revision: int | None = None,
 ) -> DeclaredType:
     if aggregate is None:
+        # A brace in a table's name is text, not the start of a column name.
         escaped = table.fullname.replace("{", "{{").replace("}", "}}")
         keys = "/".join(f"{{{column.name}}}" for column in table.primary_key)
         aggregate = f"{escaped}/{keys}"
@@ -320,7 +321,15 @@ def _declare(
                 f"{table.fullname} does not {'log' if name in names else 'have'}",
                 hint=f"its columns are {', '.join(sorted(names))}",
             )
-    declared = DeclaredType(type_name, table, template, dict(excluded), message_class, revision)
+    declared = DeclaredType(
+        type_name,
+        table,
+        template,
+        excluded=dict(excluded),
+        message_class=message_class,
+        revision=revision,
+    )
+    # Raises for a column without an SQL type, so that it is refused when the type is declared.
     for column in declared.list_columns():
         declared.find_kind(column)
     return declared
@@ -330,7 +339,7 @@ def _check_names(what: str, given: Iterable[str], tables: Mapping[str, sa.Table]
     unknown = sorted(set(given) - set(tables))
     if unknown:
         raise ConfigurationError(
-            f"{what} names {', '.join(unknown)}, not a table of the models",
+            f"{what} names {', '.join(unknown)}, which the models do not have",
             hint=f"the tables are {', '.join(sorted(tables))}",
         )
 
@@ -361,7 +370,7 @@ def _check_excluded(table: sa.Table, column: str) -> None:
     if column in {c.name for c in table.primary_key}:
         raise ConfigurationError(
             f"exclude names {table.fullname}.{column}, which is in the primary key",
-            hint="without its key a row cannot be found again; leave the table untracked instead",
+            hint="without its key a row cannot be identified; leave the table untracked instead",
         )
 
 
@@ -370,7 +379,7 @@ def _find_local_table(model: Any) -> sa.Table:
     if not isinstance(mapper.local_table, sa.Table):
         raise NotCapturableError(
             f"{model.__name__} is mapped to {type(mapper.local_table).__name__}, not to a table",
-            hint="register the class of each table apart",
+            hint="register the class of each table separately",
         )
     return mapper.local_table
 

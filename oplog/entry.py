@@ -1,8 +1,7 @@
-"""The values everything else speaks in: operations, entries, tickets, receipts.
+"""Operations, entries and tickets, and the checks of text that goes into the log.
 
-Plain frozen data, no I/O. Must not know SQLAlchemy, Postgres or the wire formats. The one
-hard thing: text that ends up in the log (aggregate names, metadata) is checked here, before
-any SQL, because Postgres refuses NUL and lone surrogates halfway through a transaction.
+Aggregate names and metadata are checked here, before any SQL runs: Postgres would refuse NUL and
+lone surrogates in the middle of the transaction.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from typing import Any
 from uuid import UUID
 
 from oplog.errors import EntryError, InvalidMetadataError
+from oplog.json_value import format_time, hide, to_json_value
 
 MAX_AGGREGATE_BYTES = 1024
-"""Longest aggregate name, in UTF-8 bytes: it is part of a btree key (limit 2704 bytes)."""
+"""Longest aggregate name, in UTF-8 bytes. It is part of a btree key, which may have 2704."""
 MAX_METADATA_KEY_BYTES = 128
 MAX_METADATA_VALUE_BYTES = 1024
 MAX_METADATA_VALUES = 256
@@ -28,7 +28,7 @@ MAX_ENTRY_BYTES = 16 * 1024 * 1024
 
 
 class OpType(enum.IntEnum):
-    """What an operation did to its row. The numbers are the wire format's."""
+    """Kind of an operation. The numbers are part of the wire format."""
 
     CREATE = 1
     UPDATE = 2
@@ -42,11 +42,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 class Operation:
     """The effect of a transaction on one row.
 
-    `key` maps primary-key columns to values; `fields` holds what was written, by column
-    name: every column for a create, the changed ones for an update (set to NULL is present
-    as None), nothing for a delete. Values are Python's natural ones for the column's
-    Postgres type; a value Python cannot hold (infinite timestamps, dates BC) is a str in
-    Postgres' text form.
+    `key` maps primary-key columns to values. `fields` maps the written columns to values:
+    every column for a create, the changed ones for an update (None for NULL), none for a
+    delete. Values have the natural Python type of the column's Postgres type; a value that
+    Python cannot hold (infinite timestamps, dates BC) is a str in Postgres' text form.
     """
 
     kind: OpType
@@ -58,20 +57,29 @@ class Operation:
     def create(
         cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> Operation:
-        """A row that did not exist before. `fields` need not repeat the key."""
+        """Return the create of a new row. `fields` need not repeat the key."""
         return cls(OpType.CREATE, type_name, dict(key), {**key, **fields})
 
     @classmethod
     def update(
         cls, type_name: str, *, key: Mapping[str, Any], fields: Mapping[str, Any]
     ) -> Operation:
-        """New values for some columns of an existing row."""
+        """Return an update of some columns of an existing row."""
         return cls(OpType.UPDATE, type_name, dict(key), dict(fields))
 
     @classmethod
     def delete(cls, type_name: str, *, key: Mapping[str, Any]) -> Operation:
-        """The row is gone."""
+        """Return the delete of a row."""
         return cls(OpType.DELETE, type_name, dict(key), _NOTHING)
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The operation as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "kind": self.kind.name.lower(),
+            "type": self.type_name,
+            "key": to_json_value(self.key),
+            "fields": to_json_value(hide(self.fields, redact=redact)),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +90,19 @@ class Entry:
     operations: tuple[Operation, ...] = field(default=())
 
     def __init__(self, aggregate: str, operations: Iterable[Operation]) -> None:
+        # The class is frozen, so attributes can only be set in this way.
         object.__setattr__(self, "aggregate", check_aggregate_name(aggregate))
         object.__setattr__(self, "operations", tuple(operations))
         if not self.operations:
             raise EntryError(
                 f"entry for aggregate {aggregate!r} holds no operation",
-                hint="append an entry only when something changed",
+                hint="give at least one operation, or do not append the entry",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """An aggregate's version as read at one moment; version 0 means never written."""
+    """An aggregate's version when it was read; 0 if the aggregate has no entry yet."""
 
     aggregate: str
     version: int
@@ -103,9 +112,9 @@ class Ticket:
 class LoggedEntry:
     """An entry as read back.
 
-    `position` is causal and has gaps; `sequence` is contiguous and None until the entry is
-    archived. `metadata` maps keys to lists of values. `recorded_at` is the database's clock
-    when the entry was written, shortly before COMMIT; never order by it.
+    `position` orders entries causally and has gaps. `sequence` has no gaps and is None until
+    the entry is archived. `metadata` maps keys to lists of values. `recorded_at` is the
+    database's clock when the entry was written, shortly before COMMIT; never order by it.
     """
 
     position: int
@@ -120,6 +129,22 @@ class LoggedEntry:
     entry_hash: bytes
     recorded_at: datetime
 
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The entry as one JSON object; `redact` hides values, keys stay readable."""
+        return {
+            "position": self.position,
+            "sequence": self.sequence,
+            "aggregate": self.aggregate,
+            "version": self.version,
+            "recorded_at": format_time(self.recorded_at),
+            "entry_id": str(self.entry_id),
+            "entry_hash": self.entry_hash.hex(),
+            "transaction_id": self.transaction_id,
+            "transaction_position": self.transaction_position,
+            "metadata": {key: list(values) for key, values in self.metadata.items()},
+            "operations": [one.to_json(redact=redact) for one in self.operations],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -131,13 +156,23 @@ class Change:
     metadata: Mapping[str, list[str]]
     recorded_at: datetime
 
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The step as one JSON object; `redact` hides values."""
+        return {
+            "position": self.position,
+            "kind": self.kind.name.lower(),
+            "recorded_at": format_time(self.recorded_at),
+            "metadata": {key: list(values) for key, values in self.metadata.items()},
+            "fields": to_json_value(hide(self.fields, redact=redact)),
+        }
+
 
 def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
-    """UTF-8 bytes of `text`, or `error` if Postgres could not store it as text."""
+    """Return the UTF-8 bytes of `text`; raise `error` if Postgres could not store it as text."""
     if not isinstance(text, str):
         raise error(
             f"{what} is a {type(text).__name__}, not a str",
-            hint="convert it with str() and say in the key what it is",
+            hint="convert it with str()",
         )
     if "\x00" in text:
         raise error(
@@ -154,7 +189,7 @@ def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
 
 
 def check_aggregate_name(name: str) -> str:
-    """`name`, if it can name an aggregate; else `EntryError`."""
+    """Return `name`; raise `EntryError` if it cannot name an aggregate."""
     data = check_text(name, "aggregate name", EntryError)
     if not data:
         raise EntryError(
@@ -163,14 +198,14 @@ def check_aggregate_name(name: str) -> str:
         )
     if len(data) > MAX_AGGREGATE_BYTES:
         raise EntryError(
-            f"aggregate name of {len(data)} bytes is over {MAX_AGGREGATE_BYTES}: {name[:60]!r}…",
+            f"aggregate name has {len(data)} bytes, over {MAX_AGGREGATE_BYTES}: {name[:60]!r}…",
             hint="declare a shorter template for this table in aggregates={...}",
         )
     return name
 
 
 def check_metadata(key: str, value: object) -> list[str]:
-    """The list of values for `key`, each checked; else `InvalidMetadataError`."""
+    """Return the values of `key` as a list; raise `InvalidMetadataError` for an invalid one."""
     key_bytes = check_text(key, "metadata key", InvalidMetadataError)
     if not 0 < len(key_bytes) <= MAX_METADATA_KEY_BYTES:
         raise InvalidMetadataError(
@@ -179,6 +214,7 @@ def check_metadata(key: str, value: object) -> list[str]:
         )
     if isinstance(value, str):
         values = [value]
+    # bytes and mappings are iterable too, but their items are numbers and keys, not values.
     elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)):
         values = list(value)
     else:

@@ -1,9 +1,8 @@
-"""What the library says about itself while it works.
+"""Events that the library reports to the callable given as `Oplog(on_event=...)`.
 
-Frozen facts handed to the callable given as `Oplog(on_event=...)`: operators count them,
-tests stop or kill the process at them. They carry ids, counts, bytes and seconds, never the
-contents of rows. The callable runs inside the transaction: it must be quick and must not
-touch the session.
+Operators count them; tests interrupt the process at them. Events hold ids, counts, bytes and
+seconds, never the contents of rows. The callable runs inside the transaction: it must be quick
+and must not use the session.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class EntriesDrafted:
-    """The rows are flushed and the entries are built; nothing of the log is sent yet."""
+    """Rows are flushed and entries are built; no entry has been sent to the server yet."""
 
     entries: int
     operations: int
@@ -26,7 +25,7 @@ class EntriesDrafted:
 class EntriesAppended:
     """Tickets are redeemed and entries are written; durable once COMMIT has returned.
 
-    `committed` says that COMMIT went out with them and has returned.
+    `committed`: COMMIT was sent with them and has returned.
     """
 
     entry_ids: tuple[UUID, ...]
@@ -51,7 +50,7 @@ class OutcomeLost:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeResolved:
-    """Somebody asked what became of a transaction: "committed", "aborted" or "pending"."""
+    """`resolve` found the outcome of a transaction: "committed", "aborted" or "pending"."""
 
     outcome: str
     wait_seconds: float
@@ -61,8 +60,7 @@ class OutcomeResolved:
 class ArchiveStepDone:
     """A step of publishing is done: `step` is its name, `path` and `bytes` the object's.
 
-    Not inside a transaction of the application; a worker that dies here is one that died
-    between two requests.
+    It is reported outside the application's transactions, between two requests to the store.
     """
 
     step: str
@@ -77,4 +75,4 @@ EventSink = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """The sink of whoever did not ask."""
+    """Do nothing: the sink of a log without `on_event`."""

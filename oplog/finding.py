@@ -1,25 +1,24 @@
-"""What a diagnosis says: one finding for each thing that is wrong or worth knowing.
+"""`Finding`, one result of `oplog doctor`.
 
-Plain frozen data. Must not know what is judged. The hard thing is to tell the two severities
-apart: only a problem makes `oplog doctor` fail.
+Only a problem makes `oplog doctor` fail; a notice does not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 Severity = Literal["problem", "notice"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that a diagnosis found.
+    """One thing that `oplog doctor` found.
 
-    `severity`: a problem means that a change may go unlogged or that a promise does not hold;
-    a notice is worth knowing and needs no action. `what` is a short code that stays the same
-    between versions, `where` the table, trigger, function, setting or role. `message` says
-    what is the case, `hint` what to do about it.
+    `severity`: with a problem, a change may go unlogged or a guarantee may not hold; a notice
+    is worth knowing and needs no action. `what` is a short code that does not change between
+    versions. `where` is the table, trigger, function, setting or role. `message` describes the
+    finding, `hint` says what to do about it.
     """
 
     severity: Severity
@@ -28,12 +27,16 @@ class Finding:
     message: str
     hint: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The finding as one JSON object."""
+        return asdict(self)
+
 
 def make_problem(what: str, where: str, *, message: str, hint: str) -> Finding:
-    """Something may go unlogged, or a promise does not hold."""
-    return Finding("problem", what, where, message, hint)
+    """Return a problem: a change may go unlogged, or a guarantee may not hold."""
+    return Finding(severity="problem", what=what, where=where, message=message, hint=hint)
 
 
 def make_notice(what: str, where: str, *, message: str, hint: str) -> Finding:
-    """Allowed and declared, or common, but worth knowing."""
-    return Finding("notice", what, where, message, hint)
+    """Return a notice: something that was declared, or that is common and worth knowing."""
+    return Finding(severity="notice", what=what, where=where, message=message, hint=hint)

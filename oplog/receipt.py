@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 
@@ -10,10 +11,10 @@ from uuid import UUID
 class Receipt:
     """Proof of one stored entry; keep it to ask for the outcome of a lost COMMIT.
 
-    With the answer to a COMMIT, its version and hash may be lost, too: then they are 0 and
-    empty, and `process_id` is the server process that was asked. `durability_confirmed` is
-    False when the wait for a synchronous standby was cut short. Two receipts are equal if
-    they speak of the same entry in the same words.
+    If the answer to a COMMIT is lost, version and hash may be lost with it: then they are 0
+    and empty, and `process_id` is the server process that was to commit. It and
+    `durability_confirmed`, which is False when the wait for a synchronous standby was cut
+    short, are not compared: two receipts are equal if all other fields are.
     """
 
     entry_id: UUID
@@ -22,3 +23,12 @@ class Receipt:
     entry_hash: bytes
     durability_confirmed: bool = field(default=True, compare=False)
     process_id: int = field(default=0, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as one JSON object."""
+        return {
+            "entry_id": str(self.entry_id),
+            "aggregate": self.aggregate,
+            "version": self.version,
+            "entry_hash": self.entry_hash.hex(),
+        }

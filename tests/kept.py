@@ -9,8 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
+from oplog import Oplog
+from oplog.crypto.seal import Sealer
+from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
-from oplog.store import BrokenLink, EntryFilter, SequencedPage, Store, StoredEntry
+from oplog.reading.opening import LogOpener
+from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 
 PAGE = 3
@@ -18,6 +22,18 @@ PAGE = 3
 
 Order = Callable[[int], object]
 """How transactions of one batch are sorted, by their positions."""
+
+
+def open_log(log: Oplog, source: LogSource | None = None) -> LogOpener:
+    """What a replay needs of a log, or of the source that is read in its place."""
+    return LogOpener(
+        log.store,
+        log.catalog,
+        keyring=log.keyring,
+        sealer=Sealer(log.keyring),
+        codec=PayloadCodec(),
+        source=source,
+    )
 
 
 class KeptLog:
@@ -78,42 +94,33 @@ class KeptLog:
 
     # -- what a reader asks ---------------------------------------------------------------
 
-    def read_log_id(self, connection: Connection) -> UUID:
+    def read_log_id(self) -> UUID:
         assert self._log_id is not None
         return self._log_id
 
-    def read_snapshot(self, connection: Connection) -> str:
+    def read_snapshot(self) -> str:
         return f"sequence {len(self.entries)}"
 
-    def list_types(self, connection: Connection) -> list[Shape]:
+    def list_types(self) -> list[Shape]:
         return list(self._types)
 
-    def list_keys(self, connection: Connection) -> dict[str, bytes]:
+    def list_keys(self) -> dict[str, bytes]:
         return dict(self._keys)
 
-    def iterate(
-        self, connection: Connection, filter: EntryFilter, *, snapshot: str
-    ) -> Iterator[list[StoredEntry]]:
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
         assert snapshot.startswith("sequence ")
         chosen = [e for e in self.entries if self._matches(e, filter)]
         for start in range(0, len(chosen), self._page):
             yield chosen[start : start + self._page]
 
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> Mapping[int, list[tuple[str, str]]]:
+    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, list[tuple[str, str]]]:
         return {p: self.metadata[p] for p in set(positions) if p in self.metadata}
 
-    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+    def find_position(self, at: datetime, *, snapshot: str) -> int:
         return max((e.position for e in self.entries if e.recorded_at <= at), default=0)
 
     def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
+        self, types: Sequence[str], *, snapshot: str, through: int | None = None
     ) -> dict[str, Turns]:
         names = {name_adoption(name): name for name in types}
         return join_turns(
@@ -123,7 +130,7 @@ class KeptLog:
             for pairs in [self.metadata.get(entry.transaction_position, [])]
         )
 
-    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+    def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         broken, heads = [], dict[str, tuple[int, bytes]]()
         for entry in self.entries:
             version, head = heads.get(entry.aggregate, (0, bytes(32)))

@@ -24,9 +24,9 @@ from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.objectstore.store_url import open_store
+from oplog.backoff import Backoff
 
 BUCKET = "stub"
 MOMENT = datetime(2026, 7, 6, 10, tzinfo=UTC)
@@ -134,14 +134,14 @@ class S3Stub:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def open(
-        self, prefix: str = "pre/fix", *, patience: Patience | None = None, **options: str
+        self, prefix: str = "pre/fix", *, backoff: Backoff | None = None, **options: str
     ) -> ObjectStore:
         """Open a store of the product's on this server."""
         return open_store(
             f"s3://{BUCKET}/{prefix}",
             options={"endpoint": self.endpoint, **CREDENTIALS, **options},
             timeout_seconds=10,
-            patience=patience,
+            backoff=backoff,
         )
 
     def plan(

@@ -93,7 +93,7 @@ class Shelf:
 
     def read_log(self, connection: Connection) -> list[list[OpenedEntry]]:
         reader = self.log.open_reader(connection)
-        return list(reader.iterate_transactions(reader.store.read_snapshot(connection)))
+        return list(reader.iterate_transactions(reader.source.read_snapshot()))
 
     def read_back(self, connection: Connection, manifest: SnapshotManifest) -> StoredSnapshot:
         return StoredSnapshot(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from oplog.archive.objectstore.patience import Patience
+from oplog.backoff import Backoff
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Timepiece:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def patience(self) -> Patience:
-        return Patience(
+    def backoff(self) -> Backoff:
+        return Backoff(
             clock=lambda: self.now, sleep=self.sleep, draw=lambda: 1.0, deadline_seconds=30.0
         )

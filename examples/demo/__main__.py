@@ -1,7 +1,7 @@
-"""`python -m examples.demo`: the story on standard output, the outcome in the exit code.
+"""`python -m examples.demo`: prints the demonstration on standard output.
 
-0: everything was proved. 1: something was not, and standard error says what. 130 and 143:
-ended from outside. Nothing is left behind in any of these cases.
+Exit code 0: everything was proved. 1: something was not, and standard error says what. 130 and
+143: ended by a signal. Server, processes and files are removed in each of these cases.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tell the story as the command line asks; return the exit code."""
     asked = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that this terminal cannot show must not end the story.
+        # A file name that the terminal cannot show must not end the demonstration.
         sys.stdout.reconfigure(errors="backslashreplace")
     colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     narrator = Narrator(sys.stdout, colours)
-    # A polite end is one that cleans up, as Ctrl-C does.
+    # These signals have to clean up, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     try:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ProofFailedError as error:
         return _stop(f"NOT PROVED: {error}\nrun again with --seed {asked.seed}", code=1)
     except BrokenPipeError:
-        # Nobody listens any more; the interpreter must not try to say so at its end.
+        # The reader closed the pipe; the interpreter must not fail when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _stop("the output was closed; everything was removed", code=1)
     except (OplogError, sa.exc.SQLAlchemyError, OSError) as error:

@@ -1,7 +1,7 @@
-"""Step three, a bank: processes that transfer money between the same accounts at once.
+"""Step three, a bank: processes that transfer money between the same accounts at the same time.
 
-Must not make transfers itself. What is proved: conflicts happened and were run again, no money
-appeared or vanished, the log knows every balance and who changed it.
+Proves that conflicts happened and were retried, that the total amount of money is unchanged, and
+that the log has every balance and who changed it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_tellers(
     seed: int,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> int:
-    """Let the tellers work at once; return how many transfers were made.
+    """Let the tellers work concurrently; return the number of transfers.
 
     `meanwhile` is called when they have begun.
     """
@@ -74,7 +74,7 @@ def run_tellers(
             worker.tell(go=True)
         meanwhile()
         told = [worker.expect("done") for worker in workers]
-    # Their own clock: what goes on meanwhile takes longer, at times.
+    # The tellers' own clock: `meanwhile` may take longer than they do.
     seconds = max(t["seconds"] for t in told)
     made: int
     made, refused, retries = (sum(t[k] for t in told) for k in ("made", "refused", "retries"))
@@ -85,7 +85,7 @@ def run_tellers(
     )
     narrator.prove(
         f"conflicts happened, and were resolved: {retries:,} transactions were run again",
-        # All tellers began with a ticket for one till: all but one had to begin again.
+        # All tellers begin with a ticket for the same till: all but one have to retry.
         holds=retries >= tellers - 1,
         otherwise=f"{retries} transactions were run again, {tellers - 1} had to be",
     )
@@ -93,7 +93,7 @@ def run_tellers(
 
 
 def prove_money(database: Database, narrator: Narrator, *, made: int) -> None:
-    """No money appeared, vanished, or went where no transfer took it."""
+    """Prove that the total is unchanged and that transfers explain every balance."""
     opened = OPENING * len(OWNERS)
     with database.engine.connect() as connection:
         total = connection.scalar(sa.select(sa.func.sum(Account.balance)))
@@ -112,7 +112,7 @@ def prove_money(database: Database, narrator: Narrator, *, made: int) -> None:
 
 
 def _select_unexplained() -> sa.Executable:
-    """Accounts whose balance is not the opening one plus what came in minus what went out."""
+    """Accounts whose balance is not the opening balance plus transfers in minus transfers out."""
 
     def add_up(side: sa.orm.InstrumentedAttribute[int]) -> sa.ScalarSelect[Any]:
         return (

@@ -1,7 +1,6 @@
-"""Step two, real input: a git history, one commit in one transaction.
+"""Step two, real input: a git history, each commit in one transaction.
 
-Must not ask git about changes itself. The proof is git's: after a replay through a commit the
-rebuilt table holds exactly the files that git lists for it.
+Proves, with git's own listing, that a replay through a commit rebuilds exactly its files.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ LONGEST_SUBJECT = 200
 
 
 def load_history(database: Database, narrator: Narrator, *, history: History) -> None:
-    """Write every commit through an ordinary session; the log comes along by itself."""
+    """Write every commit through an ordinary session, which logs it."""
     began = time.monotonic()
     for commit in history.commits:
         with database.sessions.begin() as session:
@@ -43,7 +42,7 @@ def load_history(database: Database, narrator: Narrator, *, history: History) ->
 
 
 def apply_commit(session: Session, commit: Commit) -> None:
-    """Bring the table of files to where the commit leaves it."""
+    """Change the table of files as the commit does."""
     touched = [c.path for c in commit.changes if c.kind != "A"]
     found = session.scalars(sa.select(TrackedFile).where(TrackedFile.path.in_(touched)))
     files = {file.path: file for file in found}
@@ -86,7 +85,7 @@ def prove_commits(
 
 
 def find_position(connection: Connection, database: Database, *, commit: str) -> int:
-    """Where in the log a commit ends: entries are found by their metadata."""
+    """Return the position in the log where a commit ends, found by its metadata."""
     entries = database.log.read(connection, metadata={"commit": commit})
     return max(entry.position for entry in entries)
 

@@ -1,7 +1,6 @@
-"""The database of the demonstration, opened the same way by every one of its processes.
+"""The database of the demonstration, opened in the same way by each of its processes.
 
-Must not know the steps. The hard thing is that several processes write one log: they share the
-database's URL and the file with the keys, nothing else.
+Several processes write one log. They share only the URL of the database and the key file.
 """
 
 from __future__ import annotations
@@ -79,9 +78,9 @@ def count_rows(connection: Connection, table: sa.FromClause) -> int:
 
 
 def count_differing(connection: Connection, table: sa.Table, *, schema: str) -> int:
-    """Rows that the live table and its replayed copy in `schema` do not share.
+    """Rows that only one of the live table and its replayed copy in `schema` has.
 
-    Plain SQL, both ways: a second opinion that owes nothing to the log's own comparison.
+    Plain SQL, in both directions, and so independent of the log's own comparison.
     """
     live = sa.select(*table.columns)
     copy = sa.select(*table.to_metadata(sa.MetaData(), schema=schema).columns)
@@ -93,7 +92,7 @@ def count_differing(connection: Connection, table: sa.Table, *, schema: str) -> 
 
 
 def verify(database: Database) -> tuple[Any, float]:
-    """The log's verdict on all tables, and the seconds it took."""
+    """Verify all tables; return the report and the seconds it took."""
     began = time.monotonic()
     with database.engine.connect() as connection:
         verdict = database.log.verify(connection)
@@ -109,7 +108,7 @@ def describe_differences(differences: Sequence[Any]) -> str:
 
 
 def dispose(database: Database) -> None:
-    """Close the connections; a server that has gone already must not turn this into an error."""
+    """Close the connections; a server that has ended already is not an error here."""
     with suppress(sa.exc.DBAPIError):
         database.engine.dispose()
 
@@ -119,4 +118,4 @@ def _key_file(directory: Path) -> Path:
 
 
 def _ignore(event: object) -> None:
-    """Hear nothing of what the log says about itself."""
+    """Ignore an event of the log."""

@@ -1,8 +1,8 @@
-"""Step six, the database is destroyed: everything comes back from the archive.
+"""Step six, the database is destroyed: everything is restored from the archive.
 
-Must not keep anything of the old database but fingerprints. What is proved: the restored
-database has the same rows and the same log, goes on where the old one was, and an earlier
-commit comes back as git had it.
+Proves that the restored database has the same rows and the same log and continues where the old
+one stopped, and that an earlier commit comes back as git has it. Only fingerprints of the old
+database are kept for the comparison.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOG_TABLES = ("oplog_entry", "oplog_metadata", "oplog_ticket", "oplog_type", "op
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What is remembered of a database: rows and a hash of each table, and a digest of all."""
+    """Fingerprint of a database: rows and a hash of each table, and a digest of all."""
 
     tables: dict[str, tuple[int, str]]
     digest: str
@@ -58,7 +58,7 @@ class Past:
 
 
 def prove_archived(press: Press) -> None:
-    """A last write, that must be in the archive before anybody is told of it."""
+    """Make a last write that must be archived before it is acknowledged."""
     database, narrator = press.database, press.narrator
     with database.sessions() as session:
         database.log.annotate(session, actor="the founders", purpose="closing time")
@@ -79,7 +79,7 @@ def prove_archived(press: Press) -> None:
 
 
 def remember(database: Database) -> Remains:
-    """Look at every row in plain SQL: a second opinion that owes nothing to the log."""
+    """Read every row in plain SQL, independently of the log."""
     with database.engine.connect() as connection:
         tables = {
             name: _hash_table(connection, name)
@@ -94,8 +94,8 @@ def remember(database: Database) -> Remains:
 
 
 def _hash_table(connection: sa.Connection, name: str) -> tuple[int, str]:
-    # Numbers of transactions and times of arrival are a server's own. A ticket that nobody used
-    # says nothing.
+    # Transaction numbers and times of arrival differ between servers. Unused tickets hold no
+    # information.
     row = (
         "to_jsonb(t) - 'transaction_id'"
         if name.endswith("_entry")
@@ -122,7 +122,7 @@ def remember_past(database: Database, *, history: History) -> Past:
 
 
 def destroy(database: Database) -> None:
-    """Drop the database, whoever is connected to it."""
+    """Drop the database, even while clients are connected to it."""
     database.engine.dispose()
     url = sa.make_url(database.url)
     with administer(database) as connection:
@@ -155,7 +155,7 @@ def open_empty(database: Database, *, name: str) -> Iterator[Database]:
 def restore(
     database: Database, archive: Archive, *, through: int | None = None
 ) -> tuple[RestoreReport, float]:
-    """Bring the archive's state into an empty database; the seconds it took as well."""
+    """Restore the archive into an empty database; return the report and the seconds it took."""
     began = time.monotonic()
     with database.engine.connect() as connection:
         report = database.log.restore(archive, connection, through=through)
@@ -230,7 +230,7 @@ def prove_past(
 
 
 def prove_recovery(press: Press, *, history: History) -> None:
-    """Destroy the database, and bring it back: as it was, and as it had been."""
+    """Destroy the database, then restore its last state and an earlier one."""
     database, narrator, archive = press.database, press.narrator, press.archive
     past = remember_past(database, history=history)
     remains = remember(database)

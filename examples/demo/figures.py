@@ -1,4 +1,4 @@
-"""What was measured over the whole demonstration, counted from the log itself."""
+"""Figures of the whole demonstration, counted from the log itself."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A repository's history: what each commit did to which files, and what git lists for it.
+"""A repository's history: the files that each commit changed, and git's listing of all files.
 
-Reads it from git itself where this is a checkout, else from the file beside this module. Must
-not know the log. The hard thing is asking git a question that has one answer whatever the
-user's configuration says: first parents only, renames as a deletion and an addition, names raw.
+Read from git in a checkout, otherwise from the file beside this module. Git is asked so that the
+user's configuration does not change the answer: first parents only, a rename as a deletion and
+an addition, raw names.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Commits, oldest first. `list_files` knows the files after any one in `listed`.
+    """Commits, oldest first. `list_files` gives the files after each one in `listed`.
 
-    `witness`: who says so, to end a sentence with.
+    `witness` ends a sentence: the source of the listings.
     """
 
     source: str
@@ -65,9 +65,9 @@ class History:
 
 
 def find_history(*, limit: int, root: Path = ROOT, bundled: bool = False) -> History:
-    """The newest `limit` commits of the checkout at `root`, or else the bundled history.
+    """Return the newest `limit` commits of the checkout at `root`, or the bundled history.
 
-    `bundled` says not to look for a checkout.
+    With `bundled` no checkout is looked for.
     """
     if bundled:
         return read_bundled("as was asked")
@@ -78,7 +78,7 @@ def find_history(*, limit: int, root: Path = ROOT, bundled: bool = False) -> His
 
 
 def read_checkout(root: Path, *, limit: int) -> History:
-    """The history of the checkout at `root`; `NoHistoryError` if there is none to speak of."""
+    """Read the history of the checkout at `root`; `NoHistoryError` without enough commits."""
     top = _ask_git(root, "rev-parse", "--show-toplevel").decode(errors="replace").rstrip("\n")
     if Path(top).resolve() != root.resolve():
         raise NoHistoryError("this directory belongs to another repository")
@@ -95,7 +95,7 @@ def read_checkout(root: Path, *, limit: int) -> History:
     def list_files(commit: str) -> Listing:
         return dict(_parse_tree(_ask_git(root, "ls-tree", "-r", "-z", "--full-tree", commit)))
 
-    # The first one may have ancestors that are not loaded: it brings everything it has.
+    # The first one may have ancestors that are not loaded, so it adds all of its files.
     commits[0] = _begin_with(commits[0], list_files(commits[0].commit))
     return History(
         "this repository's own git history", tuple(commits),
@@ -152,7 +152,7 @@ def _ask_git(root: Path, *arguments: str) -> bytes:
     git = shutil.which("git")
     if git is None:
         raise NoHistoryError("git is not installed")
-    # A hook, for one, runs with variables that point git at another place.
+    # In a git hook, for example, variables point git at another repository.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_REPLACE_OBJECTS": "1", "LC_ALL": "C"}
     try:
@@ -204,5 +204,5 @@ def _begin_with(commit: Commit, files: Listing) -> Commit:
 
 
 def _decode(said: bytes) -> str:
-    # Git's names are bytes; those that are not UTF-8 get a spelling that Postgres can store.
+    # Git's names are bytes; names that are not UTF-8 are escaped so that Postgres can store them.
     return said.decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""Step five, `kill -9`: writers that die at chosen points and at random moments.
+"""Step five, `kill -9`: writers that are killed at chosen points and at random moments.
 
-Must not write shipments itself. What is proved after every death: what the writer was told is
-stored is there, nothing is there by half, and the log agrees.
+Proves after each kill that every acknowledged shipment is there, that none is there in part, and
+that the log agrees.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Death:
 def prove_survival(database: Database, narrator: Narrator, *, deaths: int, seed: int) -> None:
     """Kill writers, and look after each death."""
     draw = random.Random(seed)
-    # Every second one at a random moment, the others at each point in turn.
+    # Every second one dies at a random moment, the others at each point in turn.
     planned = [None if n % 2 else POINTS[n // 2 % len(POINTS)] for n in range(deaths)]
     known: set[int] = set()
     for number, point in enumerate(planned, 1):
@@ -79,7 +79,7 @@ def kill_writer(database: Database, *, name: str, point: str | None, draw: rando
                 return Death(frozenset(stored), message["shipment"], message["committed"])
             stored.add(message["shipment"])
             if point is None and len(stored) == after:
-                # From here on a few milliseconds: about as long as a shipment takes.
+                # A few milliseconds from here, which is about as long as a shipment takes.
                 deadline = time.monotonic() + draw.uniform(0, 0.02)
         stored |= {message["shipment"] for message in worker.kill9()}
     if len(stored) < after:
@@ -111,10 +111,10 @@ def read_shipments(database: Database) -> dict[int, int]:
 
 
 def check_shipments(present: dict[int, int], *, death: Death, known: set[int]) -> None:
-    """Raise `ProofFailedError` unless everything is there in full or not at all."""
+    """Raise `ProofFailedError` unless each shipment is there completely or not at all."""
     lost = known - present.keys()
     half = {shipment: count for shipment, count in present.items() if count != PARCELS}
-    # The one whose commit was under way may have made it, and nobody was told.
+    # The commit that was in progress may have succeeded without an answer.
     untold = present.keys() - known
     if lost or half or len(untold) > 1:
         raise ProofFailedError(f"lost {lost}, half-written {half}, from nowhere {untold}")

@@ -1,7 +1,7 @@
-"""The tables that are logged: files of a repository, a bank, a parcel service.
+"""The logged tables: files of a repository, a bank, a parcel service.
 
-Plain SQLAlchemy models: nothing in them knows that they are logged. What belongs together is
-said in the catalog only.
+These are plain SQLAlchemy models. Only the catalog says that they are logged, and which rows form
+an aggregate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the demonstration says: steps, remarks, proofs, and the table at the end.
+"""Output of the demonstration: steps, remarks, proofs, and the table at the end.
 
-Must not know the log or the database. The one hard thing is honesty: a sentence is printed as
-proved only by the call that was handed the outcome, and a false outcome ends the demonstration.
+A statement is printed as proved only by the call that got the outcome, and a false outcome ends
+the demonstration.
 """
 
 from __future__ import annotations
@@ -73,5 +73,5 @@ class Narrator:
 
     def _write(self, text: str) -> None:
         self.out.write(text)
-        # Whoever watches through a pipe sees each line when it happens, not at the end.
+        # Flushed, so that output through a pipe appears line by line and not at the end.
         self.out.flush()

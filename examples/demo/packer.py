@@ -1,7 +1,7 @@
-"""A writer that will be killed, a process of its own: stores one shipment after the other.
+"""A writer that will be killed, in a process of its own: stores one shipment after the other.
 
-Says what it has stored only after the commit returned. At a point that the job names it stops
-in the middle of a transaction, says so, and waits for its end.
+It reports a shipment as stored only after its commit returned. At the point that the job names
+it stops in the middle of a transaction, reports that, and waits to be killed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Packer:
         self.shipment = 0
 
     def hear(self, event: Event) -> None:
-        """Stop at what the log says about itself, inside its part of the commit."""
+        """Stop at an event of the log, in the middle of a commit."""
         if isinstance(event, EntriesDrafted):
             self.reach("drafted")
         if isinstance(event, EntriesAppended):
             self.reach("appended", committed=event.committed)
 
     def reach(self, point: str, *, committed: bool = False) -> None:
-        """Stop here, if it is here that the job says to stop."""
+        """Stop if this is the point that the job names."""
         if point == self.point and self.number > self.after:
             send_message("stopped", shipment=self.shipment, committed=committed)
             read_message()

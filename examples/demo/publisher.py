@@ -1,7 +1,8 @@
-"""A worker that publishes the log to an archive, a process of its own.
+"""A worker that publishes the log to an archive, in a process of its own.
 
-Says when everything is published, a snapshot included unless it is to be stopped. Told to, it
-stops between two requests to the store, says so, and waits for its end. SIGTERM ends it politely.
+It reports when everything is published, including a snapshot unless it is to be stopped. If the
+job asks for it, it stops between two requests to the store, reports that, and waits to be
+killed. SIGTERM ends it normally.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class Publisher:
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
-        """The first time that nothing was new: from here on, news are made by the bank."""
+        """Report the first pass with nothing new; later entries come from the bank."""
         if self._complete and not report.entries and not self._settled:
             self._settled = True
             send_message("settled", sequence=report.sequence)
 
     def hear(self, event: Event) -> None:
-        """Stop when content is in the store and nothing refers to it yet."""
+        """Stop when a segment is in the store and no head names it yet."""
         if not isinstance(event, ArchiveStepDone):
             return
         if event.step == "put_manifest":

@@ -1,7 +1,7 @@
-"""Publishing while the bank runs: a worker that is killed in the middle, and one that goes on.
+"""Publishing while the bank runs: one worker is killed halfway, another one continues.
 
-Must not read the database. What is proved: of what a dead worker had put into the store nothing
-counts until somebody commits it, and the next worker loses nothing and needs no help.
+Proves that objects which a dead worker uploaded have no effect until a head names them, and that
+the next worker loses nothing and needs no help.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes the newest commits of this checkout in the form of the bundled history.
+"""Writes the newest commits of this checkout in the format of the bundled history.
 
 `python -m examples.demo.record 40` prints it; the file is `examples/demo/history.jsonl`.
 """

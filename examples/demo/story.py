@@ -1,7 +1,7 @@
-"""The six steps, one after the other, with the sizes they are run at.
+"""The six steps of the demonstration in order, with the sizes they run at.
 
-Must not do a step's work. The hard thing is the end: the server, the processes and the
-directory are gone however the story ends, and the story says so only after it looked.
+However the demonstration ends, its server, processes and directory are removed, and it reports
+that only after it has checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from oplog.testing import EmbeddedServer
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything."""
+    """Sizes of the steps."""
 
     commits: int = 400
     replays: int = 6

@@ -1,7 +1,7 @@
-"""Step four, tampering: the owner of the database changes a row behind the log's back.
+"""Step four, tampering: the owner of the database changes a row without the log.
 
-Must not use the log to write. What is proved: `verify` names the row, the column and both
-values, nothing else, and is content again once the row is put right.
+Proves that `verify` names the row, the column and both values and nothing else, and that it finds
+no difference once the row is corrected.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_balance(database: Database) -> Decimal:
 
 
 def prove_detection(database: Database, narrator: Narrator) -> None:
-    """Tamper, find it, put it right, find nothing."""
+    """Tamper with a row, find it, correct it, find nothing."""
     before = read_balance(database)
     set_balance(database, balance=before + GREED)
     narrator.say(f"The owner of the database, with triggers off, adds {GREED} to account {VICTIM}.")

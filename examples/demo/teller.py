@@ -17,7 +17,7 @@ from examples.demo.models import Account, Transfer
 from examples.demo.worker import read_message, send_message
 
 TILL = 1
-"""The account that most transfers touch, so that the tellers get into each other's way."""
+"""The account that most transfers touch, so that the tellers have conflicts."""
 RETRIES = 200
 PURPOSES = ("rent", "groceries", "wages", "books", "a present")
 
@@ -45,7 +45,7 @@ def draw_errands(draw: random.Random, *, accounts: int, count: int) -> Iterator[
 
 
 class Teller:
-    """Does errands and counts how often each had to be begun."""
+    """Does errands and counts the attempts of each."""
 
     def __init__(self, database: Database, *, name: str) -> None:
         self.database = database
@@ -62,8 +62,8 @@ class Teller:
     def transfer(self, session: Session, errand: Errand) -> bool:
         """Move money in the session's transaction.
 
-        The tickets come before the reading: a balance that somebody else changes after that
-        makes the commit fail instead of being overwritten.
+        Tickets are taken before the balances are read: if another session changes a balance
+        after that, the commit fails instead of overwriting it.
         """
         log = self.database.log
         self.attempts += 1

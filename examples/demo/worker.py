@@ -1,7 +1,7 @@
-"""Other processes of the demonstration: started, talked to, and killed.
+"""Other processes of the demonstration: starts them, talks to them, and kills them.
 
-Must not know what they do. The hard thing is never to wait for ever for a process that died or
-hangs, and never to leave one behind.
+Every wait has a limit, so that a process that died or hangs cannot block the demonstration, and
+no process is left behind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Worker:
             stdout=subprocess.PIPE,
             cwd=ROOT,
             bufsize=0,
-            # Ctrl-C is for the parent alone, which ends its workers.
+            # Only the parent handles Ctrl-C; it ends its workers.
             start_new_session=True,
         )
         self.tell(url=database.url, **job)
@@ -74,7 +74,7 @@ class Worker:
         return message
 
     def end(self) -> None:
-        """SIGTERM; wait until it has ended by itself, with nothing gone wrong."""
+        """Send SIGTERM and wait until the process has ended with exit code 0."""
         self._process.terminate()
         try:
             code = self._process.wait(PATIENCE_SECONDS)
@@ -84,12 +84,12 @@ class Worker:
             raise ProofFailedError(f"{self.name} was asked to end and ended with {code}")
 
     def kill9(self) -> list[dict[str, Any]]:
-        """SIGKILL; return what it had said by then and nobody had heard."""
+        """Send SIGKILL; return the messages that were not read yet."""
         self._process.kill()
         self._process.wait()
         while received := os.read(self._output, 65536):
             self._pending += received
-        # What follows the last newline was cut off in the middle of a word.
+        # The text after the last newline is an incomplete message.
         lines = self._pending.split(b"\n")[:-1]
         self._pending = b""
         return [json.loads(line) for line in lines]

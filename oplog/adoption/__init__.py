@@ -1,12 +1,11 @@
-"""Adoption: logging the rows that existed before the log did.
+"""Adoption: logs the rows that were in a table before the log was.
 
-`work` goes through the tables chunk by chunk, `chunk` reads the next rows, `locking` keeps
-them as they were read, `choice` says which and in what order. Stands above capture and
-replay; the facade calls it. The hard thing is to agree with writers that go on writing, and
-to be killed at any moment without harm.
+`run` goes through the tables chunk by chunk, `table_rows` reads the next rows, `locking` keeps
+writers out meanwhile, `choice` selects and orders the types, `report` holds progress. Other
+sessions may go on writing, and an adoption may be killed at any moment and started again.
 """
 
-from oplog.adoption.locking import Patience
+from oplog.adoption.locking import LockWait
 from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.run import CHUNK_ROWS, Progress, Target, adopt_tables
 
@@ -14,7 +13,7 @@ __all__ = [
     "CHUNK_ROWS",
     "AdoptedType",
     "AdoptionReport",
-    "Patience",
+    "LockWait",
     "Progress",
     "Target",
     "adopt_tables",

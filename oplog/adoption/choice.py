@@ -1,7 +1,7 @@
-"""Which types are adopted, and in which order.
+"""Selects the types to adopt and their order.
 
-Pure. Must not know a connection. The hard thing is the order: tables before those that refer
-to them, and the same for everybody, so that two adoptions never wait for each other in a ring.
+Tables come before those that refer to them, and the order is the same in every process: two
+adoptions never wait for each other in a cycle.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from oplog.errors import UnknownTypeError
 
 
 def choose_types(catalog: TypeCatalog, tables: Iterable[Any] | None) -> TypeCatalog:
-    """The catalog of what is to be adopted: names, `Table`s or mapped classes; None is all.
+    """Return a catalog of the types to adopt: names, `Table`s or mapped classes; None is all.
 
-    Raises `UnknownTypeError` for what is not logged, `NotCapturableError` without a key.
+    Raises `UnknownTypeError` for a table that is not logged, `NotCapturableError` for one
+    without a primary key.
     """
     if tables is None:
         return _check(catalog)
@@ -27,10 +28,10 @@ def choose_types(catalog: TypeCatalog, tables: Iterable[Any] | None) -> TypeCata
 
 
 def sort_types(catalog: TypeCatalog) -> list[DeclaredType]:
-    """Tables before those that refer to them, else by name."""
+    """Sort tables before those that refer to them, otherwise by name."""
     by_table = {declared.table: declared for declared in catalog.types.values()}
     tables = sorted(by_table, key=lambda table: by_table[table].type_name)
-    # Unlike `sort_tables` this says nothing of tables that refer to each other.
+    # Unlike `sort_tables` this does not warn about tables that refer to each other.
     ordered = sa.schema.sort_tables_and_constraints(tables)  # type: ignore[no-untyped-call]
     return [by_table[table] for table, _ in ordered if table is not None]
 
@@ -48,6 +49,6 @@ def _find_names(catalog: TypeCatalog, given: Any) -> list[str]:
         if given in catalog.untracked:
             raise UnknownTypeError(
                 f"table {given!r} is not logged: {catalog.untracked[given]}",
-                hint="take it out of untracked={...} to have it logged",
+                hint="remove it from untracked={...} to log it",
             )
     return [declared.type_name for declared in catalog.find_types(given)]

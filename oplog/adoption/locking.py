@@ -1,35 +1,33 @@
-"""The transaction of a chunk, and the lock that keeps its table as it was read.
+"""The transaction of a chunk, and the table lock that keeps writers out until it ends.
 
-Knows SQLAlchemy connections and Postgres' locks. Must not know rows or entries. The hard
-thing is to wait for a lock without making others wait: whoever queues for a table's lock
-stops everybody behind, so each wait is short, and there are pauses between.
+A session that waits for a table lock blocks every later one that needs a conflicting lock. Each
+wait is therefore short, with a pause before the next attempt.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from random import random
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from oplog.adoption.table_rows import SAVEPOINT, name_rows
+from oplog.backoff import Backoff
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.postgres.live_table import LiveTable
+from oplog.postgres.sqlstate import LOCK_NOT_AVAILABLE, read_sqlstate
 from oplog.postgres.work import pin_settings
 
-_LOCK_NOT_AVAILABLE = "55P03"
 _SETTINGS: Mapping[str, str] = MappingProxyType(
     {
         "client_encoding": "UTF8",
-        # Row security would hide rows in silence; this makes it an error.
+        # Row security would hide rows silently; "off" turns that into an error.
         "row_security": "off",
-        # A chunk is a walk along the primary key. Planned by cost it may become a scan of the
-        # whole table and a sort, for each chunk.
+        # A chunk is read along the index of the primary key. Without this the planner may
+        # choose to scan and sort the whole table, for each chunk.
         "enable_sort": "off",
         "jit": "off",
     }
@@ -37,19 +35,24 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How a lock is waited for, in seconds: at once, between two attempts, in all."""
+class LockWait:
+    """How long to wait for a lock: `attempt_seconds` in its queue each time, with pauses between.
 
-    at_once: float = 1.0
-    pause: float = 0.5
-    in_all: float = 300.0
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
+    The pauses all have the same length, half of it drawn at random: others write meanwhile, and
+    waiting longer would not help them.
+    """
+
+    attempt_seconds: float = 1.0
+    backoff: Backoff = field(
+        default_factory=lambda: Backoff(
+            first_seconds=1.0, longest_seconds=1.0, jitter=0.5, deadline_seconds=300.0
+        )
+    )
 
 
 @contextmanager
 def open_own(connection: Connection) -> Iterator[None]:
-    """A transaction for one chunk."""
+    """Open a transaction for one chunk."""
     with connection.begin():
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         with pin_settings(connection, restore=False, more=_SETTINGS):
@@ -58,15 +61,16 @@ def open_own(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def open_inside(connection: Connection) -> Iterator[None]:
-    """The caller's transaction, whose settings are put back."""
+    """Use the caller's transaction; its settings are restored at the end."""
     with pin_settings(connection, more=_SETTINGS):
         yield
 
 
 def check_isolation(connection: Connection) -> None:
-    """Raise `ConfigurationError` for an open transaction that sees an older state.
+    """Raise `ConfigurationError` unless the open transaction is READ COMMITTED.
 
-    What it reads under the lock would be rows as they were, at a position after their changes.
+    At a higher isolation level it would read old versions of rows under the lock, and log them
+    at a position after their latest changes.
     """
     isolation = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation')"
@@ -74,46 +78,49 @@ def check_isolation(connection: Connection) -> None:
     if isolation != "read committed":
         raise ConfigurationError(
             f"an adoption cannot run inside a {str(isolation).upper()} transaction: it would "
-            "read rows as they were when that began",
-            hint="use a READ COMMITTED transaction, or a connection that is in none",
+            "read rows as they were when the transaction began",
+            hint="use a READ COMMITTED transaction, or a connection without a transaction",
         )
 
 
-def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, patience: Patience) -> None:
-    """Keep writers out of the tables until the transaction ends.
+def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: LockWait) -> None:
+    """Lock the tables against writers until the transaction ends.
 
-    SHARE: whoever reads goes on reading. Raises `ConflictError`, retryable, when the locks are
-    not to be had for so long.
+    The mode is SHARE, which does not block readers. Raises a retryable `ConflictError` when the
+    locks are not granted in time.
     """
-    end = patience.clock() + patience.in_all
+    pauses = wait.backoff.begin()
     names = ", ".join(name_rows(table) for table in tables)
     before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
     while True:
+        # A failed LOCK aborts the transaction; the savepoint keeps it usable for another try.
         _execute(connection, f"SAVEPOINT {SAVEPOINT}")
-        _set_timeout(connection, f"{max(1, round(patience.at_once * 1000))}ms")
+        _set_timeout(connection, f"{max(1, round(wait.attempt_seconds * 1000))}ms")
         try:
             _execute(connection, f"LOCK TABLE {names} IN SHARE MODE")
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            if read_sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-            # Of several tables' locks none is kept.
+            # Releases the locks already granted on other tables of the list.
             _execute(connection, f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
-            if patience.clock() >= end:
-                raise _unavailable(tables, patience) from error
+            pause = next(pauses, None)
+            if pause is None:
+                raise _unavailable(tables, wait) from error
         else:
             break
         _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
-        patience.sleep(patience.pause * (1 + random()))  # noqa: S311 - jitter
+        # Outside the lock's queue, so that waiting writers get their turn.
+        wait.backoff.sleep(pause)
     _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
     _set_timeout(connection, str(before))
 
 
-def _unavailable(tables: Sequence[LiveTable], patience: Patience) -> ConflictError:
+def _unavailable(tables: Sequence[LiveTable], wait: LockWait) -> ConflictError:
     names = ", ".join(f"{table.schema}.{table.name}" for table in tables)
     error = ConflictError(
-        f"the lock on {names} was not to be had within {patience.in_all:g} seconds: a "
+        f"the lock on {names} was not granted within {wait.backoff.deadline_seconds:g} seconds: a "
         "transaction that wrote there is still open",
-        hint="end that transaction and adopt again: it goes on where it stopped",
+        hint="end that transaction and adopt again: adoption continues where it stopped",
     )
     error.retryable = True
     return error

@@ -1,24 +1,25 @@
-"""What an adoption says of itself: to its caller, and to the call that goes on after it.
+"""Progress of an adoption: what the caller gets, and what is saved for the next call.
 
-Plain values. Must not know a connection. The hard thing is that what was saved may be read by
-another version, or was changed by hand.
+Saved progress may have been written by another version or changed by hand, so it is checked when
+it is read.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from oplog.errors import DecodeError
 
 
 @dataclass(frozen=True, slots=True)
 class AdoptedType:
-    """How far the adoption of one type is.
+    """Progress of the adoption of one type.
 
-    `rows` and `entries` were logged by this call, `earlier_rows` by calls before it.
-    `estimated_rows` is what the planner believes the table has. `finished` says that every
-    row there was is in the log.
+    `rows` and `entries` were logged by this call, `earlier_rows` by earlier calls.
+    `estimated_rows` is the planner's estimate of the table's rows. `finished`: every row that
+    the table had is in the log.
     """
 
     type_name: str
@@ -29,29 +30,50 @@ class AdoptedType:
     estimated_rows: int
     finished: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """The type's part of the report as one JSON object."""
+        return {
+            "type": self.type_name,
+            "table": self.table,
+            "rows": self.rows,
+            "entries": self.entries,
+            "earlier_rows": self.earlier_rows,
+            "estimated_rows": self.estimated_rows,
+            "finished": self.finished,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class AdoptionReport:
-    """What an adoption logged, by type, in the order in which the types were adopted."""
+    """What an adoption logged, by type, in the order of adoption."""
 
     types: tuple[AdoptedType, ...]
 
     @property
     def rows(self) -> int:
-        """Rows that this call logged."""
+        """Rows logged by this call."""
         return sum(one.rows for one in self.types)
 
     @property
     def entries(self) -> int:
-        """Entries that this call wrote."""
+        """Entries written by this call."""
         return sum(one.entries for one in self.types)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "rows": self.rows,
+            "entries": self.entries,
+            "types": [one.to_json() for one in self.types],
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far an adoption came, as it is saved.
+    """Saved progress of an adoption.
 
-    `after` is the last adopted row's key, as text; `revision` the type's when it began.
+    `after` is the key of the last adopted row, as text; `revision` is the revision of the type
+    when the adoption began.
     """
 
     after: dict[str, str] | None = None
@@ -61,16 +83,16 @@ class Reached:
     revision: int = 0
 
     def to_json(self) -> str:
-        """What is saved."""
+        """Return the text that is saved."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | None) -> Reached:
-        """The inverse of `to_json`; None is the beginning."""
+        """Return the inverse of `to_json`; None stands for the beginning."""
         try:
             return cls() if text is None else cls(**json.loads(text))
         except (TypeError, ValueError) as cause:
             raise DecodeError(
                 f"the saved progress of an adoption cannot be read: {text!r:.200}",
-                hint="delete its row in oplog_checkpoint: the adoption then begins again",
+                hint="delete its row in oplog_checkpoint: the adoption then starts again",
             ) from cause

@@ -1,9 +1,7 @@
-"""Tables adopted chunk by chunk, each chunk one entry.
+"""Adopts tables chunk by chunk, each chunk as one entry.
 
-Decides the order of work; what is read and how is locked is beside. The hard thing is to
-agree with writers that go on writing: a chunk's position is drawn while a lock keeps the
-table as it was read, so that every earlier change of its rows has a lower position and every
-later one a higher.
+Other sessions go on writing between chunks. The position of a chunk's entry is drawn while the
+table is locked: every earlier change of its rows has a lower position, every later one a higher.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from uuid import uuid4
 from sqlalchemy.engine import Connection
 
 from oplog.adoption.choice import choose_types, sort_types
-from oplog.adoption.locking import Patience, check_isolation, lock_tables, open_inside, open_own
+from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import AdoptedType, AdoptionReport, Reached
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
@@ -43,15 +41,15 @@ from oplog.store.adopted import (
 )
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called after each chunk with the rows adopted so far and those estimated in all."""
+"""Called after each chunk with the number of adopted rows and the estimated total."""
 
 CHUNK_ROWS: Final = 25_000
-"""Most rows adopted under one lock, unless told otherwise."""
+"""Most rows adopted under one lock, by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A log to adopt into, and how its entries are made."""
+    """The log to adopt into, and what is needed to make its entries."""
 
     store: Store
     keyring: Keyring | None
@@ -67,15 +65,15 @@ def adopt_tables(
     tables: Iterable[Any] | None,
     target: Target,
     chunk_rows: int = CHUNK_ROWS,
-    patience: Patience = Patience(),  # noqa: B008 - frozen
+    lock_wait: LockWait = LockWait(),  # noqa: B008 - frozen
     dry_run: bool = False,
     again: bool = False,
     progress: Progress | None = None,
 ) -> AdoptionReport:
-    """What `Oplog.adopt` does; with `dry_run` only what it says."""
+    """Adopt the tables, as `Oplog.adopt` documents; with `dry_run` only report on them."""
     if not 1 <= chunk_rows <= MAX_BLOCK_ROWS:
         raise ConfigurationError(
-            f"a chunk of {chunk_rows} rows", hint=f"give chunk_rows=1 to {MAX_BLOCK_ROWS}"
+            f"a chunk cannot have {chunk_rows} rows", hint=f"give chunk_rows=1 to {MAX_BLOCK_ROWS}"
         )
     chosen = choose_types(catalog, tables)
     Driver(connection, doing="an adoption")
@@ -87,7 +85,9 @@ def adopt_tables(
         bound = [binding.types[declared.table] for declared in sort_types(chosen)]
         types = [_survey(connection, one, target) for one in bound]
     if not dry_run:
-        work = _Work(connection, binding, target, own=own, patience=patience, most_rows=chunk_rows)
+        work = _Work(
+            connection, binding, target, own=own, lock_wait=lock_wait, most_rows=chunk_rows
+        )
         types = list(work.run(work.restart(types) if again else types, progress))
     return AdoptionReport(tuple(types))
 
@@ -105,6 +105,7 @@ def _survey(connection: Connection, bound: BoundType, target: Target) -> Adopted
     name = bound.declared.type_name
     saved = AdoptionStore(target.store.schema).read_progress(connection, name)
     reached = Reached.from_json(saved)
+    # The planner's estimate, because counting a large table would read all of it.
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(bound.live)}",
         execution_options={"no_parameters": True},
@@ -121,7 +122,7 @@ def _survey(connection: Connection, bound: BoundType, target: Target) -> Adopted
 
 
 class _Work:
-    """One call's work on one connection."""
+    """One adoption on one connection."""
 
     def __init__(
         self,
@@ -130,20 +131,20 @@ class _Work:
         target: Target,
         *,
         own: bool,
-        patience: Patience,
+        lock_wait: LockWait,
         most_rows: int,
     ) -> None:
-        """`own`: each chunk in a transaction of its own, else all in the caller's."""
+        """`own`: one transaction per chunk; otherwise all chunks in the caller's transaction."""
         self._connection = connection
         self._binding = binding
         self._target = target
         self._own = own
-        self._patience = patience
+        self._lock_wait = lock_wait
         self._most_rows = most_rows
         self._store = AdoptionStore(target.store.schema)
 
     def restart(self, types: list[AdoptedType]) -> list[AdoptedType]:
-        """Begin anew with what was finished; what was interrupted goes on."""
+        """Reset the types that were finished; those that were interrupted continue."""
         with open_own(self._connection) if self._own else open_inside(self._connection):
             for one in types:
                 if one.finished:
@@ -155,9 +156,10 @@ class _Work:
         ]
 
     def run(self, types: list[AdoptedType], progress: Progress | None) -> Iterator[AdoptedType]:
-        """Adopt what is not finished."""
+        """Adopt the types that are not finished, and yield each when it is."""
         if not self._own:
-            # All at once: held one by one, each would be held while the next is waited for.
+            # All at once: otherwise earlier tables would stay locked during the wait for later
+            # ones.
             self._lock([one for one in types if not one.finished])
         rows = sum(one.earlier_rows for one in types)
         expected = sum(max(one.estimated_rows, one.earlier_rows) for one in types)
@@ -174,6 +176,7 @@ class _Work:
                     finished=reached.done,
                 )
                 if chunk is not None and chunk.rows:
+                    # Wide rows make smaller chunks, so that no lock is held for too many bytes.
                     fitting = AIMED_BYTES * chunk.count // len(chunk.rows)
                     limit = max(1, min(self._most_rows, fitting))
                 rows += adopted
@@ -182,7 +185,7 @@ class _Work:
             yield current
 
     def _adopt_next(self, current: AdoptedType, limit: int) -> tuple[Chunk | None, Reached]:
-        """The next chunk, appended, and how far that is; no chunk if there was none left."""
+        """Append the next chunk and return it with the new progress; None if none was left."""
         name = current.type_name
         scope: AbstractContextManager[None] = (
             open_own(self._connection) if self._own else open_inside(self._connection)
@@ -190,33 +193,36 @@ class _Work:
         with scope:
             saved = self._store.lock_progress(self._connection, name)
             reached = Reached.from_json(saved)
+            # Saved progress may be deleted; without this check the table would be logged twice.
             if saved is None and self._is_logged(name):
                 reached = replace(reached, done=True)
             if reached.done:
                 return None, reached
             if self._own:
                 self._lock([current])
+            # Only now: before the lock a migration could still change the table.
             bound = self._check_table(name)
             reached = self._check_columns(bound, reached)
             order = read_key_order(self._connection, bound)
+            # After a change of the primary key, rows cannot be continued after the saved key.
             if reached.after is not None and set(reached.after) != set(order):
                 raise _other_key(bound, reached.after)
             chunk = read_chunk(
                 self._connection, bound, order=order, after=reached.after, limit=limit
             )
             reached = Reached(
-                chunk.key or reached.after,
-                reached.rows + chunk.count,
-                reached.entries + 1,
-                chunk.last,
-                reached.revision,
+                after=chunk.key or reached.after,
+                rows=reached.rows + chunk.count,
+                entries=reached.entries + 1,
+                done=chunk.last,
+                revision=reached.revision,
             )
             self._append(bound, chunk, reached)
             self._store.write_progress(self._connection, name, progress=reached.to_json())
             return chunk, reached
 
     def _is_logged(self, type_name: str) -> bool:
-        """Whether the log says that the type was adopted: what was saved can be lost."""
+        """Whether the log holds a finished adoption; saved progress may have been deleted."""
         snapshot = self._target.store.read_snapshot(self._connection)
         found = self._store.find_adoptions(self._connection, [type_name], snapshot=snapshot)
         return found.get(type_name, Turns()).ended is not None
@@ -224,22 +230,22 @@ class _Work:
     def _lock(self, types: list[AdoptedType]) -> None:
         tables = [self._binding.by_name[one.type_name].live for one in types]
         if tables:
-            lock_tables(self._connection, tables, patience=self._patience)
+            lock_tables(self._connection, tables, wait=self._lock_wait)
 
     def _check_table(self, type_name: str) -> BoundType:
-        """The type, whose table nobody can change any more; a migration may have, before."""
+        """Return the type; raise if a migration changed its table before it was locked."""
         bound = self._binding.by_name[type_name]
         table = bound.declared.table
         live = read_live_tables(self._connection, [table]).get(table)
         if live is None or (live.oid, live.columns) != (bound.live.oid, bound.live.columns):
             raise SchemaDriftError(
                 f"table {bound.live.schema}.{bound.live.name} was changed while it was adopted",
-                hint="adopt again: it goes on where it stopped, with the new columns",
+                hint="adopt again: adoption continues where it stopped, with the new columns",
             )
         return bound
 
     def _check_columns(self, bound: BoundType, reached: Reached) -> Reached:
-        """Where to go on; from the beginning if a column is another than that of its name was."""
+        """Return where to continue; the beginning if a column was renamed or replaced."""
         if reached.after is None:
             return replace(reached, revision=bound.shape.revision)
         if reached.revision in (0, bound.shape.revision):
@@ -277,7 +283,15 @@ class _Work:
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
         statement, parameters = target.store.bind_append(
-            [NewEntry(aggregate, None, entry_id, body_hash, data)],
+            [
+                NewEntry(
+                    aggregate=aggregate,
+                    expected=None,
+                    entry_id=entry_id,
+                    body_hash=body_hash,
+                    data=data,
+                )
+            ],
             format=target.sealer.format,
             key_id=key_id,
             metadata=metadata,
@@ -291,5 +305,5 @@ def _other_key(bound: BoundType, after: Iterable[str]) -> SchemaDriftError:
     return SchemaDriftError(
         f"table {bound.live.schema}.{bound.live.name} had primary key ({', '.join(after)}) when "
         f"its adoption began, and has ({', '.join(bound.shape.key_names)}) now",
-        hint="log the table under a new type name and adopt it under that",
+        hint="log the table under a new type name, and adopt it under that name",
     )

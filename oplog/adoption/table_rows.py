@@ -1,8 +1,7 @@
-"""The next rows of a table in the order of its primary key, as COPY prints them.
+"""Reads the next rows of a table by primary key, as COPY prints them.
 
-Knows SQL and the text of rows. Must not know entries. The hard thing is to stay in bounds
-whatever the rows are like: a chunk ends at a number of rows or of bytes, and a single row
-may be wider than any entry.
+A chunk ends at a number of rows or a number of bytes, whichever comes first. A single row may be
+too wide for any entry; such a row is refused, with its key in the message.
 """
 
 from __future__ import annotations
@@ -30,33 +29,36 @@ from oplog.replay.table_plan import list_quoted, quote_literal_safely
 from oplog.value import read_copy_field
 
 AIMED_BYTES: Final = 4 * 1024 * 1024
-"""What a chunk of rows like the last ones should have: wider rows make smaller chunks."""
+"""Aimed size of a chunk: the number of its rows follows from the width of the last chunk's."""
 _ENOUGH_BYTES = 8 * 1024 * 1024
-"""At this many a chunk ends, whatever was expected of its rows."""
+"""A chunk ends at this size, however many rows were planned for it."""
 _MOST_BYTES = MAX_ENTRY_BYTES - 64 * 1024
-"""Rows of one entry: a payload holds besides them a name and some numbers."""
+"""Largest size of the rows of one entry; the rest is for the name and numbers of a payload."""
 SAVEPOINT: Final = "oplog_adopt"
 _PRINTED_AS_TEXT = re.compile(
     r"(smallint|integer|bigint|real|double precision|numeric|text|character varying|bytea|uuid|"
     r"date|(time|timestamp)(\([0-9]\))? with(out)? time zone|jsonb?)(\([0-9, -]+\))?"
 )
-"""Types that COPY prints just as `::text` does."""
+"""Types that COPY prints in the same way as `::text`; all others are cast to text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows as COPY printed them."""
+    """Consecutive rows of a table, as COPY printed them."""
 
     rows: bytes
     count: int
     last: bool
-    """There are no more rows after these."""
+    """No rows come after these."""
     key: dict[str, str] | None
-    """The last row's, as text."""
+    """Key of the last row, as text."""
 
 
 def read_key_order(connection: Connection, bound: BoundType) -> list[str]:
-    """The primary key's columns in the order of its index, which need not be the table's."""
+    """Return the primary key's columns in the order of its index.
+
+    The table may have them in another order.
+    """
     rows = connection.exec_driver_sql(
         "SELECT a.attname::text FROM pg_catalog.pg_index i CROSS JOIN LATERAL "
         "pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(n, place) "
@@ -76,18 +78,19 @@ def read_chunk(
     after: Mapping[str, str] | None,
     limit: int,
 ) -> Chunk:
-    """The rows after the key `after`, at most `limit`; text settings must be pinned.
+    """Return the rows after the key `after`, at most `limit`; text settings must be pinned.
 
-    `order` is what `read_key_order` gives. Raises `EntryTooLargeError` for a row that no entry
-    can hold, naming its key.
+    `order` is the result of `read_key_order`. Raises `EntryTooLargeError`, with the key, for a
+    row that no entry can hold.
     """
     driver = Driver(connection, doing="an adoption")
+    # A COPY that is cut off is cancelled, which aborts the transaction without a savepoint.
     driver.execute(f"SAVEPOINT {SAVEPOINT}")
     statement = _select_rows(bound, order, after, limit)
     try:
         rows = driver.copy_out(statement, enough=_ENOUGH_BYTES)
     except driver_errors.Error as cause:
-        # As SQLAlchemy would have raised it.
+        # COPY bypasses SQLAlchemy; callers still expect SQLAlchemy's exceptions.
         raise DBAPIError.instance(
             statement, None, cause, driver_errors.Error, dialect=connection.dialect
         ) from cause
@@ -97,7 +100,8 @@ def read_chunk(
     driver.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
     start = _find_last(rows)
     if len(rows) > _MOST_BYTES:
-        # The last row is very wide; it may still fit into an entry of its own.
+        # The last row is very wide. It may fit into an entry of its own, so it is left for the
+        # next chunk.
         if start == 0:
             raise _too_wide(bound, rows)
         del rows[start:]
@@ -109,14 +113,14 @@ def read_chunk(
 
 
 def name_rows(live: LiveTable) -> str:
-    """The table in SQL: its own rows, and those of its partitions."""
+    """Return the table in SQL: its own rows, and those of its partitions."""
     return f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}"
 
 
 def _select_rows(
     bound: BoundType, order: Sequence[str], after: Mapping[str, str] | None, limit: int
 ) -> str:
-    """COPY of the next rows, with their columns as `order_columns` has them."""
+    """Return the COPY of the next rows, with columns in the order of `order_columns`."""
     shape = bound.shape
     selected = ", ".join(
         f"t.{quote(column.name)}{'' if _PRINTED_AS_TEXT.fullmatch(column.pg_type) else '::text'}"
@@ -134,19 +138,19 @@ def _select_rows(
 
 
 def _write_literal(shape: Shape, name: str, printed: str) -> str:
-    """A value in SQL. Not every text that Postgres prints does it read back."""
+    """Return a value in SQL, in a spelling that Postgres reads: some texts it only prints."""
     codec = shape.codecs[name]
     text = codec.to_text(codec.from_text(printed))
     return f"{quote_literal_safely(text)}::{shape.by_name[name].pg_type}"
 
 
 def _find_last(rows: bytearray) -> int:
-    """Where the last row begins."""
+    """Return the offset of the last row."""
     return rows.rfind(b"\n", 0, max(len(rows) - 1, 0)) + 1
 
 
 def _read_key(bound: BoundType, row: bytes | bytearray) -> dict[str, str]:
-    """The key of the row at the beginning of `row`, as text."""
+    """Return the key of the first row in `row`, as text."""
     names = bound.shape.key_names
     fields = bytes(row).removesuffix(b"\n").split(b"\t", len(names))[: len(names)]
     texts = [read_copy_field(part.decode(errors="replace")) or "" for part in fields]
@@ -162,5 +166,5 @@ def _too_wide(bound: BoundType, row: bytearray) -> EntryTooLargeError:
     return EntryTooLargeError(
         f"{_show_row(bound, row)} does not fit into an entry: as text it has {len(row)} bytes, "
         f"the limit is {_MOST_BYTES}",
-        hint="exclude its widest column with the reason, or keep such values outside of the table",
+        hint="exclude its widest column with the reason, or store such values outside the table",
     )

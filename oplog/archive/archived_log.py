@@ -1,8 +1,7 @@
-"""An archive in the shape of a log to be read: one reader, one replay, two inputs.
+"""An archive as a log to be read: the entries of one head, in the order of their sequence.
 
-Gives the entries of one head, in the order of their sequence, and what is needed to open them.
-Must not know keys or payloads. The hard thing is what a database finds by index and an archive
-must not read whole for: items say which positions, times and adoptions are in a segment.
+What a database finds by index is found by the index's items, which say the positions, times and
+adoptions of a segment, so that the archive need not be read whole for it.
 """
 
 from __future__ import annotations
@@ -12,22 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from oplog.archive.archive import Archive
 from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head
 from oplog.archive.format.index import Item
 from oplog.archive.format.segment import Segment
 from oplog.archive.history import read_chain_at
-from oplog.errors import ChainBrokenError
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 from oplog.store.rows import write_microseconds
 
 _REMEMBERED = 8
-"""Segments whose metadata is kept for whoever reads their entries."""
+"""Segments whose metadata is kept after their entries were given."""
 
 
 class ArchivedLog:
@@ -67,20 +64,23 @@ class ArchivedLog:
         """Of the newest entry; 0 for an empty log."""
         return self._through
 
+    @property
+    def whole(self) -> bool:
+        """Whether the log's first entry is kept."""
+        return self.first_sequence == 1
+
     def find_chain(self, sequence: int) -> bytes | None:
         """The hash over all up to `sequence`; None where this log does not reach."""
         if not self.head.first_sequence - 1 <= sequence <= self._through:
             return None
         return read_chain_at(self.archive, self.head, sequence)
 
-    def read_log_id(self, connection: Connection) -> UUID:
+    def read_log_id(self) -> UUID:
         """The identity of the log."""
-        del connection
         return self.head.log_id
 
-    def read_snapshot(self, connection: Connection) -> str:
+    def read_snapshot(self) -> str:
         """What stands for all that this head has."""
-        del connection
         return f"head {self.head.number}"
 
     @property
@@ -88,14 +88,12 @@ class ArchivedLog:
         """Every stored revision of every type, revisions rising."""
         return self._types.shapes
 
-    def list_types(self, connection: Connection) -> list[Shape]:
+    def list_types(self) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
-        del connection
         return list(self.shapes)
 
-    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+    def list_keys(self) -> Mapping[str, bytes]:
         """Check values of data keys by key id."""
-        del connection
         return self._types.key_checks
 
     # -- entries --------------------------------------------------------------------------
@@ -108,18 +106,17 @@ class ArchivedLog:
 
     def iterate(
         self,
-        connection: Connection,
         filter: EntryFilter,
         *,
-        snapshot: str,
-        newest: dict[str, StoredEntry] | None = None,
+        snapshot: str = "",
+        chain: ChainCheck | None = None,
     ) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit, none empty, in the order of their sequence.
 
-        Links are checked if all are read; `newest` then gets each aggregate's last entry.
+        Links are checked if all are read, with `chain` if it is given: what comes after these
+        entries can then be held to them.
         """
-        del connection, snapshot
-        links = ({} if newest is None else newest) if filter.takes_all else None
+        links = (chain or ChainCheck(whole=self.whole)) if filter.takes_all else None
         chosen = (item for item in self._list_items() if _may_hold(item, filter))
         segments = (
             self._iterate_all(0)
@@ -128,7 +125,7 @@ class ArchivedLog:
         )
         for _, entries, metadata in self._iterate(segments):
             if links is not None:
-                check_links(entries, links, whole=self.first_sequence == 1)
+                check_links(entries, links)
             page = [entry for entry in entries if _fits(entry, filter, metadata)]
             if page:
                 yield page
@@ -166,11 +163,8 @@ class ArchivedLog:
         """The sequence of an entry of the page given last."""
         return self._first.get(position)
 
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> Mapping[int, Pairs]:
+    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
         """Metadata pairs in their order, by transaction position; none, no item."""
-        del connection
         found: dict[int, Pairs] = {}
         for position in set(positions):
             pairs = self._find_metadata(position)
@@ -193,9 +187,8 @@ class ArchivedLog:
 
     # -- what a database finds by index ---------------------------------------------------
 
-    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+    def find_position(self, at: datetime, *, snapshot: str = "") -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
-        del connection, snapshot
         moment = write_microseconds(at)
         found = 0
         for item in self._list_items():
@@ -210,21 +203,9 @@ class ArchivedLog:
         return found
 
     def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
+        self, types: Sequence[str], *, snapshot: str = "", through: int | None = None
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
-        del connection, snapshot
-        return self.find_turns(types, through=through)
-
-    def find_turns(
-        self, types: Sequence[str], *, through: int | None = None
-    ) -> Mapping[str, Turns]:
-        """The same, without a database."""
         names = {name_adoption(name): name for name in types}
         return join_turns(
             (names[entry.aggregate], read_turns(entry.position, pairs))
@@ -236,35 +217,19 @@ class ArchivedLog:
             for pairs in [segment.metadata.get(entry.transaction_position, [])]
         )
 
-    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+    def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while entries are read, and a broken one is an error there."""
-        del connection, limit
         return []
 
 
-def check_links(
-    entries: Iterable[StoredEntry], newest: dict[str, StoredEntry], *, whole: bool
-) -> None:
-    """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before.
-
-    `newest` holds each aggregate's last entry so far. Unless the log is `whole`, the first entry
-    met of an aggregate may follow others.
-    """
+def check_links(entries: Iterable[StoredEntry], chain: ChainCheck) -> None:
+    """Raise `ChainBrokenError` where an entry does not follow those that `chain` has met."""
     for entry in entries:
-        before = newest.get(entry.aggregate)
-        if before is None:
-            broken = whole and (entry.version != 1 or any(entry.prev_hash))
-        else:
-            expected = (before.version + 1, before.entry_hash)
-            broken = (entry.version, entry.prev_hash) != expected
-        if broken:
-            raise ChainBrokenError(
-                f"position {entry.position} (aggregate {entry.aggregate!r} version "
-                f"{entry.version}) does not follow version {before.version if before else 0}",
-                hint="rows of oplog_entry were altered or removed, in the database or before they "
-                "were archived: run verify on the database",
-            )
-        newest[entry.aggregate] = entry._replace(data=b"")
+        chain.require(
+            entry,
+            hint="rows of oplog_entry were altered or removed, in the database or before they "
+            "were archived: run verify on the database",
+        )
 
 
 def _may_hold(item: Item, filter: EntryFilter) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from oplog.archive.archive import Archive
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.store_url import REQUEST_SECONDS, open_store
+from oplog.backoff import Backoff
 
-DEADLINE_SECONDS = Patience().deadline_seconds
+DEADLINE_SECONDS = Backoff().deadline_seconds
 """For all attempts at one request to a store."""
 
 
@@ -35,6 +35,6 @@ def open_archive(
     attempts at it, after which it is `StoreUnavailableError`. Raises `ConfigurationError` for
     a URL that cannot be meant.
     """
-    patience = Patience(deadline_seconds=deadline_seconds)
-    store = open_store(url, options=options, timeout_seconds=timeout_seconds, patience=patience)
+    backoff = Backoff(deadline_seconds=deadline_seconds)
+    store = open_store(url, options=options, timeout_seconds=timeout_seconds, backoff=backoff)
     return Archive(store, single_writer=single_writer, accept_older=accept_older)

@@ -1,8 +1,8 @@
 """Sessions that are logged: what is attached, and what each session's transaction holds.
 
-Ties session events to the engine listeners. Must not build entries. The hard thing is
-commit: the last flush is made here, so that an aggregate first written by it needs no ticket
-read, and everything flushed later is refused.
+Translates session events into calls of `Transactions`. The last flush before COMMIT is made
+here, so that an aggregate which it writes first needs no ticket; what is flushed later is
+refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionm
 from oplog.capture.listener import EngineListener
 from oplog.capture.notices import mark_unconfirmed, warn_unconfirmed
 from oplog.capture.recorder import Recorder
+from oplog.capture.transaction import Transactions
 from oplog.errors import ConfigurationError
 from oplog.receipt import Receipt
 
@@ -39,7 +40,7 @@ class Enlisted:
     """A connection that takes part in a session's transaction."""
 
     connection: Connection
-    listener: EngineListener
+    transactions: Transactions
     recorder: Recorder
 
 
@@ -59,18 +60,18 @@ class SessionState:
 class Attachments:
     """All sessions of one log."""
 
-    def __init__(self, make_listener: Callable[[Engine], EngineListener]) -> None:
-        self._make_listener = make_listener
+    def __init__(self, make_transactions: Callable[[Engine], Transactions]) -> None:
+        self._make_transactions = make_transactions
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
             renew = WeakMethod(self._renew_lock)
             os.register_at_fork(after_in_child=lambda: (found := renew()) and found())
-        self._engines: WeakKeyDictionary[Engine, EngineListener] = WeakKeyDictionary()
+        self._engines: WeakKeyDictionary[Engine, Transactions] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
         self._targets: dict[int, tuple[Any, type[Session] | None, Callable[[], None]]] = {}
 
     def _renew_lock(self) -> None:
-        # Another thread may have held it when the process forked: nobody would release it.
+        # If another thread held it when the process forked, the child could never release it.
         self._lock = threading.Lock()
 
     # -- attaching ------------------------------------------------------------------------
@@ -103,11 +104,11 @@ class Attachments:
                 "or engine",
             )
         self._targets[id(target)] = (target, session_class, undo)
-        self._watch_strangers()
+        self._watch_unattached()
         # The connections of its engine are this application's own, with a session or without.
         bound = _find_engine(_list_keywords(target).get("bind"))
         if bound is not None:
-            self._find_listener(bound).users.add(id(target))
+            self._find_transactions(bound).users.add(id(target))
 
     def detach(self, target: Any) -> None:
         """Stop logging the sessions of `target`."""
@@ -118,15 +119,15 @@ class Attachments:
                 hint="detach the very object that was given to attach",
             )
         found[2]()
-        for listener in self._engines.values():
-            listener.users.discard(id(target))
-        self._watch_strangers()
+        for transactions in self._engines.values():
+            transactions.users.discard(id(target))
+        self._watch_unattached()
 
-    def _watch_strangers(self) -> None:
-        """Hear of sessions that are not attached, as long as a factory is.
+    def _watch_unattached(self) -> None:
+        """Listen to sessions that are not attached, as long as a factory is attached.
 
-        They may share its engine, and a connection does not say whose it is. An engine that is
-        attached itself logs them all: nothing is listened to for it.
+        They may share its engine, and a connection does not say which session it belongs to. For
+        an engine that is attached itself all sessions are logged, so there is no need to listen.
         """
         wanted = any(factory is not None for _, factory, _ in self._targets.values())
         if wanted == event.contains(Session, "after_begin", self._on_any_begin):
@@ -135,16 +136,16 @@ class Attachments:
         change(Session, "after_begin", self._on_any_begin)
 
     def _attach_engine(self, target: Any, engine: Engine) -> None:
-        listener = self._find_listener(engine)
-        listener.explicit = True
+        transactions = self._find_transactions(engine)
+        transactions.explicit = True
 
         def undo() -> None:
-            listener.explicit = False
+            transactions.explicit = False
 
         self._targets[id(target)] = (target, None, undo)
 
     def _attach_async(self, target: Any) -> tuple[type[Session], Callable[[], None]]:
-        # Events cannot listen on an async factory: give it a Session class of our own.
+        # Events cannot be listened to on an async factory, so it gets a Session class of its own.
         before = target.kw.get("sync_session_class")
         base = before or getattr(target.class_, "sync_session_class", Session)
         logged = type(f"Logged{base.__name__}", (base,), {})
@@ -193,28 +194,29 @@ class Attachments:
     def list_receipts(self, session: Session | Connection) -> list[Receipt]:
         """Receipts of the session's last commit."""
         if isinstance(session, Connection):
-            return list(self._find_listener(session.engine).receipts.get(session, ()))
+            return list(self._find_transactions(session.engine).receipts.get(session, ()))
         self._check_attached(session)
         return list(self._state(session).receipts)
 
-    def _find_own(self, connection: Connection) -> tuple[EngineListener, Recorder]:
+    def _find_own(self, connection: Connection) -> tuple[Transactions, Recorder]:
         """For a transaction that an attached engine's connection began without a session."""
-        listener = self._find_listener(connection.engine)
-        if not (listener.explicit or listener.users) or not connection.in_transaction():
+        transactions = self._find_transactions(connection.engine)
+        logged = transactions.explicit or transactions.users
+        if not logged or not connection.in_transaction():
             raise ConfigurationError(
                 "this connection is in no transaction that is logged",
                 hint="attach its engine, and begin a transaction first",
             )
-        return listener, listener.open(connection)
+        return transactions, transactions.open(connection)
 
     def find_recorder(self, session: Session | Connection) -> tuple[Connection, Recorder]:
         """The session's connection and recorder; begins its transaction if it has none."""
         one = self.enlist(session)
-        one.listener.bind(one.connection, one.recorder)
+        one.transactions.database.bind(one.connection, one.recorder)
         return one.connection, one.recorder
 
     def enlist(self, session: Session | Connection) -> Enlisted:
-        """The same before anything was asked of the database."""
+        """The same, without asking the database anything but to begin."""
         if isinstance(session, Connection):
             return Enlisted(session, *self._find_own(session))
         self._check_attached(session)
@@ -230,10 +232,10 @@ class Attachments:
             hint="call log.attach(...) when the application starts",
         )
 
-    def check_settled(self, connection: Connection) -> None:
+    def check_clean(self, connection: Connection) -> None:
         """Raise `ConfigurationError` if the connection's transaction has changes to log yet."""
-        for listener in list(self._engines.values()):
-            if listener.is_dirty(connection):
+        for transactions in list(self._engines.values()):
+            if transactions.is_dirty(connection):
                 raise ConfigurationError(
                     "this transaction changed rows that are logged when it commits: adopted "
                     "now, they would be in the log as if they changed after that",
@@ -256,8 +258,8 @@ class Attachments:
 
     def refresh(self) -> None:
         """Forget what is known of every database."""
-        for listener in self._engines.values():
-            listener.refresh()
+        for transactions in self._engines.values():
+            transactions.database.refresh()
 
     def _state(self, session: Session) -> SessionState:
         state = self._states.get(session)
@@ -265,46 +267,46 @@ class Attachments:
             state = self._states[session] = SessionState()
         return state
 
-    def _find_listener(self, engine: Engine) -> EngineListener:
+    def _find_transactions(self, engine: Engine) -> Transactions:
         engine = _find_proxied(engine)
-        listener = self._engines.get(engine)
-        if listener is None:
-            # Two threads' first transactions must not both listen: each would log everything.
+        found = self._engines.get(engine)
+        if found is None:
+            # If two threads' first transactions both listened, each change would be logged twice.
             with self._lock:
-                listener = self._engines.get(engine)
-                if listener is None:
-                    listener = self._make_listener(engine)
-                    listener.listen()
-                    self._engines[engine] = listener
-        return listener
+                found = self._engines.get(engine)
+                if found is None:
+                    found = self._make_transactions(engine)
+                    EngineListener(found).listen()
+                    self._engines[engine] = found
+        return found
 
     # -- session events -------------------------------------------------------------------
 
     def _on_any_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
-        """A session that is not attached stays so, whatever engine it shares.
+        """A session that is not attached is not logged, even if it shares an engine.
 
-        Called for every session of the process: nothing is asked of a bind that no attached
-        session ever used, whatever it is made of.
+        Called for every session of the process. A bind that no attached session ever used may
+        be anything, so nothing is asked of it.
         """
         engine = _find_engine(connection)
-        listener = None if engine is None else self._engines.get(_find_proxied(engine))
-        if listener is not None and not self._list_factories(session):
-            listener.disown(connection)
+        found = None if engine is None else self._engines.get(_find_proxied(engine))
+        if found is not None and not self._list_factories(session):
+            found.mark_unattached(connection)
 
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if _find_engine(connection) is None:
-            # A test's stand-in for a connection: there is nothing to listen to.
+            # A stand-in for a connection, as tests use: there are no events to listen to.
             return
         state = self._state(session)
-        listener = self._find_listener(connection.engine)
-        recorder = listener.open(connection, owned=True)
-        listener.users.update(self._list_factories(session))
+        transactions = self._find_transactions(connection.engine)
+        recorder = transactions.open(connection, owned=True)
+        transactions.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
-            state.enlisted.append(Enlisted(connection, listener, recorder))
+            state.enlisted.append(Enlisted(connection, transactions, recorder))
         savepoint = transaction if transaction.nested else None
         if savepoint is not None:
             state.begun.add(savepoint)
@@ -320,7 +322,7 @@ class Attachments:
             # Several databases: all entries are sent before the first COMMIT.
             defer = len(state.enlisted) == 1 and not session.twophase
             for one in list(state.enlisted):
-                one.listener.drain(one.connection, one.recorder, defer=defer)
+                one.transactions.write_entries(one.connection, one.recorder, defer=defer)
         finally:
             state.committing = False
 
@@ -329,7 +331,7 @@ class Attachments:
         if state.committing:
             return
         for one in state.enlisted:
-            one.listener.take_tickets(one.connection, one.recorder)
+            one.transactions.take_tickets(one.connection, one.recorder)
 
     def _on_after_commit(self, session: Session) -> None:
         state = self._state(session)
@@ -342,10 +344,10 @@ class Attachments:
         state.receipts = []
         confirmed = True
         for one in state.enlisted:
-            one.listener.send_deferred(one.connection, one.recorder)
-            spent = one.recorder.spent or one.recorder.claim
-            state.receipts += one.recorder.receipts or (spent.receipts if spent else ())
-            confirmed = confirmed and not one.listener.is_unconfirmed(one.connection)
+            one.transactions.send_deferred(one.connection, one.recorder)
+            claim = one.recorder.final_claim or one.recorder.claim
+            state.receipts += one.recorder.receipts or (claim.receipts if claim else ())
+            confirmed = confirmed and not one.transactions.is_unconfirmed(one.connection)
         if not confirmed:
             state.receipts = mark_unconfirmed(state.receipts)
             warn_unconfirmed()
@@ -357,7 +359,7 @@ class Attachments:
             state.pending.pop(transaction, None)
             return
         for one in state.enlisted:
-            one.listener.close(one.connection)
+            one.transactions.close(one.connection)
         state.enlisted.clear()
         state.begun.clear()
         state.pending.clear()
@@ -365,8 +367,8 @@ class Attachments:
 
 
 def _find_proxied(engine: Engine) -> Engine:
-    # engine.execution_options() gives a proxy whose events reach the same connections. By
-    # its very type: a mock of one has every attribute, and its attributes have them again.
+    # engine.execution_options() gives a proxy whose events reach the same connections. Its type
+    # is compared, because a mock has every attribute, and so do its attributes without end.
     found: Any = engine
     while issubclass(type(found), OptionEngine):
         found = found._proxied  # noqa: SLF001 - SQLAlchemy gives no public way

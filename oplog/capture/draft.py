@@ -1,7 +1,4 @@
-"""What a transaction appends, ready to be sent with its COMMIT.
-
-Plain data. Must not know how entries are built or sent.
-"""
+"""What a transaction appends, as the build step hands it to the send step."""
 
 from __future__ import annotations
 
@@ -9,25 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oplog.capture.request import Claim
-from oplog.postgres.namesake import Named
 from oplog.receipt import Receipt
-from oplog.store import NewEntry
+from oplog.store.rows import NewEntry
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A transaction's entries, ready to be sent."""
+    """A transaction's entries, ready to be sent.
+
+    Without entries it only tells the guards that what they counted came to nothing.
+    """
 
     entries: Sequence[NewEntry]
-    statement: str
-    parameters: tuple[object, ...]
+    format: int = 0
+    key_id: str = ""
+    metadata: Sequence[tuple[str, str]] = ()
+    metadata_hash: bytes = b""
     claim: Claim | None = None
-    named: Named = ()
-    """Names that the append compares with the tables that they have to mean."""
+    tally: int | None = None
+    """What the guards must have counted; None if they must have counted nothing."""
+    named: Sequence[tuple[str, int]] = ()
+    """Quoted names of tables, each with the oid that it has to mean when the entries are
+    appended."""
 
     @property
     def aggregates(self) -> list[str]:
-        """What it redeems, in lock order."""
+        """The aggregates whose tickets the append redeems, in lock order."""
         return [entry.aggregate for entry in self.entries]
 
     def guess_receipts(self, process_id: int) -> list[Receipt]:
@@ -44,7 +48,7 @@ class Draft:
         ]
 
     def make_receipts(self, versions: Sequence[int], hashes: Sequence[bytes]) -> list[Receipt]:
-        """What the application gets to keep."""
+        """The receipts that the application gets, from the append's answer."""
         return [
             Receipt(entry.entry_id, entry.aggregate, version, bytes(entry_hash))
             for entry, version, entry_hash in zip(self.entries, versions, hashes, strict=True)

@@ -1,8 +1,8 @@
 """Many changes to a row, folded to what the transaction did to it.
 
-Pure. The hard thing is a key that is written more than once: deleted and inserted again, or
-moved and swapped. The result is told by where the row was before the transaction and where
-it is after it, so it needs no order among rows.
+Pure: no connection and no SQL. A key may be written more than once, for example deleted and
+inserted again, or swapped with another. A net row says whether a row was under its key before
+the transaction and whether one is after it, so net rows need no order among themselves.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from oplog.binding import BoundType
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange, TrackedType
 from oplog.entry import OpType
 from oplog.value import Wire
 
@@ -20,11 +19,12 @@ from oplog.value import Wire
 class NetRow:
     """One key of one table over the whole transaction.
 
-    `existed` before the transaction, `exists` after it; `replaced` means that the row now
-    under the key is not the one from before. `unknown` are columns to read back.
+    `existed` and `exists` say whether there is a row under the key before the transaction and
+    after it; `replaced` means that these are two different rows. `unknown` are the columns to
+    read back.
     """
 
-    bound: BoundType
+    bound: TrackedType
     key: Key
     existed: bool
     exists: bool = True
@@ -50,7 +50,7 @@ class NetRow:
 
 
 Rows = dict[tuple[str, Key], NetRow]
-"""By type name and key. Not by the bound type's identity: a type may be bound again."""
+"""By type name and key. Not by the bound type itself: a type may be bound again."""
 
 
 def fold_changes(changes: Iterable[RowChange]) -> list[NetRow]:
@@ -95,7 +95,7 @@ def _remove(row: NetRow) -> None:
 
 
 def _move(rows: Rows, row: NetRow, key: Key) -> None:
-    """The row lives under another key: gone from the old one, complete under the new one."""
+    """The row is under another key now: gone from the old one, complete under the new one."""
     bound = row.bound
     place = bound.shape.type_name, key
     there = rows.get(place)

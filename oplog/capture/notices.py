@@ -1,16 +1,15 @@
-"""What the database tells a connection while statements run.
+"""Notices that the server sends to a connection while its statements run.
 
-Listens for the guards' message that images wait. Must not know what is done about it. The
-message is a hint that saves a query in every transaction: if a driver loses it, nothing
-slips past, because the guards refuse a COMMIT whose images were not collected. The other
-message is the server's own warning that a COMMIT no longer waits for its standby.
+Two are of interest. A guard says that it kept images. That saves asking for images in every
+transaction, and no more: if a driver loses the notice, the guards refuse a COMMIT whose images
+were not collected. And the server warns that a COMMIT did not wait for its synchronous standby.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,68 +20,71 @@ from oplog.receipt import Receipt
 from oplog.schema.touched_keys import IMAGES_KEPT
 
 _SYNCHRONOUS_WAIT = "SyncRepWaitForLSN"
-"""The server's function that gives the warning: its words are in the server's language, and
-anything may warn with its SQLSTATE, 01000."""
+"""The server's function that gives the warning. Its text is in the server's language, and its
+SQLSTATE, 01000, is that of many warnings."""
 
 
-class Ear:
-    """What was heard on one driver connection since its transaction began."""
+@dataclass(slots=True, eq=False)
+class NoticeState:
+    """What notices said on one driver connection since its transaction began."""
 
-    __slots__ = ("deaf", "disowned", "images", "owned", "receipts", "unconfirmed")
-
-    def __init__(self) -> None:
-        self.images = False
-        """Images wait to be collected."""
-        self.deaf = False
-        """The driver passes no messages on: whether images wait has to be asked."""
-        self.disowned = False
-        """The transaction belongs to a session that is not attached."""
-        self.owned = False
-        """It belongs to an attached one, which asks after COMMIT what was heard."""
-        self.unconfirmed = False
-        """COMMIT stopped waiting for a synchronous standby."""
-        self.receipts: list[Receipt] = []
-        """Of a transaction that no session asks about: marked in place."""
+    images_kept: bool = False
+    """Images wait to be collected."""
+    no_notices: bool = False
+    """The driver passes no notices on: whether images wait has to be asked."""
+    unattached: bool = False
+    """The transaction belongs to a session that is not attached."""
+    in_session: bool = False
+    """The transaction belongs to an attached session, which looks at `unconfirmed` itself."""
+    unconfirmed: bool = False
+    """COMMIT did not wait for a synchronous standby."""
+    receipts: list[Receipt] = field(default_factory=list)
+    """Receipts of a transaction without a session: marked here when the warning arrives."""
 
     def begin(self) -> None:
-        """A transaction begins: what was heard before is not about it."""
-        self.images = self.disowned = self.owned = self.unconfirmed = False
+        """A transaction begins: earlier notices are not about it."""
+        self.images_kept = self.unattached = self.in_session = self.unconfirmed = False
         self.receipts = []
+
+    @property
+    def may_have_images(self) -> bool:
+        """Images wait, or that cannot be told without asking."""
+        return self.images_kept or self.no_notices
 
 
 class Notices:
-    """The ears of one engine's connections, for the log in one schema."""
+    """The notice states of one engine's connections, for the log in one schema."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._ears: WeakKeyDictionary[Any, Ear] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Any, NoticeState] = WeakKeyDictionary()
 
-    def attend(self, connection: Connection) -> Ear:
-        """The ear of a connection, which listens from the first call on."""
+    def find(self, connection: Connection) -> NoticeState:
+        """The state of a connection; notices are received from the first call on."""
         raw: Any = connection.connection.driver_connection
-        found = self._ears.get(raw)
+        found = self._states.get(raw)
         if found is None:
-            found = self._ears[raw] = Ear()
-            self._listen(raw, found)
+            found = self._states[raw] = NoticeState()
+            self._receive(raw, found)
         return found
 
-    def _listen(self, raw: Any, ear: Ear) -> None:
+    def _receive(self, raw: Any, state: NoticeState) -> None:
         schema = self._schema
 
-        def hear(diagnostic: Any) -> None:
+        def receive(diagnostic: Any) -> None:
             if diagnostic.sqlstate == IMAGES_KEPT and diagnostic.schema_name == schema:
-                ear.images = True
+                state.images_kept = True
             elif diagnostic.source_function == _SYNCHRONOUS_WAIT:
-                ear.unconfirmed = True
-                if not ear.owned:
-                    ear.receipts[:] = mark_unconfirmed(ear.receipts)
+                state.unconfirmed = True
+                if not state.in_session:
+                    state.receipts[:] = mark_unconfirmed(state.receipts)
                     warn_unconfirmed()
 
         add = getattr(raw, "add_notice_handler", None)
         if add is None:
-            ear.deaf = True
+            state.no_notices = True
         else:
-            add(hear)
+            add(receive)
 
 
 def mark_unconfirmed(receipts: Iterable[Receipt]) -> list[Receipt]:
@@ -91,7 +93,7 @@ def mark_unconfirmed(receipts: Iterable[Receipt]) -> list[Receipt]:
 
 
 def warn_unconfirmed() -> None:
-    """Say that a COMMIT happened on this server alone."""
+    """Warn that a COMMIT is on this server alone."""
     warnings.warn(
         "a COMMIT happened and its wait for a synchronous standby was cancelled: the "
         "transaction is on this server's disk, a failover may lose it",

@@ -1,8 +1,8 @@
 """From an executed statement to the row changes it made.
 
-Turns a plan, the parameters that were sent and what the database answered into
-`RowChange`s. Must not know frames or the log. The hard thing is to count: a statement that
-matched fewer rows than it was given keys for cannot say which, and is reported as a failure.
+Turns a plan, the parameters that were sent and the database's answer into `RowChange`s. A
+statement that matched fewer rows than it was given keys for does not say which, so that is an
+error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.readback import normalise_keys, read_rows
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
@@ -38,9 +38,9 @@ def list_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
 def read_keys(
     connection: Connection, plan: StatementPlan, parameters: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Key], set[Key]]:
-    """The primary key that each parameter set names, as the database writes it.
+    """The primary key that each parameter set names, in the form the database stores.
 
-    And those of them whose row, which alone says how, was not seen.
+    And those keys whose row was not found, so that their stored form is not known.
     """
     bound = plan.bound
     keys = _spell_keys(connection, bound, plan.key, parameters)
@@ -56,18 +56,18 @@ def read_keys(
 
 
 def codec_is_loose(bound: BoundType, name: str) -> bool:
-    """Stored values of this column may differ and still be equal to SQL."""
+    """Stored values of this column may differ and still compare as equal in SQL."""
     codec = bound.shape.codecs[name]
-    # Strings are compared as text for the sake of rare collations, and equal only if same.
+    # Strings are compared as text because of some collations, but are equal only if identical.
     return codec.compare_as_text and not codec.pg_type.startswith(("text", "character"))
 
 
 def read_groups(
     connection: Connection, plan: StatementPlan, keys: Sequence[Key]
 ) -> list[Group | None]:
-    """Template columns of the rows about to be changed, which are locked against moving.
+    """Template columns of the rows about to be changed; None for a row that is not found.
 
-    None for a row that is not seen.
+    The rows are locked, so that no other transaction moves them to another aggregate.
     """
     bound = plan.bound
     found = read_rows(connection, bound, keys, columns=bound.template.columns, lock=_lock(plan))
@@ -83,13 +83,12 @@ def check_seen(
     what = f"the row with key {unseen[0]!r} was changed"
     if hides_rows(context.root_connection, plan.bound):
         raise describe_hidden(plan.bound, what)
-    error = _uncertain(
+    raise _uncertain(
         plan.bound,
         f"{what}, and was not there a moment before",
-        "another transaction wrote it meanwhile: run the transaction again",
+        hint="another transaction wrote it meanwhile: run the transaction again",
+        retryable=True,
     )
-    error.retryable = True
-    raise error
 
 
 def _lock(plan: StatementPlan) -> str:
@@ -122,7 +121,8 @@ def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
         values.update(zip(bound.shape.key_names, keys[place], strict=True))
         if unknown:
             unknown = tuple([name for name in unknown if name not in values])
-        changes.append(RowChange(OpType.CREATE, bound, keys[place], values, unknown))
+        change = RowChange(OpType.CREATE, bound, keys[place], values, unknown=unknown)
+        changes.append(change)
     _check_in_place(plan, context, keys)
     return changes
 
@@ -159,13 +159,13 @@ def observe_update(
             moved_to = tuple([values.get(name, old[name]) for name in key_names])
         changes.append(
             RowChange(
-                OpType.UPDATE,
-                bound,
-                keys[place],
-                values,
-                (*unknown, *plan.unknown),
-                None if groups is None else groups[place],
-                moved_to,
+                kind=OpType.UPDATE,
+                bound=bound,
+                key=keys[place],
+                values=values,
+                unknown=(*unknown, *plan.unknown),
+                group=None if groups is None else groups[place],
+                moved_to=moved_to,
             )
         )
     _check_in_place(plan, context, [change.moved_to or change.key for change in changes])
@@ -179,7 +179,9 @@ def observe_delete(
     if not _count_matched(plan, context, len(keys)):
         return _reread(plan, context, keys)
     return [
-        RowChange(OpType.DELETE, plan.bound, key, {}, (), None if groups is None else groups[place])
+        RowChange(
+            OpType.DELETE, plan.bound, key, {}, group=None if groups is None else groups[place]
+        )
         for place, key in enumerate(keys)
     ]
 
@@ -203,14 +205,14 @@ def _split(
 
 
 def _was_suppressed(context: Any, sent: int) -> bool:
-    """A trigger made the only INSERT insert nothing."""
+    """A single row was inserted, and a trigger suppressed it."""
     if context.returned_default_rows is not None:
         return sent == 1 and not context.returned_default_rows
     return sent == 1 and context.rowcount == 0
 
 
 def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowChange]:
-    """Rows that a trigger may have changed in place of a statement that matched none."""
+    """Rows that a trigger may have changed although the statement itself matched none."""
     bound = plan.bound
     if not bound.live.rewrites_rows:
         return []
@@ -220,14 +222,14 @@ def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowC
         key = keys[found.index(None)]
         raise describe_hidden(bound, f"a trigger may have changed the row with key {key!r}")
     return [
-        RowChange(OpType.UPDATE, bound, key, {}, bound.shape.names, row)
+        RowChange(OpType.UPDATE, bound, key, {}, unknown=bound.shape.names, group=row)
         for key, row in zip(keys, found, strict=True)
         if row is not None
     ]
 
 
 def _check_in_place(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> None:
-    """Raise unless every row is where it was sent: a trigger may have given it another key."""
+    """Raise unless every row is under the key that was sent: a trigger may have changed it."""
     bound = plan.bound
     if bound.live.rewrites_rows:
         found = read_rows(context.root_connection, bound, keys, columns=bound.shape.key_names[:1])
@@ -244,7 +246,7 @@ def _spell_keys(
     columns: Sequence[BoundColumn],
     parameters: Sequence[Mapping[str, Any]],
 ) -> list[Key]:
-    """Keys given as parameters, as the database writes them."""
+    """Keys given as parameters, in the form the database stores."""
     keys: list[list[Any]] = []
     unsure: dict[int, None] = {}
     for sent in parameters:
@@ -270,7 +272,7 @@ def _spell_column(
         raise _uncertain(
             bound,
             f"the value given for key column {name} may be stored in another form",
-            "use the Python type that matches the column for primary keys",
+            hint="use the Python type that matches the column for primary keys",
         )
     for key, wire in zip(keys, normalise_keys(connection, bound, given, name=name), strict=True):
         key[place] = wire
@@ -300,7 +302,7 @@ def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
 
 
 def _is_blurred(bound: BoundType, name: str) -> bool:
-    # Decimals come back as stored; of other types with several forms the driver makes one.
+    # Decimals come back as stored. Other types with several equal forms the driver normalises.
     return codec_is_loose(bound, name) and not bound.shape.codecs[name].pg_type.startswith(
         "numeric"
     )
@@ -321,8 +323,9 @@ def _list_natural(plan: StatementPlan, context: Any) -> list[tuple[Any, str, Any
     for column in context.compiled.effective_returning:
         if getattr(column, "table", None) is not table or column.name not in asked:
             continue
-        # The driver loses what SQL blurs (1 mon is 30 days, 1.00 is 1.0), and what a setting
-        # rounds; and SQLAlchemy cannot tell what it does to numbers before it has seen one.
+        # Not where several forms are equal (1 mon and 30 days, 1.00 and 1.0) or a setting
+        # rounds: the driver's value may be another form. Nor for numbers, because SQLAlchemy
+        # chooses their result processor only when it sees the first value.
         if codec_is_loose(plan.bound, column.name) or isinstance(
             column.type, (sa.Numeric, sa.Float)
         ):
@@ -346,8 +349,15 @@ def _count_matched(plan: StatementPlan, context: Any, expected: int) -> bool:
     )
 
 
-def _uncertain(bound: BoundType, why: str, hint: str = "") -> NotCapturableError:
+def _uncertain(
+    bound: BoundType,
+    why: str,
+    *,
+    hint: str = "the transaction must be rolled back; write the rows one by one",
+    retryable: bool = False,
+) -> NotCapturableError:
     return NotCapturableError(
         f"a change to table {bound.live.qualified} cannot be logged exactly: {why}",
-        hint=hint or "the transaction must be rolled back; write the rows one by one",
+        hint=hint,
+        retryable=retryable,
     )

@@ -1,8 +1,7 @@
-"""Asking the database what it stored.
+"""Reads rows of the application by key, inside the transaction that wrote them.
 
-Reads rows by key inside the writing transaction, as Postgres' own text. Must not know the
-log's tables. The hard thing is to get text that does not depend on the session's settings,
-without changing them for the application.
+Values are read as Postgres' own text. Where that depends on settings of the session, the
+settings are fixed for the query and set back after it.
 """
 
 from __future__ import annotations
@@ -42,36 +41,43 @@ _FIX_SETTINGS = (
 _SET_BACK = "SELECT " + ", ".join(
     f"pg_catalog.set_config({quote_literal(name)}, %s, true)" for name in TEXT_SETTINGS
 )
-_SETTLED = re.compile(
+_FIXED_TEXT = re.compile(
     r"(boolean|smallint|integer|bigint|numeric|text|character( varying)?|uuid|jsonb?)"
     r"(\([0-9, -]+\))?"
 )
 """Types that print and read the same under all settings."""
 
 
-def complete_rows(connection: Connection, rows: Sequence[NetRow], *, strict: bool) -> None:
+def complete_rows(
+    connection: Connection,
+    rows: Sequence[NetRow],
+    *,
+    types: Mapping[str, BoundType],
+    strict: bool,
+) -> None:
     """Fill in what only the database knows; with `strict`, compare everything else too.
 
-    A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
-    one that a trigger put back is there. Raises `CaptureMismatchError` naming table, key,
-    column and both values, or the key of a row that is not there; `NotCapturableError` for
-    one that may be there and not be shown.
+    `types` has the bound types by name. A row that a cascade or trigger removed is marked as
+    deleted, and one that a trigger put back as existing. Raises `CaptureMismatchError` naming
+    table, key, column and both values, or the key of a row that is not there;
+    `NotCapturableError` for a row that may be hidden.
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
-        rewritten = row.bound.live.rewrites_rows
+        bound = types[row.bound.shape.type_name]
+        rewritten = bound.live.rewrites_rows
         if not row.exists and not rewritten:
             continue
         if rewritten or _may_regroup(row):
-            row.unknown.update(row.bound.shape.names)
+            row.unknown.update(bound.shape.names)
         if row.unknown or strict or _lacks_group(row):
-            wanted.setdefault(row.bound, []).append(row)
+            wanted.setdefault(bound, []).append(row)
     for bound, group in wanted.items():
         _complete(connection, bound, group, strict=strict)
 
 
 def _may_regroup(row: NetRow) -> bool:
-    # A row that leaves its aggregate is logged whole in the one it joins.
+    # A row that leaves its aggregate is logged whole in the one that it enters.
     if row.complete or not row.bound.regroups:
         return False
     return any(name in row.values or name in row.unknown for name in row.bound.template.columns)
@@ -93,7 +99,7 @@ def _complete(
     found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(names))
     lost = [row for row, stored in zip(rows, found, strict=True) if stored is None and row.exists]
     if lost:
-        _check_gone(connection, lost[0], strict=strict)
+        _check_gone(connection, bound, lost[0], strict=strict)
     for row, stored in zip(rows, found, strict=True):
         if stored is None:
             row.exists = False
@@ -102,20 +108,19 @@ def _complete(
         if not row.exists:
             row.exists, row.replaced = True, row.existed
         if strict:
-            _compare(row, stored)
+            _compare(bound, row, stored)
         for name in row.unknown:
             row.values[name] = stored[name]
         if row.group is None and not row.complete:
             row.group = {name: stored[name] for name in bound.template.columns}
 
 
-def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
-    """Raise unless a row that was written, and never deleted by a statement, is surely gone."""
-    bound = row.bound
+def _check_gone(connection: Connection, bound: BoundType, row: NetRow, *, strict: bool) -> None:
+    """Raise unless a cascade or trigger may have deleted a row that no statement deleted."""
     if hides_rows(connection, bound):
         raise describe_hidden(bound, f"the row with key {row.key!r} was written")
     if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
-        # What a guard sees deleted it tells of: such a row is not read back here.
+        # If a guard had seen a delete, its image would say so, and the row would not be read here.
         table = bound.declared.table
         check_names(connection, [(qualify([table.name], table.schema)[0], bound.live.oid)])
         raise CaptureMismatchError(
@@ -126,12 +131,12 @@ def _check_gone(connection: Connection, row: NetRow, *, strict: bool) -> None:
         )
 
 
-def _compare(row: NetRow, stored: Mapping[str, Wire | None]) -> None:
+def _compare(bound: BoundType, row: NetRow, stored: Mapping[str, Wire | None]) -> None:
     for name, value in row.values.items():
-        # repr tells -0.0 from 0.0 and finds NaN equal to itself.
+        # With repr, -0.0 differs from 0.0, and NaN equals itself.
         if name not in row.unknown and repr(stored[name]) != repr(value):
             raise CaptureMismatchError(
-                f"{row.bound.live.qualified} key {row.key!r} column {name}: about to log "
+                f"{bound.live.qualified} key {row.key!r} column {name}: about to log "
                 f"{value!r}, the database stored {stored[name]!r}",
                 hint="a trigger, rule or type of the database changes what is written; "
                 "report this with the column's definition",
@@ -179,7 +184,8 @@ def read_rows(
 
 def _print_column(pg_type: str, name: str) -> str:
     if pg_type == "xml":
-        # Postgres stores xml that it refuses to read: better refused here than in a replay.
+        # Postgres may store xml that it refuses to parse. Parsing it here refuses the
+        # transaction, instead of every later replay.
         return f"t.{quote(name)}::text::xml::text"
     return f"t.{quote(name)}::text"
 
@@ -187,12 +193,12 @@ def _print_column(pg_type: str, name: str) -> str:
 def normalise_keys(
     connection: Connection, bound: BoundType, texts: Sequence[str], *, name: str
 ) -> list[Wire]:
-    """What the database makes of text given for a key column.
+    """The stored form of text given for a key column.
 
     Raises `NotCapturableError` where that depends on settings of the session.
     """
     column, codec = bound.shape.by_name[name], bound.shape.codecs[name]
-    if not _is_settled(bound, name):
+    if not _has_fixed_text(bound, name):
         raise NotCapturableError(
             f"text was given for key column {bound.live.qualified}.{name}, which is "
             f"{column.pg_type}; what it means depends on the session",
@@ -212,19 +218,19 @@ def _text_settings(
 ) -> Iterator[None]:
     """Fixed settings, if text of these columns depends on any; then the application's own.
 
-    Left as they are here they would change what the rest of the transaction reads: it may
-    go on after a savepoint, or have deferred triggers.
+    They are set back because the transaction may go on, after a savepoint or in deferred
+    triggers, and would read and print values under them.
     """
-    if all(_is_settled(bound, name) for name in names):
+    if all(_has_fixed_text(bound, name) for name in names):
         yield
         return
     before = tuple(connection.exec_driver_sql(_FIX_SETTINGS).one())[: len(TEXT_SETTINGS)]
     yield
-    # After an error there is nothing to set back: the transaction or savepoint is lost.
+    # After an error there is nothing to set back: the rollback does it.
     if before != tuple(TEXT_SETTINGS.values()):
         connection.exec_driver_sql(_SET_BACK, before)
 
 
-def _is_settled(bound: BoundType, name: str) -> bool:
+def _has_fixed_text(bound: BoundType, name: str) -> bool:
     column = bound.shape.by_name[name]
-    return column.category == "E" or _SETTLED.fullmatch(column.pg_type) is not None
+    return column.category == "E" or _FIXED_TEXT.fullmatch(column.pg_type) is not None

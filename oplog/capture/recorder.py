@@ -1,24 +1,23 @@
 """What one connection's transaction did so far, as a stack of savepoint frames.
 
-Plain data and rules, no SQL. The hard thing is savepoints: a rolled-back one takes exactly
-its own changes, tickets and metadata with it, however deep it was nested, and a failure to
-capture stays on record until the frame it happened in is gone.
+Executes no SQL. Rolling back a savepoint drops exactly the changes, tickets and metadata of its
+own frame and of those nested in it. A failure to capture a statement stays recorded until the
+frame in which it happened is rolled back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
+from oplog.capture.grouping import find_aggregate, order_aggregates
+from oplog.capture.record import RecordedWork
 from oplog.capture.request import Claim
-from oplog.entry import (
-    Entry,
-    OpType,
-    Ticket,
-)
+from oplog.capture.row_change import RowChange
+from oplog.entry import Entry, Ticket
 from oplog.errors import (
     ConfigurationError,
     NotCapturableError,
@@ -27,27 +26,7 @@ from oplog.errors import (
     UnloggedWriteError,
 )
 from oplog.receipt import Receipt
-from oplog.value import Wire
-
-Key = tuple[Wire | None, ...]
-
-
-@dataclass(slots=True)
-class RowChange:
-    """One statement's effect on one row.
-
-    `values` are written values that are certain, `unknown` written columns that only the
-    database knows, `group` the row's template columns before the statement, where they are
-    not part of the key. `moved_to` is the new key of an update that changes the key.
-    """
-
-    kind: OpType
-    bound: BoundType
-    key: Key
-    values: dict[str, Wire | None]
-    unknown: tuple[str, ...]
-    group: Mapping[str, Wire | None] | None = None
-    moved_to: Key | None = None
+from oplog.store.commit_lookup import REQUEST
 
 
 @dataclass(slots=True)
@@ -61,15 +40,15 @@ class Frame:
     metadata: dict[str, list[str]] = field(default_factory=dict)
     failure: OplogError | None = None
     claim: Claim | None = None
-    seen: int = 0
-    """Changes already looked at for tickets."""
-    under_way: set[object] = field(default_factory=set)
-    """Statements sent whose effect was not observed yet."""
+    ticketed: int = 0
+    """How many of the changes `list_unticketed` has looked at already."""
+    statements: set[object] = field(default_factory=set)
+    """Statements that were sent and whose effect was not observed yet."""
     tally: int = 0
-    """What the guards must have counted of announced statements."""
-    owed: dict[sa.Table, str | None] = field(default_factory=dict)
-    """Tables that were written, by a name that nobody has compared yet with what it means;
-    each with the search path at that time, as far as the driver knows it."""
+    """What the guards must have counted of the statements announced to them."""
+    unchecked: dict[sa.Table, str | None] = field(default_factory=dict)
+    """Tables written by a name that was not compared yet with the table it means. Each with
+    the search path at that time; None where the driver does not know it."""
 
 
 class Recorder:
@@ -79,23 +58,25 @@ class Recorder:
         self._binding: Binding | None = None
         self.frames = [Frame("")]
         self.receipts: list[Receipt] = []
-        self.drained = False
+        self.closed = False
+        """The entries are built, or there is nothing to build them of."""
         self.owned = False
-        """A session ends this transaction, and drains it before it does."""
+        """A session ends this transaction, and writes its entries before it does."""
         self.wrote = False
         """A statement was sent that may write, tracked or not."""
-        self.paying = False
-        """Names of tables are being compared: what is executed for it must not begin it anew."""
-        self.spent: Claim | None = None
-        """The claim it had when it was drained."""
+        self.checking_names = False
+        """Names of tables are being compared: statements executed for that must not start
+        another comparison."""
+        self.final_claim: Claim | None = None
+        """The claim that the transaction held when it was closed."""
         self.ending = False
-        """COMMIT is under way: an error from now on leaves its outcome open."""
+        """COMMIT was sent: an error from now on leaves open whether it happened."""
         self.process_id = 0
-        """The server's process that was told to, where the driver knows it."""
+        """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
     @property
     def binding(self) -> Binding:
-        """What the transaction knows of its database; it is bound by its first write."""
+        """What the transaction knows of its database; set by its first write."""
         if self._binding is None:
             raise UnloggedWriteError(
                 "a change was recorded before the log looked at the database",
@@ -108,8 +89,8 @@ class Recorder:
         self._binding = binding
 
     @property
-    def bound(self) -> bool:
-        """The transaction has written, or has begun to."""
+    def has_binding(self) -> bool:
+        """The database was looked at, which the first write to a tracked table does."""
         return self._binding is not None
 
     # -- savepoints -----------------------------------------------------------------------
@@ -141,9 +122,9 @@ class Recorder:
             outer.metadata.update(frame.metadata)
             outer.failure = outer.failure or frame.failure
             outer.claim = outer.claim or frame.claim
-            outer.under_way |= frame.under_way
+            outer.statements |= frame.statements
             outer.tally += frame.tally
-            outer.owed.update(frame.owed)
+            outer.unchecked.update(frame.unchecked)
         del self.frames[place:]
 
     def _find(self, name: str) -> int | None:
@@ -155,60 +136,61 @@ class Recorder:
     # -- recording ------------------------------------------------------------------------
 
     def record(self, changes: list[RowChange], *, tally: int = 0) -> None:
-        """Add changes to the innermost frame, and what guards count of them."""
+        """Add changes to the innermost frame; `tally` is what guards count of them."""
         self.frames[-1].changes += changes
         self.frames[-1].tally += tally
 
-    @property
-    def tally(self) -> int:
-        """What guards must have counted of everything that survived."""
-        return sum(frame.tally for frame in self.frames)
-
     def check_open(self, bound: BoundType) -> None:
         """Raise `UnloggedWriteError` once the entries of this transaction are written."""
-        if self.drained:
+        if self.closed:
             raise UnloggedWriteError(
                 f"table {bound.live.qualified} is written after the transaction's log entry",
                 hint="another before_commit listener or engine hook writes rows too late; "
                 "write them before commit() is called",
             )
 
-    def owe(self, tables: Iterable[sa.Table], path: str | None) -> None:
-        """These are about to be written under the names that models give them."""
+    # -- names of tables ------------------------------------------------------------------
+
+    def note_names(self, tables: Iterable[sa.Table], path: str | None) -> None:
+        """These tables are about to be written by name, under the search path `path`."""
         for table in tables:
-            self.frames[-1].owed[table] = path
+            self.frames[-1].unchecked[table] = path
 
     @property
-    def owes(self) -> bool:
+    def has_unchecked(self) -> bool:
         """Names of tables have to be compared before they may mean something else."""
-        return any(frame.owed for frame in self.frames)
+        return any(frame.unchecked for frame in self.frames)
 
     @property
-    def owed(self) -> dict[sa.Table, str | None]:
-        """The tables whose names have to be compared."""
-        owed: dict[sa.Table, str | None] = {}
+    def unchecked(self) -> dict[sa.Table, str | None]:
+        """The tables whose names have to be compared, each with its search path."""
+        unchecked: dict[sa.Table, str | None] = {}
         for frame in self.frames:
-            owed.update(frame.owed)
-        return owed
+            unchecked.update(frame.unchecked)
+        return unchecked
 
-    def pay(self) -> None:
-        """The names were compared."""
+    def mark_checked(self) -> None:
+        """All names were compared."""
         for frame in self.frames:
-            frame.owed.clear()
+            frame.unchecked.clear()
 
-    def announce(self, statement: object) -> None:
-        """A tracked table is about to be written."""
-        self.frames[-1].under_way.add(statement)
+    # -- statements -----------------------------------------------------------------------
 
-    def settle(self, statement: object) -> None:
+    def begin_statement(self, statement: object) -> None:
+        """A statement on a tracked table is about to be sent."""
+        self.frames[-1].statements.add(statement)
+
+    def end_statement(self, statement: object) -> None:
         """The statement's effect was observed, or it had none."""
         for frame in self.frames:
-            frame.under_way.discard(statement)
+            frame.statements.discard(statement)
 
     def fail(self, failure: OplogError) -> None:
-        """Remember that a change was not captured: this frame can no longer be committed."""
+        """Remember that a change was not captured: this frame cannot be committed any more."""
         frame = self.frames[-1]
         frame.failure = frame.failure or failure
+
+    # -- entries, tickets, metadata, keys -------------------------------------------------
 
     def add_entry(self, entry: Entry, ticket: Ticket) -> None:
         """Add an explicit entry; its ticket must have been taken in this transaction."""
@@ -219,31 +201,35 @@ class Recorder:
         """Raise `TicketConflictError` unless the ticket is this transaction's for `aggregate`."""
         held = self.find_ticket(aggregate)
         if held is not ticket:
-            error = TicketConflictError(
+            raise TicketConflictError(
                 f"the ticket for {getattr(ticket, 'aggregate', ticket)!r} was not taken for "
                 f"{aggregate!r} in this transaction",
                 hint="call take_ticket in the transaction that appends; a ticket does not "
                 "outlive its transaction or savepoint",
+                # The same work would make the same mistake again.
+                retryable=False,
             )
-            # The same work would make the same mistake again.
-            error.retryable = False
-            raise error
 
     def add_ticket(self, ticket: Ticket) -> None:
         """Hold a ticket until the frame ends."""
         self.frames[-1].tickets[ticket.aggregate] = ticket
 
-    def iterate_new(self) -> Iterator[tuple[Frame, RowChange]]:
-        """Changes that no earlier call has given, with the frame they belong to."""
-        for frame in self.frames:
-            for change in frame.changes[frame.seen :]:
-                yield frame, change
-            frame.seen = len(frame.changes)
+    def list_unticketed(self) -> dict[str, Frame]:
+        """Aggregates written since the last call that hold no ticket yet, in lock order.
 
-    @property
-    def has_tickets(self) -> bool:
-        """Any ticket is held."""
-        return any(frame.tickets for frame in self.frames)
+        Each with the outermost frame that wrote it, because rolling back a savepoint inside
+        that frame must not take the ticket away. A change whose aggregate is not known yet is
+        left out: its ticket is redeemed at whatever version it has then.
+        """
+        names: dict[str, Frame] = {}
+        for frame in self.frames:
+            for change in frame.changes[frame.ticketed :]:
+                group = change.group or change.values
+                name = find_aggregate(change.bound, change.key, group)
+                if name is not None and self.find_ticket(name) is None:
+                    names.setdefault(name, frame)
+            frame.ticketed = len(frame.changes)
+        return {name: names[name] for name in order_aggregates(names)}
 
     def find_ticket(self, aggregate: str) -> Ticket | None:
         """The ticket held for an aggregate: the first one taken protects the longest."""
@@ -275,48 +261,60 @@ class Recorder:
             )
         return held
 
-    # -- draining -------------------------------------------------------------------------
+    # -- commit ---------------------------------------------------------------------------
 
     @property
     def dirty(self) -> bool:
         """There is something to write, or a failure to report."""
-        return any(f.changes or f.entries or f.failure or f.under_way for f in self.frames) or (
-            # A key that was not used before is to be used up, whatever else happens.
+        return any(f.changes or f.entries or f.failure or f.statements for f in self.frames) or (
+            # A key that was not used before has to be used up, even if nothing else happens.
             (claim := self.claim) is not None and not claim.receipts
         )
 
-    def iterate_changes(self) -> Iterator[RowChange]:
-        """All surviving changes in the order they happened."""
-        for frame in self.frames:
-            yield from frame.changes
+    def freeze(self) -> RecordedWork:
+        """Everything that survived, as one value; what is recorded later is not in it.
 
-    def iterate_entries(self) -> Iterator[Entry]:
-        """All surviving explicit entries in the order they were appended."""
+        Raises the first failure to capture a statement that was not rolled back.
+        """
+        self.raise_failure()
+        claim, metadata = self.claim, self._list_metadata()
+        if claim is not None and claim.fingerprint is not None:
+            metadata.append((REQUEST, claim.fingerprint))
+        tickets: dict[str, Ticket] = {}
         for frame in self.frames:
-            yield from frame.entries
+            for aggregate, ticket in frame.tickets.items():
+                # The first ticket taken protects the longest.
+                tickets.setdefault(aggregate, ticket)
+        return RecordedWork(
+            log=self.binding,
+            changes=[change for frame in self.frames for change in frame.changes],
+            entries=[entry for frame in self.frames for entry in frame.entries],
+            tickets=tickets,
+            metadata=metadata,
+            claim=claim,
+            tally=sum(frame.tally for frame in self.frames),
+        )
 
-    def list_metadata(self) -> list[tuple[str, str]]:
-        """Metadata pairs: keys in the order they were first given, values as given."""
+    def _list_metadata(self) -> list[tuple[str, str]]:
         merged: dict[str, list[str]] = {}
         for frame in self.frames:
             merged.update(frame.metadata)
         return [(key, value) for key, values in merged.items() for value in values]
 
     def raise_failure(self) -> None:
-        """Raise the first capture failure that has not been rolled back."""
+        """Raise the first failure to capture a statement that was not rolled back."""
         for frame in self.frames:
             if frame.failure is not None:
                 raise frame.failure
-            if frame.under_way:
+            if frame.statements:
                 raise NotCapturableError(
                     "a statement on a tracked table was sent and its effect was never seen",
                     hint="another engine event hook raised in between and the error was "
                     "swallowed; let it end the transaction",
                 )
 
-    def mark_drained(self) -> None:
-        """The entries are built: nothing may follow in this transaction."""
-        claim = self.claim
+    def close(self) -> None:
+        """The entries are built: nothing may be recorded after this in the transaction."""
+        self.final_claim = self.claim
         self.frames = [Frame(frame.name) for frame in self.frames]
-        self.drained = True
-        self.spent = claim
+        self.closed = True

@@ -9,7 +9,6 @@ under an idempotency key alone, which lets one run of the work happen and shows 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,20 +17,17 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from oplog.backoff import Backoff
 from oplog.capture.sending import describe_loss
 from oplog.errors import CommitOutcomeUnknownError, OplogError, TicketConflictError
 from oplog.events import EventSink, WorkRetried, ignore_event
+from oplog.postgres.sqlstate import LOCK_NOT_AVAILABLE, may_run_again, read_sqlstate
 from oplog.receipt import Receipt
 
 T = TypeVar("T")
 
-FIRST_PAUSE_SECONDS = 0.005
-LONGEST_PAUSE_SECONDS = 0.5
-LOCK_NOT_AVAILABLE = "55P03"
-RETRYABLE_STATES = frozenset({"40001", "40P01", LOCK_NOT_AVAILABLE})
-"""Serialization failure and deadlock, for which Postgres asks to run the transaction again, and
-a lock that was not to be had in time. Not 57014: a statement's timeout cannot be told from
-somebody who cancelled it on purpose."""
+BACKOFF = Backoff(first_seconds=0.005, longest_seconds=0.5)
+"""Between two runs of the work. How many there are is said by `Course.retries` alone."""
 RETRIES = 20
 CLAIM_SECONDS = 10.0
 """How long a run waits for a session that it lost to let go of the key."""
@@ -68,21 +64,7 @@ def is_retryable(error: BaseException) -> bool:
     """Whether the same work, run again from its start, may succeed."""
     if isinstance(error, OplogError):
         return error.retryable
-    if isinstance(error, DBAPIError):
-        return read_state(error) in RETRYABLE_STATES
-    return False
-
-
-def read_state(error: BaseException) -> str | None:
-    """The SQLSTATE behind an error of SQLAlchemy's."""
-    found: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return found
-
-
-def draw_pause(attempt: int, *, draw: Callable[[], float] = random.random) -> float:
-    """Seconds to wait before retry number `attempt` (from 0): full jitter under a cap."""
-    longest: float = FIRST_PAUSE_SECONDS * 2 ** min(attempt, 16)
-    return draw() * min(LONGEST_PAUSE_SECONDS, longest)
+    return may_run_again(error)
 
 
 @dataclass(slots=True)
@@ -155,7 +137,7 @@ class Course(Generic[T]):
         elif self.lost is None:
             if not is_retryable(error):
                 raise error
-        elif read_state(error) == LOCK_NOT_AVAILABLE or (
+        elif read_sqlstate(error) == LOCK_NOT_AVAILABLE or (
             isinstance(error, OplogError) and not error.retryable
         ):
             # The lost session lives and holds the key: nobody can know yet.
@@ -166,8 +148,8 @@ class Course(Generic[T]):
                 raise self.lost from error
             raise error
         self._note(error)
-        pause = draw_pause(self.attempt)
         self.attempt += 1
+        pause = BACKOFF.pause_seconds(self.attempt)
         self.on_event(WorkRetried(self.attempt, pause, type(error).__name__))
         return pause
 

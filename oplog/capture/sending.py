@@ -1,15 +1,16 @@
-"""The last statement before COMMIT, and COMMIT with it where the driver allows.
+"""The send step of COMMIT: the append, and COMMIT together with it where the driver allows.
 
-Sends a drafted append on the transaction's own driver connection. Must not build entries.
-The hard thing is that errors raised here bypass SQLAlchemy: they are wrapped as it would
-have, so that applications catch what they always caught. An error that leaves open whether
-COMMIT happened is never passed on as one that says it did not.
+Executes on the transaction's own driver connection, so errors raised here bypass SQLAlchemy.
+They are wrapped as SQLAlchemy would have wrapped them, so that applications catch the classes
+that they always caught. An error that leaves open whether COMMIT happened is never passed on as
+one that says it did not.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -24,7 +25,6 @@ from oplog.errors import (
     CommitOutcomeUnknownError,
     CommitWouldRollBackError,
     ConfigurationError,
-    ConflictError,
     EntryError,
     IdempotencyConflictError,
     OplogError,
@@ -37,6 +37,7 @@ from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
 from oplog.schema.upgrade import ENTRY_ID_INDEX
+from oplog.store import Store
 from oplog.store.name_check import OTHER_TABLE
 
 _SERIALIZATION_FAILURE = "40001"
@@ -45,20 +46,48 @@ _IDLE, _IN_ERROR = 0, 3
 """libpq's PQTRANS_IDLE and PQTRANS_INERROR, as psycopg passes them on."""
 
 
-def send_draft(connection: Connection, draft: Draft) -> list[Receipt]:
+@dataclass(frozen=True, slots=True)
+class Append:
+    """A draft as a statement on the log's tables."""
+
+    draft: Draft
+    statement: str
+    parameters: tuple[Any, ...]
+
+
+def bind_draft(store: Store, draft: Draft) -> Append:
+    """The statement that appends a draft's entries, or tells the guards that there are none."""
+    if draft.entries:
+        bound = store.bind_append(
+            draft.entries,
+            format=draft.format,
+            key_id=draft.key_id,
+            metadata=draft.metadata,
+            metadata_hash=draft.metadata_hash,
+            idempotency_key=None if draft.claim is None else draft.claim.key,
+            tally=draft.tally,
+            named=draft.named,
+        )
+    else:
+        bound = store.bind_settle(draft.tally or 0, named=draft.named)
+    statement, parameters = bound
+    return Append(draft, statement, parameters)
+
+
+def send_append(connection: Connection, append: Append) -> list[Receipt]:
     """Execute the append in the open transaction."""
     cursor = connection.connection.cursor()
     try:
-        cursor.execute(draft.statement, draft.parameters)
+        cursor.execute(append.statement, append.parameters)
         row = cursor.fetchone()
     except _errors(connection) as cause:
-        raise explain(connection, cause, draft=draft) from cause
+        raise explain(connection, cause, append=append) from cause
     finally:
         cursor.close()
-    return _make_receipts(draft, row)
+    return _make_receipts(append, row)
 
 
-def send_draft_and_commit(connection: Connection, draft: Draft) -> list[Receipt]:
+def send_append_and_commit(connection: Connection, append: Append) -> list[Receipt]:
     """Execute the append and COMMIT in one round trip.
 
     The append raises when a ticket is stale; the server then skips the COMMIT behind it.
@@ -67,35 +96,39 @@ def send_draft_and_commit(connection: Connection, draft: Draft) -> list[Receipt]
     cursor = raw.cursor()
     failures: list[BaseException] = []
     sent = False
-    # Asked now: a broken connection does not know it any more.
+    # Asked before: a broken connection does not know it any more.
     process_id = find_process(connection)
     try:
         with raw.pipeline():
-            # Raised inside the block, the first error would be followed by a log line of the
-            # driver's about the rest of the pipeline, which is aborted as it should be.
+            # If the first error were raised out of the block, the driver would log a line
+            # about the rest of the pipeline, which the server skips as it should.
             try:
-                cursor.execute(draft.statement, draft.parameters)
+                cursor.execute(append.statement, append.parameters)
                 sent = True
                 raw.execute("COMMIT")
             except _errors(connection) as first:
                 failures.append(first)
-    except BaseException as cause:  # noqa: BLE001 - what is raised while COMMIT is away is told
+    except BaseException as cause:  # noqa: BLE001 - a cancellation too leaves COMMIT undecided
         failures.append(cause)
     if failures:
         if sent and is_undecided(connection, failures[0]):
-            receipts = draft.guess_receipts(process_id)
-            raise lose_outcome(connection, failures[0], receipts, draft.claim) from failures[0]
-        # With a row of the append's own, it was COMMIT that failed.
-        failed = None if cursor.rowcount == 1 else draft
-        raise explain(connection, failures[0], draft=failed) from failures[0]
-    return _make_receipts(draft, cursor.fetchone())
+            receipts = append.draft.guess_receipts(process_id)
+            lost = lose_outcome(
+                connection, failures[0], receipts=receipts, claim=append.draft.claim
+            )
+            raise lost from failures[0]
+        # If the append returned its row, it was COMMIT that failed.
+        failed = None if cursor.rowcount == 1 else append
+        raise explain(connection, failures[0], append=failed) from failures[0]
+    return _make_receipts(append, cursor.fetchone())
 
 
 def is_undecided(connection: Connection, cause: BaseException) -> bool:
     """Whether COMMIT, which failed with `cause`, may have happened all the same.
 
-    Only a server that says why, on a connection that lives, has decided. An SQLSTATE alone has
-    not: a full disk for the WAL arrives as 53100, and the transaction may be on disk.
+    It is decided only if the server gave an SQLSTATE and the connection still works. An
+    SQLSTATE alone does not decide: a full disk for the WAL arrives as 53100, and the
+    transaction may be on disk.
     """
     raw: Any = connection.connection.driver_connection
     if not isinstance(cause, _errors(connection)) or getattr(cause, "sqlstate", None) is None:
@@ -107,12 +140,13 @@ def is_undecided(connection: Connection, cause: BaseException) -> bool:
 def lose_outcome(
     connection: Connection,
     cause: BaseException,
+    *,
     receipts: Sequence[Receipt],
     claim: Claim | None,
 ) -> CommitOutcomeUnknownError:
-    """The error for a COMMIT whose answer was lost; the connection is given up.
+    """The error for a COMMIT whose answer was lost; the connection is invalidated.
 
-    Left in the pool, it might be in the middle of a transaction, or of an answer.
+    In the pool it might be in the middle of a transaction, or of an answer.
     """
     if not connection.invalidated:
         connection.invalidate(cause if isinstance(cause, Exception) else None)
@@ -122,14 +156,17 @@ def lose_outcome(
 def describe_loss(
     cause: BaseException, receipts: Sequence[Receipt], claim: Claim | None
 ) -> CommitOutcomeUnknownError:
-    """The same without a connection. A cancellation stays one, for whoever waits for it."""
+    """The same without a connection.
+
+    The error of a cancellation is a cancellation as well, so that asyncio recognises it.
+    """
     kind: type[CommitOutcomeUnknownError] = CommitOutcomeUnknownError
     if isinstance(cause, CancelledError):
         kind = CommitCancelledError
     elif isinstance(cause, KeyboardInterrupt):
         kind = CommitInterruptedError
     elif not isinstance(cause, Exception):
-        # SystemExit, or a greenlet's end: whoever waits for that must get it.
+        # SystemExit, or the end of a greenlet: it has to arrive as an instance of its class.
         kind = type(kind.__name__, (kind, type(cause)), {"interrupted": True})
     return kind(
         f"the answer to COMMIT was lost ({type(cause).__name__}): the transaction may or may "
@@ -142,7 +179,7 @@ def describe_loss(
 
 
 def find_process(connection: Connection) -> int:
-    """The server process behind a connection, as far as the driver knows it; else 0."""
+    """The server process behind a connection; 0 if the driver does not know it."""
     raw: Any = connection.connection.driver_connection
     return int(getattr(getattr(raw, "pgconn", None), "backend_pid", 0) or 0)
 
@@ -170,7 +207,7 @@ def check_transactional(connection: Connection, bound: BoundType) -> None:
 
 
 def is_failed(connection: Connection) -> bool:
-    """A statement of the transaction failed: the server takes nothing more but its end."""
+    """A statement of the transaction failed: the server accepts only its end."""
     raw: Any = connection.connection.driver_connection
     return getattr(getattr(raw, "pgconn", None), "transaction_status", None) == _IN_ERROR
 
@@ -186,7 +223,10 @@ def check_committable(connection: Connection) -> None:
 
 
 def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
-    """What the log's own functions refuse, and lost races for a ticket or a key."""
+    """The error for a refusal by the log's own functions or by one of its unique indexes.
+
+    None if `cause` is neither.
+    """
     state = getattr(cause, "sqlstate", None)
     diagnostic = getattr(cause, "diag", None)
     detail = getattr(diagnostic, "message_primary", None) or ""
@@ -202,14 +242,13 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
         return ConfigurationError(detail, hint=getattr(diagnostic, "message_hint", None) or "")
     name = getattr(diagnostic, "constraint_name", None)
     if state == _UNIQUE_VIOLATION and name == IDEMPOTENCY_INDEX:
-        conflict: ConflictError = IdempotencyConflictError(
+        return IdempotencyConflictError(
             "the idempotency key was used by a transaction that committed after this one began",
             hint="run the whole transaction again: it will find the receipts of the first",
+            retryable=True,
         )
-        conflict.retryable = True
-        return conflict
     if state == _UNIQUE_VIOLATION and name == ENTRY_ID_INDEX:
-        # Ids are drawn at random for each transaction: no other attempt makes this one right.
+        # Not retryable: ids are drawn at random, so another attempt would hide what happened.
         return EntryError(
             "an entry with this id is in the log already, and an entry is accepted once",
             hint="nothing was written; find out where an entry was sent twice, or copied from",
@@ -217,12 +256,15 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
     return None
 
 
-def explain(connection: Connection, cause: BaseException, *, draft: Draft | None) -> BaseException:
-    """A lost redeem as `TicketConflictError`, any other error as SQLAlchemy raises it.
+def explain(
+    connection: Connection, cause: BaseException, *, append: Append | None
+) -> BaseException:
+    """A lost ticket or key as its own error, any other error as SQLAlchemy raises it.
 
-    `draft` is None when it was COMMIT that failed.
+    `append` is None when it was COMMIT that failed.
     """
     dialect = connection.dialect
+    draft = None if append is None else append.draft
     if draft is not None:
         conflict = explain_refusal(cause, draft)
         if conflict is not None:
@@ -238,7 +280,7 @@ def explain(connection: Connection, cause: BaseException, *, draft: Draft | None
     if not isinstance(cause, Exception):
         return cause
     return DBAPIError.instance(
-        "COMMIT" if draft is None else draft.statement,
+        "COMMIT" if append is None else append.statement,
         None,
         cause,
         dialect.loaded_dbapi.Error,
@@ -266,5 +308,5 @@ def _errors(connection: Connection) -> type[Exception]:
     return found
 
 
-def _make_receipts(draft: Draft, row: Any) -> list[Receipt]:
-    return draft.make_receipts(row[0], row[1])
+def _make_receipts(append: Append, row: Any) -> list[Receipt]:
+    return append.draft.make_receipts(row[0], row[1])

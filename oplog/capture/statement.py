@@ -1,7 +1,7 @@
 """A statement on a tracked table, from before it is sent until its effect is known.
 
-Must not know events or frames. The hard thing is what only the moment before knows: which
-rows the parameters name, and which aggregates those rows are in.
+Which rows the parameters name, and which aggregates those rows are in, has to be read before the
+statement is sent: after it the rows may be gone or changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from oplog.capture.observation import (
     read_groups,
     read_keys,
 )
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import StatementPlan
 from oplog.entry import OpType
 from oplog.schema.touched_keys import weigh
@@ -32,7 +32,7 @@ _OPERATIONS = {OpType.CREATE: "I", OpType.UPDATE: "U", OpType.DELETE: "D"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatementUnderWay:
-    """What is known of a statement before it is sent: its plan, and whose rows it names."""
+    """What is known of a statement before it is sent: its plan, and which rows it names."""
 
     plan: StatementPlan
     keys: Sequence[Key]
@@ -46,14 +46,14 @@ class StatementUnderWay:
 def prepare(
     connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
 ) -> StatementUnderWay:
-    """What has to be known before the statement of `context` is sent."""
+    """Read what has to be known before the statement of `context` is sent."""
     if plan.kind is OpType.CREATE:
-        return StatementUnderWay(plan, (), None, (), announced)
+        return StatementUnderWay(plan, keys=(), groups=None, unseen=(), announced=announced)
     keys, unspelled = read_keys(connection, plan, list_parameters(context))
     groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
     unseen = [key for key in keys if key in unspelled] if groups is None else []
     unseen += [key for key, group in zip(keys, groups or (), strict=False) if group is None]
-    return StatementUnderWay(plan, keys, groups, unseen, announced)
+    return StatementUnderWay(plan, keys=keys, groups=groups, unseen=unseen, announced=announced)
 
 
 def count(done: StatementUnderWay, rows: int) -> int:

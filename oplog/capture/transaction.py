@@ -1,51 +1,54 @@
-"""Transactions of one engine: what each has recorded, and how its entries are sent.
+"""The transactions of one engine: their recorders, and what happens before COMMIT.
 
-Holds a recorder for each connection in a transaction, and drains it before COMMIT. Must not
-know SQLAlchemy's events. The hard thing is that the library neither opens nor ends the
-application's transaction: entries are written inside the session's own commit, after its last
-flush.
+Neither opens nor ends a transaction of the application. A session's entries are written inside
+its own commit, after its last flush; those of a connection without a session when SQLAlchemy
+announces its COMMIT. Where the driver allows it and only one log is involved, the append is kept
+back and sent together with COMMIT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.draft import Draft
-from oplog.capture.naming import find_path, name_tables, under_path
+from oplog.capture.engine_binding import EngineBinding
+from oplog.capture.naming import NameChecks
 from oplog.capture.notices import Notices
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.capture.sending import can_pipeline, check_committable, is_failed, send_draft
-from oplog.capture.statement import StatementUnderWay
-from oplog.capture.writer import EntryWriter, list_unticketed
+from oplog.capture.sending import (
+    can_pipeline,
+    check_committable,
+    describe_loss,
+    find_process,
+)
+from oplog.capture.writer import EntryWriter
 from oplog.catalog import TypeCatalog
-from oplog.entry import (
-    Ticket,
-)
-from oplog.errors import UnloggedWriteError
-from oplog.events import EntriesAppended
-from oplog.postgres.namesake import Named, check_names, find_name, refuse_other_table
-from oplog.postgres.quoting import (
-    double_percent,
-    qualify,
-)
+from oplog.entry import Ticket
+from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteError
+from oplog.events import EntriesAppended, OutcomeLost
+from oplog.payload.gc_pause import pause_collector
+from oplog.postgres.quoting import double_percent
 from oplog.receipt import Receipt
 from oplog.schema.guard import make_prefix
 from oplog.store.guard_state import Image
 
 _DEFERRED = "oplog.deferred"
-"""In `Connection.info`, which all logs of a connection share: one of them sends COMMIT."""
+"""In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
+_MANY_ROWS = 10_000
+"""From this many rows in images on, garbage collection is paused: walking the objects made of
+them costs more than the objects are worth."""
 
 
 class Transactions:
-    """The transactions of one engine's connections that belong to attached sessions."""
+    """The transactions on one engine's connections, as far as they are logged."""
 
     def __init__(
         self,
@@ -54,249 +57,264 @@ class Transactions:
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
-        read_tickets: Callable[[Connection, list[str]], dict[str, int]],
         collect: Callable[[Connection], list[Image]],
         log: object,
     ) -> None:
         self.engine = engine
+        self.log = log
+        """The `Oplog`, which a migration finds by its connection."""
         self._writer = writer
-        self._bind = bind
-        self._read_tickets = read_tickets
-        self._binding: Binding | None = None
-        self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
-        self._planner = StatementPlanner(catalog, prefix=make_prefix(writer.schema))
-        self._notices = Notices(writer.schema)
+        self.database = EngineBinding(
+            StatementPlanner(catalog, prefix=make_prefix(writer.schema)),
+            bind=bind,
+            find_key_id=lambda: writer.key_id,
+        )
+        self.names = NameChecks(self.database)
         self._collect = collect
-        self._log = log
+        self._notices = Notices(writer.schema)
+        self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
+        self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
+        """Kept back to be sent together with COMMIT."""
         self.explicit = False
         """Every transaction of the engine is logged, not only those of sessions."""
         self.users: set[int] = set()
-        """Attached factories that use the engine: its own connections' images are logged."""
+        """Attached factories that use the engine: images of its own connections are logged."""
         self.receipts: WeakKeyDictionary[Connection, list[Receipt]] = WeakKeyDictionary()
-        """Of the last transaction that a connection of the engine's own committed."""
-        self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
-        self._under_way: WeakKeyDictionary[Any, StatementUnderWay] = WeakKeyDictionary()
-        """By execution context. The plan goes along: another thread may clear the plans."""
+        """Of the last transaction that a connection without a session committed."""
+
+    # -- from BEGIN to the last write -----------------------------------------------------
+
+    def begin(self, connection: Connection) -> None:
+        """A transaction begins on a connection."""
+        self._notices.find(connection).begin()
+        # Kept after the COMMIT before, in order to explain an error of it.
+        self._recorders.pop(connection, None)
+        if self.explicit:
+            self._recorders[connection] = Recorder()
+
+    def find(self, connection: Connection) -> Recorder | None:
+        """The recorder of a connection's transaction, if it has one."""
+        return self._recorders.get(connection)
 
     def open(self, connection: Connection, *, owned: bool = False) -> Recorder:
-        """The recorder of a connection's transaction, begun if it has none.
+        """The recorder of a connection's transaction, made if it has none.
 
         `owned` says that a session ends the transaction.
         """
         found = self._recorders.get(connection)
         if found is None:
             found = self._recorders[connection] = Recorder()
-            self._notices.attend(connection)
         found.owned = found.owned or owned
-        self._notices.attend(connection).owned = found.owned
+        self._notices.find(connection).in_session = found.owned
         return found
 
-    def disown(self, connection: Connection) -> None:
+    def mark_unattached(self, connection: Connection) -> None:
         """The transaction belongs to a session that is not attached: its images stay."""
-        self._notices.attend(connection).disowned = True
+        self._notices.find(connection).unattached = True
 
-    def bind(self, connection: Connection, recorder: Recorder) -> Binding:
-        """What the transaction knows of its database, found out at its first write.
-
-        Not earlier: sessions that only read must not need the log.
-        """
-        if recorder.bound:
-            return recorder.binding
-        known = self._binding
-        # A rotated key has to be known to the log before it is used.
-        if known is None or known.key_id != self._writer.key_id:
-            wrote = recorder.wrote
-            known = self._bind(connection)
-            # What binding stores is the log's own.
-            recorder.wrote = wrote
-            # What this transaction stored itself may yet be rolled back.
-            self._binding = None if known.fresh else known
-            self._planner.clear()
-        recorder.bind(known)
-        return known
-
-    def is_unconfirmed(self, connection: Connection) -> bool:
-        """COMMIT returned without having waited for its standby."""
-        return not connection.invalidated and self._notices.attend(connection).unconfirmed
-
-    def close(self, connection: Connection) -> None:
-        """Forget the transaction, however it ended."""
-        self._recorders.pop(connection, None)
-        if self._drafts.pop(connection, None) is not None:
-            release_deferral(connection)
-
-    @contextmanager
-    def looking_again(self) -> Iterator[None]:
-        """The next transaction looks at the database anew if this one wrote other tables."""
-        try:
-            yield
-        except UnloggedWriteError:
-            self.refresh()
-            raise
-
-    def refresh(self) -> None:
-        """Forget what is known of the database: types, tables, triggers."""
-        self._binding = None
-        self._planner.clear()
+    def is_dirty(self, connection: Connection) -> bool:
+        """The connection's transaction has changes that are logged when it commits."""
+        recorder = self._recorders.get(connection)
+        dirty = recorder is not None and recorder.dirty
+        return dirty or self._notices.find(connection).images_kept
 
     def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
         """Take the tickets of aggregates that this transaction wrote and holds none for."""
-        # Row locks are held by now: a version read here cannot miss another writer of them.
-        wanted = list_unticketed(recorder)
+        # The rows are locked by now, so a version read here cannot miss another writer of them.
+        wanted = recorder.list_unticketed()
         if wanted:
-            versions = self._read_tickets(connection, list(wanted))
+            versions = self._writer.read_tickets(connection, list(wanted))
             for name, frame in wanted.items():
                 frame.tickets[name] = Ticket(name, versions.get(name, 0))
 
-    def drain(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
-        """Build the transaction's entries and send them; nothing may be recorded after.
+    # -- before COMMIT --------------------------------------------------------------------
+
+    def write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
+        """Gather, build and send the transaction's entries; nothing may be recorded after.
 
         With `defer` they are sent together with COMMIT, which the caller knows to follow.
         """
-        if recorder.drained:
+        if recorder.closed:
             return
-        if self._must_log(connection, recorder):
-            check_committable(connection)
-            self.bind(connection, recorder)
-        self._force_deferred(connection, recorder)
-        if not self._must_log(connection, recorder):
-            self.pay(connection, recorder)
+        if not self._finish_writes(connection, recorder):
+            self.names.check_now(connection, recorder)
             return
-        check_committable(connection)
-        images = self._take_images(connection, recorder)
-        named = self._list_named(connection, recorder)
-        draft = self._writer.draft(connection, recorder, images=images, named=named)
+        draft = self._draft(connection, recorder)
         if draft is None:
-            self.pay(connection, recorder)
-        recorder.mark_drained()
+            self.names.check_now(connection, recorder)
+        recorder.close()
         if draft is None:
             return
-        # One log only: COMMIT must not leave before another log's entries.
+        # COMMIT must not leave before the entries of another log on the same connection.
         if defer and can_pipeline(connection) and _DEFERRED not in connection.info:
             connection.info[_DEFERRED] = True
             self._drafts[connection] = draft
         else:
             self._send(connection, recorder, draft)
 
-    # -- what names mean ------------------------------------------------------------------
+    def _finish_writes(self, connection: Connection, recorder: Recorder) -> bool:
+        """Whether there is anything to log, after deferred triggers have run.
 
-    def owe(self, connection: Connection, recorder: Recorder, tables: Sequence[sa.Table]) -> None:
-        """Tables are about to be written by name: what it means is compared before COMMIT.
-
-        There it costs nothing: the append does it. Earlier, where it may change in between.
+        They run here, because at COMMIT it would be too late for what they write.
         """
-        if tables:
-            path = find_path(connection)
-            if recorder.owes and any(before != path for before in recorder.owed.values()):
-                self.pay(connection, recorder)
-            recorder.owe(tables, path)
+        notices = self._notices.find(connection)
+        # Without notices any transaction that wrote may have images.
+        must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
+        known = self.database.find(recorder)
+        if not must_log and (known is None or not known.deferred or not recorder.wrote):
+            return False
+        check_committable(connection)
+        if must_log:
+            known = self.database.bind(connection, recorder)
+        if known is not None and known.deferred and recorder.wrote:
+            names = double_percent(", ".join(known.deferred))
+            connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
+        return must_log or notices.may_have_images
 
-    def pay(self, connection: Connection, recorder: Recorder) -> None:
-        """Compare the names of what was written with what they mean, now.
-
-        Raises `UnloggedWriteError`, and the next transaction looks at the database anew.
-        """
-        owed = recorder.owed
-        if not owed or is_failed(connection):
-            return
-        recorder.paying = True
-        try:
-            binding = self.bind(connection, recorder)
-            now = find_path(connection)
-            for path in dict.fromkeys(owed.values()):
-                tables = [table for table, at in owed.items() if at == path]
-                with under_path(connection, None if path == now else path):
-                    check_names(connection, name_tables(binding, tables))
-        except UnloggedWriteError:
-            # What is owed stays so: swallowed by the application, it still stops the COMMIT.
-            self.refresh()
-            raise
-        finally:
-            recorder.paying = False
-        recorder.pay()
-
-    def _list_named(self, connection: Connection, recorder: Recorder) -> Named:
-        """The names that the append has to compare: the search path is what it was."""
-        owed = recorder.owed
-        now = find_path(connection) if owed else None
-        if any(path != now for path in owed.values()):
-            self.pay(connection, recorder)
-            return ()
-        return name_tables(self.bind(connection, recorder), owed) if owed else ()
-
-    def _must_log(self, connection: Connection, recorder: Recorder) -> bool:
-        ear = self._notices.attend(connection)
-        return recorder.dirty or ear.images or (ear.deaf and recorder.wrote)
+    def _draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
+        """Gather and build."""
+        images = self._take_images(connection, recorder)
+        named = self.names.list_named(connection, recorder)
+        work = recorder.freeze()
+        many = sum(image.rows for image in images) > _MANY_ROWS
+        with pause_collector() if many else nullcontext():
+            gathered = self._writer.gather(
+                connection, work, binding=recorder.binding, images=images, named=named
+            )
+            return self._writer.build(gathered)
 
     def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
-        ear = self._notices.attend(connection)
-        if not (ear.images or ear.deaf):
+        notices = self._notices.find(connection)
+        if not notices.may_have_images:
             return []
-        ear.images = False
-        binding = self.bind(connection, recorder)
+        notices.images_kept = False
+        binding = self.database.bind(connection, recorder)
         images = self._collect(connection)
         for image in images:
-            bound = self._find_relation(connection, binding, image.relation)
-            if bound.guard is None:
-                # The next transaction looks anew.
-                self.refresh()
-                error = UnloggedWriteError(
-                    f"table {bound.live.qualified} was found guarded, in whole or in part, and "
-                    "had no guard when this process looked",
-                    hint="run the transaction again; if it stays so, `oplog doctor` says why",
-                )
-                error.retryable = True
-                raise error
+            self.database.find_guarded(connection, binding, oid=image.relation)
         return images
 
-    def _find_relation(self, connection: Connection, binding: Binding, oid: int) -> BoundType:
-        try:
-            return binding.find_relation(oid)
-        except UnloggedWriteError:
-            # A migration may have replaced the table: the next transaction looks anew.
-            self.refresh()
-            found = find_name(connection, oid)
-            for bound in binding.types.values():
-                if found is not None and bound.live.name == found[1]:
-                    (written,) = qualify([found[1]], found[0])
-                    raise refuse_other_table([bound.live.qualified], written=written) from None
-            raise
-
-    def _force_deferred(self, connection: Connection, recorder: Recorder) -> None:
-        """Let deferred triggers of the application's own write now what they would at COMMIT."""
-        binding = recorder.binding if recorder.bound else self._binding
-        if binding is None or not binding.deferred or not recorder.wrote:
-            return
-        check_committable(connection)
-        names = double_percent(", ".join(binding.deferred))
-        connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
-
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
-        """Send what was deferred to a COMMIT that this session did not make."""
-        draft = self._drafts.pop(connection, None)
+        """Send what was kept back for a COMMIT that this session did not make."""
+        draft = self._pop_draft(connection)
         if draft is not None:
-            release_deferral(connection)
             self._send(connection, recorder, draft)
 
-    def _send(self, connection: Connection, recorder: Recorder, draft: Draft) -> None:
-        with self.looking_again():
-            self._keep(recorder, send_draft(connection, draft), committed=False)
+    def _pop_draft(self, connection: Connection) -> Draft | None:
+        draft = self._drafts.pop(connection, None)
+        if draft is not None and not connection.closed and not connection.invalidated:
+            # Another log of this connection may send its entries with the next COMMIT.
+            connection.info.pop(_DEFERRED, None)
+        return draft
 
-    def _keep(self, recorder: Recorder, receipts: list[Receipt], *, committed: bool) -> None:
+    def _send(
+        self, connection: Connection, recorder: Recorder, draft: Draft, *, commit: bool = False
+    ) -> None:
+        with self.database.refreshing():
+            receipts = self._writer.send(connection, draft, commit=commit)
         recorder.receipts += receipts
-        if not receipts:
+        if receipts:
+            entry_ids = tuple([receipt.entry_id for receipt in receipts])
+            self._writer.on_event(EntriesAppended(entry_ids, commit))
+
+    # -- COMMIT and after -----------------------------------------------------------------
+
+    def commit(self, connection: Connection) -> None:
+        """SQLAlchemy is about to send COMMIT; sends it with the entries if they were kept back.
+
+        Refuses a COMMIT that Postgres would turn into a rollback, and one with changes that no
+        entry describes.
+        """
+        recorder = self._find_committing(connection)
+        if recorder is None:
             return
-        entry_ids = tuple([receipt.entry_id for receipt in receipts])
-        self._writer.on_event(EntriesAppended(entry_ids, committed))
+        draft = self._pop_draft(connection)
+        try:
+            if draft is None:
+                check_committable(connection)
+            self._finish(connection, recorder)
+            if draft is not None:
+                self._send(connection, recorder, draft, commit=True)
+            # Without entries there is nothing to ask about: the error stays the database's.
+            recorder.ending = bool(recorder.receipts)
+            recorder.process_id = find_process(connection) if recorder.ending else 0
+        except CommitOutcomeUnknownError as lost:
+            self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in lost.receipts)))
+            raise
+        except (OplogError, DBAPIError):
+            # SQLAlchemy takes the transaction for ended once this hook ran. If it were left
+            # open, it would go back to the pool with the connection.
+            _roll_back(connection)
+            raise
+        finally:
+            if not recorder.owned and not recorder.ending:
+                self.close(connection)
 
-    def is_dirty(self, connection: Connection) -> bool:
-        """The connection's transaction has changes that are logged when it commits."""
+    def _find_committing(self, connection: Connection) -> Recorder | None:
+        """The recorder of a transaction that may have something to log."""
         recorder = self._recorders.get(connection)
-        dirty = recorder is not None and recorder.dirty
-        return dirty or self._notices.attend(connection).images
+        if recorder is None and self.users:
+            notices = self._notices.find(connection)
+            if notices.images_kept and not notices.unattached:
+                recorder = self.open(connection)
+        return recorder
+
+    def _finish(self, connection: Connection, recorder: Recorder) -> None:
+        if not recorder.owned:
+            self.write_entries(connection, recorder, defer=False)
+            self.receipts[connection] = recorder.receipts
+            self._notices.find(connection).receipts = recorder.receipts
+        recorder.raise_failure()
+        if recorder.dirty:
+            raise UnloggedWriteError(
+                "tracked rows changed after the session's commit began",
+                hint="a listener writes rows too late; write them before commit()",
+            )
+
+    def prepare(self, connection: Connection) -> None:
+        """PREPARE TRANSACTION is about to be sent: entries must be in what it prepares."""
+        recorder = self._recorders.get(connection)
+        if recorder is not None:
+            self.send_deferred(connection, recorder)
+            self.commit(connection)
+
+    def explain_loss(
+        self, recorder: Recorder, cause: BaseException, *, lost: BaseException | None
+    ) -> CommitOutcomeUnknownError:
+        """The error for a COMMIT that SQLAlchemy sent and whose answer was lost.
+
+        `lost` is the error that another log of the same transaction has given, if there is one.
+        """
+        receipts = [replace(r, process_id=recorder.process_id) for r in recorder.receipts]
+        if isinstance(lost, CommitOutcomeUnknownError):
+            lost.receipts += receipts
+        else:
+            lost = describe_loss(cause, receipts, recorder.final_claim)
+        self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in receipts)))
+        return lost
+
+    def is_unconfirmed(self, connection: Connection) -> bool:
+        """COMMIT returned without having waited for its standby."""
+        return not connection.invalidated and self._notices.find(connection).unconfirmed
+
+    def roll_back(self, connection: Connection) -> None:
+        """ROLLBACK of a transaction; one of a session is closed when the session ends it."""
+        recorder = self._recorders.get(connection)
+        if recorder is not None and not recorder.owned:
+            self.close(connection)
+
+    def close(self, connection: Connection) -> None:
+        """Forget the transaction, however it ended."""
+        self._recorders.pop(connection, None)
+        self._pop_draft(connection)
 
 
-def release_deferral(connection: Connection) -> None:
-    """COMMIT no longer waits for this log."""
-    if not connection.closed and not connection.invalidated:
-        connection.info.pop(_DEFERRED, None)
+def _roll_back(connection: Connection) -> None:
+    """End a transaction whose COMMIT was refused, on a connection that may be broken."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Not raised: the caller is raising why the COMMIT was refused.
+        connection.invalidate(failure)

@@ -7,7 +7,6 @@ as it goes: interrupted, it has done a part, and the next run must tell that par
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import click
 
@@ -56,31 +55,11 @@ def adopt(
                     connection, chosen, progress=progress, chunk_rows=chunk_rows, again=again
                 )
     invocation.emit(
-        lambda: _report_to_json(report, dry_run=dry_run),
+        lambda: {"dry_run": dry_run, **report.to_json()},
         lambda: _show_report(report, dry_run=dry_run),
     )
     if dry_run:
         say("nothing was written: this was a dry run")
-
-
-def _report_to_json(report: AdoptionReport, *, dry_run: bool) -> dict[str, Any]:
-    return {
-        "dry_run": dry_run,
-        "rows": report.rows,
-        "entries": report.entries,
-        "types": [
-            {
-                "type": one.type_name,
-                "table": one.table,
-                "rows": one.rows,
-                "entries": one.entries,
-                "earlier_rows": one.earlier_rows,
-                "estimated_rows": one.estimated_rows,
-                "finished": one.finished,
-            }
-            for one in report.types
-        ],
-    }
 
 
 def _show_report(report: AdoptionReport, *, dry_run: bool) -> Iterator[str]:

@@ -100,26 +100,3 @@ def parse_metadata(pairs: Sequence[str]) -> dict[str, list[str]]:
             raise click.UsageError(f"--metadata {pair!r} is not of the form key=value")
         parsed.setdefault(key, []).append(value)
     return parsed
-
-
-def parse_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
-    """The text for each column of a primary key, given in order or as `column=text`.
-
-    A text counts as named when what stands before its first `=` is a column of the key.
-    """
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if equals and name in columns:
-            if name in named:
-                raise click.UsageError(f"key column {name} is given twice")
-            named[name] = value
-    expected = " ".join(columns)
-    if not named and len(texts) == len(columns):
-        return dict(zip(columns, texts, strict=True))
-    if len(named) != len(texts) or len(named) != len(columns):
-        raise click.UsageError(
-            f"the primary key is: {expected}; give its values in this order, "
-            f"or each as column=value ({len(texts)} given)"
-        )
-    return named

@@ -12,11 +12,14 @@ import click
 
 from oplog import __version__
 from oplog.cli.adopt_command import adopt
+from oplog.cli.check_command import check
+from oplog.cli.collect_command import collect
 from oplog.cli.doctor_command import doctor
+from oplog.cli.follow_command import follow
 from oplog.cli.fork_command import fork
 from oplog.cli.grants_command import grants
+from oplog.cli.history_command import history
 from oplog.cli.incarnate_command import incarnate
-from oplog.cli.inspection_command import history, status, tail
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys_command import keys
 from oplog.cli.option import (
@@ -26,13 +29,18 @@ from oplog.cli.option import (
     single_writer_option,
     store_deadline_option,
 )
+from oplog.cli.pin_command import pin, pins, unpin
 from oplog.cli.prune_command import prune
-from oplog.cli.rebuild_command import replay, verify
+from oplog.cli.replay_command import replay
 from oplog.cli.resolve_command import resolve
-from oplog.cli.restore_command import follow, recover, restore
-from oplog.cli.sync_command import snapshot, sync
+from oplog.cli.restore_command import recover, restore
+from oplog.cli.resync_command import resync
+from oplog.cli.snapshot_command import snapshot
+from oplog.cli.status_command import status
+from oplog.cli.sync_command import sync
+from oplog.cli.tail_command import tail
 from oplog.cli.types_command import types
-from oplog.cli.upkeep_command import check, collect, pin, pins, resync, unpin
+from oplog.cli.verify_command import verify
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a

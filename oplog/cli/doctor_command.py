@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -50,7 +49,7 @@ def _to_json(findings: Sequence[Finding], problems: int) -> dict[str, Any]:
         "ok": not problems,
         "problems": problems,
         "notices": len(findings) - problems,
-        "findings": [asdict(finding) for finding in findings],
+        "findings": [finding.to_json() for finding in findings],
     }
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from oplog.cli.presentation import escape
 from oplog.errors import OplogError
+from oplog.postgres.sqlstate import is_away, read_sqlstate
 
 DIFFERENCES = 3
 """Exit code of a command that worked and found differences."""
@@ -116,14 +117,13 @@ def _explain(error: Exception) -> tuple[str, str, str, int]:
 
 
 def _advise(error: DBAPIError) -> str:
-    state = getattr(error.orig, "sqlstate", None)
-    if error.connection_invalidated or state is None or state.startswith(("08", "57P")):
+    if is_away(error):
         return "check --database or OPLOG_DATABASE_URL, and that the server is up"
     return {
         "3D000": "check the database's name in --database or OPLOG_DATABASE_URL",
         "28P01": "check user and password in --database or OPLOG_DATABASE_URL",
         "42501": "connect as a role that may use the log's schema and tables",
-    }.get(state, "")
+    }.get(read_sqlstate(error) or "", "")
 
 
 def _join(texts: list[str]) -> str:

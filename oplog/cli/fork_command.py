@@ -8,12 +8,10 @@ of the others would do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import click
 
-from oplog.archive.format.head import Branch
 from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
@@ -23,7 +21,7 @@ from oplog.cli.option import (
     standard_options,
 )
 from oplog.cli.presentation import escape, show_count
-from oplog.cli.sync_command import show_sync
+from oplog.cli.publication import show_sync
 from oplog.facade import ForkReport
 
 
@@ -45,41 +43,10 @@ def inspect(invocation: Invocation) -> int:
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
         report = log.inspect_fork(engine, archive)
-    invocation.emit(lambda: _to_json(report), lambda: _show(report))
+    invocation.emit(report.to_json, lambda: _show(report))
     if report.forked:
         say("hint: fork replay-lost does them again; fork abandon goes on without them")
     return DIFFERENCES if report.forked else 0
-
-
-def _to_json(report: ForkReport) -> dict[str, Any]:
-    return {
-        "forked": report.forked,
-        "generation": report.generation,
-        "sequence": report.sequence,
-        "common_sequence": report.common_sequence,
-        "lost_count": report.lost_count,
-        "lost": [
-            {
-                "sequence": entry.sequence,
-                "position": entry.position,
-                "aggregate": entry.aggregate,
-                "version": entry.version,
-                "archived_hash": entry.entry_hash.hex(),
-                "stored_hash": entry.stored_hash and entry.stored_hash.hex(),
-            }
-            for entry in report.lost
-        ],
-        "branches": [_describe(branch) for branch in report.branches],
-    }
-
-
-def _describe(branch: Branch) -> dict[str, Any]:
-    return {
-        "generation": branch.generation,
-        "common_sequence": branch.sequence,
-        "last_sequence": branch.last,
-        "head": branch.head,
-    }
 
 
 def _show(report: ForkReport) -> Iterator[str]:
@@ -129,7 +96,7 @@ def replay_lost(invocation: Invocation, *, generation: int | None, dry_run: bool
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
         report = log.replay_lost(engine, archive, generation=generation, dry_run=dry_run)
-    document = {"dry_run": dry_run, **asdict(report)}
+    document = {"dry_run": dry_run, **report.to_json()}
     invocation.emit(lambda: document, lambda: _show_replay(document))
     if dry_run:
         say("nothing was written: this was a dry run")
@@ -157,5 +124,5 @@ def abandon(invocation: Invocation) -> None:
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
         report = log.sync(engine, archive, fork="fork")
-    document = asdict(report)
+    document = report.to_json()
     invocation.emit(lambda: document, lambda: show_sync(document))

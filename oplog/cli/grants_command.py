@@ -10,7 +10,7 @@ import click
 
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.schema.grants import RoleKind, list_grants
+from oplog.schema.grants import RoleKind
 
 
 @click.command()
@@ -30,7 +30,5 @@ def grants(invocation: Invocation, *, kind: str, role: str, tables: bool) -> Non
     it as the owner of the log's tables, after the migrations. Needs no database.
     """
     log = invocation.load_log()
-    names = [(t.table.schema, t.table.name) for t in log.catalog.types.values()] if tables else []
-    statements = list(list_grants(role, RoleKind(kind), schema=log.schema, tables=names))
-    document = {"kind": kind, "role": role, "statements": statements}
-    invocation.emit(lambda: document, lambda: statements)
+    report = log.grants(kind, role, tables=tables)
+    invocation.emit(report.to_json, lambda: report.statements)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import click
@@ -43,7 +42,7 @@ def incarnate(invocation: Invocation, *, copy: bool, replace: bool, yes: bool) -
         click.confirm(f"make database {where} one of its own, and {what}?", abort=True, err=True)
     with invocation.open_engine() as engine, engine.connect() as connection:
         report = log.incarnate(connection, replaces_original=replace)
-    document = asdict(report)
+    document = report.to_json()
     invocation.emit(lambda: document, lambda: _show(document))
     for name in document["strangers"]:
         say(f"warning: the place of {escape(name)} is of another history: reset it")

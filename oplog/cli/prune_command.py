@@ -7,7 +7,6 @@ thing is that it deletes: how much goes is to be seen beforehand, with `--dry-ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -42,7 +41,7 @@ def prune(
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
         report = log.prune(engine, archive, keep=keep, dry_run=dry_run, force=force)
-    document = {"dry_run": dry_run, **asdict(report)}
+    document = {"dry_run": dry_run, **report.to_json()}
     invocation.emit(lambda: document, lambda: _show(document))
     if dry_run:
         say("nothing was removed: this was a dry run")

@@ -7,16 +7,12 @@ the help says so.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 from uuid import UUID
 
 import click
-import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from oplog.cli.exit_code import FAILED
-from oplog.cli.invocation import Invocation, parse_url
+from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape
 from oplog.outcome import Outcome, Resolution
@@ -55,15 +51,9 @@ def resolve(
     """
     question = _read_question(key, entry, aggregate, version)
     log = invocation.load_log()
-    engine = sa.create_engine(
-        parse_url(invocation.database),
-        poolclass=NullPool,
-        connect_args={"application_name": "oplog"},
-    )
-    with engine.connect() as connection:
-        log.store.require_current(connection)
-    found = log.inquire(question, engine, wait_seconds=wait)
-    invocation.emit(lambda: _to_json(found), lambda: _show(found))
+    with invocation.open_engine() as engine:
+        found = log.inquire(question, engine, wait_seconds=wait)
+    invocation.emit(found.to_json, lambda: _show(found))
     return FAILED if found.outcome is Outcome.PENDING else 0
 
 
@@ -75,22 +65,6 @@ def _read_question(
     if key is None and entry is not None and aggregate is not None:
         return Receipt(entry, aggregate, version, b"")
     raise click.UsageError("give an idempotency KEY, or --entry and --aggregate of a receipt")
-
-
-def _to_json(found: Resolution) -> dict[str, Any]:
-    return {
-        "outcome": found.outcome.value,
-        "receipts": [
-            {
-                "entry_id": str(receipt.entry_id),
-                "aggregate": receipt.aggregate,
-                "version": receipt.version,
-                "entry_hash": receipt.entry_hash.hex(),
-            }
-            for receipt in found.receipts
-        ],
-        "blockers": [asdict(blocker) for blocker in found.blockers],
-    }
 
 
 def _show(found: Resolution) -> Iterator[str]:

@@ -1,20 +1,14 @@
-"""Commands that put something into the archive: sync, snapshot.
-
-Must not know how anything is published. The hard thing is a worker that runs for months: it ends
-on a signal with what it was making, and says on stdout only what it did, once.
-"""
+"""`oplog sync`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from oplog.cli.exit_code import DIFFERENCES
-from oplog.cli.invocation import Invocation, say
+from oplog.cli.invocation import Invocation
 from oplog.cli.option import (
     accept_older_option,
     archive_option,
@@ -23,10 +17,10 @@ from oplog.cli.option import (
     single_writer_option,
     standard_options,
 )
-from oplog.cli.presentation import escape, show_count, show_size
+from oplog.cli.presentation import escape
+from oplog.cli.publication import report_problems, show_sync
 from oplog.cli.signals import run_until_signal
 from oplog.facade.sync_worker import SyncWorker
-from oplog.finding import Finding
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.sync.exporter import SyncReport
 from oplog.sync.worker import INTERVAL_SECONDS
@@ -80,9 +74,8 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
         _refuse_worker_options()
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine(pooled=follow) as engine:
-        with engine.connect() as connection:
-            log.store.require_current(connection)
         if follow:
+            log.require_log(engine)
             tally = _Tally()
             worker = SyncWorker(
                 log,
@@ -99,9 +92,9 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
             report = tally.total
         else:
             report = log.sync(engine, archive, fork=fork)
-    document = asdict(report)
+    document = report.to_json()
     invocation.emit(lambda: document, lambda: show_sync(document))
-    return show_problems(report.problems)
+    return report_problems(report.problems)
 
 
 def _refuse_worker_options() -> None:
@@ -135,63 +128,3 @@ class _Tally:
             bytes=total.bytes + report.bytes,
             lost=total.lost + report.lost,
         )
-
-
-def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
-    """What a pass did, for people."""
-    entries = show_count(document["entries"], "entry", many="entries")
-    segments = show_count(document["segments"], "segment")
-    if document["entries"]:
-        yield f"{entries} published in {segments}, {show_size(document['bytes'])}"
-    else:
-        yield "nothing new"
-    if document["lost"]:
-        lost = show_count(document["lost"], "entry", many="entries")
-        yield f"{lost} that the database lost left behind by a new generation"
-    if document["sequence"]:
-        yield (
-            f"through sequence {document['sequence']} of generation {document['generation']}, "
-            f"position {document['position']}"
-        )
-
-
-@click.command()
-@click.option("--full", is_flag=True, help="Upload all rows again, building on no earlier one.")
-@archive_option
-@single_writer_option
-@accept_older_option
-@standard_options
-@pass_invocation
-def snapshot(invocation: Invocation, *, full: bool) -> int:
-    """Publish what is new, and the tables at exactly that point.
-
-    Uploads the rows that changed since the last snapshot; nothing, if none did. Needs the
-    current key. Writers go on; nothing else is published meanwhile.
-    """
-    log, archive = invocation.load_log(), invocation.open_archive()
-    with invocation.open_engine() as engine:
-        with engine.connect() as connection:
-            log.store.require_current(connection)
-        report = log.snapshot(engine, archive, full=full)
-    document = asdict(report)
-    invocation.emit(lambda: document, lambda: _show_snapshot(document))
-    return show_problems(report.problems)
-
-
-def show_problems(problems: Sequence[Finding]) -> int:
-    """Say what a restore would refuse, and give the exit code."""
-    for one in problems:
-        say(f"problem: {escape(one.where)}: {escape(one.message)}")
-        say(f"hint: {escape(one.hint)}")
-    return DIFFERENCES if problems else 0
-
-
-def _show_snapshot(document: Mapping[str, Any]) -> Iterator[str]:
-    rows = show_count(document["rows"], "row")
-    if document["taken"]:
-        yield (
-            f"{rows} at sequence {document['sequence']}: {show_size(document['bytes'])} uploaded "
-            f"of {show_size(document['total_bytes'])}"
-        )
-    else:
-        yield f"nothing has changed since the snapshot at sequence {document['sequence']}"

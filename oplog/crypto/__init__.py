@@ -1,1 +1,1 @@
-"""Keys, sealing and hashes."""
+"""Keys, encryption of entries, and their hashes."""

@@ -1,14 +1,13 @@
-r"""Hashes of entries: what makes an altered, moved or missing entry show.
+r"""Hashes of entries, by which an altered, moved or missing entry is found.
 
-Pure, over stored bytes only; needs no keys, so whoever may not read entries can still check
-them. Must not know the database or the types. The hard thing is that `hash_entry` is also
-computed in SQL, where the ticket is locked, and both must agree to the byte:
+Hashes are computed over stored bytes only, so a log can be checked without its keys. The append
+function computes `hash_entry` in SQL, where the ticket is locked; both must give the same bytes:
 
     sha256('oplog/v1/entry\0' || prev_hash || int8send(version)
            || timestamptz_send(recorded_at) || body_hash)
 
-Every hash starts with a label of its own, so that no input of one is an input of another;
-what has no fixed length is preceded by its length, in 4 bytes, big endian.
+Every hash starts with a label of its own, so the input of one is never the input of another. A
+part without a fixed length is preceded by its length: 4 bytes, big endian.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from oplog.errors import DecodeError, EntryError
 HASH_BYTES = 32
 """Length of every hash here, in bytes."""
 ZERO_HASH = bytes(HASH_BYTES)
-"""What the first entry of an aggregate has as its `prev_hash`."""
+"""`prev_hash` of the first entry of an aggregate."""
 
 _BODY_LABEL = b"oplog/v1/body\0"
 _ENTRY_LABEL = b"oplog/v1/entry\0"
@@ -36,15 +35,15 @@ _BODY_START = struct.Struct(">I16s")
 _ENTRY_NUMBERS = struct.Struct(">qq")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-"""Where Postgres counts timestamps from."""
+"""Epoch of Postgres' timestamps."""
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def hash_metadata(pairs: Sequence[tuple[str, str]]) -> bytes:
-    """Hash of a transaction's metadata, as (key, value) pairs in stored order.
+    """Return the hash of a transaction's metadata, as (key, value) pairs in stored order.
 
-    Another order is another hash: values of one key keep theirs. Raises `EntryError` for
-    text that Postgres could not have stored.
+    Another order gives another hash. Raises `EntryError` for text that Postgres could not have
+    stored.
     """
     parts = [_METADATA_LABEL, _LENGTH.pack(len(pairs))]
     for pair in pairs:
@@ -65,11 +64,12 @@ def hash_body(
     idempotency_key: str | None,
     data: bytes,
 ) -> bytes:
-    """Hash of all of an entry that is known before its ticket is locked.
+    """Return the hash of everything in an entry that is known before its ticket is locked.
 
-    `data` are the bytes as stored, `transaction_size` is how many entries the transaction
-    has. No idempotency key and an empty one differ. Raises `EntryError` for text that
-    Postgres could not have stored, `DecodeError` for a number or hash of a wrong size.
+    `data` are the bytes as stored; `transaction_size` is the number of entries of the
+    transaction. No idempotency key and an empty one give different hashes. Raises `EntryError`
+    for text that Postgres could not have stored, `DecodeError` for a number or hash of a wrong
+    size.
     """
     if len(metadata_hash) != HASH_BYTES:
         _refuse_length("metadata_hash", metadata_hash)
@@ -95,15 +95,15 @@ def hash_body(
         head += (b"\1", _LENGTH.pack(len(request)), request)
     head.append(_LENGTH.pack(len(data)))
     digest = sha256(b"".join(head))
-    digest.update(data)  # apart, so that 16 MiB are not copied first
+    digest.update(data)  # separately: joining would copy up to 16 MiB
     return digest.digest()
 
 
 def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_hash: bytes) -> bytes:
-    """Hash of an entry in its aggregate's chain: the next entry's `prev_hash`.
+    """Return the hash of an entry in its aggregate's chain: the next entry's `prev_hash`.
 
-    `recorded_at` is aware, to the microsecond, as Postgres stores it. Raises `EntryError`
-    for a naive one, `DecodeError` for a number or hash of a wrong size.
+    `recorded_at` has a time zone and microseconds, as Postgres stores it. Raises `EntryError`
+    for a naive datetime, `DecodeError` for a number or hash of a wrong size.
     """
     if len(prev_hash) != HASH_BYTES:
         _refuse_length("prev_hash", prev_hash)
@@ -112,9 +112,9 @@ def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_ha
     if recorded_at.utcoffset() is None:
         raise EntryError(
             f"recorded_at {recorded_at.isoformat()} has no time zone",
-            hint="read it as timestamptz; guessing a zone would change the hash",
+            hint="read it as timestamptz; a guessed time zone would change the hash",
         )
-    # Whole microseconds: a float of seconds rounds the last one differently from Postgres.
+    # Integers only: a float of seconds rounds the last microsecond differently from Postgres.
     microseconds = (recorded_at - _EPOCH) // _MICROSECOND
     try:
         numbers = _ENTRY_NUMBERS.pack(version, microseconds)
@@ -124,7 +124,7 @@ def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_ha
 
 
 def _refuse_length(name: str, value: bytes) -> NoReturn:
-    # Fixed-length parts carry no length in front; another length would be ambiguous.
+    # Parts of fixed length are hashed without their length, so another length is ambiguous.
     raise DecodeError(
         f"{name} has {len(value)} bytes; a hash has {HASH_BYTES}",
         hint="the stored row is damaged; restore it from the archive or a backup",

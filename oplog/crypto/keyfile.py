@@ -1,9 +1,7 @@
-"""The keyring's text, and the file that holds it.
+"""Parses and formats keyrings, and replaces the keyring file atomically.
 
-Strict JSON in, one line of JSON out; replaces the file without ever leaving half of it.
-Must not know what keys are used for. The hard thing is to be exact about what is wrong with
-a malformed keyring while repeating none of it: error messages and exception chains end up
-in logs, and a JSON decoder's exception carries the whole document.
+Error messages and exception chains end up in logs, so no error repeats any part of a malformed
+keyring except names. For that reason a JSON error is never chained: it holds the document.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class KeyringText:
-    """What a keyring's text says: the current id, and every key by id, oldest first."""
+    """The content of a keyring: the current id, and every key by id, oldest first."""
 
     current: str
     keys: Mapping[str, KeyRecord]
 
 
 class _MalformedError(ValueError):
-    """Says what is wrong, in words that hold no part of the document but names."""
+    """What is wrong with the document; its message repeats nothing of it except names."""
 
 
 def format_keyring(text: KeyringText) -> str:
@@ -62,7 +60,7 @@ def format_keyring(text: KeyringText) -> str:
 
 
 def parse_keyring(text: str, source: str) -> KeyringText:
-    """What `text` says; `source` names where it came from in the error.
+    """Parse `text`; `source` says in the error where it came from.
 
     Raises `ConfigurationError` if it is not exactly what `format_keyring` could have written.
     """
@@ -73,8 +71,8 @@ def parse_keyring(text: str, source: str) -> KeyringText:
     except json.JSONDecodeError as cause:
         problem = f"not JSON, at line {cause.lineno} column {cause.colno}"
     except (ValueError, RecursionError):
-        problem = "not JSON that can be read"
-    # Raised out here and without a cause: the decoder's exception holds the whole text.
+        problem = "JSON that cannot be parsed"
+    # Raised here and without a cause: the decoder's exception holds the whole text.
     raise ConfigurationError(
         f"the keyring in {source} is malformed: {problem}",
         hint="restore it from its backup; Keyring.generate().to_text() shows a well-formed one, "
@@ -83,7 +81,7 @@ def parse_keyring(text: str, source: str) -> KeyringText:
 
 
 def read_keyring_file(path: Path) -> KeyringText:
-    """The keyring in the file; `ConfigurationError` if missing, unreadable or malformed."""
+    """Read the keyring file; `ConfigurationError` if it is missing, unreadable or malformed."""
     found = _read(path)
     if found is None:
         raise ConfigurationError(
@@ -96,21 +94,21 @@ def read_keyring_file(path: Path) -> KeyringText:
 def replace_keyring_file(
     path: Path, change: Callable[[KeyringText | None], KeyringText]
 ) -> KeyringText:
-    """Put `change(what the file says, or None)` in its place, whole or not at all; return it.
+    """Replace the file by `change(its content, or None)` atomically; return the new content.
 
-    The new file, `<name>.lock`, is created exclusively and then renamed over the old one:
-    it is the lock as well, so no other process can have changed the file in between.
-    Raises `ConfigurationError` if that is impossible, and whatever `change` raises.
+    The new file, `<name>.lock`, is created exclusively and then renamed over the old one. It
+    also serves as the lock, so no other process can have changed the file in between. Raises
+    `ConfigurationError` if that is impossible, and every exception of `change`.
     """
-    target = Path(os.path.realpath(path))  # renaming over a symbolic link would cut it off
+    target = Path(os.path.realpath(path))  # a rename over a symbolic link would replace the link
     lock = target.with_name(target.name + ".lock")
     try:
         handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as cause:
         raise ConfigurationError(
             f"the keyring {path} is being changed by another process",
-            hint=f"try again; if nobody is changing it, a process died doing so: remove {lock} "
-            "(the key in it was never used)",
+            hint=f"try again; if no other process is changing it, one died while it did: remove "
+            f"{lock} (the key in it was never used)",
         ) from cause
     except OSError as cause:
         raise _unwritable(path, cause) from cause
@@ -142,19 +140,19 @@ def _read(path: Path) -> KeyringText | None:
     except OSError as cause:
         raise ConfigurationError(
             f"the keyring file {path} cannot be read: {cause.strerror}",
-            hint="it must be a file that the application's user may read (mode 0600, its owner)",
+            hint="make it a file that the application's user owns and may read (mode 0600)",
         ) from cause
     source = f"file {path}"
     if len(data) > _MAX_BYTES:
         raise ConfigurationError(
             f"the keyring in {source} is malformed: it is over {_MAX_BYTES} bytes",
-            hint="is this the right file? A keyring has about 120 bytes for each key",
+            hint="check that this is the right file; a keyring has about 120 bytes for each key",
         )
     return parse_keyring(data.decode("utf-8", errors="replace"), source)
 
 
 def _keep_owner(handle: int, target: Path) -> None:
-    """Let the service's user read the file still after root has rotated it."""
+    """Give the new file the old one's owner, so that a service can read what root rotated."""
     try:
         old = target.stat()
     except FileNotFoundError:
@@ -176,7 +174,7 @@ def _unwritable(path: Path, cause: OSError) -> ConfigurationError:
     return ConfigurationError(
         f"the keyring file {path} cannot be replaced: {cause.strerror}",
         hint="run this as the file's owner, with its directory writable; a keyring mounted "
-        "read-only is changed where it comes from",
+        "read-only has to be changed at its source",
     )
 
 
@@ -208,7 +206,7 @@ def _parse_record(record: object, key_id: str) -> KeyRecord:
     except ValueError as cause:
         raise _MalformedError(f'"created_at" of key {key_id!r} is not an ISO 8601 time') from cause
     try:
-        # The lenient decoder drops what it does not know, and a damaged key would pass.
+        # Without validation the decoder skips unknown characters: a damaged key would pass.
         material = base64.b64decode(values["key"].encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError) as cause:
         raise _MalformedError(f"key {key_id!r} is not base64url") from cause
@@ -220,7 +218,7 @@ def _parse_record(record: object, key_id: str) -> KeyRecord:
 
 
 def _fields(value: object, what: str, names: tuple[str, ...]) -> dict[str, Any]:
-    # A field this version does not know would be dropped when the file is written back.
+    # A field that this version does not know would be lost when the file is written back.
     if not isinstance(value, dict) or set(value) != set(names):
         raise _MalformedError(f"{what} is not an object with exactly {', '.join(names)}")
     return value

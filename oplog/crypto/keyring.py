@@ -1,10 +1,8 @@
-"""Named data keys: where they come from, which one is current, how they are replaced.
+"""`Keyring`: named data keys, of which one is current, loaded from a file or the environment.
 
-Reads and writes the keyring file and is, with the command line, the only part that reads
-the environment. Must not know entries, the database or the ciphers. The hard thing is that
-a lost key is a lost log: a new key is on disk before anything can be sealed with it, two
-processes that rotate at once cannot drop each other's key, and no error message, `repr` or
-pickle carries key material out.
+Without its key an entry cannot be read. A new key is therefore on disk before anything is sealed
+with it, and of two processes that rotate at once neither loses the other's key. No error
+message, `repr` or pickle contains key material.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _MAKE_ONE = "python -c 'from oplog import Keyring; print(Keyring.generate().to_t
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """One immutable state of a keyring; swapped as a whole, so readers need no lock."""
+    """One immutable state of a keyring; replaced as a whole, so readers need no lock."""
 
     text: KeyringText
     check_values: Mapping[str, bytes]
@@ -51,14 +49,15 @@ class _Keys:
 class Keyring:
     """Named 32-byte data keys, one of which is current: new entries are sealed with it.
 
-    Older keys stay, because older entries need them. Safe to share between threads.
-    Shows ids only: key material appears in `to_text`, `save` and `data_key`, nowhere else.
+    Older keys stay, because older entries need them. Safe to share between threads. Key
+    material leaves the object through `to_text`, `save` and `data_key` only.
     """
 
     __slots__ = ("_keys", "_lock", "_path", "_source")
 
     def __init__(self, text: KeyringText, *, path: Path | None = None, source: str) -> None:
         """Use `generate`, `from_file` or `from_env`."""
+        # Replaced as a whole and never changed, so `data_key` needs no lock.
         self._keys = _Keys.of(text)
         self._path = path
         self._source = source
@@ -66,16 +65,16 @@ class Keyring:
 
     @classmethod
     def generate(cls) -> Keyring:
-        """A keyring with one fresh key, in memory only.
+        """Return a keyring with one fresh key, in memory only.
 
-        `save` it, or keep its `to_text`, before anything is sealed with it.
+        `save` it, or store its `to_text`, before anything is sealed with it.
         """
         key_id, record = _make_key(())
         return cls(KeyringText(key_id, {key_id: record}), source="generated")
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
-        """The keyring in the file at `path`; `rotate` writes it back there.
+        """Read the keyring file at `path`; `rotate` writes it back there.
 
         Raises `ConfigurationError` if the file is missing, unreadable or malformed.
         """
@@ -84,7 +83,7 @@ class Keyring:
 
     @classmethod
     def from_env(cls, name: str = "OPLOG_KEYRING") -> Keyring:
-        """The keyring whose text (see `to_text`) is in the environment variable `name`.
+        """Read the keyring's text (see `to_text`) from the environment variable `name`.
 
         Raises `ConfigurationError` if the variable is unset, empty or malformed.
         """
@@ -93,12 +92,12 @@ class Keyring:
             raise ConfigurationError(
                 f"environment variable {name} holds no keyring",
                 hint=f"make one once, keep a copy (without it the log cannot be read), and "
-                f'set it everywhere: export {name}="$({_MAKE_ONE})"',
+                f'set it for every process of the application: export {name}="$({_MAKE_ONE})"',
             )
         if not text.startswith("{"):
             raise ConfigurationError(
                 f"environment variable {name} does not hold a keyring: it must start with '{{'",
-                hint="it holds the keyring's text itself, not a path or a bare key; for a path "
+                hint="set it to the text of a keyring, not to a path or a bare key; for a path "
                 "use Keyring.from_file(path)",
             )
         source = f"environment variable {name}"
@@ -117,9 +116,9 @@ class Keyring:
     def rotate(self) -> str:
         """Add a fresh key, make it current, return its id. Older keys stay readable.
 
-        A keyring that belongs to a file is read again and written back first, so that the
-        key is on disk before it is used. One that came from the environment, or was never
-        saved, changes in memory only: store `to_text()` before sealing anything more.
+        A keyring that belongs to a file is read again and written back first, so that the key
+        is on disk before it is used. A keyring from the environment, or one that was never
+        saved, changes in memory only: store `to_text()` before anything else is sealed.
         Raises `ConfigurationError` if the file cannot be replaced; the old key stays in use.
         """
         with self._lock:
@@ -164,10 +163,10 @@ class Keyring:
             self._path, self._source = file, f"file {file}"
 
     def reload(self) -> None:
-        """Take over keys that another process added to the file; no-op without a file.
+        """Read the file again, for keys that another process added; no-op without a file.
 
-        Happens by itself when a key id is not known. Raises `ConfigurationError` if the file
-        is missing or malformed, or has other bytes under an id already known.
+        Called automatically for an unknown key id. Raises `ConfigurationError` if the file is
+        missing or malformed, or has another key under an id that this keyring has.
         """
         with self._lock:
             if self._path is not None:
@@ -176,19 +175,19 @@ class Keyring:
                 self._keys = _Keys.of(on_disk)
 
     def to_text(self) -> str:
-        """The whole keyring, secret, as one line of JSON: what `from_env` reads."""
+        """Return the keyring as one line of JSON, which `from_env` reads. It is secret."""
         return format_keyring(self._keys.text)
 
     def check_value(self, key_id: str) -> bytes:
-        """32 bytes that identify the key under `key_id` without exposing it.
+        """Return 32 bytes that identify the key under `key_id` without exposing it.
 
-        Stored beside a log, they tell a wrong key from damaged data. Raises
+        They are stored in the log, to tell a wrong key from damaged data. Raises
         `KeyUnavailableError` if there is no such key.
         """
         return self._find(key_id).check_values[key_id]
 
     def data_key(self, key_id: str) -> bytes:
-        """The 32 secret bytes under `key_id`, for sealing; never log or store them.
+        """Return the 32 secret bytes under `key_id`, for sealing; never log or store them.
 
         Raises `KeyUnavailableError` if there is no such key.
         """
@@ -219,15 +218,15 @@ class Keyring:
             if other is not None and not hmac.compare_digest(other.material, record.material):
                 raise ConfigurationError(
                     f"the file has another key under the id {key_id!r} than this keyring",
-                    hint="two keyrings gave one id to two keys; find out which one sealed the "
-                    "entries, and never edit key ids by hand",
+                    hint="find out which of the two keys sealed the entries, and keep that one; "
+                    "never edit key ids by hand",
                 )
 
     def __repr__(self) -> str:
         return f"<Keyring {', '.join(self.key_ids)}; current {self.current_key_id}>"
 
     def __reduce__(self) -> NoReturn:
-        # Pickles travel: to task queues, caches, crash reports. So do the keys in them.
+        # Pickles end up in task queues, caches and crash reports, and the keys with them.
         raise ConfigurationError(
             "a Keyring cannot be pickled or copied: its keys would leave the process unnoticed",
             hint="build it in the other process, with Keyring.from_file or Keyring.from_env",
@@ -235,15 +234,15 @@ class Keyring:
 
 
 def _check_value(key_id: str, record: KeyRecord) -> bytes:
-    # One block of HKDF-Expand with SHA-512 is this one HMAC; no key material can be had back.
+    # This HMAC is the first block of HKDF-Expand with SHA-512: the key cannot be recovered.
     return hmac.digest(record.material, _CHECK_LABEL + key_id.encode() + b"\x01", "sha512")[:32]
 
 
 def _make_key(taken: tuple[str, ...]) -> tuple[str, KeyRecord]:
     now = datetime.now(UTC)
     while True:
-        # Random, not counted: two copies of one keyring that rotate apart must not give the
-        # same id to different keys.
+        # Random, not counted: two copies of a keyring that rotate independently must not give
+        # the same id to different keys.
         key_id = f"{now:%Y%m%d}-{secrets.token_hex(4)}"
         if key_id not in taken:
             created_at = now.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,9 +1,4 @@
-"""Sealing: from an entry's payload to the bytes that are stored, and back.
-
-The only module that imports the `cryptography` package. Must not know the database, the
-types or how keys are kept; it asks the keyring for a key by id. The hard thing is to refuse
-everything that was not sealed for exactly this entry, in bounded memory, and to tell a wrong
-key from altered bytes.
+"""Compresses and encrypts the payloads of entries, and opens them again.
 
     sealed = salt (24) | commitment (32) | AES-256-GCM ciphertext and tag of the frame
     plain  = the frame
@@ -15,6 +10,9 @@ its length in front. There is no associated data: the context is bound by deriva
 value of any part gives an unrelated key, nonce and commitment, and the commitment is compared
 first, so bytes moved to another entry, log, key id or format never reach the cipher. The
 commitment is needed besides: one GCM ciphertext can be built that opens under two keys.
+
+Opening uses bounded memory, and where the log remembers the key's check value it tells a wrong
+key from altered bytes.
 """
 
 from __future__ import annotations
@@ -22,17 +20,16 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from oplog.crypto.compression import Zstd
 from oplog.crypto.keyring import Keyring
 from oplog.entry import MAX_ENTRY_BYTES, check_text
 from oplog.errors import (
@@ -51,19 +48,19 @@ _LABEL = b"oplog/v1/entry+AEAD_AES_256_GCM\0"
 _SALT, _KEY, _NONCE, _COMMITMENT, _TAG = 24, 32, 12, 32, 16
 _CLEAR = _SALT + _COMMITMENT
 _FRAME = struct.Struct(">BI")
-_UNTIL_AGGREGATE = struct.Struct(">III16sI")
+_UNTIL_LOG_ID = struct.Struct(">III16s")
+_LENGTH = struct.Struct(">I")
 _UNTIL_KEY_ID = struct.Struct(">I16sI")
 _OVERHEAD = _CLEAR + _FRAME.size + _TAG
 
 _STORED, _ZSTD = 0, 1
-_ZSTD_LEVEL = 3
 _MIN_COMPRESSED = 256
-"""Below this many bytes zstd saves under a tenth of a typical payload, and often nothing."""
+"""For payloads below this size zstd typically saves less than a tenth, often nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealContext:
-    """What a sealed entry belongs to: the bytes open in no other log, aggregate or entry."""
+    """The entry that sealed bytes belong to: they open in no other log, aggregate or entry."""
 
     log_id: UUID
     aggregate: str
@@ -71,14 +68,6 @@ class SealContext:
 
     def __str__(self) -> str:
         return f"entry {self.entry_id} of {self.aggregate!r:.80}"
-
-
-class _Zstd(threading.local):
-    """A compressor and a decompressor for each thread: neither may be shared."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True)
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ENTRY_BYTES)
 
 
 class Sealer:
@@ -91,16 +80,16 @@ class Sealer:
         accept_plain: bool = False,
         draw_salt: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        """`keyring=None` writes plaintext; whoever decides that says so to the user.
+        """`keyring=None` writes plaintext; the caller has to tell the user.
 
-        With a keyring, plaintext entries are refused unless `accept_plain`, for a log that
-        was begun without one: otherwise, who can write the table could slip in entries
-        without having a key. `draw_salt(n)` gives `n` unpredictable bytes.
+        With a keyring, plaintext entries are refused unless `accept_plain`, which is for a log
+        that was begun without one. Otherwise a role that can write the table could add entries
+        without a key. `draw_salt(n)` returns `n` unpredictable bytes.
         """
         self._keyring = keyring
         self._accept_plain = accept_plain or keyring is None
         self._draw_salt = draw_salt
-        self._zstd = _Zstd()
+        self._zstd = Zstd(most=MAX_ENTRY_BYTES)
 
     @property
     def format(self) -> int:
@@ -109,11 +98,11 @@ class Sealer:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that `seal` would use now; '' when writing plaintext."""
+        """The id of the key that `seal` would use now; '' for plaintext."""
         return "" if self._keyring is None else self._keyring.current_key_id
 
     def seal(self, payload: bytes, context: SealContext, *, key_id: str | None = None) -> bytes:
-        """`payload` as it is to be stored, never twice the same bytes when sealed.
+        """Return `payload` in its stored form; sealing it twice gives different bytes.
 
         `key_id` is the id that will be stored beside it. Read `Sealer.key_id` once and use
         that for both: the keyring may be rotated between two reads. Raises
@@ -141,13 +130,14 @@ class Sealer:
         key_id: str,
         check_value: bytes | None = None,
     ) -> bytes:
-        """The payload that was sealed for `context` as `data`, stored with `format`, `key_id`.
+        """Return the payload of `data`, which was sealed for `context` and stored so.
 
-        `check_value` is what the log remembers of the key (`Keyring.check_value`), if it
-        does: with it, a wrong key and altered bytes can be told apart. Raises
-        `KeyUnavailableError` without the key; `WrongKeyError` with another key under the
-        id, or when that is as likely as altered bytes; `SealError` for bytes that were
-        altered or belong elsewhere; `DecodeError` for what no version of `seal` has written.
+        `format` and `key_id` are those stored beside it. `check_value` is the key's check value
+        in the log (`Keyring.check_value`), if there is one: with it a wrong key and altered
+        bytes can be told apart. Raises `KeyUnavailableError` without the key; `WrongKeyError`
+        if the keyring has another key under the id, or if that is as likely as altered bytes;
+        `SealError` for bytes that were altered or belong to another entry; `DecodeError` for
+        bytes that no version of `seal` has written.
         """
         if format == FORMAT_SEALED:
             frame = self._open_sealed(data, context, key_id, check_value)
@@ -177,10 +167,11 @@ class Sealer:
             raise WrongKeyError(
                 f"the key {key_id!r} in the keyring is not the one this log was written with",
                 hint="find the keyring that wrote the log, or its backup; the entry itself was "
-                "not looked at",
+                "not checked",
             )
         salt, claimed = data[:_SALT], data[_SALT:_CLEAR]
         key, nonce, commitment = _derive(data_key, salt, context, key_id)
+        # Before decrypting: a ciphertext that opens under two keys must not reach the cipher.
         if not hmac.compare_digest(claimed, commitment):
             raise _refused(context, key_id, key_is_right=check_value is not None)
         try:
@@ -195,8 +186,8 @@ class Sealer:
         if not self._accept_plain:
             raise SealError(
                 f"{context} is stored in plaintext, in a log that is read with a keyring",
-                hint="if the log was begun without a keyring, allow plaintext too; if not, "
-                "somebody without a key wrote this entry",
+                hint="if the log was begun without a keyring, allow plaintext too; if not, this "
+                "entry was written without a key and must not be trusted",
             )
         if key_id:
             raise _not_ours(context, f"it is stored in plaintext but names the key {key_id!r}")
@@ -204,7 +195,7 @@ class Sealer:
 
     def _frame(self, payload: bytes) -> bytes:
         if len(payload) >= _MIN_COMPRESSED:
-            body = self._zstd.compressor.compress(payload)
+            body = self._zstd.compress(payload)
             if len(body) < len(payload):
                 return _FRAME.pack(_ZSTD, len(payload)) + body
         return _FRAME.pack(_STORED, len(payload)) + payload
@@ -213,6 +204,7 @@ class Sealer:
         if len(frame) < _FRAME.size:
             raise _not_ours(context, f"a frame cannot have {len(frame)} bytes")
         compression, length = _FRAME.unpack_from(frame)
+        # Plaintext entries are not authenticated, so the frame's numbers may be forged.
         if length > MAX_ENTRY_BYTES:
             raise _not_ours(context, f"it claims {length} bytes, over {MAX_ENTRY_BYTES}")
         body = frame[_FRAME.size :]
@@ -228,31 +220,29 @@ class Sealer:
         return body
 
     def _decompress(self, body: bytes, length: int, context: SealContext) -> bytes:
+        if length == 0:
+            raise _not_ours(context, "it claims 0 bytes, and is compressed")
         try:
-            # Asked before decompressing: a zstd frame that declares its size is given that
-            # much memory, whatever limit is passed, and 6 kB can declare gigabytes.
-            declared = zstandard.frame_content_size(body)
-            if length == 0 or declared != length:
-                raise _not_ours(context, f"it claims {length} bytes, its zstd frame {declared}")
-            payload = self._zstd.decompressor.decompress(body, allow_extra_data=False)
-        except zstandard.ZstdError as cause:
-            raise _not_ours(context, f"its body is not one zstd frame: {cause}") from cause
-        if len(payload) != length:
-            raise _not_ours(context, f"it claims {length} bytes and has {len(payload)}")
-        return payload
+            return self._zstd.decompress(body, size=length)
+        except ValueError as cause:
+            raise _not_ours(context, str(cause)) from cause
 
 
 def _derive(
     data_key: bytes, salt: bytes, context: SealContext, key_id: str
 ) -> tuple[bytes, bytes, bytes]:
-    """Key, nonce and commitment of one entry. A data key is uniform: no HKDF-Extract needed."""
+    """Derive key, nonce and commitment of one entry.
+
+    A data key is uniformly random, so HKDF-Extract is not needed.
+    """
     aggregate = check_text(context.aggregate, "aggregate name", EntryError)
     name = key_id.encode()
     info = b"".join(
         (
             _LABEL,
             salt,
-            _UNTIL_AGGREGATE.pack(4, FORMAT_SEALED, 16, context.log_id.bytes, len(aggregate)),
+            _UNTIL_LOG_ID.pack(4, FORMAT_SEALED, 16, context.log_id.bytes),
+            _LENGTH.pack(len(aggregate)),
             aggregate,
             _UNTIL_KEY_ID.pack(16, context.entry_id.bytes, len(name)),
             name,

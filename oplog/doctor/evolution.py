@@ -23,7 +23,7 @@ from oplog.postgres.live_table import (
     list_outward_references,
     read_live_tables,
 )
-from oplog.store import LogSource
+from oplog.store import Store, TablesLog
 from oplog.store.adopted import Turns
 
 COLUMN_CHANGED = "column-identity"
@@ -45,9 +45,10 @@ class Evolution:
     """Foreign keys of logged tables to tables that no type is of."""
 
 
-def read_evolution(connection: Connection, source: LogSource) -> Evolution:
+def read_evolution(connection: Connection, store: Store) -> Evolution:
     """What `judge_evolution` needs of a log and of the database behind `connection`."""
-    shapes = group_shapes(source.list_types(connection))
+    log = TablesLog(store, connection)
+    shapes = group_shapes(log.list_types())
     metadata = sa.MetaData()
     tables = {
         (revisions[-1].schema, revisions[-1].table): sa.Table(
@@ -62,8 +63,7 @@ def read_evolution(connection: Connection, source: LogSource) -> Evolution:
         for table in [tables[revisions[-1].schema, revisions[-1].table]]
         if table in found and found[table].kind in ("r", "p")
     }
-    snapshot = source.read_snapshot(connection)
-    turns = source.find_adoptions(connection, list(shapes), snapshot=snapshot)
+    turns = log.find_adoptions(list(shapes), snapshot=log.read_snapshot())
     oids = [table.oid for table in live.values()]
     return Evolution(shapes, live, turns, list_outward_references(connection, oids))
 

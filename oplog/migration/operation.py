@@ -1,10 +1,9 @@
 """The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables` etc.
 
-`import oplog.migration` in an `env.py` is all the set-up there is. The only module that knows
-Alembic; must not know sessions, catalogs or keys: what needs a log, which `op.adopt_table`
-does, is given one. The hard thing is that a statement reaches the
-server exactly as it was written, executed or printed by `--sql`: SQLAlchemy reads a colon as the
-start of a parameter, the driver a percent sign, and a schema's name may hold both.
+`import oplog.migration` in an `env.py` registers them. Operations work on names and statements
+only; `op.adopt_table`, which needs a log, is given one. Statements reach the server exactly as
+they were written, executed or printed by `--sql`: SQLAlchemy would read a colon as the start of
+a parameter, the driver a percent sign, and the name of a schema may hold both.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class CreateOplogOp(MigrateOperation):
 
     @classmethod
     def create_oplog(cls, operations: Operations, version: int, *, schema: str = "oplog") -> None:
-        """Create the log's tables at schema `version` in `schema`, and the schema if need be.
+        """Create the log's tables of `version` in `schema`, and the schema if it is missing.
 
-        The version has no default: what a revision does must not change with the library.
+        The version has no default: the effect of a revision must not change with the library.
         Raises `SchemaVersionError` for a version that this library cannot create, and
         `ConfigurationError` when the database is not PostgreSQL.
         """
@@ -58,7 +57,7 @@ class CreateOplogOp(MigrateOperation):
 
 @Operations.register_operation("upgrade_oplog")
 class UpgradeOplogOp(MigrateOperation):
-    """Bring the log's tables to the present definition of a schema version."""
+    """Upgrade the log's tables to the current definition of a schema version."""
 
     def __init__(self, version: int, *, schema: str = "oplog") -> None:
         self.version = version
@@ -66,19 +65,19 @@ class UpgradeOplogOp(MigrateOperation):
 
     @classmethod
     def upgrade_oplog(cls, operations: Operations, version: int, *, schema: str = "oplog") -> None:
-        """Bring the log's tables in `schema` to this library's definition of `version`.
+        """Upgrade the log's tables in `schema` to this library's definition of `version`.
 
         For a log that an earlier library created. Replaces functions and triggers of the log, adds
-        tables, columns, indexes and constraints that came later, and takes back rights that no
-        role needs any more. Keeps everything that was logged, needs no lock on a table of the
-        application, and changes nothing when it runs again. Writers of the log wait while it
-        runs. Raises `SchemaVersionError` for a version that this library does not know, and where
-        there is no log of that version.
+        newer tables, columns, indexes and constraints, and revokes privileges that no role needs
+        any more. Keeps everything that was logged, takes no lock on a table of the application,
+        and changes nothing when it runs again. Writers of the log wait while it runs. Raises
+        `SchemaVersionError` for a version that this library does not know, and if the schema does
+        not hold a log of that version.
         """
         operations.invoke(cls(version, schema=schema))
 
     def reverse(self) -> MigrateOperation:
-        """Raise `SchemaVersionError`: what was closed is not opened again."""
+        """Raise `SchemaVersionError`: an upgrade cannot be undone."""
         raise SchemaVersionError(
             f"the upgrade of schema {self.schema!r} to version {self.version} cannot be undone",
             hint="leave it out of downgrade(): older libraries of this version work with it",
@@ -87,7 +86,7 @@ class UpgradeOplogOp(MigrateOperation):
 
 @Operations.register_operation("drop_oplog")
 class DropOplogOp(MigrateOperation):
-    """Remove the log's tables with everything that is in them."""
+    """Drop the log's tables and everything in them."""
 
     def __init__(self, *, schema: str = "oplog", version: int | None = None) -> None:
         self.schema = schema
@@ -95,21 +94,21 @@ class DropOplogOp(MigrateOperation):
 
     @classmethod
     def drop_oplog(cls, operations: Operations, *, schema: str = "oplog") -> None:
-        """Remove the log from `schema`: the tables, every entry in them, and an emptied schema.
+        """Drop the log from `schema`: its tables, every entry, and the schema if that is empty.
 
-        Tables of others in the same schema stay. What was logged is lost. Raises
+        Other tables in the schema stay. Everything that was logged is lost. Raises
         `ConfigurationError` when the database is not PostgreSQL.
         """
         operations.invoke(cls(schema=schema))
 
     def reverse(self) -> CreateOplogOp:
-        """Return the operation that creates the tables anew, empty.
+        """Return the operation that creates the tables again, empty.
 
-        Raises `SchemaVersionError` when it is not known which version was there.
+        Raises `SchemaVersionError` when the dropped version is not known.
         """
         if self.version is None:
             raise SchemaVersionError(
-                f"which version of the log was dropped from schema {self.schema!r} is not known",
+                f"the version of the log that was dropped from schema {self.schema!r} is not known",
                 hint=f"write op.create_oplog(version={VERSION}) into the revision",
             )
         return CreateOplogOp(self.version, schema=self.schema)
@@ -136,11 +135,11 @@ class TrackTablesOp(MigrateOperation):
         bypass_role: str | None = None,
         log_schema: str = "oplog",
     ) -> None:
-        """Guard the tables: what is not logged can no longer be committed.
+        """Guard the tables: a change that is not logged can no longer be committed.
 
-        Names as they are, unquoted, in `schema` or found by the search path. Only members of
-        `bypass_role`, if one is given, may let a transaction pass unlogged. Needs a short
-        exclusive lock on each table; run again after adding partitions or changing keys.
+        Names are given unquoted, and are looked up in `schema` or by the search path. Only
+        members of `bypass_role`, if one is given, may commit unlogged changes. Takes a short
+        exclusive lock on each table. Run it again after adding partitions or changing keys.
         """
         operations.invoke(
             cls(*tables, schema=schema, bypass_role=bypass_role, log_schema=log_schema)
@@ -155,7 +154,7 @@ class TrackTablesOp(MigrateOperation):
 
 @Operations.register_operation("untrack_tables")
 class UntrackTablesOp(MigrateOperation):
-    """Take guards from tables."""
+    """Remove guards from tables."""
 
     def __init__(self, *tables: str, reason: str, schema: str | None, log_schema: str) -> None:
         self.tables = tables
@@ -178,7 +177,7 @@ class UntrackTablesOp(MigrateOperation):
         """
         if not reason.strip():
             raise ConfigurationError(
-                "untrack_tables needs a reason", hint="say why nothing guards the tables now"
+                "untrack_tables needs a reason", hint="say why the tables are no longer guarded"
             )
         operations.invoke(cls(*tables, reason=reason, schema=schema, log_schema=log_schema))
 
@@ -191,7 +190,7 @@ class UntrackTablesOp(MigrateOperation):
 
 @Operations.register_operation("retire_type")
 class RetireTypeOp(MigrateOperation):
-    """Say that the table of a type is gone."""
+    """Log that the table of a type is gone."""
 
     def __init__(self, type_name: str, *, reason: str, log_schema: str) -> None:
         self.type_name = type_name
@@ -207,12 +206,12 @@ class RetireTypeOp(MigrateOperation):
         reason: str,
         log_schema: str = "oplog",
     ) -> None:
-        """Say in the log that the table of `type_name` is gone, and all its rows with it.
+        """Log that the table of `type_name` is gone, and all its rows with it.
 
         For a table that a migration drops, renames or moves, in the same revision: from then on
-        replay, verify and restore do without it. What was logged before stays readable. Rows
-        that go on under another name are a new type: `op.adopt_table`. Raises
-        `ConfigurationError` for an empty reason.
+        replay, verify and restore ignore it. Earlier entries stay readable. Rows that continue
+        under another name are a new type: `op.adopt_table`. Raises `ConfigurationError` for an
+        empty reason.
         """
         if not reason.strip():
             raise ConfigurationError(
@@ -221,10 +220,10 @@ class RetireTypeOp(MigrateOperation):
         operations.invoke(cls(type_name, reason=reason, log_schema=log_schema))
 
     def reverse(self) -> MigrateOperation:
-        """Raise `ConfigurationError`: what is in the log stays there."""
+        """Raise `ConfigurationError`: the log is append-only."""
         raise ConfigurationError(
             f"the retirement of type {self.type_name!r} cannot be undone: the log is append-only",
-            hint="leave it out of downgrade(); rows that are logged again count from then on",
+            hint="leave it out of downgrade(); rows logged later count from then on",
         )
 
 
@@ -260,7 +259,7 @@ def _upgrade(operations: Operations, operation: UpgradeOplogOp) -> None:
     statements = upgrade_statements(operation.schema, operation.version)
     context = operations.migration_context
     if not context.as_sql and context.dialect.name == "postgresql":
-        # The first statement asks the same; here the error says more.
+        # The first statement checks the same; an error raised here has a better message.
         require_comment(operations.get_bind(), operation.schema, version=operation.version)
     _emit(operations, statements)
 
@@ -275,7 +274,7 @@ def _drop(operations: Operations, operation: DropOplogOp) -> None:
 
 @Operations.register_operation("adopt_table")
 class AdoptTableOp(MigrateOperation):
-    """Log the rows that a table has."""
+    """Log the rows that are in a table."""
 
     def __init__(self, name: str, *, schema: str | None = None, log: Oplog | None = None) -> None:
         self.name = name
@@ -291,17 +290,18 @@ class AdoptTableOp(MigrateOperation):
         schema: str | None = None,
         log: Oplog | None = None,
     ) -> None:
-        """Log the rows that table `name` has, so that the log tells of them from now on.
+        """Log the rows that are in table `name`.
 
-        In the migration's transaction: writers of the table wait until that ends. `name` may
-        also be the name of a type. The log is `log`, or what `context.configure(oplog=...)`
-        was given, or what the engine is attached to. Raises `ConfigurationError` without one,
-        and in a migration that is printed as SQL: its rows are not known there.
+        Runs in the migration's transaction: writers of the table wait until that ends. `name`
+        may also be the name of a type. The log is `log`, or that given to
+        `context.configure(oplog=...)`, or the one attached to the engine. Raises
+        `ConfigurationError` without a log, and in a migration that is printed as SQL, which
+        cannot read the rows.
         """
         operations.invoke(cls(name, schema=schema, log=log))
 
     def reverse(self) -> MigrateOperation:
-        """Raise `ConfigurationError`: what is in the log stays there."""
+        """Raise `ConfigurationError`: the log is append-only."""
         raise ConfigurationError(
             f"the adoption of {self.name} cannot be undone: the log is append-only",
             hint="leave it out of downgrade(); adopting again does nothing",
@@ -315,7 +315,7 @@ def _adopt(operations: Operations, operation: AdoptTableOp) -> None:
     if context.as_sql:
         raise ConfigurationError(
             f"the rows of {name} cannot be adopted by SQL that is printed",
-            hint="run this revision online, or take the line out and run: oplog adopt "
+            hint="run this revision online, or remove the line and run: oplog adopt "
             f"{shlex.quote(name)}",
         )
     connection = operations.get_bind()
@@ -323,19 +323,20 @@ def _adopt(operations: Operations, operation: AdoptTableOp) -> None:
     if not isinstance(log, Oplog):
         raise ConfigurationError(
             f"op.adopt_table({operation.name!r}) does not know the log",
-            hint="write in env.py: context.configure(connection=connection, ..., oplog=log)",
+            hint="pass it in env.py: context.configure(connection=connection, ..., oplog=log)",
         )
     log.adopt(connection, [name])
 
 
 def _emit(operations: Operations, statements: Iterable[str]) -> None:
-    """Run the statements, or print them, untouched by anything that looks for parameters."""
+    """Run or print the statements without any processing of parameters."""
     context = operations.migration_context
     if context.dialect.name != "postgresql":
         raise ConfigurationError(
-            f"the log lives in PostgreSQL, this migration runs on {context.dialect.name}",
-            hint="keep the log's revisions in the environment of the PostgreSQL database",
+            f"the log needs PostgreSQL, but this migration runs on {context.dialect.name}",
+            hint="put the log's revisions into the environment of the PostgreSQL database",
         )
+    # Some settings, such as standard_conforming_strings = off, change the meaning of the SQL.
     if not context.as_sql:
         check_settings(operations.get_bind())
     for statement in statements:
@@ -348,12 +349,13 @@ def _emit(operations: Operations, statements: Iterable[str]) -> None:
 
 
 def migrations_path() -> Path:
-    """Directory of the log's own Alembic environment, to be used as `script_location`.
+    """Return the directory of the log's own Alembic environment, a `script_location`.
 
-    It holds `alembic.ini`, too. Raises `ConfigurationError` when the installation lacks it.
+    It also holds `alembic.ini`. Raises `ConfigurationError` when the installation lacks it.
     """
     package = Path(__file__).resolve().parents[1]
-    # Installed first: beside an installed package, `migrations` would be somebody else's.
+    # The installed directory first: `migrations` beside an installed package would belong to
+    # another project.
     for directory in (package / "_migrations", package.parent / "migrations"):
         if (directory / "versions" / "0001_create_oplog.py").is_file():
             return directory

@@ -1,1 +1,1 @@
-"""What a record holds: the shapes of logged types, row effects, and their bytes."""
+"""Payloads of entries: the shapes of logged types, row effects, and their encoding."""

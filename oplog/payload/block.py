@@ -1,8 +1,8 @@
-"""Rows in bulk, as COPY prints them: what adoption logs without looking at each row.
+"""Decodes row blocks: many rows of one table, as COPY printed them.
 
-Pure. From the text of many rows to their effects, all of them or those under some keys. Must
-not know messages. The hard thing is that the bytes may come from anybody: what COPY does not
-write is refused, and what a block claims is counted before anything is made of it.
+Adoption writes blocks, because it logs rows without looking at each of them. A block can be
+damaged or forged. What COPY does not write is refused, and the number of rows that a block
+claims is checked before any of them is decoded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from oplog.value.kind import text_as_wire
 Key: TypeAlias = tuple[Wire | None, ...]
 
 MAX_BLOCK_ROWS: Final = 131_072
-"""Most rows of one entry: what 16 MiB of shorter rows would take in memory is out of bounds."""
+"""Most rows of one entry. Without this limit, 16 MiB of very short rows would decode to
+millions of Python objects."""
 _BARE = "\b\v\f\r"
 """Characters that COPY escapes, besides those that end a field or a row."""
 _BOOLS = {"true": True, "false": False}
 
 
 def order_columns(shape: Shape) -> tuple[Column, ...]:
-    """The columns of a block in the order they are written: the key's first, to be found by."""
+    """Return the columns in the order of a block: the key first, so that rows are found by it."""
     return (*shape.key_columns, *(c for c in shape.columns if not c.primary_key))
 
 
@@ -40,10 +41,10 @@ def read_block(
     first_ordinal: int,
     keys: Collection[Key] | None = None,
 ) -> list[Effect]:
-    """The creates that a block holds, or only those of rows under one of `keys`.
+    """Return the creates in a block, or only those of rows under one of `keys`.
 
-    `fields` are the field numbers of the rows' columns. Raises `DecodeError` unless these are
-    all columns of the shape, the rows as many as claimed, and each of them what COPY writes.
+    `fields` are the field numbers of the rows' columns. Raises `DecodeError` unless they are
+    all columns of the shape, there are `row_count` rows, and each row is one that COPY writes.
     """
     columns = _find_columns(shape, fields)
     _check_count(shape, rows, row_count)
@@ -51,6 +52,7 @@ def read_block(
         return _read_rows(shape, columns, rows, first=first_ordinal)
     prefixes = _print_keys(columns, shape, keys)
     if prefixes is None:
+        # A value may have several texts (1 and 1.0 of a float): decode every row and compare.
         found = _read_rows(shape, columns, rows, first=first_ordinal)
         wanted = set(keys)
         return [effect for effect in found if effect.key in wanted]
@@ -68,7 +70,7 @@ def check_total(row_counts: Iterable[int]) -> None:
     total = sum(row_counts)
     if total > MAX_BLOCK_ROWS:
         raise DecodeError(
-            f"an entry's blocks claim {total} rows, over {MAX_BLOCK_ROWS}",
+            f"an entry's blocks claim {total} rows; the limit is {MAX_BLOCK_ROWS}",
             hint="the entry is damaged or written by a newer library; upgrade and run verify",
         )
 
@@ -76,7 +78,7 @@ def check_total(row_counts: Iterable[int]) -> None:
 def _find_columns(shape: Shape, fields: Sequence[int]) -> list[Column]:
     if len(fields) != len(shape.columns) or set(fields) != shape.by_number.keys():
         raise _damaged(
-            shape, f"its columns are fields {list(fields[:20])}, not all fields of the type once"
+            shape, f"its columns are fields {list(fields[:20])}, not each field of the type once"
         )
     return [shape.by_number[number] for number in fields]
 
@@ -84,7 +86,7 @@ def _find_columns(shape: Shape, fields: Sequence[int]) -> list[Column]:
 def _check_count(shape: Shape, rows: bytes, row_count: int) -> None:
     found = rows.count(b"\n")
     if found != row_count:
-        raise _damaged(shape, f"it claims {row_count} rows and has {found}")
+        raise _damaged(shape, f"it claims {row_count} rows but has {found}")
     if rows and not rows.endswith(b"\n"):
         raise _damaged(shape, "bytes follow its last row")
 
@@ -125,12 +127,12 @@ def _read_rows(shape: Shape, columns: Sequence[Column], rows: bytes, *, first: i
 
 
 def _split(text: str, width: int) -> Iterable[tuple[str, ...]]:
-    """Fields by column."""
+    """Return the fields of each column."""
     if any(bare in text for bare in _BARE):
-        raise ValueError("a character that COPY escapes stands bare")
+        raise ValueError("a character that COPY escapes is not escaped")
     lines = [line.split("\t") for line in text[:-1].split("\n")]
     if any(len(line) != width for line in lines):
-        raise ValueError(f"it has not {width} columns")
+        raise ValueError(f"it does not have {width} columns")
     return zip(*lines, strict=True)
 
 
@@ -138,7 +140,7 @@ def _read_column(
     codec: ValueCodec, fields: Sequence[str], *, escaped: bool
 ) -> Sequence[Wire | None]:
     texts: Sequence[str | None] = fields
-    # Asked of all together, it costs next to nothing.
+    # One search over all fields is much cheaper than one for each field.
     if escaped and "\\" in "".join(fields):
         texts = [read_copy_field(field) if "\\" in field else field for field in fields]
     if codec.from_text is text_as_wire:
@@ -153,8 +155,9 @@ def _read_column(
     if codec.kind is Kind.BYTES:
         write = codec.to_text
         for text, value in zip(texts, values, strict=True):
+            # bytes.fromhex also accepts upper case and white space, which COPY never writes.
             if value is not None and write(value) != text:
-                raise ValueError("bytes are not lower-case hex after a backslash and x")
+                raise ValueError("bytes are not written as \\x and lower-case hex digits")
     return values
 
 
@@ -164,7 +167,7 @@ def _read_column(
 def _print_keys(
     columns: Sequence[Column], shape: Shape, keys: Collection[Key]
 ) -> list[bytes] | None:
-    """How rows under these keys begin; None where that is not certain."""
+    """Return the bytes that rows under these keys begin with; None if that is not certain."""
     first = columns[: len(shape.key_columns)]
     codecs = [shape.codecs[column.name] for column in first]
     if not all(column.primary_key and _is_literal(codec) for column, codec in zip(first, codecs)):  # noqa: B905 - made of one another
@@ -180,12 +183,12 @@ def _print_keys(
 
 
 def _is_literal(codec: ValueCodec) -> bool:
-    """A value has one text only, the one that its codec writes."""
+    """Whether a value of this codec has only one text, the one that the codec writes."""
     return codec.kind in (Kind.INT, Kind.BYTES) or codec.from_text is text_as_wire
 
 
 def _find_lines(rows: bytes, prefix: bytes) -> Iterable[tuple[int, int]]:
-    """Start and end of the lines that begin so."""
+    """Yield start and end of each line that begins with `prefix`."""
     start = 0 if rows.startswith(prefix) else rows.find(b"\n" + prefix) + 1
     while start or rows.startswith(prefix):
         end = rows.index(b"\n", start) + 1

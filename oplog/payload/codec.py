@@ -1,9 +1,8 @@
-"""Row effects to payload bytes and back.
+"""Encodes row effects to payload bytes and decodes them.
 
-Pure. `Effect` is an operation in wire values, which replay turns into SQL text without a
-detour through Python objects. Must not know sealing or the database. The hard thing is
-absence: a column set to NULL, a column set to its type's default and a column not written
-must stay three different things.
+Effects hold wire values: replay turns them into SQL text without making Python objects. Three
+cases must stay apart on the wire: a column set to NULL, a column set to its protobuf default,
+and a column that was not written.
 """
 
 from __future__ import annotations
@@ -33,18 +32,19 @@ __all__ = [
 ]
 
 FindKeys: TypeAlias = Callable[[Shape], Collection[Key] | None]
-"""Keys of the rows that are looked for among those of a shape; None for all."""
+"""Returns the keys of the wanted rows of a shape; None for all rows."""
 
 _KINDS = {kind.value: kind for kind in OpType}
-# One call for all of an operation's fields; each access by itself costs as much as parsing it.
-_read_operation = attrgetter("kind", "type", "complete", "ordinal", "row", "null_fields")
+# One call reads all fields of an operation: reading them one by one takes as long as parsing.
+_OPERATION_FIELDS = ("kind", "type", "complete", "ordinal", "row", "null_fields")
+_read_operation = attrgetter(*_OPERATION_FIELDS)
 
 
 class TypeLookup(Protocol):
-    """Where decoding finds the shape an entry was written with."""
+    """Gives decoding the shape that an entry was written with."""
 
     def find_shape(self, type_name: str, revision: int) -> Shape:
-        """The stored shape; `UnknownTypeError` if the log does not know it."""
+        """Return the stored shape; `UnknownTypeError` if the log does not have it."""
         ...
 
     @property
@@ -54,7 +54,7 @@ class TypeLookup(Protocol):
 
 
 class RowCodec:
-    """Encodes and decodes rows of one shape; the per-shape work is done once."""
+    """Encodes and decodes rows of one shape; work that depends on the shape is done once."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
@@ -79,7 +79,11 @@ class RowCodec:
         )
 
     def encode_row(self, values: Mapping[str, Wire | None]) -> tuple[bytes, list[int], list[int]]:
-        """Message bytes, numbers of NULL fields, numbers of defaults not on the wire."""
+        """Return the message, the numbers of NULL fields, and those of defaults.
+
+        The last are written columns that hold their protobuf default in a field without
+        presence: protobuf leaves them out, so they would be read as not written.
+        """
         fields = self._fields
         present = {fields[name]: value for name, value in values.items() if value is not None}
         nulls: list[int] = []
@@ -100,7 +104,7 @@ class RowCodec:
         return row, nulls, defaults
 
     def decode_create(self, row: bytes, nulls: Sequence[int], *, ordinal: int) -> Effect:
-        """The effect of a create that logs every column: nearly all there is to replay."""
+        """Decode a create that logs every column: the fast path of replay, taken most often."""
         try:
             values = self._read_all(self._parse(row))
         except message.DecodeError as cause:
@@ -118,7 +122,7 @@ class RowCodec:
     def decode_row(
         self, row: bytes, nulls: Sequence[int], *, defaults: Sequence[int], complete: bool
     ) -> dict[str, Wire | None]:
-        """Written columns by name; the inverse of `encode_row`."""
+        """Return the written columns by name; the inverse of `encode_row`."""
         try:
             parsed = self._parse(row)
         except message.DecodeError as cause:
@@ -152,21 +156,22 @@ class RowCodec:
 
 
 class PayloadCodec:
-    """Encodes and decodes whole entries; keeps one `RowCodec` for each shape it met."""
+    """Encodes and decodes whole entries; keeps one `RowCodec` for each shape."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, int], RowCodec] = {}
 
     def find_row_codec(self, shape: Shape) -> RowCodec:
-        """The codec of this shape, built at first use."""
+        """Return the codec of this shape, which is built at first use."""
         key = (shape.type_name, shape.revision)
         found = self._rows.get(key)
+        # Another shape under the same revision: a second database, or a log that was refreshed.
         if found is None or found.shape is not shape:
             found = self._rows[key] = RowCodec(shape)
         return found
 
     def encode(self, effects: Iterable[Effect], *, aggregate: str) -> bytes:
-        """Payload bytes; `EntryTooLargeError` over the cap, before anything is sealed."""
+        """Return payload bytes; `EntryTooLargeError` if they are over the limit of an entry."""
         payload = entry_pb2.Payload()
         uses: dict[int, int] = {}
         append = payload.operations.append
@@ -180,7 +185,7 @@ class PayloadCodec:
         return _serialize(payload, aggregate)
 
     def encode_block(self, shape: Shape, rows: bytes, *, row_count: int, aggregate: str) -> bytes:
-        """Payload bytes of rows that were there before: `rows` are COPY's, taken as they are.
+        """Return payload bytes of adopted rows: `rows` are what COPY printed, unchanged.
 
         Their columns are in the order of `order_columns`.
         """
@@ -213,9 +218,10 @@ class PayloadCodec:
     def decode(
         self, payload: bytes, types: TypeLookup, *, find_keys: FindKeys | None = None
     ) -> list[Effect]:
-        """The effects in a payload, in the order they were written.
+        """Return the effects in a payload, in the order they were written.
 
-        With `find_keys`, rows of blocks under other keys may be left out: they are many.
+        With `find_keys`, rows of blocks under other keys may be left out, which saves decoding
+        them.
         """
         try:
             parsed = entry_pb2.Payload.FromString(payload)
@@ -234,6 +240,7 @@ class PayloadCodec:
                 effects.append(codecs[use].decode_create(row, nulls, ordinal=ordinal))
             else:
                 effects.append(_decode_operation(operation, codecs))
+        # Before any block is decoded: many blocks within their own limits would add up.
         check_total(block.row_count for block in parsed.blocks)
         for block in parsed.blocks:
             effects += _decode_block(block, codecs, find_keys)
@@ -299,7 +306,7 @@ def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) ->
             f"an operation on {codec.shape.type_name!r} has no value for key column {cause}",
             hint="the entry is damaged; run verify",
         ) from cause
-    return Effect(kind, codec.shape, key, values, complete, operation.ordinal)
+    return Effect(kind, codec.shape, key, values, complete=complete, ordinal=operation.ordinal)
 
 
 def _damaged_row(shape: Shape) -> DecodeError:
@@ -310,7 +317,7 @@ def _damaged_row(shape: Shape) -> DecodeError:
 
 
 def _default_of(codec: RowCodec, name: str) -> Wire:
-    # A key field without presence that holds its type's default is not on the wire.
+    # A key field without presence is left out of the wire when it holds the type's default.
     column = codec.shape.by_name[name]
     return getattr(codec.shape.message_class(), column.field)  # type: ignore[no-any-return]
 

@@ -1,8 +1,7 @@
-"""Where Postgres keeps the columns of a logged type: by number, which survives a rename.
+"""Identifies the columns of a logged type by their numbers in the catalog, not by name.
 
-Pure. A name says what a column is called; its number in the catalog says which column it is. A
-renamed column keeps its number, a column that was dropped and added again has a new one.
-Numbers mean something inside one database only.
+A renamed column keeps its number (`attnum`). A column that was dropped and added again has a
+new one. Numbers are valid inside one database only.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Numbers:
 
 
 def match_numbers(old: Sequence[Numbers], new: Sequence[Numbers]) -> tuple[Numbers, Numbers] | None:
-    """The numbers of two revisions in the newest database that has both; None without one."""
+    """Return both revisions' numbers in the newest database that has both, or None."""
     by_database = {numbers.database: numbers for numbers in old}
     for numbers in reversed(new):
         if numbers.database in by_database:
@@ -34,9 +33,9 @@ def match_numbers(old: Sequence[Numbers], new: Sequence[Numbers]) -> tuple[Numbe
 
 
 def is_same_table(old: Sequence[Numbers], new: Sequence[Numbers], names: Iterable[str]) -> bool:
-    """Whether the table is the same, and each of `names` the same column of it.
+    """Whether the table is the same, and each of `names` is the same column of it.
 
-    True where no database has numbers of both: then nothing says otherwise.
+    True if no database has numbers of both: nothing contradicts the names then.
     """
     pair = match_numbers(old, new)
     if pair is None:

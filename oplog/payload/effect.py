@@ -1,7 +1,7 @@
-"""The effect of a transaction on one row: in wire values, and as the operation people see.
+"""`Effect`, a transaction's change of one row in wire values, and its conversion to `Operation`.
 
-Pure. Must not know bytes or the database. The hard thing is to refuse, from what is given by
-hand, every value whose stored form is not certain.
+An operation that the application gives by hand is refused when the stored form of one of its
+values is not certain: the log would differ from the table.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from oplog.value import UNSURE, Wire
 
 @dataclass(slots=True)
 class Effect:
-    """What a transaction did to one row, in wire values (None is NULL).
+    """A transaction's change of one row, in wire values (None is NULL).
 
-    `key` is the primary key before the operation, in `shape.key_columns` order. `values`
-    maps written columns to wire values; `complete` says that they are all logged columns.
-    `adopted` marks the create of a row that was there when the log met it: it takes the
-    place of whatever the log said of that key before.
+    `key` is the primary key before the operation, in the order of `shape.key_columns`.
+    `values` maps written columns to wire values; `complete` says that they are all logged
+    columns. `adopted` marks the create of a row that adoption found in the table: it replaces
+    everything that the log had under that key before.
     """
 
     kind: OpType
@@ -35,7 +35,7 @@ class Effect:
 
 
 def effect_to_operation(effect: Effect) -> Operation:
-    """The effect with Python's natural values."""
+    """Return the effect as an `Operation`, with Python values."""
     codecs = effect.shape.codecs
     key = {
         name: None if wire is None else codecs[name].to_python(wire)
@@ -49,11 +49,11 @@ def effect_to_operation(effect: Effect) -> Operation:
 
 
 def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> Effect:
-    """An operation given by hand, in wire values.
+    """Convert an operation that the application gave by hand to wire values.
 
-    Raises `UnknownTypeError` for a column the type does not have and `EntryError` for a key
-    that is not the whole primary key or is written anew, for an update of nothing, and for a
-    value whose stored form is not certain.
+    Raises `UnknownTypeError` for a column that the type does not have. Raises `EntryError` for
+    a key that is not the whole primary key or that the fields change, for an update without
+    columns, and for a value whose stored form is not certain.
     """
     if set(operation.key) != set(shape.key_names):
         raise EntryError(
@@ -79,15 +79,16 @@ def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> 
         raise EntryError(
             f"operation on {operation.type_name!r} names one key and writes another: "
             f"{', '.join(moved)} differs",
-            hint="a row that changes its key is a delete and a create",
+            hint="log a change of key as a delete and a create",
         )
     if operation.kind is OpType.CREATE:
         missing = [name for name in shape.names if name not in values]
         if missing:
             raise EntryError(
                 f"create of {operation.type_name!r} leaves out {missing}",
-                hint="a create says every logged column; use None for NULL",
+                hint="give every logged column; use None for NULL",
             )
+        # Complete rows have their columns in the order of the shape, as decoding gives them.
         values = {name: values[name] for name in shape.names}
     elif not values:
         raise EntryError(

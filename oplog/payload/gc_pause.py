@@ -1,7 +1,7 @@
-"""Python's cyclic garbage collector, paused for work that makes many objects and no cycles.
+"""Pauses Python's cyclic garbage collector during work that makes many objects and no cycles.
 
-Must not know what the work is. The hard thing is that the collector belongs to the whole
-process: other threads' garbage is still to be collected, and the setting found is restored.
+The collector belongs to the whole process: other threads' garbage is still collected between
+batches, and the previous setting is restored at the end.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def pause_collector() -> Iterator[Callable[[], None]]:
-    """No cyclic garbage collection but when told, between batches.
+    """Disable cyclic garbage collection; the yielded function collects, between batches.
 
-    A batch is many small objects and no cycles. Taking them for possible garbage, the
-    collector walked the whole process's heap again and again: two fifths of a replay's time.
+    A batch makes many small objects and no cycles. Each makes the collector run sooner, and it
+    walked the whole heap again and again: two fifths of the time of a replay.
     """
     enabled = gc.isenabled()
 

@@ -1,8 +1,8 @@
-"""What became of a type's columns from one revision to the next, and whether names tell it.
+"""Follows a type's columns from one revision to the next, and finds renamed and replaced ones.
 
-Pure. Old rows are read by the names of their columns. That is wrong after a rename, and after a
-column was dropped and another one of its name was added: numbers in the catalog tell. Revisions
-were stored in several databases, and some before numbers were.
+Rows of an old revision are read by column name. That is wrong after a rename, and after a column
+was dropped and another one was added under its name. Column numbers show both. Revisions may
+come from several databases, and the oldest ones have no numbers; then only names count.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from oplog.payload.column_numbers import match_numbers
 from oplog.payload.shape import Shape
 
 _WAY_OUT = (
-    "log the rows as they are now: oplog adopt --again, then oplog snapshot; or declare what "
-    "became of the old columns: catalog.upcast(...)"
+    "log the rows as they are now: oplog adopt --again, then oplog snapshot; or declare how "
+    "old columns map to new ones: catalog.upcast(...)"
 )
 
 
@@ -26,8 +26,8 @@ _WAY_OUT = (
 class Break:
     """Why rows of an old revision cannot be read by the names of their columns.
 
-    `column` is the old revision's, `now` what the table calls it; both are empty where the
-    whole table was replaced.
+    `column` is the name in the old revision, `now` the name in the table; both are empty if
+    the whole table was replaced.
     """
 
     type_name: str
@@ -38,40 +38,40 @@ class Break:
     now: str = ""
 
     def describe(self) -> str:
-        """What is the case, for an error or a finding."""
+        """Return one sentence for an error or a finding."""
         logged = f"rows of type {self.type_name!r} revision {self.revision} were logged"
         if self.what == "renamed":
             return f"column {self.table}.{self.now} was called {self.column} when {logged}"
         if self.what == "added again":
             return (
                 f"column {self.table}.{self.column} was dropped and added again since {logged}: "
-                "their values are those of the dropped one"
+                "their values belong to the dropped column"
             )
-        return f"table {self.table} was replaced by another of its name since {logged}"
+        return f"table {self.table} was replaced by another of that name since {logged}"
 
     @property
     def hint(self) -> str:
-        """The way out."""
+        """What to do about it."""
         return _WAY_OUT
 
     def to_error(self, *, hint: str = _WAY_OUT) -> SchemaDriftError:
-        """The refusal."""
+        """Return the error that refuses to read these rows."""
         return SchemaDriftError(self.describe(), hint=hint)
 
 
 class StepLookup(Protocol):
-    """Where declared steps between revisions are found; `TypeCatalog` is one."""
+    """Gives the declared steps between revisions; `TypeCatalog` implements it."""
 
     def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> object | None:
-        """The step between two neighbouring revisions, or None."""
+        """Return the step between two adjacent revisions, or None."""
         ...
 
 
 def find_breaks(shapes: Sequence[Shape], target: Shape) -> dict[int, Break]:
-    """By revision, why its rows do not read as rows of `target`; without those that do.
+    """Return, by revision, why its rows cannot be read as rows of `target`.
 
-    `shapes` are the stored revisions of one type, rising. `target` is the table as it is now,
-    or as the newest of them has it.
+    Revisions whose rows can are left out. `shapes` are the stored revisions of one type in
+    ascending order. `target` is the table as it is now, or the newest of the revisions.
     """
     chain = [*(shape for shape in shapes if shape is not target), target]
     steps = [_follow(old, new) for old, new in pairwise(chain)]
@@ -84,7 +84,7 @@ def find_breaks(shapes: Sequence[Shape], target: Shape) -> dict[int, Break]:
 
 
 def list_unread(breaks: Mapping[int, Break], steps: StepLookup) -> list[Break]:
-    """Breaks that no declared step leads past."""
+    """Return the breaks that no declared step converts past."""
     left = []
     for revision, broken in breaks.items():
         lifted = revision
@@ -96,7 +96,7 @@ def list_unread(breaks: Mapping[int, Break], steps: StepLookup) -> list[Break]:
 
 
 def group_shapes(shapes: Iterable[Shape]) -> dict[str, list[Shape]]:
-    """Revisions by type, in their order."""
+    """Group revisions by type and keep their order."""
     grouped: dict[str, list[Shape]] = {}
     for shape in shapes:
         grouped.setdefault(shape.type_name, []).append(shape)
@@ -105,7 +105,7 @@ def group_shapes(shapes: Iterable[Shape]) -> dict[str, list[Shape]]:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """From one revision to the next: what each column is called then, None if it is gone."""
+    """From one revision to the next: the new name of each column that is still there."""
 
     names: Mapping[str, str]
     replaced: bool = False
@@ -114,7 +114,7 @@ class _Step:
 def _follow(old: Shape, new: Shape) -> _Step:
     pair = match_numbers(old.numbers, new.numbers)
     if pair is None:
-        # Nothing but names: a column that is not there under its name is taken for dropped.
+        # There are no numbers to compare: a column whose name is missing counts as dropped.
         known = {*new.names, *new.excluded}
         return _Step({name: name for name in (*old.names, *old.excluded) if name in known})
     before, now = pair

@@ -1,8 +1,7 @@
-"""Whether an application's own protobuf message can hold every value of its table.
+"""Checks that an application's own protobuf message can hold every value of its table.
 
-Pure, decided at registration. Must not know the database. The hard thing is to refuse a
-field that fits today's rows and not tomorrow's: an int32 for a bigint, a double for a
-numeric.
+The check runs when the type is registered. It compares types, not values: an int32 for a bigint
+column is refused even if every value in the table today would fit.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _ADVICE: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ExpectedField:
-    """A logged column, as a field of a message has to hold it."""
+    """A logged column for which the message needs a field."""
 
     name: str
     kind: Kind
     wide: bool
-    """The column is a bigint, whose values an int32 does not hold."""
+    """The column is a bigint, whose values do not fit into an int32."""
 
 
 def check_message(
@@ -54,8 +53,8 @@ def check_message(
 ) -> None:
     """Raise unless the message has a field for every column that holds all its values.
 
-    `ConfigurationError` names a column without a field, `NotCapturableError` one whose field
-    is too narrow or of another kind.
+    `ConfigurationError` names a column without a field, `NotCapturableError` a column whose
+    field is too narrow or of another kind.
     """
     name = message_class.DESCRIPTOR.full_name
     fields = {field.name: field for field in message_class.DESCRIPTOR.fields}

@@ -1,7 +1,7 @@
-"""The shape of a type whose message the application compiled itself.
+"""Makes the shape of a type whose protobuf message the application compiled itself.
 
-Pure. Must not know a database. The application counts the revisions: one that the log has
-already must still mean the same bytes, of the same columns.
+The application numbers its revisions. A revision that is in the log already must still stand
+for the same bytes and the same columns.
 """
 
 from __future__ import annotations
@@ -29,28 +29,36 @@ def register_shape(
     stored: Sequence[Shape],
     numbers: Numbers | None = None,
 ) -> Shape:
-    """The shape for a table whose message the application compiled itself.
+    """Return the shape for a table whose message the application compiled itself.
 
-    Raises `ConfigurationError` when the log already knows another shape under the same
-    revision, or the same of other columns: old entries would be read as what they are not.
+    Raises `ConfigurationError` when the log already has another shape under this revision, or
+    the same shape for other columns: old entries would be decoded wrongly.
     """
     descriptor = message_class.DESCRIPTOR
     fields = {f.name: f.number for f in descriptor.fields}
     numbered = tuple(
-        Column(c.name, c.pg_type, c.kind, c.name, fields[c.name], c.primary_key, c.category)
+        Column(
+            name=c.name,
+            pg_type=c.pg_type,
+            kind=c.kind,
+            field=c.name,
+            number=fields[c.name],
+            primary_key=c.primary_key,
+            category=c.category,
+        )
         for c in columns
     )
     shape = Shape(
-        type_name,
-        revision,
-        schema,
-        table,
-        numbered,
-        aggregate,
-        descriptor.full_name,
-        _descriptor_set(descriptor.file).SerializeToString(deterministic=True),
-        dict(excluded),
-        () if numbers is None else (numbers,),
+        type_name=type_name,
+        revision=revision,
+        schema=schema,
+        table=table,
+        columns=numbered,
+        aggregate=aggregate,
+        message_name=descriptor.full_name,
+        descriptor=_descriptor_set(descriptor.file).SerializeToString(deterministic=True),
+        excluded=dict(excluded),
+        numbers=() if numbers is None else (numbers,),
     )
     for known in stored:
         if known.revision == revision:
@@ -60,13 +68,13 @@ def register_shape(
 
 
 def _check_registered(shape: Shape, known: Shape) -> None:
-    """Raise `ConfigurationError` unless the stored revision is what is registered."""
+    """Raise `ConfigurationError` unless the stored revision matches the registered one."""
     name, revision = shape.type_name, shape.revision
     if not is_same_table(known.numbers, shape.numbers, shape.names):
         raise ConfigurationError(
-            f"type {name!r} revision {revision} was stored for a table or a column that was "
-            "replaced since: its name is the same, its values are not",
-            hint=f"register it with revision={revision + 1}, and log its rows anew: "
+            f"type {name!r} revision {revision} was stored for a table or a column that has "
+            "been replaced since by another one of the same name",
+            hint=f"register it with revision={revision + 1}, and log its rows again: "
             "oplog adopt --again",
         )
     if not known.same_as(shape):
@@ -77,7 +85,7 @@ def _check_registered(shape: Shape, known: Shape) -> None:
 
 
 def _descriptor_set(file: Any) -> descriptor_pb2.FileDescriptorSet:
-    """`file` with everything it imports, dependencies first."""
+    """Return `file` with everything it imports, dependencies first."""
     ordered: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
     def visit(current: Any) -> None:

@@ -1,9 +1,7 @@
-"""The shape of a logged type: its columns, their field numbers, its protobuf message.
+"""`Shape`, one revision of a logged type: its columns, field numbers and protobuf message.
 
-Pure: from what an application declares and what the log already knows, to a `Shape`. Must
-not know a database or a session. The hard thing is that field numbers are for ever: a
-column keeps its number through every revision, a removed one's number is never given to
-another column, and a column whose kind of value changed gets a new number.
+Field numbers are permanent. A column keeps its number through every revision, the number of a
+removed column is never used again, and a column whose values changed kind gets a new number.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _FIELD_TYPE = {
     Kind.TEXT: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
 }
 _FIRST_RESERVED, _LAST_RESERVED = 19000, 19999
-"""Field numbers that protobuf keeps for itself."""
+"""Field numbers that protobuf reserves for its own use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +41,15 @@ class Column:
     number: int
     primary_key: bool
     category: str = ""
-    """Postgres' typcategory-like hint for `codec_for`: 'E' for an enum."""
+    """`pg_type.typcategory`, for `codec_for`: 'E' for an enum."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """One revision of a type, as kept in the log's type table.
 
-    `descriptor` is a serialised `FileDescriptorSet` whose last file holds `message_name`.
-    `untracked_columns` are the table's columns that never enter a payload, with the reason.
+    `descriptor` is a serialised `FileDescriptorSet` whose last file defines `message_name`.
+    `excluded` are the table's columns that are never logged, each with the reason.
     """
 
     type_name: str
@@ -64,7 +62,7 @@ class Shape:
     descriptor: bytes
     excluded: Mapping[str, str] = field(default_factory=dict)
     numbers: tuple[Numbers, ...] = field(default=(), compare=False)
-    """Where its columns are in each database that has used it, the first one first."""
+    """Column numbers in each database that has used this revision, oldest first."""
 
     @cached_property
     def by_name(self) -> Mapping[str, Column]:
@@ -93,7 +91,7 @@ class Shape:
 
     @cached_property
     def codecs(self) -> Mapping[str, ValueCodec]:
-        """How each column's values travel."""
+        """The value codec of each column."""
         return {c.name: codec_for(c.pg_type, category=c.category) for c in self.columns}
 
     @cached_property
@@ -114,7 +112,7 @@ class Shape:
         return message_factory.GetMessageClass(found)
 
     def to_json(self) -> dict[str, Any]:
-        """What the type table stores beside the descriptor."""
+        """Return what the type table stores beside the descriptor."""
         return {
             "schema": self.schema,
             "table": self.table,
@@ -160,16 +158,16 @@ class Shape:
                 for c in shape["columns"]
             )
             return cls(
-                type_name,
-                revision,
-                shape["schema"],
-                shape["table"],
-                columns,
-                shape["aggregate"],
-                shape["message"],
-                descriptor,
-                shape["excluded"],
-                tuple(numbers),
+                type_name=type_name,
+                revision=revision,
+                schema=shape["schema"],
+                table=shape["table"],
+                columns=columns,
+                aggregate=shape["aggregate"],
+                message_name=shape["message"],
+                descriptor=descriptor,
+                excluded=shape["excluded"],
+                numbers=tuple(numbers),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise DecodeError(
@@ -178,13 +176,13 @@ class Shape:
             ) from cause
 
     def same_as(self, other: Shape) -> bool:
-        """Whether both describe the same bytes, whatever their revision numbers."""
+        """Whether both stand for the same bytes; their revision numbers are not compared."""
         return replace(self, revision=0) == replace(other, revision=0)
 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredColumn:
-    """A column as the application's models declare it and the database has it."""
+    """A column that both the application's models and the database have."""
 
     name: str
     pg_type: str
@@ -204,26 +202,26 @@ def derive_shape(
     stored: Sequence[Shape],
     numbers: Numbers | None = None,
 ) -> Shape:
-    """The shape for a table without a message of its own.
+    """Return the shape for a table whose message is derived from its columns.
 
-    `stored` are all revisions the log knows. A revision that already says the same of the same
-    table and columns (by their `numbers`) is returned as it is: old and new processes run side
-    by side during a deploy. Otherwise a new one, with every field number kept that a column of
-    that name and kind ever had.
+    `stored` are all revisions in the log. An equal revision of the same table and columns (by
+    their `numbers`) is returned unchanged: old and new processes run side by side during a
+    deploy, and must not add revisions in turns. Otherwise a new revision is made, in which a
+    column keeps the field number that its name and kind had in any earlier revision.
     """
     numbered, retired = _number_columns(columns, stored)
     message_name, descriptor = _describe(type_name, numbered, retired)
     shape = Shape(
-        type_name,
-        max((known.revision for known in stored), default=0) + 1,
-        schema,
-        table,
-        tuple(numbered),
-        aggregate,
-        message_name,
-        descriptor,
-        dict(excluded),
-        () if numbers is None else (numbers,),
+        type_name=type_name,
+        revision=max((known.revision for known in stored), default=0) + 1,
+        schema=schema,
+        table=table,
+        columns=tuple(numbered),
+        aggregate=aggregate,
+        message_name=message_name,
+        descriptor=descriptor,
+        excluded=dict(excluded),
+        numbers=() if numbers is None else (numbers,),
     )
     return match_stored(shape, stored) or shape
 
@@ -231,7 +229,7 @@ def derive_shape(
 def _number_columns(
     columns: Sequence[DeclaredColumn], stored: Sequence[Shape]
 ) -> tuple[list[Column], list[int]]:
-    """Columns with their numbers, and the numbers that no column has any more."""
+    """Return the columns with their numbers, and the numbers of removed columns."""
     numbers: dict[tuple[str, Kind], int] = {}
     fields: dict[int, str] = {}
     for known in stored:
@@ -254,26 +252,26 @@ def _number_columns(
             taken.add(_json_name(fields[number]))
         numbered.append(
             Column(
-                declared.name,
-                declared.pg_type,
-                declared.kind,
-                fields[number],
-                number,
-                declared.primary_key,
-                declared.category,
+                name=declared.name,
+                pg_type=declared.pg_type,
+                kind=declared.kind,
+                field=fields[number],
+                number=number,
+                primary_key=declared.primary_key,
+                category=declared.category,
             )
         )
     return numbered, sorted(set(numbers.values()) - {column.number for column in numbered})
 
 
 def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
-    """The newest stored revision that reads and writes the same bytes for the same table.
+    """Return the newest stored revision that stands for the same bytes of the same table.
 
-    Numbers retired later are declared in newer descriptors only, so descriptors of derived
-    types are not compared: columns decide.
+    Descriptors are not compared: a derived descriptor also reserves numbers of removed
+    columns, so it changes although the columns are the same.
     """
     for known in reversed(stored):
-        # A column that was dropped and added again has its old name, and none of its values.
+        # A column that was dropped and added again has the old name but none of the old values.
         if replace(known, revision=0, descriptor=b"") == replace(
             shape, revision=0, descriptor=b""
         ) and is_same_table(known.numbers, shape.numbers, shape.names):
@@ -282,13 +280,13 @@ def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
 
 
 def _name_field(column: str, number: int, taken: Collection[str]) -> str:
-    """A protobuf name for a new column: its own where that is one and is free.
+    """Return a protobuf name for a new column: its own if it is valid and free.
 
     `taken` are JSON names: protobuf compilers refuse `address1` beside `address_1`.
     """
     if (
         re.fullmatch(r"[a-z][a-z0-9_]*", column)
-        # Or it would hide a method of the message.
+        # A field of this name would hide a method of the message.
         and not hasattr(message.Message, column)
         and not re.fullmatch(r"column_[0-9]+", column)
         and _json_name(column) not in taken

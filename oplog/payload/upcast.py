@@ -1,8 +1,7 @@
-"""Entries read as another revision of their type, through the catalog's declared steps.
+"""Converts effects between revisions of a type, through the steps declared in the catalog.
 
-Pure. Entries are never rewritten: an old one is lifted when it is read. Must not know where
-it came from. The hard thing is a partial row: an update carries only what changed, and a
-step gets just that.
+Stored entries are never rewritten; an old one is converted each time it is read. An update holds
+only the columns that changed, so a step may be called with a part of a row.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from oplog.value import UNSURE, Wire
 
 
 class StepLookup(Protocol):
-    """Where the declared steps are found; `TypeCatalog` is one."""
+    """Gives the declared steps; `TypeCatalog` implements it."""
 
     def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Any:
-        """The step between two neighbouring revisions, or None."""
+        """Return the step between two adjacent revisions, or None."""
         ...
 
 
 class Upcaster:
-    """Moves effects between revisions of their types."""
+    """Converts effects between revisions of their types."""
 
     def __init__(
         self,
@@ -35,16 +34,16 @@ class Upcaster:
         *,
         revisions: Mapping[str, int] | None = None,
     ) -> None:
-        """`revisions` asks for types as of a revision; others are lifted as far as steps go."""
+        """`revisions`: wanted revision by type; other types are converted as far as steps lead."""
         self._steps = steps
         self._types = types
         self._revisions = dict(revisions or {})
         self._paths: dict[tuple[str, int], tuple[Any, ...]] = {}
 
     def convert(self, effect: Effect) -> Effect:
-        """The effect in the wanted revision; itself when it is there already.
+        """Return the effect in the wanted revision; unchanged if it has that already.
 
-        Raises `UpcastError` when a step is missing, fails, or returns what the target
+        Raises `UpcastError` when a step is missing, fails, or returns a row that the target
         revision cannot hold.
         """
         shape = effect.shape
@@ -55,6 +54,7 @@ class Upcaster:
         target = self._types.find_shape(shape.type_name, path[-1][1])
         if not effect.values:
             return replace(effect, shape=target)
+        # Steps get Python values: they are application code and know nothing of wire values.
         row = _to_python(shape, effect.values)
         for step, revision in path:
             row = _apply(step, row, shape, revision, down=down)
@@ -102,12 +102,13 @@ def _apply(
     step: Any, row: dict[str, Any], shape: Shape, revision: int, *, down: bool
 ) -> dict[str, Any]:
     try:
-        result = step(dict(row))
+        result = step(dict(row))  # a copy: a step may change its argument
     except Exception as cause:
         raise UpcastError(
             f"the {'downcast' if down else 'upcast'} of type {shape.type_name!r} to revision "
             f"{revision} failed: {cause}",
-            hint="a step gets the written columns only: an update may lack the one it looks for",
+            hint="a step gets only the columns that were written; an update may lack others, "
+            "so test for a column before using it",
         ) from cause
     if not isinstance(result, dict):
         raise UpcastError(
@@ -122,19 +123,20 @@ def _to_wire(shape: Shape, name: str, value: Any) -> Wire | None:
     codec = shape.codecs.get(name)
     if codec is None:
         raise UpcastError(
-            f"the step gave type {shape.type_name!r} revision {shape.revision} a column {name!r}",
+            f"the step returned column {name!r}, which type {shape.type_name!r} revision "
+            f"{shape.revision} does not have",
             hint=f"its columns are {', '.join(shape.names)}",
         )
     if value is None:
         return None
     wire = codec.to_wire(value)
     if wire is UNSURE and isinstance(value, str):
-        # What to_python could not turn into a Python value is Postgres' own text already.
+        # to_python leaves a value as Postgres' text when Python cannot hold it.
         wire = codec.from_text(value)
     if wire is UNSURE:
         raise UpcastError(
-            f"the step gave {shape.type_name}.{name} a {type(value).__name__}, which has no "
-            f"certain stored form as {codec.pg_type}",
+            f"the step returned a {type(value).__name__} for {shape.type_name}.{name}, which "
+            f"has no certain stored form as {codec.pg_type}",
             hint="return the Python type that matches the column",
         )
     return wire

@@ -1,9 +1,9 @@
-"""A log of which an archive has the beginning, and the database the rest: read as one.
+"""A log read as one whose beginning is in an archive, and the rest in the tables.
 
-What the database's own row says is published comes from the archive, all else from the tables.
-Must not know keys or payloads. The hard thing is the seam: both sides are cut at the row that
-the reader's own transaction shows. Every entry up to there was visible to whoever wrote the row,
-so it is to whoever sees the row; and every other one is told by the row's cursor.
+What the database's own row about the archive says is published is read from there, all else from
+the tables. Both halves are cut at the row that the reader's own transaction shows. Entries at or
+below the archived sequence are visible to any transaction that can see the row; the rest are
+selected by the row's cursor.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from oplog.archive.archived_log import ArchivedLog, check_links
 from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head, Origin
 from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
-from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry
+from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry, TablesLog
 from oplog.store.adopted import Turns, join_turns
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
@@ -37,66 +38,64 @@ class JoinedLog:
 
     ordered = False
 
-    def __init__(self, archived: ArchivedLog, cursor: Cursor, *, store: Store) -> None:
+    def __init__(self, archived: ArchivedLog, cursor: Cursor, *, tables: TablesLog) -> None:
         """`cursor` is the place up to which `archived` has everything."""
-        self.schema = store.schema
+        self.schema = tables.schema
         self.archived = archived
-        self._store = store
+        self._tables = tables
         self._cursor = cursor
         self._from_tables = False
 
     # -- what it is -----------------------------------------------------------------------
 
-    def read_log_id(self, connection: Connection) -> UUID:
-        """The identity of the log."""
-        return self._store.read_log_id(connection)
+    def read_log_id(self) -> UUID:
+        """The identity of the log, which tables and archive have in common."""
+        return self.archived.read_log_id()
 
-    def read_snapshot(self, connection: Connection) -> str:
+    def read_snapshot(self) -> str:
         """What the tables show now: all that is archived of it, and the rest."""
-        return self._store.read_snapshot(connection)
+        return self._tables.read_snapshot()
 
-    def list_types(self, connection: Connection) -> list[Shape]:
+    def list_types(self) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
-        return self._store.list_types(connection)
+        return self._tables.list_types()
 
-    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+    def list_keys(self) -> Mapping[str, bytes]:
         """Check values of data keys by key id."""
-        return self._store.list_keys(connection)
+        return self._tables.list_keys()
 
     # -- entries --------------------------------------------------------------------------
 
-    def iterate(
-        self, connection: Connection, filter: EntryFilter, *, snapshot: str
-    ) -> Iterator[list[StoredEntry]]:
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit: the archive's in their sequence, then by position."""
-        links: dict[str, StoredEntry] | None = {} if filter.takes_all else None
-        self._from_tables = False
-        yield from self.archived.iterate(connection, filter, snapshot="", newest=links)
         # With nothing from the archive the tables must have all.
-        whole = self.archived.first_sequence in (1, self.archived.sequence + 1)
-        for page in self._iterate_rest(connection, filter, snapshot):
+        whole = self.archived.whole or self.archived.first_sequence == self.archived.sequence + 1
+        chain = ChainCheck(whole=whole) if filter.takes_all else None
+        self._from_tables = False
+        yield from self.archived.iterate(filter, chain=chain)
+        for page in self._iterate_rest(filter, snapshot):
             self._from_tables = True
-            if links is not None:
-                check_links(page, links, whole=whole)
+            if chain is not None:
+                check_links(page, chain)
             yield page
         # A page may have been removed before it was read, unless all is read from one moment.
-        self._check_seam(connection)
+        self._check_seam()
 
-    def _iterate_rest(
-        self, connection: Connection, filter: EntryFilter, snapshot: str
-    ) -> Iterator[list[StoredEntry]]:
+    def _iterate_rest(self, filter: EntryFilter, snapshot: str) -> Iterator[list[StoredEntry]]:
         unseen = replace(filter, unseen=read_seen(self._cursor))
         if snapshot != ALL_VISIBLE:
             # By the index on transactions: all that is archived and not pruned may lie before.
-            news = Feed(self.schema).find_news(connection, self._cursor, snapshot=snapshot)
+            news = Feed(self.schema).find_news(
+                self._tables.connection, self._cursor, snapshot=snapshot
+            )
             if news is None:
                 return
             after = max(filter.after or 0, news.first_position - 1)
             unseen = replace(unseen, after=after)
-        yield from self._store.iterate(connection, unseen, snapshot=snapshot)
+        yield from self._tables.iterate(unseen, snapshot=snapshot)
 
-    def _check_seam(self, connection: Connection) -> None:
-        pruned = PruningStore(self.schema).read_watermark(connection)
+    def _check_seam(self) -> None:
+        pruned = PruningStore(self.schema).read_watermark(self._tables.connection)
         if pruned is not None and pruned.sequence > self.archived.sequence:
             raise ConflictError(
                 "entries were pruned while they were read",
@@ -107,39 +106,32 @@ class JoinedLog:
         """The sequence of an entry of the page given last, if that came from the archive."""
         return None if self._from_tables else self.archived.find_sequence(position)
 
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> Mapping[int, Pairs]:
+    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
         """Metadata pairs in their order, by transaction position, of the page given last."""
         if self._from_tables:
-            return self._store.read_metadata(connection, positions)
-        return self.archived.read_metadata(connection, positions)
+            return self._tables.read_metadata(positions)
+        return self.archived.read_metadata(positions)
 
     # -- what is found by index -----------------------------------------------------------
 
-    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+    def find_position(self, at: datetime, *, snapshot: str) -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
         return max(
-            self.archived.find_position(connection, at, snapshot=""),
-            self._store.find_position(connection, at, snapshot=snapshot),
+            self.archived.find_position(at),
+            self._tables.find_position(at, snapshot=snapshot),
         )
 
     def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
+        self, types: Sequence[str], *, snapshot: str, through: int | None = None
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
-        found = self.archived.find_adoptions(connection, types, snapshot="", through=through)
-        live = self._store.find_adoptions(connection, types, snapshot=snapshot, through=through)
+        found = self.archived.find_adoptions(types, through=through)
+        live = self._tables.find_adoptions(types, snapshot=snapshot, through=through)
         return join_turns([*found.items(), *live.items()])
 
-    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+    def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Of what the tables have; the others are checked while all entries are read."""
-        return self._store.list_broken_links(connection, limit=limit)
+        return self._tables.list_broken_links(limit=limit)
 
 
 def join_log(connection: Connection, archive: Archive, *, store: Store) -> JoinedLog:
@@ -149,12 +141,13 @@ def join_log(connection: Connection, archive: Archive, *, store: Store) -> Joine
     `PrunedError` for one that lacks what was pruned, `LogForkedError` for one that went on
     without what this database has published.
     """
+    tables = TablesLog(store, connection)
     # The row first: a head that is read after it has all that the row says.
     rows = {row.archive_id: row for row in ExportStore(store.schema).list_rows(connection)}
     pruned = PruningStore(store.schema).read_watermark(connection)
     head = archive.read_head()
     row = rows.get(head.archive_id)
-    if head.log_id != store.read_log_id(connection) or row is None:
+    if head.log_id != tables.read_log_id() or row is None:
         raise ConfigurationError(
             f"this database was not published to {archive.url}",
             hint="give the archive that oplog sync writes for this database"
@@ -165,11 +158,11 @@ def join_log(connection: Connection, archive: Archive, *, store: Store) -> Joine
     if pruned is None and head.first_sequence > 1:
         # The archive has given up what the tables still have.
         nothing = ArchivedLog(archive, head, schema=store.schema, through=head.first_sequence - 1)
-        return JoinedLog(nothing, Cursor("", 0, None), store=store)
+        return JoinedLog(nothing, Cursor("", 0, None), tables=tables)
     archived = ArchivedLog(archive, head, schema=store.schema, through=row.sequence)
     # Whether it is a standby is no matter: nothing is read but by the row's cursor.
     identifier = Feed(store.schema).read_identifier(connection)
-    return JoinedLog(archived, adopt_cursor(row, Origin(identifier, 0, 0)), store=store)
+    return JoinedLog(archived, adopt_cursor(row, Origin(identifier, 0, 0)), tables=tables)
 
 
 def check_row(archive: Archive, head: Head, row: ArchiveRow) -> None:

@@ -1,8 +1,7 @@
-"""Stored entries opened: hashes checked, unsealed, decoded.
+"""Opens stored entries: checks their hashes, unseals and decodes them.
 
-The one place where sealed bytes become effects, whichever source they come from. Must not
-know how they are replayed. The hard thing is to check before trusting: an entry whose bytes
-do not match its hash is refused, by name, before it is unsealed.
+The one place where sealed bytes become effects, whichever source they come from. An entry whose
+bytes do not match its hash is refused before it is unsealed.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from oplog.crypto.hashing import hash_body, hash_entry, hash_metadata
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.entry import LoggedEntry
 from oplog.errors import ChainBrokenError, OplogError
-from oplog.payload.codec import Effect, FindKeys, PayloadCodec, TypeLookup, effect_to_operation
+from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
+from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredEntry
+from oplog.store.whole_transactions import TransactionGroups
 
 
 @dataclass(slots=True)
@@ -32,22 +31,20 @@ class OpenedEntry:
 
 
 class EntryReader:
-    """Opens the entries of one log, which `store` has, for one connection."""
+    """Opens the entries of one log; made by `LogOpener`."""
 
     def __init__(
         self,
-        connection: Connection,
+        source: LogSource,
         *,
-        store: LogSource,
         sealer: Sealer,
         codec: PayloadCodec,
-        types: TypeLookup,
+        types: ShapeTable,
         log_id: UUID,
         key_checks: Mapping[str, bytes],
         upcaster: Upcaster | None = None,
     ) -> None:
-        self.connection = connection
-        self.store = store
+        self.source = source
         self.types = types
         self._sealer = sealer
         self._codec = codec
@@ -89,26 +86,24 @@ class EntryReader:
         `through` takes every transaction that began to write at or before that position,
         whole: half a transaction is a state that never was. `after` is a position.
         """
-        held: dict[int, list[OpenedEntry]] = {}
-        for page in self.store.iterate(
-            self.connection, EntryFilter(after=after), snapshot=snapshot
-        ):
+        groups = TransactionGroups[OpenedEntry]()
+        for page in self.source.iterate(EntryFilter(after=after), snapshot=snapshot):
             past = through is not None and page[0].position > through
-            if past and self.store.ordered and not held:
+            if past and self.source.ordered and not groups:
                 return
             for stored in page:
                 if through is not None and stored.transaction_position > through:
                     continue
-                group = held.setdefault(stored.transaction_position, [])
-                group.append(self.open(stored))
-                if len(group) == stored.transaction_size:
-                    yield held.pop(stored.transaction_position)
-        if held:
-            raise self._incomplete(held)
+                whole = groups.add(stored, self.open(stored))
+                if whole is not None:
+                    yield whole
+        groups.require_complete(
+            hint="rows of oplog_entry are missing; compare with a backup or the archive"
+        )
 
     def read(self, filter: EntryFilter, *, snapshot: str) -> Iterator[LoggedEntry]:
         """Entries for people, in causal order, from one snapshot."""
-        for page in self.store.iterate(self.connection, filter, snapshot=snapshot):
+        for page in self.source.iterate(filter, snapshot=snapshot):
             yield from self.present(page)
 
     def present(self, page: Iterable[StoredEntry]) -> Iterator[LoggedEntry]:
@@ -118,7 +113,7 @@ class EntryReader:
             opened = self.open(stored)
             yield LoggedEntry(
                 position=stored.position,
-                sequence=self.store.find_sequence(stored.position),
+                sequence=self.source.find_sequence(stored.position),
                 aggregate=stored.aggregate,
                 version=stored.version,
                 operations=tuple(effect_to_operation(e) for e in opened.effects),
@@ -132,9 +127,7 @@ class EntryReader:
 
     def read_metadata(self, entries: Sequence[StoredEntry]) -> Iterator[dict[str, list[str]]]:
         """The metadata of each entry's transaction; `ChainBrokenError` if it was altered."""
-        metadata = self.store.read_metadata(
-            self.connection, (e.transaction_position for e in entries)
-        )
+        metadata = self.source.read_metadata(e.transaction_position for e in entries)
         for stored in entries:
             pairs = metadata.get(stored.transaction_position, [])
             if hash_metadata(pairs) != stored.metadata_hash:
@@ -145,15 +138,6 @@ class EntryReader:
                     "backup or the archive",
                 )
             yield _group_pairs(pairs)
-
-    @staticmethod
-    def _incomplete(held: Mapping[int, list[OpenedEntry]]) -> ChainBrokenError:
-        position, group = min(held.items())
-        return ChainBrokenError(
-            f"the transaction at position {position} has {len(group)} of "
-            f"{group[0].stored.transaction_size} entries",
-            hint="rows of oplog_entry are missing; compare with a backup or the archive",
-        )
 
 
 def check_hashes(stored: StoredEntry) -> None:

@@ -8,10 +8,12 @@ before, so that a log with another past is told from one that only went on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from oplog.crypto.aggregate_chain import ChainCheck, ChainHead
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -21,7 +23,6 @@ from oplog.errors import (
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
-from oplog.reading.reader import describe
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
@@ -34,6 +35,7 @@ from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
 from oplog.store.checkpoints import FOLLOWER_PREFIX, RESTORED_PLACE, check_consumer_name
 from oplog.store.intake import Place, RestorationStore
+from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 1000
 """Entries applied in one transaction, more only for a single larger one of the log."""
@@ -54,6 +56,10 @@ class FollowReport:
     generation: int
     position: int
     rebuilt: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -204,12 +210,12 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
             )
         log = Store(store.schema)
         log.require_home(connection)
-        reader, shown = work.open_reader(connection), source.read_snapshot(connection)
-        plans = read_reader_plans(reader, snapshot=shown)
+        reader, shown = work.open_reader(connection), source.read_snapshot()
+        plans = read_reader_plans(connection, reader, snapshot=shown)
         live = {name: plan.live for plan in plans for name in plan.types}
-        for shape in place_shapes(source.list_types(connection), live):
+        for shape in place_shapes(source.list_types(), live):
             log.insert_type(connection, shape)
-        for key_id, check_value in source.list_keys(connection).items():
+        for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
         taken = suspend_switches(connection, oids)
@@ -242,16 +248,9 @@ def _list_aggregates(page: SequencedPage) -> list[str]:
 
 def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -> None:
     """Raise `ChainBrokenError` where an entry does not follow the one before."""
-    known = dict(heads)
+    chain = ChainCheck(heads={name: ChainHead(*head) for name, head in heads.items()})
     for stored in page.entries:
-        version, head = known.get(stored.aggregate, (0, bytes(32)))
-        if stored.version != version + 1 or stored.prev_hash != head:
-            raise ChainBrokenError(
-                f"position {stored.position} ({describe(stored)}) does not follow version "
-                f"{version}, which this database has",
-                hint="the log that is followed was altered, or is another one",
-            )
-        known[stored.aggregate] = (stored.version, stored.entry_hash)
+        chain.require(stored, hint="the log that is followed was altered, or is another one")
 
 
 def cut_batches(
@@ -261,29 +260,23 @@ def cut_batches(
     first = 0
     batch: list[StoredEntry] = []
     metadata: dict[int, list[tuple[str, str]]] = {}
-    open_group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     size = 0
     for page in pages:
         for number, stored in enumerate(page.entries, start=page.first):
-            if not batch and not open_group:
+            if not batch and not groups:
                 first = number
-            open_group.append(stored)
+            whole = groups.add(stored, stored)
             size += len(stored.data)
             if stored.transaction_position in page.metadata:
                 position = stored.transaction_position
                 metadata[position] = page.metadata[position]
-            if len(open_group) < stored.transaction_size:
+            if whole is None:
                 continue
-            batch += open_group
-            open_group = []
+            batch += whole
             if len(batch) >= most or size >= most_bytes:
                 yield SequencedPage(first, batch, metadata)
                 batch, metadata, size = [], {}, 0
-    if open_group:
-        raise ChainBrokenError(
-            f"the transaction at position {open_group[0].transaction_position} has "
-            f"{len(open_group)} of {open_group[0].transaction_size} entries",
-            hint="the log that is followed lacks entries",
-        )
+    groups.require_complete(hint="the log that is followed lacks entries")
     if batch:
         yield SequencedPage(first, batch, metadata)

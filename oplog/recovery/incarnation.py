@@ -8,7 +8,8 @@ its place is not known here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -49,6 +50,10 @@ class IncarnationReport:
     consumers: tuple[str, ...]
     strangers: tuple[str, ...]
     archives: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 def incarnate_log(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,6 +32,7 @@ from oplog.reading.reader import EntryReader
 from oplog.receipt import Receipt
 from oplog.store import StoredEntry
 from oplog.store.guard_state import ImageCount
+from oplog.store.whole_transactions import TransactionGroups
 
 REPLAYED = "oplog.replayed"
 """Metadata key of what was done again: generation and sequence of its first entry."""
@@ -93,6 +94,10 @@ class ReplayLostReport:
     replayed: int
     refused: list[RefusedTransaction] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
 
 def find_branch(head: Head, generation: int | None) -> Branch:
     """The branch that a generation lost, or the newest; `ConfigurationError` without one."""
@@ -128,17 +133,14 @@ def iterate_lost(
     source: ArchivedLog, reader: EntryReader, *, is_lost: Callable[[StoredEntry], bool]
 ) -> Iterator[LostTransaction]:
     """Transactions of a branch that the database does not have, in their order."""
-    group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     first = 0
     for page in source.iterate_sequence(after=source.first_sequence - 1):
         for sequence, entry in enumerate(page.entries, page.first):
-            first = first if group else sequence
-            group.append(entry)
-            if len(group) < entry.transaction_size:
-                continue
-            if any(is_lost(one) for one in group):
+            first = first if groups else sequence
+            group = groups.add(entry, entry)
+            if group is not None and any(is_lost(one) for one in group):
                 yield _open(source, reader, group, first)
-            group = []
 
 
 def _open(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -86,6 +87,10 @@ class RestoreReport:
     entries: int
     sequence: int
     generation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 Finish = Callable[[Connection, RestoreReport], None]
@@ -261,9 +266,9 @@ def _check_target(connection: Connection, request: _Request) -> None:
 
 
 def _read_plans(connection: Connection, request: _Request) -> list[TablePlan]:
-    reader, shown = request.open_reader(connection), request.source.read_snapshot(connection)
+    reader, shown = request.open_reader(connection), request.source.read_snapshot()
     limit = find_limit(reader, request.through, snapshot=shown)
-    return read_reader_plans(reader, snapshot=shown, through=limit)
+    return read_reader_plans(connection, reader, snapshot=shown, through=limit)
 
 
 def _restore(connection: Connection, request: _Request) -> RestoreReport:
@@ -327,7 +332,7 @@ def _take_in(
     reader = request.open_reader(connection)
     plans = [loader.plan for loader in loaders]
     _write_identity(connection, request, plans)
-    shown = source.read_snapshot(connection)
+    shown = source.read_snapshot()
     limit = find_limit(reader, request.through, snapshot=shown)
     rules = read_rules(reader, plans, snapshot=shown, through=limit, here=False)
     if request.snapshot is not None:
@@ -365,11 +370,11 @@ def _take_in(
 
 def _write_identity(connection: Connection, request: _Request, plans: Sequence[TablePlan]) -> None:
     log = Store(request.store.schema)
-    request.store.write_log_id(connection, request.source.read_log_id(connection))
-    shapes = request.source.list_types(connection)
+    request.store.write_log_id(connection, request.source.read_log_id())
+    shapes = request.source.list_types()
     for shape in place_shapes(shapes, {name: p.live for p in plans for name in p.types}):
         log.insert_type(connection, shape)
-    for key_id, check_value in request.source.list_keys(connection).items():
+    for key_id, check_value in request.source.list_keys().items():
         log.insert_key(connection, key_id, check_value=check_value)
 
 

@@ -1,33 +1,32 @@
-"""The log folded into tables: the one engine behind replay and verify.
+"""Folds the log into tables; the engine behind replay and verify.
 
-Knows the order of work: plan, create, fold and load in batches, constrain, digest. The hard
-thing is that everything is read from one snapshot, so that a log that grows meanwhile gives
-the same tables.
+The order of work: plan, create, fold and load in batches, add constraints, digest. Everything is
+read from one snapshot, so a log that grows meanwhile gives the same tables.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ChainBrokenError
 from oplog.payload.gc_pause import pause_collector
-from oplog.payload.shape import Shape
 from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.work import Driver, check_moment, open_work
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
-from oplog.replay.rules import list_gone, read_rules
+from oplog.replay.rules import find_turns, list_gone, make_rules
 from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
 from oplog.replay.validity import FoldRules
 
@@ -35,6 +34,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the position reached and the last one."""
 
 OpenReader: TypeAlias = Callable[[Connection], EntryReader]
+"""Opens the log that a restore reads, for the target's connection."""
 
 BATCH_ROWS = 50_000
 """Net rows folded in memory before they are loaded."""
@@ -58,6 +58,10 @@ class ReplayReport:
     position: int
     digest: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
+
 
 @dataclass(slots=True)
 class Applied:
@@ -69,8 +73,8 @@ class Applied:
 
 def replay_log(
     connection: Connection,
+    log: LogOpener,
     *,
-    open_reader: OpenReader,
     into: str = "replayed",
     through: int | datetime | None = None,
     batch_rows: int = BATCH_ROWS,
@@ -88,46 +92,38 @@ def replay_log(
     """
     with open_work(connection):
         require_primary(connection, "a replay")
-        reader = open_reader(connection)
-        snapshot = reader.store.read_snapshot(connection)
+        driver = Driver(connection)
+        reader = log.open(connection)
+        snapshot = reader.source.read_snapshot()
         check_links(reader)
         limit = find_limit(reader, through, snapshot=snapshot)
-        plans = read_reader_plans(reader, snapshot=snapshot, through=limit)
-        log_schema = reader.store.schema
-        loaders = make_schema(connection, plans, into=into, log_schema=log_schema)
+        turns = find_turns(reader, snapshot=snapshot, through=limit)
+        types = reader.types.latest.values()
+        plans = read_plans(connection, types, gone=list_gone(types, turns))
+        loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
         applied = fold_log(
             reader,
             loaders,
             snapshot=snapshot,
-            rules=read_rules(reader, plans, snapshot=snapshot, through=limit, here=True),
+            rules=make_rules(reader.types.shapes, plans, turns=turns, here=True),
             through=limit,
             batch_rows=batch_rows,
             progress=progress,
         )
-        add_constraints(connection, loaders, into=into)
-        driver = Driver(connection)
+        add_constraints(driver, loaders, into=into)
         comment_tables(driver, loaders, position=applied.position)
         digest = digest_tables(driver, loaders)
         rows = sum(loader.rows for loader in loaders)
         return ReplayReport(rows, applied.entries, applied.position, digest)
 
 
-def list_newest_types(reader: EntryReader) -> list[Shape]:
-    """The newest revision of every type the log has stored."""
-    shapes = reader.store.list_types(reader.connection)
-    return list({shape.type_name: shape for shape in shapes}.values())
-
-
 def read_reader_plans(
-    reader: EntryReader, *, snapshot: str, through: int | None = None
+    connection: Connection, reader: EntryReader, *, snapshot: str, through: int | None = None
 ) -> list[TablePlan]:
-    """Plans for the tables of all types but those that were retired, up to `through`."""
-    types = list_newest_types(reader)
-    names = [shape.type_name for shape in types]
-    turns = reader.store.find_adoptions(
-        reader.connection, names, snapshot=snapshot, through=through
-    )
-    return read_plans(reader.connection, types, gone=list_gone(types, turns))
+    """Plans for the live tables of all types but those that were retired, up to `through`."""
+    types = reader.types.latest.values()
+    turns = find_turns(reader, snapshot=snapshot, through=through)
+    return read_plans(connection, types, gone=list_gone(types, turns))
 
 
 def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
@@ -135,12 +131,12 @@ def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot:
     if not isinstance(through, datetime):
         return through
     moment = check_moment(through)
-    return reader.store.find_position(reader.connection, moment, snapshot=snapshot)
+    return reader.source.find_position(moment, snapshot=snapshot)
 
 
 def check_links(reader: EntryReader) -> None:
     """Raise `ChainBrokenError` unless every aggregate's versions and hashes link up."""
-    broken = reader.store.list_broken_links(reader.connection)
+    broken = reader.source.list_broken_links()
     if not broken:
         return
     shown = "; ".join(
@@ -229,7 +225,7 @@ def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied
 
 def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str) -> int:
     """The last position there is, or `through` if that is before it."""
-    last = reader.store.find_position(reader.connection, _END_OF_TIME, snapshot=snapshot)
+    last = reader.source.find_position(_END_OF_TIME, snapshot=snapshot)
     return last if through is None else min(last, through)
 
 

@@ -8,7 +8,9 @@ nobody here may alter the log. Everything is named, so that nothing beside it is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from oplog.postgres.quoting import (
     quote,
@@ -26,6 +28,30 @@ class RoleKind(StrEnum):
     """Publishes the log to an archive."""
     AUDITOR = "auditor"
     """Reads the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantsReport:
+    """The SQL that gives `role` what a role of its `kind` needs."""
+
+    kind: RoleKind
+    role: str
+    statements: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "kind": self.kind.value,
+            "role": self.role,
+            "statements": list(self.statements),
+        }
+
+
+def report_grants(
+    role: str, kind: RoleKind, *, schema: str, tables: Iterable[tuple[str | None, str]] = ()
+) -> GrantsReport:
+    """`list_grants` with what was asked."""
+    return GrantsReport(kind, role, tuple(list_grants(role, kind, schema=schema, tables=tables)))
 
 
 def list_grants(

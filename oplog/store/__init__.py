@@ -1,14 +1,14 @@
-"""All SQL on the log's tables; nothing outside this package and `tables` names them.
+"""All SQL on the log's tables; takes connections and plain values, and gives plain values.
 
-`entries` writes and reads the log, `feed` finds what is new for a consumer, `inspection`
-answers an operator's questions, `rows` are the plain values they give and take, `source` is
-what a log must offer to be read, here or elsewhere. Must not
-know catalogs, keys or sessions, and never opens or ends a transaction.
+`entries` writes and reads the log, `tables_log` reads it through one connection, `feed` finds
+what is new for a consumer, `rows` has the plain values, `log_source` is the interface of
+everything that a log can be read from. Nothing here opens or ends a transaction.
 """
 
 from oplog.store.entries import Store
 from oplog.store.log_source import LogSource, SequencedLog, SequencedPage
 from oplog.store.rows import BrokenLink, EntryFilter, NewEntry, StoredEntry
+from oplog.store.tables_log import TablesLog
 
 __all__ = [
     "BrokenLink",
@@ -19,4 +19,5 @@ __all__ = [
     "SequencedPage",
     "Store",
     "StoredEntry",
+    "TablesLog",
 ]

@@ -1,8 +1,9 @@
-"""What whoever reads a log needs of it, wherever it lies.
+"""Read interface of a log, in Postgres or in an archive.
 
-The tables in Postgres have this surface, and so has a log that is kept elsewhere: one reader,
-one replay, two inputs. Must not know either. The hard thing is order: every source gives
-entries after what they depend on, and only the tables give them by position.
+The tables (`TablesLog`), an archive (`ArchivedLog`) and both together (`JoinedLog`) have it, so
+that one reader and one replay serve all three. A source is bound to what it needs, such as a
+connection, when it is made. Every source gives entries after those that they depend on; only the
+tables give them by rising position.
 """
 
 from __future__ import annotations
@@ -12,81 +13,70 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy.engine import Connection
-
 from oplog.payload.shape import Shape
 from oplog.store.adopted import Turns
 from oplog.store.rows import BrokenLink, EntryFilter, StoredEntry
 
 
 class LogSource(Protocol):
-    """A log to read. `connection` is the reader's; a source elsewhere leaves it alone.
+    """A log to read. All positions are those of Postgres.
 
-    All positions are those of Postgres. A snapshot is what `read_snapshot` gave, opaque.
+    A snapshot is what `read_snapshot` of the same source gave; its text means nothing elsewhere.
     """
 
     @property
     def schema(self) -> str:
-        """The schema of the log's tables, which nothing may be rebuilt into."""
+        """The schema of the log's tables; a replay refuses to rebuild tables there."""
         ...
 
     @property
     def ordered(self) -> bool:
         """Whether entries come by rising position.
 
-        If not: in another causal order, a transaction's entries one after the other, and a
-        low position may come after a high one.
+        If not, they come in another causal order: the entries of a transaction follow each
+        other, and a low position may come after a high one.
         """
         ...
 
-    def read_log_id(self, connection: Connection) -> UUID:
+    def read_log_id(self) -> UUID:
         """The identity of the log, bound into every sealed entry."""
         ...
 
-    def read_snapshot(self, connection: Connection) -> str:
-        """What stands for all that is there now, for the other methods."""
+    def read_snapshot(self) -> str:
+        """The state of the log now, to be given to the other methods."""
         ...
 
-    def list_types(self, connection: Connection) -> list[Shape]:
+    def list_types(self) -> list[Shape]:
         """Every stored revision of every type, revisions rising."""
         ...
 
-    def list_keys(self, connection: Connection) -> Mapping[str, bytes]:
+    def list_keys(self) -> Mapping[str, bytes]:
         """Check values of data keys by key id."""
         ...
 
-    def iterate(
-        self, connection: Connection, filter: EntryFilter, *, snapshot: str
-    ) -> Iterator[list[StoredEntry]]:
-        """Pages of entries, none empty, in causal order: in the order of positions or not."""
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
+        """Pages of entries in causal order; no page is empty."""
         ...
 
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> Mapping[int, list[tuple[str, str]]]:
-        """Metadata pairs in their order, by transaction position; none, no item."""
+    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, list[tuple[str, str]]]:
+        """Metadata pairs in their order, by transaction position; left out where there are none."""
         ...
 
     def find_sequence(self, position: int) -> int | None:
-        """The sequence of an entry of the page given last; None where entries have none."""
+        """The sequence of an entry of the page given last; None where it has none yet."""
         ...
 
-    def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
+    def find_position(self, at: datetime, *, snapshot: str) -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
         ...
 
     def find_adoptions(
-        self,
-        connection: Connection,
-        types: Sequence[str],
-        *,
-        snapshot: str,
-        through: int | None = None,
+        self, types: Sequence[str], *, snapshot: str, through: int | None = None
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
         ...
 
-    def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
+    def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains."""
         ...
 
@@ -106,8 +96,8 @@ class SequencedPage(NamedTuple):
 class SequencedLog(LogSource, Protocol):
     """A log whose entries are numbered without gaps, in the order in which it gives them.
 
-    Of one generation: where the log was forked, what came after the fork has the same
-    sequences in each. Transactions are whole, their entries one after the other.
+    It is the log of one generation: after a fork, two generations use the same sequences for
+    different entries. Transactions are whole, and their entries follow each other.
     """
 
     @property
@@ -117,12 +107,12 @@ class SequencedLog(LogSource, Protocol):
 
     @property
     def first_sequence(self) -> int:
-        """Of the oldest entry that is kept: 1 unless older ones were given up."""
+        """Sequence of the oldest entry that is kept: 1 unless older ones were given up."""
         ...
 
     @property
     def sequence(self) -> int:
-        """Of the newest entry; 0 for an empty log."""
+        """Sequence of the newest entry; 0 for an empty log."""
         ...
 
     def find_chain(self, sequence: int) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -46,6 +47,17 @@ class LostEntry:
     version: int
     entry_hash: bytes
     stored_hash: bytes | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry's identity as one JSON object."""
+        return {
+            "sequence": self.sequence,
+            "position": self.position,
+            "aggregate": self.aggregate,
+            "version": self.version,
+            "archived_hash": self.entry_hash.hex(),
+            "stored_hash": self.stored_hash and self.stored_hash.hex(),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy.engine import Connection, Engine
@@ -25,6 +25,7 @@ from oplog.archive.ownership import check_owner, identify, read_origin
 from oplog.archive.step import Step
 from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError, LeaseLostError
 from oplog.finding import Finding
+from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, read_sqlstate
 from oplog.store import Store
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore, NewPage
@@ -40,7 +41,6 @@ PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one transaction has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
 """Sealed bytes of one segment, and of all that one head adds unless a transaction has more."""
-_SERIALIZATION_FAILURE = "40001"
 _T = TypeVar("_T")
 
 
@@ -61,6 +61,10 @@ class SyncReport:
     generation: int = 0
     lost: int = 0
     problems: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class Exporter:
                     with connection.begin():
                         self._take_epoch(connection)
         except DBAPIError as cause:
-            if getattr(cause.orig, "sqlstate", None) != _SERIALIZATION_FAILURE:
+            if read_sqlstate(cause) != SERIALIZATION_FAILURE:
                 raise
             raise LeaseLostError(
                 "another worker published while this one did",

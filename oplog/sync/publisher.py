@@ -18,15 +18,15 @@ from oplog.archive.archive import Archive
 from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.archive.format.head import MAX_HEAD_BYTES, Head, decode_head
 from oplog.archive.format.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.step import Step
+from oplog.backoff import Backoff
 from oplog.errors import ArchiveError, LeaseLostError, ObjectConflictError, StoreUnavailableError
 
 Emit: TypeAlias = Callable[[Step, str, int], None]
 """Told of each step that is done: the step, the object's path, its bytes."""
 
 _TRIES = 8
-_PATIENCE = Patience()
+_BACKOFF = Backoff()
 
 _logger = logging.getLogger("oplog.archive")
 
@@ -118,7 +118,7 @@ class Publisher:
         nonce = ""
         for attempt in range(_TRIES):
             if attempt:
-                _PATIENCE.sleep(_PATIENCE.pause_seconds(attempt))
+                _BACKOFF.sleep(_BACKOFF.pause_seconds(attempt))
             # Named anew each time: an old request that arrives late must not be taken for a
             # newer one, nor be what a later head was built on.
             # Where nothing keeps writers apart there is one writer of this name: the same bytes.

@@ -13,11 +13,10 @@ from uuid import UUID
 
 from oplog.archive.archive import Archive
 from oplog.archive.format.head import Head
+from oplog.backoff import Backoff
 from oplog.errors import ArchiveLagError, ChainBrokenError, ConfigurationError
 from oplog.receipt import Receipt
 
-_FIRST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 1.0
 _RECENT_MICROSECONDS = 24 * 3600 * 1_000_000
 
 
@@ -27,7 +26,7 @@ def wait_for_entries(
     *,
     timeout_seconds: float,
     clock: Callable[[], float] = time.monotonic,
-    pause: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Return the highest sequence of the receipts' entries, once all are published.
 
@@ -39,8 +38,17 @@ def wait_for_entries(
         raise ConfigurationError(
             "no receipt was given", hint="give log.receipts(session) after the commit"
         )
-    deadline = clock() + timeout_seconds
-    pause_seconds = _FIRST_PAUSE_SECONDS
+    backoff = Backoff(
+        first_seconds=0.05,
+        longest_seconds=1.0,
+        # One client that looks at one object: nothing to spread.
+        jitter=0,
+        deadline_seconds=timeout_seconds,
+        cut_last=True,
+        clock=clock,
+        sleep=sleep,
+    )
+    pauses = backoff.begin()
     seen = 0
     highest = 0
     while True:
@@ -50,16 +58,15 @@ def wait_for_entries(
             seen = head.sequence
         if not wanted:
             return highest
-        left = deadline - clock()
-        if left <= 0:
+        pause = next(pauses, None)
+        if pause is None:
             raise ArchiveLagError(
                 f"{len(wanted)} entries are not in {archive.url} after {timeout_seconds:g} s: "
                 f"{', '.join(str(one) for one in list(wanted)[:3])}",
                 hint="they are committed; see that a worker runs (oplog sync --follow) and how "
                 "far it is behind (oplog status)",
             )
-        pause(min(pause_seconds, left))
-        pause_seconds = min(pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+        backoff.sleep(pause)
 
 
 def _look(archive: Archive, head: Head, wanted: dict[UUID, Receipt], *, after: int) -> int:

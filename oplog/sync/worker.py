@@ -8,15 +8,16 @@ stood still; that is for progress, since safety rests on epochs and heads.
 from __future__ import annotations
 
 import logging
-import random
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from oplog.backoff import Backoff
 from oplog.errors import (
     HeadRolledBackError,
     LeaseHeldError,
@@ -25,6 +26,7 @@ from oplog.errors import (
     OplogError,
     StoreUnavailableError,
 )
+from oplog.postgres.sqlstate import is_passing
 from oplog.sync.exporter import Exporter, SyncReport
 from oplog.sync.wake import Wake
 
@@ -75,7 +77,15 @@ class SyncLoop:
         self._on_pass = on_pass
         self._clock = clock
         self._stopped = False
-        self._failures = 0
+        # Never gives up. At least half of each pause is waited, so that a store that is down is
+        # not asked more often than the database is looked at.
+        self._backoff = Backoff(
+            first_seconds=2 * interval_seconds,
+            longest_seconds=_LONGEST_PAUSE_SECONDS,
+            jitter=0.5,
+            deadline_seconds=math.inf,
+        )
+        self._pauses = self._backoff.begin()
         self._held_since: float | None = None
         self._held_head = -1
 
@@ -101,7 +111,7 @@ class SyncLoop:
                 except (StoreUnavailableError, DBAPIError, PoolTimeoutError) as error:
                     self._endure(error)
                     continue
-                self._failures = 0
+                self._pauses = self._backoff.begin()
                 if report is not None:
                     self._on_pass(report)
                     if self._exporter.unfinished:
@@ -129,14 +139,10 @@ class SyncLoop:
 
     def _endure(self, error: Exception) -> None:
         """Wait, longer each time, after an error that passes; raise one that does not."""
-        if isinstance(error, DBAPIError) and not _is_passing(error):
+        if isinstance(error, DBAPIError) and not is_passing(error):
             raise error
-        self._failures += 1
-        # Bounded before it is multiplied: 2.0 ** 1100 is an OverflowError.
-        longest = min(_LONGEST_PAUSE_SECONDS, self._interval * 2.0 ** min(self._failures, 60))
         _logger.warning("publishing failed, trying again: %s", error)
-        # Jitter, so that workers that failed together do not come back together.
-        self._wake.wait(random.uniform(longest / 2, longest))  # noqa: S311
+        self._wake.wait(next(self._pauses))
 
     def _do_chores(self, due: dict[str, float]) -> None:
         for chore in self._chores:
@@ -147,7 +153,7 @@ class SyncLoop:
             except (StoreUnavailableError, LeaseHeldError, PoolTimeoutError) as error:
                 _logger.warning("%s was put off: %s", chore.name, error)
             except DBAPIError as error:
-                if not _is_passing(error):
+                if not is_passing(error):
                     raise
                 _logger.warning("%s was put off: %s", chore.name, error)
             except (LeaseLostError, LogForkedError, HeadRolledBackError):
@@ -157,13 +163,3 @@ class SyncLoop:
                 # this process has not, must not stop it.
                 _logger.exception("%s failed, and is tried again", chore.name)
             due[chore.name] = self._clock() + chore.every_seconds
-
-
-def _is_passing(error: DBAPIError) -> bool:
-    """Whether the server may simply be away for a while."""
-    state = getattr(error.orig, "sqlstate", None)
-    # 08 connection, 57P server shutting down or starting, 53 resources, 55P03 lock, 40 retry;
-    # without a state the server was not reached.
-    if state is None:
-        return isinstance(error, (OperationalError, InterfaceError))
-    return state[:2] in ("08", "53", "40") or state[:3] == "57P" or state == "55P03"

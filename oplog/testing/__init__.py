@@ -1,6 +1,6 @@
-"""What tests and demonstrations of an application with a log need.
+"""Test tools for applications that use a log.
 
-Fixtures for pytest are in `oplog.testing.plugin`, which alone imports it.
+Fixtures for pytest are in `oplog.testing.plugin`, which is the only module that imports pytest.
 """
 
 from __future__ import annotations

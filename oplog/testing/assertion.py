@@ -1,7 +1,7 @@
-"""Assertions for tests of an application: is it logged, is it tracked.
+"""Assertions for an application's tests: `assert_logged` and `assert_tracked`.
 
-They raise `AssertionError`, as tests expect. Must not know pytest. The hard thing is the
-message: a test that fails has to say what was found instead, without a debugger.
+They raise `AssertionError` and do not need pytest. The message of a failed assertion lists what
+the log holds instead, so that a failure in CI can be understood without a debugger.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from oplog.facade import Oplog
 from oplog.replay import Difference, VerifyReport
 
 _SHOWN = 20
-"""Differences and near misses that a message lists."""
+"""Number of differences and near misses that a message lists."""
 _WIDTH = 200
 _ABSENT = object()
 
@@ -35,7 +35,7 @@ class _Wanted:
     metadata: Sequence[tuple[str, str]]
 
     def compare(self, entry: LoggedEntry, operation: Operation) -> list[bool]:
-        """In what an operation agrees: type, key, kind, fields, metadata."""
+        """Return whether type, key, kind, fields and metadata match, in this order."""
         return [
             self.names is None or operation.type_name in self.names,
             self.key is None or dict(operation.key) == self.key,
@@ -70,13 +70,13 @@ def assert_logged(
     fields: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str | Iterable[str]] | None = None,
 ) -> None:
-    """Raise `AssertionError` unless the log tells what was done.
+    """Raise `AssertionError` unless the log holds the expected operation.
 
-    With nothing but log and connection: every tracked table is equal to what the log says,
-    row by row (`Oplog.verify`). Else there is an operation, among all that are committed, of
-    this mapped class, table or type name, with this primary key (a value, a tuple or a
-    mapping), of this kind (`OpType` or 'create', 'update', 'delete'), which wrote at least
-    these fields, in a transaction that says at least this about itself.
+    With log and connection only, every tracked table must equal its rebuilt rows
+    (`Oplog.verify`). Otherwise at least one committed operation must match: of this mapped
+    class, table or type name, with this primary key (a value, a tuple or a mapping), of this
+    kind (`OpType` or 'create', 'update', 'delete'), with at least these fields, in a
+    transaction with at least this metadata.
     """
     wanted_kind = OpType[kind.upper()] if isinstance(kind, str) else kind
     pairs = [
@@ -92,7 +92,9 @@ def assert_logged(
     wanted_key = (
         None if key is None else _spread_key(key, None if types is None else types[0].table)
     )
-    wanted = _Wanted(names, wanted_key, wanted_kind, fields or {}, pairs)
+    wanted = _Wanted(
+        names=names, key=wanted_key, kind=wanted_kind, fields=fields or {}, metadata=pairs
+    )
     near: list[tuple[int, LoggedEntry, Operation]] = []
     entries = 0
     for entry in log.read(connection):
@@ -102,7 +104,7 @@ def assert_logged(
             if all(agreed):
                 return
             if agreed[0]:
-                # The key counts most: what happened to the row is what a reader looks for.
+                # An equal key outweighs all else: a reader looks for what happened to the row.
                 near.append((sum(agreed) + 4 * agreed[1], entry, operation))
     raise AssertionError("\n".join([f"not logged: {wanted}", *_describe_near(near, entries)]))
 
@@ -111,9 +113,9 @@ def assert_tracked(
     catalog: TypeCatalog,
     models: type[DeclarativeBase] | sa.MetaData | Iterable[type[DeclarativeBase] | sa.MetaData],
 ) -> None:
-    """Raise `AssertionError` unless every mapped table is logged or left out with a reason.
+    """Raise `AssertionError` unless every mapped table is logged or untracked with a reason.
 
-    `models` are one or several declarative bases or `MetaData`. A table is left out by
+    `models` are one or several declarative bases or `MetaData`. A table is untracked by
     `untracked={"table": "reason"}`; an empty reason does not count.
     """
     several = models if isinstance(models, Iterable) else [models]
@@ -128,12 +130,12 @@ def assert_tracked(
             complaints.append(f"{table.fullname}: in untracked={{...}} without a reason")
     if complaints:
         raise AssertionError(
-            "\n  ".join(["tables that no log has, and nobody says why:", *sorted(complaints)])
+            "\n  ".join(["tables neither logged nor untracked with a reason:", *sorted(complaints)])
         )
 
 
 def describe_report(report: VerifyReport) -> str:
-    """What a verdict says, one line for each difference."""
+    """Describe a report of `verify`, one line for each difference."""
     number = f"{report.count} difference{'' if report.count == 1 else 's'}"
     lines = [f"tables and log differ: {number}"]
     lines += [f"  {_describe_difference(found)}" for found in report.differences[:_SHOWN]]
@@ -163,7 +165,7 @@ def _describe_difference(found: Difference) -> str:
 
 
 def _spread_key(key: Any, table: sa.Table | None) -> dict[str, Any]:
-    """A primary key by column."""
+    """Return a primary key as a mapping by column."""
     if isinstance(key, Mapping):
         return dict(key)
     names = None if table is None else [column.name for column in table.primary_key]
@@ -183,7 +185,7 @@ def _describe_near(near: list[tuple[int, LoggedEntry, Operation]], entries: int)
         yield f"the log has nothing of the kind; it holds {read}"
         return
     yield "the log has instead:"
-    # The nearest ones, and of equally near ones the newest, in the order they were logged.
+    # The closest matches, and the newest of equally close ones, in the order they were logged.
     best = sorted(near, key=lambda found: (-found[0], -found[1].position))[:_SHOWN]
     for _, entry, operation in sorted(best, key=lambda found: found[1].position):
         said = f", says {_show(entry.metadata)}" if entry.metadata else ""
@@ -203,7 +205,7 @@ def _list_tables(models: Any) -> list[sa.Table]:
             f"{models!r} is neither a declarative base nor a MetaData",
             hint="give Base, Base.metadata, or a list of them",
         )
-    # Mapped classes may have tables in other MetaData than the base's own.
+    # Tables of mapped classes may be in another MetaData than that of the base.
     mapped = [
         table
         for mapper in models.registry.mappers

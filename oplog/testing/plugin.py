@@ -1,9 +1,8 @@
-"""Fixtures for pytest: a database with a log, and a strict one that is verified at the end.
+"""Fixtures for pytest: a database with a log, and a strict log that is verified after each test.
 
 Use it by `pytest_plugins = ["oplog.testing.plugin"]` in the top `conftest.py`, or by
-`from oplog.testing.plugin import *`. The only module that imports pytest, which is an extra.
-The hard thing is what the verification at the end is worth: tables are guarded and the log
-is strict, so that what slips past either raises where it happens or is found afterwards.
+`from oplog.testing.plugin import *`. Tables are guarded and the log is strict: an unlogged write
+raises where it happens, or the verification after the test finds it.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class OpenedLog:
 
 @pytest.fixture(scope="session")
 def oplog_server_url() -> Iterator[URL]:
-    """A database for administration on the server of this run.
+    """URL of a database for administration on the server of this run.
 
-    The server is the one that the variable `OPLOG_TEST_DATABASE_URL` names, whose account
-    must be allowed to create databases, or an embedded one that ends with the run.
+    The server is the one in the variable `OPLOG_TEST_DATABASE_URL`, whose account must be
+    allowed to create databases, or an embedded one that ends with the run.
     """
     server = resolve_server({CHOICE: "embedded", **os.environ})
     yield make_url(server.url).set(drivername="postgresql+psycopg")
@@ -66,7 +65,7 @@ def oplog_server_url() -> Iterator[URL]:
 
 @pytest.fixture(scope="session")
 def oplog_template(oplog_server_url: URL) -> Iterator[str]:
-    """Name of a database that has the log's tables and is copied for each test."""
+    """Name of a database with the log's tables, which is copied for each test."""
     with _make_database(oplog_server_url, "template1") as url:
         engine = sa.create_engine(url, poolclass=NullPool)
         with engine.begin() as connection:
@@ -76,7 +75,7 @@ def oplog_template(oplog_server_url: URL) -> Iterator[str]:
 
 @pytest.fixture
 def oplog_engine(oplog_server_url: URL, oplog_template: str) -> Iterator[Engine]:
-    """Engine of a fresh database with the log's tables; both are gone after the test."""
+    """Engine of a new database with the log's tables; both are removed after the test."""
     with _make_database(oplog_server_url, oplog_template) as url:
         engine = sa.create_engine(url)
         yield engine
@@ -89,12 +88,11 @@ def open_oplog(oplog_engine: Engine) -> Iterator[Callable[..., OpenedLog]]:
 
     `opened = open_oplog(Base, untracked={...})` creates the tables of the models, guards those
     that are tracked, and attaches a strict log to a new sessionmaker. At the end of the test
-    the live tables are compared with the log; the test fails where they differ.
+    the live tables are compared with the log; the test fails if they differ.
 
-    Arguments by name: `catalog`, or what `TypeCatalog.from_models` takes to make one;
-    `keyring`, by default a fresh one; `sessions`, a sessionmaker of the application's own to
-    be bound to the database instead of a new one, and given back at the end; `verify=False`
-    for a test that tampers on purpose.
+    Arguments by name: `catalog`, or the arguments of `TypeCatalog.from_models`; `keyring`, by
+    default a new one; `sessions`, the application's own sessionmaker, which is bound to the
+    database during the test; `verify=False` for a test that tampers on purpose.
     """
 
     def open_log(
@@ -143,7 +141,7 @@ def _create_tables(
 
 def _execute(connection: Connection, statements: list[str]) -> None:
     for statement in statements:
-        # Without this a percent sign in DDL would be taken for a parameter.
+        # Without this a percent sign in DDL would be read as a parameter.
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 

@@ -1,8 +1,7 @@
-"""Which PostgreSQL server a test run uses: a given one, a container's, or an embedded one.
+"""Chooses the PostgreSQL server of a test run: a given one, a container, or an embedded one.
 
-Holds the order and the reasons. Must not read the environment: the caller hands it in. The
-hard thing is never to fall back silently: what was forced is used or fails, and what was
-passed over is named together with why.
+The caller passes the environment in. There is no silent fallback: a server that was asked for is
+used or the run fails, and one that was passed over is named with the reason.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ PING_SECONDS = 3
 
 @dataclass(frozen=True, slots=True)
 class ResolvedServer:
-    """A server that answers.
+    """A running server.
 
-    `url`: SQLAlchemy URL of a database on it, as an account that may create databases.
-    `name`: what it is. `reason`: why nothing else was used, "" when nothing else was tried.
-    `seconds`: how long it took to start. `stop`: ends it, when it was started here.
+    `url`: SQLAlchemy URL of a database on it, with an account that may create databases.
+    `name`: its kind. `reason`: why no other server was used, "" if no other was tried.
+    `seconds`: how long it took to start. `stop`: ends it if it was started here.
     """
 
     url: str
@@ -46,13 +45,13 @@ class ResolvedServer:
 
 
 def resolve_server(environment: Mapping[str, str]) -> ResolvedServer:
-    """Return a running server, started if need be.
+    """Return a running server; start one if necessary.
 
     `OPLOG_TEST_DATABASE_URL` in `environment` names one; else `OPLOG_TEST_PG` forces `docker`
     or `embedded`; else a Docker engine that answers is used, with the image named by
     `OPLOG_TEST_IMAGE`; else an embedded server is started. Raises `ConfigurationError` when
-    the one that was forced, or the last one left, cannot be had. A Docker engine that answers
-    but cannot start the container is an error too.
+    the forced server, or the last possible one, cannot be used, and when a Docker engine
+    answers but cannot start the container.
     """
     began = time.monotonic()
     server = _choose(environment)
@@ -63,11 +62,11 @@ def _choose(environment: Mapping[str, str]) -> ResolvedServer:
     choice = environment.get(CHOICE, "auto")
     if choice not in {"auto", "docker", "embedded"}:
         raise ConfigurationError(
-            f"{CHOICE}={choice!r} names no kind of server",
-            hint=f"it is docker, embedded or auto; a server's URL goes into {DATABASE_URL}",
+            f"{CHOICE}={choice!r} is not a kind of server",
+            hint=f"use docker, embedded or auto; the URL of a server goes into {DATABASE_URL}",
         )
     if url := environment.get(DATABASE_URL):
-        return ResolvedServer(url, f"given by {DATABASE_URL}", "", 0.0, _leave_running)
+        return _describe(url, name=f"given by {DATABASE_URL}", stop=_leave_running)
     if choice == "embedded":
         return _start_embedded(f"{CHOICE}=embedded")
     absence = probe_docker(environment)
@@ -76,13 +75,13 @@ def _choose(environment: Mapping[str, str]) -> ResolvedServer:
     if choice == "docker":
         raise ConfigurationError(
             f"{CHOICE}=docker, but {absence}",
-            hint=f"start a Docker engine, or unset {CHOICE} to use what there is",
+            hint=f"start a Docker engine, or unset {CHOICE} to use an embedded server",
         )
     return _start_embedded(absence)
 
 
 def probe_docker(environment: Mapping[str, str]) -> str:
-    """Return "" when a Docker engine answers a ping, else the reason why none can be used."""
+    """Return "" when a Docker engine answers a ping, else the reason why it cannot be used."""
     try:
         import docker  # noqa: PLC0415 - part of an extra
         import docker.errors  # noqa: PLC0415 - as above
@@ -90,7 +89,8 @@ def probe_docker(environment: Mapping[str, str]) -> str:
     except ImportError as error:
         return f"no container: {error.name} is not installed (pip install 'oplog[docker]')"
     try:
-        # docker-py forgets to close a socket that it could not connect, so that is tried first.
+        # docker-py does not close a socket that it failed to connect; connecting is tried
+        # here first, so that no unclosed socket is left.
         _reach(environment.get("DOCKER_HOST") or DEFAULT_ENGINE)
         client = docker.from_env(timeout=PING_SECONDS, environment=dict(environment))
         with contextlib.closing(client):
@@ -101,7 +101,7 @@ def probe_docker(environment: Mapping[str, str]) -> str:
 
 
 def _reach(engine: str) -> None:
-    """Raise `OSError` when the engine has a Unix socket and nobody listens on it."""
+    """Raise `OSError` when the engine has a Unix socket and no process listens on it."""
     scheme, _, path = engine.partition("://")
     if scheme == "unix" and os.name == "posix":
         with socket.socket(socket.AF_UNIX) as probe:
@@ -118,22 +118,26 @@ def _start_container(image: str) -> ResolvedServer:
     )
     try:
         container.start()
-    except Exception as error:  # whatever the engine, the registry or the wait may raise
+    except Exception as error:  # the engine, the registry and the wait raise many kinds
         raise ConfigurationError(
             f"a Docker engine answers, but {image} did not start: {error}",
             hint=f"name another image with {IMAGE}, or set {CHOICE}=embedded",
         ) from error
     url = container.get_connection_url()
-    return ResolvedServer(url, f"testcontainers {image}", "", 0.0, container.stop)
+    return _describe(url, name=f"testcontainers {image}", stop=container.stop)
 
 
 def _start_embedded(reason: str) -> ResolvedServer:
     server = EmbeddedServer().start()
-    return ResolvedServer(server.url, "embedded server", reason, 0.0, server.stop)
+    return _describe(server.url, name="embedded server", reason=reason, stop=server.stop)
+
+
+def _describe(url: str, *, name: str, reason: str = "", stop: Callable[[], None]) -> ResolvedServer:
+    return ResolvedServer(url=url, name=name, reason=reason, seconds=0.0, stop=stop)
 
 
 def _leave_running() -> None:
-    """End nothing: the server was given."""
+    """Do nothing: the server was not started here."""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """A PostgreSQL server for tests and demonstrations that leaves nothing behind.
 
-Holds the owner's side: where the programs are, what the server is told, how to talk to its
-watchdog. Must not know the log. The hard thing, ending the server however its owner ends, is
-the watchdog's: a process of its own (`oplog/testing/watchdog.py`).
+`EmbeddedServer` runs in the owner's process: it finds the programs, sends the settings and talks
+to the watchdog. The watchdog (`oplog/testing/watchdog.py`) is a process of its own, which ends
+the server and deletes its directory however the owner ends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ class EmbeddedServer:
     deleted, when `stop` is called, when the `with` block is left, and when the process that
     started it ends in any other way, `kill -9` included.
 
-    `fsync`: whether a commit waits for the disk; without it data survives killed processes,
+    `fsync`: whether a commit waits for the disk; without it data survives killed processes but
     not a power failure. `settings`: further server settings, by name. `bin_dir`: directory
     of `initdb` and `postgres`; by default the `embedded` extra's, else an installed server's.
-    `standby_of`: a running server, of which this one is a hot standby: a copy of its data made
-    by `pg_basebackup`, which follows it until `SELECT pg_promote()`. It takes over the other's
-    settings and programs.
+    `standby_of`: a running server; this one becomes its hot standby, a copy made by
+    `pg_basebackup` that follows it until `SELECT pg_promote()`, with its settings and programs.
     """
 
     def __init__(
@@ -46,7 +45,8 @@ class EmbeddedServer:
         bin_dir: Path | None = None,
         standby_of: EmbeddedServer | None = None,
     ) -> None:
-        # `full_page_writes` stays on even so: a killed process may tear a page it was writing.
+        # `full_page_writes` stays on even without fsync: a process that is killed while it
+        # writes a page may leave a torn page.
         self.settings: dict[str, str] = {
             "fsync": "on" if fsync else "off",
             "max_connections": "200",
@@ -65,12 +65,12 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """SQLAlchemy's URL of the database `postgres`, as its superuser."""
+        """SQLAlchemy URL of the database `postgres`, with its superuser."""
         return f"postgresql+psycopg://postgres@/postgres?host={quote(str(self.directory))}"
 
     @property
     def directory(self) -> Path:
-        """Directory of the data, the socket and the server's `log`; gone after `stop`."""
+        """Directory of the data, the socket and the server's `log`; deleted by `stop`."""
         self._process()
         return self._directory
 
@@ -88,8 +88,8 @@ class EmbeddedServer:
     def start(self) -> Self:
         """Start the server and wait until it accepts connections (about half a second).
 
-        Raises `ConfigurationError` when there is no server to start, or it does not start,
-        with the end of what it said; or when it runs already.
+        Raises `ConfigurationError` when no server is installed, when it runs already, or when
+        it does not start; then with the end of its output.
         """
         if self._watchdog is not None:
             raise ConfigurationError(
@@ -105,7 +105,7 @@ class EmbeddedServer:
             job["follows"] = str(self._primary.directory)
         self._owner = os.getpid()
         self._watchdog = subprocess.Popen(
-            # -I and -S: nothing but the standard library, whatever the environment says.
+            # -I and -S: only the standard library, whatever the environment variables are.
             [sys.executable, "-I", "-S", str(WATCHDOG), str(self._owner)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -180,7 +180,7 @@ class EmbeddedServer:
 
 def _converse(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> dict[str, Any]:
     if process.stdin is None or process.stdout is None:
-        return {"error": "its watchdog cannot be heard"}
+        return {"error": "its watchdog has no pipe"}
     try:
         process.stdin.write(json.dumps(request).encode() + b"\n")
         line = process.stdout.readline()

@@ -1,11 +1,10 @@
 """The process that owns an embedded PostgreSQL server: makes, runs, kills and removes it.
 
-Run as a script by `oplog.testing.server`, one per server, with only the standard library: it
-must be up before the package could be imported. Reads one JSON document per line from standard
-input, first the job, then commands, and answers each with one line. The hard thing is that
-nothing stays behind however the owner ends: it watches both the pipe and the owner's process
-(a pipe alone is kept open by whatever the owner forked), and it adopts the server's children
-so that killed ones are buried.
+`oplog.testing.server` runs this file as a script, once per server, with the standard library
+only. It reads one JSON document per line from standard input, first the job, then commands, and
+answers each with one line. It watches both the pipe and the owner's process: a process that the
+owner forked may keep the pipe open. It becomes the parent of the server's orphaned children, so
+that killed ones are reaped.
 """
 
 from __future__ import annotations
@@ -32,10 +31,12 @@ START_SECONDS = 60.0
 LONGEST_DIRECTORY = 80
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+# prctl reads five arguments, whatever the option is.
+PRCTL_UNUSED = (0, 0, 0)
 
 
 class JobError(Exception):
-    """What was asked for could not be done; the text goes to the owner."""
+    """A request failed; the text is sent to the owner."""
 
 
 class Cluster:
@@ -90,7 +91,7 @@ class Cluster:
         for number in (how, signal.SIGQUIT):
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                # Ended by somebody's signal instead: it had no time to clean up.
+                # A negative status: another signal killed it, so it did not clean up.
                 self.killed = process.wait(STOP_SECONDS) < 0
                 self.process = None
                 return
@@ -99,7 +100,8 @@ class Cluster:
     def kill(self) -> None:
         """End the server and all its children as a power failure would.
 
-        The postmaster is stopped first: otherwise it sees its children die and tells the rest.
+        The postmaster is stopped first: otherwise it would notice that a child died, and
+        tell the others to quit.
         """
         if self.process is None:
             return
@@ -111,20 +113,20 @@ class Cluster:
             self.process.wait()
         self.process = None
         self.killed = True
-        _bury_children()
+        _reap_children()
 
     def remove(self) -> None:
         """End the server and delete everything it has, shared memory included."""
         try:
             self.stop(signal.SIGQUIT)
             if self.killed:
-                # Only a server that starts on this directory again knows which segments of
-                # shared memory its predecessor left.
+                # Segments of shared memory that the killed server left are only removed by a
+                # new server on the same directory.
                 self.start()
                 self.stop(signal.SIGQUIT)
         finally:
             _kill_descendants(os.getpid())
-            _bury_children()
+            _reap_children()
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _initialise(self) -> None:
@@ -133,7 +135,7 @@ class Cluster:
         if self.follows is None:
             command += ["-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
         else:
-            # -R leaves the primary's address and the file that says "standby".
+            # -R writes the primary's address and the file standby.signal.
             command += ["-h", self.follows, "-R", "-X", "stream", "-c", "fast"]
         done = subprocess.run(
             command,
@@ -147,7 +149,7 @@ class Cluster:
             raise JobError(f"{program} ended with {done.returncode}: {said}")
 
     def _surroundings(self) -> dict[str, Any]:
-        """What both programs run in: no terminal, no environment of the owner's, no root."""
+        """Return how both programs run: no terminal, not the owner's environment, not root."""
         account = self.account
         privileges: dict[str, Any] = (
             {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
@@ -170,7 +172,7 @@ class Cluster:
                 raise JobError(f"the server ended with {process.returncode}: {self._last_words()}")
             with contextlib.suppress(FileNotFoundError):
                 lines = lock.read_text().splitlines()
-                # A killed predecessor's file says "ready" as well, under another process id.
+                # The file of a killed predecessor says "ready" too, with another process id.
                 if lines[:1] == [str(process.pid)] and lines[7:8] == ["ready   "]:
                     return
         self.kill()
@@ -185,7 +187,7 @@ class Cluster:
 
 
 def _choose_account() -> pwd.struct_passwd | None:
-    """The account the server runs under; None: the present one. PostgreSQL refuses root."""
+    """Return the server's account; None is the current one. PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -217,13 +219,18 @@ def _may_enter(path: Path, account: pwd.struct_passwd | None) -> bool:
 
 
 def _reachable_binaries(bin_dir: Path, directory: Path, account: pwd.struct_passwd | None) -> Path:
-    """Copy the server where its account cannot go (a home of root's): no chmod of parents."""
+    """Return a directory of programs that the account can enter.
+
+    The server is copied if the account cannot enter its directory (below root's home, for
+    example); the permissions of parent directories are not changed.
+    """
     if _may_enter(bin_dir, account):
         return bin_dir
     install = bin_dir.parent
     package = install.parent
     copy = directory / "server"
-    # The programs look for their libraries three directories up, beside the wheel's package.
+    # The programs search for libraries three directories up, beside the wheel's package, so
+    # the copy keeps that layout.
     shutil.copytree(
         install,
         copy / package.name / install.name,
@@ -242,19 +249,19 @@ def _reachable_binaries(bin_dir: Path, directory: Path, account: pwd.struct_pass
 
 
 def _die_with_parent() -> None:
-    """In the server before it starts: end quickly if the watchdog itself is killed."""
+    """Called in the child before it runs: the server ends if the watchdog itself is killed."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, *PRCTL_UNUSED)
 
 
 def _kill_descendants(pid: int) -> None:
     parents = dict(_processes())
     doomed = {pid}
-    # A parent may be listed after its children: go over the list until it adds nothing.
+    # A parent may be listed after its children: repeat until no more are found.
     while more := {child for child, parent in parents.items() if parent in doomed} - doomed:
         doomed |= more
     for child in doomed - {pid}:
@@ -263,7 +270,7 @@ def _kill_descendants(pid: int) -> None:
 
 
 def _processes() -> Iterator[tuple[int, int]]:
-    """Yield every process and its parent."""
+    """Yield the ids of every process and its parent."""
     if not Path("/proc/self/stat").exists():
         listed = subprocess.run(
             ["/bin/ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, check=True, text=True
@@ -275,13 +282,14 @@ def _processes() -> Iterator[tuple[int, int]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                # The name in parentheses may hold spaces; the parent is the second field after it.
+                # The name in parentheses may contain spaces; the parent is the second field
+                # after it.
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 yield int(entry.name), int(fields[1])
 
 
-def _bury_children() -> None:
-    """Wait for all children, the adopted ones included: an unburied one blocks the next start."""
+def _reap_children() -> None:
+    """Wait for all children, adopted ones too: a zombie would block the next start."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -310,7 +318,7 @@ def _requests(owner: int) -> Iterator[dict[str, Any]]:
 
 
 def _answer(**values: object) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the owner is gone; the next read says so
+    with contextlib.suppress(BrokenPipeError):  # the owner is gone; the next read reports it
         os.write(sys.stdout.fileno(), json.dumps(values).encode() + b"\n")
 
 
@@ -332,7 +340,7 @@ def _serve(cluster: Cluster, requests: Iterator[dict[str, Any]]) -> None:
 
 
 def _main() -> None:
-    # A terminal's Ctrl-C is the owner's to handle; a polite end must still clean up.
+    # Ctrl-C on a terminal is handled by the owner; SIGTERM must still clean up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _prctl(PR_SET_CHILD_SUBREAPER, 1)

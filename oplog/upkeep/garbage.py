@@ -9,8 +9,9 @@ each seen to be gone before the next, and never the newest two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy.engine import Engine
 
@@ -70,6 +71,10 @@ class CollectionReport:
     notes: tuple[str, ...] = ()
     refused: str | None = None
     dry_run: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(slots=True)

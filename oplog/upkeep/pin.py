@@ -8,7 +8,8 @@ has all that the pinned one has; a collection that looks later finds the pin.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from oplog.archive.archive import Archive
 from oplog.archive.format.head import Head
@@ -28,6 +29,10 @@ class Pin:
     name: str
     head: int
     path: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 def put_pin(archive: Archive, name: str, *, emit: Emit) -> Pin:

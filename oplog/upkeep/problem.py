@@ -5,8 +5,9 @@ Pure. The hard thing is to say which object it is: whoever repairs starts from i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from oplog.errors import (
     ArchiveError,
@@ -78,6 +79,10 @@ class ArchiveReport:
     def ok(self) -> bool:
         """Whether nothing is wrong that does harm."""
         return all(problem.harmless for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {"ok": self.ok, **asdict(self)}
 
 
 def describe_error(

@@ -10,9 +10,10 @@ next run goes on from the mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -32,6 +33,7 @@ from oplog.store import Store, StoredEntry
 from oplog.store.adopted import ADOPTED_ROWS
 from oplog.store.export import ExportStore
 from oplog.store.removal import PruningStore, Watermark
+from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 5000
 """Entries removed by one transaction, unless one of theirs has more."""
@@ -65,6 +67,10 @@ class PruneReport:
     through_sequence: int
     through_position: int
     total_entries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -321,16 +327,15 @@ def _iterate_batches(
 def _iterate_transactions(
     source: ArchivedLog, after: int
 ) -> Iterator[tuple[list[StoredEntry], Sequence[tuple[str, str]]]]:
-    group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     pairs: Sequence[tuple[str, str]] = ()
     for page in source.iterate_sequence(after=after):
         for entry in page.entries:
-            if not group:
+            if not groups:
                 pairs = page.metadata.get(entry.transaction_position, ())
-            group.append(entry)
-            if len(group) == entry.transaction_size:
-                yield group, pairs
-                group = []
+            whole = groups.add(entry, entry)
+            if whole is not None:
+                yield whole, pairs
 
 
 def check_batch(batch: _Batch) -> None:

@@ -8,7 +8,8 @@ what is put. The hard thing is what cannot be made again: it is left as it is, a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -71,6 +72,10 @@ class ResyncReport:
     def ok(self) -> bool:
         """Whether nothing is wrong any more that does harm."""
         return all(problem.harmless for problem in self.left)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {"ok": self.ok, **asdict(self)}
 
 
 @dataclass(slots=True)

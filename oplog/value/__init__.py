@@ -1,9 +1,8 @@
-"""One column value in its three forms: wire (logged), Python, and Postgres' own text.
+"""Codecs for column values: the wire form that is logged, Python objects, and Postgres' text.
 
-Public names of the package. Must not know SQLAlchemy, psycopg, tables or messages. The hard
-part is the promise behind `ValueCodec.to_wire`: a wire value is given only when Postgres is
-certain to store exactly that; whenever there is doubt the answer is `UNSURE` and the stored
-value has to be read back.
+`codec_for` gives the codec of a Postgres type. `ValueCodec.to_wire` returns a wire value only
+when Postgres is certain to store exactly that value. In every other case it returns `UNSURE`,
+and the caller reads the stored value back from the database.
 """
 
 from oplog.value.copytext import copy_field, read_copy_field

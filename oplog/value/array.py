@@ -1,7 +1,8 @@
-"""Codec of arrays: Postgres' array literals, written and read.
+"""Codec of array types: reads and writes Postgres array literals.
 
-Pure. Knows its element only as another `ValueCodec`. The hard thing is quoting: written
-exactly as Postgres prints it, because the literal itself is the logged value.
+The literal itself is the logged value. A predicted literal is therefore quoted exactly as
+Postgres quotes it, or it would differ from the one that is read back. Multidimensional arrays
+and arrays with other lower bounds than 1 are never predicted.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ def make_array_codec(
 ) -> ValueCodec:
     """Codec of arrays of `element`.
 
-    `predictable` when the element's text inside a literal is what `element.to_text` gives.
-    `readable` when elements are worth turning into a (nested) list; else to_python gives the
-    literal, as it does for an array whose lower bounds are not 1. `from_text` mends a literal
-    that Postgres would not read back.
+    `predictable`: inside a literal Postgres prints an element as `element.to_text` does.
+    `readable`: `to_python` returns a (nested) list; otherwise it returns the literal, as it
+    always does for an array whose lower bounds are not 1. `from_text` rewrites a literal that
+    Postgres prints but does not read back.
     """
 
     def to_wire(value: object) -> Wire | Unsure:
+        # Not isinstance: the driver may adapt a subclass in another way.
         if type(value) is not list:
             return UNSURE
         parts = []
@@ -72,13 +74,14 @@ def make_array_codec(
 
 
 def _quote(text: str) -> str:
+    # Postgres quotes an element only if it must; a needless pair of quotes would be a difference.
     if _NEEDS_QUOTES.fullmatch(text) is None:
         return text
     return '"' + _ESCAPED.sub(r"\\\1", text) + '"'
 
 
 def _parse_literal(text: str, element: ValueCodec) -> object:
-    """The list that `text` spells; ValueError for '[2:3]={...}' and the unparseable."""
+    """Parse a literal to nested lists; ValueError for '[2:3]={...}' and malformed text."""
     from_text, to_python = element.from_text, element.to_python
     outermost: list[object] = []
     open_lists = [outermost]
@@ -92,6 +95,7 @@ def _parse_literal(text: str, element: ValueCodec) -> object:
         if quoted is not None:
             open_lists[-1].append(to_python(from_text(_UNESCAPED.sub(r"\1", quoted))))
         elif bare is not None:
+            # Only an unquoted NULL is one; the string 'NULL' is printed with quotes.
             open_lists[-1].append(None if bare == "NULL" else to_python(from_text(bare)))
         elif mark == "{":
             inner: list[object] = []

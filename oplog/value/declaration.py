@@ -1,8 +1,7 @@
-"""From a column's declaration to the kind of its logged values.
+"""Maps a column's SQL type, as a model declares it, to the kind of its logged values.
 
-Pure. Knows spellings of types in DDL only. The hard thing: it must agree with `codec_for` on
-the type that Postgres makes of the declaration, since message shapes are derived from the
-former and values from the latter.
+The result must agree with `codec_for` on the type that Postgres makes of the declaration:
+message fields are derived from the declaration, values from the column in the database.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ _SINGLE_BITS = 24
 
 
 def declared_kind(sql_type: str) -> Kind:
-    """The kind for a type as DDL spells it, such as 'BIGINT', 'VARCHAR(40)' or 'INTEGER[]'.
+    """Return the kind of a type as DDL spells it, such as 'BIGINT', 'VARCHAR(40)', 'INTEGER[]'.
 
-    Whatever is not recognised, a domain or an enum among it, is `Kind.TEXT`.
+    Every name that is not recognised, such as a domain's or an enum's, is `Kind.TEXT`.
     """
     name = " ".join(sql_type.lower().split())
     if match := _FLOAT.fullmatch(name):

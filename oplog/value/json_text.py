@@ -1,8 +1,7 @@
 """Codecs of json and jsonb.
 
-Pure. Must not know other types. The hard thing: json keeps the sender's bytes, which depend
-on a serializer that cannot be seen from here, while jsonb is printed in one normal form that
-can be predicted whatever the serializer was.
+json is stored byte for byte as the client's serializer wrote it, which cannot be predicted.
+jsonb is printed in one normal form that does not depend on the serializer.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from oplog.value.kind import UNSURE, Unsure, ValueCodec, Wire, make_text_codec
 
 
 def make_json_codec(pg_type: str) -> ValueCodec:
-    """Codec of json: never predicted, since white space and escapes are the serializer's."""
+    """Codec of json; never predicted: white space and escapes depend on the serializer."""
     return make_text_codec(pg_type, compare_as_text=True, to_python=_parse)
 
 
 def make_jsonb_codec(pg_type: str) -> ValueCodec:
     """Codec of jsonb: predicted for a plain dict or list.
 
-    A str could be a JSON document or a JSON string, and scalars have the same doubt. Compared
-    as text because 1.0 and 1.00 are equal as jsonb.
+    A str is not predicted: it could be a JSON document or a JSON string, and the same holds for
+    other scalars. Compared as text because 1.0 and 1.00 are equal as jsonb.
     """
 
     def to_wire(value: object) -> Wire | Unsure:
@@ -29,7 +28,7 @@ def make_jsonb_codec(pg_type: str) -> ValueCodec:
             return UNSURE
         try:
             text = json.dumps(_normalise(value), ensure_ascii=False)
-            text.encode()
+            text.encode()  # raises for lone surrogates, which Postgres refuses
         except (_UnpredictableError, RecursionError, ValueError):
             return UNSURE
         return text
@@ -38,11 +37,11 @@ def make_jsonb_codec(pg_type: str) -> ValueCodec:
 
 
 class _UnpredictableError(Exception):
-    """Leaves the recursion; never seen outside this module."""
+    """Ends the recursion of `_normalise`; caught in this module."""
 
 
 def _normalise(value: object) -> object:
-    """The same document with its keys in jsonb's order: by length in bytes, then bytewise."""
+    """Return the document with its keys in jsonb's order: by length in bytes, then bytewise."""
     if value is None or type(value) is bool or type(value) is int:
         return value
     if type(value) is str:
@@ -70,6 +69,6 @@ def _parse(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        # Python caps the digits of an integer and the depth of a document; Postgres caps
-        # them later.
+        # Python's limits on the digits of an integer and the depth of a document are lower
+        # than Postgres' limits.
         return text

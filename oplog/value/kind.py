@@ -1,8 +1,7 @@
-"""The kinds of wire value, the codec record, and the settings that fix Postgres' text.
+"""Defines the kinds of wire value, `ValueCodec`, and the settings under which text is read.
 
-Plain definitions. Must not know any particular Postgres type. The hard thing is that `::text`
-depends on the session: the same row prints differently under another DateStyle or time zone,
-so text is only meaningful together with `TEXT_SETTINGS`.
+What `::text` prints depends on the session: another DateStyle or time zone gives other text for
+the same row. Text of a value is valid only under `TEXT_SETTINGS`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final, Literal, TypeAlias, cast
 
 
 class Kind(enum.IntEnum):
-    """How a value travels. The numbers are part of the wire format."""
+    """How a value is encoded on the wire. The numbers are part of the wire format."""
 
     BOOL = 1
     INT = 2
@@ -26,11 +25,11 @@ class Kind(enum.IntEnum):
 
 
 Wire: TypeAlias = bool | int | float | bytes | str
-"""A logged value that is not NULL; which of the types it is follows from its `Kind`."""
+"""A logged value that is not NULL. Its Python type follows from its `Kind`."""
 
 
 class Unsure(enum.Enum):
-    """What Postgres will store cannot be predicted from the value alone; read it back."""
+    """Answer of `to_wire` when the stored value cannot be predicted: read it back instead."""
 
     UNSURE = "unsure"
 
@@ -47,8 +46,8 @@ TEXT_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         "xmloption": "content",
         # Off would read an unquoted NULL inside an array literal as the word 'NULL'.
         "array_nulls": "on",
-        # money cannot be a column's type here, but may hide in a domain or a composite:
-        # under one fixed locale its text at least reads back as the same number of units.
+        # A money column is refused, but a domain or a composite may contain money: under one
+        # fixed locale its text at least reads back as the same number of units.
         "lc_monetary": "C",
     }
 )
@@ -61,21 +60,21 @@ class ValueCodec:
 
     `pg_type` is the name as `format_type()` prints it.
 
-    `to_wire` takes a bound parameter as the driver was given it and returns the wire value
-    of what Postgres stores after assigning it to a column of this type, or `UNSURE`. It
-    never raises.
+    `to_wire` takes a bound parameter as it was given to the driver, and returns the wire form
+    of the value that Postgres will store in a column of this type, or `UNSURE`. It never
+    raises.
 
-    `to_python` gives the natural Python value, or the text itself where Python cannot hold
+    `to_python` returns the natural Python value, or the text itself where Python cannot hold
     the value (infinite or BC timestamps, years over 9999, 24:00:00, intervals with months).
-    It never raises on what Postgres printed.
+    It never raises on text that Postgres printed.
 
     `from_text` reads `column::text` printed under `TEXT_SETTINGS`. `to_text` writes text
     that the type's input function reads back as the same stored value under the same
     settings; for COPY it still has to pass through `copy_field`.
 
-    `compare_as_text` is True when SQL's IS DISTINCT FROM does not exist for the type or
-    calls different stored values equal; compare `column::text COLLATE "C"` instead, since
-    `::text` alone keeps a column's collation, which may ignore case.
+    `compare_as_text` is True when the type has no IS DISTINCT FROM, or when it treats
+    different stored values as equal. Compare `column::text COLLATE "C"` then: `::text` alone
+    keeps the column's collation, which may ignore case.
     """
 
     pg_type: str
@@ -97,7 +96,7 @@ wire_as_text: Final = cast("Callable[[Wire], str]", _return_same)
 
 
 def refuse_to_guess(value: object) -> Unsure:  # noqa: ARG001 - the shape of every `to_wire`
-    """`to_wire` of types whose stored form cannot be told from the parameter."""
+    """`to_wire` of types whose stored form cannot be predicted from the parameter."""
     return UNSURE
 
 
@@ -111,8 +110,8 @@ def make_text_codec(
 ) -> ValueCodec:
     """A codec of kind TEXT: the wire value is Postgres' own text.
 
-    `to_python` may ask for str because the kind guarantees it; checking on every call would
-    double the cost of the cheapest conversions.
+    `to_python` may declare a str parameter: the kind guarantees it, and a check on every call
+    would double the cost of the cheapest conversions.
     """
     read = wire_as_python if to_python is None else cast("Callable[[Wire], object]", to_python)
     return ValueCodec(

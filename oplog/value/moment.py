@@ -1,8 +1,8 @@
 """Codecs of the date and time types.
 
-Pure. Must not know other types. The hard things: printing exactly as Postgres does under
-`TEXT_SETTINGS` (fractions without trailing zeros, hours-only offsets, signs inside
-intervals), and leaving alone whatever would pass through the session's time zone.
+A predicted value must be printed exactly as Postgres prints it under `TEXT_SETTINGS`: fractions
+without trailing zeros, offsets in hours where possible, a sign after a negative part of an
+interval. Values that the session's time zone would convert are not predicted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MAX_OFFSET = timedelta(hours=16)
 """Postgres takes no offset this far from UTC."""
 
 _MAX_DIGITS = 6
-"""Of a second's fraction, in Postgres as in Python."""
+"""Digits of a second's fraction, in Postgres and in Python."""
 
 _INTERVAL = re.compile(
     r"(?:(?P<days>-?[0-9]+) days?)?"
@@ -26,19 +26,19 @@ _INTERVAL = re.compile(
 
 
 _LEAST_CLOCK = "-2562047788:00:54.775808"
-"""The least clock of an interval: printed by Postgres, and refused when it reads it back."""
+"""The smallest time part of an interval. Postgres prints it but refuses to read it back."""
 
 _LEAST_CLOCK_SPELLED = "-9223372036854775808us"
-"""The same, as Postgres reads it; without a blank, which would need quotes in an array."""
+"""The same in a form that Postgres reads; without a blank, which an array would quote."""
 
 
 def spell_interval(text: str) -> str:
-    """Text of an interval or of an array of them, so that Postgres reads all of it."""
+    """Rewrite the text of an interval, or an array of intervals, so that Postgres reads it."""
     return text.replace(_LEAST_CLOCK, _LEAST_CLOCK_SPELLED)
 
 
 def _find_grain(modifiers: tuple[int, ...]) -> int:
-    """Microseconds per storable step: values between two steps are rounded by Postgres."""
+    """Return the microseconds between storable values; Postgres rounds values in between."""
     digits = modifiers[0] if modifiers else _MAX_DIGITS
     return int(10 ** (_MAX_DIGITS - digits))
 
@@ -61,7 +61,7 @@ def make_timestamptz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
         micros = moment.microsecond
         if micros % grain:
             return UNSURE
-        # Half the time of isoformat() on the whole, which works out the offset again.
+        # Takes half the time of datetime.isoformat(), which computes the offset again.
         text = f"{moment.date().isoformat()} {moment.time().isoformat()}"
         return f"{text}+00" if micros % 10 or not micros else f"{text.rstrip('0')}+00"
 
@@ -127,7 +127,7 @@ def make_timetz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
 
 
 def make_interval_codec(pg_type: str, *, restricted: bool) -> ValueCodec:
-    """Codec of interval; `restricted` when fields or precision are limited: values are cut."""
+    """Codec of interval; `restricted`: fields or precision are limited, so values are cut."""
 
     def to_wire(value: object) -> Wire | Unsure:
         return UNSURE if restricted or type(value) is not timedelta else _print_interval(value)
@@ -143,7 +143,7 @@ def make_interval_codec(pg_type: str, *, restricted: bool) -> ValueCodec:
 
 
 def _offset_of(offset: timedelta | None) -> timedelta | None:
-    """`offset`, or None when Postgres could not take it as it is."""
+    """Return `offset`, or None when Postgres would refuse or change it."""
     if offset is None or offset.microseconds or not -_MAX_OFFSET < offset < _MAX_OFFSET:
         return None
     return offset
@@ -176,7 +176,8 @@ def _print_interval(span: timedelta) -> str:
         clock = f"{clock}.{micros:06}".rstrip("0")
     if not days:
         return clock
-    # After a negative part Postgres signs the positive one, or it would read it as negative.
+    # After a negative part Postgres prints a sign before a positive one; without the sign it
+    # would be read as negative.
     return f"{days} {unit} {'+' if days < 0 else ''}{clock}"
 
 

@@ -1,8 +1,7 @@
 """Codecs of boolean, the integers, the floats and numeric.
 
-Pure. Must not know other types. The hard things: numeric keeps its display scale and rounds
-half away from zero, and a real printed in decimal must not be rounded twice (first to a
-double, then to a float) when it is read.
+numeric keeps its display scale and rounds half away from zero. The text of a `real` is rounded
+once, straight to single precision: going through a double can give another value.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from oplog.value.kind import (
     wire_as_python,
 )
 
-# Only a named byte order reports overflow; the native one packs infinity in silence.
+# With an explicit byte order, struct raises on overflow; the native order packs infinity.
 _SINGLE = struct.Struct("<f")
 _MAX_PLAIN_DIGITS = 1000
 """Unconstrained numerics with more digits on either side are left to Postgres, whose limits
@@ -113,8 +112,8 @@ def parse_single(text: str) -> float:
         return double
     single = round_to_single(double)
     other = 2 * double - single
-    # If the mirror image of `single` is a single too, the double lies exactly between them,
-    # perhaps only because it was itself rounded: 7.038531e-26 would come out one bit off.
+    # If `other` is a single too, the double lies exactly between the two, perhaps only because
+    # it was rounded itself: without this comparison 7.038531e-26 is one bit off.
     if other != single and math.isfinite(other) and round_to_single(other) == other:
         side = Decimal(text).compare(Decimal(double))
         if side:
@@ -133,8 +132,9 @@ def make_single_codec(pg_type: str) -> ValueCodec:
                 single = round_to_single(value)
             except OverflowError:
                 return UNSURE
-            # Postgres refuses to round to zero what is not zero.
+            # Postgres raises an error instead of rounding a value to zero.
             return single if single or not value else UNSURE
+        # Larger integers need not be exact in single precision.
         if type(value) is int and -(1 << 24) <= value <= 1 << 24:
             return float(value)
         return UNSURE
@@ -176,6 +176,7 @@ def _predict_plain_numeric(value: object) -> Wire | Unsure:
             return text if text in ("NaN", "Infinity", "-Infinity") else UNSURE
         if len(text) > _MAX_PLAIN_DIGITS:
             return UNSURE
+        # numeric has no negative zero.
         return text if value else text.lstrip("-")
     if type(value) is int and value.bit_length() < _MAX_PLAIN_DIGITS:
         return str(value)
@@ -212,7 +213,7 @@ def _predict_fixed_numeric(precision: int, scale: int) -> Callable[[object], Wir
             return UNSURE
         text = show(rounded)
         if rounded:
-            # NaN is true, and its payload or sign is nothing that Postgres would take.
+            # NaN is true. With a payload or a sign, Postgres would not accept its text.
             return UNSURE if rounded.is_nan() and text != "NaN" else text
         return text.lstrip("-")
 

@@ -1,7 +1,7 @@
 """Codecs of strings, enums, bytea and uuid.
 
-Pure. Must not know other types. The hard thing is character(n): Postgres pads it with blanks
-but `::text` takes them off again, so the wire value has none, from whichever side it comes.
+character(n) is stored padded with blanks. `::text` removes them, and the text of a row or an
+array does not. The wire value never has them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from oplog.value.kind import (
 
 
 def _is_storable(text: str) -> bool:
-    """False for what no Postgres text can hold: NUL, and surrogates without their pair."""
+    """Return False for text that Postgres cannot store: with NUL or with lone surrogates."""
     if "\0" in text:
         return False
     if text.isascii():
-        return True
+        return True  # a flag of the str object, so nearly all text skips the encoding below
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -45,7 +45,8 @@ def make_string_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     limit = modifiers[0] if modifiers else None
 
     def to_wire(value: object) -> Wire | Unsure:
-        # What is too long is an error, unless only blanks are: those are cut off silently.
+        # Postgres raises an error for text that is too long, unless only blanks exceed the
+        # limit: it removes those silently.
         if type(value) is str and len(value) <= cast("int", limit) and _is_storable(value):
             return value
         return UNSURE
@@ -58,7 +59,7 @@ def make_string_codec(pg_type: str, *modifiers: int) -> ValueCodec:
 def make_character_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     """Codec of character(n).
 
-    On the wire without trailing blanks; in Python padded, as a SELECT shows it.
+    The wire value has no trailing blanks; the Python value is padded, as SELECT returns it.
     """
     width = modifiers[0] if modifiers else 1
 
@@ -72,7 +73,7 @@ def make_character_codec(pg_type: str, *modifiers: int) -> ValueCodec:
         return text.ljust(width)
 
     def from_text(text: str) -> str:
-        # `::text` has taken the blanks off; what prints a row or an array leaves them on.
+        # `::text` removes the trailing blanks; the text of a row or an array keeps them.
         return text.rstrip(" ")
 
     return make_text_codec(
@@ -81,7 +82,7 @@ def make_character_codec(pg_type: str, *modifiers: int) -> ValueCodec:
 
 
 def make_enum_codec(pg_type: str) -> ValueCodec:
-    """Codec of an enum: one of its labels, or the statement fails."""
+    """Codec of an enum. Every str is predicted: Postgres refuses all but its labels."""
     return make_text_codec(pg_type, compare_as_text=False, to_wire=_keep_text)
 
 

@@ -1,8 +1,8 @@
-"""From the name of a Postgres type to its codec, or to a refusal.
+"""Finds the codec of a Postgres type by its name, or refuses the type.
 
-Pure. Must not know tables or columns. The hard thing is what to do with types it has never
-heard of: they travel as text, which their own output and input functions must round-trip,
-and nothing about them is predicted.
+An unknown type is logged as text, which its own input function must read back, and is never
+predicted. A type is refused when its text means something else in another database, or cannot
+be read back.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ _REFUSED_ANYWHERE: Final = (
         ),
     ),
 )
-"""Refused as a column's type and inside of one, and why."""
+"""Types refused both as a column's type and as a part of it, each with reason and hint."""
 
 
 def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
-    """The codec of a Postgres type.
+    """Return the codec of a Postgres type.
 
-    `pg_type` is spelled as `format_type(atttypid, atttypmod)` prints it, `category` is
-    `pg_type.typcategory` if known: 'E' makes an unknown name an enum. An unknown type is
-    carried as its text and never predicted. Build one codec per column and keep it.
+    `pg_type` is spelled as `format_type(atttypid, atttypmod)` prints it. `category` is
+    `pg_type.typcategory` if it is known: 'E' makes an unknown name an enum. An unknown type is
+    logged as its text and never predicted. Build one codec per column and keep it.
 
     Raises `NotCapturableError` for types whose text does not mean the same in another
     database, or that cannot be read back from text at all.
@@ -150,6 +150,7 @@ def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
 
 def _split_name(pg_type: str) -> tuple[str, tuple[int, ...]]:
     """'numeric(10,2)' -> 'numeric', (10, 2); the schema of citext is dropped."""
+    # An extension may be in any schema, and format_type prints it if the search path lacks it.
     if pg_type.endswith(".citext"):
         return "citext", ()
     match = _NAME.fullmatch(pg_type)
@@ -161,10 +162,10 @@ def _split_name(pg_type: str) -> tuple[str, tuple[int, ...]]:
 
 
 def check_parts(pg_type: str, parts: Iterable[str]) -> None:
-    """Raise `NotCapturableError` for a type made of some that text cannot carry.
+    """Raise `NotCapturableError` if a part of the type cannot be logged as text.
 
-    `parts` are the types of its elements, fields and bounds, at any depth. What only
-    `column::text` would lose, such as the blanks of bpchar, is kept inside of a row or array.
+    `parts` are the types of its elements, fields and bounds, at any depth. bpchar is allowed
+    as a part: only `column::text` removes its blanks, the text of a row or an array keeps them.
     """
     for part in parts:
         for refused, (reason, hint) in _REFUSED_ANYWHERE:
@@ -176,7 +177,7 @@ def check_parts(pg_type: str, parts: Iterable[str]) -> None:
 
 
 def _is_interval(base: str) -> bool:
-    # 'interval day to second' is one, a user's type 'interval_kind' is not.
+    # 'interval day to second' is an interval; a user's type 'interval_kind' is not.
     return base == "interval" or base.startswith("interval ")
 
 

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +15,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
-from oplog.adoption import Patience, Target, adopt_tables
+from oplog.adoption import LockWait, Target, adopt_tables
+from oplog.backoff import Backoff
 from oplog.errors import ConflictError
 from tests.concurrency.workload import Customer, Invoice, waiting_for_lock
 from tests.support import assert_replays
@@ -182,7 +184,7 @@ def assert_replays_but_invoices(log: Oplog, engine: Engine) -> None:
 
 
 def make_target(log: Oplog) -> Target:
-    return Target(log.store, log.keyring, log._sealer, log._codec, log._on_event)
+    return Target(log.store, log.keyring, log._log.sealer, log._log.codec, log._log.on_event)
 
 
 def test_a_long_transaction_holds_up_the_adoption_and_nobody_else(
@@ -201,10 +203,19 @@ def test_a_long_transaction_holds_up_the_adoption_and_nobody_else(
         if len(pauses) == 3:
             holder.rollback()
 
-    patience = Patience(at_once=0.02, pause=7.0, sleep=sleep)
+    wait = LockWait(
+        0.02,
+        Backoff(
+            first_seconds=14.0,
+            longest_seconds=14.0,
+            jitter=0.5,
+            deadline_seconds=300.0,
+            sleep=sleep,
+        ),
+    )
     with engine.connect() as connection:
         report = adopt_tables(
-            connection, log.catalog, tables=["customer"], target=make_target(log), patience=patience
+            connection, log.catalog, tables=["customer"], target=make_target(log), lock_wait=wait
         )
     holder.close()
     assert (report.rows, len(pauses)) == (CUSTOMERS, 3)
@@ -220,9 +231,9 @@ def test_rows_are_read_as_they_are_under_the_lock(
         connection.execution_options(isolation_level="REPEATABLE READ")
         writer.get_one(Customer, 2).name = "committed while the lock is waited for"
         writer.flush()
-        patience = Patience(at_once=0.02, sleep=lambda _: writer.commit())
+        wait = LockWait(0.02, Backoff(sleep=lambda _: writer.commit()))
         adopt_tables(
-            connection, log.catalog, tables=["customer"], target=make_target(log), patience=patience
+            connection, log.catalog, tables=["customer"], target=make_target(log), lock_wait=wait
         )
     assert_replays_but_invoices(log, engine)
 
@@ -235,7 +246,10 @@ def test_who_waits_for_too_long_gives_up_and_leaves_nothing(
     engine: Engine, log: Oplog, rows: None
 ) -> None:
     times = iter([0.0, 1.0, 299.0, 300.0])
-    patience = Patience(at_once=0.01, sleep=lambda _: None, clock=lambda: next(times))
+    usual = LockWait().backoff
+    wait = LockWait(
+        0.01, replace(usual, sleep=lambda _: None, clock=lambda: next(times), draw=lambda: 0.5)
+    )
     with engine.connect() as holder, engine.connect() as connection:
         holder.exec_driver_sql("UPDATE customer SET name = 'held' WHERE id = 1")
         with pytest.raises(ConflictError, match=r"lock on public\.customer.*300 seconds") as caught:
@@ -244,7 +258,7 @@ def test_who_waits_for_too_long_gives_up_and_leaves_nothing(
                 log.catalog,
                 tables=["customer"],
                 target=make_target(log),
-                patience=patience,
+                lock_wait=wait,
             )
     assert caught.value.retryable
     assert list(times) == []
@@ -265,7 +279,7 @@ def test_in_an_open_transaction_no_lock_is_held_while_another_is_waited_for(
             free.append(True)
         holder.rollback()
 
-    patience = Patience(at_once=0.02, sleep=sleep)
+    wait = LockWait(0.02, Backoff(sleep=sleep))
     with engine.connect() as holder, engine.begin() as connection:
         holder.exec_driver_sql("DELETE FROM invoice WHERE id = 1")
         adopt_tables(
@@ -273,7 +287,7 @@ def test_in_an_open_transaction_no_lock_is_held_while_another_is_waited_for(
             log.catalog,
             tables=["customer", "invoice"],
             target=make_target(log),
-            patience=patience,
+            lock_wait=wait,
         )
     assert free == [True]
     with engine.connect() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,12 +15,10 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 
 from oplog.capture.retry import (
-    FIRST_PAUSE_SECONDS,
-    LONGEST_PAUSE_SECONDS,
+    BACKOFF,
     PATIENCE,
     Beginning,
     Course,
-    draw_pause,
     run_async_work,
     run_work,
 )
@@ -55,15 +53,20 @@ def conflict() -> TicketConflictError:
 
 
 def test_pauses_are_capped_and_jittered() -> None:
-    longest = [draw_pause(attempt, draw=lambda: 1.0) for attempt in (0, 1, 2, 50, 10_000)]
-    assert longest[:3] == [FIRST_PAUSE_SECONDS * 2**n for n in range(3)]
-    assert longest[3:] == [LONGEST_PAUSE_SECONDS] * 2
-    assert draw_pause(9, draw=lambda: 0.0) == 0.0
+    longest = replace(BACKOFF, draw=lambda: 1.0)
+    assert [longest.pause_seconds(n) for n in (1, 2, 3, 50, 10_000)] == [
+        0.005,
+        0.01,
+        0.02,
+        0.5,
+        0.5,
+    ]
+    assert replace(BACKOFF, draw=lambda: 0.0).pause_seconds(9) == 0.0
     source = random.Random(1)
-    drawn = [draw_pause(20, draw=source.random) for _ in range(200)]
+    drawn = [replace(BACKOFF, draw=source.random).pause_seconds(20) for _ in range(200)]
     assert len(set(drawn)) == 200
-    assert max(drawn) <= LONGEST_PAUSE_SECONDS
-    assert min(drawn) < LONGEST_PAUSE_SECONDS / 10
+    assert max(drawn) <= 0.5
+    assert min(drawn) < 0.05
 
 
 def test_run_gives_up_after_its_retries() -> None:

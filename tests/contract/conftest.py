@@ -48,7 +48,7 @@ def timepiece() -> Timepiece:
 
 @pytest.fixture
 def remote(stub: S3Stub, timepiece: Timepiece) -> ObjectStore:
-    return stub.open(patience=timepiece.patience())
+    return stub.open(backoff=timepiece.backoff())
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import CreateUnsupportedError, ObjectStore
 from oplog.archive.objectstore.store_url import open_store
+from oplog.backoff import Backoff
 from oplog.errors import (
     ArchiveError,
     ObjectConflictError,
@@ -171,7 +171,7 @@ def test_trouble_that_stays(
 def test_listing_goes_on_after_trouble(stub: S3Stub, fault: Fault) -> None:
     stub.objects = {f"pre/fix/LOG/{number}": b"" for number in range(7)}
     stub.page_length = 2
-    remote = stub.open(patience=Patience(deadline_seconds=20, first_seconds=0.001))
+    remote = stub.open(backoff=Backoff(deadline_seconds=20, first_seconds=0.001))
     pages = remote.list("LOG/")
     first = next(pages)
     stub.plan(fault, times=2)
@@ -181,7 +181,7 @@ def test_listing_goes_on_after_trouble(stub: S3Stub, fault: Fault) -> None:
 def test_listing_gives_up(stub: S3Stub) -> None:
     stub.plan(Fault(503, "SlowDown"), times=1000)
     remote = stub.open(
-        patience=Patience(deadline_seconds=1, first_seconds=0.001, longest_seconds=0.01)
+        backoff=Backoff(deadline_seconds=1, first_seconds=0.001, longest_seconds=0.01)
     )
     with pytest.raises(StoreUnavailableError, match="SlowDown"):
         list(remote.list("LOG/"))
@@ -191,7 +191,7 @@ def test_listing_gives_up(stub: S3Stub) -> None:
 @every_call
 def test_silence_is_bounded(stub: S3Stub, call: Call) -> None:
     stub.plan(Fault(stalled=True), times=1000)
-    remote = stub.open(patience=Patience(deadline_seconds=0.3, first_seconds=0.001))
+    remote = stub.open(backoff=Backoff(deadline_seconds=0.3, first_seconds=0.001))
     with pytest.raises(StoreUnavailableError):
         call(remote)
 
@@ -199,7 +199,7 @@ def test_silence_is_bounded(stub: S3Stub, call: Call) -> None:
 @every_call
 def test_nobody_listens(call: Call) -> None:
     with S3Stub() as gone:
-        remote = gone.open(patience=Patience(deadline_seconds=0.2, first_seconds=0.001))
+        remote = gone.open(backoff=Backoff(deadline_seconds=0.2, first_seconds=0.001))
     with pytest.raises(StoreUnavailableError, match=r"s3://stub/pre/fix"):
         call(remote)
 

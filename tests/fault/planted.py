@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Sequence
-from typing import Any
 from unittest.mock import patch
 
 import sqlalchemy as sa
@@ -20,10 +18,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from oplog.capture.draft import Draft
-from oplog.capture.recorder import Recorder
 from oplog.capture.writer import EntryWriter
 from oplog.errors import TicketConflictError
+from oplog.receipt import Receipt
 from oplog.schema.append import STALE_TICKET
+from oplog.store import NewEntry
 
 NO_COMPARE_AND_SWAP = "no compare-and-swap"
 """The ticket is raised whatever version it was taken at."""
@@ -111,38 +110,32 @@ def plant_in_client(bug: str) -> None:
     """Alter this process, where a bug needs that."""
     if bug != OWN_TRANSACTION:
         return
-    draft_honestly = EntryWriter.draft
+    send_honestly = EntryWriter.send
     redeemed = 0
 
-    def draft(
-        self: EntryWriter,
-        connection: Connection,
-        recorder: Recorder,
-        *,
-        images: Sequence[Any] = (),
-        named: Sequence[Any] = (),
-    ) -> Draft | None:
+    def send(
+        self: EntryWriter, connection: Connection, draft: Draft, *, commit: bool
+    ) -> list[Receipt]:
         nonlocal redeemed
-        drafted = draft_honestly(self, connection, recorder, images=images, named=named)
-        if drafted is not None:
-            for entry in drafted.entries:
-                _redeem_alone(connection.engine, entry.aggregate, entry.expected, entry.body_hash)
-                redeemed += 1
-                if redeemed == DIES_AFTER:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        return drafted
+        for entry in draft.entries:
+            _redeem_alone(connection.engine, entry)
+            redeemed += 1
+            if redeemed == DIES_AFTER:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return send_honestly(self, connection, draft, commit=commit)
 
-    patch.object(EntryWriter, "draft", draft).start()
+    patch.object(EntryWriter, "send", send).start()
 
 
-def _redeem_alone(engine: Engine, aggregate: str, expected: int | None, body: bytes) -> None:
+def _redeem_alone(engine: Engine, entry: NewEntry) -> None:
     alone = sa.create_engine(engine.url, poolclass=NullPool)
     try:
         with alone.begin() as connection:
             connection.exec_driver_sql(
-                "SELECT planted_redeem(%s, %s::bigint, %b)", (aggregate, expected, body)
+                "SELECT planted_redeem(%s, %s::bigint, %b)",
+                (entry.aggregate, entry.expected, entry.body_hash),
             )
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != STALE_TICKET:
             raise
-        raise TicketConflictError(f"planted: the ticket of {aggregate} is stale") from error
+        raise TicketConflictError(f"planted: the ticket of {entry.aggregate} is stale") from error

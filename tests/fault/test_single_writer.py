@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.archive import Archive
 from oplog.archive.format.head import decode_head
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.step import Step
+from oplog.backoff import Backoff
 from oplog.errors import (
     ConfigurationError,
     LeaseHeldError,
@@ -25,7 +25,7 @@ from tests.s3stub import Fault, S3Stub
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
-HURRIED = Patience(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
+HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def stub(request: pytest.FixtureRequest) -> Iterator[S3Stub]:
 
 @pytest.fixture
 def store(stub: S3Stub) -> ObjectStore:
-    return stub.open(patience=HURRIED)
+    return stub.open(backoff=HURRIED)
 
 
 def sync(logged: LoggedDatabase, store: ObjectStore, log: Oplog | None = None) -> int:

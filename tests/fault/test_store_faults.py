@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from oplog import Oplog
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.backoff import Backoff
 from oplog.errors import (
     HeadRolledBackError,
     LeaseHeldError,
@@ -38,7 +38,7 @@ from tests.s3stub import Fault, Request, S3Stub
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
-HURRIED = Patience(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
+HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
 PREFIX = "pre/fix/"
 DENIED = Fault(403, "AccessDenied")
 
@@ -56,7 +56,7 @@ def stub() -> Iterator[S3Stub]:
 
 @pytest.fixture
 def store(stub: S3Stub) -> ObjectStore:
-    return stub.open(patience=HURRIED)
+    return stub.open(backoff=HURRIED)
 
 
 def sync(logged: LoggedDatabase, store: ObjectStore, log: Oplog | None = None) -> int:
@@ -91,13 +91,13 @@ def test_every_upload_is_seen_through(logged: LoggedDatabase, stub: S3Stub, name
     """D02, D03: one's own write is recognised, whatever was said of it."""
     fault, times = FAULTS[name]
     add_customers(logged, 1, 5)
-    first = stub.open("calm", patience=HURRIED)
+    first = stub.open("calm", backoff=HURRIED)
     sync(logged, first)
     expected = check_archive(first, logged.engine)
     uploads = len(list_puts(stub))
     assert uploads > 5
     for number in range(1, uploads + 1):
-        store = stub.open(f"try/{number}", patience=HURRIED)
+        store = stub.open(f"try/{number}", backoff=HURRIED)
         if number > 1:
             stub.plan(Fault(), times=number - 1, method="PUT")
         stub.plan(fault, times=times, method="PUT")
@@ -206,8 +206,8 @@ def test_writers_do_not_notice_a_store_that_is_away(
     logged: LoggedDatabase, stub: S3Stub, method: str
 ) -> None:
     """D01: the worker waits and tries again; what was written meanwhile is published after."""
-    impatient = Patience(deadline_seconds=0.1, first_seconds=0.001, longest_seconds=0.002)
-    store, patient = stub.open(patience=impatient), stub.open(patience=HURRIED)
+    impatient = Backoff(deadline_seconds=0.1, first_seconds=0.001, longest_seconds=0.002)
+    store, patient = stub.open(backoff=impatient), stub.open(backoff=HURRIED)
     add_customers(logged, 1, 2)
     with running(logged, store) as worker:
         wait_until(lambda: f"{PREFIX}HEAD/{1:016x}" in stub.objects)
@@ -239,11 +239,11 @@ def count_published(store: ObjectStore) -> int:
 
 def test_pauses_grow_while_the_store_is_away(logged: LoggedDatabase, stub: S3Stub) -> None:
     slept: list[float] = []
-    patience = Patience(
+    backoff = Backoff(
         deadline_seconds=60, first_seconds=1, longest_seconds=8, sleep=slept.append, draw=lambda: 1
     )
     add_customers(logged, 1, 1)
-    store = stub.open(patience=patience)
+    store = stub.open(backoff=backoff)
     stub.plan(Fault(503, "SlowDown"), times=6, method="PUT")
     sync(logged, store)
     assert slept == [1, 2, 4, 8, 8, 8]
@@ -268,7 +268,7 @@ def test_a_wrong_setting_is_told_at_once(
     logged: LoggedDatabase, stub: S3Stub, method: str, code: str
 ) -> None:
     """D09: nobody waits for a permission to come back by itself."""
-    store = stub.open(patience=HURRIED)
+    store = stub.open(backoff=HURRIED)
     add_customers(logged, 1, 2)
     sync(logged, store)
     before = dict(stub.objects)
@@ -293,7 +293,7 @@ def test_a_bucket_that_is_not_there(logged: LoggedDatabase, stub: S3Stub) -> Non
     add_customers(logged, 1, 1)
     stub.plan(Fault(404, "NoSuchBucket"), times=1_000_000)
     with pytest.raises(StorageConfigError):
-        sync(logged, stub.open(patience=HURRIED))
+        sync(logged, stub.open(backoff=HURRIED))
     assert len(stub.requests) == 1
 
 
@@ -347,7 +347,7 @@ def test_other_bytes_under_a_segments_name(
     logged: LoggedDatabase, stub: S3Stub, store: ObjectStore
 ) -> None:
     add_customers(logged, 1, 3)
-    sync(logged, stub.open("other", patience=HURRIED))
+    sync(logged, stub.open("other", backoff=HURRIED))
     path = next(path for path in stub.objects if path.startswith("other/LOG/"))
     stub.objects[path.replace("other/", PREFIX)] = b"somebody else's"
     with pytest.raises(ObjectConflictError, match="LOG/"):

@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.step import Step
+from oplog.backoff import Backoff
 from oplog.errors import (
     ArchiveError,
     LeaseLostError,
@@ -38,7 +38,7 @@ from tests.s3stub import Fault, S3Stub
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
-HURRIED = Patience(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
+HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
 DENIED = Fault(403, "AccessDenied")
 
 
@@ -55,7 +55,7 @@ def stub() -> Iterator[S3Stub]:
 
 @pytest.fixture
 def store(stub: S3Stub) -> ObjectStore:
-    return stub.open(patience=HURRIED)
+    return stub.open(backoff=HURRIED)
 
 
 def sync(logged: LoggedDatabase, store: ObjectStore, log: Oplog | None = None) -> int:

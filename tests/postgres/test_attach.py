@@ -336,7 +336,7 @@ def test_a_session_on_another_database_is_left_alone(db: LoggedDatabase, tmp_pat
     with Session(elsewhere.execution_options(logging_token="x")) as session, session.begin():
         session.get_one(Account, 1).owner = "bo"
     assert not elsewhere.dispatch.begin
-    assert elsewhere not in db.log._attachments._engines
+    assert elsewhere not in db.log._log.attachments._engines
     elsewhere.dispose()
 
 

@@ -321,7 +321,7 @@ def test_altered_entries_are_named(db: LoggedDatabase, assignment: str) -> None:
 
 def test_a_truncated_payload_is_refused(db: LoggedDatabase) -> None:
     """Every proper prefix of a payload, as if sealed that way."""
-    codec = db.log._codec
+    codec = db.log._log.codec
     with db.engine.connect() as connection:
         reader = db.log.open_reader(connection)
         (transaction,) = reader.iterate_transactions(db.log.store.read_snapshot(connection))

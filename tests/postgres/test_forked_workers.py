@@ -138,19 +138,19 @@ def test_a_fork_while_another_thread_holds_the_logs_lock(engine: Engine, shared:
     """In the child nobody would ever release it."""
     log = make_log()
     held, forked = threading.Event(), threading.Event()
-    make_listener = log._attachments._make_listener
+    make_transactions = log._log.attachments._make_transactions
 
     def dawdle(engine: Engine) -> object:
         held.set()
         assert forked.wait(DEADLINE_SECONDS)
-        return make_listener(engine)
+        return make_transactions(engine)
 
-    log._attachments._make_listener = dawdle  # type: ignore[assignment]
+    log._log.attachments._make_transactions = dawdle  # type: ignore[assignment]
     first = sessionmaker(shared)
     thread = threading.Thread(target=log.attach, args=(first,))
     thread.start()
     assert held.wait(DEADLINE_SECONDS)
-    log._attachments._make_listener = make_listener
+    log._log.attachments._make_transactions = make_transactions
 
     def work() -> None:
         own = create_engine(engine.url)

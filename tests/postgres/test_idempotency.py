@@ -240,7 +240,7 @@ def test_two_logs_have_keys_of_their_own(db: LoggedDatabase) -> None:
     with db.sessions() as session:
         db.log.annotate(session, idempotency_key="k")
         with db.engine.begin() as connection:
-            other._outcomes.lock_key(connection, "k")
+            other._log.outcomes.lock_key(connection, "k")
         with waiting_for_lock(db.engine):
             thread = threading.Thread(
                 target=lambda: db.log.resolve("k", db.engine, wait_seconds=60)

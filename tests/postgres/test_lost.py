@@ -140,7 +140,7 @@ def test_the_new_generation_restores(bench: Bench, target: Bench, archive_of_los
         reader = target.log.open_reader(connection, source=source)
         entries = [
             one.stored.entry_hash
-            for group in reader.iterate_transactions(source.read_snapshot(connection))
+            for group in reader.iterate_transactions(source.read_snapshot())
             for one in group
         ]
     assert entries == [entry.entry_hash for entry in read(target)]

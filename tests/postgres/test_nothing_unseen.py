@@ -110,8 +110,8 @@ def test_a_ticket_outlives_the_savepoint_that_read_it(db: LoggedDatabase) -> Non
         session.add(make(2))
         session.flush()
         savepoint.rollback()
-        (listening,) = db.log._attachments._engines.values()
-        recorder = listening._recorders.get(session.connection())
+        (transactions,) = db.log._log.attachments._engines.values()
+        recorder = transactions.find(session.connection())
         assert recorder is not None
         held = recorder.find_ticket("account/1")
         assert held is not None

@@ -57,7 +57,7 @@ def test_forced_embedded_asks_no_engine() -> None:
 
 
 def test_unknown_choice_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="names no kind of server"):
+    with pytest.raises(ConfigurationError, match="is not a kind of server"):
         resolve_server({"OPLOG_TEST_PG": "podman"})
 
 

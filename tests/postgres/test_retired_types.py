@@ -18,6 +18,7 @@ import oplog.migration
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.recovery import follow_log
+from oplog.store import TablesLog
 from oplog.store.adopted import Turns
 from tests.kept import KeptLog
 from tests.logged import track
@@ -303,9 +304,8 @@ def test_a_follower_goes_past_it(first: Release, spare_engine: Engine) -> None:
 def test_it_is_found_by_the_aggregate_of_adoptions(first: Release) -> None:
     release = lose(first, "drop").migrate(retire, declare("kept"))
     with release.engine.connect() as connection:
-        store = release.log.store
-        snapshot = store.read_snapshot(connection)
-        turns = store.find_adoptions(connection, ["old", "kept"], snapshot=snapshot)
+        log = TablesLog(release.log.store, connection)
+        turns = log.find_adoptions(["old", "kept"], snapshot=log.read_snapshot())
     assert turns == {"old": Turns(retired=release.position(), retired_revision=1)}
 
 

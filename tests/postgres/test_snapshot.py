@@ -371,7 +371,7 @@ def test_a_scattered_hundredth_uploads_a_hundredth(engine: Engine, keyring: Keyr
     with engine.connect() as connection:
         db.log.adopt(connection)
     shelf = Shelf(engine, db.log, keyring)
-    shelf.sealer = db.log._sealer
+    shelf.sealer = db.log._log.sealer
     first = taken(shelf.take())
     chance = random.Random(7)
     with db.sessions.begin() as session:

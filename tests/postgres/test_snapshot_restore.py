@@ -146,7 +146,7 @@ def test_through_a_real_archive(bench: Bench, target: Bench, shelf: Shelf) -> No
                 ),
                 mint=publisher.horizon,
                 schema=bench.log.schema,
-                types=source.list_types(connection),
+                types=source.list_types(),
                 sealer=shelf.sealer,
                 put=publisher.put_blob,
                 previous=previous,
@@ -168,8 +168,8 @@ def test_through_a_real_archive(bench: Bench, target: Bench, shelf: Shelf) -> No
             decode_manifest(encode_manifest(previous), what="the manifest"),
             get=archive.read_content,
             sealer=shelf.sealer,
-            key_checks=source.list_keys(connection),
-            types=source.list_types(connection),
+            key_checks=source.list_keys(),
+            types=source.list_types(),
         )
         connection.rollback()
         restore_log(

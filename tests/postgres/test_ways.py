@@ -80,8 +80,8 @@ def test_not_captured_when_images_are_lost(
     db: LoggedDatabase, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the capture of images, whatever needs it is refused, never lost."""
-    for listener in db.log._attachments._engines.values():
-        monkeypatch.setattr(listener, "_collect", lambda _: [])
+    for transactions in db.log._log.attachments._engines.values():
+        monkeypatch.setattr(transactions, "_collect", lambda _: [])
     before = (snapshot(db), last(db))
     session = db.sessions()
     WAYS[name].write(session)
@@ -149,9 +149,9 @@ def test_a_deferred_trigger_in_the_first_transaction_of_a_process(
 def test_a_driver_that_passes_no_messages_on(db: LoggedDatabase) -> None:
     with db.sessions.begin() as session:
         session.connection()
-    for listener in db.log._attachments._engines.values():
-        for ear in listener._notices._ears.values():
-            ear.deaf = True
+    for transactions in db.log._log.attachments._engines.values():
+        for state in transactions._notices._states.values():
+            state.no_notices = True
     assert db.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
     raw: Any = db.engine.raw_connection()
     raw.driver_connection._notice_handlers.clear()

@@ -20,10 +20,13 @@ from click.testing import CliRunner
 from oplog import Keyring, errors
 from oplog._proto.oplog.v1 import entry_pb2
 from oplog.cli import main
-from oplog.cli.argument import PLACE, parse_key, parse_metadata
+from oplog.cli.argument import PLACE, parse_metadata
 from oplog.cli.command import program
-from oplog.cli.presentation import show_value, to_json_value
-from oplog.cli.prototext import print_files
+from oplog.cli.presentation import show_value
+from oplog.doctor.inspection import match_key
+from oplog.errors import ConfigurationError
+from oplog.json_value import to_json_value
+from oplog.payload.proto_text import print_files
 from oplog.payload.registration import register_shape
 from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.value import Kind
@@ -347,15 +350,15 @@ def test_metadata_pairs() -> None:
 def test_keys_in_order_or_by_name(
     texts: list[str], columns: list[str], parsed: dict[str, str]
 ) -> None:
-    assert parse_key(texts, columns) == parsed
+    assert match_key(texts, columns) == parsed
 
 
 @pytest.mark.parametrize(
     "texts", [["1"], ["1", "2", "3"], ["order=1"], ["order=1", "2"], ["order=1", "order=2"]]
 )
 def test_keys_that_do_not_fit(texts: list[str]) -> None:
-    with pytest.raises(click.UsageError):
-        parse_key(texts, ["order", "sku"])
+    with pytest.raises(ConfigurationError):
+        match_key(texts, ["order", "sku"])
 
 
 # -- values ---------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_oversized_file_is_not_read_whole(path: Path) -> None:
     [
         ("", "not JSON, at line 1 column 1"),
         ("{", "not JSON, at line 1"),
-        ("[" * 100_000, "not JSON that can be read"),
+        ("[" * 100_000, "JSON that cannot be parsed"),
         ("\ufeff{}", "not JSON"),
         ("[]", "the keyring is not an object"),
         ("{}", "exactly format, current, keys"),

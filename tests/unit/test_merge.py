@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from oplog.binding import Binding, BoundType
-from oplog.capture.merge import list_group_names, measure, settle_rows, touch_rows
+from oplog.capture.merge import list_group_names, measure, read_touched_rows, touch_rows
 from oplog.capture.net_row import NetRow
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, NotCapturableError, UnloggedWriteError
 from oplog.schema.touched_keys import weigh
@@ -76,7 +76,7 @@ class Settling:
         self.table = {r["id"]: r for r in table}
         binding = cast("Binding", Tracked())
         touched = touch_rows(images, binding=binding, changes=changes)
-        return settle_rows(cast("Any", None), touched)
+        return read_touched_rows(cast("Any", None), touched)
 
 
 @pytest.fixture

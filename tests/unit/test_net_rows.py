@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from oplog.capture.net_row import NetRow, fold_changes
-from oplog.capture.recorder import Key, RowChange
+from oplog.capture.row_change import Key, RowChange
 from oplog.entry import OpType
 from tests.bound import make_bound
 

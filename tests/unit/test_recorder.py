@@ -7,9 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from oplog.binding import Binding
-from oplog.capture.recorder import Recorder, RowChange
+from oplog.binding import Binding, BoundType
+from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
+from oplog.capture.row_change import RowChange
 from oplog.entry import (
     Entry,
     Operation,
@@ -29,10 +30,20 @@ from tests.bound import make_bound
 pytestmark = pytest.mark.unit
 
 BOUND = make_bound([("id", "integer")], key=["id"], aggregate="item/{id}")
+COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer")]
+BY_TEAM = make_bound(COLUMNS, key=["id"], aggregate="team/{team}", name="member")
+AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing")
+BINDING = cast("Binding", object())
 
 
 def change(id: int) -> RowChange:
-    return RowChange(OpType.UPDATE, BOUND, (id,), {}, ())
+    return update(BOUND, id)
+
+
+def update(
+    bound: BoundType, id: int, group: dict[str, Any] | None = None, **values: Any
+) -> RowChange:
+    return RowChange(OpType.UPDATE, bound, (id,), values, group=group)
 
 
 def make_entry(aggregate: str) -> Entry:
@@ -48,34 +59,37 @@ def find_claim(recorder: Recorder) -> Claim | None:
     return recorder.claim
 
 
-def told(recorder: Recorder) -> list[object]:
-    return [change.key[0] for change in recorder.iterate_changes()]
-
-
 @pytest.fixture
 def recorder() -> Recorder:
-    return Recorder()
+    recorder = Recorder()
+    recorder.bind(BINDING)
+    return recorder
 
 
-def test_a_new_transaction_has_nothing(recorder: Recorder) -> None:
+def test_a_new_transaction_has_nothing() -> None:
+    recorder = Recorder()
     assert not is_dirty(recorder)
-    assert not recorder.bound
-    assert recorder.drained is False
+    assert not recorder.has_binding
+    assert recorder.closed is False
     assert recorder.owned is False
     assert recorder.wrote is False
     assert recorder.ending is False
     assert recorder.process_id == 0
-    assert recorder.tally == 0
+    assert recorder.final_claim is None
+    assert not recorder.has_unchecked
+    assert recorder.checking_names is False
     assert [frame.name for frame in recorder.frames] == [""]
     recorder.raise_failure()
+    with pytest.raises(UnloggedWriteError, match="before the log looked"):
+        recorder.freeze()
     with pytest.raises(UnloggedWriteError, match="before the log looked"):
         _ = recorder.binding
 
 
-def test_a_binding_is_kept(recorder: Recorder) -> None:
-    binding = cast("Binding", object())
+def test_a_binding_is_kept() -> None:
+    recorder, binding = Recorder(), cast("Binding", object())
     recorder.bind(binding)
-    assert recorder.bound
+    assert recorder.has_binding
     assert recorder.binding is binding
 
 
@@ -89,12 +103,13 @@ def fill(recorder: Recorder, number: int) -> None:
 
 def held(recorder: Recorder) -> list[list[int]]:
     """The numbers of `fill` that survive, as each kind of thing tells them."""
+    work = recorder.freeze()
     return [
-        [cast("int", key) for key in told(recorder)],
-        [int(entry.aggregate.partition("/")[2]) for entry in recorder.iterate_entries()],
-        [n for n in range(9) if recorder.find_ticket(f"ticket/{n}") is not None],
-        [int(value) for _, value in recorder.list_metadata()],
-        [n for n in range(9) if str(recorder.tally)[::-1][n : n + 1] == "1"],
+        [cast("int", change.key[0]) for change in work.changes],
+        [int(entry.aggregate.partition("/")[2]) for entry in work.entries],
+        [ticket.version for ticket in work.tickets.values()],
+        [int(value) for _, value in work.metadata],
+        [n for n in range(9) if str(work.tally)[::-1][n : n + 1] == "1"],
     ]
 
 
@@ -170,28 +185,27 @@ def test_the_first_ticket_taken_is_the_one_held(recorder: Recorder) -> None:
     assert recorder.find_ticket("a") is first
     recorder.release("s")
     assert recorder.find_ticket("a") is first
+    assert recorder.freeze().tickets == {"a": first}
     assert recorder.find_ticket("b") is None
 
 
 def test_a_ticket_of_a_savepoint_is_found_inside_it(recorder: Recorder) -> None:
-    assert recorder.has_tickets is False
     recorder.push("s")
     ticket = Ticket("a", 1)
     recorder.add_ticket(ticket)
     assert recorder.find_ticket("a") is ticket
-    assert any([recorder.has_tickets])
     recorder.push("t")
     recorder.release("t")
     recorder.roll_back("s")
     assert recorder.find_ticket("a") is None
-    assert not any([recorder.has_tickets])
+    assert recorder.freeze().tickets == {}
 
 
 def test_an_entry_needs_the_ticket_of_this_transaction(recorder: Recorder) -> None:
     ticket = Ticket("a", 1)
     recorder.add_ticket(ticket)
     recorder.add_entry(make_entry("a"), ticket)
-    assert [entry.aggregate for entry in recorder.iterate_entries()] == ["a"]
+    assert [entry.aggregate for entry in recorder.freeze().entries] == ["a"]
     for aggregate, given in [("a", Ticket("a", 1)), ("b", ticket)]:
         with pytest.raises(TicketConflictError, match="was not taken for") as caught:
             recorder.add_entry(make_entry(aggregate), given)
@@ -200,20 +214,45 @@ def test_an_entry_needs_the_ticket_of_this_transaction(recorder: Recorder) -> No
         recorder.check_ticket("b", ticket)
     with pytest.raises(TicketConflictError, match="ticket for 'none' was"):
         recorder.check_ticket("b", cast("Any", "none"))
-    assert len(list(recorder.iterate_entries())) == 1
+    assert len(recorder.freeze().entries) == 1
 
 
-def test_new_changes_are_given_once_with_their_frame(recorder: Recorder) -> None:
-    recorder.record([change(1), change(2)])
+def test_aggregates_without_a_ticket_in_lock_order(recorder: Recorder) -> None:
+    recorder.add_ticket(Ticket("item/3", 1))
+    recorder.record([change(20), change(3), change(1), update(AS_ONE, 1)])
+    root = recorder.frames[0]
     recorder.push("s")
-    recorder.record([change(3)])
-    root, inner = recorder.frames
-    given = list(recorder.iterate_new())
-    assert [(frame, change.key[0]) for frame, change in given] == [(root, 1), (root, 2), (inner, 3)]
-    assert list(recorder.iterate_new()) == []
+    recorder.record([change(1), update(BY_TEAM, 1, {"team": "\U0001f600"}, team="new")])
+    recorder.record([update(BY_TEAM, 2, team="\uffff"), update(BY_TEAM, 3)])
+    recorder.record([update(BY_TEAM, 4, {"team": "d"}, points=1)])
+    names = recorder.list_unticketed()
+    teams = ["team/d", "team/\uffff", "team/\U0001f600"]
+    assert list(names) == ["all", "item/1", "item/20", *teams]
+    assert names["item/1"] is root
+    assert names["team/\uffff"] is recorder.frames[1]
+    assert recorder.list_unticketed() == {}
     recorder.record([change(4)])
-    assert [change.key[0] for _, change in recorder.iterate_new()] == [4]
-    assert told(recorder) == [1, 2, 3, 4]
+    assert list(recorder.list_unticketed()) == ["item/4"]
+
+
+# -- names of tables ----------------------------------------------------------------------
+
+
+def test_names_are_unchecked_until_they_are_compared(recorder: Recorder) -> None:
+    one, two = BY_TEAM.declared.table, AS_ONE.declared.table
+    recorder.note_names([one], "public")
+    recorder.push("s")
+    recorder.note_names([one, two], None)
+    assert recorder.unchecked == {one: None, two: None}
+    recorder.roll_back("s")
+    assert recorder.unchecked == {one: "public"}
+    recorder.note_names([two], "public")
+    recorder.release("s")
+    assert recorder.unchecked == {one: "public", two: "public"}
+    assert any([recorder.has_unchecked])
+    recorder.mark_checked()
+    assert recorder.unchecked == {}
+    assert not any([recorder.has_unchecked])
 
 
 # -- metadata -----------------------------------------------------------------------------
@@ -223,9 +262,9 @@ def test_the_later_value_of_a_key_replaces_the_earlier_one(recorder: Recorder) -
     recorder.annotate({"a": ["1", "2"], "b": ["3"]})
     recorder.push("s")
     recorder.annotate({"c": [], "a": ["9", "8"]})
-    assert recorder.list_metadata() == [("a", "9"), ("a", "8"), ("b", "3")]
+    assert recorder.freeze().metadata == [("a", "9"), ("a", "8"), ("b", "3")]
     recorder.release("s")
-    assert recorder.list_metadata() == [("a", "9"), ("a", "8"), ("b", "3")]
+    assert recorder.freeze().metadata == [("a", "9"), ("a", "8"), ("b", "3")]
 
 
 # -- failures -----------------------------------------------------------------------------
@@ -254,18 +293,18 @@ def test_the_first_failure_stays_until_its_savepoint_is_gone(recorder: Recorder)
 
 def test_a_statement_that_was_never_observed_is_a_failure(recorder: Recorder) -> None:
     recorder.push("s")
-    recorder.announce("one")
-    recorder.announce("two")
+    recorder.begin_statement("one")
+    recorder.begin_statement("two")
     assert is_dirty(recorder)
-    recorder.settle("one")
+    recorder.end_statement("one")
     with pytest.raises(NotCapturableError, match="never seen"):
         recorder.raise_failure()
     recorder.release("s")
     with pytest.raises(NotCapturableError, match="never seen"):
         recorder.raise_failure()
     recorder.push("t")
-    recorder.settle("two")
-    recorder.settle("unknown")
+    recorder.end_statement("two")
+    recorder.end_statement("unknown")
     recorder.raise_failure()
     assert not is_dirty(recorder)
 
@@ -305,13 +344,13 @@ def test_a_key_is_held_until_its_savepoint_is_gone(recorder: Recorder) -> None:
     assert find_claim(recorder) is claim
     recorder.release("t")
     assert find_claim(recorder) is claim
-    recorder.mark_drained()
+    recorder.close()
     assert find_claim(recorder) is None
-    assert recorder.spent is claim
+    assert recorder.final_claim is claim
 
 
 def test_a_key_that_was_used_is_nothing_to_write(recorder: Recorder) -> None:
-    assert recorder.spent is None
+    assert recorder.final_claim is None
     recorder.add_claim(Claim("k", None, (Receipt(UUID(int=1), "a", 1, b"h"),)))
     assert not is_dirty(recorder)
     recorder.record([change(1)])
@@ -322,8 +361,8 @@ def test_after_the_entries_nothing_may_be_written(recorder: Recorder) -> None:
     recorder.check_open(BOUND)
     recorder.push("s")
     fill(recorder, 0)
-    recorder.mark_drained()
-    assert recorder.drained
+    recorder.close()
+    assert recorder.closed
     assert held(recorder) == [[]] * 5
     assert [frame.name for frame in recorder.frames] == ["", "s"]
     with pytest.raises(UnloggedWriteError, match=r'"public"\."item" is written after'):
@@ -333,9 +372,9 @@ def test_after_the_entries_nothing_may_be_written(recorder: Recorder) -> None:
 def test_what_is_announced_belongs_to_the_innermost_savepoint(recorder: Recorder) -> None:
     for name in ("a", "b", "c"):
         recorder.push(name)
-    recorder.announce("statement")
+    recorder.begin_statement("statement")
     recorder.add_claim(Claim("k", None))
-    assert recorder.frames[-1].under_way == {"statement"}
+    assert recorder.frames[-1].statements == {"statement"}
     recorder.roll_back("c")
     assert not is_dirty(recorder)
     recorder.raise_failure()
@@ -343,4 +382,44 @@ def test_what_is_announced_belongs_to_the_innermost_savepoint(recorder: Recorder
 
 def test_changes_count_for_nothing_unless_it_is_said(recorder: Recorder) -> None:
     recorder.record([change(1)])
-    assert recorder.tally == 0
+    assert recorder.freeze().tally == 0
+
+
+# -- what is handed over ------------------------------------------------------------------
+
+
+def test_what_is_frozen_stays_as_it_was(recorder: Recorder) -> None:
+    fill(recorder, 0)
+    work = recorder.freeze()
+    assert work.log is BINDING
+    assert work.claim is None
+    fill(recorder, 1)
+    recorder.close()
+    assert [change.key for change in work.changes] == [(0,)]
+    assert [entry.aggregate for entry in work.entries] == ["entry/0"]
+    assert work.tickets == {"ticket/0": Ticket("ticket/0", 0)}
+    assert (work.metadata, work.tally) == ([("key0", "0")], 1)
+
+
+def test_a_failure_is_raised_instead(recorder: Recorder) -> None:
+    recorder.record([change(1)])
+    recorder.fail(OplogError("not captured", hint="h"))
+    with pytest.raises(OplogError, match="not captured"):
+        recorder.freeze()
+    assert recorder.closed is False
+
+
+@pytest.mark.parametrize(
+    ("claim", "metadata"),
+    [
+        (Claim("k", "print"), [("actor", "ada"), ("oplog.request", "print")]),
+        (Claim("k", None), [("actor", "ada")]),
+    ],
+)
+def test_the_fingerprint_of_a_key_is_metadata(
+    recorder: Recorder, claim: Claim, metadata: list[tuple[str, str]]
+) -> None:
+    recorder.add_claim(claim)
+    recorder.annotate({"actor": ["ada"]})
+    work = recorder.freeze()
+    assert (work.claim, work.metadata) == (claim, metadata)

@@ -14,14 +14,11 @@ from sqlalchemy.orm import Session
 
 from oplog.capture.retry import (
     CLAIM_SECONDS,
-    LONGEST_PAUSE_SECONDS,
     PATIENCE,
     Beginning,
     Course,
     KeyUsedError,
-    draw_pause,
     is_retryable,
-    read_state,
     run_async_work,
     run_work,
 )
@@ -89,19 +86,6 @@ def test_our_own_errors_say_it_themselves(retryable: bool) -> None:
     error = OplogError("message", hint="hint")
     error.retryable = retryable
     assert is_retryable(error) is retryable
-
-
-def test_the_state_behind_an_error() -> None:
-    assert read_state(failed("55P03")) == "55P03"
-    assert read_state(ValueError()) is None
-    assert read_state(OperationalError("SELECT", None, Exception())) is None
-
-
-def test_pauses_double_up_to_the_cap() -> None:
-    drawn = [draw_pause(n, draw=lambda: 0.5) for n in range(40)]
-    assert drawn[:4] == [0.0025, 0.005, 0.01, 0.02]
-    assert max(drawn) == LONGEST_PAUSE_SECONDS / 2
-    assert drawn == sorted(drawn)
 
 
 # -- what follows from an error -----------------------------------------------------------

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from oplog.archive.objectstore.patience import Patience, retry
 from oplog.archive.objectstore.protocol import (
     CreateUnsupportedError,
     ObjectInfo,
@@ -24,6 +23,8 @@ from oplog.archive.objectstore.protocol import (
     is_path,
 )
 from oplog.archive.objectstore.refusal import Meaning, Refusal, read_refusal
+from oplog.archive.objectstore.store_retry import retry
+from oplog.backoff import Backoff
 from oplog.errors import (
     ConfigurationError,
     ObjectConflictError,
@@ -87,7 +88,7 @@ class RemoteStore:
 
     `options` are obstore's settings for the kind of store, by name (`endpoint`, `region`,
     `virtual_hosted_style_request`, ...), over those of the environment. `timeout_seconds` bounds
-    one request, with its body; `patience` all attempts together.
+    one request, with its body; `backoff` all attempts together.
     """
 
     def __init__(
@@ -97,19 +98,19 @@ class RemoteStore:
         options: Mapping[str, str],
         environment: Mapping[str, str],
         timeout_seconds: float,
-        patience: Patience,
+        backoff: Backoff,
     ) -> None:
         self.url = place.url
-        self._patience = patience
+        self._backoff = backoff
         settings = _Settings(place, options, environment, timeout_seconds)
         self._store = settings.open_store({"max_retries": 0})
         self._listing = settings.open_store(
             {
                 "max_retries": LIST_RETRIES,
-                "retry_timeout": timedelta(seconds=patience.deadline_seconds),
+                "retry_timeout": timedelta(seconds=backoff.deadline_seconds),
                 "backoff": {
-                    "init_backoff": timedelta(seconds=patience.first_seconds),
-                    "max_backoff": timedelta(seconds=patience.longest_seconds),
+                    "init_backoff": timedelta(seconds=backoff.first_seconds),
+                    "max_backoff": timedelta(seconds=backoff.longest_seconds),
                 },
             }
         )
@@ -143,7 +144,7 @@ class RemoteStore:
                 self._fail(path, refusal, error)
             return True
 
-        return attempt() if once else retry(attempt, patience=self._patience)
+        return attempt() if once else retry(attempt, backoff=self._backoff)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whatever is there."""
@@ -178,7 +179,7 @@ class RemoteStore:
     def _ask(
         self, request: Callable[[], Result], path: str, *, missing_ok: bool = False
     ) -> Result | None:
-        """Carry out a request, with patience; None if there is nothing and that is an answer."""
+        """Carry out a request, again where that may help; None for no object, if `missing_ok`."""
 
         def attempt() -> Result | None:
             try:
@@ -189,7 +190,7 @@ class RemoteStore:
                     return None
                 self._fail(path, refusal, error)
 
-        return retry(attempt, patience=self._patience)
+        return retry(attempt, backoff=self._backoff)
 
     def _read(self, path: str, most: int) -> bytes:
         found = self._store.get(path)

@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from oplog.archive.objectstore.directory import DirectoryStore
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.archive.objectstore.patience import Patience
 from oplog.archive.objectstore.protocol import ObjectStore, is_path
+from oplog.backoff import Backoff
 from oplog.errors import ConfigurationError
 
 FORMS = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///path or memory://"
@@ -27,22 +27,22 @@ def open_store(
     *,
     options: Mapping[str, str] | None = None,
     timeout_seconds: float = REQUEST_SECONDS,
-    patience: Patience | None = None,
+    backoff: Backoff | None = None,
 ) -> ObjectStore:
     """Open the store at `url`; nothing is asked of it yet.
 
     `options` are settings of the client for s3, gs and az, over those of the environment
-    (`AWS_*`, `GOOGLE_*`, `AZURE_*`). `timeout_seconds` bounds one request, `patience` all
+    (`AWS_*`, `GOOGLE_*`, `AZURE_*`). `timeout_seconds` bounds one request, `backoff` all
     attempts at it. Every opening of `memory://` is a new, empty store.
 
     Raises `ConfigurationError` for a URL or an option that cannot be meant, and when the client
     is not installed.
     """
     parts = _split(url)
-    patience = patience or Patience()
+    backoff = backoff or Backoff()
     if parts.scheme in {"s3", "gs", "az"}:
         return _open_remote(
-            parts, options=options or {}, timeout_seconds=timeout_seconds, patience=patience
+            parts, options=options or {}, timeout_seconds=timeout_seconds, backoff=backoff
         )
     if options:
         raise ConfigurationError(
@@ -85,7 +85,7 @@ def _open_remote(
     *,
     options: Mapping[str, str],
     timeout_seconds: float,
-    patience: Patience,
+    backoff: Backoff,
 ) -> ObjectStore:
     prefix = parts.path.strip("/")
     if not parts.netloc or (prefix and not is_path(prefix)):
@@ -105,6 +105,6 @@ def _open_remote(
         Place(parts.scheme, parts.netloc, prefix),
         options=options,
         environment=os.environ,
-        timeout_seconds=min(timeout_seconds, patience.deadline_seconds),
-        patience=patience,
+        timeout_seconds=min(timeout_seconds, backoff.deadline_seconds),
+        backoff=backoff,
     )

@@ -1,15 +1,11 @@
-"""The half of `Oplog` that writes: transactions, runs, outcomes, adoption.
-
-Every method is one call into the module that does the work.
-"""
+"""The part of `Oplog` that writes: transactions, runs, adoption."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from oplog.adoption import CHUNK_ROWS, AdoptionReport, Target, adopt_tables
@@ -25,20 +21,21 @@ from oplog.entry import (
     check_metadata_count,
 )
 from oplog.errors import TicketConflictError
-from oplog.events import OutcomeResolved
-from oplog.facade.foundation import Foundation
-from oplog.outcome import Outcome, Resolution
-from oplog.reading.resolution import WAIT_SECONDS, read_question, resolve_on
+from oplog.facade.parts import LogParts
 from oplog.receipt import Receipt
 
 T = TypeVar("T")
 
 
-class WritingOplog(Foundation):
+class Writing:
     """What an application does to a log."""
+
+    def __init__(self, log: LogParts) -> None:
+        self._log = log
 
     def annotate(
         self,
+        /,
         session: Any,
         *,
         idempotency_key: str | None = None,
@@ -59,7 +56,7 @@ class WritingOplog(Foundation):
         """
         checked = {key: check_metadata(key, value) for key, value in metadata.items()}
         check_metadata_count(sum(len(values) for values in checked.values()))
-        self._attachments.annotate(find_session(session), checked)
+        self._log.attachments.annotate(find_session(session), checked)
         if idempotency_key is None:
             return []
         known = idempotency_request is not None
@@ -75,11 +72,11 @@ class WritingOplog(Foundation):
         wait_seconds: float | None = None,
     ) -> list[Receipt]:
         check_key(key)
-        one = self._attachments.enlist(session)
+        one = self._log.attachments.enlist(session)
         return claim_key(
             one.connection,
             one.recorder,
-            store=self._outcomes,
+            store=self._log.outcomes,
             key=key,
             fingerprint=fingerprint,
             wait_seconds=wait_seconds,
@@ -94,12 +91,14 @@ class WritingOplog(Foundation):
         the first write. Under REPEATABLE READ and SERIALIZABLE, whoever had to wait works on
         what was there before, and conflicts: `run` tries again.
         """
-        one = self._attachments.enlist(find_blocking(session))
-        lock_aggregates(one.connection, one.recorder, store=self._outcomes, aggregates=aggregates)
+        one = self._log.attachments.enlist(find_blocking(session))
+        lock_aggregates(
+            one.connection, one.recorder, store=self._log.outcomes, aggregates=aggregates
+        )
 
     def receipts(self, session: Any) -> list[Receipt]:
         """Receipts of the session's last commit, sorted by aggregate."""
-        return self._attachments.list_receipts(find_session(session))
+        return self._log.attachments.list_receipts(find_session(session))
 
     def take_ticket(self, session: Any, aggregate: str) -> Ticket:
         """The aggregate's version now; take it before reading what the change depends on.
@@ -108,11 +107,11 @@ class WritingOplog(Foundation):
         commit raises `TicketConflictError`. Version 0 means never written.
         """
         check_aggregate_name(aggregate)
-        connection, recorder = self._attachments.find_recorder(find_blocking(session))
+        connection, recorder = self._log.attachments.find_recorder(find_blocking(session))
         held = recorder.find_ticket(aggregate)
         if held is not None:
             return held
-        version = self.store.read_tickets(connection, [aggregate]).get(aggregate, 0)
+        version = self._log.store.read_tickets(connection, [aggregate]).get(aggregate, 0)
         ticket = Ticket(aggregate, version)
         recorder.add_ticket(ticket)
         return ticket
@@ -130,30 +129,10 @@ class WritingOplog(Foundation):
             )
             error.retryable = False
             raise error
-        _, recorder = self._attachments.find_recorder(find_blocking(session))
-        self._writer.check_entry(recorder, entry)
+        _, recorder = self._log.attachments.find_recorder(find_blocking(session))
+        self._log.writer.check_entry(recorder, entry)
         recorder.add_entry(entry, ticket)
 
-    @overload
-    def run(
-        self,
-        sessions: Callable[[], Session],
-        work: Callable[[Session], T],
-        *,
-        retries: int = ...,
-        idempotency_key: None = ...,
-        idempotency_request: None = ...,
-    ) -> T: ...
-    @overload
-    def run(
-        self,
-        sessions: Callable[[], Session],
-        work: Callable[[Session], T],
-        *,
-        retries: int = ...,
-        idempotency_key: str | None,
-        idempotency_request: Any = ...,
-    ) -> T | list[Receipt]: ...
     def run(
         self,
         sessions: Callable[[], Session],
@@ -163,44 +142,11 @@ class WritingOplog(Foundation):
         idempotency_key: str | None = None,
         idempotency_request: Any = None,
     ) -> T | list[Receipt]:
-        """Run `work(session)` in a transaction, again after conflicts, and commit.
-
-        Conflicts, serialization failures and deadlocks are retried up to `retries` times
-        after short random pauses; after several conflicts in a row the run waits in line for
-        the aggregates, as with `lock`. `work` must be re-runnable. Other errors pass through.
-
-        With `idempotency_key` the work has its effect at most once, for ever, whoever runs it
-        how often; a COMMIT whose answer was lost is asked about and, if need be, retried, too.
-        Returns what `work` returned. If that was None, or an earlier run had the effect, the
-        receipts of the one effect. Another request under the key is an
-        `IdempotencyConflictError`: two requests are the same if their `idempotency_request`
-        is, or, without one, if the works have one name and the same plain values in their
-        arguments and closures.
-        """
-        course: Course[T] = Course(retries, idempotency_key is not None, self._on_event)
+        """See `Oplog.run`."""
+        course: Course[T] = Course(retries, idempotency_key is not None, self._log.on_event)
         beginning = self._begin_run(work, idempotency_key, idempotency_request)
         return run_work(sessions, work, course=course, beginning=beginning)
 
-    @overload
-    async def run_async(
-        self,
-        sessions: Callable[[], Any],
-        work: Callable[[Any], Awaitable[T]],
-        *,
-        retries: int = ...,
-        idempotency_key: None = ...,
-        idempotency_request: None = ...,
-    ) -> T: ...
-    @overload
-    async def run_async(
-        self,
-        sessions: Callable[[], Any],
-        work: Callable[[Any], Awaitable[T]],
-        *,
-        retries: int = ...,
-        idempotency_key: str | None,
-        idempotency_request: Any = ...,
-    ) -> T | list[Receipt]: ...
     async def run_async(
         self,
         sessions: Callable[[], Any],
@@ -210,8 +156,8 @@ class WritingOplog(Foundation):
         idempotency_key: str | None = None,
         idempotency_request: Any = None,
     ) -> T | list[Receipt]:
-        """`run` for an async_sessionmaker; cancelling it cancels the pause as well."""
-        course: Course[T] = Course(retries, idempotency_key is not None, self._on_event)
+        """See `Oplog.run_async`."""
+        course: Course[T] = Course(retries, idempotency_key is not None, self._log.on_event)
         beginning = self._begin_run(work, idempotency_key, idempotency_request)
         return await run_async_work(sessions, work, course=course, beginning=beginning)
 
@@ -221,52 +167,9 @@ class WritingOplog(Foundation):
             check_key(key)
             known = request is not None
             fingerprint = fingerprint_request(request) if known else fingerprint_work(work)
-        return begin_run(self._attachments, self._outcomes, key=key, fingerprint=fingerprint)
-
-    def resolve(
-        self, question: Any, engine: Engine, *, wait_seconds: float = WAIT_SECONDS
-    ) -> Outcome:
-        """What became of a transaction whose answer was lost.
-
-        `question` is a `CommitOutcomeUnknownError`, a receipt, the receipts of one transaction,
-        or an idempotency key. COMMITTED and ABORTED stay true: a COMMIT that was declared
-        aborted by its receipt is refused if it arrives later. (By key, ABORTED says that no
-        transaction under the key has committed or is under way; a new one may begin.) PENDING
-        is the answer when the lost session, or whoever has its ticket, does not end within
-        `wait_seconds`; `inquire` tells who that is. Raises `ConfigurationError` on a standby.
-        """
-        return self.inquire(question, engine, wait_seconds=wait_seconds).outcome
-
-    def inquire(
-        self, question: Any, engine: Engine, *, wait_seconds: float = WAIT_SECONDS
-    ) -> Resolution:
-        """`resolve` with its evidence: all receipts of the transaction, or who is waited for."""
-        asked = read_question(question)
-        with engine.connect() as connection:
-            return self._resolve_on(connection, asked, wait_seconds)
-
-    async def resolve_async(
-        self, question: Any, engine: Any, *, wait_seconds: float = WAIT_SECONDS
-    ) -> Outcome:
-        """`resolve` for an AsyncEngine."""
-        return (await self.inquire_async(question, engine, wait_seconds=wait_seconds)).outcome
-
-    async def inquire_async(
-        self, question: Any, engine: Any, *, wait_seconds: float = WAIT_SECONDS
-    ) -> Resolution:
-        """`inquire` for an AsyncEngine."""
-        asked = read_question(question)
-        async with engine.connect() as connection:
-            found: Resolution = await connection.run_sync(self._resolve_on, asked, wait_seconds)
-            return found
-
-    def _resolve_on(
-        self, connection: Connection, asked: list[Receipt] | str, wait_seconds: float
-    ) -> Resolution:
-        began = time.monotonic()
-        found = resolve_on(connection, asked, store=self._outcomes, wait_seconds=wait_seconds)
-        self._on_event(OutcomeResolved(found.outcome.value, time.monotonic() - began))
-        return found
+        return begin_run(
+            self._log.attachments, self._log.outcomes, key=key, fingerprint=fingerprint
+        )
 
     def adopt(
         self,
@@ -287,11 +190,17 @@ class WritingOplog(Foundation):
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
-        self._attachments.check_settled(connection)
-        target = Target(self.store, self.keyring, self._sealer, self._codec, self._on_event)
+        self._log.attachments.check_clean(connection)
+        target = Target(
+            self._log.store,
+            self._log.keyring,
+            self._log.sealer,
+            self._log.codec,
+            self._log.on_event,
+        )
         return adopt_tables(
             connection,
-            self.catalog,
+            self._log.catalog,
             tables=tables,
             target=target,
             chunk_rows=chunk_rows,

@@ -1,29 +1,45 @@
-"""The part of `Oplog` that keeps an archive sound: checking, repairing, letting go.
-
-Every method is one call into the module that does the work.
-"""
+"""The part of `Oplog` that keeps archive and database in shape: check, repair, collect, prune."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from datetime import timedelta
 
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.doctor.evolution import judge_columns
-from oplog.facade.archiving import ArchivingOplog
+from oplog.facade.doctor_part import Examination
+from oplog.facade.parts import LogParts
+from oplog.facade.publishing_part import Publishing
+from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding
 from oplog.payload.lineage import group_shapes
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
 from oplog.upkeep.garbage import GRACE_SECONDS, CollectionReport, collect_archive
 from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
+from oplog.upkeep.prune import PruneReport, prune_log
 from oplog.upkeep.resync import ResyncReport, resync_archive
 from oplog.upkeep.retention import Retention
 
 
-class UpkeepOplog(ArchivingOplog):
-    """What an operator does with an archive that has been there for a while."""
+class Upkeep:
+    """What an operator does with an archive and a log that have grown."""
+
+    def __init__(
+        self,
+        log: LogParts,
+        *,
+        publishing: Publishing,
+        restoring: Restoring,
+        examination: Examination,
+    ) -> None:
+        self._log = log
+        self._publishing = publishing
+        self._restoring = restoring
+        self._examination = examination
 
     def check(
         self,
@@ -45,10 +61,10 @@ class UpkeepOplog(ArchivingOplog):
             findings = self._judge_archived(archive) if report.ok and report.head else []
         else:
             report = check_with_log(
-                archive, engine, schema=self.schema, sample=sample, progress=progress
+                archive, engine, schema=self._log.schema, sample=sample, progress=progress
             )
             with engine.connect() as connection:
-                findings = self.find_restore_problems(connection)
+                findings = self._examination.find_restore_problems(connection)
         problems = [
             ArchiveProblem("", ProblemKind.SCHEMA, f"{one.where}: {one.message}; {one.hint}")
             for one in findings
@@ -57,9 +73,9 @@ class UpkeepOplog(ArchivingOplog):
 
     def _judge_archived(self, archive: Archive) -> list[Finding]:
         """What the archive alone says of columns whose names mean other ones by now."""
-        source = self.open_source(archive)
+        source = self._restoring.open_source(archive)
         shapes = group_shapes(source.shapes)
-        return judge_columns(shapes, source.find_turns(list(shapes)), self.catalog)
+        return judge_columns(shapes, source.find_adoptions(list(shapes)), self._log.catalog)
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.
@@ -67,7 +83,7 @@ class UpkeepOplog(ArchivingOplog):
         Nothing is deleted and nothing goes backwards. What cannot be made again is in the report,
         with the reason. With `dry_run`, nothing is written. Raises what `sync` raises.
         """
-        return resync_archive(self.make_exporter(archive), engine, dry_run=dry_run)
+        return resync_archive(self._publishing.make_exporter(archive), engine, dry_run=dry_run)
 
     def collect(
         self,
@@ -85,17 +101,17 @@ class UpkeepOplog(ArchivingOplog):
         deleted. Raises what `sync` raises.
         """
         return collect_archive(
-            self.make_exporter(archive),
+            self._publishing.make_exporter(archive),
             engine,
             retention or Retention(),
             grace_seconds=grace_seconds,
             dry_run=dry_run,
-            emit=self._emit_step,
+            emit=self._publishing.emit_step,
         )
 
     def pin(self, archive: Archive, name: str) -> Pin:
         """Keep all that `archive` holds now, under `name`, until `unpin`."""
-        return put_pin(archive, name, emit=self._emit_step)
+        return put_pin(archive, name, emit=self._publishing.emit_step)
 
     def unpin(self, archive: Archive, name: str) -> tuple[Pin, ...]:
         """Keep it no longer; what was kept. `ConfigurationError` for a name that was not."""
@@ -104,3 +120,27 @@ class UpkeepOplog(ArchivingOplog):
     def list_pins(self, archive: Archive) -> tuple[Pin, ...]:
         """What is kept by name."""
         return list_pins(archive)
+
+    def prune(
+        self,
+        engine: Engine,
+        archive: Archive,
+        *,
+        keep: timedelta,
+        dry_run: bool = False,
+        force: Collection[str] = (),
+    ) -> PruneReport:
+        """Remove entries from the database that are older than `keep` and in `archive`.
+
+        Whole transactions, oldest first, each batch in a transaction of its own, after what is
+        in the archive was read and compared with the rows about to go. Interrupted, it is run
+        again. Used idempotency keys stay used. Afterwards `read`, `history`, `as_of`, `replay`
+        and `verify` need the archive for what is gone. `dry_run` checks and removes nothing;
+        `force` names consumers that need not have seen what goes. Needs no keys, and the role
+        that owns the log. Raises `ConflictError` for a consumer that is behind and while somebody
+        else prunes, `ConfigurationError`, `PrunedError` for another archive than before,
+        `LogForkedError`, `ChainBrokenError`, and what a damaged archive raises.
+        """
+        return prune_log(
+            engine, archive, keep=keep, schema=self._log.schema, dry_run=dry_run, force=force
+        )

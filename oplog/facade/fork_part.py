@@ -1,7 +1,4 @@
-"""The part of `Oplog` for the day after a failover: what was lost, and what to do about it.
-
-Every method is one call, or a loop of calls, into the module that does the work.
-"""
+"""The part of `Oplog` for the day after a failover: what was lost, and doing it again."""
 
 from __future__ import annotations
 
@@ -16,8 +13,10 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch
 from oplog.errors import ReplayError
-from oplog.facade.archiving import ArchivingOplog
-from oplog.facade.writing import WritingOplog
+from oplog.facade.parts import LogParts
+from oplog.facade.publishing_part import Publishing
+from oplog.facade.reading_part import Reading
+from oplog.facade.writing_part import Writing
 from oplog.postgres.quoting import (
     qualify,
 )
@@ -59,14 +58,42 @@ class ForkReport:
     lost: list[LostEntry]
     branches: list[Branch]
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "forked": self.forked,
+            "generation": self.generation,
+            "sequence": self.sequence,
+            "common_sequence": self.common_sequence,
+            "lost_count": self.lost_count,
+            "lost": [entry.to_json() for entry in self.lost],
+            "branches": [
+                {
+                    "generation": branch.generation,
+                    "common_sequence": branch.sequence,
+                    "last_sequence": branch.last,
+                    "head": branch.head,
+                }
+                for branch in self.branches
+            ],
+        }
 
-class ForkingOplog(WritingOplog, ArchivingOplog):
+
+class Forks:
     """What an operator does when the database forgot what was published."""
+
+    def __init__(
+        self, log: LogParts, *, reading: Reading, writing: Writing, publishing: Publishing
+    ) -> None:
+        self._log = log
+        self._reading = reading
+        self._writing = writing
+        self._publishing = publishing
 
     def inspect_fork(self, engine: Engine, archive: Archive) -> ForkReport:
         """Compare the database with the newest head; writes nothing."""
         with engine.connect() as connection, connection.begin():
-            footing = self.make_exporter(archive).find_footing(connection, seize=True)
+            footing = self._publishing.make_exporter(archive).find_footing(connection, seize=True)
         head, standing = footing.head, footing.standing
         return ForkReport(
             forked=standing.lost > 0,
@@ -81,7 +108,7 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
     def open_branch(self, archive: Archive, *, generation: int | None = None) -> ArchivedLog:
         """The entries that a generation lost (the newest, unless it is given), as a log."""
         head = archive.read_head()
-        return open_branch(archive, head, find_branch(head, generation), schema=self.schema)
+        return open_branch(archive, head, find_branch(head, generation), schema=self._log.schema)
 
     def replay_lost(
         self,
@@ -100,13 +127,13 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
         was not done again, is left alone and reported. Needs the keys.
         """
         if not dry_run and self.inspect_fork(engine, archive).forked:
-            self.sync(engine, archive, fork="fork")
+            self._publishing.sync(engine, archive, fork="fork")
         source = self.open_branch(archive, generation=generation)
         lost = self._list_lost(engine, source)
         if dry_run:
             return self._foresee(engine, source.generation, lost)
         sessions = sessionmaker(engine)
-        self.attach(sessions)
+        self._log.attachments.attach(sessions)
         refused: list[RefusedTransaction] = []
         succession = Succession()
         try:
@@ -119,7 +146,7 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
                 else:
                     succession.add_done(transaction, receipts)
         finally:
-            self.detach(sessions)
+            self._log.attachments.detach(sessions)
         return ReplayLostReport(source.generation, len(lost) - len(refused), refused)
 
     def _foresee(
@@ -130,9 +157,9 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
         succession = Succession()
         with engine.connect() as connection:
             names = {name for transaction in lost for name in transaction.aggregates}
-            heads = RestorationStore(self.schema).read_heads(connection, sorted(names))
+            heads = RestorationStore(self._log.schema).read_heads(connection, sorted(names))
             for transaction in lost:
-                found = self._outcomes.find_request(connection, transaction.key)
+                found = self._log.outcomes.find_request(connection, transaction.key)
                 if found is not None:
                     succession.add_done(transaction, found.receipts)
                     continue
@@ -149,9 +176,9 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
         return ReplayLostReport(generation, len(lost) - len(refused), refused)
 
     def _list_lost(self, engine: Engine, source: ArchivedLog) -> list[LostTransaction]:
-        store = ExportStore(self.schema)
+        store = ExportStore(self._log.schema)
         with engine.connect() as connection:
-            reader = self.open_reader(connection, source=source)
+            reader = self._reading.open_reader(connection, source=source)
 
             def is_lost(entry: StoredEntry) -> bool:
                 found = store.find_hashes(connection, [entry.position])
@@ -170,22 +197,24 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
         metadata[REPLAYED] = [f"{transaction.generation}/{transaction.sequence}"]
 
         def work(session: Session) -> None:
-            self.annotate(session, **metadata)
+            self._writing.annotate(session, **metadata)
             # Whoever writes one of them after this makes the commit a conflict, and the next
             # attempt finds it written since.
             for aggregate in transaction.aggregates:
-                self.take_ticket(session, aggregate)
+                self._writing.take_ticket(session, aggregate)
             connection = session.connection()
-            heads = RestorationStore(self.schema).read_heads(connection, transaction.aggregates)
+            heads = RestorationStore(self._log.schema).read_heads(
+                connection, transaction.aggregates
+            )
             succession.check(transaction, heads)
-            apply_lost(session, transaction, self.catalog)
+            apply_lost(session, transaction, self._log.catalog)
             check_extent(
                 transaction,
-                count_images(connection, self.schema),
+                count_images(connection, self._log.schema),
                 oids=self._find_oids(connection, transaction),
             )
 
-        receipts = self.run(
+        receipts = self._writing.run(
             sessions,
             work,
             idempotency_key=transaction.key,
@@ -195,7 +224,7 @@ class ForkingOplog(WritingOplog, ArchivingOplog):
 
     def _find_oids(self, connection: Connection, transaction: LostTransaction) -> dict[str, int]:
         names = {operation.type_name for operation in transaction.operations}
-        tables = {name: self.catalog.types[name].table for name in names}
+        tables = {name: self._log.catalog.types[name].table for name in names}
         return {
             name: find_oids(connection, qualify([table.name], table.schema))[0]
             for name, table in tables.items()

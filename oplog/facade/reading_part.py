@@ -1,31 +1,25 @@
-"""The half of `Oplog` that reads: entries, histories, replays, verdicts.
-
-Every method is one call into the module that does the work.
-"""
+"""The part of `Oplog` that reads: entries, consumers, histories, replay and verify."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.binding import (
-    ShapeTable,
-    check_keyring,
-    list_unstored_shapes,
-)
+from oplog.archive.archived_log import ArchivedLog
+from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
     LoggedEntry,
     check_metadata,
 )
 from oplog.errors import ConfigurationError
-from oplog.facade.foundation import Foundation
-from oplog.payload.upcast import Upcaster
-from oplog.reading.joined_log import join_log
+from oplog.facade.parts import LogParts
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
@@ -37,17 +31,32 @@ from oplog.replay import (
     replay_log,
     verify_tables,
 )
-from oplog.store import EntryFilter, LogSource
+from oplog.store import EntryFilter, LogSource, TablesLog
 from oplog.store.feed import Feed
-from oplog.store.removal import PruningStore
 
 
-class ReadingOplog(Foundation):
+class Reading:
     """What an application, an operator or a consumer asks a log."""
+
+    def __init__(self, log: LogParts) -> None:
+        self._log = log
+
+    def _make_opener(
+        self, *, archive: Archive | None = None, source: LogSource | None = None
+    ) -> LogOpener:
+        return LogOpener(
+            self._log.store,
+            self._log.catalog,
+            keyring=self._log.keyring,
+            sealer=self._log.sealer,
+            codec=self._log.codec,
+            archive=archive,
+            source=source,
+        )
 
     def open_reader(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
@@ -56,43 +65,12 @@ class ReadingOplog(Foundation):
 
         Of `source`, if it is given, whatever log the database itself has.
         """
-        if source is None:
-            self.store.require_home(connection)
-            source = self.store
-        types = ShapeTable(source, connection)
-        lifts = self.catalog.has_steps or revisions
-        return EntryReader(
-            connection,
-            store=source,
-            sealer=self._sealer,
-            codec=self._codec,
-            types=types,
-            log_id=source.read_log_id(connection),
-            key_checks=check_keyring(connection, self.keyring, store=source),
-            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
-        )
-
-    def _open_log(
-        self,
-        connection: Connection,
-        archive: Archive | None,
-        *,
-        revisions: Mapping[str, int] | None = None,
-        whole: bool = True,
-    ) -> EntryReader:
-        """A reader of the database's log, with what of it is in `archive`.
-
-        Raises `PrunedError` if entries are missing and the log must be `whole`.
-        """
-        self.store.require_home(connection)
-        if archive is None and whole:
-            PruningStore(self.schema).require_whole(connection)
-        source = None if archive is None else join_log(connection, archive, store=self.store)
-        return self.open_reader(connection, revisions=revisions, source=source)
+        opener = self._make_opener(source=source)
+        return opener.open(connection, revisions=revisions, whole=False)
 
     def read(
         self,
-        connection: Connection,
+        connection: Connection | None,
         *,
         aggregate: str | None = None,
         metadata: Mapping[str, str | Iterable[str]] | None = None,
@@ -109,20 +87,82 @@ class ReadingOplog(Foundation):
         `revisions` asks for types, by name, as of a revision (through the catalog's steps).
 
         With an `archive`, what was published is read from there, entries that were pruned too:
-        these come first, in the order of their sequence. Without, a log that was pruned begins
-        where it was.
+        these come first, in the order of their sequence. With an `archive` and None for the
+        connection no database is needed: what was published is all that is read. Without an
+        `archive` a log that was pruned begins where it was.
         """
-        reader = self._open_log(connection, archive, revisions=revisions, whole=False)
-        snapshot = reader.store.read_snapshot(connection)
-        pairs = tuple(
-            (key, value)
-            for key, given in (metadata or {}).items()
-            for value in check_metadata(key, given)
-        )
+        opener = self._make_opener(archive=archive)
+        reader = opener.open(connection, revisions=revisions, whole=False)
+        snapshot = reader.source.read_snapshot()
+        pairs = _flatten(metadata)
         if isinstance(through, datetime):
-            through = reader.store.find_position(connection, through, snapshot=snapshot)
+            through = reader.source.find_position(through, snapshot=snapshot)
         chosen = EntryFilter(aggregate, pairs, after, through)
         return reader.read(chosen, snapshot=snapshot)
+
+    def tail(
+        self,
+        connection: Connection,
+        *,
+        last: int | None = 20,
+        aggregate: str | None = None,
+        metadata: Mapping[str, str | Iterable[str]] | None = None,
+        after: int | datetime | None = None,
+        through: int | datetime | None = None,
+        archive: Archive | None = None,
+    ) -> Iterable[LoggedEntry]:
+        """The `last` entries that `read` would give, oldest first; None for all of them.
+
+        Costs what it gives, however long the log is; with an `archive` the log is read from its
+        beginning, or from `after`.
+        """
+        self._log.store.require_current(connection)
+        first = self._find_position(connection, after, archive)
+        end = self._find_position(connection, through, archive)
+        if last is not None and archive is None:
+            first = find_tail_start(
+                connection,
+                EntryFilter(aggregate, _flatten(metadata), first, end),
+                schema=self._log.schema,
+                count=last,
+            )
+        entries = self.read(
+            connection,
+            aggregate=aggregate,
+            metadata=metadata,
+            after=first,
+            through=end,
+            archive=archive,
+        )
+        if last is None or archive is None:
+            return entries
+        # What the database has no longer cannot be counted from its end.
+        return deque(entries, maxlen=last)
+
+    def _find_position(
+        self, connection: Connection, place: int | datetime | None, archive: Archive | None
+    ) -> int | None:
+        if not isinstance(place, datetime):
+            return place
+        log = TablesLog(self._log.store, connection)
+        found = log.find_position(place, snapshot=log.read_snapshot())
+        if archive is None:
+            return found
+        source = ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
+        return max(found, source.find_position(place))
+
+    def read_key(
+        self, connection: Connection, model: Any, *, texts: Sequence[str]
+    ) -> dict[str, object]:
+        """A row's primary key from text as people write it, for `history` and `as_of`.
+
+        Each text is read by its column's own input function. They come in the key's order, or
+        each as `column=text`. Raises `ConfigurationError` for text that is no key.
+        """
+        self._log.store.require_current(connection)
+        table = self._log.catalog.find_types(model)[0].table
+        columns = [column.name for column in table.primary_key]
+        return read_key(connection, table, texts=match_key(texts, columns))
 
     def subscribe(
         self, engine: Engine, *, name: str, max_entries: int = BATCH_ENTRIES
@@ -136,8 +176,8 @@ class ReadingOplog(Foundation):
         return Subscription(
             engine,
             name=name,
-            feed=Feed(self.schema),
-            open_reader=self.open_reader,
+            feed=Feed(self._log.schema),
+            log=self._make_opener(),
             max_entries=max_entries,
         )
 
@@ -163,7 +203,7 @@ class ReadingOplog(Foundation):
         """
         return replay_log(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
+            self._make_opener(archive=archive),
             into=into,
             through=through,
             progress=progress,
@@ -193,29 +233,33 @@ class ReadingOplog(Foundation):
             )
         return verify_tables(
             connection,
-            open_reader=lambda inside: self._open_log(inside, archive),
-            list_unstored=lambda inside, stored: list_unstored_shapes(
-                inside, self.catalog, stored=stored
-            ),
+            self._make_opener(archive=archive),
             limit=limit,
             progress=progress,
         )
 
     def history(
-        self, connection: Connection, model: Any, key: Any, *, archive: Archive | None = None
+        self,
+        connection: Connection | None,
+        model: Any,
+        key: Any,
+        *,
+        archive: Archive | None = None,
     ) -> list[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
-        it has. Raises `PrunedError` as `replay` does.
+        it has. The connection may be None if there is an `archive`, as for `read`. Raises
+        `PrunedError` as `replay` does.
         """
-        types = self.catalog.find_types(model)
-        return list_changes(self._open_log(connection, archive), types, key=key)
+        types = self._log.catalog.find_types(model)
+        reader = self._make_opener(archive=archive).open(connection)
+        return list_changes(reader, types, key=key)
 
     def as_of(
         self,
-        connection: Connection,
+        connection: Connection | None,
         model: Any,
         *,
         key: Any,
@@ -224,7 +268,19 @@ class ReadingOplog(Foundation):
     ) -> dict[str, Any] | None:
         """The row's logged columns at a position or an aware datetime; None if there was none.
 
-        `archive` and errors are as for `history`.
+        `connection`, `archive` and errors are as for `history`.
         """
-        types = self.catalog.find_types(model)
-        return rebuild_row(self._open_log(connection, archive), types, key=key, at=at)
+        types = self._log.catalog.find_types(model)
+        reader = self._make_opener(archive=archive).open(connection)
+        return rebuild_row(reader, types, key=key, at=at)
+
+
+def _flatten(
+    metadata: Mapping[str, str | Iterable[str]] | None,
+) -> tuple[tuple[str, str], ...]:
+    """Every key with each of its values, checked."""
+    return tuple(
+        (key, value)
+        for key, given in (metadata or {}).items()
+        for value in check_metadata(key, given)
+    )

@@ -1,0 +1,103 @@
+"""What is known of one engine's database: its binding, and the statement plans made with it.
+
+Looked up at the first write of a transaction and kept for the following ones, until something
+shows that the database has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.engine import Connection
+
+from oplog.binding import Binding, BoundType
+from oplog.capture.planning import StatementPlanner
+from oplog.capture.recorder import Recorder
+from oplog.errors import UnloggedWriteError
+from oplog.postgres.namesake import find_name, refuse_other_table
+from oplog.postgres.quoting import qualify
+
+
+class EngineBinding:
+    """The binding that one engine's transactions use."""
+
+    def __init__(
+        self,
+        planner: StatementPlanner,
+        *,
+        bind: Callable[[Connection], Binding],
+        find_key_id: Callable[[], str],
+    ) -> None:
+        self.planner = planner
+        self._bind = bind
+        self._find_key_id = find_key_id
+        self._known: Binding | None = None
+
+    def bind(self, connection: Connection, recorder: Recorder) -> Binding:
+        """The binding of a transaction, found out at its first write.
+
+        Not earlier: sessions that only read must not need the log.
+        """
+        if recorder.has_binding:
+            return recorder.binding
+        known = self._known
+        # A rotated key has to be known to the log before it is used.
+        if known is None or known.key_id != self._find_key_id():
+            wrote = recorder.wrote
+            known = self._bind(connection)
+            # The statements of binding write the log's own tables only.
+            recorder.wrote = wrote
+            # Types that this very transaction stored may yet be rolled back.
+            self._known = None if known.fresh else known
+            self.planner.clear()
+        recorder.bind(known)
+        return known
+
+    def find(self, recorder: Recorder) -> Binding | None:
+        """The transaction's binding, or the one it would get; asks the database nothing."""
+        return recorder.binding if recorder.has_binding else self._known
+
+    def refresh(self) -> None:
+        """Forget what is known of the database: types, tables, triggers."""
+        self._known = None
+        self.planner.clear()
+
+    @contextmanager
+    def refreshing(self) -> Iterator[None]:
+        """Forget what is known if an `UnloggedWriteError` leaves the block.
+
+        The transaction wrote other tables than those that are known, so the next one has to
+        look at the database anew.
+        """
+        try:
+            yield
+        except UnloggedWriteError:
+            self.refresh()
+            raise
+
+    def find_guarded(self, connection: Connection, binding: Binding, *, oid: int) -> BoundType:
+        """The tracked type of a table whose guard kept an image.
+
+        Raises `UnloggedWriteError` for a table that the binding does not have, or has without
+        a guard: a migration may have changed it, and the next transaction looks anew.
+        """
+        with self.refreshing():
+            try:
+                bound = binding.find_relation(oid)
+            except UnloggedWriteError:
+                # A migration may have replaced the table under the same name.
+                found = find_name(connection, oid)
+                for other in binding.types.values():
+                    if found is not None and other.live.name == found[1]:
+                        (written,) = qualify([found[1]], found[0])
+                        raise refuse_other_table([other.live.qualified], written=written) from None
+                raise
+            if bound.guard is None:
+                raise UnloggedWriteError(
+                    f"table {bound.live.qualified} was found guarded, in whole or in part, and "
+                    "had no guard when this process looked",
+                    hint="run the transaction again; if it stays so, `oplog doctor` says why",
+                    retryable=True,
+                )
+            return bound

@@ -1,0 +1,67 @@
+"""What one transaction did, as values that are handed from step to step of COMMIT.
+
+The recorder hands over `RecordedWork`. The gather step adds what the database knows and hands
+over `GatheredWork`, from which the build step makes the entries. Both are frozen: nothing is
+recorded for them after they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from uuid import UUID
+
+from oplog.capture.request import Claim
+from oplog.capture.row_change import RowChange, TrackedType
+from oplog.entry import Entry, Ticket
+from oplog.payload.effect import Effect
+
+
+class WritableLog(Protocol):
+    """The log that a transaction writes to; implemented by `oplog.binding.Binding`."""
+
+    @property
+    def log_id(self) -> UUID:
+        """The id of the log, which its entries are sealed for."""
+        ...
+
+    @property
+    def key_id(self) -> str:
+        """The key that the transaction seals with; empty for plaintext."""
+        ...
+
+    def find_type(self, type_name: str) -> TrackedType:
+        """The tracked type; `UnknownTypeError` if the catalog does not have it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedWork:
+    """What survived of a transaction's savepoints, in the order it happened."""
+
+    log: WritableLog
+    changes: Sequence[RowChange] = ()
+    entries: Sequence[Entry] = ()
+    """Entries that the application built by hand."""
+    tickets: Mapping[str, Ticket] = field(default_factory=dict)
+    """By aggregate; of several taken for one aggregate the first."""
+    metadata: Sequence[tuple[str, str]] = ()
+    """Pairs in the order in which their keys were first given."""
+    claim: Claim | None = None
+    """The idempotency key that the transaction holds."""
+    tally: int = 0
+    """What the guards must have counted of the statements announced to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredWork:
+    """A transaction's effects by aggregate, with everything that the database had to be asked."""
+
+    work: RecordedWork
+    effects: Mapping[str, Sequence[Effect]]
+    tally: int | None = None
+    """What the guards must have counted of the whole transaction; None if it is nothing."""
+    named: Sequence[tuple[str, int]] = ()
+    """Quoted names of written tables with the oid that each has to mean when the entries are
+    appended."""

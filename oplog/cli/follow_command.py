@@ -1,0 +1,116 @@
+"""`oplog follow`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import click
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
+
+from oplog.archive.archive import Archive
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import (
+    accept_older_option,
+    archive_argument,
+    database_option,
+    pass_invocation,
+    standard_options,
+)
+from oplog.cli.presentation import escape, show_count
+from oplog.cli.signals import run_until_signal
+from oplog.errors import StoreUnavailableError
+from oplog.facade import Oplog
+from oplog.recovery.follow import FollowReport
+
+_INTERVAL_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+@click.command()
+@archive_argument
+@database_option
+@click.option("--once", is_flag=True, help="Apply what there is, and end.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0, min_open=True),
+    default=_INTERVAL_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks at the archive.",
+)
+@click.option(
+    "--name", default="archive", show_default=True, help="Of the place that the database keeps."
+)
+@accept_older_option
+@standard_options
+@pass_invocation
+def follow(invocation: Invocation, *, once: bool, interval: float, name: str) -> None:
+    """Keep a second database up to date from ARCHIVE.
+
+    An empty, migrated database is restored first. Nobody else may write into it. On SIGTERM or
+    Ctrl-C the batch under way is finished; a second one ends at once, which loses nothing either.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        follower = _Follower(log, archive, engine=engine, name=name, interval=interval)
+        if once:
+            report = follower.look()
+        else:
+            doing = f"following {escape(archive.url)}"
+            report = run_until_signal(follower.run, stop=follower.stopped.set, doing=doing)
+    document = report.to_json()
+    invocation.emit(lambda: document, lambda: _show_follow(document))
+
+
+def _show_follow(document: Mapping[str, Any]) -> Iterator[str]:
+    entries = show_count(document["entries"], "entry", many="entries")
+    anew = ", the database filled anew" if document["rebuilt"] else ""
+    yield f"{entries} applied{anew}"
+    yield (
+        f"through sequence {document['sequence']} of generation {document['generation']}, "
+        f"position {document['position']}"
+    )
+
+
+class _Follower:
+    """Follows until it is stopped, and sums up what was done."""
+
+    def __init__(
+        self, log: Oplog, archive: Archive, *, engine: Engine, name: str, interval: float
+    ) -> None:
+        self.stopped = threading.Event()
+        self._log = log
+        self._archive = archive
+        self._engine = engine
+        self._name = name
+        self._interval = interval
+
+    def look(self) -> FollowReport:
+        """Apply what there is now."""
+        with self._engine.connect() as connection:
+            return self._log.follow(
+                self._archive, connection, name=self._name, stop=self.stopped.is_set
+            )
+
+    def run(self) -> FollowReport:
+        """Look again and again, until `stopped`. Once begun, it waits out what passes."""
+        total = self.look()
+        pause = self._interval
+        while not self.stopped.wait(pause):
+            try:
+                report = self.look()
+            except (StoreUnavailableError, OperationalError) as error:
+                pause = min(pause * 2, max(_LONGEST_PAUSE_SECONDS, self._interval))
+                say(f"warning: trying again in {pause:g} s: {escape(str(error).splitlines()[0])}")
+                continue
+            pause = self._interval
+            total = replace(
+                report,
+                entries=total.entries + report.entries,
+                rebuilt=total.rebuilt or report.rebuilt,
+            )
+        return total

@@ -1,0 +1,56 @@
+"""`oplog history`."""
+
+from __future__ import annotations
+
+import click
+
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import (
+    pass_invocation,
+    reach_option,
+    redact_option,
+    standard_options,
+)
+from oplog.cli.presentation import (
+    show_change,
+    show_key,
+)
+from oplog.json_value import to_json_value
+
+
+@click.command()
+@click.argument("type_name", metavar="TYPE")
+@click.argument("key_texts", metavar="KEY...", nargs=-1, required=True)
+@redact_option
+@reach_option
+@standard_options
+@pass_invocation
+def history(
+    invocation: Invocation,
+    *,
+    type_name: str,
+    key_texts: tuple[str, ...],
+    redact: bool,
+    reach: str | None,
+) -> None:
+    """Every change of one row, oldest first.
+
+    When and what, and what its transaction said about itself.
+    KEY is the row's primary key as Postgres prints it. A key of several columns is given as
+    several arguments, in the key's order, or each as column=value.
+    """
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
+    with invocation.connect() as connection:
+        key = log.read_key(connection, type_name, texts=key_texts)
+        changes = log.history(connection, type_name, key, archive=archive)
+    document = {
+        "type": type_name,
+        "key": to_json_value(key),
+        "changes": [change.to_json(redact=redact) for change in changes],
+    }
+    invocation.emit(
+        lambda: document,
+        lambda: (line for change in changes for line in show_change(change, redact=redact)),
+    )
+    if not changes:
+        say(f"the log has nothing about {type_name} {show_key(key)}")

@@ -1,0 +1,54 @@
+"""`oplog resync`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from oplog.cli.exit_code import DIFFERENCES
+from oplog.cli.invocation import Invocation, say
+from oplog.cli.option import (
+    accept_older_option,
+    archive_option,
+    pass_invocation,
+    single_writer_option,
+    standard_options,
+)
+from oplog.cli.presentation import escape, show_count, show_problems
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be written.")
+@archive_option
+@single_writer_option
+@accept_older_option
+@standard_options
+@pass_invocation
+def resync(invocation: Invocation, *, dry_run: bool) -> int:
+    """Check the archive, and repair it from the database.
+
+    Writes again what is missing or damaged, content first, head last; deletes nothing. Exit
+    code 3 when something is left that cannot be made again.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.resync(engine, archive, dry_run=dry_run)
+    document = report.to_json()
+    invocation.emit(lambda: document, lambda: _show_resync(document))
+    if dry_run:
+        say("nothing was written: this was a dry run")
+    return 0 if report.ok else DIFFERENCES
+
+
+def _show_resync(document: Mapping[str, Any]) -> Iterator[str]:
+    for path in document["repaired"]:
+        yield f"repaired: {escape(path)}"
+    for path in document["dropped"]:
+        yield f"dropped: {escape(path)}"
+    if document["left"]:
+        yield "left:"
+        yield from show_problems(document["left"])
+    found = show_count(len(document["found"]), "problem")
+    yield f"{found} found, {show_count(len(document['repaired']), 'object')} repaired"

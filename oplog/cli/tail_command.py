@@ -1,0 +1,76 @@
+"""`oplog tail`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from oplog.cli.argument import PLACE, parse_metadata
+from oplog.cli.invocation import Invocation
+from oplog.cli.option import (
+    pass_invocation,
+    reach_option,
+    redact_option,
+    standard_options,
+)
+from oplog.cli.presentation import (
+    show_entry,
+)
+
+
+@click.command()
+@click.option(
+    "-n",
+    "--last",
+    "count",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="How many of the newest entries; 0 is all of them.",
+)
+@click.option("--aggregate", metavar="NAME", help="Only entries of this aggregate.")
+@click.option(
+    "--metadata",
+    "pairs",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Only transactions that say so; may be repeated, all must hold.",
+)
+@click.option("--after", type=PLACE, help="Only entries after this place.")
+@click.option("--through", type=PLACE, help="Only entries up to this place.")
+@redact_option
+@reach_option
+@standard_options
+@pass_invocation
+def tail(
+    invocation: Invocation,
+    *,
+    count: int,
+    aggregate: str | None,
+    pairs: tuple[str, ...],
+    after: int | datetime | None,
+    through: int | datetime | None,
+    redact: bool,
+    reach: str | None,
+) -> None:
+    """The last entries, oldest first: what was done, to what, by whom.
+
+    A time without a zone is UTC.
+    """
+    wanted = parse_metadata(pairs)
+    log, archive = invocation.load_log(), invocation.reach_archive(reach)
+    with invocation.connect() as connection:
+        entries = log.tail(
+            connection,
+            last=count or None,
+            aggregate=aggregate,
+            metadata=wanted,
+            after=after,
+            through=through,
+            archive=archive,
+        )
+        invocation.emit(
+            lambda: [entry.to_json(redact=redact) for entry in entries],
+            lambda: (line for entry in entries for line in show_entry(entry, redact=redact)),
+        )

@@ -1,0 +1,113 @@
+"""The part of `Oplog` that examines a log: what is wrong, how it stands, what roles need."""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.doctor.checks import judge
+from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
+from oplog.doctor.facts import read_facts
+from oplog.doctor.logged_types import (
+    ProtoReport,
+    TypesReport,
+    TypesStoredReport,
+    list_logged_types,
+    print_proto,
+    store_types,
+)
+from oplog.doctor.status import StatusReport, read_status
+from oplog.errors import SchemaDriftError
+from oplog.facade.parts import LogParts
+from oplog.finding import Finding
+from oplog.schema.grants import GrantsReport, RoleKind, report_grants
+
+
+class Examination:
+    """What an operator asks about the state of a log."""
+
+    def __init__(self, log: LogParts) -> None:
+        self._log = log
+
+    def diagnose(self, connection: Connection) -> list[Finding]:
+        """What is wrong with the log, its guards and its database; problems come first.
+
+        Compares what stands there with what this library installs, and the tables with the
+        catalog and the log's types. Reads only, so that it runs on a standby as well; rows
+        are not compared, which is `verify`. An empty list, or one of notices, is a log whose
+        promises hold. Nothing of this kind raises: missing tables are a finding too.
+        """
+        tables = [declared.table for declared in self._log.catalog.types.values()]
+        facts = read_facts(connection, self._log.store, tables=tables)
+        return judge(
+            facts,
+            schema=self._log.schema,
+            catalog=self._log.catalog,
+            guard=self._log.guard,
+            evolution=read_evolution(connection, self._log.store) if facts.log.readable else None,
+        )
+
+    def find_restore_problems(self, connection: Connection) -> list[Finding]:
+        """What a restore of this log would refuse or get wrong; `diagnose` has it too.
+
+        Columns whose names mean other columns by now, tables that are gone, and columns and
+        references that restored rows cannot do without.
+        """
+        return judge_evolution(read_evolution(connection, self._log.store), self._log.catalog)
+
+    def require_readable(self, connection: Connection) -> tuple[Finding, ...]:
+        """Tables that are gone; `SchemaDriftError` where names mean other columns by now."""
+        found = self.find_restore_problems(connection)
+        for finding in found:
+            if finding.what == COLUMN_CHANGED:
+                raise SchemaDriftError(finding.message, hint=finding.hint)
+        return tuple(finding for finding in found if finding.what == TABLE_GONE)
+
+    def status(self, connection: Connection, *, archive: Archive | None = None) -> StatusReport:
+        """How large the log is, what it was written with, and whether it is in order.
+
+        With an `archive`, also what that holds and how far it is behind; an archive that does not
+        answer is part of the report. Raises `SchemaVersionError` where there is no log.
+        """
+        return read_status(connection, self._log.store, keyring=self._log.keyring, archive=archive)
+
+    def grants(self, kind: str, role: str, *, tables: bool = False) -> GrantsReport:
+        """The statements that give `role` what it needs; needs no database.
+
+        `kind` is "application", "worker" or "auditor". With `tables` also SELECT on the logged
+        tables and their sequences, as a worker's snapshots and `verify` need it.
+        """
+        declared = self._log.catalog.types.values() if tables else ()
+        return report_grants(
+            role,
+            RoleKind(kind),
+            schema=self._log.schema,
+            tables=[(one.table.schema, one.table.name) for one in declared],
+        )
+
+    def list_types(self, connection: Connection) -> TypesReport:
+        """The types that the log knows, with all revisions, and those not stored yet."""
+        return list_logged_types(connection, self._log.store, self._log.catalog)
+
+    def print_proto(
+        self, connection: Connection, type_name: str, *, revision: int | None = None
+    ) -> ProtoReport:
+        """The .proto text of a stored type; the newest revision unless one is given.
+
+        Raises `UnknownTypeError`.
+        """
+        return print_proto(connection, self._log.store, type_name=type_name, revision=revision)
+
+    def store_types(self, connection: Connection) -> TypesStoredReport:
+        """Store the types and the key that an application will write with.
+
+        An application does so itself with its first transaction; doing it ahead finds models and
+        tables that disagree before the first request does. In the connection's transaction, which
+        the caller commits.
+        """
+        return store_types(
+            connection,
+            self._log.store,
+            catalog=self._log.catalog,
+            keyring=self._log.keyring,
+        )

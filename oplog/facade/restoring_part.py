@@ -1,0 +1,172 @@
+"""The part of `Oplog` that brings databases back from an archive, and keeps copies up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy.engine import Connection, Engine
+
+from oplog.archive.archive import Archive
+from oplog.archive.archived_log import ArchivedLog
+from oplog.archive.ownership import identify, read_origin
+from oplog.facade.parts import LogParts
+from oplog.facade.reading_part import Reading
+from oplog.recovery.follow import FollowReport, follow_log
+from oplog.recovery.incarnation import IncarnationReport, incarnate_log
+from oplog.recovery.preconditions import is_in_use
+from oplog.recovery.restore import RestoreReport, restore_log
+from oplog.replay import Progress
+from oplog.replay.rebuild import find_limit
+from oplog.snapshot.stored import StoredSnapshot
+from oplog.store.cursor import Cursor
+from oplog.store.export import ArchiveRow, ExportStore
+
+RESTORED_SNAPSHOT = "4:4:"
+"""What sees restored entries, whose transaction is 3, and nothing else."""
+
+
+class Restoring:
+    """What an operator does with an empty, a following or a copied database."""
+
+    def __init__(self, log: LogParts, *, reading: Reading) -> None:
+        self._log = log
+        self._reading = reading
+
+    def open_source(self, archive: Archive) -> ArchivedLog:
+        """The log as the newest head of `archive` has it."""
+        return ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
+
+    def restore(
+        self,
+        archive: Archive,
+        connection: Connection,
+        *,
+        through: int | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> RestoreReport:
+        """Bring an empty, migrated database back from `archive`, as of `through`.
+
+        `through` is a position or an aware datetime and takes transactions whole. Rows, entries,
+        tickets and sequences come in one transaction; until it commits, applications are refused.
+        In an open transaction everything is in that, which the caller commits.
+        Afterwards they go on writing, and a worker goes on publishing to the same archive
+        (where it finds a fork, if `through` left published entries out). Raises
+        `ConfigurationError` for a database that is not empty.
+        """
+        source = self.open_source(archive)
+        position = find_limit(
+            self._reading.open_reader(connection, source=source), through, snapshot=""
+        )
+
+        def finish(inside: Connection, report: RestoreReport) -> None:
+            write_receipt(inside, source, report, schema=self._log.schema)
+
+        return restore_log(
+            connection,
+            source,
+            open_reader=lambda inside: self._reading.open_reader(inside, source=source),
+            schema=self._log.schema,
+            through=position,
+            snapshot=self._find_snapshot(source, position),
+            least_position=source.head.position,
+            progress=progress,
+            finish=finish,
+        )
+
+    def recover(
+        self,
+        archive: Archive,
+        engine: Engine,
+        *,
+        through: int | datetime | None = None,
+        progress: Progress | None = None,
+    ) -> RestoreReport | None:
+        """For start-up: restore an empty database if there is an archive; else do nothing.
+
+        None says that the database was in use already, or that nothing was ever archived. Two
+        processes may call it at once: one restores, the other gets `ConflictError` or waits.
+        """
+        with engine.connect() as connection:
+            tables = {declared.table for declared in self._log.catalog.types.values()}
+            in_use = is_in_use(connection, tables, schema=self._log.schema)
+            connection.rollback()
+            if in_use or archive.find_head() is None:
+                return None
+            return self.restore(archive, connection, through=through, progress=progress)
+
+    def follow(
+        self,
+        archive: Archive,
+        connection: Connection,
+        *,
+        name: str = "archive",
+        stop: Callable[[], bool] = lambda: False,
+    ) -> FollowReport:
+        """Apply what `archive` has and this database has not; call it again for more.
+
+        An empty database is restored first. Whoever follows is read by others and written by
+        nobody else: `LogForkedError` if somebody did. When the archive went on in another
+        generation, the database is rebuilt as that has it, in one transaction. `stop` is asked
+        after each batch, and ends the call when it says True.
+        """
+        source = self.open_source(archive)
+        return follow_log(
+            connection,
+            source,
+            open_reader=lambda inside: self._reading.open_reader(inside, source=source),
+            schema=self._log.schema,
+            name=name,
+            snapshot=self._find_snapshot(source, None),
+            stop=stop,
+        )
+
+    def incarnate(self, connection: Connection, *, replaces_original: bool) -> IncarnationReport:
+        """Make the log of a copied database its own; changes no row of the tables.
+
+        For a database that came from a dump, a template or an upgrade. One that replaces the
+        original goes on with its archives, and whoever has published there is refused from then
+        on; one that is a copy forgets them, and begins an archive under another prefix.
+        Consumers go on from where they were. Writers and readers of the log wait meanwhile.
+        Raises `ConfigurationError` for a role that does not own the log.
+        """
+        return incarnate_log(
+            connection, schema=self._log.schema, replaces_original=replaces_original
+        )
+
+    def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:
+        ref = source.archive.find_snapshot(source.head, position=position)
+        if ref is None:
+            return None
+        types = source.archive.read_types(source.head)
+        return StoredSnapshot(
+            source.archive.read_manifest(ref),
+            get=source.archive.read_content,
+            sealer=self._log.sealer,
+            key_checks=types.key_checks,
+            types=types.shapes,
+        )
+
+
+def write_receipt(
+    connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
+) -> None:
+    """Say in a restored database how much of the archive it has, so that a worker goes on."""
+    origin = read_origin(connection, schema)
+    chain = source.find_chain(report.sequence) or b""
+    ExportStore(schema).write_row(
+        connection,
+        ArchiveRow(
+            source.head.archive_id,
+            source.archive.url,
+            source.head.epoch,
+            source.generation,
+            report.sequence,
+            chain.hex(),
+            source.head.number,
+            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
+            identify(origin),
+            identify(source.head.origin),
+        ),
+        position=report.position,
+    )
