@@ -14,7 +14,6 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.archive.ownership import identify, read_origin
 from oplog.archive.step import Step
 from oplog.binding import check_keyring
 from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
@@ -32,16 +31,12 @@ from oplog.replay.rebuild import find_limit
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport, publish_snapshot
 from oplog.snapshot.stored import StoredSnapshot
-from oplog.store.cursor import Cursor
-from oplog.store.export import ArchiveRow, ExportStore
+from oplog.sync.archive_row import write_restored
 from oplog.sync.exporter import Exporter, SyncReport
 from oplog.sync.fork import ForkPolicy
 from oplog.sync.lag import ArchiveLag, measure_lag
 from oplog.sync.waiting import wait_for_entries
 from oplog.sync.wake import call_worker
-
-RESTORED_SNAPSHOT = "4:4:"
-"""What sees restored entries, whose transaction is 3, and nothing else."""
 
 
 class ArchivingOplog(ReadingOplog):
@@ -171,7 +166,13 @@ class ArchivingOplog(ReadingOplog):
         position = find_limit(self.open_reader(connection, source=source), through, snapshot="")
 
         def finish(inside: Connection, report: RestoreReport) -> None:
-            write_receipt(inside, source, report, schema=self.schema)
+            write_restored(
+                inside,
+                source,
+                schema=self.schema,
+                sequence=report.sequence,
+                position=report.position,
+            )
 
         return restore_log(
             connection,
@@ -255,27 +256,3 @@ class ArchivingOplog(ReadingOplog):
             key_checks=types.key_checks,
             types=types.shapes,
         )
-
-
-def write_receipt(
-    connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
-) -> None:
-    """Say in a restored database how much of the archive it has, so that a worker goes on."""
-    origin = read_origin(connection, schema)
-    chain = source.find_chain(report.sequence) or b""
-    ExportStore(schema).write_row(
-        connection,
-        ArchiveRow(
-            source.head.archive_id,
-            source.archive.url,
-            source.head.epoch,
-            source.generation,
-            report.sequence,
-            chain.hex(),
-            source.head.number,
-            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
-            identify(origin),
-            identify(source.head.origin),
-        ),
-        position=report.position,
-    )

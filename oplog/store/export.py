@@ -297,16 +297,16 @@ def _read_row(name: str, text: str) -> ArchiveRow:
     try:
         found: dict[str, Any] = json.loads(text)
         return ArchiveRow(
-            UUID(name.removeprefix(ARCHIVE_PREFIX)),
-            str(found["url"]),
-            int(found["epoch"]),
-            int(found["generation"]),
-            int(found["sequence"]),
-            str(found["chain"]),
-            int(found["head"]),
-            None if found["cursor"] is None else str(found["cursor"]),
-            _read_identity(found["origin"]),
-            None if found["owner"] is None else _read_identity(found["owner"]),
+            archive_id=UUID(name.removeprefix(ARCHIVE_PREFIX)),
+            url=str(found["url"]),
+            epoch=int(found["epoch"]),
+            generation=int(found["generation"]),
+            sequence=int(found["sequence"]),
+            chain=str(found["chain"]),
+            head=int(found["head"]),
+            cursor=None if found["cursor"] is None else str(found["cursor"]),
+            origin=_read_identity(found["origin"]),
+            owner=None if found["owner"] is None else _read_identity(found["owner"]),
         )
     except (KeyError, TypeError, ValueError) as cause:
         raise DecodeError(
