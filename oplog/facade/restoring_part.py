@@ -9,7 +9,6 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.archive.ownership import identify, read_origin
 from oplog.facade.parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.recovery.follow import FollowReport, follow_log
@@ -19,11 +18,7 @@ from oplog.recovery.restore import RestoreReport, restore_log
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
 from oplog.snapshot.stored import StoredSnapshot
-from oplog.store.cursor import Cursor
-from oplog.store.export import ArchiveRow, ExportStore
-
-RESTORED_SNAPSHOT = "4:4:"
-"""What sees restored entries, whose transaction is 3, and nothing else."""
+from oplog.sync.archive_row import write_restored
 
 
 class Restoring:
@@ -60,7 +55,13 @@ class Restoring:
         )
 
         def finish(inside: Connection, report: RestoreReport) -> None:
-            write_receipt(inside, source, report, schema=self._log.schema)
+            write_restored(
+                inside,
+                source,
+                schema=self._log.schema,
+                sequence=report.sequence,
+                position=report.position,
+            )
 
         return restore_log(
             connection,
@@ -146,27 +147,3 @@ class Restoring:
             key_checks=types.key_checks,
             types=types.shapes,
         )
-
-
-def write_receipt(
-    connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
-) -> None:
-    """Say in a restored database how much of the archive it has, so that a worker goes on."""
-    origin = read_origin(connection, schema)
-    chain = source.find_chain(report.sequence) or b""
-    ExportStore(schema).write_row(
-        connection,
-        ArchiveRow(
-            source.head.archive_id,
-            source.archive.url,
-            source.head.epoch,
-            source.generation,
-            report.sequence,
-            chain.hex(),
-            source.head.number,
-            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
-            identify(origin),
-            identify(source.head.origin),
-        ),
-        position=report.position,
-    )
