@@ -18,7 +18,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
-from oplog.postgres.work import Driver
+from oplog.postgres.work import Driver, read_qualified
 from oplog.replay.loader import TableLoader
 from oplog.replay.table_plan import TablePlan
 
@@ -151,8 +151,8 @@ def _drop_earlier(connection: Connection, driver: Driver, *, into: str) -> None:
 
 # -- constraints ----------------------------------------------------------------------------
 
-# Columns by name, for leaving out what rests on a column the log never sees. Deparsed with
-# nothing but pg_catalog on the search path, so that every other name is qualified.
+# Columns by name, for leaving out what rests on a column the log never sees. Read with
+# `read_qualified`, so that definitions qualify every name.
 _CONSTRAINTS = """
 SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
   pg_catalog.pg_get_constraintdef(c.oid), c.confrelid::bigint,
@@ -199,7 +199,8 @@ def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, i
         if not loader.keyed:
             loader.build_key()
     used = _list_relations(connection, into=into)
-    rows = _read_constraints(connection, list(by_oid))
+    oids = list(by_oid)
+    rows = read_qualified(connection, _CONSTRAINTS, (oids, oids))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
         name = row[2]
         statement = _state_constraint(row, by_oid, named=name not in used)
@@ -210,15 +211,6 @@ def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, i
             driver.execute(statement)
         except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise _broken(by_oid[row[0]], name, cause) from cause
-
-
-def _read_constraints(connection: Connection, oids: list[int]) -> list[Any]:
-    path = connection.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar()
-    narrow = "SELECT pg_catalog.set_config('search_path', %s, true)"
-    connection.exec_driver_sql(narrow, ("pg_catalog",))
-    rows = connection.exec_driver_sql(_CONSTRAINTS, (oids, oids)).all()
-    connection.exec_driver_sql(narrow, (path,))
-    return list(rows)
 
 
 def _list_relations(connection: Connection, *, into: str) -> set[str]:
