@@ -11,14 +11,14 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.facade.parts import LogParts
 from oplog.facade.reading_part import Reading
+from oplog.recovery.archive_restore import restore_archive
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.preconditions import is_in_use
-from oplog.recovery.restore import RestoreReport, restore_log
+from oplog.recovery.restore import RestoreReport
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
 from oplog.snapshot.stored import StoredSnapshot
-from oplog.sync.archive_row import write_restored
 
 
 class Restoring:
@@ -53,26 +53,14 @@ class Restoring:
         position = find_limit(
             self._reading.open_reader(connection, source=source), through, snapshot=""
         )
-
-        def finish(inside: Connection, report: RestoreReport) -> None:
-            write_restored(
-                inside,
-                source,
-                schema=self._log.schema,
-                sequence=report.sequence,
-                position=report.position,
-            )
-
-        return restore_log(
+        return restore_archive(
             connection,
             source,
             open_reader=lambda inside: self._reading.open_reader(inside, source=source),
             schema=self._log.schema,
             through=position,
             snapshot=self._find_snapshot(source, position),
-            least_position=source.head.position,
             progress=progress,
-            finish=finish,
         )
 
     def recover(

@@ -1,8 +1,7 @@
-"""A second database kept up to date from a log: rows, entries and tickets, batch by batch.
+"""Keeps a second database up to date from a log: rows, entries and tickets, batch by batch.
 
-Knows the order of work. Must not know where the log lies. The hard thing is to be sure of where
-one is: the place is saved in the transaction that reaches it, as a hash over all that came
-before, so that a log with another past is told from one that only went on.
+The place in the log is saved in the transaction that reaches it, with a hash over everything
+before. So a log with another past is recognised, and not taken for one that went on.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from oplog.errors import (
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.postgres.work import Driver
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
@@ -66,11 +66,15 @@ class FollowReport:
 class _Following:
     """One call's work."""
 
-    connection: Connection
+    driver: Driver
     source: SequencedLog
     open_reader: OpenReader
     store: RestorationStore
     name: str
+
+    @property
+    def connection(self) -> Connection:
+        return self.driver.connection
 
 
 def follow_log(
@@ -105,9 +109,8 @@ def follow_log(
             "following needs transactions of its own, and the connection is in one",
             hint="commit or roll back first, or give another connection",
         )
-    work = _Following(
-        connection, source, open_reader=open_reader, store=RestorationStore(schema), name=name
-    )
+    driver, store = Driver(connection), RestorationStore(schema)
+    work = _Following(driver, source, open_reader, store=store, name=name)
     place, began = _begin(work, snapshot)
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
@@ -118,7 +121,11 @@ def follow_log(
         if stop():
             break
     return FollowReport(
-        entries, place.sequence, place.generation, place.position, began is not None
+        entries=entries,
+        sequence=place.sequence,
+        generation=place.generation,
+        position=place.position,
+        rebuilt=began is not None,
     )
 
 
@@ -216,14 +223,14 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
-        taken = suspend_switches(connection, oids)
+        taken = suspend_switches(work.driver, oids)
         # Nobody writes from here on; who wrote before would show.
         _check_alone(store, connection, place)
         _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
-        intake = LogIntake(connection, reader, store=store, after=page.first - 1, news=True)
+        intake = LogIntake(work.driver, reader, store=store, after=page.first - 1, news=True)
         transactions = list(intake.run([page]))
         rules = read_rules(reader, plans, snapshot=shown, here=False, anew=False)
-        merge_transactions(connection, plans, transactions, rules=rules)
+        merge_transactions(work.driver, plans, transactions, rules=rules)
         advance_sequences(connection, find_extremes(plans, transactions))
         store.write_tickets(connection, _list_aggregates(page))
         reached = page.first + len(page.entries) - 1
@@ -235,7 +242,7 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
             )
         place = LogPlace(source.generation, reached, chain, max(place.position, intake.position))
         store.write_position(connection, place.position)
-        resume_tables(connection, taken)
+        resume_tables(work.driver, taken)
         store.write_follower(connection, work.name, place=place)
     return place
 

@@ -18,6 +18,7 @@ from oplog.archive.format.head import Origin
 from oplog.errors import ConfigurationError
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.postgres.work import Driver
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.restore import open_work
 from oplog.store import Store
@@ -105,15 +106,15 @@ class _Incarnation:
             self._exports.forget_archives(self._connection)
         write_home(self._connection, self._schema)
         return IncarnationReport(
-            replaces_original,
-            found.here.system_identifier,
-            found.here.database,
-            home.identity.system_identifier if found.home else "",
-            home.identity.database if found.home else 0,
-            entries,
-            tuple(reader for reader in places if isinstance(reader, str)),
-            tuple(reader for reader in strangers if isinstance(reader, str)),
-            tuple(row.url for row in rows),
+            replaces_original=replaces_original,
+            server=found.here.system_identifier,
+            database=found.here.database,
+            previous_server=home.identity.system_identifier if found.home else "",
+            previous_database=home.identity.database if found.home else 0,
+            entries=entries,
+            consumers=tuple(reader for reader in places if isinstance(reader, str)),
+            strangers=tuple(reader for reader in strangers if isinstance(reader, str)),
+            archives=tuple(row.url for row in rows),
         )
 
     def _take_over(self, here: Identity, strangers: Collection[Reader]) -> None:
@@ -169,10 +170,11 @@ class _Incarnation:
             }
             self._write_places(moved)
             return 0
+        driver = Driver(self._connection)
         oids = find_oids(self._connection, RestorationStore(self._schema).list_tables())
-        taken = suspend_switches(self._connection, oids)
+        taken = suspend_switches(driver, oids)
         renumbered = self._store.renumber(self._connection, places)
-        resume_tables(self._connection, taken)
+        resume_tables(driver, taken)
         self._write_places(
             {
                 name: settle(

@@ -45,6 +45,8 @@ RESTORED_ID = "3"
 """The transaction id of restored entries: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
+RESTORED_SNAPSHOT = "4:4:"
+"""The snapshot that shows restored entries and no other."""
 _TICKETS = "pg_temp.oplog_snapshot_ticket"
 _ZERO = "'\\x" + "00" * 32 + "'::bytea"
 _PLACE = "generation, sequence, chain, position"
