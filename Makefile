@@ -16,6 +16,8 @@ UV_VERSION := 0.13.8
 WORKERS ?= logical
 # More arguments for pytest: make test ARGS="-m unit -x"
 ARGS ?=
+# On the other SQLAlchemy and protobuf: what they can change. SELECT= runs all tests there.
+SELECT ?= --affected
 # How long `make soak` goes on, and the seed of an earlier run whose draws it shall repeat.
 MINUTES ?= 10
 SEED ?=
@@ -36,7 +38,7 @@ help:
 	@echo 'make test     run all tests (ARGS="-m unit" runs some of them)'
 	@echo 'make check    format, lint, types, floors, wire formats, and the tests on both SQLAlchemys'
 	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
-	@echo 'make soak     kill, cut and race for MINUTES=10, then check every answer (SEED= repeats)'
+	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
@@ -50,7 +52,7 @@ demo: .venv/ready
 test: .venv/ready
 	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
-check: format-check lint types floors protos-check test test-sqlalchemy-20
+check: format-check lint types protos-check test test-sqlalchemy-20
 
 bench: .venv/ready
 	@$(RUN) -m benchmarks
@@ -58,6 +60,8 @@ bench: .venv/ready
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(RUN) -m tests.model --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(RUN) -m pytest -n $(WORKERS) -m sampled --whole
+	@$(MAKE) test-sqlalchemy-20 SELECT=--whole
 
 mutants: .venv/ready
 	@$(RUN) -m tests.mutants $(ONLY)
@@ -78,7 +82,7 @@ floors: .venv/ready
 	@.venv/bin/lint-imports --no-logo
 
 test-sqlalchemy-20: .venv-sa20/ready
-	@.venv-sa20/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@.venv-sa20/bin/python -m pytest -n $(WORKERS) $(SELECT) $(ARGS)
 
 # -- wire formats -----------------------------------------------------------------------------
 

@@ -1,9 +1,8 @@
 """The catalog bound to one database: declared types, stored shapes, live tables.
 
-Built once per engine, before its first logged write, and read by every one after. Must not
-know sessions or statements. The hard thing is that binding writes: a type that the log has
-not seen is stored first, by a transaction of its own, so that nobody waits for the caller's
-and a rollback does not take it away.
+Built once for an engine, before its first logged write, and read by every one after. Binding
+writes: a type that the log has not seen is stored first, by a transaction of its own, so that no
+other writer waits for the caller's, and a rollback does not take it away.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ def bind_catalog(
             shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
-    return Binding(log_id, key_id, types, by_name, fresh)
+    return Binding(log_id, key_id, types=types, by_name=by_name, fresh=fresh)
 
 
 def list_unstored_shapes(

@@ -308,6 +308,7 @@ def _declare(
     revision: int | None = None,
 ) -> DeclaredType:
     if aggregate is None:
+        # A brace in a table's name is text, not the start of a column name.
         escaped = table.fullname.replace("{", "{{").replace("}", "}}")
         keys = "/".join(f"{{{column.name}}}" for column in table.primary_key)
         aggregate = f"{escaped}/{keys}"
@@ -328,6 +329,7 @@ def _declare(
         message_class=message_class,
         revision=revision,
     )
+    # Raises for a column without an SQL type, so that it is refused when the type is declared.
     for column in declared.list_columns():
         declared.find_kind(column)
     return declared

@@ -90,6 +90,7 @@ class Entry:
     operations: tuple[Operation, ...] = field(default=())
 
     def __init__(self, aggregate: str, operations: Iterable[Operation]) -> None:
+        # The class is frozen, so attributes can only be set in this way.
         object.__setattr__(self, "aggregate", check_aggregate_name(aggregate))
         object.__setattr__(self, "operations", tuple(operations))
         if not self.operations:
@@ -213,6 +214,7 @@ def check_metadata(key: str, value: object) -> list[str]:
         )
     if isinstance(value, str):
         values = [value]
+    # bytes and mappings are iterable too, but their items are numbers and keys, not values.
     elif isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)):
         values = list(value)
     else:

@@ -16,15 +16,9 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from oplog.errors import ConfigurationError
 from oplog.testing.resolve import ResolvedServer, resolve_server
+from tests import environments, sampling
 from tests.databases import Cluster, FreshDatabase
-from tests.sampling import (
-    Sample,
-    Sampling,
-    add_options,
-    deselect_undrawn,
-    make_sample,
-    read_sampling,
-)
+from tests.sampling import Sample, Sampling
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
@@ -32,7 +26,8 @@ SAMPLING = pytest.StashKey[Sampling]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_options(parser)
+    environments.add_options(parser)
+    sampling.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SERVER_URL] = told["oplog_server_url"]
         config.stash[SAMPLING] = Sampling(*told["oplog_sampling"])
         return
-    config.stash[SAMPLING] = read_sampling(config)
+    config.stash[SAMPLING] = sampling.read_sampling(config)
     if not config.option.collectonly:
         try:
             server = resolve_server(os.environ)
@@ -57,12 +52,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["oplog_server_url"] = node.config.stash[SERVER_URL]
-    sampling = node.config.stash[SAMPLING]
-    node.workerinput["oplog_sampling"] = (sampling.seed, sampling.whole)
+    drawn = node.config.stash[SAMPLING]
+    node.workerinput["oplog_sampling"] = (drawn.seed, drawn.whole)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    deselect_undrawn(config.stash[SAMPLING], config, items)
+    environments.deselect_unaffected(config, items)
+    sampling.deselect_undrawn(config.stash[SAMPLING], config, items)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -85,7 +81,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture
 def sample(request: pytest.FixtureRequest) -> Sample:
     """Draws a part of what the test could try; its mark is `sampled`."""
-    return make_sample(request.config.stash[SAMPLING], request.node)
+    return sampling.make_sample(request.config.stash[SAMPLING], request.node)
 
 
 @pytest.fixture(scope="session")

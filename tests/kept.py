@@ -9,8 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
+from oplog import Oplog
+from oplog.crypto.seal import Sealer
+from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
-from oplog.store import BrokenLink, EntryFilter, SequencedPage, Store, StoredEntry
+from oplog.reading.opening import LogOpener
+from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 
 PAGE = 3
@@ -18,6 +22,18 @@ PAGE = 3
 
 Order = Callable[[int], object]
 """How transactions of one batch are sorted, by their positions."""
+
+
+def open_log(log: Oplog, source: LogSource | None = None) -> LogOpener:
+    """What a replay needs of a log, or of the source that is read in its place."""
+    return LogOpener(
+        log.store,
+        log.catalog,
+        keyring=log.keyring,
+        sealer=Sealer(log.keyring),
+        codec=PayloadCodec(),
+        source=source,
+    )
 
 
 class KeptLog:

@@ -21,6 +21,7 @@ from oplog.archive.format.path import INDEX, LOG, parse_head
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.store import EntryFilter, Store, StoredEntry
 from tests.concurrency.workload import Base, Customer, make_log
 from tests.logged import LoggedDatabase
@@ -94,7 +95,7 @@ def read_log(archive: Archive, head: Head) -> tuple[list[StoredEntry], Pairs]:
         entries += page.entries
         metadata |= {place: list(pairs) for place, pairs in page.metadata.items() if pairs}
     assert len(entries) == head.sequence
-    check_links(entries, {}, whole=True)
+    check_links(entries, ChainCheck())
     check_order(entries)
     return entries, metadata
 

@@ -93,6 +93,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
     names = ", ".join(name_rows(table) for table in tables)
     before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
     while True:
+        # A failed LOCK aborts the transaction; the savepoint keeps it usable for another try.
         _execute(connection, f"SAVEPOINT {SAVEPOINT}")
         _set_timeout(connection, f"{max(1, round(wait.attempt_seconds * 1000))}ms")
         try:
@@ -108,6 +109,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
         else:
             break
         _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
+        # Outside the lock's queue, so that waiting writers get their turn.
         wait.backoff.sleep(pause)
     _execute(connection, f"RELEASE SAVEPOINT {SAVEPOINT}")
     _set_timeout(connection, str(before))

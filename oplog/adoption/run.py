@@ -105,6 +105,7 @@ def _bind(
 def _survey(connection: Connection, bound: BoundType, target: Target) -> AdoptedType:
     name = bound.declared.type_name
     reached = AdoptionStore(target.store.schema).read_progress(connection, name) or Reached()
+    # The planner's estimate, because counting a large table would read all of it.
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(bound.live)}",
         execution_options={"no_parameters": True},
@@ -174,6 +175,7 @@ class _Work:
                     finished=reached.done,
                 )
                 if chunk is not None and chunk.rows:
+                    # Wide rows make smaller chunks, so that no lock is held for too many bytes.
                     fitting = AIMED_BYTES * chunk.count // len(chunk.rows)
                     limit = max(1, min(self._most_rows, fitting))
                 rows += adopted
@@ -190,6 +192,7 @@ class _Work:
         with scope:
             saved = self._store.lock_progress(self._connection, name)
             reached = saved or Reached()
+            # Saved progress may be deleted; without this check the table would be logged twice.
             if saved is None and self._is_logged(name):
                 reached = replace(reached, done=True)
                 self._store.write_progress(self._connection, name, reached=reached)
@@ -197,9 +200,11 @@ class _Work:
                 return None, reached
             if self._own:
                 self._lock([current])
+            # Only now: before the lock a migration could still change the table.
             bound = self._check_table(name)
             reached = self._check_columns(bound, reached)
             order = read_key_order(self._connection, bound)
+            # After a change of the primary key, rows cannot be continued after the saved key.
             if reached.after is not None and set(reached.after) != set(order):
                 raise _other_key(bound, reached.after)
             chunk = read_chunk(

@@ -84,6 +84,7 @@ def read_chunk(
     row that no entry can hold.
     """
     driver = Driver(connection, doing="an adoption")
+    # A COPY that is cut off is cancelled, which aborts the transaction without a savepoint.
     driver.execute(f"SAVEPOINT {SAVEPOINT}")
     statement = _select_rows(bound, order, after, limit)
     try:

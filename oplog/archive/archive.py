@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from itertools import count, islice
+from itertools import count
 
 from oplog.archive.claim import check_follows, decode_item
 from oplog.archive.format.container import MAX_OBJECT_BYTES
@@ -41,6 +40,7 @@ from oplog.archive.format.segment import Segment, SegmentHeader
 from oplog.archive.format.typefile import LoggedTypes, decode_types
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
+from oplog.archive.read_ahead import read_ahead
 from oplog.errors import (
     ArchiveError,
     ConfigurationError,
@@ -329,22 +329,12 @@ class Archive:
         """Segments with a sequence over `after` up to `through`, oldest first, fetched ahead."""
         items = self.iterate_items(levels, after=after, through=through)
         before: SegmentHeader | None = None
-        with ThreadPoolExecutor(self._read_ahead) as pool:
-            # The index is read by this thread alone; the pool only fetches.
-            window = [
-                (item, pool.submit(self.read_segment, item))
-                for item in islice(items, self._read_ahead)
-            ]
-            while window:
-                item, coming = window.pop(0)
-                segment = coming.result()
-                if before is not None:
-                    check_follows(before, segment, item.path)
-                before = segment.header
-                ahead = next(items, None)
-                if ahead is not None:
-                    window.append((ahead, pool.submit(self.read_segment, ahead)))
-                yield item, segment
+        # The index is read by this thread alone; the others only fetch.
+        for item, segment in read_ahead(items, self.read_segment, threads=self._read_ahead):
+            if before is not None:
+                check_follows(before, segment, item.path)
+            before = segment.header
+            yield item, segment
 
     def read_types(self, head: Head) -> LoggedTypes:
         """The types and key check values of the log, as of a head."""

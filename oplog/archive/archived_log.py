@@ -1,8 +1,7 @@
-"""An archive in the shape of a log to be read: one reader, one replay, two inputs.
+"""An archive as a log to be read: the entries of one head, in the order of their sequence.
 
-Gives the entries of one head, in the order of their sequence, and what is needed to open them.
-Must not know keys or payloads. The hard thing is what a database finds by index and an archive
-must not read whole for: items say which positions, times and adoptions are in a segment.
+What a database finds by index is found by the index's items, which say the positions, times and
+adoptions of a segment, so that the archive need not be read whole for it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from oplog.archive.format.head import Head
 from oplog.archive.format.index import Item
 from oplog.archive.format.segment import Segment
 from oplog.archive.history import read_chain_at
-from oplog.errors import ChainBrokenError
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 from oplog.store.rows import write_microseconds
 
 _REMEMBERED = 8
-"""Segments whose metadata is kept for whoever reads their entries."""
+"""Segments whose metadata is kept after their entries were given."""
 
 
 class ArchivedLog:
@@ -64,6 +63,11 @@ class ArchivedLog:
     def sequence(self) -> int:
         """Of the newest entry; 0 for an empty log."""
         return self._through
+
+    @property
+    def whole(self) -> bool:
+        """Whether the log's first entry is kept."""
+        return self.first_sequence == 1
 
     def find_chain(self, sequence: int) -> bytes | None:
         """The hash over all up to `sequence`; None where this log does not reach."""
@@ -105,13 +109,14 @@ class ArchivedLog:
         filter: EntryFilter,
         *,
         snapshot: str = "",
-        newest: dict[str, StoredEntry] | None = None,
+        chain: ChainCheck | None = None,
     ) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit, none empty, in the order of their sequence.
 
-        Links are checked if all are read; `newest` then gets each aggregate's last entry.
+        Links are checked if all are read, with `chain` if it is given: what comes after these
+        entries can then be held to them.
         """
-        links = ({} if newest is None else newest) if filter.takes_all else None
+        links = (chain or ChainCheck(whole=self.whole)) if filter.takes_all else None
         chosen = (item for item in self._list_items() if _may_hold(item, filter))
         segments = (
             self._iterate_all(0)
@@ -120,7 +125,7 @@ class ArchivedLog:
         )
         for _, entries, metadata in self._iterate(segments):
             if links is not None:
-                check_links(entries, links, whole=self.first_sequence == 1)
+                check_links(entries, links)
             page = [entry for entry in entries if _fits(entry, filter, metadata)]
             if page:
                 yield page
@@ -217,29 +222,14 @@ class ArchivedLog:
         return []
 
 
-def check_links(
-    entries: Iterable[StoredEntry], newest: dict[str, StoredEntry], *, whole: bool
-) -> None:
-    """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before.
-
-    `newest` holds each aggregate's last entry so far. Unless the log is `whole`, the first entry
-    met of an aggregate may follow others.
-    """
+def check_links(entries: Iterable[StoredEntry], chain: ChainCheck) -> None:
+    """Raise `ChainBrokenError` where an entry does not follow those that `chain` has met."""
     for entry in entries:
-        before = newest.get(entry.aggregate)
-        if before is None:
-            broken = whole and (entry.version != 1 or any(entry.prev_hash))
-        else:
-            expected = (before.version + 1, before.entry_hash)
-            broken = (entry.version, entry.prev_hash) != expected
-        if broken:
-            raise ChainBrokenError(
-                f"position {entry.position} (aggregate {entry.aggregate!r} version "
-                f"{entry.version}) does not follow version {before.version if before else 0}",
-                hint="rows of oplog_entry were altered or removed, in the database or before they "
-                "were archived: run verify on the database",
-            )
-        newest[entry.aggregate] = entry._replace(data=b"")
+        chain.require(
+            entry,
+            hint="rows of oplog_entry were altered or removed, in the database or before they "
+            "were archived: run verify on the database",
+        )
 
 
 def _may_hold(item: Item, filter: EntryFilter) -> bool:

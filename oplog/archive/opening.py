@@ -10,6 +10,10 @@ from collections.abc import Mapping
 
 from oplog.archive.archive import Archive
 from oplog.archive.objectstore.store_url import REQUEST_SECONDS, open_store
+from oplog.backoff import Backoff
+
+DEADLINE_SECONDS = Backoff().deadline_seconds
+"""For all attempts at one request to a store."""
 
 
 def open_archive(
@@ -19,6 +23,7 @@ def open_archive(
     options: Mapping[str, str] | None = None,
     timeout_seconds: float = REQUEST_SECONDS,
     accept_older: bool = False,
+    deadline_seconds: float = DEADLINE_SECONDS,
 ) -> Archive:
     """The archive at `url`: s3://bucket/prefix, gs://, az://, file:///path or memory://.
 
@@ -26,7 +31,10 @@ def open_archive(
     like); `options` go before those. `single_writer` promises that one worker at a time writes
     here, for stores that cannot create an object on condition that there is none. `accept_older`
     goes on although the archive says itself that newer heads are gone, which is otherwise
-    `HeadRolledBackError`. Raises `ConfigurationError` for a URL that cannot be meant.
+    `HeadRolledBackError`. `timeout_seconds` bounds one request, and `deadline_seconds` all
+    attempts at it, after which it is `StoreUnavailableError`. Raises `ConfigurationError` for
+    a URL that cannot be meant.
     """
-    store = open_store(url, options=options, timeout_seconds=timeout_seconds)
+    backoff = Backoff(deadline_seconds=deadline_seconds)
+    store = open_store(url, options=options, timeout_seconds=timeout_seconds, backoff=backoff)
     return Archive(store, single_writer=single_writer, accept_older=accept_older)

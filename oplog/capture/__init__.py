@@ -1,6 +1,13 @@
-"""What an application's transaction did to rows, and the entry that says so.
+"""Capture: what an application's transaction does to rows, written to the log with its COMMIT.
 
-`plan` reads a statement, `recorder` keeps what it did through savepoints, `effect` folds it
-to one effect per row, `readback` asks the database what it stored, `writer` seals and
-appends, `listener` ties all that to SQLAlchemy's events.
+While statements run, `attachment` and `listener` receive SQLAlchemy's events, `planning` and
+`statement_plan` decide what a statement does to a tracked table, `statement` and `observation`
+turn its execution into row changes, and `recorder` keeps them by savepoint.
+
+At COMMIT `transaction` takes three steps, which `writer` offers. `gathering` asks the database
+for what is not known yet, with the help of `merge` and `readback`. `building` makes the entries,
+without a connection. `sending` appends them. The values in between are those of `record` and
+`draft`; `net_row` and `grouping` are the rules by which changes become effects by aggregate.
+
+`claiming`, `request` and `retry` are for idempotency keys, locks and repeated runs.
 """

@@ -45,33 +45,19 @@ class EntryBuilder:
         Raises `IdempotencyConflictError` for a transaction that writes under a key that was
         used before.
         """
-        work, claim, tally = gathered.work, gathered.work.claim, gathered.tally
+        claim, tally = gathered.work.claim, gathered.tally
         if claim is not None and claim.receipts and (gathered.effects or tally is not None):
             raise refuse_repeat(claim)
-        if not gathered.effects and (claim is None or claim.receipts):
-            return None if tally is None else Draft((), tally=tally, named=gathered.named)
-        check_metadata_count(len(work.metadata))
-        metadata_hash = hash_metadata(work.metadata) if work.metadata else _NO_METADATA
         if gathered.effects:
-            form, key_id = self._sealer.format, work.log.key_id
-            entries = self._list_entries(gathered, metadata_hash=metadata_hash)
-        else:
+            return self._build_entries(gathered)
+        if claim is not None and not claim.receipts:
             # The idempotency key is used up by a transaction that changed nothing, too.
-            form, key_id = FORMAT_MARK, ""
-            entries = [self._mark_request(claim, metadata_hash=metadata_hash)]
-        return Draft(
-            entries,
-            format=form,
-            key_id=key_id,
-            metadata=work.metadata,
-            metadata_hash=metadata_hash,
-            claim=claim,
-            tally=tally,
-            named=gathered.named,
-        )
+            return self._build_mark(gathered, claim)
+        return None if tally is None else Draft((), tally=tally, named=gathered.named)
 
-    def _list_entries(self, gathered: GatheredWork, *, metadata_hash: bytes) -> list[NewEntry]:
+    def _build_entries(self, gathered: GatheredWork) -> Draft:
         work, claim = gathered.work, gathered.work.claim
+        metadata_hash = _hash_metadata(work)
         entries: list[NewEntry] = []
         for aggregate in order_aggregates(gathered.effects):
             entry = self._seal(
@@ -84,12 +70,21 @@ class EntryBuilder:
                 idempotency_key=None if claim is None or entries else claim.key,
             )
             entries.append(entry)
-        return entries
+        return Draft(
+            entries,
+            format=self._sealer.format,
+            key_id=work.log.key_id,
+            metadata=work.metadata,
+            metadata_hash=metadata_hash,
+            claim=claim,
+            tally=gathered.tally,
+            named=gathered.named,
+        )
 
-    def _mark_request(self, claim: Claim | None, *, metadata_hash: bytes) -> NewEntry:
+    def _build_mark(self, gathered: GatheredWork, claim: Claim) -> Draft:
         """An entry without a payload, for a key whose work changed no tracked row."""
-        key = "" if claim is None else claim.key
-        aggregate = f"{REQUEST_AGGREGATE}/{sha256(key.encode()).hexdigest()[:32]}"
+        metadata_hash = _hash_metadata(gathered.work)
+        aggregate = f"{REQUEST_AGGREGATE}/{sha256(claim.key.encode()).hexdigest()[:32]}"
         entry_id = self._draw_id()
         body_hash = hash_body(
             format=FORMAT_MARK,
@@ -98,11 +93,20 @@ class EntryBuilder:
             key_id="",
             metadata_hash=metadata_hash,
             transaction_size=1,
-            idempotency_key=key,
+            idempotency_key=claim.key,
             data=b"",
         )
-        return NewEntry(
+        entry = NewEntry(
             aggregate=aggregate, expected=None, entry_id=entry_id, body_hash=body_hash, data=b""
+        )
+        return Draft(
+            [entry],
+            format=FORMAT_MARK,
+            metadata=gathered.work.metadata,
+            metadata_hash=metadata_hash,
+            claim=claim,
+            tally=gathered.tally,
+            named=gathered.named,
         )
 
     def _seal(
@@ -137,3 +141,9 @@ class EntryBuilder:
             body_hash=body_hash,
             data=data,
         )
+
+
+def _hash_metadata(work: RecordedWork) -> bytes:
+    """The hash of the transaction's metadata; `InvalidMetadataError` if they are too many."""
+    check_metadata_count(len(work.metadata))
+    return hash_metadata(work.metadata) if work.metadata else _NO_METADATA

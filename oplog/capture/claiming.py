@@ -1,9 +1,8 @@
 """What a transaction holds before it reads or writes: an idempotency key, and locked aggregates.
 
-Asks the database on the transaction's own connection. Must not know how sessions end. The hard
-thing is the order of locks, which must be one for everybody: keys, then aggregates, then the
-application's rows, then tickets. Whoever comes for an aggregate with rows already locked is
-sent away, or two of them would wait for each other.
+Every transaction locks in one order: keys, then aggregates, then rows of the application, then
+tickets. Otherwise two of them could wait for each other. So a key or lock is refused after the
+transaction's first write.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ def claim_key(
     fingerprint: str | None,
     wait_seconds: float | None = None,
 ) -> list[Receipt]:
-    """Take an idempotency key; the receipts of the transaction that used it, if there is one.
+    """Take an idempotency key; returns the receipts of the transaction that used it before.
 
-    Waits for whoever holds the key, `wait_seconds` at most if given. Raises
+    Waits for a transaction that holds the key, `wait_seconds` at most if given. Raises
     `IdempotencyConflictError` if it was used for another request.
     """
     check_key(key)
@@ -48,7 +47,7 @@ def claim_key(
         if recorder.wrote:
             raise ConfigurationError(
                 f"idempotency key {key!r} comes after the transaction's first write",
-                hint="annotate with the key first: whoever repeats it must find that out before "
+                hint="annotate with the key first: a repeated request must be recognised before "
                 "anything is written",
             )
         before = None if wait_seconds is None else store.limit_wait(connection, wait_seconds)
@@ -72,7 +71,7 @@ def lock_aggregates(
     store: OutcomeStore,
     aggregates: str | Iterable[str],
 ) -> None:
-    """Hold aggregates until the transaction ends, in the one order that all keep to."""
+    """Lock aggregates until the transaction ends, in the order that every transaction uses."""
     names = [aggregates] if isinstance(aggregates, str) else list(aggregates)
     for name in names:
         check_aggregate_name(name)
@@ -89,10 +88,9 @@ def lock_aggregates(
 
 
 def watch_beginning(session: Session, begin: Callable[[Connection], None]) -> Callable[[], bool]:
-    """Call `begin` on the connection with which the session's transaction begins, once.
+    """Call `begin` with the connection on which the session's next transaction begins, once.
 
-    Whoever opens it, with whatever options. Returns a function that says whether it was called,
-    and stops watching.
+    Returns a function that stops watching and says whether `begin` was called.
     """
     begun: list[Connection] = []
 
@@ -114,7 +112,7 @@ def watch_beginning(session: Session, begin: Callable[[Connection], None]) -> Ca
 def begin_run(
     attachments: Attachments, store: OutcomeStore, *, key: str | None, fingerprint: str | None
 ) -> Beginning:
-    """How a run's transactions begin: with its key, and in line for what it keeps losing."""
+    """How a run's transactions begin: with its key, and with locks on contended aggregates."""
     watched: WeakKeyDictionary[Session, Callable[[], bool]] = WeakKeyDictionary()
 
     def claim_on(one: Enlisted, wait_seconds: float | None = None) -> list[Receipt]:
@@ -145,7 +143,7 @@ def begin_run(
     def finish(session: Session) -> None:
         stop = watched.pop(session, None)
         if stop is not None and not stop() and key is not None:
-            # The work has not come to the database yet; its key is used up all the same.
+            # The work has not used the database; its key is used up nevertheless.
             first = claim_on(attachments.enlist(session))
             if first:
                 raise KeyUsedError(first)

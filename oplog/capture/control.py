@@ -1,7 +1,6 @@
-"""Statements that steer a transaction, as text: savepoints, COMMIT, and what names mean.
+"""Recognises statements, given as text, that control a transaction or the meaning of names.
 
-Pure. Must not know what is recorded. The hard thing is that a statement may begin with
-comments, which in Postgres nest.
+Pure: compares the first words of a statement, after comments, which in Postgres may be nested.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _NEUTRAL = re.compile(
     r"|schema\b|authorization\b|session_authorization\b)\w)",
     re.IGNORECASE,
 )
-"""How statements begin that leave it alone which table a name means."""
+"""How statements begin after which every name means the same table as before."""
 _REDIRECTING = re.compile(
     r"\bset_config\s*\((?!\s*'(?!search_path'|role'|session_authorization')[\w.]+')|;\s*\S",
     re.IGNORECASE,
@@ -38,7 +37,7 @@ _COMMENT_MARK = re.compile(r"/\*|\*/")
 
 
 def match_control(statement: str) -> re.Match[str] | None:
-    """The statement's first words if they steer the transaction.
+    """The statement's first words if they set or end a savepoint or the transaction.
 
     Groups: `save`, `back`, `release`, `end` (whichever it is) and `name`.
     """
@@ -53,8 +52,8 @@ def is_passive(statement: str) -> bool:
 def may_redirect(statement: str) -> bool:
     """After it a table's name may mean another table: search path, role, or a new table.
 
-    Says so of many that do not, which costs a query. A function that does it unseen is not
-    recognised.
+    Also true for many statements that change nothing, which costs a query each. A change made
+    inside a function is not recognised.
     """
     start = _skip_comments(statement)
     return (
@@ -65,7 +64,7 @@ def may_redirect(statement: str) -> bool:
 
 
 def is_text(compiled: Any) -> bool:
-    """Not a construct that reads or writes rows: text, or a savepoint's own clause."""
+    """The statement is text, or SQLAlchemy's clause for a savepoint; not a construct on rows."""
     statement = getattr(compiled, "statement", None)
     return statement is None or isinstance(statement, sa.TextClause) or hasattr(statement, "ident")
 

@@ -32,7 +32,7 @@ class Groups:
 
 def order_aggregates(names: Iterable[str]) -> list[str]:
     """Names in the order in which everybody locks them, which is that of collation C."""
-    return sorted(names, key=lambda name: name.encode("utf-8"))
+    return sorted(names, key=lambda name: name.encode())
 
 
 def name_aggregate(bound: TrackedType, key: Key, values: Values | None) -> str:

@@ -1,9 +1,9 @@
-"""Images the guards kept, made into net rows.
+"""Images that the guards kept, made into net rows.
 
-Decides what happened to every row that a statement touched unannounced. The hard thing is
-that images come without an order: cascades and triggers nest. None is needed. How often a
-row came and went under its key, and whether it is there now, say whether it was there
-before; its values are read from the table, where the last writer left them.
+An image says which rows a statement touched that was not announced to the guard. Images have no
+order, because cascades and triggers nest, and need none: how often a row entered and left its
+key, and whether it is there now, say whether it was there before. Its values are read from the
+table, where the last writer left them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOTHING: frozenset[str] = frozenset()
 
 @dataclass(slots=True)
 class TouchedRow:
-    """One key of one table, and everything that touched it.
+    """One key of one table, and what images and changes say of the rows under it.
 
     `balance` counts, for each state of the columns that name its aggregate, how often a row
     left it less how often one entered it; None if nothing came or went.
@@ -59,7 +59,10 @@ class TouchedRow:
 
     @property
     def is_doubtful(self) -> bool:
-        """Not to be found, it need not be gone: it did not go once more than it came."""
+        """If the row is not found, it may be hidden.
+
+        Otherwise it left once more than it entered, so it is certainly gone.
+        """
         return sum((self.balance or {}).values()) != 1
 
 
@@ -67,7 +70,7 @@ Touched = dict[tuple[str, Key], TouchedRow]
 
 
 def measure(images: Iterable[Image]) -> int:
-    """What the images' rows have added to the transaction's tally."""
+    """What the rows of the images added to the transaction's tally."""
     return sum(image.rows * weigh(image.operation, image.relation) for image in images)
 
 
@@ -89,9 +92,9 @@ def touch_rows(
 def read_touched_rows(connection: Connection, touched: Touched) -> list[NetRow]:
     """What happened to the touched rows, with their values as the tables have them now.
 
-    A row that is what it was has no values: nothing happened, but somebody wrote it.
-    Raises `CaptureMismatchError` where images and table contradict each other, and
-    `NotCapturableError` where a row may be there and not be shown.
+    A row whose final state equals its initial one yields a `NetRow` without values. Raises
+    `CaptureMismatchError` where images and table contradict each other, and
+    `NotCapturableError` where a row may be hidden.
     """
     net_rows: list[NetRow] = []
     by_type: dict[str, list[TouchedRow]] = {}
@@ -120,7 +123,7 @@ def _add_image(touched: Touched, image: Image, bound: BoundType) -> None:
         return row
 
     if image.operation == "U":
-        # One set for all rows: there may be a hundred thousand.
+        # One set shared by all rows of the image, which may be a hundred thousand.
         changed = frozenset(image.changed).intersection(bound.shape.names)
         for n, new in enumerate(news):
             row = touch(new[0])
@@ -180,8 +183,9 @@ def _add_change(touched: Touched, change: RowChange) -> None:
 
 
 def _group_of(bound: TrackedType, values: Stored) -> Group:
-    # Announced changes say their group (see `planning`). Where a value's stored form is not
-    # certain they cannot: the count is right all the same, and a doubt that is left is refused.
+    # Announced changes have their group (see `planning`), unless the stored form of a value is
+    # not certain. "?" then stands for it: the row is still counted, and where the group would
+    # have to be known the images contradict each other, which is refused.
     return tuple(values.get(name, "?") for name in list_group_names(bound))
 
 
@@ -202,7 +206,7 @@ def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRo
     net_rows = []
     for row, stored in zip(rows, found, strict=True):
         if row.balance is None and stored is not None and not bound.regroups:
-            # The usual row of a bulk update. Its key did not change, and says where it is.
+            # The usual row of a bulk update: its key, which names its aggregate, did not change.
             values = {name: stored[name] for name in row.changed - keys}
             net_rows.append(NetRow(bound, row.key, existed=True, values=values))
             continue
@@ -243,7 +247,7 @@ def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:
         return NetRow(bound, key, existed=True, exists=False, group=group) if existed else None
     values = dict(stored)
     if existed and row.balance is None:
-        # The key cannot have changed, and what it is the operation says anyway.
+        # The key cannot have changed, and is in the operation anyway.
         written = row.changed.difference(bound.shape.key_names)
         values = {name: value for name, value in stored.items() if name in written}
     return NetRow(bound, key, existed=existed, values=values, group=group)

@@ -1,8 +1,8 @@
 """From an executed statement to the row changes it made.
 
-Turns a plan, the parameters that were sent and what the database answered into
-`RowChange`s. Must not know frames or the log. The hard thing is to count: a statement that
-matched fewer rows than it was given keys for cannot say which, and is reported as a failure.
+Turns a plan, the parameters that were sent and the database's answer into `RowChange`s. A
+statement that matched fewer rows than it was given keys for does not say which, so that is an
+error.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def list_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
 def read_keys(
     connection: Connection, plan: StatementPlan, parameters: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Key], set[Key]]:
-    """The primary key that each parameter set names, as the database writes it.
+    """The primary key that each parameter set names, in the form the database stores.
 
-    And those of them whose row, which alone says how, was not seen.
+    And those keys whose row was not found, so that their stored form is not known.
     """
     bound = plan.bound
     keys = _spell_keys(connection, bound, plan.key, parameters)
@@ -56,18 +56,18 @@ def read_keys(
 
 
 def codec_is_loose(bound: BoundType, name: str) -> bool:
-    """Stored values of this column may differ and still be equal to SQL."""
+    """Stored values of this column may differ and still compare as equal in SQL."""
     codec = bound.shape.codecs[name]
-    # Strings are compared as text for the sake of rare collations, and equal only if same.
+    # Strings are compared as text because of some collations, but are equal only if identical.
     return codec.compare_as_text and not codec.pg_type.startswith(("text", "character"))
 
 
 def read_groups(
     connection: Connection, plan: StatementPlan, keys: Sequence[Key]
 ) -> list[Group | None]:
-    """Template columns of the rows about to be changed, which are locked against moving.
+    """Template columns of the rows about to be changed; None for a row that is not found.
 
-    None for a row that is not seen.
+    The rows are locked, so that no other transaction moves them to another aggregate.
     """
     bound = plan.bound
     found = read_rows(connection, bound, keys, columns=bound.template.columns, lock=_lock(plan))
@@ -205,14 +205,14 @@ def _split(
 
 
 def _was_suppressed(context: Any, sent: int) -> bool:
-    """A trigger made the only INSERT insert nothing."""
+    """A single row was inserted, and a trigger suppressed it."""
     if context.returned_default_rows is not None:
         return sent == 1 and not context.returned_default_rows
     return sent == 1 and context.rowcount == 0
 
 
 def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowChange]:
-    """Rows that a trigger may have changed in place of a statement that matched none."""
+    """Rows that a trigger may have changed although the statement itself matched none."""
     bound = plan.bound
     if not bound.live.rewrites_rows:
         return []
@@ -229,7 +229,7 @@ def _reread(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> list[RowC
 
 
 def _check_in_place(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> None:
-    """Raise unless every row is where it was sent: a trigger may have given it another key."""
+    """Raise unless every row is under the key that was sent: a trigger may have changed it."""
     bound = plan.bound
     if bound.live.rewrites_rows:
         found = read_rows(context.root_connection, bound, keys, columns=bound.shape.key_names[:1])
@@ -246,7 +246,7 @@ def _spell_keys(
     columns: Sequence[BoundColumn],
     parameters: Sequence[Mapping[str, Any]],
 ) -> list[Key]:
-    """Keys given as parameters, as the database writes them."""
+    """Keys given as parameters, in the form the database stores."""
     keys: list[list[Any]] = []
     unsure: dict[int, None] = {}
     for sent in parameters:
@@ -302,7 +302,7 @@ def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
 
 
 def _is_blurred(bound: BoundType, name: str) -> bool:
-    # Decimals come back as stored; of other types with several forms the driver makes one.
+    # Decimals come back as stored. Other types with several equal forms the driver normalises.
     return codec_is_loose(bound, name) and not bound.shape.codecs[name].pg_type.startswith(
         "numeric"
     )
@@ -323,8 +323,9 @@ def _list_natural(plan: StatementPlan, context: Any) -> list[tuple[Any, str, Any
     for column in context.compiled.effective_returning:
         if getattr(column, "table", None) is not table or column.name not in asked:
             continue
-        # The driver loses what SQL blurs (1 mon is 30 days, 1.00 is 1.0), and what a setting
-        # rounds; and SQLAlchemy cannot tell what it does to numbers before it has seen one.
+        # Not where several forms are equal (1 mon and 30 days, 1.00 and 1.0) or a setting
+        # rounds: the driver's value may be another form. Nor for numbers, because SQLAlchemy
+        # chooses their result processor only when it sees the first value.
         if codec_is_loose(plan.bound, column.name) or isinstance(
             column.type, (sa.Numeric, sa.Float)
         ):

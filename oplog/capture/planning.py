@@ -1,9 +1,8 @@
-"""Who captures a statement: the application from its parameters, or the guards.
+"""Which side captures a statement: the application from its parameters, or the guards.
 
-Remembers the plan of each compiled statement. Must not record anything. The hard thing is
-that exactly one of the two must do it: a statement whose plan is certain is announced to the
-guards, which then only count; any other is left to them whole, and refused where a table it
-writes has none.
+Exactly one of the two must do it. A statement whose plan is certain is announced to the guards,
+which then only count its rows. Any other statement is left to the guards, and refused if a table
+that it writes has none. The plan of each compiled statement is kept.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ from oplog.schema.guard import announce
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A tracked table is written: by this plan, or (None) as the guards will say."""
+    """How a statement that writes tracked tables is captured."""
 
     plan: StatementPlan | None
+    """None if the guards capture it."""
     announcement: str
     """What to put before the statement's text."""
     tables: tuple[sa.Table, ...]
-    """Those it writes, if their names must be compared with what they mean: what is announced
-    the guard of the very table counts."""
+    """Tables whose names must be compared with what they mean. None for an announced statement:
+    if its name meant another table, the guard of the tracked one would count no rows."""
 
 
 class StatementPlanner:
@@ -44,7 +44,7 @@ class StatementPlanner:
         self._known: WeakKeyDictionary[Any, Planned | None] = WeakKeyDictionary()
 
     def clear(self) -> None:
-        """Forget: tables, types or guards may have changed."""
+        """Forget all plans: tables, types or guards may have changed."""
         self._known.clear()
 
     def find(self, context: Any, bind: Callable[[], Binding]) -> Planned | None:
@@ -53,7 +53,7 @@ class StatementPlanner:
         Raises `NotCapturableError` for one that neither side can capture.
         """
         compiled = context.compiled
-        # Looked up once each time: another thread may clear the plans in between.
+        # Looked up once: another thread may clear the plans in between.
         known = self._known.get(compiled, self)
         if known is None:
             return None
@@ -113,5 +113,5 @@ def _is_certain(plan: StatementPlan) -> bool:
     if plan.kind is OpType.CREATE:
         known = {column.name for column in plan.columns}.union(bound.shape.key_names)
         return set(bound.template.columns) <= known
-    # Where the row was before it moves, the guard's image says without a query.
+    # For a row that may change its aggregate, the guard's image says without a query where it was.
     return not guard.cascades and not bound.regroups

@@ -1,8 +1,7 @@
-"""Asking the database what it stored.
+"""Reads rows of the application by key, inside the transaction that wrote them.
 
-Reads rows by key inside the writing transaction, as Postgres' own text. Must not know the
-log's tables. The hard thing is to get text that does not depend on the session's settings,
-without changing them for the application.
+Values are read as Postgres' own text. Where that depends on settings of the session, the
+settings are fixed for the query and set back after it.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ def complete_rows(
 ) -> None:
     """Fill in what only the database knows; with `strict`, compare everything else too.
 
-    A row that is not there any more (a cascade or a trigger removed it) becomes deleted, and
-    one that a trigger put back is there. Raises `CaptureMismatchError` naming table, key,
-    column and both values, or the key of a row that is not there; `NotCapturableError` for
-    one that may be there and not be shown.
+    `types` has the bound types by name. A row that a cascade or trigger removed is marked as
+    deleted, and one that a trigger put back as existing. Raises `CaptureMismatchError` naming
+    table, key, column and both values, or the key of a row that is not there;
+    `NotCapturableError` for a row that may be hidden.
     """
     wanted: dict[BoundType, list[NetRow]] = {}
     for row in rows:
@@ -78,7 +77,7 @@ def complete_rows(
 
 
 def _may_regroup(row: NetRow) -> bool:
-    # A row that leaves its aggregate is logged whole in the one it joins.
+    # A row that leaves its aggregate is logged whole in the one that it enters.
     if row.complete or not row.bound.regroups:
         return False
     return any(name in row.values or name in row.unknown for name in row.bound.template.columns)
@@ -117,11 +116,11 @@ def _complete(
 
 
 def _check_gone(connection: Connection, bound: BoundType, row: NetRow, *, strict: bool) -> None:
-    """Raise unless a row that was written, and never deleted by a statement, is surely gone."""
+    """Raise unless a cascade or trigger may have deleted a row that no statement deleted."""
     if hides_rows(connection, bound):
         raise describe_hidden(bound, f"the row with key {row.key!r} was written")
     if (strict or bound.guard is not None) and not bound.live.rewrites_rows:
-        # What a guard sees deleted it tells of: such a row is not read back here.
+        # If a guard had seen a delete, its image would say so, and the row would not be read here.
         table = bound.declared.table
         check_names(connection, [(qualify([table.name], table.schema)[0], bound.live.oid)])
         raise CaptureMismatchError(
@@ -134,7 +133,7 @@ def _check_gone(connection: Connection, bound: BoundType, row: NetRow, *, strict
 
 def _compare(bound: BoundType, row: NetRow, stored: Mapping[str, Wire | None]) -> None:
     for name, value in row.values.items():
-        # repr tells -0.0 from 0.0 and finds NaN equal to itself.
+        # With repr, -0.0 differs from 0.0, and NaN equals itself.
         if name not in row.unknown and repr(stored[name]) != repr(value):
             raise CaptureMismatchError(
                 f"{bound.live.qualified} key {row.key!r} column {name}: about to log "
@@ -185,7 +184,8 @@ def read_rows(
 
 def _print_column(pg_type: str, name: str) -> str:
     if pg_type == "xml":
-        # Postgres stores xml that it refuses to read: better refused here than in a replay.
+        # Postgres may store xml that it refuses to parse. Parsing it here refuses the
+        # transaction, instead of every later replay.
         return f"t.{quote(name)}::text::xml::text"
     return f"t.{quote(name)}::text"
 
@@ -193,7 +193,7 @@ def _print_column(pg_type: str, name: str) -> str:
 def normalise_keys(
     connection: Connection, bound: BoundType, texts: Sequence[str], *, name: str
 ) -> list[Wire]:
-    """What the database makes of text given for a key column.
+    """The stored form of text given for a key column.
 
     Raises `NotCapturableError` where that depends on settings of the session.
     """
@@ -218,15 +218,15 @@ def _text_settings(
 ) -> Iterator[None]:
     """Fixed settings, if text of these columns depends on any; then the application's own.
 
-    Left as they are here they would change what the rest of the transaction reads: it may
-    go on after a savepoint, or have deferred triggers.
+    They are set back because the transaction may go on, after a savepoint or in deferred
+    triggers, and would read and print values under them.
     """
     if all(_has_fixed_text(bound, name) for name in names):
         yield
         return
     before = tuple(connection.exec_driver_sql(_FIX_SETTINGS).one())[: len(TEXT_SETTINGS)]
     yield
-    # After an error there is nothing to set back: the transaction or savepoint is lost.
+    # After an error there is nothing to set back: the rollback does it.
     if before != tuple(TEXT_SETTINGS.values()):
         connection.exec_driver_sql(_SET_BACK, before)
 

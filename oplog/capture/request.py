@@ -1,9 +1,9 @@
-"""What an idempotency key stands for, as a fingerprint, and the rules for keys.
+"""Idempotency keys: their limits, and the fingerprint of the request that a key stands for.
 
-Pure. Must not know sessions. The hard thing is a repeated key whose work is another one: to
-answer it with the first's receipts would tell the application that a write happened which did
-not. So where the application does not say what the request is, the work itself stands for it:
-its name, and the plain values it was made with.
+Pure: no connection and no SQL. If a key is used again for other work, the receipts of the first
+must not be returned, because they would say that a write happened which did not. So where the
+application does not say what the request is, the work's name and the plain values in it stand
+for the request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oplog.errors import ConfigurationError, IdempotencyConflictError, InvalidMe
 from oplog.receipt import Receipt
 
 MAX_KEY_BYTES = 1024
-"""Longest idempotency key, in UTF-8 bytes: it stands in a btree."""
+"""Longest idempotency key, in UTF-8 bytes: it is in a btree index."""
 
 _PLAIN = (str, int, float, bytes, Decimal, UUID, date, time, timedelta, Enum, type(None))
 
@@ -37,7 +37,7 @@ _PLAIN = (str, int, float, bytes, Decimal, UUID, date, time, timedelta, Enum, ty
 class Claim:
     """An idempotency key held by a transaction.
 
-    `receipts` are those of the transaction that used it before; empty if this one is the first.
+    `receipts` are those of the transaction that used the key before; empty if there is none.
     """
 
     key: str
@@ -74,11 +74,11 @@ def fingerprint_request(request: Any) -> str:
 
 
 def fingerprint_work(work: Callable[..., Any]) -> str:
-    """The fingerprint of a work for which nothing was said.
+    """The fingerprint of work for which the application gave no request.
 
-    Its name; arguments of a `partial`, defaults, and what it closes over, as far as they are
-    plain values that the function does not assign itself. A lambda has no name of its own: its
-    code stands for it.
+    Covers its name, and those arguments of a `partial`, defaults and closed-over variables that
+    are plain values and not assigned by the function itself. For a lambda, which has no name of
+    its own, it covers the code.
     """
     return _digest("work", [part.encode() for part in _describe(work)])
 
@@ -95,7 +95,7 @@ def check_same(claim: Claim, *, stored: str | None) -> None:
 
 
 def refuse_repeat(claim: Claim) -> IdempotencyConflictError:
-    """A second transaction under the key has something to write."""
+    """The error for a second transaction under the key that has something to write."""
     return IdempotencyConflictError(
         f"idempotency key {claim.key!r} was used before, and this transaction writes again",
         hint="annotate returns the receipts of the first transaction: return then, or use "
@@ -156,7 +156,7 @@ def _describe_code(code: CodeType) -> Iterator[str]:
 
 def _describe_values(values: Any) -> Iterator[str]:
     for name, value in values:
-        # Others have no form that a second process would find again.
+        # Other values have no form that is the same in another process.
         if _is_plain(value):
             yield f"{name}={type(value).__name__}:{value!r}"
 

@@ -1,7 +1,6 @@
-"""What an application hands over, and what is behind it.
+"""The session or connection behind what an application passes to the log.
 
-Unwraps sessions, connections and engines in their blocking, asynchronous and scoped forms.
-Must not know what is logged on them.
+Unwraps asynchronous sessions and connections, and scoped sessions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from oplog.errors import ConfigurationError
 
 
 def find_session(session: Any) -> Session | Connection:
-    """The blocking session or connection behind what the application holds."""
+    """The blocking session or connection behind `session`."""
     if isinstance(session, (Session, Connection)):
         return session
     inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))

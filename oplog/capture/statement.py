@@ -1,7 +1,7 @@
 """A statement on a tracked table, from before it is sent until its effect is known.
 
-Must not know events or frames. The hard thing is what only the moment before knows: which
-rows the parameters name, and which aggregates those rows are in.
+Which rows the parameters name, and which aggregates those rows are in, has to be read before the
+statement is sent: after it the rows may be gone or changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPERATIONS = {OpType.CREATE: "I", OpType.UPDATE: "U", OpType.DELETE: "D"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatementUnderWay:
-    """What is known of a statement before it is sent: its plan, and whose rows it names."""
+    """What is known of a statement before it is sent: its plan, and which rows it names."""
 
     plan: StatementPlan
     keys: Sequence[Key]
@@ -46,7 +46,7 @@ class StatementUnderWay:
 def prepare(
     connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
 ) -> StatementUnderWay:
-    """What has to be known before the statement of `context` is sent."""
+    """Read what has to be known before the statement of `context` is sent."""
     if plan.kind is OpType.CREATE:
         return StatementUnderWay(plan, keys=(), groups=None, unseen=(), announced=announced)
     keys, unspelled = read_keys(connection, plan, list_parameters(context))

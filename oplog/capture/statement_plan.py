@@ -1,9 +1,9 @@
 """What a compiled statement will do to a tracked table, read from the statement alone.
 
-Pure: looks at SQLAlchemy's compiled constructs, executes nothing. A statement whose effect
-on rows cannot be told exactly is refused here, before it is sent. The hard thing is to be
-sure which parameter ends up in which column: everything not certain counts as unknown and
-is read back from the database.
+Looks at SQLAlchemy's compiled constructs and executes nothing. A statement whose effect on rows
+cannot be told exactly is refused here, before it is sent. A column counts as known only if one
+parameter is certain to arrive in it unchanged; every other written column is unknown and is read
+back from the database.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class StatementPlan:
     absent: tuple[str, ...]
     """Columns that an insert leaves to the database's own default."""
     key: tuple[BoundColumn, ...]
-    """Parameters that identify the row: its key before an update or delete, the new key of
-    an insert; empty when the insert's key comes back from the database."""
+    """Parameters that identify the row: its key before an update or delete, the new key of an
+    insert. Empty when the database returns the insert's key."""
 
 
 def plan_statement(
@@ -130,18 +130,20 @@ def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) 
             "gets rows whose primary key the statement does not return",
             "add the objects to the session, or give the key's values in the parameters",
         )
-    return StatementPlan(OpType.CREATE, bound, columns, unknown, absent, key)
+    return StatementPlan(
+        OpType.CREATE, bound, columns=columns, unknown=unknown, absent=absent, key=key
+    )
 
 
 def _plan_update(compiled: SQLCompiler, statement: sa.Update, bound: BoundType) -> StatementPlan:
     columns, unknown = _sort_written(compiled, statement, bound)
     key = _find_key(compiled, statement, bound)
-    return StatementPlan(OpType.UPDATE, bound, columns, unknown, (), key)
+    return StatementPlan(OpType.UPDATE, bound, columns=columns, unknown=unknown, absent=(), key=key)
 
 
 def _plan_delete(compiled: SQLCompiler, statement: sa.Delete, bound: BoundType) -> StatementPlan:
     key = _find_key(compiled, statement, bound)
-    return StatementPlan(OpType.DELETE, bound, (), (), (), key)
+    return StatementPlan(OpType.DELETE, bound, columns=(), unknown=(), absent=(), key=key)
 
 
 def _sort_written(
@@ -154,6 +156,12 @@ def _sort_written(
     """
     table, codecs = bound.declared.table, bound.shape.codecs
     plain: dict[str, BoundColumn] = {}
+
+    def add_plain(column: Any, parameter: str) -> None:
+        found = _find_plain(compiled, bound, column=column, parameter=parameter)
+        if found is not None:
+            plain.setdefault(column.name, found)
+
     written: dict[str, None] = {}
     conditions = {b.key for b in _list_binds(getattr(statement, "whereclause", None))}
     expressed = set()
@@ -161,12 +169,12 @@ def _sort_written(
         written[column.name] = None
         expressed.add(column.key)
         if isinstance(value, BindParameter):
-            _add_plain(plain, compiled, bound, column, compiled.bind_names.get(value, column.key))
+            add_plain(column, compiled.bind_names.get(value, column.key))
     for key in (*(compiled.column_keys or ()), *(c.key for c in _list_prefetched(compiled))):
         if key in table.columns and (key not in expressed or key in compiled.binds):
             written[table.columns[key].name] = None
             if key not in expressed and key not in conditions:
-                _add_plain(plain, compiled, bound, table.columns[key], key)
+                add_plain(table.columns[key], key)
     for column in table.columns:
         if _has_own_default(column, statement):
             written[column.name] = None
@@ -174,22 +182,17 @@ def _sort_written(
     return tuple(plain.values()), unknown
 
 
-def _add_plain(
-    plain: dict[str, BoundColumn],
-    compiled: SQLCompiler,
-    bound: BoundType,
-    column: Any,
-    parameter: str,
-) -> None:
+def _find_plain(
+    compiled: SQLCompiler, bound: BoundType, *, column: Any, parameter: str
+) -> BoundColumn | None:
+    """The column with its parameter; None unless the parameter arrives in it unchanged."""
     bind = compiled.binds.get(parameter)
     codec = bound.shape.codecs.get(column.name)
     if bind is None or codec is None or not _travels_plainly(compiled, column, bind):
-        return
+        return None
     if _may_narrow(compiled, column, codec.pg_type):
-        return
-    plain.setdefault(
-        column.name, BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
-    )
+        return None
+    return BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
 
 
 def _escape(compiled: SQLCompiler, parameter: str) -> str:
@@ -199,16 +202,16 @@ def _escape(compiled: SQLCompiler, parameter: str) -> str:
 
 
 def _travels_plainly(compiled: SQLCompiler, column: Any, bind: BindParameter[Any]) -> bool:
-    """The parameter is sent as one, and no SQL function stands around it."""
+    """The parameter is sent as it is, without an SQL function around it."""
     sql_type: Any = column.type.dialect_impl(compiled.dialect)
     wrapped = sql_type._has_bind_expression  # noqa: SLF001 - there is no public way
     return not (wrapped or bind.literal_execute or bind.expanding)
 
 
 def _may_narrow(compiled: SQLCompiler, column: Any, pg_type: str) -> bool:
-    """The model's type, to which the parameter is cast on its way, holds less than the column's.
+    """The model's type, to which SQLAlchemy casts the parameter, holds less than the column's.
 
-    A cast to REAL, DATE, TIMESTAMP(0) or VARCHAR(5)[] cuts off silently.
+    A cast to REAL, DATE, TIMESTAMP(0) or VARCHAR(5)[] truncates silently.
     """
     declared = column.type.compile(dialect=compiled.dialect).lower()
     if not declared.startswith(("real", "float", "date", "time", "interval")) and not (
@@ -233,7 +236,7 @@ def _list_values(statement: sa.Insert | sa.Update, table: sa.Table) -> Iterator[
 
 
 def _has_own_default(column: sa.Column[Any], statement: sa.Insert | sa.Update) -> bool:
-    """SQLAlchemy, or a function of the database that it knows of, writes it unasked."""
+    """SQLAlchemy writes the column by itself, or the database does and the model says so."""
     if isinstance(statement, sa.Insert):
         return column.default is not None
     return column.onupdate is not None or column.server_onupdate is not None

@@ -57,7 +57,6 @@ class Transactions:
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
-        read_tickets: Callable[[Connection, list[str]], dict[str, int]],
         collect: Callable[[Connection], list[Image]],
         log: object,
     ) -> None:
@@ -71,7 +70,6 @@ class Transactions:
             find_key_id=lambda: writer.key_id,
         )
         self.names = NameChecks(self.database)
-        self._read_tickets = read_tickets
         self._collect = collect
         self._notices = Notices(writer.schema)
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
@@ -125,7 +123,7 @@ class Transactions:
         # The rows are locked by now, so a version read here cannot miss another writer of them.
         wanted = recorder.list_unticketed()
         if wanted:
-            versions = self._read_tickets(connection, list(wanted))
+            versions = self._writer.read_tickets(connection, list(wanted))
             for name, frame in wanted.items():
                 frame.tickets[name] = Ticket(name, versions.get(name, 0))
 

@@ -1,9 +1,8 @@
-"""Rows that were written and are not seen when they are read back.
+"""Rows that were written and are not found when they are read back: deleted, or hidden.
 
-Decides what is not there from what is only hidden. Must not know how rows are captured. SQL
-shows no difference: a policy of row security hides a row as if it had been deleted, and what
-the writer's role or settings allowed it to write they need not let it see at COMMIT. Where
-nothing hides rows, a row that is not found is not there.
+SQL shows no difference. A policy of row security hides a row as if it had been deleted, and a
+role may write rows that it cannot see, or cannot see any more at COMMIT. Where row security does
+not apply, a row that is not found is not there.
 """
 
 from __future__ import annotations

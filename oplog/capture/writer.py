@@ -59,6 +59,10 @@ class EntryWriter:
         """The key that the next transaction should seal with."""
         return self._sealer.key_id
 
+    def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
+        """Versions by aggregate; one never written is left out."""
+        return self._store.read_tickets(connection, aggregates)
+
     def gather(
         self,
         connection: Connection,
@@ -75,7 +79,7 @@ class EntryWriter:
             binding=binding,
             images=images,
             named=named,
-            read_tickets=self._store.read_tickets,
+            read_tickets=self.read_tickets,
             strict=self._strict,
         )
 

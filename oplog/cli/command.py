@@ -27,6 +27,7 @@ from oplog.cli.option import (
     debug_option,
     json_option,
     single_writer_option,
+    store_deadline_option,
 )
 from oplog.cli.pin_command import pin, pins, unpin
 from oplog.cli.prune_command import prune
@@ -77,6 +78,7 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 )
 @single_writer_option
 @accept_older_option
+@store_deadline_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")

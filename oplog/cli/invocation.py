@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from oplog.archive.archive import Archive
-from oplog.archive.opening import open_archive
+from oplog.archive.opening import DEADLINE_SECONDS, open_archive
 from oplog.cli.exit_code import UnexpectedError, print_data
 from oplog.errors import OplogError
 from oplog.facade import Oplog
@@ -40,6 +40,7 @@ class Invocation:
     archive: str | None = None
     single_writer: bool = False
     accept_older: bool = False
+    store_deadline_seconds: float = DEADLINE_SECONDS
     as_json: bool = False
 
     def load_log(self) -> Oplog:
@@ -107,7 +108,12 @@ class Invocation:
             return None
         if url.lower().startswith("memory:"):
             raise click.UsageError("memory:// ends with this process; name a store that stays")
-        return open_archive(url, single_writer=self.single_writer, accept_older=self.accept_older)
+        return open_archive(
+            url,
+            single_writer=self.single_writer,
+            accept_older=self.accept_older,
+            deadline_seconds=self.store_deadline_seconds,
+        )
 
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
         """Print the answer on stdout: one JSON document, or lines of text as they come."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from oplog.archive.opening import DEADLINE_SECONDS
 from oplog.cli.invocation import Invocation
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,6 +126,24 @@ def accept_older_option(function: F) -> F:
         expose_value=False,
         callback=remember,
         help="Go on from the newest head that can be read although LATEST names a newer one.",
+    )(function)
+
+
+def store_deadline_option(function: F) -> F:
+    """`--store-deadline`: how long requests to the archive's store are tried."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: float) -> None:
+        context.ensure_object(Invocation).store_deadline_seconds = value
+
+    return click.option(
+        "--store-deadline",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        default=DEADLINE_SECONDS,
+        show_default=True,
+        expose_value=False,
+        callback=remember,
+        help="How long a request to the archive's store is tried before it fails.",
     )(function)
 
 

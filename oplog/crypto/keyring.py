@@ -57,6 +57,7 @@ class Keyring:
 
     def __init__(self, text: KeyringText, *, path: Path | None = None, source: str) -> None:
         """Use `generate`, `from_file` or `from_env`."""
+        # Replaced as a whole and never changed, so `data_key` needs no lock.
         self._keys = _Keys.of(text)
         self._path = path
         self._source = source

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -34,7 +33,8 @@ from oplog.schema.expected import (
     list_log_triggers,
     normalise_settings,
 )
-from oplog.store.rows import FORMAT_PRUNED, EntryFilter
+from oplog.store.entry_filter import bind_filter
+from oplog.store.rows import EntryFilter
 from oplog.value import TEXT_SETTINGS, codec_for
 
 
@@ -118,27 +118,12 @@ def find_tail_start(
     Walks the index backwards, so that the end of a long log costs what is shown of it.
     """
     s = quote_for_driver(schema)
-    conditions: list[str] = ["e.id > %s", f"e.format <> {FORMAT_PRUNED}"]
-    parameters: list[Any] = [filter.after or 0]
-    if filter.through is not None:
-        conditions.append("e.id <= %s")
-        parameters.append(filter.through)
-    if filter.aggregate is not None:
-        conditions.append("e.aggregate_name = %s")
-        parameters.append(filter.aggregate)
-    for key, value in filter.metadata:
-        conditions.append(
-            f"EXISTS (SELECT FROM {s}.oplog_metadata m WHERE "
-            "m.transaction_position = e.transaction_position AND m.key = %s AND "
-            "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
-            '%s::text COLLATE "C", 0) AND m.value = %s)'
-        )
-        parameters += [key, value, value]
+    where, parameters = bind_filter(s, filter)
     found = connection.exec_driver_sql(
         # Identifiers are quoted, values are parameters.
-        f"SELECT e.id FROM {s}.oplog_entry e WHERE {' AND '.join(conditions)} "
+        f"SELECT e.id FROM {s}.oplog_entry e WHERE e.id > %s AND {where} "
         "ORDER BY e.id DESC OFFSET %s LIMIT 1",
-        (*parameters, count),
+        (filter.after or 0, *parameters, count),
     ).scalar()
     return filter.after if found is None else int(found)
 

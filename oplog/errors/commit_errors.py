@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Iterable
+from typing import ClassVar
 
 from oplog.errors.root_error import OplogError
 from oplog.receipt import Receipt

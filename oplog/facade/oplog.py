@@ -100,7 +100,6 @@ class Oplog:
                 keyring=log.keyring,
                 guard=log.guard,
             ),
-            read_tickets=log.store.read_tickets,
             collect=self._collect_images,
             log=self,
         )

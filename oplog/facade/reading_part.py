@@ -11,7 +11,6 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.binding import list_unstored_shapes
 from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
@@ -178,7 +177,7 @@ class Reading:
             engine,
             name=name,
             feed=Feed(self._log.schema),
-            open_reader=self.open_reader,
+            log=self._make_opener(),
             max_entries=max_entries,
         )
 
@@ -204,7 +203,7 @@ class Reading:
         """
         return replay_log(
             connection,
-            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
+            self._make_opener(archive=archive),
             into=into,
             through=through,
             progress=progress,
@@ -234,10 +233,7 @@ class Reading:
             )
         return verify_tables(
             connection,
-            open_reader=lambda inside: self._make_opener(archive=archive).open(inside),
-            list_unstored=lambda inside, stored: list_unstored_shapes(
-                inside, self._log.catalog, stored=stored
-            ),
+            self._make_opener(archive=archive),
             limit=limit,
             progress=progress,
         )

@@ -336,6 +336,7 @@ def _emit(operations: Operations, statements: Iterable[str]) -> None:
             f"the log needs PostgreSQL, but this migration runs on {context.dialect.name}",
             hint="put the log's revisions into the environment of the PostgreSQL database",
         )
+    # Some settings, such as standard_conforming_strings = off, change the meaning of the SQL.
     if not context.as_sql:
         check_settings(operations.get_bind())
     for statement in statements:

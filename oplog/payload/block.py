@@ -52,6 +52,7 @@ def read_block(
         return _read_rows(shape, columns, rows, first=first_ordinal)
     prefixes = _print_keys(columns, shape, keys)
     if prefixes is None:
+        # A value may have several texts (1 and 1.0 of a float): decode every row and compare.
         found = _read_rows(shape, columns, rows, first=first_ordinal)
         wanted = set(keys)
         return [effect for effect in found if effect.key in wanted]
@@ -154,6 +155,7 @@ def _read_column(
     if codec.kind is Kind.BYTES:
         write = codec.to_text
         for text, value in zip(texts, values, strict=True):
+            # bytes.fromhex also accepts upper case and white space, which COPY never writes.
             if value is not None and write(value) != text:
                 raise ValueError("bytes are not written as \\x and lower-case hex digits")
     return values

@@ -165,6 +165,7 @@ class PayloadCodec:
         """Return the codec of this shape, which is built at first use."""
         key = (shape.type_name, shape.revision)
         found = self._rows.get(key)
+        # Another shape under the same revision: a second database, or a log that was refreshed.
         if found is None or found.shape is not shape:
             found = self._rows[key] = RowCodec(shape)
         return found
@@ -239,6 +240,7 @@ class PayloadCodec:
                 effects.append(codecs[use].decode_create(row, nulls, ordinal=ordinal))
             else:
                 effects.append(_decode_operation(operation, codecs))
+        # Before any block is decoded: many blocks within their own limits would add up.
         check_total(block.row_count for block in parsed.blocks)
         for block in parsed.blocks:
             effects += _decode_block(block, codecs, find_keys)

@@ -88,6 +88,7 @@ def operation_to_effect(operation: Operation, shape: Shape, *, ordinal: int) -> 
                 f"create of {operation.type_name!r} leaves out {missing}",
                 hint="give every logged column; use None for NULL",
             )
+        # Complete rows have their columns in the order of the shape, as decoding gives them.
         values = {name: values[name] for name in shape.names}
     elif not values:
         raise EntryError(

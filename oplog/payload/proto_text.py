@@ -1,8 +1,7 @@
-"""Stored descriptors as .proto text.
+"""Prints stored descriptors as .proto text.
 
-Pure: reads descriptor objects by their attributes. Must not know the log or a database. The
-hard thing is that the text must read the very bytes that are stored, so numbers, types and
-presence are kept; names of options and comments are not, the log does not have them.
+The text must decode the stored bytes, so numbers, types and presence are kept. Options and
+comments are not: the log does not have them.
 """
 
 from __future__ import annotations

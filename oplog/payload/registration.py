@@ -74,7 +74,7 @@ def _check_registered(shape: Shape, known: Shape) -> None:
         raise ConfigurationError(
             f"type {name!r} revision {revision} was stored for a table or a column that has "
             "been replaced since by another one of the same name",
-            hint=f"register it with revision={revision + 1}, and log its rows anew: "
+            hint=f"register it with revision={revision + 1}, and log its rows again: "
             "oplog adopt --again",
         )
     if not known.same_as(shape):

@@ -54,6 +54,7 @@ class Upcaster:
         target = self._types.find_shape(shape.type_name, path[-1][1])
         if not effect.values:
             return replace(effect, shape=target)
+        # Steps get Python values: they are application code and know nothing of wire values.
         row = _to_python(shape, effect.values)
         for step, revision in path:
             row = _apply(step, row, shape, revision, down=down)
@@ -101,7 +102,7 @@ def _apply(
     step: Any, row: dict[str, Any], shape: Shape, revision: int, *, down: bool
 ) -> dict[str, Any]:
     try:
-        result = step(dict(row))
+        result = step(dict(row))  # a copy: a step may change its argument
     except Exception as cause:
         raise UpcastError(
             f"the {'downcast' if down else 'upcast'} of type {shape.type_name!r} to revision "

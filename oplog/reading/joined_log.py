@@ -1,9 +1,9 @@
-"""A log of which an archive has the beginning, and the database the rest: read as one.
+"""A log read as one whose beginning is in an archive, and the rest in the tables.
 
-What the database's own row says is published comes from the archive, all else from the tables.
-Must not know keys or payloads. The hard thing is the seam: both sides are cut at the row that
-the reader's own transaction shows. Every entry up to there was visible to whoever wrote the row,
-so it is to whoever sees the row; and every other one is told by the row's cursor.
+What the database's own row about the archive says is published is read from there, all else from
+the tables. Both halves are cut at the row that the reader's own transaction shows. Entries at or
+below the archived sequence are visible to any transaction that can see the row; the rest are
+selected by the row's cursor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from oplog.archive.archived_log import ArchivedLog, check_links
 from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head, Origin
 from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
@@ -48,8 +49,8 @@ class JoinedLog:
     # -- what it is -----------------------------------------------------------------------
 
     def read_log_id(self) -> UUID:
-        """The identity of the log."""
-        return self._tables.read_log_id()
+        """The identity of the log, which tables and archive have in common."""
+        return self.archived.read_log_id()
 
     def read_snapshot(self) -> str:
         """What the tables show now: all that is archived of it, and the rest."""
@@ -67,15 +68,15 @@ class JoinedLog:
 
     def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
         """Pages of entries that fit: the archive's in their sequence, then by position."""
-        links: dict[str, StoredEntry] | None = {} if filter.takes_all else None
-        self._from_tables = False
-        yield from self.archived.iterate(filter, newest=links)
         # With nothing from the archive the tables must have all.
-        whole = self.archived.first_sequence in (1, self.archived.sequence + 1)
+        whole = self.archived.whole or self.archived.first_sequence == self.archived.sequence + 1
+        chain = ChainCheck(whole=whole) if filter.takes_all else None
+        self._from_tables = False
+        yield from self.archived.iterate(filter, chain=chain)
         for page in self._iterate_rest(filter, snapshot):
             self._from_tables = True
-            if links is not None:
-                check_links(page, links, whole=whole)
+            if chain is not None:
+                check_links(page, chain)
             yield page
         # A page may have been removed before it was read, unless all is read from one moment.
         self._check_seam()

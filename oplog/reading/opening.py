@@ -12,7 +12,7 @@ from oplog.archive.archived_log import ArchivedLog
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer
-from oplog.errors import ConfigurationError, KeyUnavailableError
+from oplog.errors import ConfigurationError, KeyUnavailableError, PrunedError
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.upcast import Upcaster
 from oplog.reading.joined_log import join_log
@@ -47,9 +47,9 @@ class LogOpener:
     ) -> EntryReader:
         """A reader of the log, after checking schema, server and keyring.
 
-        Without a connection the archive is read alone. Raises `PrunedError` if the tables alone
-        are read, entries are missing there, and the log must be `whole`; `ConfigurationError` if
-        there is nothing to read from.
+        Without a connection the archive is read alone. Raises `PrunedError` if the log must be
+        `whole` and what is read lacks its beginning; `ConfigurationError` if there is nothing to
+        read from.
         """
         source = self.source or self._find_source(connection, whole=whole)
         types = ShapeTable(source)
@@ -69,16 +69,26 @@ class LogOpener:
             if self.archive is None:
                 raise ConfigurationError(
                     "there is neither a connection nor an archive to read the log from",
-                    hint="give a connection, or archive=Archive(...) to read what was published "
-                    "without a database",
+                    hint="give a connection, or archive=open_archive(...) to read what was "
+                    "published without a database",
                 )
-            return ArchivedLog(self.archive, self.archive.read_head(), schema=self.store.schema)
+            return self._open_archive(self.archive, whole=whole)
         self.store.require_home(connection)
         if self.archive is not None:
             return join_log(connection, self.archive, store=self.store)
         if whole:
             PruningStore(self.store.schema).require_whole(connection)
         return TablesLog(self.store, connection)
+
+    def _open_archive(self, archive: Archive, *, whole: bool) -> ArchivedLog:
+        head = archive.read_head()
+        if whole and head.first_sequence > 1:
+            raise PrunedError(
+                f"{archive.url} has given up the log before sequence {head.first_sequence}",
+                hint="give the connection of a database that still has it; read() shows what is "
+                "left without one",
+            )
+        return ArchivedLog(archive, head, schema=self.store.schema)
 
 
 def check_keyring(source: LogSource, keyring: Keyring | None) -> Mapping[str, bytes]:

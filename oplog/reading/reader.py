@@ -1,8 +1,7 @@
-"""Stored entries opened: hashes checked, unsealed, decoded.
+"""Opens stored entries: checks their hashes, unseals and decodes them.
 
-The one place where sealed bytes become effects, whichever source they come from. Must not
-know how they are replayed. The hard thing is to check before trusting: an entry whose bytes
-do not match its hash is refused, by name, before it is unsealed.
+The one place where sealed bytes become effects, whichever source they come from. An entry whose
+bytes do not match its hash is refused before it is unsealed.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from oplog.payload.upcast import Upcaster
 from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredEntry
+from oplog.store.whole_transactions import TransactionGroups
 
 
 @dataclass(slots=True)
@@ -86,20 +86,20 @@ class EntryReader:
         `through` takes every transaction that began to write at or before that position,
         whole: half a transaction is a state that never was. `after` is a position.
         """
-        held: dict[int, list[OpenedEntry]] = {}
+        groups = TransactionGroups[OpenedEntry]()
         for page in self.source.iterate(EntryFilter(after=after), snapshot=snapshot):
             past = through is not None and page[0].position > through
-            if past and self.source.ordered and not held:
+            if past and self.source.ordered and not groups:
                 return
             for stored in page:
                 if through is not None and stored.transaction_position > through:
                     continue
-                group = held.setdefault(stored.transaction_position, [])
-                group.append(self.open(stored))
-                if len(group) == stored.transaction_size:
-                    yield held.pop(stored.transaction_position)
-        if held:
-            raise self._incomplete(held)
+                whole = groups.add(stored, self.open(stored))
+                if whole is not None:
+                    yield whole
+        groups.require_complete(
+            hint="rows of oplog_entry are missing; compare with a backup or the archive"
+        )
 
     def read(self, filter: EntryFilter, *, snapshot: str) -> Iterator[LoggedEntry]:
         """Entries for people, in causal order, from one snapshot."""
@@ -138,15 +138,6 @@ class EntryReader:
                     "backup or the archive",
                 )
             yield _group_pairs(pairs)
-
-    @staticmethod
-    def _incomplete(held: Mapping[int, list[OpenedEntry]]) -> ChainBrokenError:
-        position, group = min(held.items())
-        return ChainBrokenError(
-            f"the transaction at position {position} has {len(group)} of "
-            f"{group[0].stored.transaction_size} entries",
-            hint="rows of oplog_entry are missing; compare with a backup or the archive",
-        )
 
 
 def check_hashes(stored: StoredEntry) -> None:

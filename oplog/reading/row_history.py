@@ -1,13 +1,12 @@
-"""What happened to one row: its changes, and the row as it was at some moment.
+"""What happened to one row: its changes, and the row as it was at a position or a time.
 
-Reads entries, not tables. The hard thing is finding a row without reading the whole log: that
-works when its aggregate's name follows from its key alone, under every template the type
-ever had.
+A row's entries are found without reading the whole log where the name of its aggregate follows
+from its key, under every template that its type ever had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -15,13 +14,14 @@ from typing import Any, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from oplog.catalog import AggregateTemplate, DeclaredType
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.entry import Change, OpType
-from oplog.errors import ChainBrokenError, ConfigurationError
+from oplog.errors import ConfigurationError
 from oplog.payload.codec import Effect, effect_to_operation
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.postgres.work import check_moment
-from oplog.reading.reader import EntryReader, describe
+from oplog.reading.reader import EntryReader
 from oplog.store import EntryFilter, StoredEntry
 from oplog.store.adopted import name_adoption
 from oplog.value import UNSURE, Wire
@@ -93,7 +93,10 @@ def list_changes(reader: EntryReader, types: Sequence[DeclaredType], *, key: Any
     Reads only the row's aggregate if its name follows from the key, else the whole log.
     Raises `ConfigurationError` for a key that does not fit.
     """
-    return list(_iterate_changes(reader, types, key))
+    # Before the types: those of every entry in the snapshot are stored by then.
+    snapshot = reader.source.read_snapshot()
+    rows = _find_rows(reader, types, key)
+    return [_merge(group) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
 
 
 def rebuild_row(
@@ -104,15 +107,15 @@ def rebuild_row(
     A position or an aware datetime; transactions count whole. None if there was no row, or
     none that the log knew: a row that was not adopted yet may have been changed before.
     """
+    snapshot = reader.source.read_snapshot()
     if isinstance(at, datetime):
-        snapshot = reader.source.read_snapshot()
         at = reader.source.find_position(check_moment(at), snapshot=snapshot)
     rows = _find_rows(reader, types, key)
     # With joined inheritance there is a row only where every table has its part of it.
     states: dict[tuple[str, str], dict[str, Any] | None] = dict.fromkeys(
         (row.newest.schema, row.newest.table) for row in rows
     )
-    for transaction, group in _iterate_groups(reader, rows):
+    for transaction, group in _iterate_groups(reader, rows, snapshot=snapshot):
         if transaction > at:
             break
         for effect, _ in group:
@@ -132,15 +135,8 @@ def rebuild_row(
     return row or None
 
 
-def _iterate_changes(
-    reader: EntryReader, types: Sequence[DeclaredType], key: Any
-) -> Iterator[Change]:
-    for _, group in _iterate_groups(reader, _find_rows(reader, types, key)):
-        yield _merge(group)
-
-
 def _iterate_groups(
-    reader: EntryReader, rows: Sequence[_Row]
+    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
 ) -> Iterator[tuple[int, list[_Touch]]]:
     """What each transaction did to the row, in order, with the transaction's position."""
     found: dict[int, list[_Touch]] = {}
@@ -154,7 +150,7 @@ def _iterate_groups(
             keys += [] if key is None else [key]
         return keys
 
-    for page in _iterate_pages(reader, rows):
+    for page in _iterate_pages(reader, rows, snapshot=snapshot):
         touching = []
         for stored in page:
             effects = reader.open(stored, find_keys=find_keys).effects
@@ -183,11 +179,11 @@ def _merge(group: Sequence[_Touch]) -> Change:
     kind = next(iter(net)) if len(net) == 1 else OpType.UPDATE
     last = max((origin for _, origin in group), key=lambda origin: origin.position)
     return Change(
-        last.position,
-        kind,
-        {} if kind is OpType.DELETE else fields,
-        last.metadata,
-        last.recorded_at,
+        position=last.position,
+        kind=kind,
+        fields={} if kind is OpType.DELETE else fields,
+        metadata=last.metadata,
+        recorded_at=last.recorded_at,
     )
 
 
@@ -200,8 +196,9 @@ def _net_kind(kinds: Sequence[OpType]) -> OpType:
 # -- which entries ---------------------------------------------------------------------------
 
 
-def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[StoredEntry]]:
-    snapshot = reader.source.read_snapshot()
+def _iterate_pages(
+    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
+) -> Iterator[list[StoredEntry]]:
     names: set[str] = set()
     for row in rows:
         listed = row.list_aggregates()
@@ -214,25 +211,14 @@ def _iterate_pages(reader: EntryReader, rows: Sequence[_Row]) -> Iterator[list[S
         # Read one after another, each aggregate of a standby would show a moment of its own;
         # and where there is no index on aggregates, each would take reading the whole log.
         chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
-    newest: dict[str, StoredEntry] = {}
+    chain = ChainCheck()
     for one in chosen:
         for page in reader.source.iterate(one, snapshot=snapshot):
-            _check_chain(page, newest)
+            for stored in page:
+                chain.require(
+                    stored, hint="rows of oplog_entry were altered or removed; run verify"
+                )
             yield page
-
-
-def _check_chain(page: Iterable[StoredEntry], newest: dict[str, StoredEntry]) -> None:
-    """Raise `ChainBrokenError` where an aggregate's entry does not follow the one before."""
-    for stored in page:
-        before = newest.get(stored.aggregate)
-        version, linked = (before.version, before.entry_hash) if before else (0, bytes(32))
-        if stored.version != version + 1 or bytes(stored.prev_hash) != bytes(linked):
-            raise ChainBrokenError(
-                f"position {stored.position} ({describe(stored)}) does not follow version "
-                f"{version}",
-                hint="rows of oplog_entry were altered or removed; run verify",
-            )
-        newest[stored.aggregate] = stored
 
 
 # -- which row -------------------------------------------------------------------------------

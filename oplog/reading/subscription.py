@@ -1,21 +1,20 @@
-"""A durable consumer: batches of what is new, and a cursor saved when they are done.
+"""A durable consumer: batches of what is new, and a cursor that is saved when they are done.
 
-Ties the feed, the cursor's rules and the reader together. Must not know what the consumer
-does. The hard thing is to be right whenever it dies: the cursor is saved after the work, in
-the consumer's own transaction if it likes, and only from where the batch began, so that two
-processes with one name cannot both count the same batch as theirs.
+The cursor is saved after the work, in the consumer's own transaction if it gives one, so a
+consumer that dies gets its batch again. It is saved only if it still is where the batch began: of
+two processes with one name, one gets `ConflictError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import overload
 
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.reading.reader import EntryReader
+from oplog.reading.opening import LogOpener
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed, check_consumer_name
 from oplog.store.rows import StoredEntry
@@ -79,7 +78,7 @@ class Subscription:
         *,
         name: str,
         feed: Feed,
-        open_reader: Callable[[Connection], EntryReader],
+        log: LogOpener,
         max_entries: int = BATCH_ENTRIES,
     ) -> None:
         check_consumer_name(name)
@@ -90,7 +89,7 @@ class Subscription:
         self.name = name
         self._engine = engine
         self._feed = feed
-        self._open_reader = open_reader
+        self._log = log
         self._max_entries = max_entries
         self._furthest: Cursor | None = None
         """As it was read from the database, where it was committed."""
@@ -121,7 +120,8 @@ class Subscription:
         read before.
         """
         with self._engine.connect() as connection:
-            reader = self._open_reader(connection)
+            # Of a log that was pruned, a new consumer gets what is left.
+            reader = self._log.open(connection, whole=False)
             system_identifier, timeline = self._feed.read_origin(connection)
             saved = self._feed.read_checkpoint(connection, self.name)
             if saved is None:

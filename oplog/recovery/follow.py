@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from oplog.crypto.aggregate_chain import ChainCheck, ChainHead
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -22,7 +23,6 @@ from oplog.errors import (
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
-from oplog.reading.reader import describe
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
@@ -35,6 +35,7 @@ from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
 from oplog.store.feed import check_consumer_name
 from oplog.store.intake import LogPlace, RestorationStore
+from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 1000
 """Entries applied in one transaction, more only for a single larger one of the log."""
@@ -252,16 +253,9 @@ def _list_aggregates(page: SequencedPage) -> list[str]:
 
 def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -> None:
     """Raise `ChainBrokenError` where an entry does not follow the one before."""
-    known = dict(heads)
+    chain = ChainCheck(heads={name: ChainHead(*head) for name, head in heads.items()})
     for stored in page.entries:
-        version, head = known.get(stored.aggregate, (0, bytes(32)))
-        if stored.version != version + 1 or stored.prev_hash != head:
-            raise ChainBrokenError(
-                f"position {stored.position} ({describe(stored)}) does not follow version "
-                f"{version}, which this database has",
-                hint="the log that is followed was altered, or is another one",
-            )
-        known[stored.aggregate] = (stored.version, stored.entry_hash)
+        chain.require(stored, hint="the log that is followed was altered, or is another one")
 
 
 def cut_batches(
@@ -271,29 +265,23 @@ def cut_batches(
     first = 0
     batch: list[StoredEntry] = []
     metadata: dict[int, list[tuple[str, str]]] = {}
-    open_group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     size = 0
     for page in pages:
         for number, stored in enumerate(page.entries, start=page.first):
-            if not batch and not open_group:
+            if not batch and not groups:
                 first = number
-            open_group.append(stored)
+            whole = groups.add(stored, stored)
             size += len(stored.data)
             if stored.transaction_position in page.metadata:
                 position = stored.transaction_position
                 metadata[position] = page.metadata[position]
-            if len(open_group) < stored.transaction_size:
+            if whole is None:
                 continue
-            batch += open_group
-            open_group = []
+            batch += whole
             if len(batch) >= most or size >= most_bytes:
                 yield SequencedPage(first, batch, metadata)
                 batch, metadata, size = [], {}, 0
-    if open_group:
-        raise ChainBrokenError(
-            f"the transaction at position {open_group[0].transaction_position} has "
-            f"{len(open_group)} of {open_group[0].transaction_size} entries",
-            hint="the log that is followed lacks entries",
-        )
+    groups.require_complete(hint="the log that is followed lacks entries")
     if batch:
         yield SequencedPage(first, batch, metadata)

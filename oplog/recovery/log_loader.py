@@ -20,6 +20,7 @@ from oplog.store.intake import (
     print_entries,
     print_metadata,
 )
+from oplog.store.whole_transactions import TransactionGroups
 
 
 class LogIntake:
@@ -65,24 +66,19 @@ class LogIntake:
 
     def run(self, pages: Iterable[SequencedPage]) -> Iterator[list[OpenedEntry]]:
         """Write all entries, and give those that are to be folded, by transactions."""
-        held: dict[int, list[OpenedEntry]] = {}
+        groups = TransactionGroups[OpenedEntry]()
         for page in pages:
             kept = self._choose(page)
             self._write(kept, page.metadata)
             for number, stored, _ in kept:
                 if number <= self._folded:
                     continue
-                group = held.setdefault(stored.transaction_position, [])
-                group.append(self._reader.open(stored))
-                if len(group) == stored.transaction_size:
-                    yield held.pop(stored.transaction_position)
-        if held:
-            position, group = min(held.items())
-            raise ChainBrokenError(
-                f"the transaction at position {position} has {len(group)} of "
-                f"{group[0].stored.transaction_size} entries",
-                hint="the log that is restored lacks entries; restore an earlier position",
-            )
+                whole = groups.add(stored, self._reader.open(stored))
+                if whole is not None:
+                    yield whole
+        groups.require_complete(
+            hint="the log that is restored lacks entries; restore an earlier position"
+        )
 
     def _choose(self, page: SequencedPage) -> list[tuple[int, StoredEntry, str]]:
         """The page's entries to be written, with their sequences and transaction ids."""

@@ -32,6 +32,7 @@ from oplog.reading.reader import EntryReader
 from oplog.receipt import Receipt
 from oplog.store import StoredEntry
 from oplog.store.guard_state import ImageCount
+from oplog.store.whole_transactions import TransactionGroups
 
 REPLAYED = "oplog.replayed"
 """Metadata key of what was done again: generation and sequence of its first entry."""
@@ -132,17 +133,14 @@ def iterate_lost(
     source: ArchivedLog, reader: EntryReader, *, is_lost: Callable[[StoredEntry], bool]
 ) -> Iterator[LostTransaction]:
     """Transactions of a branch that the database does not have, in their order."""
-    group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     first = 0
     for page in source.iterate_sequence(after=source.first_sequence - 1):
         for sequence, entry in enumerate(page.entries, page.first):
-            first = first if group else sequence
-            group.append(entry)
-            if len(group) < entry.transaction_size:
-                continue
-            if any(is_lost(one) for one in group):
+            first = first if groups else sequence
+            group = groups.add(entry, entry)
+            if group is not None and any(is_lost(one) for one in group):
                 yield _open(source, reader, group, first)
-            group = []
 
 
 def _open(

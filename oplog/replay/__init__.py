@@ -1,8 +1,7 @@
-"""From the log back to tables: replay, verify, history.
+"""From the log back to tables: replay and verify.
 
-Reads entries through `oplog.reading.reader` and knows nothing of how they came to be written. The
-hard thing is refusing to be lenient: an effect that does not fit the row it meets is an
-alarm about the log, so it stops the replay with the table, the key and the position.
+An effect that does not fit the row it meets stops the replay, with the table, the key and the
+position: the log lacks a change, or holds one twice.
 """
 
 from oplog.replay.rebuild import Progress, ReplayReport, replay_log

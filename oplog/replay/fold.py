@@ -1,10 +1,10 @@
-"""Effects in causal order, folded to one net effect for each row.
+"""Folds effects in causal order to one net effect for each row.
 
-Pure: no SQL, no connection. A fold holds what happened since the last batch was loaded, so
-memory is bounded by the batch and not by the log. The hard thing is what the fold cannot
-know: whether a row it never saw is in the table. It sorts rows by what the log claims, and
-the loader holds the table to it. Only while a type is being adopted may the log speak of rows
-that it has not met yet; what it says of those counts for nothing.
+No SQL and no connection. A fold holds what happened since the last batch was loaded, so memory is
+bounded by the batch and not by the log. It cannot know whether a row that it never saw is in the
+table: it sorts rows by what the log claims, and the loader holds the table to it. Only while a
+type is being adopted may the log speak of rows that it has not met yet; those effects count for
+nothing.
 """
 
 from __future__ import annotations
@@ -177,10 +177,10 @@ class _Route:
     shape: Shape
     """Held on to: routes are found by its id."""
     table: TableFold
-    columns: tuple[str, ...]
-    steps: tuple[tuple[str, Step | None], ...] | None
-    key_steps: tuple[tuple[int, Step | None], ...] | None
-    lenient_until: float
+    columns: tuple[str, ...] = ()
+    steps: tuple[tuple[str, Step | None], ...] | None = None
+    key_steps: tuple[tuple[int, Step | None], ...] | None = None
+    lenient_until: float = 0
     """Position before which the log may speak of rows that it does not know."""
     validity: Validity = VALID
     """Which of its effects count."""
@@ -290,13 +290,14 @@ class Fold:
         if table is None or validity.refusal is not None:
             # None of its effects reaches a table.
             table = table or TableFold(_Nowhere())
-            return _Route(shape, table, (), None, None, until, validity)
+            return _Route(shape, table, lenient_until=until, validity=validity)
         try:
             return replace(_make_route(shape, table, lenient_until=until), validity=validity)
         except SchemaDriftError as error:
             if not validity.since:
                 raise
-            return _Route(shape, table, (), None, None, until, Validity(validity.since, error))
+            validity = Validity(validity.since, error)
+            return _Route(shape, table, lenient_until=until, validity=validity)
 
 
 def _are_nan(*values: Wire | None) -> bool:
@@ -366,10 +367,10 @@ def _make_route(shape: Shape, table: TableFold, *, lenient_until: float) -> _Rou
     return _Route(
         shape,
         table,
-        tuple(name for name, _ in steps),
-        None if same else steps,
-        None if same_key and not any(s for _, s in key_steps) else key_steps,
-        lenient_until,
+        columns=tuple(name for name, _ in steps),
+        steps=None if same else steps,
+        key_steps=None if same_key and not any(s for _, s in key_steps) else key_steps,
+        lenient_until=lenient_until,
     )
 
 

@@ -1,9 +1,8 @@
-"""Live tables compared with the log where nothing may be created: on a standby.
+"""Compares live tables with the log on a standby, where no table can be made.
 
-The log is folded in memory and its rows travel as parameters of the comparing query. The hard
-thing is a bound on memory with nowhere to put what does not fit: then rows are taken in
-portions, chosen by a hash of their key that both sides compute, and the log is read once for
-each portion.
+The log is folded in memory, and its rows travel as parameters of the comparing query. Where they
+do not fit into memory, the tables are split into portions by a hash of the key, which Python and
+Postgres compute alike, and the log is read once for each portion.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from oplog.reading.reader import EntryReader
 from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
 from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last
-from oplog.replay.rules import read_rules
 from oplog.replay.table_comparison import Comparison, compare_table
 from oplog.replay.table_plan import TablePlan
+from oplog.replay.validity import FoldRules
 from oplog.value import ValueCodec, Wire
 
 PORTION_BYTES = 32 * 1024 * 1024
@@ -39,7 +38,7 @@ MOST_PORTIONS = 4096
 _REPORTED = 1000
 """Transactions between two reports."""
 _SPLITTING = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
-"""Types of which one value has one text."""
+"""Types whose equal values have one text."""
 _LENGTH = re.compile(r"^(character varying|character|bit varying|bit)\(\d+\)")
 _WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
 
@@ -87,7 +86,7 @@ class _Portion:
 
 
 class _PortionFold(TableFold):
-    """The fold of one portion of a table, of which nothing is loaded before its end."""
+    """The fold of one portion of a table; nothing is loaded before the log's end."""
 
     def __init__(self, plan: TablePlan, portion: _Portion) -> None:
         super().__init__(plan)
@@ -149,6 +148,7 @@ class _Work:
         plans: Sequence[TablePlan],
         *,
         snapshot: str,
+        rules: FoldRules,
         limit: int,
         most_rows: int,
         progress: Progress | None,
@@ -161,7 +161,7 @@ class _Work:
         self._progress = progress
         self._driver = driver
         self._last = 0 if progress is None else find_last(reader, snapshot=snapshot)
-        self._rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)
+        self._rules = rules
         self._collations = _read_collations(self._driver, plans)
 
     def estimate(self) -> int:
@@ -240,6 +240,7 @@ def compare_portions(
     plans: Sequence[TablePlan],
     *,
     snapshot: str,
+    rules: FoldRules,
     limit: int,
     batch_rows: int,
     progress: Progress | None,
@@ -254,6 +255,7 @@ def compare_portions(
         reader,
         plans,
         snapshot=snapshot,
+        rules=rules,
         limit=limit,
         most_rows=PORTION_BATCHES * batch_rows,
         progress=progress,

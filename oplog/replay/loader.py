@@ -1,8 +1,7 @@
-"""Net rows into one table: deletes, then updates, then creates, all through COPY.
+"""Loads net rows into one table through COPY: deletes, then updates, then creates.
 
-Knows SQL and the text of values, not where net rows come from. The hard thing is holding the
-table to what the fold claimed: a row said to be there must be found, one said to be new must
-not, and when that fails the error names the very entry.
+The table is held to what the fold claims: a row said to be there must be found, one said to be new
+must not, and an error names the entry that said so.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ class TableLoader:
         self._drop_stage()
 
     def _put(self, adopted: Mapping[Key, Row]) -> None:
-        """Rows that take the place of others under their keys, of which there are few or none."""
+        """Rows that replace those under their keys, if there are any; mostly there are none."""
         if not self.keyed:
             # The first batch: the table is empty.
             self._copy_rows(adopted)

@@ -1,8 +1,7 @@
-"""The log folded into tables: the one engine behind replay and verify.
+"""Folds the log into tables; the engine behind replay and verify.
 
-Knows the order of work: plan, create, fold and load in batches, constrain, digest. The hard
-thing is that everything is read from one snapshot, so that a log that grows meanwhile gives
-the same tables.
+The order of work: plan, create, fold and load in batches, add constraints, digest. Everything is
+read from one snapshot, so a log that grows meanwhile gives the same tables.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.work import Driver, check_moment, open_work
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
-from oplog.replay.rules import list_gone, read_rules
+from oplog.replay.rules import find_turns, list_gone, make_rules
 from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
 from oplog.replay.validity import FoldRules
 
@@ -34,6 +34,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the position reached and the last one."""
 
 OpenReader: TypeAlias = Callable[[Connection], EntryReader]
+"""Opens the log that a restore reads, for the target's connection."""
 
 BATCH_ROWS = 50_000
 """Net rows folded in memory before they are loaded."""
@@ -72,8 +73,8 @@ class Applied:
 
 def replay_log(
     connection: Connection,
+    log: LogOpener,
     *,
-    open_reader: OpenReader,
     into: str = "replayed",
     through: int | datetime | None = None,
     batch_rows: int = BATCH_ROWS,
@@ -91,24 +92,25 @@ def replay_log(
     """
     with open_work(connection):
         require_primary(connection, "a replay")
-        reader = open_reader(connection)
+        driver = Driver(connection)
+        reader = log.open(connection)
         snapshot = reader.source.read_snapshot()
         check_links(reader)
         limit = find_limit(reader, through, snapshot=snapshot)
-        plans = read_reader_plans(connection, reader, snapshot=snapshot, through=limit)
-        log_schema = reader.source.schema
-        loaders = make_schema(connection, plans, into=into, log_schema=log_schema)
+        turns = find_turns(reader, snapshot=snapshot, through=limit)
+        types = reader.types.latest.values()
+        plans = read_plans(connection, types, gone=list_gone(types, turns))
+        loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
         applied = fold_log(
             reader,
             loaders,
             snapshot=snapshot,
-            rules=read_rules(reader, plans, snapshot=snapshot, through=limit, here=True),
+            rules=make_rules(reader.types.shapes, plans, turns=turns, here=True),
             through=limit,
             batch_rows=batch_rows,
             progress=progress,
         )
-        add_constraints(connection, loaders, into=into)
-        driver = Driver(connection)
+        add_constraints(driver, loaders, into=into)
         comment_tables(driver, loaders, position=applied.position)
         digest = digest_tables(driver, loaders)
         rows = sum(loader.rows for loader in loaders)
@@ -119,9 +121,9 @@ def read_reader_plans(
     connection: Connection, reader: EntryReader, *, snapshot: str, through: int | None = None
 ) -> list[TablePlan]:
     """Plans for the live tables of all types but those that were retired, up to `through`."""
-    types = reader.types.latest
-    turns = reader.source.find_adoptions(list(types), snapshot=snapshot, through=through)
-    return read_plans(connection, types.values(), gone=list_gone(types.values(), turns))
+    types = reader.types.latest.values()
+    turns = find_turns(reader, snapshot=snapshot, through=through)
+    return read_plans(connection, types, gone=list_gone(types, turns))
 
 
 def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:

@@ -1,16 +1,14 @@
 """Rebuilt tables: made like the live ones, then given the live ones' constraints.
 
-DDL only. The hard thing is to be like the live table and yet not tied to it: no trigger, no
-shared sequence, no default that is computed, no reference to a live row. Constraints come
-after the rows, so that they check the log as well.
+A rebuilt table has no triggers, no sequence and no default that is computed, and refers to no
+live row, so that nothing done to it reaches the live tables. Constraints are added after the
+rows: they check what the log gave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, ReplayError
 from oplog.postgres import driver_errors
@@ -37,7 +35,7 @@ def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader
 
 
 def make_schema(
-    connection: Connection, plans: Sequence[TablePlan], *, into: str, log_schema: str
+    driver: Driver, plans: Sequence[TablePlan], *, into: str, log_schema: str
 ) -> list[TableLoader]:
     """Empty tables in schema `into`, which is created if it is missing.
 
@@ -46,10 +44,9 @@ def make_schema(
     """
     _check_schema(plans, into=into, log_schema=log_schema)
     names = _name_tables(plans)
-    _check_names(connection, into=into, names=names.values())
-    driver = Driver(connection)
+    _check_names(driver, into=into, names=names.values())
     driver.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(into)}")
-    _drop_earlier(connection, driver, into=into)
+    _drop_earlier(driver, into=into)
     loaders = []
     for plan, name in names.items():
         target = f"{quote(into)}.{quote(name)}"
@@ -110,15 +107,15 @@ def _name_tables(plans: Sequence[TablePlan]) -> dict[TablePlan, str]:
     }
 
 
-def _check_names(connection: Connection, *, into: str, names: Iterable[str]) -> None:
-    taken = connection.exec_driver_sql(
+def _check_names(driver: Driver, *, into: str, names: Iterable[str]) -> None:
+    taken = driver.query(
         "SELECT c.relname FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = ANY(%s::text[]) AND NOT (c.relkind = 'r' "
-        "AND coalesce(pg_catalog.obj_description(c.oid, 'pg_class'), '') LIKE %s) ORDER BY 1",
+        "WHERE n.nspname = $1 AND c.relname = ANY($2::text[]) AND NOT (c.relkind = 'r' "
+        "AND coalesce(pg_catalog.obj_description(c.oid, 'pg_class'), '') LIKE $3) ORDER BY 1",
         (into, list(names), f"{COMMENT_PREFIX}%"),
-    ).scalars()
-    found = list(taken)
+    )
+    found = [row[0] for row in taken]
     if found:
         raise ConfigurationError(
             f"cannot replay into schema {into!r}: {', '.join(found)} there was not made by a "
@@ -127,16 +124,16 @@ def _check_names(connection: Connection, *, into: str, names: Iterable[str]) -> 
         )
 
 
-def _drop_earlier(connection: Connection, driver: Driver, *, into: str) -> None:
+def _drop_earlier(driver: Driver, *, into: str) -> None:
     # All of them, also those of tables no longer logged: half an old state would mislead.
-    found = connection.exec_driver_sql(
+    found = driver.query(
         "SELECT c.relname FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relkind = 'r' "
-        "AND pg_catalog.obj_description(c.oid, 'pg_class') LIKE %s ORDER BY 1",
+        "WHERE n.nspname = $1 AND c.relkind = 'r' "
+        "AND pg_catalog.obj_description(c.oid, 'pg_class') LIKE $2 ORDER BY 1",
         (into, f"{COMMENT_PREFIX}%"),
-    ).scalars()
-    names = ", ".join(f"{quote(into)}.{quote(name)}" for name in found)
+    )
+    names = ", ".join(f"{quote(into)}.{quote(row[0])}" for row in found)
     if not names:
         return
     try:
@@ -160,11 +157,11 @@ SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
         WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)),
-  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%%I.%%I', n.nspname, r.relname) END
+  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%I.%I', n.nspname, r.relname) END
 FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE c.conrelid = ANY(%s::bigint[]::oid[])
+WHERE c.conrelid = ANY($1::bigint[]::oid[])
   AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0)
 UNION ALL
 SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), 0,
@@ -172,13 +169,13 @@ SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.in
         ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid
         WHERE p.classid = 'pg_catalog.pg_class'::regclass AND p.objid = i.indexrelid
           AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = i.indrelid),
-  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %%I ON %%s%%I.%%I ', x.relname,
+  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %I ON %s%I.%I ', x.relname,
     CASE r.relkind WHEN 'p' THEN 'ONLY ' END, n.nspname, r.relname)
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_class r ON r.oid = i.indrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE i.indrelid = ANY(%s::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
+WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = i.indexrelid
                   AND c.contype IN ('p', 'u', 'x'))
 ORDER BY 1, 3
@@ -187,20 +184,18 @@ _ORDER = "uxicf"
 """Keys before what refers to them."""
 
 
-def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, into: str) -> None:
+def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:
     """Give loaded tables the live ones' constraints and unique indexes.
 
     Foreign keys point to the rebuilt tables; those to tables that are not logged, and
     whatever rests on an excluded column, are left out. `ReplayError` if rows break one.
     """
     by_oid = {loader.plan.live.oid: loader for loader in loaders}
-    driver = Driver(connection)
     for loader in loaders:
         if not loader.keyed:
             loader.build_key()
-    used = _list_relations(connection, into=into)
-    oids = list(by_oid)
-    rows = read_qualified(connection, _CONSTRAINTS, (oids, oids))
+    used = _list_relations(driver, into=into)
+    rows = read_qualified(driver, _CONSTRAINTS, (list(by_oid),))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
         name = row[2]
         statement = _state_constraint(row, by_oid, named=name not in used)
@@ -213,14 +208,13 @@ def add_constraints(connection: Connection, loaders: Sequence[TableLoader], *, i
             raise _broken(by_oid[row[0]], name, cause) from cause
 
 
-def _list_relations(connection: Connection, *, into: str) -> set[str]:
-    return set(
-        connection.exec_driver_sql(
-            "SELECT c.relname::text FROM pg_catalog.pg_class c "
-            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s",
-            (into,),
-        ).scalars()
+def _list_relations(driver: Driver, *, into: str) -> set[str]:
+    rows = driver.query(
+        "SELECT c.relname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1",
+        (into,),
     )
+    return {row[0] for row in rows}
 
 
 def _state_constraint(row: Any, by_oid: Mapping[int, TableLoader], *, named: bool) -> str | None:

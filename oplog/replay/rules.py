@@ -1,8 +1,7 @@
 """Which effects of a log count when it is folded: what was replaced as a whole counts no more.
 
-Knows revisions, adoptions and retirements. Must not know rows. It refuses only what would be
-wrong: rows of a renamed column are lost under its new name, unless all rows were logged anew
-since, or a step says what became of them.
+Refuses rows of a renamed column, which would be lost under its new name, unless all rows were
+logged anew since, or a step of the catalog says what became of them.
 """
 
 from __future__ import annotations
@@ -20,6 +19,14 @@ from oplog.replay.validity import VALID, FoldRules, Validity
 from oplog.store.adopted import Turns
 
 
+def find_turns(
+    reader: EntryReader, *, snapshot: str, through: int | None = None
+) -> Mapping[str, Turns]:
+    """Adoptions and retirements of all types of a log, up to position `through`."""
+    names = list(reader.types.latest)
+    return reader.source.find_adoptions(names, snapshot=snapshot, through=through)
+
+
 def read_rules(
     reader: EntryReader,
     plans: Sequence[TablePlan],
@@ -27,18 +34,30 @@ def read_rules(
     snapshot: str,
     through: int | None = None,
     here: bool,
+    anew: bool = True,
+) -> FoldRules:
+    """`make_rules` with what the log says up to position `through`."""
+    turns = find_turns(reader, snapshot=snapshot, through=through)
+    return make_rules(reader.types.shapes, plans, turns=turns, here=here, anew=anew)
+
+
+def make_rules(
+    shapes: Iterable[Shape],
+    plans: Sequence[TablePlan],
+    *,
+    turns: Mapping[str, Turns],
+    here: bool,
     strict: bool = True,
     anew: bool = True,
 ) -> FoldRules:
-    """The rules for all types of a log, read up to position `through`.
+    """The rules for all types of a log; `shapes` are all their revisions.
 
     `here`: the log is that of the database whose tables the plans are of, so that their
     numbers tell what became of columns. Not `strict`: rows that read wrongly are folded all
     the same, to be compared with what is there. Not `anew`: what is folded comes on top of
     rows that are there, so that nothing is replaced as a whole.
     """
-    shapes = group_shapes(reader.types.shapes)
-    turns = reader.source.find_adoptions(list(shapes), snapshot=snapshot, through=through)
+    revisions = group_shapes(shapes)
     lenient = {
         name: math.inf if one.ended is None else one.ended
         for name, one in turns.items()
@@ -47,12 +66,12 @@ def read_rules(
     breaks: dict[str, Mapping[int, Break]] = {}
     for plan in plans:
         for name in plan.types:
-            if name not in shapes:
+            if name not in revisions:
                 continue
-            newest = shapes[name][-1]
+            newest = revisions[name][-1]
             numbers = (*newest.numbers, plan.live.numbers) if here else newest.numbers
-            breaks[name] = find_breaks(shapes[name], replace(newest, numbers=numbers))
-    judge = _Judge({name: turns.get(name, Turns()) for name in shapes}, breaks, strict, anew)
+            breaks[name] = find_breaks(revisions[name], replace(newest, numbers=numbers))
+    judge = _Judge({name: turns.get(name, Turns()) for name in revisions}, breaks, strict, anew)
     return FoldRules(lenient, judge)
 
 

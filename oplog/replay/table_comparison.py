@@ -1,8 +1,7 @@
-"""One live table beside what the log says it holds.
+"""Compares one live table with what the log says it holds, wherever the log's rows are.
 
-Knows SQL, and not where the log's rows are. The hard thing is what "equal" means: stored values
-are compared, so where SQL calls two of them equal that print differently, their text is
-compared instead.
+Stored values are compared: where SQL calls two of them equal that print differently, their text is
+compared as well.
 """
 
 from __future__ import annotations
@@ -128,11 +127,13 @@ def _describe(
     logged = {n: _read(codecs[n], text) for n, text in zip(names, logged_texts, strict=True)}
     key = {name: (live if here else logged)[name] for name in plan.key_names}
     if not there:
-        return [Difference(plan.name, key, "", live, None, "extra")]
+        return [Difference(plan.name, key, column="", live=live, logged=None, kind="extra")]
     if not here:
-        return [Difference(plan.name, key, "", None, logged, "missing")]
+        return [Difference(plan.name, key, column="", live=None, logged=logged, kind="missing")]
     return [
-        Difference(plan.name, key, name, live[name], logged[name], "changed")
+        Difference(
+            plan.name, key, column=name, live=live[name], logged=logged[name], kind="changed"
+        )
         for name, differs in zip(tested, changed, strict=True)
         if differs
     ]

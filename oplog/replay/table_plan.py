@@ -1,8 +1,8 @@
 """Which tables the log rebuilds, and whether they still have the shape that it describes.
 
-Reads the log's own types and the live tables, never the application's models, so that a log
-can be verified without them. The hard thing is telling drift from history: a column that
-only old revisions had is past, one that the newest revision lacks is unlogged.
+Reads the log's own types and the live tables, not the application's models, so that a log can be
+verified without them. A column that only old revisions have is history; one that the newest
+revision lacks was never logged, and is drift.
 """
 
 from __future__ import annotations
@@ -63,7 +63,16 @@ class TablePlan:
     @cached_property
     def codecs(self) -> Mapping[str, ValueCodec]:
         """The logged columns' types now."""
-        from_log = Shape("", 0, "", "", self.columns, "", "", b"")
+        from_log = Shape(
+            type_name="",
+            revision=0,
+            schema="",
+            table="",
+            columns=self.columns,
+            aggregate="",
+            message_name="",
+            descriptor=b"",
+        )
         return from_log.codecs
 
     @cached_property
@@ -152,14 +161,16 @@ def _make_plan(live: LiveTable, shapes: list[Shape], details: dict[str, Any]) ->
         if column.generated and not excluded & set(details[column.name][4])
     ]
     return TablePlan(
-        live,
-        tuple(shape.type_name for shape in shapes),
-        columns,
-        excluded,
-        (*(column.name for column in columns), *computed),
-        _find_fills(columns, details),
-        {column: row[6] for column, row in details.items() if row[5]},
-        {column.name: details[column.name][3] for column in live.columns if column.generated},
+        live=live,
+        types=tuple(shape.type_name for shape in shapes),
+        columns=columns,
+        excluded=excluded,
+        compared=(*(column.name for column in columns), *computed),
+        fills=_find_fills(columns, details),
+        domains={column: row[6] for column, row in details.items() if row[5]},
+        formulas={
+            column.name: details[column.name][3] for column in live.columns if column.generated
+        },
     )
 
 

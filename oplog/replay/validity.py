@@ -1,7 +1,7 @@
-"""What a fold is told of the effects it meets: which of them count.
+"""What a fold has to know of the effects it meets: which of them count.
 
-Plain values. Must not know where they come from: that is `rules`. An effect may be right in its
-time and wrong now, and only some of those may be passed over.
+An effect may have been right in its time and be wrong now. `rules` reads from the log which ones
+are passed over, and which are refused.
 """
 
 from __future__ import annotations

@@ -1,34 +1,29 @@
-"""The verdict on a log: whether the live tables are what it says, in one snapshot.
+"""Compares the live tables with the log, in one snapshot; reports, and repairs nothing.
 
-Reports, never repairs. How a table is compared is `comparison`'s. The hard thing is to leave
-nothing behind and to need nothing: on a standby, where not even a temporary table can be made,
-the log's rows travel as parameters instead.
+On the primary the log is folded into temporary tables, which go with the transaction. On a
+standby, where no table can be made, the log's rows travel as parameters (`hash_buckets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.payload.shape import Shape
+from oplog.binding import list_unstored_shapes
 from oplog.postgres.standby import is_standby
 from oplog.postgres.work import Driver, open_snapshot
+from oplog.reading.opening import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.replay.hash_buckets import compare_portions
-from oplog.replay.rebuild import (
-    BATCH_ROWS,
-    OpenReader,
-    Progress,
-    check_links,
-    fold_log,
-)
+from oplog.replay.rebuild import BATCH_ROWS, Progress, check_links, fold_log
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.rules import list_gone, read_rules
+from oplog.replay.rules import find_turns, list_gone, make_rules
 from oplog.replay.table_comparison import Comparison, Difference, compare_table
 from oplog.replay.table_plan import TablePlan, read_plans
+from oplog.replay.validity import FoldRules
 
 MOST_DIFFERENCES = 1000
 """Differences described unless told otherwise; all are counted."""
@@ -63,9 +58,8 @@ class VerifyReport:
 
 def verify_tables(
     connection: Connection,
+    log: LogOpener,
     *,
-    open_reader: OpenReader,
-    list_unstored: Callable[[Connection, Collection[str]], list[Shape]] = lambda *_: [],
     limit: int = MOST_DIFFERENCES,
     batch_rows: int = BATCH_ROWS,
     progress: Progress | None = None,
@@ -74,10 +68,9 @@ def verify_tables(
 
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
-    sees what is committed. Leaves nothing behind. `list_unstored` gives the shapes of tables
-    that should be logged and whose types the log does not have: all their rows are extra. At
-    most `limit` differences are described. Excluded columns are not compared; computed ones
-    are computed anew.
+    sees what is committed. Leaves nothing behind. Of a table that the catalog declares and whose
+    type the log does not have, all rows are extra. At most `limit` differences are described.
+    Excluded columns are not compared; computed ones are computed anew.
 
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where tables and log
     disagree about columns, `ReplayError` for a log that does not replay.
@@ -85,12 +78,13 @@ def verify_tables(
     with open_snapshot(connection) as inside:
         # Row security would hide rows in silence; this makes it an error.
         inside.exec_driver_sql("SET LOCAL row_security = off")
-        reader = open_reader(inside)
+        reader = log.open(inside)
         snapshot = reader.source.read_snapshot()
         check_links(reader)
+        turns = find_turns(reader, snapshot=snapshot)
         stored = reader.types.latest
-        turns = reader.source.find_adoptions(list(stored), snapshot=snapshot)
-        types = [*stored.values(), *list_unstored(inside, set(stored))]
+        unstored = list_unstored_shapes(inside, log.catalog, stored=stored.keys())
+        types = [*stored.values(), *unstored]
         plans = read_plans(inside, types, gone=list_gone(types, turns))
         compare = compare_portions if is_standby(inside) else _compare_in_tables
         found = compare(
@@ -98,17 +92,19 @@ def verify_tables(
             reader,
             plans,
             snapshot=snapshot,
+            # Not strict: what reads wrongly is compared, and shows.
+            rules=make_rules(reader.types.shapes, plans, turns=turns, here=True, strict=False),
             limit=limit,
             batch_rows=batch_rows,
             progress=progress,
         )
         return VerifyReport(
-            found.count == 0,
-            found.differences,
-            found.count,
-            found.rows,
-            found.applied.entries,
-            found.applied.position,
+            ok=found.count == 0,
+            differences=found.differences,
+            count=found.count,
+            rows=found.rows,
+            entries=found.applied.entries,
+            position=found.applied.position,
         )
 
 
@@ -118,14 +114,13 @@ def _compare_in_tables(
     plans: Sequence[TablePlan],
     *,
     snapshot: str,
+    rules: FoldRules,
     limit: int,
     batch_rows: int,
     progress: Progress | None,
 ) -> Comparison:
     """The log folded into temporary tables, and these compared."""
     loaders = make_scratch(driver, plans)
-    # Not strict: what reads wrongly is compared, and shows.
-    rules = read_rules(reader, plans, snapshot=snapshot, here=True, strict=False)
     applied = fold_log(
         reader, loaders, snapshot=snapshot, rules=rules, batch_rows=batch_rows, progress=progress
     )

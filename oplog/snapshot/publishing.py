@@ -25,7 +25,8 @@ from oplog.finding import Finding
 from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
-from oplog.store import Store, StoredEntry
+from oplog.store import Store
+from oplog.store.whole_transactions import TransactionGroups
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_change
 from oplog.sync.publisher import Publisher
@@ -160,13 +161,12 @@ def _take(
 def _open_transactions(
     source: ArchivedLog, reader: EntryReader, *, after: int
 ) -> Iterator[list[OpenedEntry]]:
-    group: list[StoredEntry] = []
+    groups = TransactionGroups[OpenedEntry]()
     for page in source.iterate_sequence(after=after):
         for entry in page.entries:
-            group.append(entry)
-            if len(group) == entry.transaction_size:
-                yield [reader.open(one) for one in group]
-                group = []
+            whole = groups.add(entry, reader.open(entry))
+            if whole is not None:
+                yield whole
 
 
 def _is_due(head: Head | None, policy: SnapshotPolicy) -> bool:

@@ -8,14 +8,13 @@ by a few threads, and no further ahead than a few of them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
 from oplog.archive.format.snapshot_chunk import StoredChunk, decode_chunk
+from oplog.archive.read_ahead import read_ahead
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.errors import (
     ManifestInvalidError,
@@ -76,27 +75,15 @@ class ChunkSource:
         if len(refs) <= 1:
             yield from (self.fetch(dataset, ref) for ref in refs)
             return
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="oplog-snapshot")
-        waiting: deque[tuple[int, Future[OpenedChunk]]] = deque()
-        ahead = 0
-        left = deque(refs)
-        try:
-            while left or waiting:
-                while left and (
-                    not waiting
-                    or (
-                        len(waiting) < 2 * self._threads
-                        and ahead + left[0].raw_bytes <= _AHEAD_BYTES
-                    )
-                ):
-                    ref = left.popleft()
-                    waiting.append((ref.raw_bytes, pool.submit(self.fetch, dataset, ref)))
-                    ahead += ref.raw_bytes
-                size, future = waiting.popleft()
-                yield future.result()
-                ahead -= size
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        chunks = read_ahead(
+            refs,
+            lambda ref: self.fetch(dataset, ref),
+            threads=self._threads,
+            ahead=2 * self._threads - 1,
+            most_bytes=_AHEAD_BYTES,
+            measure=lambda ref: ref.raw_bytes,
+        )
+        yield from (chunk for _, chunk in chunks)
 
     def fetch(self, dataset: Dataset, ref: ChunkRef) -> OpenedChunk:
         """One chunk, compared with what the manifest says of it."""

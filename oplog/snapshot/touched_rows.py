@@ -13,6 +13,7 @@ from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, Key, Row, TableFold, TableForm
 from oplog.snapshot.table_data import Stage
 from oplog.store import SequencedLog
+from oplog.store.whole_transactions import TransactionGroups
 from oplog.value import Wire
 
 _HELD_KEYS: Final = 20_000
@@ -80,15 +81,14 @@ def iterate_changes(
     Both sequences end a transaction. What the log lacks is missing here too: who uses this
     counts.
     """
-    held: list[OpenedEntry] = []
+    groups = TransactionGroups[OpenedEntry]()
     for page in log.iterate_sequence(after=after):
         for sequence, stored in enumerate(page.entries, page.first):
             if sequence > through:
                 return
-            held.append(reader.open(stored))
-            if len(held) == stored.transaction_size:
-                yield held
-                held = []
+            whole = groups.add(stored, reader.open(stored))
+            if whole is not None:
+                yield whole
 
 
 def collect_touched(

@@ -1,8 +1,8 @@
 """A consumer's place in the log: a Postgres snapshot, tied to one server history.
 
-Pure rules on snapshots as text (`xmin:xmax:xip,...`). The hard thing is that ids are not
-commit order and transaction ids are issued again after a crash: a cursor lists who was still
-running, and never claims to have seen more than what it was given.
+Pure rules on snapshots as text (`xmin:xmax:xip,...`). Ids are not in the order of commits, and
+transaction ids are issued again after a crash: a cursor lists the transactions that were running,
+and never claims to have seen more than what it was given.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Cursor:
                 if given is not None:
                     _parse(given)
             return cls(
-                str(data["system_identifier"]),
-                int(data["timeline"]),
-                snapshot,
-                target,
-                int(data["after"]),
+                system_identifier=str(data["system_identifier"]),
+                timeline=int(data["timeline"]),
+                snapshot=snapshot,
+                target=target,
+                after=int(data["after"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as cause:
             raise DecodeError(

@@ -21,13 +21,13 @@ from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
+from oplog.store.entry_filter import bind_filter
 from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
 from oplog.store.name_check import compare_names
 from oplog.store.revisions import insert_type, list_types
 from oplog.store.rows import (
     ENTRY_COLUMNS,
-    FORMAT_PRUNED,
     BrokenLink,
     EntryFilter,
     NewEntry,
@@ -35,7 +35,6 @@ from oplog.store.rows import (
     make_stored,
     read_microseconds,
 )
-from oplog.store.seen import bind_unseen
 from oplog.store.version import parse_version, read_comment
 
 PAGE_ENTRIES = 4000
@@ -79,8 +78,9 @@ class Store:
     def require_home(self, connection: Connection) -> Identity:
         """`require_current`, and `ForeignServerError` where transaction ids mean something else.
 
-        For whoever goes by which transactions are visible; writing does not. The identity of
-        this database, which may be a copy on the server that the log was written on.
+        Required where entries are chosen by which transactions are visible; writing does not.
+        Gives the identity of this database, which may be a copy on the server that the log was
+        written on.
         """
         require_driver(connection)
         return require_home(connection, self.schema)
@@ -207,11 +207,11 @@ class Store:
 
         Bounded in entries and bytes; an empty page is the end.
         """
-        where, values = self._bind_filter(filter)
+        where, values = bind_filter(self._s, filter)
         inner = (
             f"SELECT {ENTRY_COLUMNS}, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes "
             f"FROM {self._s}.oplog_entry e WHERE e.id > %s "
-            f"AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot){where} "
+            f"AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot) AND {where} "
             f"ORDER BY e.id LIMIT {PAGE_ENTRIES}"
         )
         return self._page(connection, inner, (max(after, filter.after or 0), snapshot, *values))
@@ -225,33 +225,6 @@ class Store:
             values,
         )
         return [make_stored(row[:-1]) for row in rows.fetchall()]
-
-    def _bind_filter(self, filter: EntryFilter) -> tuple[str, list[Any]]:
-        # What is left of a pruned entry answers questions about outcomes, and is not read.
-        where = f" AND e.format <> {FORMAT_PRUNED}"
-        values: list[Any] = []
-        if filter.unseen is not None:
-            condition, parameters = bind_unseen(filter.unseen)
-            where += f" AND {condition}"
-            values += parameters
-        if filter.through is not None:
-            where += " AND e.id <= %s"
-            values.append(filter.through)
-        if filter.aggregate is not None:
-            where += " AND e.aggregate_name = %s"
-            values.append(filter.aggregate)
-        if filter.aggregates:
-            where += " AND e.aggregate_name = ANY(%s::text[])"
-            values.append(list(filter.aggregates))
-        for key, value in filter.metadata:
-            where += (
-                f" AND EXISTS (SELECT FROM {self._s}.oplog_metadata m WHERE "
-                "m.transaction_position = e.transaction_position AND m.key = %s AND "
-                "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
-                '%s::text COLLATE "C", 0) AND m.value = %s)'
-            )
-            values += [key, value, value]
-        return where, values
 
     def read_metadata(
         self, connection: Connection, positions: Iterable[int]
@@ -281,8 +254,8 @@ class Store:
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them.
 
-        Compares stored hashes only; that each matches its entry's bytes is checked by whoever
-        reads them. Of a pruned log an aggregate may begin at any version, and what is missing
+        Compares stored hashes only; that each matches its entry's bytes is checked when it
+        is read. Of a pruned log an aggregate may begin at any version, and what is missing
         must be as many entries as were pruned; which ones, only the archive tells.
         """
         return list_broken_links(connection, self.schema, limit=limit)
@@ -320,7 +293,7 @@ class Store:
     def _iterate_on_standby(
         self, connection: Connection, filter: EntryFilter
     ) -> Iterator[list[StoredEntry]]:
-        where, values = self._bind_filter(filter)
+        where, values = bind_filter(self._s, filter)
         # With a sum the order cannot come from the index on ids, which a cursor is otherwise
         # planned to walk, all of it, for the entries of a few aggregates.
         narrow = filter.aggregate is not None or filter.aggregates
@@ -328,7 +301,7 @@ class Store:
         pages = iterate_positions(
             connection,
             f"SELECT e.id, octet_length(e.data) FROM {self._s}.oplog_entry e "
-            f"WHERE e.id > %s{where} ORDER BY {order}",
+            f"WHERE e.id > %s AND {where} ORDER BY {order}",
             (filter.after or 0, *values),
             most=PAGE_ENTRIES,
             most_bytes=PAGE_BYTES,

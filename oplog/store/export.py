@@ -1,9 +1,7 @@
-"""The SQL of publishing: what is new, what was published, and whose turn it is.
+"""The SQL of publishing: what is new, what was published, and which process may publish.
 
-Takes a connection and plain values, gives back plain values. Must not know objects or segments.
-The hard thing is the row that says what is published: it travels with the database, so that a
-server which lost entries has lost the row as well. It is written in the very transaction that
-read the entries, never in another one that might have found another server.
+The row that says what is published is written in the very transaction that read the entries. It
+travels with the database: a server that lost entries has lost the row as well, and so notices.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
+from oplog.store.new_transactions import read_new_rows
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
 
@@ -75,7 +74,7 @@ class NewPage(NamedTuple):
 
 
 class ExportStore:
-    """The log in one schema, as whoever publishes it reads it."""
+    """The log in one schema, as publishing reads it."""
 
     def __init__(self, schema: str) -> None:
         self.schema = schema
@@ -178,41 +177,16 @@ class ExportStore:
 
         About `limit` entries and `most_bytes` sealed bytes, more only to complete a transaction.
         """
-        rows = connection.exec_driver_sql(
-            "SELECT * FROM (SELECT e.transaction_position, e.id, e.transaction_size, "
-            "octet_length(e.data), e.transaction_id::text, lead(e.id) OVER w IS NOT NULL AS more, "
-            "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND e.format <> {FORMAT_PRUNED} "
-            f"AND {VISIBLE} AND NOT {VISIBLE} "
-            "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
-            "WHERE p.bytes_before < %s ORDER BY p.id",
-            (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit, most_bytes),
-        ).fetchall()
-        if not rows:
-            return NewPage([], cursor.finish())
-        last = rows[-1][1]
-        found = [Novelty(*row[:4]) for row in rows if row[0] > cursor.after]
-        found += self._read_tails(connection, found, {row[4] for row in rows}, after=last)
-        reached = cursor.reach(last) if rows[-1].more else cursor.finish()
-        return NewPage(sorted(found), reached)
-
-    def _read_tails(
-        self, connection: Connection, found: Sequence[Novelty], xids: set[str], *, after: int
-    ) -> list[Novelty]:
-        missing: dict[int, int] = {}
-        for entry in found:
-            place = entry.transaction_position
-            missing[place] = missing.get(place, entry.transaction_size) - 1
-        cut = {place: count for place, count in missing.items() if count > 0}
-        if not cut:
-            return []
-        rows = connection.exec_driver_sql(
-            "SELECT e.transaction_position, e.id, e.transaction_size, octet_length(e.data) "
-            f"FROM {self._s}.oplog_entry e WHERE e.transaction_id = ANY (%s::text[]::xid8[]) "
-            "AND e.transaction_position = ANY (%s::bigint[]) AND e.id > %s ORDER BY e.id LIMIT %s",
-            (sorted(xids), sorted(cut), after, sum(cut.values())),
+        rows, last = read_new_rows(
+            connection,
+            self._s,
+            cursor,
+            columns="e.transaction_position, e.id, e.transaction_size, octet_length(e.data)",
+            limit=limit,
+            most_bytes=most_bytes,
         )
-        return [Novelty(*row) for row in rows]
+        reached = cursor.finish() if last is None else cursor.reach(last)
+        return NewPage(sorted(Novelty(*row) for row in rows), reached)
 
     def read_entries(self, connection: Connection, positions: Sequence[int]) -> list[StoredEntry]:
         """Entries by their positions, sorted by (transaction position, position)."""
@@ -253,7 +227,7 @@ class ExportStore:
     def measure_lag(
         self, connection: Connection, cursor: Cursor, *, most: int
     ) -> tuple[int, float]:
-        """Entries not published yet, of which at most `most` are counted, and an age in seconds.
+        """How many entries are not published yet, counted up to `most`, and an age in seconds.
 
         The age is that of the oldest of those counted.
         """

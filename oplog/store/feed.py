@@ -1,13 +1,11 @@
 """The SQL of consumers: what is new since a cursor, and where each consumer is.
 
-Takes a connection and plain values, gives back plain values. Must not know keys, payloads or
-who consumes. The hard thing is to cost what is new, whatever the log's size and however long
-a transaction stays open, and to give transactions whole although their ids interleave.
+A page costs what is new, whatever the log's size and however long a transaction stays open, and
+has whole transactions although their ids interleave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
@@ -18,6 +16,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.store.cursor import Cursor
 from oplog.store.entries import PAGE_BYTES
+from oplog.store.new_transactions import read_new_rows
 from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
 from oplog.store.seen import EVERYTHING, VISIBLE
 
@@ -106,46 +105,10 @@ class Feed:
         About `limit` entries and `PAGE_BYTES` of sealed bytes, more only to complete what
         began: a transaction belongs to the page in which its first entry lies.
         """
-        rows = connection.exec_driver_sql(
-            "SELECT * FROM (SELECT "
-            f"{ENTRY_COLUMNS}, lead(e.id) OVER w IS NOT NULL AS more, "
-            "sum(octet_length(e.data)) OVER w - octet_length(e.data) AS bytes_before "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s AND e.format <> {FORMAT_PRUNED} "
-            f"AND {VISIBLE} AND NOT {VISIBLE} "
-            "WINDOW w AS (ORDER BY e.id) ORDER BY e.id LIMIT %s) p "
-            f"WHERE p.bytes_before < {PAGE_BYTES} ORDER BY p.id",
-            (cursor.after, cursor.target, cursor.snapshot or EVERYTHING, limit),
-        ).fetchall()
-        if not rows:
-            return Page([], None)
-        found = [make_stored(row[:-2]) for row in rows]
-        last = found[-1].position
-        # What began on an earlier page was given there, whole.
-        entries = [entry for entry in found if entry.transaction_position > cursor.after]
-        entries += self._read_tails(connection, entries, after=last)
-        return Page(entries, last if rows[-1].more else None)
-
-    def _read_tails(
-        self, connection: Connection, entries: Sequence[StoredEntry], *, after: int
-    ) -> list[StoredEntry]:
-        missing: dict[tuple[int, int], int] = {}
-        for entry in entries:
-            place = (entry.transaction_id, entry.transaction_position)
-            missing[place] = missing.get(place, entry.transaction_size) - 1
-        cut = [(*place, count) for place, count in missing.items() if count > 0]
-        if not cut:
-            return []
-        # Each stops at what it lacks: all restored entries have one transaction id.
-        rows = connection.exec_driver_sql(
-            "SELECT t.* FROM ROWS FROM (pg_catalog.unnest(%s::text[]), "
-            "pg_catalog.unnest(%s::bigint[]), pg_catalog.unnest(%s::bigint[])) "
-            f"AS c(xid, position, missing) CROSS JOIN LATERAL (SELECT {ENTRY_COLUMNS} "
-            f"FROM {self._s}.oplog_entry e WHERE e.transaction_id = c.xid::xid8 AND e.id > %s "
-            "AND e.transaction_position = c.position "
-            "ORDER BY e.transaction_id, e.id LIMIT c.missing) t ORDER BY t.id",
-            ([str(xid) for xid, _, _ in cut], [c[1] for c in cut], [c[2] for c in cut], after),
+        rows, last = read_new_rows(
+            connection, self._s, cursor, columns=ENTRY_COLUMNS, limit=limit, most_bytes=PAGE_BYTES
         )
-        return [make_stored(row) for row in rows]
+        return Page([make_stored(row) for row in rows], last)
 
     # -- checkpoints ----------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import VERSION
+from oplog.store.links import IS_BROKEN, LINK_COLUMNS, LINK_WINDOW, SAY_BROKEN
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
 from oplog.value import copy_field
@@ -249,20 +250,18 @@ ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
         connection.exec_driver_sql(f"ANALYZE {self._s}.oplog_entry, {_TICKETS}")
         rows = connection.exec_driver_sql(
             f"""WITH links AS (
-  SELECT id, aggregate_name, version, prev_hash, entry_hash,
-    lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked
-  FROM {self._s}.oplog_entry WINDOW w AS (PARTITION BY aggregate_name ORDER BY version))
+  SELECT id, aggregate_name, version, prev_hash, entry_hash, {LINK_COLUMNS}
+  FROM {self._s}.oplog_entry WINDOW {LINK_WINDOW})
 SELECT l.aggregate_name, l.version, l.id,
   CASE WHEN t.version = l.version AND t.head_hash <> l.entry_hash
       THEN 'the snapshot has another hash for it'
     WHEN l.before IS NULL THEN 'what was before it is not known'
-    WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
-    ELSE 'its prev_hash is not the hash of the version before' END
+    {SAY_BROKEN} END
 FROM links l LEFT JOIN {_TICKETS} t ON t.aggregate_name = l.aggregate_name
 WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash <> {_ZERO})
     AND coalesce(t.version < l.version - 1
       OR (t.version = l.version - 1 AND t.head_hash <> l.prev_hash), true))
-  OR l.version <> l.before + 1 OR l.prev_hash <> l.linked
+  OR {IS_BROKEN}
   OR (t.version = l.version AND t.head_hash <> l.entry_hash)
 ORDER BY 1, 2 LIMIT {int(limit)}"""
         )

@@ -1,8 +1,7 @@
 """Whether the aggregates' chains are whole, asked in SQL.
 
-Compares stored hashes only; that each matches its entry's bytes is checked by whoever reads them.
-The hard thing is a log whose beginning was pruned: what it lacks is told from what somebody
-removed by number only, and by the archive.
+Compares stored hashes only; that each is the hash of its entry's bytes is checked when an entry
+is read.
 """
 
 from __future__ import annotations
@@ -13,6 +12,18 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.store.rows import FORMAT_PRUNED, BrokenLink
+
+LINK_COLUMNS = "lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked"
+"""Of an entry: version and hash of the entry of its aggregate before it, NULL for the first."""
+LINK_WINDOW = "w AS (PARTITION BY aggregate_name ORDER BY version)"
+"""What `LINK_COLUMNS` look at."""
+IS_BROKEN = "(l.version <> l.before + 1 OR l.prev_hash <> l.linked)"
+"""Whether `l` does not follow the entry before; `oplog.crypto.aggregate_chain` in SQL."""
+SAY_BROKEN = (
+    "WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it' "
+    "WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'"
+)
+"""Cases that say why."""
 
 
 def list_broken_links(connection: Connection, schema: str, *, limit: int) -> list[BrokenLink]:
@@ -27,11 +38,10 @@ def list_broken_links(connection: Connection, schema: str, *, limit: int) -> lis
         f"""WITH pruned AS (
   SELECT coalesce(max(entries), 0) AS entries FROM {s}.oplog_pruned),
 links AS (
-  SELECT id, aggregate_name, version, prev_hash, entry_hash,
-    lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked,
+  SELECT id, aggregate_name, version, prev_hash, entry_hash, {LINK_COLUMNS},
     lead(version) OVER w IS NULL AS newest
   FROM {s}.oplog_entry WHERE format <> {FORMAT_PRUNED}
-  WINDOW w AS (PARTITION BY aggregate_name ORDER BY version)),
+  WINDOW {LINK_WINDOW}),
 chained AS (
   SELECT l.id, l.aggregate_name, l.version, l.prev_hash, l.entry_hash, l.newest,
     coalesce(l.before, CASE p.entries WHEN 0 THEN 0 ELSE l.version - 1 END) AS before,
@@ -45,15 +55,14 @@ missing AS (
 SELECT coalesce(l.aggregate_name, t.aggregate_name), coalesce(l.version, t.version), l.id,
   CASE WHEN t.aggregate_name IS NULL THEN 'the aggregate has no ticket'
     WHEN l.aggregate_name IS NULL THEN 'the ticket has no entry'
-    WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it'
-    WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'
+    {SAY_BROKEN}
     WHEN l.newest AND t.version <> l.version
       THEN 'its ticket is at version ' || t.version
     ELSE 'its ticket holds another head hash' END
 FROM chained l FULL JOIN {s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
 WHERE t.aggregate_name IS NULL
   OR (l.aggregate_name IS NULL AND t.version > 0 AND (SELECT entries FROM pruned) = 0)
-  OR l.version <> l.before + 1 OR l.prev_hash <> l.linked
+  OR {IS_BROKEN}
   OR (l.newest AND (t.version <> l.version OR t.head_hash <> l.entry_hash))
 UNION ALL SELECT '', 0, NULL, m.count || ' more entries are missing than were pruned'
 FROM missing m CROSS JOIN pruned p WHERE p.entries > 0 AND m.count <> 0

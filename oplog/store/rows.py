@@ -1,7 +1,6 @@
 """Rows of the log's tables as plain values, and what to ask them by.
 
-No statement and no connection: these are what `store` and `feed` give and take. The hard
-thing is that a row must read the same under any session settings.
+A row reads the same under any session settings: times travel as numbers of microseconds.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class NewEntry(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What somebody has seen: all of a snapshot, and on the way to `target` what began by `after`.
+    """What a consumer has seen, as far as it tells entries apart.
 
-    The parts of a cursor that tell entries apart.
+    All of `snapshot`; and of what is new at `target`, the transactions that begin up to `after`.
     """
 
     snapshot: str

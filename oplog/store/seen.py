@@ -1,7 +1,7 @@
-"""Whether an entry was seen, as a condition in SQL.
+"""Whether a consumer has seen an entry, as a condition in SQL.
 
-Text and parameters. Must not know who has seen it. The hard thing is a cursor on its way: of what
-is new at its target, the transactions that began by then are seen as well.
+A cursor on its way to a target has also seen, of what is new there, the transactions that begin at
+or before its position.
 """
 
 from __future__ import annotations

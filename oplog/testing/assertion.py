@@ -130,7 +130,7 @@ def assert_tracked(
             complaints.append(f"{table.fullname}: in untracked={{...}} without a reason")
     if complaints:
         raise AssertionError(
-            "\n  ".join(["tables that no log has, and nobody says why:", *sorted(complaints)])
+            "\n  ".join(["tables neither logged nor untracked with a reason:", *sorted(complaints)])
         )
 
 

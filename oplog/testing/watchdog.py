@@ -31,6 +31,8 @@ START_SECONDS = 60.0
 LONGEST_DIRECTORY = 80
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+# prctl reads five arguments, whatever the option is.
+PRCTL_UNUSED = (0, 0, 0)
 
 
 class JobError(Exception):
@@ -253,7 +255,7 @@ def _die_with_parent() -> None:
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, *PRCTL_UNUSED)
 
 
 def _kill_descendants(pid: int) -> None:

@@ -9,11 +9,9 @@ and what the listing leaves out is not called missing.
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from hashlib import sha256
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -22,6 +20,7 @@ from oplog.archive.format.head import MAX_HEAD_BYTES, Branch, Head, decode_head
 from oplog.archive.format.index import Item, Levels
 from oplog.archive.format.path import HEAD, LOG, PIN, name_head, parse_content
 from oplog.archive.format.segment import Segment, decode_segment
+from oplog.archive.read_ahead import read_ahead
 from oplog.errors import ArchiveError, ConfigurationError
 from oplog.store import Store
 from oplog.store.export import ExportStore
@@ -35,9 +34,7 @@ from oplog.upkeep.tree_walk import Place, walk_tree
 CheckProgress: TypeAlias = Callable[[int, int], None]
 """Told now and then: objects looked at, and bytes read."""
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-_READ_AHEAD = 4
+_THREADS = 4
 
 
 def check_archive(
@@ -118,10 +115,9 @@ class _Check:
         if head is None:
             self._note_empty(survey)
             return self._report(survey, None)
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            self._check_head(pool, head)
-            self._check_pins(pool, head)
-            self._look_for_hidden(pool, head)
+        self._check_head(head)
+        self._check_pins(head)
+        self._look_for_hidden(head)
         if self._comparison is not None:
             # Of a sample the positions are not all known: what was not read is not lost.
             whole = self._sample is None and all(p.harmless for p in self._problems)
@@ -130,7 +126,7 @@ class _Check:
 
     # -- what is reached ------------------------------------------------------------------
 
-    def _check_head(self, pool: ThreadPoolExecutor, head: Head) -> None:
+    def _check_head(self, head: Head) -> None:
         branches = [branch for branch in head.branches if _is_on_history(branch, head)]
         continuity = Continuity(
             head.log_id,
@@ -139,18 +135,16 @@ class _Check:
             wanted={one.sequence for one in head.snapshots} | {one.sequence for one in branches},
             links=self._sample is None,
         )
-        self._check_segments(pool, head.levels, continuity, after=head.first_sequence - 1)
+        self._check_segments(head.levels, continuity, after=head.first_sequence - 1)
         continuity.finish(head.sequence, head.chain)
         for branch in branches:
             if continuity.find_chain(branch.sequence) not in (None, branch.chain):
                 message = f"the branch left at {branch.sequence} is of another history"
                 path = name_head(head.number)
                 self._note(ArchiveProblem(path, ProblemKind.CHAIN, message, branch.sequence))
-        self._check_rest(pool, head, continuity.find_chain)
+        self._check_rest(head, continuity.find_chain)
 
-    def _check_rest(
-        self, pool: ThreadPoolExecutor, head: Head, find_chain: Callable[[int], bytes | None]
-    ) -> None:
+    def _check_rest(self, head: Head, find_chain: Callable[[int], bytes | None]) -> None:
         """All that a head names but its log."""
         for branch in head.branches:
             side = Continuity(
@@ -159,14 +153,14 @@ class _Check:
                 first=branch.sequence + 1,
                 cut_chain=branch.chain,
             )
-            self._check_segments(pool, branch.levels, side, after=branch.sequence, compare=False)
+            self._check_segments(branch.levels, side, after=branch.sequence, compare=False)
             side.finish(branch.last, None)
         if head.types is not None and self._enter(head.types.path):
             self._check_types(head)
         jobs = iterate_chunk_jobs(
             self._archive, head, find_chain=find_chain, note=self._note_once, enter=self._enter
         )
-        for _, problem in _read_ahead(pool, jobs, self._check_chunk):
+        for _, problem in read_ahead(jobs, self._check_chunk, threads=_THREADS):
             if problem is not None:
                 self._note(problem)
 
@@ -175,7 +169,6 @@ class _Check:
 
     def _check_segments(
         self,
-        pool: ThreadPoolExecutor,
         levels: Levels,
         continuity: Continuity,
         *,
@@ -189,7 +182,7 @@ class _Check:
             note=self._note_once,
             on_node=lambda item, _: self._count_node(item),
         )
-        for place, found in _read_ahead(pool, places, self._read_segment):
+        for place, found in read_ahead(places, self._read_segment, threads=_THREADS):
             item = place.item
             if place.level:
                 self._hidden.append(item)
@@ -242,7 +235,7 @@ class _Check:
 
     # -- pins and what is hidden ----------------------------------------------------------
 
-    def _check_pins(self, pool: ThreadPoolExecutor, head: Head) -> None:
+    def _check_pins(self, head: Head) -> None:
         for info in sorted(self._archive.store.list(f"{PIN}/"), key=lambda one: one.path):
             try:
                 data = self._archive.store.get(info.path, most=MAX_HEAD_BYTES)
@@ -261,9 +254,9 @@ class _Check:
             if not info.path.endswith(f"-{pinned.number:016x}"):
                 message = f"{info.path} is a copy of head {pinned.number}"
                 self._note(ArchiveProblem(info.path, ProblemKind.INVALID, message))
-            self._check_pinned(pool, pinned)
+            self._check_pinned(pinned)
 
-    def _check_pinned(self, pool: ThreadPoolExecutor, pinned: Head) -> None:
+    def _check_pinned(self, pinned: Head) -> None:
         """What a pin keeps and the newest head no longer has."""
         places = walk_tree(
             self._archive,
@@ -273,12 +266,12 @@ class _Check:
             on_node=lambda item, _: self._count_node(item),
         )
         fresh = (place for place in places if not place.level and self._enter(place.item.path))
-        for _, found in _read_ahead(pool, fresh, self._read_segment):
+        for _, found in read_ahead(fresh, self._read_segment, threads=_THREADS):
             if isinstance(found, ArchiveProblem):
                 self._note_once(found)
-        self._check_rest(pool, pinned, lambda _: None)
+        self._check_rest(pinned, lambda _: None)
 
-    def _look_for_hidden(self, pool: ThreadPoolExecutor, head: Head) -> None:
+    def _look_for_hidden(self, head: Head) -> None:
         """Look at segments that may be those a damaged node leads to."""
         if not self._hidden:
             return
@@ -294,7 +287,7 @@ class _Check:
                 if any(one.first <= number <= one.last for one in self._hidden):
                     yield info.path
 
-        for path, problem in _read_ahead(pool, find(), self._read_hidden):
+        for path, problem in read_ahead(find(), self._read_hidden, threads=_THREADS):
             self._enter(path)
             if problem is not None:
                 self._note(problem)
@@ -356,18 +349,3 @@ def _is_on_history(branch: Branch, head: Head) -> bool:
     """Whether a branch was left where the log goes on now, and not by a later branch."""
     later = [one.sequence for one in head.branches if one.generation > branch.generation]
     return branch.sequence <= min((head.sequence, *later))
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: Iterable[_T], work: Callable[[_T], _R]
-) -> Iterator[tuple[_T, _R]]:
-    """Jobs with what `work` makes of them, in order, a few of them at once."""
-    window: deque[tuple[_T, Future[_R]]] = deque()
-    for job in jobs:
-        window.append((job, pool.submit(work, job)))
-        if len(window) > _READ_AHEAD:
-            first, coming = window.popleft()
-            yield first, coming.result()
-    while window:
-        first, coming = window.popleft()
-        yield first, coming.result()

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from oplog.archive.format.index import Item
 from oplog.archive.format.segment import Segment, extend_chain, start_chain
+from oplog.crypto.aggregate_chain import BEGINNING, ChainHead, follows
 from oplog.store.rows import StoredEntry
 from oplog.upkeep.problem import ArchiveProblem, ProblemKind
 
@@ -47,7 +48,7 @@ class Continuity:
         self._fresh = True
         self._chain: bytes | None = start_chain(log_id) if first == 1 else None
         self._chains: dict[int, bytes] = {0: start_chain(log_id)}
-        self._newest: dict[bytes, tuple[int, bytes]] = {}
+        self._newest: dict[bytes, ChainHead] = {}
         self._transaction: tuple[int, int] | None = None
         """The transaction that goes on in the next segment, and how many entries are to come."""
 
@@ -161,17 +162,19 @@ class Continuity:
         key = sha256(entry.aggregate.encode()).digest()[:_SHORT]
         before = self._newest.get(key)
         if before is None:
-            broken = self._whole and (entry.version != 1 or any(entry.prev_hash))
+            fits = not self._whole or follows(
+                BEGINNING, version=entry.version, prev_hash=entry.prev_hash
+            )
         else:
-            broken = (entry.version, entry.prev_hash[:_SHORT]) != (before[0] + 1, before[1])
-        if broken:
+            fits = follows(before, version=entry.version, prev_hash=entry.prev_hash[:_SHORT])
+        if not fits:
             self._accuse(
                 item,
                 ProblemKind.CHAIN,
                 f"holds position {entry.position} (aggregate {entry.aggregate!r:.80} version "
-                f"{entry.version}), which does not follow version {before[0] if before else 0}",
+                f"{entry.version}), which does not follow version {(before or BEGINNING).version}",
             )
-        self._newest[key] = (entry.version, entry.entry_hash[:_SHORT])
+        self._newest[key] = ChainHead(entry.version, entry.entry_hash[:_SHORT])
 
     def _accuse(self, item: Item, what: ProblemKind, why: str) -> None:
         self._note(ArchiveProblem(item.path, what, f"{item.path} {why}", item.first))

@@ -33,6 +33,7 @@ from oplog.store import Store, StoredEntry
 from oplog.store.adopted import ADOPTED_ROWS
 from oplog.store.export import ExportStore
 from oplog.store.removal import PruningStore, Watermark
+from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 5000
 """Entries removed by one transaction, unless one of theirs has more."""
@@ -326,16 +327,15 @@ def _iterate_batches(
 def _iterate_transactions(
     source: ArchivedLog, after: int
 ) -> Iterator[tuple[list[StoredEntry], Sequence[tuple[str, str]]]]:
-    group: list[StoredEntry] = []
+    groups = TransactionGroups[StoredEntry]()
     pairs: Sequence[tuple[str, str]] = ()
     for page in source.iterate_sequence(after=after):
         for entry in page.entries:
-            if not group:
+            if not groups:
                 pairs = page.metadata.get(entry.transaction_position, ())
-            group.append(entry)
-            if len(group) == entry.transaction_size:
-                yield group, pairs
-                group = []
+            whole = groups.add(entry, entry)
+            if whole is not None:
+                yield whole, pairs
 
 
 def check_batch(batch: _Batch) -> None:

@@ -43,6 +43,7 @@ def make_array_codec(
     """
 
     def to_wire(value: object) -> Wire | Unsure:
+        # Not isinstance: the driver may adapt a subclass in another way.
         if type(value) is not list:
             return UNSURE
         parts = []
@@ -73,6 +74,7 @@ def make_array_codec(
 
 
 def _quote(text: str) -> str:
+    # Postgres quotes an element only if it must; a needless pair of quotes would be a difference.
     if _NEEDS_QUOTES.fullmatch(text) is None:
         return text
     return '"' + _ESCAPED.sub(r"\\\1", text) + '"'
@@ -93,6 +95,7 @@ def _parse_literal(text: str, element: ValueCodec) -> object:
         if quoted is not None:
             open_lists[-1].append(to_python(from_text(_UNESCAPED.sub(r"\1", quoted))))
         elif bare is not None:
+            # Only an unquoted NULL is one; the string 'NULL' is printed with quotes.
             open_lists[-1].append(None if bare == "NULL" else to_python(from_text(bare)))
         elif mark == "{":
             inner: list[object] = []

@@ -28,7 +28,7 @@ def make_jsonb_codec(pg_type: str) -> ValueCodec:
             return UNSURE
         try:
             text = json.dumps(_normalise(value), ensure_ascii=False)
-            text.encode()
+            text.encode()  # raises for lone surrogates, which Postgres refuses
         except (_UnpredictableError, RecursionError, ValueError):
             return UNSURE
         return text

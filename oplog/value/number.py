@@ -134,6 +134,7 @@ def make_single_codec(pg_type: str) -> ValueCodec:
                 return UNSURE
             # Postgres raises an error instead of rounding a value to zero.
             return single if single or not value else UNSURE
+        # Larger integers need not be exact in single precision.
         if type(value) is int and -(1 << 24) <= value <= 1 << 24:
             return float(value)
         return UNSURE
@@ -175,6 +176,7 @@ def _predict_plain_numeric(value: object) -> Wire | Unsure:
             return text if text in ("NaN", "Infinity", "-Infinity") else UNSURE
         if len(text) > _MAX_PLAIN_DIGITS:
             return UNSURE
+        # numeric has no negative zero.
         return text if value else text.lstrip("-")
     if type(value) is int and value.bit_length() < _MAX_PLAIN_DIGITS:
         return str(value)

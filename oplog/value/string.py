@@ -25,7 +25,7 @@ def _is_storable(text: str) -> bool:
     if "\0" in text:
         return False
     if text.isascii():
-        return True
+        return True  # a flag of the str object, so nearly all text skips the encoding below
     try:
         text.encode()
     except UnicodeEncodeError:

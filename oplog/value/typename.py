@@ -150,6 +150,7 @@ def codec_for(pg_type: str, *, category: str = "") -> ValueCodec:
 
 def _split_name(pg_type: str) -> tuple[str, tuple[int, ...]]:
     """'numeric(10,2)' -> 'numeric', (10, 2); the schema of citext is dropped."""
+    # An extension may be in any schema, and format_type prints it if the search path lacks it.
     if pg_type.endswith(".citext"):
         return "citext", ()
     match = _NAME.fullmatch(pg_type)

@@ -7,15 +7,19 @@ compared with the block after it, where that shows output.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 import types
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
 
 from oplog import Keyring
+from oplog.cli import main
 from tests.docs.pages import ROOT, Block, find_beginning, list_blocks, list_commands
 
 RUN = {"python", "console", "sql"}
@@ -43,6 +48,8 @@ PROGRAMS = {
     "python": "",
 }
 """Programs that console blocks may run, as arguments of the interpreter that runs the tests."""
+STARTED = {"README.md", "docs/tutorial/first-log.md"}
+"""Pages whose every command is started by a shell; on others `oplog` runs in this process."""
 CHECKED = {
     "make": "takes minutes; its target must be in the Makefile",
     "pip": "changes the environment; the extra must be in pyproject.toml",
@@ -137,17 +144,7 @@ class PageRun:
 
     def close(self) -> None:
         """Leave neither connections nor modules of the page behind."""
-        local = [
-            module
-            for module in sys.modules.values()
-            if str(getattr(module, "__file__", "") or "").startswith(str(self.directory))
-        ]
-        for module in (self._module, *local):
-            for value in vars(module).copy().values():
-                if isinstance(value, Engine):
-                    value.dispose()
-        for module in local:
-            sys.modules.pop(module.__name__, None)
+        self._dispose([self._module, *self._take_modules().values()])
 
     def _write(self, block: Block) -> None:
         assert block.file_name is not None
@@ -179,12 +176,59 @@ class PageRun:
                 self.output = str(self.status)
             else:
                 assert program in PROGRAMS, f"{block.where}: {program} is not run by this test"
-                self._shell(command.text)
+                self._start(command.text, block)
             told = commands[place + 1 : place + 2]
             if not told or told[0].text != "echo $?":
                 assert command.text == "echo $?" or self.status == 0, self.output
             if command.output:
                 expect_same(block, self.output, shown=command.output)
+
+    def _start(self, command: str, block: Block) -> None:
+        program, *arguments = shlex.split(os.path.expandvars(command.replace("\\\n", "")))
+        if program == "oplog" and str(block.page.relative_to(ROOT)) not in STARTED:
+            self._call(arguments)
+        else:
+            self._shell(command)
+
+    def _call(self, arguments: list[str]) -> None:
+        """The command in this process, which saves a second; it imports the page's files anew."""
+        known = self._take_modules()
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("default")
+                self.status = main(arguments)
+        finally:
+            self._dispose(self._take_modules().values())
+            sys.modules.update(known)
+        self.output = out.getvalue() or err.getvalue()
+        if self.status and out.getvalue():
+            self.output += err.getvalue()
+
+    def _take_modules(self) -> dict[str, types.ModuleType]:
+        """Modules of the page's directory, which are imported no more."""
+        found = {
+            name: module
+            for name, module in sys.modules.items()
+            if str(getattr(module, "__file__", "") or "").startswith(str(self.directory))
+        }
+        for module in found:
+            del sys.modules[module]
+        # A file written in the same second as its predecessor looks the same to the import system.
+        for cache in self.directory.rglob("__pycache__"):
+            shutil.rmtree(cache)
+        importlib.invalidate_caches()
+        return found
+
+    def _dispose(self, modules: Iterable[types.ModuleType]) -> None:
+        for module in modules:
+            for value in vars(module).copy().values():
+                if isinstance(value, Engine):
+                    value.dispose()
 
     def _shell(self, command: str) -> None:
         done = subprocess.run(
@@ -203,8 +247,11 @@ class PageRun:
         variable, _, value = command.removeprefix("export ").partition("=")
         if variable == "DATABASE_URL":
             return  # the page's database is the test's
-        self._shell(f"printf %s {value}")
-        assert self.status == 0, self.output
+        if "$(" in value:
+            self._shell(f"printf %s {value}")
+            assert self.status == 0, self.output
+        else:
+            self.output = os.path.expandvars(value).strip('"')
         self._patch.setenv(variable, self.output)
 
     def _run_sql(self, block: Block) -> None:

@@ -1,9 +1,9 @@
 """Every code block of the documentation does what the page says.
 
-Python blocks of a page run in order in one namespace, console blocks through a shell, sql
-blocks on the page's database; each page has a fresh one. `text` and `json` blocks are compared
-with what the block before them printed, without ids, hashes, times and sizes. What is not
-executed, and why, is listed in `tests/docs/running.py`.
+Python blocks of a page run in order in one namespace, console blocks in this process or through
+a shell, sql blocks on the page's database; each page has a fresh one. `text` and `json` blocks
+are compared with what the block before them printed, without ids, hashes, times and sizes. What
+is not executed, and why, is listed in `tests/docs/running.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from tests.docs.pages import DOCS, PAGES, ROOT, list_anchors, list_blocks, list_links, name
-from tests.docs.running import NOT_RUN, OUTPUT, RUN, PageRun, must_show_an_error
+from tests.docs.pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    list_anchors,
+    list_blocks,
+    list_commands,
+    list_links,
+    name,
+)
+from tests.docs.running import NOT_RUN, OUTPUT, RUN, STARTED, PageRun, must_show_an_error
 
 pytestmark = pytest.mark.docs
 
@@ -40,6 +49,17 @@ def test_code_blocks_do_what_the_page_says(
                 )
     finally:
         run.close()
+
+
+def test_commands_are_started_as_a_reader_does_it() -> None:
+    started = [
+        command.text
+        for page in STARTED
+        for block in list_blocks(ROOT / page)
+        if block.language == "console"
+        for command in list_commands(block)
+    ]
+    assert sum(command.startswith("oplog ") for command in started) >= 3
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

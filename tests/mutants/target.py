@@ -29,6 +29,9 @@ TARGETS = (
     Target("recorder", "oplog.capture.recorder", ("tests/unit/test_recorder.py",)),
     Target("net", "oplog.capture.net_row", ("tests/unit/test_net_rows.py",)),
     Target("merge", "oplog.capture.merge", ("tests/unit/test_merge.py",)),
+    Target("grouping", "oplog.capture.grouping", ("tests/unit/test_grouping.py",)),
+    Target("gathering", "oplog.capture.gathering", ("tests/unit/test_gathering.py",)),
+    Target("building", "oplog.capture.building", ("tests/unit/test_building.py",)),
     Target("writer", "oplog.capture.writer", ("tests/unit/test_writer.py",)),
     Target("retry", "oplog.capture.retry", ("tests/unit/test_retryable.py",)),
     Target(

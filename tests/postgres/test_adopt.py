@@ -23,6 +23,7 @@ from oplog.errors import (
 )
 from oplog.payload.block import read_block
 from oplog.replay import verify_tables
+from tests.kept import open_log
 from tests.logged import LoggedDatabase, open_logged
 from tests.models import bank
 from tests.support import assert_replays
@@ -260,9 +261,7 @@ def test_batches_of_any_size_give_the_same(database: LoggedDatabase, batch_rows:
         session.delete(session.get_one(Account, 1))
         session.get_one(Account, 11).note = "end"
     with database.engine.connect() as connection:
-        verdict = verify_tables(
-            connection, open_reader=database.log.open_reader, batch_rows=batch_rows
-        )
+        verdict = verify_tables(connection, open_log(database.log), batch_rows=batch_rows)
     assert verdict.ok, verdict.differences
 
 
@@ -282,7 +281,7 @@ def test_a_certain_row_that_is_missing_is_named_among_doubtful_ones(
         pytest.raises(ReplayError, match=r"deletes a row that is not there.*id=77"),
         database.engine.connect() as connection,
     ):
-        verify_tables(connection, open_reader=database.log.open_reader, batch_rows=batch_rows)
+        verify_tables(connection, open_log(database.log), batch_rows=batch_rows)
 
 
 # -- history ----------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from oplog import Archive, Keyring, LoggedEntry, Oplog, TypeCatalog
-from oplog.errors import ConfigurationError, KeyUnavailableError
+from oplog import Archive, Keyring, LoggedEntry, Oplog, Retention, TypeCatalog
+from oplog.errors import ConfigurationError, KeyUnavailableError, PrunedError
 from tests.postgres.archived import open_memory, reopen
 from tests.postgres.pruned import open_plain, prune_small, sync, write_random
 from tests.postgres.replay_models import Bench, Line, Task, make_bench
@@ -118,6 +118,22 @@ def test_history_of_a_row(bench: Bench) -> None:
                     assert log.as_of(None, Task, key=number, at=at, archive=archived) == state
 
 
+def test_an_archive_that_has_given_up_the_beginning(bench: Bench) -> None:
+    archive = write_and_publish(bench)
+    bench.log.snapshot(bench.engine, archive)
+    write_random(bench, random.Random(8), 6)
+    sync(bench, archive)
+    retention = Retention(keep_snapshots=1, keep_log=False)
+    bench.log.collect(bench.engine, archive, retention=retention)
+    first = reopen(archive).read_head().first_sequence
+    assert first > 1
+    log = make_reader(bench)
+    found = list(log.read(None, archive=reopen(archive)))
+    assert found[0].sequence == first
+    with pytest.raises(PrunedError, match=f"given up the log before sequence {first}"):
+        log.history(None, Task, 1, archive=reopen(archive))
+
+
 def test_a_plaintext_log_needs_no_keys(engine: Engine) -> None:
     Base.metadata.create_all(engine)
     catalog = TypeCatalog.from_models(Base)
@@ -163,7 +179,7 @@ def test_without_connection_and_archive_there_is_nothing_to_read(bench: Bench) -
             ConfigurationError, match="neither a connection nor an archive"
         ) as found:
             ask()
-        assert "archive=Archive(...)" in str(found.value.hint)
+        assert "archive=open_archive(...)" in str(found.value.hint)
 
 
 def test_nothing_is_asked_of_a_database(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -108,8 +109,11 @@ def test_a_store_that_does_not_answer_is_13(shop: Shop, monkeypatch: pytest.Monk
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    out, err = shop.call("--archive", "s3://bucket/prefix", "sync", code=13)
+    out, err = shop.call(
+        "--archive", "s3://bucket/prefix", "--store-deadline", "0.5", "sync", code=13
+    )
     assert out == ""
+    assert re.search(r"given up after \d+ attempts? in 0\.\d s", err)
     assert "nothing" not in err.replace("nothing was", "")
 
 

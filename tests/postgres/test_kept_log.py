@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 from sqlalchemy.engine import Engine
 
 from oplog.errors import ChainBrokenError
-from oplog.reading.reader import EntryReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.replay import replay_log, verify_tables
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.postgres.replay_models import (
     Bench,
     Node,
@@ -45,10 +42,6 @@ def keep(bench: Bench) -> KeptLog:
     return kept
 
 
-def read_kept(bench: Bench, kept: KeptLog) -> partial[EntryReader]:
-    return partial(bench.log.open_reader, source=kept)
-
-
 @pytest.mark.sampled
 def test_replay_through_every_position_is_the_same_from_both(bench: Bench, sample: Sample) -> None:
     write_history(bench)
@@ -58,7 +51,7 @@ def test_replay_through_every_position_is_the_same_from_both(bench: Bench, sampl
             expected = bench.log.replay(connection, through=position)
             connection.rollback()
             found = replay_log(
-                connection, open_reader=read_kept(bench, kept), through=position, batch_rows=2
+                connection, open_log(bench.log, kept), through=position, batch_rows=2
             )
             connection.rollback()
             assert found == expected
@@ -74,7 +67,7 @@ def test_through_a_moment_of_the_kept_log(bench: Bench) -> None:
         connection.rollback()
         bench.write(lambda s: add_owner(s, "later"))
         kept.take(connection)
-        found = replay_log(connection, open_reader=read_kept(bench, kept), through=moment)
+        found = replay_log(connection, open_log(bench.log, kept), through=moment)
         assert found == expected
 
 
@@ -82,10 +75,10 @@ def test_tables_are_verified_against_a_kept_log(bench: Bench) -> None:
     write_history(bench)
     kept = keep(bench)
     with bench.engine.connect() as connection:
-        assert verify_tables(connection, open_reader=read_kept(bench, kept)).ok
+        assert verify_tables(connection, open_log(bench.log, kept)).ok
         connection.rollback()
         bench.write(lambda s: add_owner(s, "later"))
-        found = verify_tables(connection, open_reader=read_kept(bench, kept))
+        found = verify_tables(connection, open_log(bench.log, kept))
         assert [(d.table, d.kind) for d in found.differences] == [("public.owner", "extra")]
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from oplog.errors import ConfigurationError
 from oplog.replay import ReplayReport, replay_log
+from tests.kept import open_log
 from tests.postgres.replay_models import (
     HISTORY,
     Base,
@@ -83,8 +84,7 @@ def test_batches_of_any_size_give_the_same_tables(bench: Bench, batch_rows: int)
     write_history(bench)
     with bench.engine.connect() as connection:
         whole = bench.log.replay(connection)
-        open_reader = bench.log.open_reader
-        assert whole == replay_log(connection, open_reader=open_reader, batch_rows=batch_rows)
+        assert whole == replay_log(connection, open_log(bench.log), batch_rows=batch_rows)
         assert dump_tables(connection, "replayed") == dump_tables(connection)
 
 
@@ -97,7 +97,7 @@ def test_updates_of_different_columns_in_one_batch(bench: Bench) -> None:
 
     bench.write(change)
     with bench.engine.connect() as connection:
-        replay_log(connection, open_reader=bench.log.open_reader, batch_rows=2)
+        replay_log(connection, open_log(bench.log), batch_rows=2)
         assert dump_tables(connection, "replayed") == dump_tables(connection)
 
 
@@ -188,7 +188,7 @@ def test_columns_added_and_dropped_since(bench: Bench) -> None:
         live = connection.exec_driver_sql(rows.format("public")).all()
         connection.rollback()
         for batch_rows in (1, 1000):
-            replay_log(connection, open_reader=log.open_reader, batch_rows=batch_rows)
+            replay_log(connection, open_log(log), batch_rows=batch_rows)
             assert connection.exec_driver_sql(rows.format("replayed")).all() == live
             connection.rollback()
         assert live == [(1, "it's \\ red"), (2, "grey"), (3, "green")]

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from oplog.errors import ChainBrokenError, ConfigurationError, ReplayError, SchemaDriftError
 from oplog.replay import replay_log
+from tests.kept import open_log
 from tests.postgres.replay_models import (
     Bench,
     Task,
@@ -96,7 +97,7 @@ def test_a_log_with_a_hole_does_not_replay(
     bench.write(lambda s: s.add(Task(id=77, project="p")))
     with bench.engine.connect() as connection:
         with pytest.raises(ReplayError, match=what):
-            replay_log(connection, open_reader=bench.log.open_reader, batch_rows=batch_rows)
+            replay_log(connection, open_log(bench.log), batch_rows=batch_rows)
         assert not connection.in_transaction()
         schema = "SELECT to_regnamespace('replayed')"
         assert connection.exec_driver_sql(schema).scalar() is None
@@ -202,7 +203,7 @@ def test_progress_ends_at_the_last_position(bench: Bench) -> None:
     with bench.engine.connect() as connection:
         report = replay_log(
             connection,
-            open_reader=bench.log.open_reader,
+            open_log(bench.log),
             batch_rows=2,
             progress=lambda done, total: seen.append((done, total)),
         )

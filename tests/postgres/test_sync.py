@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable
 
@@ -190,7 +191,7 @@ def test_headers_are_readable_without_keys(bench: Bench) -> None:
     bench.log.sync(bench.engine, archive)
     objects = dump_objects(archive)
     (path,) = [path for path in objects if path.startswith(LOG)]
-    header = decode_container(objects[path], b"oplogseg", what=path).header
+    header = json.loads(decode_container(objects[path], b"oplogseg", what=path).header)
     assert header["first"] == 1
     assert header["last"] == archive.read_head().sequence
     assert [parse_head(p) for p in objects if p.startswith("HEAD/")] == [1]

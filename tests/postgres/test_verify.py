@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 from oplog.errors import ChainBrokenError
 from oplog.replay import Difference
 from oplog.replay.verification import verify_tables
+from tests.kept import open_log
 from tests.postgres.replay_models import (
     Account,
     Bench,
@@ -205,9 +206,7 @@ def test_small_batches_find_the_same(bench: Bench, batch_rows: int) -> None:
         session.delete(session.get_one(Account, 5))
     bench.tamper("UPDATE account SET balance = 9 WHERE id = 4")
     with bench.engine.connect() as connection:
-        verdict = verify_tables(
-            connection, open_reader=bench.log.open_reader, batch_rows=batch_rows
-        )
+        verdict = verify_tables(connection, open_log(bench.log), batch_rows=batch_rows)
     assert [(d.key["id"], d.column) for d in verdict.differences] == [
         (4, "balance"),
         (4, "doubled"),

@@ -173,8 +173,6 @@ def test_every_truncation_is_refused() -> None:
         ("cursor", None),
         ("horizon", 7),
         ("sha256", "00" * 32),
-        ("sha256", None),
-        ("sha256", 7),
     ],
 )
 def test_what_is_bound_by_nothing_else_is_bound_by_its_hash(name: str, value: Any) -> None:
@@ -305,10 +303,14 @@ def test_a_head_that_is_too_large_is_not_written(monkeypatch: pytest.MonkeyPatch
         HEAD.encode()
 
 
-def test_the_same_content_whoever_published_it() -> None:
-    later = replace(HEAD, number=9, nonce="z", previous=None, epoch=7, writer="b", created_at=1)
-    assert HEAD.same_content(later)
-    assert not HEAD.same_content(replace(later, cursor=None))
+@pytest.mark.parametrize("value", [None, 7, "00" * 31, "0" * 64 + "\n"])
+def test_its_hash_is_one(value: Any) -> None:
+    assert "`$.sha256`" in refused(encode_document(json.loads(HEAD.encode()) | {"sha256": value}))
+
+
+def test_a_head_of_an_unknown_format_is_refused_by_its_number() -> None:
+    told = refused(spell(json.loads(HEAD.encode()) | {"format": 2}))
+    assert "its format number is 2, this library knows 1" in told
 
 
 def test_an_archive_without_a_head_holds_nothing() -> None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oplog.archive.format import index
-from oplog.archive.format.canonical_json import encode_document
+from oplog.archive.format.canonical_json import Document, Format, encode_document, read_document
 from oplog.archive.format.index import (
     FANOUT,
     Item,
     Levels,
+    LevelsJson,
     add_item,
     cut_after,
     decode_node,
@@ -25,6 +27,7 @@ from oplog.archive.format.index import (
     iterate_items,
     iterate_newest,
     read_levels,
+    write_item,
     write_levels,
 )
 from oplog.archive.format.path import INDEX, LOG, name_content
@@ -153,12 +156,16 @@ def node(**given: Any) -> tuple[bytes, Item]:
     """A node in the right form that says something wrong, under its right name."""
     items = make_items([2] * 4)
     _, item = encode_node(items, level=0)
-    document = {"format": 1, "level": 0, "items": [one.to_json() for one in items]} | given
+    document = {
+        "format": 1,
+        "level": 0,
+        "items": [msgspec.to_builtins(write_item(one)) for one in items],
+    } | given
     data = encode_document(document)
     return data, replace(item, path=name_content(INDEX, item.last, data=data))
 
 
-ROWS = [item.to_json() for item in make_items([2] * 20)]
+ROWS = [msgspec.to_builtins(write_item(item)) for item in make_items([2] * 20)]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +257,15 @@ def test_a_node_too_large_is_refused() -> None:
         decode_node(b"{" * (index.MAX_NODE_BYTES + 1), item, level=1)
 
 
+class Levelled(Document, frozen=True, tag=1, tag_field="format"):
+    """What a head has of levels."""
+
+    segments: LevelsJson
+
+
+LEVELS = {1: Format(Levelled, lambda document, what: read_levels(document.segments, what=what))}
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -268,4 +284,6 @@ def test_a_node_too_large_is_refused() -> None:
 )
 def test_levels_that_are_none_are_refused(document: Any) -> None:
     with pytest.raises(ManifestInvalidError):
-        read_levels(document, what="it")
+        read_document(
+            encode_document({"format": 1, "segments": document}), LEVELS, most=1 << 20, what="it"
+        )

@@ -2,8 +2,7 @@
 
     8 bytes magic | 4 bytes length of the header, big endian | header, canonical JSON | body
 
-Pure. Must not know what header or body say. The hard thing is memory: nothing is believed
-about sizes before it was compared with what is there.
+Sizes that an object claims are compared with what is there before memory is taken for them.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import zstandard
+from msgspec import Struct
 
-from oplog.archive.format.canonical_json import decode_document, encode_document
+from oplog.archive.format.canonical_json import encode_document
+from oplog.crypto.compression import Zstd
 from oplog.errors import SegmentCorruptError
 
 MAX_HEADER_BYTES = 1024 * 1024
@@ -23,17 +23,16 @@ MAX_OBJECT_BYTES = 64 * 1024 * 1024
 """Largest object: no store needs it sent in parts."""
 
 _PREFIX = struct.Struct(">8sI")
-_ZSTD_LEVEL = 3
 
 
 class Container(NamedTuple):
-    """A header as decoded, and the body's bytes as stored."""
+    """The bytes of a header, which is a document, and of the body as stored."""
 
-    header: dict[str, Any]
+    header: bytes
     body: bytes
 
 
-def encode_container(magic: bytes, header: Mapping[str, Any], *, body: bytes) -> bytes:
+def encode_container(magic: bytes, header: Struct | Mapping[str, Any], *, body: bytes) -> bytes:
     """The object's bytes; `SegmentCorruptError` for what could not be read back."""
     text = encode_document(header)
     size = _PREFIX.size + len(text) + len(body)
@@ -43,10 +42,9 @@ def encode_container(magic: bytes, header: Mapping[str, Any], *, body: bytes) ->
 
 
 def decode_container(data: bytes, magic: bytes, *, what: str) -> Container:
-    """The inverse of `encode_container`.
+    """The inverse of `encode_container`, but that the header is not decoded.
 
-    Raises `SegmentCorruptError` for bytes that are no such object, `ManifestInvalidError` for
-    a header that is not canonical.
+    Raises `SegmentCorruptError` for bytes that are no such object.
     """
     if len(data) > MAX_OBJECT_BYTES:
         raise corrupt(what, f"it has {len(data)} bytes, over the limit of {MAX_OBJECT_BYTES}")
@@ -58,15 +56,12 @@ def decode_container(data: bytes, magic: bytes, *, what: str) -> Container:
     if length > MAX_HEADER_BYTES or _PREFIX.size + length > len(data):
         raise corrupt(what, f"its header claims {length} bytes")
     end = _PREFIX.size + length
-    header = decode_document(data[_PREFIX.size : end], most=MAX_HEADER_BYTES, what=what)
-    return Container(header, data[end:])
+    return Container(data[_PREFIX.size : end], data[end:])
 
 
 def compress(body: bytes) -> bytes:
     """One zstd frame that declares its size; the same bytes each time."""
-    # Threads would cut the input at other places, and so give other bytes.
-    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True, threads=0)
-    return compressor.compress(body)
+    return Zstd(most=MAX_OBJECT_BYTES).compress(body)
 
 
 def decompress(body: bytes, *, size: int, most: int, what: str) -> bytes:
@@ -74,19 +69,9 @@ def decompress(body: bytes, *, size: int, most: int, what: str) -> bytes:
     if size > most:
         raise corrupt(what, f"its body claims {size} bytes, over the limit of {most}")
     try:
-        # Asked before decompressing: a frame that declares its size is given that much memory,
-        # whatever limit is passed, and 6 kB can declare gigabytes.
-        declared = zstandard.frame_content_size(body)
-        if declared != size:
-            raise corrupt(what, f"its body claims {size} bytes, its zstd frame {declared}")
-        found = zstandard.ZstdDecompressor(max_window_size=most).decompress(
-            body, max_output_size=size, allow_extra_data=False
-        )
-    except zstandard.ZstdError as cause:
-        raise corrupt(what, f"its body is not one zstd frame: {cause}") from cause
-    if len(found) != size:
-        raise corrupt(what, f"its body claims {size} bytes and has {len(found)}")
-    return found
+        return Zstd(most=most).decompress(body, size=size)
+    except ValueError as cause:
+        raise corrupt(what, str(cause)) from cause
 
 
 def corrupt(what: str, why: str) -> SegmentCorruptError:

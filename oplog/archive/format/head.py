@@ -8,21 +8,34 @@ that belongs together changes together: segments, the place in the database, sna
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 from uuid import UUID
 
-from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
-from oplog.archive.format.index import Levels, read_levels, write_levels
+import msgspec
+from msgspec import Meta, Struct
+
+from oplog.archive.format.canonical_json import (
+    Document,
+    Format,
+    Moment,
+    Natural,
+    PathText,
+    Positive,
+    Sha256Text,
+    encode_document,
+    invalid,
+    read_document,
+)
+from oplog.archive.format.index import Levels, LevelsJson, read_levels, write_levels
 from oplog.archive.format.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
 from oplog.archive.format.segment import start_chain
 
-FORMAT = 1
 MAX_HEAD_BYTES = 1024 * 1024
 MAX_SNAPSHOTS = 1000
 MAX_BRANCHES = 100
-_DIGEST = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +46,37 @@ class HeadLink:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True, forbid_unknown_fields=True):
     """The database that was read: which one of which server, in which of its histories.
 
     The archive is its own: another one publishes here only where it is to take its place.
     """
 
-    system_identifier: str
-    timeline: int
-    database: int
+    system_identifier: Annotated[str, Meta(max_length=40)]
+    timeline: Natural
+    database: Natural
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRef:
+class SnapshotRef(Struct, frozen=True, forbid_unknown_fields=True):
     """A snapshot that can be restored from.
 
     The tables after `sequence`, the highest position of which is `position`; `recorded_at` in
     microseconds since 1970, `size_bytes` of all that it consists of.
     """
 
-    path: str
-    sequence: int
-    position: int
-    recorded_at: int
-    size_bytes: int
+    path: PathText
+    sequence: Natural
+    position: Natural
+    recorded_at: Moment
+    size_bytes: Natural = msgspec.field(name="bytes")
 
 
-@dataclass(frozen=True, slots=True)
-class TypesRef:
+class TypesRef(Struct, frozen=True, forbid_unknown_fields=True):
     """The types and the key check values of the log: `types` rows and `keys` rows."""
 
-    path: str
-    types: int
-    keys: int
+    path: PathText
+    types: Natural
+    keys: Natural
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +135,7 @@ class Head:
 
     def encode(self) -> bytes:
         """The head's bytes; `ManifestInvalidError` for a head that could not be read back."""
-        document = _write_head(self)
-        document[_DIGEST] = _digest_document(document)
-        data = encode_document(document)
+        data = encode_document(_write_head(self))
         what = f"head {self.number}, to be written,"
         # An archive whose newest head is not accepted is lost to everybody.
         if decode_head(data, what=what) != self:
@@ -137,12 +145,6 @@ class Head:
     def link(self) -> HeadLink:
         """What the head after this one names it by."""
         return HeadLink(self.number, sha256(self.encode()).digest())
-
-    def same_content(self, other: Head) -> bool:
-        """Whether both say the same of the log, whoever published them and when."""
-        neutral = {"number": 0, "nonce": "", "previous": None, "epoch": 0, "writer": ""}
-        neutral |= {"horizon": 0, "created_at": 0}
-        return replace(self, **neutral) == replace(other, **neutral)  # type: ignore[arg-type]
 
 
 def make_first(archive_id: UUID, log_id: UUID, origin: Origin) -> Head:
@@ -168,51 +170,63 @@ def make_first(archive_id: UUID, log_id: UUID, origin: Origin) -> Head:
     )
 
 
+class LinkJson(Document, frozen=True):
+    """How a head names the one before it."""
+
+    number: Positive
+    sha256: Sha256Text
+
+
+class BranchJson(Document, frozen=True):
+    """A branch as it stands in a head."""
+
+    generation: Natural
+    sequence: Natural
+    chain: Sha256Text
+    last: Natural
+    head: Positive
+    segments: LevelsJson
+
+
+class HeadJson(Document, frozen=True, tag=1, tag_field="format"):
+    """A head, in format 1. `sha256` is that of the document without this very member."""
+
+    number: Positive
+    nonce: Annotated[str, Meta(max_length=64)] = msgspec.field(name="id")
+    previous: LinkJson | None
+    archive_id: UUID = msgspec.field(name="archive")
+    log_id: UUID = msgspec.field(name="log")
+    generation: Natural
+    epoch: Natural
+    writer: Annotated[str, Meta(max_length=200)]
+    origin: Origin
+    cursor: Annotated[str, Meta(max_length=32 * 1024)] | None
+    sequence: Natural
+    chain: Sha256Text
+    position: Natural
+    recorded_at: Moment
+    first_sequence: Positive
+    horizon: Natural
+    created_at: Natural
+    segments: LevelsJson
+    types: TypesRef | None
+    snapshots: Annotated[tuple[SnapshotRef, ...], Meta(max_length=MAX_SNAPSHOTS)]
+    branches: Annotated[tuple[BranchJson, ...], Meta(max_length=MAX_BRANCHES)]
+    sha256: Sha256Text
+
+
 def decode_head(data: bytes, *, what: str) -> Head:
     """The inverse of `Head.encode`; `ManifestInvalidError` for anything else."""
-    document = decode_document(data, most=MAX_HEAD_BYTES, what=what)
-    fields = Fields(document, what)
-    fields.take_format(FORMAT)
-    if fields.take(_DIGEST) != _digest_document(document):
-        raise invalid(what, "it does not have the SHA-256 that it gives for itself")
-    head = Head(
-        number=fields.take_integer("number", least=1),
-        nonce=fields.take_text("id", most=64),
-        previous=_read_link(fields.take("previous"), what),
-        archive_id=_read_uuid(fields.take_text("archive", most=36), what),
-        log_id=_read_uuid(fields.take_text("log", most=36), what),
-        generation=fields.take_integer("generation"),
-        epoch=fields.take_integer("epoch"),
-        writer=fields.take_text("writer", most=200),
-        origin=_read_origin(fields.take("origin"), what),
-        cursor=fields.take_optional_text("cursor", most=32 * 1024),
-        sequence=fields.take_integer("sequence"),
-        chain=fields.take_hash("chain"),
-        position=fields.take_integer("position"),
-        recorded_at=fields.take_integer("recorded_at", least=-(1 << 62)),
-        first_sequence=fields.take_integer("first_sequence", least=1),
-        horizon=fields.take_integer("horizon"),
-        created_at=fields.take_integer("created_at"),
-        levels=read_levels(fields.take("segments"), what=what),
-        types=_read_types(fields.take("types"), what),
-        snapshots=tuple(
-            _read_snapshot(one, what) for one in fields.take_list("snapshots", most=MAX_SNAPSHOTS)
-        ),
-        branches=tuple(
-            _read_branch(one, what) for one in fields.take_list("branches", most=MAX_BRANCHES)
-        ),
-    )
-    fields.finish()
-    _check_head(head, what)
-    return head
+    return read_document(data, HEAD_FORMATS, most=MAX_HEAD_BYTES, what=what)
 
 
-def _digest_document(document: Mapping[str, Any]) -> str:
+def _digest_document(document: HeadJson) -> str:
     """SHA-256 of a head without this very member.
 
     Nothing else vouches for the newest head: it has no hash in its name, and no head after it.
     """
-    rest = {name: value for name, value in document.items() if name != _DIGEST}
+    rest = msgspec.to_builtins(document)
+    del rest["sha256"]
     return sha256(encode_document(rest)).hexdigest()
 
 
@@ -239,128 +253,75 @@ def _check_head(head: Head, what: str) -> None:
         raise invalid(what, "its snapshots are not in order")
 
 
-# -- members ------------------------------------------------------------------------------
+def _check_refs(head: Head, what: str) -> None:
+    """Hold the names of what a head refers to against what it says of it."""
+    if head.types is not None:
+        parse_content(head.types.path, BLOB, what=what)
+    for snapshot in head.snapshots:
+        if parse_content(snapshot.path, SNAPSHOT, what=what).number != snapshot.sequence:
+            raise invalid(what, f"{snapshot.path} is not named by sequence {snapshot.sequence}")
 
 
-def _write_head(head: Head) -> dict[str, Any]:
-    link, types = head.previous, head.types
-    return {
-        "format": FORMAT,
-        "number": head.number,
-        "id": head.nonce,
-        "previous": link and {"number": link.number, "sha256": link.digest.hex()},
-        "archive": str(head.archive_id),
-        "log": str(head.log_id),
-        "generation": head.generation,
-        "epoch": head.epoch,
-        "writer": head.writer,
-        "origin": {
-            "system_identifier": head.origin.system_identifier,
-            "timeline": head.origin.timeline,
-            "database": head.origin.database,
-        },
-        "cursor": head.cursor,
-        "sequence": head.sequence,
-        "chain": head.chain.hex(),
-        "position": head.position,
-        "recorded_at": head.recorded_at,
-        "first_sequence": head.first_sequence,
-        "horizon": head.horizon,
-        "created_at": head.created_at,
-        "segments": write_levels(head.levels),
-        "types": types and {"path": types.path, "types": types.types, "keys": types.keys},
-        "snapshots": [
-            {
-                "path": one.path,
-                "sequence": one.sequence,
-                "position": one.position,
-                "recorded_at": one.recorded_at,
-                "bytes": one.size_bytes,
-            }
-            for one in head.snapshots
-        ],
-        "branches": [
-            {
-                "generation": one.generation,
-                "sequence": one.sequence,
-                "chain": one.chain.hex(),
-                "last": one.last,
-                "head": one.head,
-                "segments": write_levels(one.levels),
-            }
-            for one in head.branches
-        ],
-    }
+# -- format 1 -----------------------------------------------------------------------------
+
+_SAME_MEMBERS = tuple(
+    name
+    for name in HeadJson.__struct_fields__
+    if name not in {"previous", "chain", "segments", "branches", "sha256"}
+)
+"""Members of a head that are spelled as the head has them."""
 
 
-def _read_link(document: Any, what: str) -> HeadLink | None:
-    if document is None:
-        return None
-    fields = Fields(document, what)
-    link = HeadLink(fields.take_integer("number", least=1), fields.take_hash("sha256"))
-    fields.finish()
-    return link
-
-
-def _read_origin(document: Any, what: str) -> Origin:
-    fields = Fields(document, what)
-    origin = Origin(
-        fields.take_text("system_identifier", most=40),
-        fields.take_integer("timeline"),
-        fields.take_integer("database"),
+def _write_head(head: Head) -> HeadJson:
+    link = head.previous
+    document = HeadJson(
+        **{name: getattr(head, name) for name in _SAME_MEMBERS},
+        previous=None if link is None else LinkJson(number=link.number, sha256=link.digest.hex()),
+        chain=head.chain.hex(),
+        segments=write_levels(head.levels),
+        branches=tuple(_write_branch(branch) for branch in head.branches),
+        sha256="",
     )
-    fields.finish()
-    return origin
+    return msgspec.structs.replace(document, sha256=_digest_document(document))
 
 
-def _read_types(document: Any, what: str) -> TypesRef | None:
-    if document is None:
-        return None
-    fields = Fields(document, what)
-    found = TypesRef(
-        fields.take_text("path", most=120),
-        fields.take_integer("types"),
-        fields.take_integer("keys"),
+def _read_head(document: HeadJson, what: str) -> Head:
+    if document.sha256 != _digest_document(document):
+        raise invalid(what, "it does not have the SHA-256 that it gives for itself")
+    link = document.previous
+    head = Head(
+        **{name: getattr(document, name) for name in _SAME_MEMBERS},
+        previous=None if link is None else HeadLink(link.number, bytes.fromhex(link.sha256)),
+        chain=bytes.fromhex(document.chain),
+        levels=read_levels(document.segments, what=what),
+        branches=tuple(_read_branch(branch, what) for branch in document.branches),
     )
-    fields.finish()
-    parse_content(found.path, BLOB, what=what)
-    return found
+    _check_refs(head, what)
+    _check_head(head, what)
+    return head
 
 
-def _read_snapshot(document: Any, what: str) -> SnapshotRef:
-    fields = Fields(document, what)
-    found = SnapshotRef(
-        path=fields.take_text("path", most=120),
-        sequence=fields.take_integer("sequence"),
-        position=fields.take_integer("position"),
-        recorded_at=fields.take_integer("recorded_at", least=-(1 << 62)),
-        size_bytes=fields.take_integer("bytes"),
+def _write_branch(branch: Branch) -> BranchJson:
+    return BranchJson(
+        generation=branch.generation,
+        sequence=branch.sequence,
+        chain=branch.chain.hex(),
+        last=branch.last,
+        head=branch.head,
+        segments=write_levels(branch.levels),
     )
-    fields.finish()
-    if parse_content(found.path, SNAPSHOT, what=what).number != found.sequence:
-        raise invalid(what, f"{found.path} is not named by sequence {found.sequence}")
-    return found
 
 
-def _read_branch(document: Any, what: str) -> Branch:
-    fields = Fields(document, what)
-    found = Branch(
-        generation=fields.take_integer("generation"),
-        sequence=fields.take_integer("sequence"),
-        chain=fields.take_hash("chain"),
-        last=fields.take_integer("last"),
-        head=fields.take_integer("head", least=1),
-        levels=read_levels(fields.take("segments"), what=what),
+def _read_branch(document: BranchJson, what: str) -> Branch:
+    return Branch(
+        generation=document.generation,
+        sequence=document.sequence,
+        chain=bytes.fromhex(document.chain),
+        last=document.last,
+        head=document.head,
+        levels=read_levels(document.segments, what=what),
     )
-    fields.finish()
-    return found
 
 
-def _read_uuid(text: str, what: str) -> UUID:
-    try:
-        found = UUID(text)
-    except ValueError as cause:
-        raise invalid(what, f"{text!r} in it is no UUID") from cause
-    if str(found) != text:
-        raise invalid(what, f"{text!r} in it is no UUID")
-    return found
+HEAD_FORMATS: Mapping[int, Format[Any, Head]] = MappingProxyType({1: Format(HeadJson, _read_head)})
+"""How heads of each format are read."""

@@ -8,12 +8,28 @@ tree at any sequence, for a fork or for dropping the oldest, without rewriting w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, TypeAlias
 
-from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
+from msgspec import Meta, field
+
+from oplog.archive.format.canonical_json import (
+    Document,
+    Flag,
+    Format,
+    Moment,
+    Natural,
+    PathText,
+    Positive,
+    Sha256Text,
+    encode_document,
+    invalid,
+    list_members,
+    read_document,
+)
 from oplog.archive.format.path import INDEX, LOG, name_content, parse_content
 from oplog.archive.format.segment import SegmentHeader
 
@@ -21,7 +37,6 @@ FANOUT = 16
 """Items of one node."""
 MAX_LEVELS = 12
 MAX_NODE_BYTES = 64 * 1024
-FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +61,6 @@ class Item:
     adopted: bool = False
     """Whether rows that the log met are among its entries."""
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in heads and nodes."""
-        return {
-            "path": self.path,
-            "first": self.first,
-            "last": self.last,
-            "first_position": self.first_position,
-            "last_position": self.last_position,
-            "first_recorded": self.first_recorded,
-            "last_recorded": self.last_recorded,
-            "bytes": self.size_bytes,
-            "chain": self.chain.hex(),
-            "missing": self.missing,
-            "adopted": int(self.adopted),
-        }
-
 
 Levels: TypeAlias = tuple[tuple[Item, ...], ...]
 """Items by level: segments first, then nodes of segments, then nodes of those."""
@@ -70,40 +69,63 @@ ReadNode: TypeAlias = Callable[[Item, int], Sequence[Item]]
 """Gives the items of a node of a level."""
 
 
+class ItemJson(Document, frozen=True):
+    """An item as it stands in heads and nodes."""
+
+    path: PathText
+    first: Positive
+    last: Positive
+    first_position: Positive
+    last_position: Positive
+    first_recorded: Moment
+    last_recorded: Moment
+    size_bytes: Positive = field(name="bytes")
+    chain: Sha256Text
+    missing: Natural
+    adopted: Flag
+
+
+LevelsJson: TypeAlias = Annotated[
+    tuple[Annotated[tuple[ItemJson, ...], Meta(max_length=2 * FANOUT - 1)], ...],
+    Meta(max_length=MAX_LEVELS),
+]
+"""Levels as they stand in heads."""
+
+
+class NodeJson(Document, frozen=True, tag=1, tag_field="format"):
+    """A node, in format 1."""
+
+    level: Natural
+    items: Annotated[tuple[ItemJson, ...], Meta(min_length=1, max_length=FANOUT)]
+
+
 def make_item(header: SegmentHeader, data: bytes) -> Item:
     """The item for an encoded segment."""
     return Item(
-        name_content(LOG, header.first, data=data),
-        header.first,
-        header.last,
-        header.first_position,
-        header.last_position,
-        header.first_recorded,
-        header.last_recorded,
-        len(data),
-        header.chain,
-        header.missing,
-        header.adopted,
+        path=name_content(LOG, header.first, data=data),
+        first=header.first,
+        last=header.last,
+        first_position=header.first_position,
+        last_position=header.last_position,
+        first_recorded=header.first_recorded,
+        last_recorded=header.last_recorded,
+        size_bytes=len(data),
+        chain=header.chain,
+        missing=header.missing,
+        adopted=header.adopted,
     )
 
 
-def read_item(document: Any, *, level: int, what: str) -> Item:
-    """An item of a level; `ManifestInvalidError` unless it is one."""
-    fields = Fields(document, what)
-    item = Item(
-        path=fields.take_text("path", most=120),
-        first=fields.take_integer("first", least=1),
-        last=fields.take_integer("last", least=1),
-        first_position=fields.take_integer("first_position", least=1),
-        last_position=fields.take_integer("last_position", least=1),
-        first_recorded=fields.take_integer("first_recorded", least=-(1 << 62)),
-        last_recorded=fields.take_integer("last_recorded", least=-(1 << 62)),
-        size_bytes=fields.take_integer("bytes", least=1),
-        chain=fields.take_hash("chain"),
-        missing=fields.take_integer("missing"),
-        adopted=bool(fields.take_integer("adopted", most=1)),
-    )
-    fields.finish()
+def write_item(item: Item) -> ItemJson:
+    """An item as it stands in heads and nodes."""
+    changed: dict[str, Any] = {"chain": item.chain.hex(), "adopted": int(item.adopted)}
+    return ItemJson(**list_members(item, ItemJson) | changed)
+
+
+def read_item(document: ItemJson, *, level: int, what: str) -> Item:
+    """An item of a level; `ManifestInvalidError` unless its name says the same."""
+    changed = {"chain": bytes.fromhex(document.chain), "adopted": bool(document.adopted)}
+    item = Item(**list_members(document, ItemJson) | changed)
     name = parse_content(item.path, LOG if level == 0 else INDEX, what=what)
     if name.number != (item.first if level == 0 else item.last) or item.last < item.first:
         raise invalid(what, f"its item {item.path} claims sequences {item.first} to {item.last}")
@@ -125,46 +147,46 @@ def check_items(items: Sequence[Item], *, what: str) -> None:
 
 def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
     """The bytes of a node that holds `items` of `level`, and the item for it."""
-    data = encode_document(
-        {
-            "format": FORMAT,
-            "level": level,
-            "items": [item.to_json() for item in items],
-        }
-    )
+    data = encode_document(NodeJson(level=level, items=tuple(write_item(item) for item in items)))
     last = items[-1]
     return data, Item(
         # By its last sequence: a node that reaches back before the oldest kept entry must not look
         # like garbage while the head that needs it is being made.
-        name_content(INDEX, last.last, data=data),
-        items[0].first,
-        last.last,
-        min(item.first_position for item in items),
-        max(item.last_position for item in items),
-        min(item.first_recorded for item in items),
-        max(item.last_recorded for item in items),
-        sum(item.size_bytes for item in items),
-        last.chain,
-        last.missing,
-        any(item.adopted for item in items),
+        path=name_content(INDEX, last.last, data=data),
+        first=items[0].first,
+        last=last.last,
+        first_position=min(item.first_position for item in items),
+        last_position=max(item.last_position for item in items),
+        first_recorded=min(item.first_recorded for item in items),
+        last_recorded=max(item.last_recorded for item in items),
+        size_bytes=sum(item.size_bytes for item in items),
+        chain=last.chain,
+        missing=last.missing,
+        adopted=any(item.adopted for item in items),
     )
 
 
 def decode_node(data: bytes, item: Item, *, level: int) -> list[Item]:
     """The items of the node that `item` (of `level`) names; they must be all it claims."""
     what = item.path
-    fields = Fields(decode_document(data, most=MAX_NODE_BYTES, what=what), what)
-    fields.take_format(FORMAT)
-    found = fields.take_integer("level")
+    found, items = read_document(data, NODE_FORMATS, most=MAX_NODE_BYTES, what=what)
     if found != level - 1:
         raise invalid(what, f"it holds level {found}, not {level - 1}")
-    listed = fields.take_list("items", most=FANOUT)
-    items = [read_item(one, level=level - 1, what=what) for one in listed]
-    fields.finish()
-    check_items(items, what=what)
-    if not items or encode_node(items, level=level - 1)[1] != item:
+    if encode_node(items, level=found)[1] != item:
         raise invalid(what, "it does not hold what the document that names it says")
     return items
+
+
+def _read_node(document: NodeJson, what: str) -> tuple[int, list[Item]]:
+    items = [read_item(one, level=document.level, what=what) for one in document.items]
+    check_items(items, what=what)
+    return document.level, items
+
+
+NODE_FORMATS: Mapping[int, Format[Any, tuple[int, list[Item]]]] = MappingProxyType(
+    {1: Format(NodeJson, _read_node)}
+)
+"""How nodes of each format are read: their level and items."""
 
 
 # -- the right edge -----------------------------------------------------------------------
@@ -255,19 +277,16 @@ def drop_before(levels: Levels, sequence: int) -> Levels:
     return tuple(tuple(item for item in row if item.last >= sequence) for row in levels)
 
 
-def read_levels(document: Any, *, what: str) -> Levels:
-    """Levels as they stand in a head."""
-    if not isinstance(document, list) or len(document) > MAX_LEVELS:
-        raise invalid(what, "its segments are not a list of levels")
-    rows = []
-    for level, row in enumerate(document):
-        if not isinstance(row, list) or len(row) >= FANOUT * 2:
-            raise invalid(what, f"level {level} of its segments is not a list of items")
-        rows.append(tuple(read_item(one, level=level, what=what) for one in row))
+def read_levels(document: LevelsJson, *, what: str) -> Levels:
+    """Levels from a head; `ManifestInvalidError` unless they follow each other."""
+    rows = [
+        tuple(read_item(one, level=level, what=what) for one in row)
+        for level, row in enumerate(document)
+    ]
     check_items([item for row in reversed(rows) for item in row], what=what)
     return tuple(rows)
 
 
-def write_levels(levels: Levels) -> list[list[dict[str, Any]]]:
+def write_levels(levels: Levels) -> LevelsJson:
     """Levels as they stand in a head."""
-    return [[item.to_json() for item in row] for row in levels]
+    return tuple(tuple(write_item(item) for item in row) for row in levels)

@@ -7,48 +7,54 @@ written nor read, since whoever restores from it has nothing else to compare it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from uuid import UUID
 
+from msgspec import Meta, Struct, field
+
 from oplog.archive.format.canonical_json import (
-    MAX_INTEGER,
-    Fields,
-    decode_document,
+    Document,
+    Format,
+    Integer,
+    LongName,
+    Name,
+    Natural,
+    PathText,
+    Positive,
+    Sha256Text,
+    Text,
     encode_document,
     invalid,
+    list_members,
+    read_document,
 )
 from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.archive.format.path import BLOB, parse_content
 from oplog.archive.format.snapshot_chunk import (
     MAX_COLUMNS,
-    MAX_KEY_COLUMNS,
+    KeyNames,
     check_names,
-    take_name,
-    take_names,
-    take_uuid,
 )
 
-FORMAT = 1
 MAX_MANIFEST_BYTES = MAX_OBJECT_BYTES
 MAX_CHUNKS = 1_000_000
 """Of one base or layer: four terabytes of rows."""
 MAX_LAYERS = 64
 _MAX_TABLES = 100_000
 _MAX_NAMES = 1000
-_MAX_TYPE_NAME = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRef:
+class ChunkRef(Struct, frozen=True, forbid_unknown_fields=True):
     """A chunk by its object name. `rows` and `tombstones` are counts; sizes are in bytes."""
 
-    path: str
-    rows: int
-    tombstones: int
-    stored_bytes: int
-    raw_bytes: int
+    path: PathText
+    rows: Natural
+    tombstones: Natural
+    stored_bytes: Annotated[int, Meta(ge=1, le=MAX_OBJECT_BYTES)] = field(name="bytes")
+    raw_bytes: Positive
 
 
 class ColumnType(NamedTuple):
@@ -104,22 +110,21 @@ class Dataset:
             yield from layer
 
 
-class NumberedColumn(NamedTuple):
+class NumberedColumn(Struct, frozen=True, forbid_unknown_fields=True):
     """A column that takes its values from a sequence."""
 
-    schema: str
-    table: str
-    column: str
+    schema: Name
+    table: Name
+    column: Name
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceState:
+class SequenceState(Struct, frozen=True, forbid_unknown_fields=True):
     """Where a sequence stood; `owner` is None for one that no column belongs to."""
 
-    schema: str
-    name: str
+    schema: Name
+    name: Name
     owner: NumberedColumn | None
-    last_value: int
+    last_value: Integer
     is_called: bool
 
 
@@ -164,22 +169,7 @@ class SnapshotManifest:
 def encode_manifest(manifest: SnapshotManifest) -> bytes:
     """The object's bytes; `ManifestInvalidError` for a manifest that could not be read back."""
     what = f"the snapshot at sequence {manifest.sequence}"
-    data = encode_document(
-        {
-            "chain": manifest.chain.hex(),
-            "format": FORMAT,
-            "generation": manifest.generation,
-            "log_id": str(manifest.log_id),
-            "mint": manifest.mint,
-            "position": manifest.position,
-            "recorded_at": manifest.recorded_at,
-            "revisions": list(manifest.revisions),
-            "sequence": manifest.sequence,
-            "sequences": [_write_sequence(sequence) for sequence in manifest.sequences],
-            "tables": [_write_dataset(dataset) for dataset in manifest.tables],
-            "tickets": _write_dataset(manifest.tickets),
-        }
-    )
+    data = encode_document(_write_manifest(manifest))
     if decode_manifest(data, what=what) != manifest:
         raise invalid(what, "it does not read back as it was written")
     return data
@@ -191,169 +181,109 @@ def decode_manifest(data: bytes, *, what: str) -> SnapshotManifest:
     Raises `ManifestInvalidError` for anything that it would not have written, for chunks
     under other names than blobs have, or twice, and for counts that do not add up.
     """
-    fields = Fields(decode_document(data, most=MAX_MANIFEST_BYTES, what=what), what)
-    fields.take_format(FORMAT)
-    manifest = SnapshotManifest(
-        log_id=take_uuid(fields, "log_id", what),
-        generation=fields.take_integer("generation"),
-        sequence=fields.take_integer("sequence"),
-        chain=fields.take_hash("chain"),
-        position=fields.take_integer("position"),
-        recorded_at=fields.take_integer("recorded_at"),
-        mint=fields.take_integer("mint"),
-        revisions=_take_texts(fields, "revisions", what),
-        sequences=tuple(
-            _read_sequence(Fields(one, what), what)
-            for one in fields.take_list("sequences", most=_MAX_TABLES)
-        ),
-        tables=tuple(
-            _read_dataset(Fields(one, what), what)
-            for one in fields.take_list("tables", most=_MAX_TABLES)
-        ),
-        tickets=_read_dataset(Fields(fields.take("tickets"), what), what),
-    )
-    fields.finish()
+    return read_document(data, MANIFEST_FORMATS, most=MAX_MANIFEST_BYTES, what=what)
+
+
+# -- format 1 ---------------------------------------------------------------------------------
+
+_Texts: TypeAlias = Annotated[tuple[LongName, ...], Meta(max_length=_MAX_NAMES)]
+_Chunks: TypeAlias = Annotated[tuple[ChunkRef, ...], Meta(max_length=MAX_CHUNKS)]
+_Layer: TypeAlias = Annotated[tuple[ChunkRef, ...], Meta(min_length=1, max_length=MAX_CHUNKS)]
+
+
+class ColumnJson(Document, frozen=True):
+    """A column as it stands in a manifest."""
+
+    name: Name
+    pg_type: Text
+
+
+class DatasetJson(Document, frozen=True):
+    """A dataset as it stands in a manifest."""
+
+    schema: Name
+    table: Name
+    types: _Texts
+    revisions: Annotated[tuple[Positive, ...], Meta(max_length=_MAX_NAMES)]
+    columns: Annotated[tuple[ColumnJson, ...], Meta(min_length=1, max_length=MAX_COLUMNS)]
+    key: KeyNames
+    rows: Natural
+    base: _Chunks
+    layers: Annotated[tuple[_Layer, ...], Meta(max_length=MAX_LAYERS)]
+
+
+class ManifestJson(Document, frozen=True, tag=1, tag_field="format"):
+    """A manifest, in format 1."""
+
+    log_id: UUID
+    generation: Natural
+    sequence: Natural
+    chain: Sha256Text
+    position: Natural
+    recorded_at: Natural
+    mint: Natural
+    revisions: _Texts
+    sequences: Annotated[tuple[SequenceState, ...], Meta(max_length=_MAX_TABLES)]
+    tables: Annotated[tuple[DatasetJson, ...], Meta(max_length=_MAX_TABLES)]
+    tickets: DatasetJson
+
+
+def _write_manifest(manifest: SnapshotManifest) -> ManifestJson:
+    changed: dict[str, Any] = {
+        "chain": manifest.chain.hex(),
+        "tables": tuple(_write_dataset(dataset) for dataset in manifest.tables),
+        "tickets": _write_dataset(manifest.tickets),
+    }
+    return ManifestJson(**list_members(manifest, ManifestJson) | changed)
+
+
+def _read_manifest(document: ManifestJson, what: str) -> SnapshotManifest:
+    changed = {
+        "chain": bytes.fromhex(document.chain),
+        "tables": tuple(_read_dataset(one, what) for one in document.tables),
+        "tickets": _read_dataset(document.tickets, what),
+    }
+    manifest = SnapshotManifest(**list_members(document, ManifestJson) | changed)
+    check_names(manifest.revisions, name="revisions", what=what)
     _check_distinct(manifest, what)
     return manifest
 
 
-# -- parts ------------------------------------------------------------------------------------
+def _write_dataset(dataset: Dataset) -> DatasetJson:
+    columns = tuple(ColumnJson(name=name, pg_type=pg_type) for name, pg_type in dataset.columns)
+    return DatasetJson(**list_members(dataset, DatasetJson) | {"columns": columns})
 
 
-def _write_sequence(sequence: SequenceState) -> dict[str, Any]:
-    return {
-        "is_called": sequence.is_called,
-        "last_value": sequence.last_value,
-        "name": sequence.name,
-        "owner": None if sequence.owner is None else sequence.owner._asdict(),
-        "schema": sequence.schema,
-    }
-
-
-def _read_sequence(fields: Fields, what: str) -> SequenceState:
-    owner = fields.take("owner")
-    is_called = fields.take("is_called")
-    if type(is_called) is not bool:
-        raise invalid(what, f"its 'is_called' is {is_called!r:.60}")
-    found = SequenceState(
-        take_name(fields, "schema", what),
-        take_name(fields, "name", what),
-        None if owner is None else _read_owner(Fields(owner, what), what),
-        fields.take_integer("last_value", least=-MAX_INTEGER),
-        is_called,
-    )
-    fields.finish()
-    return found
-
-
-def _read_owner(fields: Fields, what: str) -> NumberedColumn:
-    found = NumberedColumn(
-        take_name(fields, "schema", what),
-        take_name(fields, "table", what),
-        take_name(fields, "column", what),
-    )
-    fields.finish()
-    return found
-
-
-def _write_dataset(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "base": [_write_ref(ref) for ref in dataset.base],
-        "columns": [{"name": c.name, "pg_type": c.pg_type} for c in dataset.columns],
-        "key": list(dataset.key),
-        "layers": [[_write_ref(ref) for ref in layer] for layer in dataset.layers],
-        "revisions": list(dataset.revisions),
-        "rows": dataset.rows,
-        "schema": dataset.schema,
-        "table": dataset.table,
-        "types": list(dataset.types),
-    }
-
-
-def _read_dataset(fields: Fields, what: str) -> Dataset:
-    columns = []
-    for one in fields.take_list("columns", most=MAX_COLUMNS):
-        column = Fields(one, what)
-        columns.append(ColumnType(take_name(column, "name", what), column.take_text("pg_type")))
-        column.finish()
-    dataset = Dataset(
-        schema=take_name(fields, "schema", what),
-        table=take_name(fields, "table", what),
-        types=_take_texts(fields, "types", what),
-        revisions=_take_revisions(fields, what),
-        columns=tuple(columns),
-        key=take_names(fields, "key", most=MAX_KEY_COLUMNS, what=what),
-        rows=fields.take_integer("rows"),
-        base=_read_refs(fields.take_list("base", most=MAX_CHUNKS), what),
-        layers=tuple(
-            _read_layer(layer, what) for layer in fields.take_list("layers", most=MAX_LAYERS)
-        ),
-    )
-    fields.finish()
+def _read_dataset(document: DatasetJson, what: str) -> Dataset:
+    columns = tuple(ColumnType(one.name, one.pg_type) for one in document.columns)
+    dataset = Dataset(**list_members(document, DatasetJson) | {"columns": columns})
+    for ref in dataset.iterate_chunks():
+        _check_ref(ref, what)
     _check_dataset(dataset, what)
     return dataset
 
 
-def _take_revisions(fields: Fields, what: str) -> tuple[int, ...]:
-    found = fields.take_list("revisions", most=_MAX_NAMES)
-    if any(type(one) is not int or not 1 <= one <= MAX_INTEGER for one in found):
-        raise invalid(what, "a type's revision is not a number from 1")
-    return tuple(found)
-
-
-def _read_layer(layer: Any, what: str) -> tuple[ChunkRef, ...]:
-    if not isinstance(layer, list) or not 0 < len(layer) <= MAX_CHUNKS:
-        raise invalid(what, "a layer is not a list of chunks")
-    return _read_refs(layer, what)
-
-
-def _write_ref(ref: ChunkRef) -> dict[str, Any]:
-    return {
-        "bytes": ref.stored_bytes,
-        "path": ref.path,
-        "raw_bytes": ref.raw_bytes,
-        "rows": ref.rows,
-        "tombstones": ref.tombstones,
-    }
-
-
-def _read_refs(refs: Sequence[Any], what: str) -> tuple[ChunkRef, ...]:
-    found = []
-    for one in refs:
-        fields = Fields(one, what)
-        path = fields.take_text("path", most=120)
-        parse_content(path, BLOB)
-        ref = ChunkRef(
-            path,
-            fields.take_integer("rows"),
-            fields.take_integer("tombstones"),
-            fields.take_integer("bytes", least=1, most=MAX_OBJECT_BYTES),
-            fields.take_integer("raw_bytes", least=1),
-        )
-        fields.finish()
-        # Every line has at least its end.
-        if not 0 < ref.rows + ref.tombstones <= ref.raw_bytes:
-            raise invalid(what, f"{path} claims {ref.rows} rows in {ref.raw_bytes} bytes")
-        found.append(ref)
-    return tuple(found)
-
-
-def _take_texts(fields: Fields, name: str, what: str) -> tuple[str, ...]:
-    found = fields.take_list(name, most=_MAX_NAMES)
-    for one in found:
-        if not isinstance(one, str) or not 0 < len(one) <= _MAX_TYPE_NAME or "\x00" in one:
-            raise invalid(what, f"its {name!r} holds {one!r:.60}")
-    if len(set(found)) != len(found):
-        raise invalid(what, f"its {name!r} holds a name twice")
-    return tuple(found)
+MANIFEST_FORMATS: Mapping[int, Format[Any, SnapshotManifest]] = MappingProxyType(
+    {1: Format(ManifestJson, _read_manifest)}
+)
+"""How manifests of each format are read."""
 
 
 # -- what must hold together ------------------------------------------------------------------
 
 
+def _check_ref(ref: ChunkRef, what: str) -> None:
+    parse_content(ref.path, BLOB, what=what)
+    # Every line has at least its end.
+    if not 0 < ref.rows + ref.tombstones <= ref.raw_bytes:
+        raise invalid(what, f"{ref.path} claims {ref.rows} rows in {ref.raw_bytes} bytes")
+
+
 def _check_dataset(dataset: Dataset, what: str) -> None:
-    names = check_names(dataset.names, name="columns", what=what)
-    if not set(dataset.key) <= set(names):
+    for name in ("columns", "key", "types"):
+        found = dataset.names if name == "columns" else getattr(dataset, name)
+        check_names(found, name=name, what=what)
+    if not set(dataset.key) <= set(dataset.names):
         raise invalid(what, f"the key of {dataset.name} is not among its columns")
     if len(dataset.types) != len(dataset.revisions):
         raise invalid(what, f"{dataset.name} does not have one revision for each of its types")

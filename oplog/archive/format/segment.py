@@ -15,12 +15,26 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 from uuid import UUID
 
+from msgspec import Meta, field
+
 from oplog.archive.format.body import MAX_ENTRIES, Pairs, decode_body, encode_body
-from oplog.archive.format.canonical_json import Fields
+from oplog.archive.format.canonical_json import (
+    Document,
+    Flag,
+    Format,
+    Moment,
+    Natural,
+    Positive,
+    Sha256Text,
+    list_members,
+    read_document,
+)
 from oplog.archive.format.container import (
+    MAX_HEADER_BYTES,
     compress,
     corrupt,
     decode_container,
@@ -32,7 +46,6 @@ from oplog.schema.guard import ADOPTION_PREFIX
 from oplog.store.rows import StoredEntry, write_microseconds
 
 MAGIC = b"oplogseg"
-FORMAT = 1
 MAX_BODY_BYTES = 48 * 1024 * 1024
 """Largest body before compression: a full segment, and one entry of the largest size."""
 _NUMBERS = struct.Struct(">qqq")
@@ -137,67 +150,53 @@ def _find_adopted(entries: Iterable[StoredEntry]) -> bool:
     return any(entry.aggregate.startswith(ADOPTION_PREFIX) for entry in entries)
 
 
-def _write_header(header: SegmentHeader) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "log": str(header.log_id),
-        "generation": header.generation,
-        "first": header.first,
-        "last": header.last,
-        "transactions": header.transactions,
-        "missing": header.missing,
+class HeaderJson(Document, frozen=True, tag=1, tag_field="format"):
+    """A segment's header, in format 1."""
+
+    log_id: UUID = field(name="log")
+    generation: Natural
+    first: Positive
+    last: Positive
+    transactions: Annotated[int, Meta(ge=1, le=MAX_ENTRIES)]
+    missing: Natural
+    chain_before: Sha256Text
+    chain: Sha256Text
+    first_position: Positive
+    last_position: Positive
+    first_recorded: Moment
+    last_recorded: Moment
+    body_bytes: Annotated[int, Meta(ge=0, le=MAX_BODY_BYTES)]
+    adopted: Flag
+
+
+def _write_header(header: SegmentHeader) -> HeaderJson:
+    changed: dict[str, Any] = {
         "chain_before": header.chain_before.hex(),
         "chain": header.chain.hex(),
-        "first_position": header.first_position,
-        "last_position": header.last_position,
-        "first_recorded": header.first_recorded,
-        "last_recorded": header.last_recorded,
-        "body_bytes": header.body_bytes,
         "adopted": int(header.adopted),
     }
+    return HeaderJson(**list_members(header, HeaderJson) | changed)
 
 
 # -- decoding -----------------------------------------------------------------------------
 
 
-def decode_header(data: bytes, *, what: str = "a segment") -> SegmentHeader:
-    """What a segment says of itself; needs the beginning of the object only.
-
-    Raises `SegmentCorruptError` or `ManifestInvalidError`.
-    """
-    return _read_header(decode_container(data, MAGIC, what=what).header, what)
-
-
-def _read_header(document: dict[str, Any], what: str) -> SegmentHeader:
-    fields = Fields(document, what)
-    fields.take_format(FORMAT)
-    log_id = fields.take_text("log", most=36)
-    try:
-        identity = UUID(log_id)
-    except ValueError as cause:
-        raise corrupt(what, f"its log is {log_id!r}") from cause
-    if str(identity) != log_id:
-        raise corrupt(what, f"its log is {log_id!r}")
-    header = SegmentHeader(
-        log_id=identity,
-        generation=fields.take_integer("generation"),
-        first=fields.take_integer("first", least=1),
-        last=fields.take_integer("last", least=1),
-        transactions=fields.take_integer("transactions", least=1, most=MAX_ENTRIES),
-        missing=fields.take_integer("missing"),
-        chain_before=fields.take_hash("chain_before"),
-        chain=fields.take_hash("chain"),
-        first_position=fields.take_integer("first_position", least=1),
-        last_position=fields.take_integer("last_position", least=1),
-        first_recorded=fields.take_integer("first_recorded", least=-(1 << 62)),
-        last_recorded=fields.take_integer("last_recorded", least=-(1 << 62)),
-        body_bytes=fields.take_integer("body_bytes", most=MAX_BODY_BYTES),
-        adopted=bool(fields.take_integer("adopted", most=1)),
-    )
-    fields.finish()
+def _read_header(document: HeaderJson, what: str) -> SegmentHeader:
+    changed = {
+        "chain_before": bytes.fromhex(document.chain_before),
+        "chain": bytes.fromhex(document.chain),
+        "adopted": bool(document.adopted),
+    }
+    header = SegmentHeader(**list_members(document, HeaderJson) | changed)
     if not header.transactions <= header.last - header.first + 1 <= MAX_ENTRIES:
         raise corrupt(what, f"it claims sequences {header.first} to {header.last}")
     return header
+
+
+SEGMENT_FORMATS: Mapping[int, Format[Any, SegmentHeader]] = MappingProxyType(
+    {1: Format(HeaderJson, _read_header)}
+)
+"""How headers of each format are read."""
 
 
 def decode_segment(data: bytes, *, what: str = "a segment") -> Segment:
@@ -207,7 +206,7 @@ def decode_segment(data: bytes, *, what: str = "a segment") -> Segment:
     is returned is what was encoded. Raises `SegmentCorruptError`, `ManifestInvalidError`.
     """
     container = decode_container(data, MAGIC, what=what)
-    header = _read_header(container.header, what)
+    header = read_document(container.header, SEGMENT_FORMATS, most=MAX_HEADER_BYTES, what=what)
     body = decompress(container.body, size=header.body_bytes, most=MAX_BODY_BYTES, what=what)
     try:
         entries, metadata = decode_body(body, what, most=header.last - header.first + 1)

@@ -1,9 +1,9 @@
 r"""Chunks of a snapshot: rows of one table, and keys of rows that it no longer has.
 
-Pure. Must not know keys, types or a database: rows and keys are lines of COPY's text format,
-sealed by whoever is handed in. A chunk of a base has rows only; one of a layer replaces rows,
-by key, and has the keys of deleted ones (tombstones). The hard thing is that the header is
-clear and yet must not be believed: all that it says is part of what each part is sealed for.
+Rows and keys are lines of COPY's text format; the caller hands in the function that seals
+them. A chunk of a base has rows only; one of a layer replaces rows,
+by key, and has the keys of deleted ones (tombstones). The header is plaintext; every field is
+bound into each part's key derivation.
 
     container (see `container`) with the magic number `oplogsnp`
     body = sealed parts of the tombstones, then those of the rows, each of at most 15 MiB before
@@ -16,14 +16,29 @@ description || place in 4 bytes). The description is the header without what sea
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
-from oplog.archive.format.canonical_json import Fields, encode_document, invalid
+import msgspec
+from msgspec import Meta
+
+from oplog.archive.format.canonical_json import (
+    Document,
+    Format,
+    KeyId,
+    Name,
+    Natural,
+    Positive,
+    encode_document,
+    invalid,
+    read_document,
+)
 from oplog.archive.format.container import (
+    MAX_HEADER_BYTES,
     MAX_OBJECT_BYTES,
     corrupt,
     decode_container,
@@ -33,7 +48,6 @@ from oplog.crypto.seal import SealContext
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
 
 MAGIC = b"oplogsnp"
-FORMAT = 1
 PART_BYTES = 15 * 1024 * 1024
 """Most bytes that are sealed at once, below the limit of a sealed entry."""
 MAX_PARTS = 128
@@ -41,14 +55,15 @@ MAX_PARTS = 128
 MAX_COLUMNS = 1600
 """Of a table in Postgres."""
 MAX_KEY_COLUMNS = 32
-_MAX_NAME = 255
+ColumnNames: TypeAlias = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_COLUMNS)]
+KeyNames: TypeAlias = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_KEY_COLUMNS)]
 _LABEL = b"oplog/v1/snapshot\0"
 _LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
 class PartSeal:
-    """How parts are sealed: what is stored beside them, and the deed."""
+    """Seal format, key id and the sealing function."""
 
     format: int
     key_id: str
@@ -171,18 +186,19 @@ def encode_chunk(content: ChunkContent, *, log_id: UUID, chunk_id: UUID, seal: P
     """
     tombstones, rows = _cut(content.tombstones), _cut(content.rows)
     header = ChunkHeader(
-        log_id,
-        chunk_id,
-        content.schema,
-        content.table,
-        content.columns,
-        content.key,
-        content.rows.count(b"\n"),
-        content.tombstones.count(b"\n"),
-        seal.format,
-        seal.key_id,
-        tuple(ChunkPart(len(piece), 0) for piece in tombstones),
-        tuple(ChunkPart(len(piece), 0) for piece in rows),
+        log_id=log_id,
+        chunk_id=chunk_id,
+        schema=content.schema,
+        table=content.table,
+        columns=content.columns,
+        key=content.key,
+        rows=content.rows.count(b"\n"),
+        tombstones=content.tombstones.count(b"\n"),
+        seal_format=seal.format,
+        key_id=seal.key_id,
+        # The sealed sizes are not known yet, and not described.
+        tombstone_parts=tuple(ChunkPart(len(piece), 0) for piece in tombstones),
+        row_parts=tuple(ChunkPart(len(piece), 0) for piece in rows),
     )
     description = _describe(header)
     sealed = [
@@ -197,10 +213,8 @@ def encode_chunk(content: ChunkContent, *, log_id: UUID, chunk_id: UUID, seal: P
             hint="exclude its widest column with the reason, or keep such values outside of the "
             "table",
         )
-    document = _list_described(header)
-    document["seal_format"] = seal.format
-    document["stored"] = [len(piece) for piece in sealed]
-    data = encode_container(MAGIC, document, body=b"".join(sealed))
+    sizes = tuple(len(piece) for piece in sealed)
+    data = encode_container(MAGIC, _write_header(header, sizes), body=b"".join(sealed))
     # A header of unusual names could be larger than a reader takes: better found out now.
     decode_chunk(data, what=f"a chunk of {content.schema}.{content.table}")
     return data
@@ -212,64 +226,105 @@ def decode_chunk(data: bytes, *, what: str) -> StoredChunk:
     Raises `SegmentCorruptError` or `ManifestInvalidError` for bytes that are no chunk.
     """
     document, body = decode_container(data, MAGIC, what=what)
-    fields = Fields(document, what)
-    fields.take_format(FORMAT)
-    columns = take_names(fields, "columns", most=MAX_COLUMNS, what=what)
-    key = take_names(fields, "key", most=MAX_KEY_COLUMNS, what=what)
-    if not set(key) <= set(columns):
-        raise invalid(what, "its key is not among its columns")
-    cut, raw = take_sizes(fields, "raw_tombstones", what), take_sizes(fields, "raw_rows", what)
-    stored = fields.take_list("stored", most=MAX_PARTS)
-    if len(stored) != len(cut) + len(raw) or not all(type(n) is int and n > 0 for n in stored):
-        raise invalid(what, "its lists of parts contradict each other")
-    if sum(stored) != len(body):
-        raise corrupt(what, f"its parts claim {sum(stored)} bytes, and it has {len(body)}")
-    parts = tuple(ChunkPart(*sizes) for sizes in zip((*cut, *raw), stored, strict=True))
-    header = ChunkHeader(
-        take_uuid(fields, "log_id", what),
-        take_uuid(fields, "chunk_id", what),
-        take_name(fields, "schema", what),
-        take_name(fields, "table", what),
-        columns,
-        key,
-        fields.take_integer("rows"),
-        fields.take_integer("tombstones"),
-        fields.take_integer("seal_format", most=255),
-        fields.take_text("key_id", most=_MAX_NAME),
-        parts[: len(cut)],
-        parts[len(cut) :],
+    header = read_document(document, CHUNK_FORMATS, most=MAX_HEADER_BYTES, what=what)
+    claimed = sum(part.stored_bytes for part in (*header.tombstone_parts, *header.row_parts))
+    if claimed != len(body):
+        raise corrupt(what, f"its parts claim {claimed} bytes, and it has {len(body)}")
+    return StoredChunk(header, what, body)
+
+
+# -- format 1 ---------------------------------------------------------------------------------
+
+_Sizes: TypeAlias = Annotated[
+    tuple[Annotated[int, Meta(ge=1, le=PART_BYTES)], ...], Meta(max_length=MAX_PARTS)
+]
+
+
+class ChunkJson(Document, frozen=True, tag=1, tag_field="format"):
+    """A chunk's header, in format 1: sizes before sealing by kind of line, after it in `stored`."""
+
+    log_id: UUID
+    chunk_id: UUID
+    schema: Name
+    table: Name
+    columns: ColumnNames
+    key: KeyNames
+    rows: Natural
+    tombstones: Natural
+    seal_format: Annotated[int, Meta(ge=0, le=255)]
+    key_id: KeyId
+    raw_tombstones: _Sizes
+    raw_rows: _Sizes
+    stored: Annotated[tuple[Positive, ...], Meta(max_length=MAX_PARTS)]
+
+
+def _write_header(header: ChunkHeader, stored: tuple[int, ...]) -> ChunkJson:
+    return ChunkJson(
+        log_id=header.log_id,
+        chunk_id=header.chunk_id,
+        schema=header.schema,
+        table=header.table,
+        columns=header.columns,
+        key=header.key,
+        rows=header.rows,
+        tombstones=header.tombstones,
+        seal_format=header.seal_format,
+        key_id=header.key_id,
+        raw_tombstones=tuple(part.raw_bytes for part in header.tombstone_parts),
+        raw_rows=tuple(part.raw_bytes for part in header.row_parts),
+        stored=stored,
     )
-    fields.finish()
-    _check_storable(header.key_id, what)
-    for count, sizes in ((header.rows, raw), (header.tombstones, cut)):
+
+
+def _read_header(document: ChunkJson, what: str) -> ChunkHeader:
+    check_names(document.columns, name="columns", what=what)
+    check_names(document.key, name="key", what=what)
+    if not set(document.key) <= set(document.columns):
+        raise invalid(what, "its key is not among its columns")
+    cut, raw, stored = document.raw_tombstones, document.raw_rows, document.stored
+    if len(stored) != len(cut) + len(raw):
+        raise invalid(what, "its lists of parts contradict each other")
+    for count, sizes in ((document.rows, raw), (document.tombstones, cut)):
         # An empty line has its end.
         if (count == 0) != (not sizes) or count > sum(sizes):
             raise corrupt(what, f"it claims {count} lines in {sum(sizes)} bytes")
-    return StoredChunk(header, what, body)
+    parts = tuple(ChunkPart(*sizes) for sizes in zip((*cut, *raw), stored, strict=True))
+    return ChunkHeader(
+        log_id=document.log_id,
+        chunk_id=document.chunk_id,
+        schema=document.schema,
+        table=document.table,
+        columns=document.columns,
+        key=document.key,
+        rows=document.rows,
+        tombstones=document.tombstones,
+        seal_format=document.seal_format,
+        key_id=document.key_id,
+        tombstone_parts=parts[: len(cut)],
+        row_parts=parts[len(cut) :],
+    )
+
+
+CHUNK_FORMATS: Mapping[int, Format[Any, ChunkHeader]] = MappingProxyType(
+    {1: Format(ChunkJson, _read_header)}
+)
+"""How headers of each format are read."""
+
+
+def check_names(found: Sequence[str], *, name: str, what: str) -> None:
+    """Raise `ManifestInvalidError` unless all names are different."""
+    if len(set(found)) != len(found):
+        raise invalid(what, f"its {name!r} holds a name twice")
 
 
 # -- what parts are sealed for ----------------------------------------------------------------
 
 
-def _list_described(header: ChunkHeader) -> dict[str, Any]:
-    return {
-        "chunk_id": str(header.chunk_id),
-        "columns": list(header.columns),
-        "format": FORMAT,
-        "key": list(header.key),
-        "key_id": header.key_id,
-        "log_id": str(header.log_id),
-        "raw_rows": [part.raw_bytes for part in header.row_parts],
-        "raw_tombstones": [part.raw_bytes for part in header.tombstone_parts],
-        "rows": header.rows,
-        "schema": header.schema,
-        "table": header.table,
-        "tombstones": header.tombstones,
-    }
-
-
 def _describe(header: ChunkHeader) -> bytes:
-    return encode_document(_list_described(header))
+    described = msgspec.to_builtins(_write_header(header, ()))
+    # Known only once the parts are sealed; the format of the seal is bound by the seal itself.
+    del described["stored"], described["seal_format"]
+    return encode_document(described)
 
 
 def _find_context(header: ChunkHeader, description: bytes, place: int) -> SealContext:
@@ -313,57 +368,3 @@ class _Lines:
             raise corrupt(what, f"it has {self._ends} {self._name} and claims {self._lines}")
         if self._tabs != self._lines * (self._fields - 1):
             raise corrupt(what, f"its {self._name} do not have {self._fields} fields each")
-
-
-# -- members of documents, shared with the manifest -------------------------------------------
-
-
-def take_name(fields: Fields, name: str, what: str) -> str:
-    """A name of something in Postgres."""
-    found = fields.take_text(name, most=_MAX_NAME)
-    if not found:
-        raise invalid(what, f"its {name!r} is empty")
-    return _check_storable(found, what)
-
-
-def take_names(fields: Fields, name: str, *, most: int, what: str) -> tuple[str, ...]:
-    """Names of different columns, at least one."""
-    return check_names(fields.take_list(name, most=most), name=name, what=what)
-
-
-def check_names(found: Sequence[Any], *, name: str, what: str) -> tuple[str, ...]:
-    """`found`, if they are names of different columns."""
-    for one in found:
-        if not isinstance(one, str) or not 0 < len(one) <= _MAX_NAME:
-            raise invalid(what, f"its {name!r} holds {one!r:.60}")
-        _check_storable(one, what)
-    if not found or len(set(found)) != len(found):
-        raise invalid(what, f"its {name!r} holds a name twice, or none")
-    return tuple(found)
-
-
-def take_uuid(fields: Fields, name: str, what: str) -> UUID:
-    """A UUID in its usual spelling."""
-    found = fields.take_text(name, most=36)
-    try:
-        read = UUID(found)
-    except ValueError as cause:
-        raise invalid(what, f"its {name!r} is no UUID") from cause
-    if str(read) != found:
-        raise invalid(what, f"its {name!r} is not spelled as a UUID is")
-    return read
-
-
-def take_sizes(fields: Fields, name: str, what: str) -> list[int]:
-    """Sizes of parts before sealing."""
-    found = fields.take_list(name, most=MAX_PARTS)
-    for size in found:
-        if type(size) is not int or not 0 < size <= PART_BYTES:
-            raise invalid(what, f"its {name!r} holds {size!r:.60}")
-    return found
-
-
-def _check_storable(text: str, what: str) -> str:
-    if "\x00" in text:
-        raise invalid(what, "it holds a NUL in a name")
-    return text

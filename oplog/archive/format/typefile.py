@@ -7,18 +7,29 @@ hands they would be one password away.
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
-from oplog.archive.format.canonical_json import Fields, decode_document, encode_document, invalid
+import msgspec
+from msgspec import Meta
+
+from oplog.archive.format.canonical_json import (
+    Document,
+    Format,
+    HexText,
+    Positive,
+    Text,
+    encode_document,
+    invalid,
+    read_document,
+)
 from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.errors import DecodeError
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.shape import Shape
 
-FORMAT = 1
 _MOST = 1_000_000
 
 
@@ -30,96 +41,113 @@ class LoggedTypes:
     key_checks: Mapping[str, bytes]
 
 
+class ColumnJson(Document, frozen=True):
+    """A column of a type's revision."""
+
+    name: Text
+    pg_type: Text
+    kind: Text
+    field: Text
+    number: Positive
+    primary_key: bool
+    category: Text
+
+
+class ShapeJson(Document, frozen=True):
+    """What the type table stores beside the descriptor."""
+
+    schema: Text
+    table: Text
+    aggregate: Text
+    message: Text
+    excluded: dict[str, str]
+    columns: Annotated[tuple[ColumnJson, ...], Meta(max_length=_MOST)]
+
+
+class NumbersJson(Document, frozen=True):
+    """By which numbers a database knew the columns."""
+
+    database: Text
+    table: Positive
+    columns: dict[str, Positive]
+
+
+class TypeJson(Document, frozen=True):
+    """One revision of a type; bytes are spelled in base64."""
+
+    name: Text
+    revision: Positive
+    shape: ShapeJson
+    descriptor: bytes
+    numbers: Annotated[tuple[NumbersJson, ...], Meta(max_length=_MOST)]
+
+
+class TypesJson(Document, frozen=True, tag=1, tag_field="format"):
+    """Types and check values, in format 1."""
+
+    types: Annotated[tuple[TypeJson, ...], Meta(max_length=_MOST)]
+    keys: dict[str, HexText]
+
+
 def encode_types(types: LoggedTypes) -> bytes:
     """The object's bytes; the same types always give the same."""
     shapes = sorted(types.shapes, key=lambda shape: (shape.type_name, shape.revision))
     return encode_document(
-        {
-            "format": FORMAT,
-            "types": [
-                {
-                    "name": shape.type_name,
-                    "revision": shape.revision,
-                    "shape": shape.to_json(),
-                    "descriptor": b64encode(shape.descriptor).decode(),
-                    "numbers": [
-                        {"database": n.database, "table": n.table, "columns": dict(n.columns)}
-                        for n in shape.numbers
-                    ],
-                }
-                for shape in shapes
-            ],
-            "keys": {key_id: check.hex() for key_id, check in types.key_checks.items()},
-        }
+        TypesJson(
+            types=tuple(_write_shape(shape) for shape in shapes),
+            keys={key_id: check.hex() for key_id, check in types.key_checks.items()},
+        )
     )
 
 
 def decode_types(data: bytes, *, what: str) -> LoggedTypes:
     """The inverse of `encode_types`; `ManifestInvalidError` for anything else."""
-    fields = Fields(decode_document(data, most=MAX_OBJECT_BYTES, what=what), what)
-    fields.take_format(FORMAT)
-    shapes = [_read_shape(one, what) for one in fields.take_list("types", most=_MOST)]
-    keys = fields.take("keys")
-    fields.finish()
-    if not isinstance(keys, dict):
-        raise invalid(what, "its keys are not an object")
-    checks = Fields(keys, what)
-    try:
-        found = {key_id: bytes.fromhex(checks.take_text(key_id)) for key_id in keys}
-    except ValueError as cause:
-        raise invalid(what, f"a check value is not hexadecimal: {cause}") from cause
-    types = LoggedTypes(shapes, found)
-    names = {(shape.type_name, shape.revision) for shape in shapes}
-    # Again, and compared: hexadecimal and base64 have more than one spelling of the same bytes.
-    if len(names) != len(shapes) or encode_types(types) != data:
+    types = read_document(data, TYPES_FORMATS, most=MAX_OBJECT_BYTES, what=what)
+    names = {(shape.type_name, shape.revision) for shape in types.shapes}
+    # The order of types, and the spelling of a kind, are not seen by the document alone.
+    if len(names) != len(types.shapes) or encode_types(types) != data:
         raise invalid(what, "it is not in canonical form, or has a revision twice")
     return types
 
 
-def _read_shape(document: Any, what: str) -> Shape:
-    fields = Fields(document, what)
-    name = fields.take_text("name")
-    revision = fields.take_integer("revision", least=1)
-    shape = fields.take("shape")
-    text = fields.take_text("descriptor", most=MAX_OBJECT_BYTES)
-    numbers = [_read_numbers(one, what) for one in fields.take_list("numbers", most=_MOST)]
-    fields.finish()
-    _check_shape(shape, what)
+def _read_types(document: TypesJson, what: str) -> LoggedTypes:
+    checks = {key_id: bytes.fromhex(check) for key_id, check in document.keys.items()}
+    return LoggedTypes([_read_shape(one, what) for one in document.types], checks)
+
+
+def _write_shape(shape: Shape) -> TypeJson:
     try:
-        descriptor = b64decode(text, validate=True)
-        return Shape.from_json(name, revision, shape=shape, descriptor=descriptor, numbers=numbers)
-    except (ValueError, DecodeError) as cause:
-        raise invalid(what, f"type {name!r} revision {revision} cannot be read") from cause
-
-
-def _read_numbers(document: Any, what: str) -> Numbers:
-    fields = Fields(document, what)
-    columns = fields.take("columns")
-    taken = Fields(columns, what)
-    found = Numbers(
-        fields.take_text("database"),
-        fields.take_integer("table", least=1),
-        {name: taken.take_integer(name, least=1) for name in columns},
+        found = msgspec.convert(shape.to_json(), ShapeJson)
+    except msgspec.ValidationError as cause:
+        name = f"type {shape.type_name!r} revision {shape.revision}, to be written,"
+        raise invalid(name, str(cause)) from cause
+    return TypeJson(
+        name=shape.type_name,
+        revision=shape.revision,
+        shape=found,
+        descriptor=shape.descriptor,
+        numbers=tuple(
+            NumbersJson(database=one.database, table=one.table, columns=dict(one.columns))
+            for one in shape.numbers
+        ),
     )
-    fields.finish()
-    return found
 
 
-def _check_shape(document: Any, what: str) -> None:
-    """Refuse members of other kinds than a shape has, which it would not look at itself."""
-    fields = Fields(document, what)
-    for name in ("schema", "table", "aggregate", "message"):
-        fields.take_text(name)
-    excluded = fields.take("excluded")
-    if not isinstance(excluded, dict) or not all(isinstance(v, str) for v in excluded.values()):
-        raise invalid(what, "what is excluded from a type is not given by name and reason")
-    columns = fields.take_list("columns", most=_MOST)
-    fields.finish()
-    for one in columns:
-        column = Fields(one, what)
-        for name in ("name", "pg_type", "kind", "field", "category"):
-            column.take_text(name)
-        column.take_integer("number", least=1)
-        if type(column.take("primary_key")) is not bool:
-            raise invalid(what, "a column's primary_key is neither true nor false")
-        column.finish()
+def _read_shape(document: TypeJson, what: str) -> Shape:
+    try:
+        return Shape.from_json(
+            document.name,
+            document.revision,
+            shape=msgspec.to_builtins(document.shape),
+            descriptor=document.descriptor,
+            numbers=[Numbers(one.database, one.table, one.columns) for one in document.numbers],
+        )
+    except (ValueError, DecodeError) as cause:
+        name = f"type {document.name!r} revision {document.revision}"
+        raise invalid(what, f"{name} cannot be read") from cause
+
+
+TYPES_FORMATS: Mapping[int, Format[Any, LoggedTypes]] = MappingProxyType(
+    {1: Format(TypesJson, _read_types)}
+)
+"""How types of each format are read."""

@@ -1,0 +1,130 @@
+"""How often the ways into a log ask the database, statement by statement."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from oplog.postgres.work import Driver
+from tests.postgres.archived import open_memory, reopen
+from tests.postgres.pruned import open_plain, sync
+from tests.postgres.replay_models import Bench, Task, make_bench
+
+pytestmark = pytest.mark.postgres
+
+NAMES = {
+    "links": r"^WITH pruned AS",
+    "version and home": r"obj_description\(.*pg_control_system\(\) c",
+    "archives": r"starts_with\(name",
+    "log id": r"^SELECT log_id FROM",
+    "keys": r"^SELECT key_id, check_value FROM",
+    "types": r"FROM .*oplog_type t",
+    "snapshot": r"pg_current_snapshot\(\)::text END",
+    "pruned": r"FROM .*oplog_pruned",
+    "adoptions": r"DISTINCT ON \(e\.aggregate_name",
+    "news": r"^SELECT min\(n\.id\)",
+    "entries": r"^SELECT \* FROM \(SELECT e\.id",
+    "metadata": r"^SELECT transaction_position, key, value",
+    "server": r"^SELECT system_identifier::text FROM",
+    "settings": r"set_config|current_setting|SET LOCAL|SET TRANSACTION",
+    "standby": r"^SELECT pg_catalog\.pg_is_in_recovery",
+    "tables": r"FROM pg_catalog\.(pg_class|pg_attribute|pg_constraint)|oplog_rebuilt|replayed",
+}
+"""What a statement is for, by how it is written; the first that fits."""
+
+
+def name_statement(statement: str) -> str:
+    flat = " ".join(statement.split())
+    for name, pattern in NAMES.items():
+        if re.search(pattern, flat):
+            return name
+    return flat[:70]
+
+
+@contextmanager
+def listen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The names of all statements on the engine's connections, the driver's own included."""
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(name_statement(statement))
+
+    def spy(method: str) -> None:
+        original = getattr(Driver, method)
+
+        def noting(self: Driver, statement: str, *args: Any) -> Any:
+            seen.append(name_statement(statement))
+            return original(self, statement, *args)
+
+        monkeypatch.setattr(Driver, method, noting)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    with monkeypatch.context():
+        spy("execute")
+        spy("query")
+        yield seen
+    sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def leave_out(seen: list[str], *names: str) -> list[str]:
+    return [name for name in seen if name not in names]
+
+
+@pytest.fixture
+def bench(engine: Engine) -> Bench:
+    """Two transactions."""
+    made = make_bench(engine)
+    made.write(lambda s: s.add(Task(id=1, project="p", title="one")))
+    made.write(lambda s: setattr(s.get_one(Task, 1), "title", "two"))
+    return made
+
+
+def test_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_plain(bench.engine)
+    with engine.connect() as connection, listen(engine, monkeypatch) as seen:
+        assert len(list(bench.log.read(connection))) == 2
+    opening = ["version and home", "log id", "keys", "snapshot"]
+    # One page of entries, and the empty one that is the end.
+    assert seen == [*opening, "entries", "metadata", "types", "entries"]
+
+
+def test_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_plain(bench.engine)
+    with engine.connect() as connection, listen(engine, monkeypatch) as seen:
+        assert len(bench.log.history(connection, Task, 1)) == 2
+    opening = ["version and home", "pruned", "log id", "keys", "snapshot", "types"]
+    assert seen == [*opening, "entries", "metadata", "entries"]
+
+
+def test_replay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_plain(bench.engine)
+    with engine.connect() as connection, listen(engine, monkeypatch) as seen:
+        assert bench.log.replay(connection).entries == 2
+    opening = ["version and home", "pruned", "log id", "keys", "snapshot", "links", "types"]
+    reading = ["adoptions", "entries", "entries"]
+    assert leave_out(seen, "settings", "tables") == ["standby", *opening, *reading]
+
+
+def test_verify(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_plain(bench.engine)
+    with engine.connect() as connection, listen(engine, monkeypatch) as seen:
+        assert bench.log.verify(connection).ok
+    opening = ["version and home", "pruned", "log id", "keys", "snapshot", "links", "types"]
+    reading = ["adoptions", "standby", "entries", "entries"]
+    assert leave_out(seen, "settings", "tables") == [*opening, *reading]
+
+
+def test_read_with_an_archive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = open_memory()
+    sync(bench, archive)
+    engine = open_plain(bench.engine)
+    with engine.connect() as connection, listen(engine, monkeypatch) as seen:
+        assert len(list(bench.log.read(connection, archive=reopen(archive)))) == 2
+    joining = ["version and home", "archives", "pruned", "log id", "server"]
+    assert seen == [*joining, "keys", "snapshot", "types", "news", "pruned"]
