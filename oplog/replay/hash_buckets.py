@@ -143,10 +143,10 @@ class _Work:
 
     def __init__(
         self,
-        driver: Driver,
         reader: EntryReader,
         plans: Sequence[TablePlan],
         *,
+        driver: Driver,
         snapshot: str,
         rules: FoldRules,
         limit: int,
@@ -235,10 +235,10 @@ class _Work:
 
 
 def compare_portions(
-    driver: Driver,
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
+    driver: Driver,
     snapshot: str,
     rules: FoldRules,
     limit: int,
@@ -251,9 +251,9 @@ def compare_portions(
     a portion only. `ConfigurationError` where tables that are too large cannot be split.
     """
     work = _Work(
-        driver,
         reader,
         plans,
+        driver=driver,
         snapshot=snapshot,
         rules=rules,
         limit=limit,

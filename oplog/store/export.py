@@ -179,8 +179,8 @@ class ExportStore:
         """
         rows, last = read_new_rows(
             connection,
-            self._s,
             cursor,
+            s=self._s,
             columns="e.transaction_position, e.id, e.transaction_size, octet_length(e.data)",
             limit=limit,
             most_bytes=most_bytes,

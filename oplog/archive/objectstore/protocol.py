@@ -67,8 +67,8 @@ class ObjectStore(Protocol):
         True: this call created it. False: it was refused, which says nothing about what is
         there: an object of another client, one of this client (the answer to an earlier attempt
         was lost), or none. The caller has to look. With `once` there is one request and no
-        other: `StoreUnavailableError` if it got no plain answer. Raises `CreateUnsupportedError`
-        if the store says that it cannot do this.
+        other: `StoreUnavailableError` if it got no plain answer. Raises
+        `CreateUnsupportedError` if the store says that it cannot do this.
         """
         ...
 
