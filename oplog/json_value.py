@@ -1,7 +1,6 @@
-"""Values, times and rows as JSON holds them exactly: the form that every report has.
+"""Values, times and rows in the form that reports have in JSON.
 
-Rows hold anything: numbers that JSON readers change silently, bytes, times. Whatever a JSON
-number would not keep becomes a string.
+A value that a JSON number would not keep exactly becomes a string.
 """
 
 from __future__ import annotations

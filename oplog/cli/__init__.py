@@ -1,9 +1,8 @@
-"""The command line, `oplog`: data on stdout, talk on stderr, an exit code that says which.
+"""The command line, `oplog`: data on stdout, remarks on stderr, an exit code for each outcome.
 
-The only door that imports click and, with `Keyring.from_env`, the only place that reads the
-environment. Must not hold logic of the log: every command is one call of `Oplog` and its
-presentation. The hard thing is the promise to scripts: with `--json` there is exactly one
-JSON document on stdout, whatever happens.
+A command calls methods of `Oplog` and prints their reports. With `--json`, stdout holds exactly one
+JSON document, also when the command fails. Only this package imports click; with
+`Keyring.from_env` it is the only code that reads the environment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command that logs rows which existed before the log did.
+"""`oplog adopt`.
 
-Must not adopt by itself: the library does, chunk by chunk. The hard thing is that it commits
-as it goes: interrupted, it has done a part, and the next run must tell that part from its own.
+Adoption commits chunk by chunk. The report tells the rows of this run from those of earlier ones,
+because an interrupted run has done a part.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from oplog.cli.progress import show_progress
     type=click.IntRange(min=1),
     default=CHUNK_ROWS,
     show_default=True,
-    help="Most rows logged under one lock.",
+    help="Log at most this many rows under one lock.",
 )
 @click.option("--again", is_flag=True, help="Log every row as it is now, adopted before or not.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be adopted.")
+@click.option("--dry-run", is_flag=True, help="Show what would be adopted, and write nothing.")
 @standard_options
 @pass_invocation
 def adopt(
@@ -38,7 +38,7 @@ def adopt(
     again: bool,
     dry_run: bool,
 ) -> None:
-    """Log the rows that were there before the log.
+    """Log the rows that existed before the log.
 
     TABLE is the name of a logged type or table; without one, all are adopted. The
     application may go on writing: a table is locked against writers for one chunk at a time.

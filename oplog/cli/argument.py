@@ -1,8 +1,6 @@
-"""Arguments of commands that are more than text: places in the log, durations, metadata, keys.
+"""Types of arguments: places in the log, durations, shares, metadata.
 
-Must not know a database. The hard thing is to take what people have at hand (a position from
-`tail`, a time from a log file) and never to guess: a time without a zone is UTC, because that
-is what every command prints.
+A time without a zone is UTC, because that is what every command prints.
 """
 
 from __future__ import annotations

@@ -22,13 +22,11 @@ from oplog.cli.progress import show_work
 
 @click.command()
 @database_option
-@click.option(
-    "--alone", is_flag=True, help="Look at the archive only, also if a database is named."
-)
+@click.option("--alone", is_flag=True, help="Check the archive only, even if a database is given.")
 @click.option(
     "--sample",
     type=SHARE,
-    help="Read only that part of segments and chunks, such as 5%; of the others their presence.",
+    help="Read only this share of segments and chunks, such as 5%; check that the others exist.",
 )
 @archive_option
 @standard_options

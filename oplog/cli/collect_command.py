@@ -24,27 +24,27 @@ from oplog.upkeep.retention import Retention
 
 @click.command()
 @click.option(
-    "--keep-snapshots", type=click.IntRange(min=1), metavar="N", help="Keep the newest ones."
+    "--keep-snapshots", type=click.IntRange(min=1), metavar="N", help="Keep the newest N snapshots."
 )
 @click.option(
     "--keep-days",
     type=click.FloatRange(min=0, min_open=True),
     metavar="D",
-    help="Keep snapshots that are not older.",
+    help="Keep snapshots that are at most D days old.",
 )
 @click.option(
     "--drop-log",
     is_flag=True,
-    help="Do not keep the log from before the oldest snapshot that is kept.",
+    help="Delete the log before the oldest snapshot that is kept.",
 )
 @click.option(
     "--grace",
     type=DURATION,
     default=timedelta(seconds=GRACE_SECONDS),
     show_default=f"{GRACE_SECONDS / 3600:g}h",
-    help="For readers of an older state of the archive.",
+    help="Keep objects this long for readers of an older head.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @archive_option
 @single_writer_option
 @standard_options

@@ -1,7 +1,6 @@
-"""The program and its options; the commands themselves are in the modules beside.
+"""The program `oplog` with its options and commands.
 
-Must not do any work. The hard thing is one spelling for everything: `--json` and `--debug`
-are understood before and after the command's name.
+`--json` and `--debug` are accepted before and after the name of a command.
 """
 
 from __future__ import annotations

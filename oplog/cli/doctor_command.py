@@ -1,9 +1,4 @@
-"""The command that looks for what is wrong: doctor.
-
-Must not judge: what is a problem is decided by the library. The hard thing is that people
-read this when they are in a hurry: one line says what and where, the next ones why and what
-to do.
-"""
+"""`oplog doctor`."""
 
 from __future__ import annotations
 
@@ -27,7 +22,7 @@ _INDENT = " " * 9
 @standard_options
 @pass_invocation
 def doctor(invocation: Invocation) -> int:
-    """Whether everything that the log relies on is in place.
+    """Report what is wrong with the log, its guards and its database.
 
     Tables, triggers, functions, guards, types, owners and settings, compared with what they
     should be. Rows are not compared: that is verify. Changes nothing, and runs on a standby

@@ -1,8 +1,7 @@
-"""How a command ends: its exit code, and what it says when it failed.
+"""Runs a command, reports its failure, and gives the exit code.
 
-Must not know any command. The hard thing is that each way to fail (a refusal of ours, a
-database error, Ctrl-C, a closed pipe, a full disk) ends in one clear line and its own code,
-and that a traceback appears only when it was asked for.
+Every way to fail (an error of the library, a database error, Ctrl-C, a closed pipe, a full disk)
+ends in one line and its own code. A traceback is shown only with `--debug`.
 """
 
 from __future__ import annotations

@@ -33,17 +33,20 @@ _LONGEST_PAUSE_SECONDS = 30.0
 @click.command()
 @archive_argument
 @database_option
-@click.option("--once", is_flag=True, help="Apply what there is, and end.")
+@click.option("--once", is_flag=True, help="Apply what is new, and exit.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0, min_open=True),
     default=_INTERVAL_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks at the archive.",
+    help="Time between two reads of the archive.",
 )
 @click.option(
-    "--name", default="archive", show_default=True, help="Of the place that the database keeps."
+    "--name",
+    default="archive",
+    show_default=True,
+    help="Name under which the database keeps its position.",
 )
 @accept_older_option
 @standard_options

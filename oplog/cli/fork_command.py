@@ -1,8 +1,6 @@
-"""Commands for the day after a failover: fork inspect, replay-lost, abandon.
+"""`oplog fork inspect`, `replay-lost` and `abandon`: commands for the day after a failover.
 
-Must not decide what becomes of lost entries: that is the operator's to say, by the command chosen.
-The hard thing is that `inspect` is run first and in a hurry: it writes nothing, and says what each
-of the others would do.
+The operator decides about lost entries by choosing a command. `inspect` writes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from oplog.facade import ForkReport
 @click.group()
 @standard_options
 def fork() -> None:
-    """What to do when the database lost what was published."""
+    """Handle entries that were published and that the database has lost."""
 
 
 @fork.command()
@@ -36,7 +34,7 @@ def fork() -> None:
 @standard_options
 @pass_invocation
 def inspect(invocation: Invocation) -> int:
-    """Which published entries the database does not have.
+    """List the published entries that the database does not have.
 
     Writes nothing. Exit code 3 when there are any.
     """
@@ -79,19 +77,19 @@ def _show(report: ForkReport) -> Iterator[str]:
     "--generation",
     type=click.IntRange(min=0),
     metavar="N",
-    help="The one that lost entries; the default is the newest.",
+    help="Generation that lost entries; the default is the newest.",
 )
-@click.option("--dry-run", is_flag=True, help="Only count what would be done again.")
+@click.option("--dry-run", is_flag=True, help="Count the transactions, and write nothing.")
 @archive_option
 @single_writer_option
 @standard_options
 @pass_invocation
 def replay_lost(invocation: Invocation, *, generation: int | None, dry_run: bool) -> int:
-    """Do lost transactions again, as new ones.
+    """Write lost transactions again, as new ones.
 
     Each is logged with the metadata it had, and done at most once, however often this is run.
     A fork that is not published yet is published first. Needs the keys. Exit code 3 when one
-    does not fit what is there now: it is left alone and told.
+    does not fit the current rows: it is reported and not written.
     """
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
@@ -117,7 +115,7 @@ def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
 @standard_options
 @pass_invocation
 def abandon(invocation: Invocation) -> None:
-    """Go on without what was lost, in a new generation.
+    """Continue without the lost entries, in a new generation.
 
     The lost branch stays in the archive, readable, and can be done again later.
     """

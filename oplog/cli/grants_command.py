@@ -1,7 +1,6 @@
-"""The command that prints what the roles around a log need: grants.
+"""`oplog grants`.
 
-Must not grant: a role that may grant is not the one that runs this. The hard thing is that its
-output is run by hand, so it is SQL and nothing else.
+The output is SQL and nothing else, because people run it as another role.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from oplog.schema.grants import RoleKind
 @click.option(
     "--tables",
     is_flag=True,
-    help="Also SELECT on logged tables and sequences: for a worker's snapshots, for verify.",
+    help="Grant SELECT on logged tables and sequences too, for snapshots and verify.",
 )
 @standard_options
 @pass_invocation
 def grants(invocation: Invocation, *, kind: str, role: str, tables: bool) -> None:
-    """Print the SQL that gives ROLE what it needs.
+    """Print the SQL that grants ROLE its privileges.
 
     An application writes the log with its tables, a worker publishes it, an auditor reads. Run
     it as the owner of the log's tables, after the migrations. Needs no database.

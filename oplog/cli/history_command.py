@@ -33,7 +33,7 @@ def history(
     redact: bool,
     reach: str | None,
 ) -> None:
-    """Every change of one row, oldest first.
+    """Show every change of one row, oldest first.
 
     When and what, and what its transaction said about itself.
     KEY is the row's primary key as Postgres prints it. A key of several columns is given as

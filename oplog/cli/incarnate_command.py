@@ -1,7 +1,7 @@
-"""The command that makes a copied log this database's own: incarnate.
+"""`oplog incarnate`.
 
-Must not guess which of both a database is: that is the operator's to say. It is run in a hurry,
-after a dump was loaded or a server upgraded: what was done is told by names.
+The operator says whether the database is a copy or replaces the original: the database cannot
+know.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from oplog.cli.presentation import escape, show_count
 
 
 @click.command()
+@click.option("--copy", is_flag=True, help="Treat the database as a copy: forget its archives.")
 @click.option(
-    "--copy", is_flag=True, help="It is a copy beside the original: it forgets its archives."
+    "--replace", is_flag=True, help="Treat the database as the successor: take the archives over."
 )
-@click.option(
-    "--replace", is_flag=True, help="It replaces the original: it takes its archives over."
-)
-@click.option("--yes", is_flag=True, help="Do not ask, which is done on a terminal only.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @standard_options
 @pass_invocation
 def incarnate(invocation: Invocation, *, copy: bool, replace: bool, yes: bool) -> None:
-    """Make the log of a copied database its own.
+    """Give a copied database a log of its own.
 
     For one that came from a dump, a template, a clone of its disk or an upgrade. Changes no row
     of your tables and nothing in an archive. Needs no keys, and the role that owns the log.

@@ -1,7 +1,7 @@
-"""What every command needs: the application's `Oplog`, a connection, a place for its answer.
+"""What commands share: the application's `Oplog`, a connection, an archive, the output.
 
-Must not know any one command. The hard thing is that importing the application runs its
-code: it may print, fail or exit, and none of that may reach stdout or look like our failure.
+Importing the application runs its code, which may print, fail or exit. Its output goes to stderr,
+and its failures are reported as those of the application.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Invocation:
     def open_engine(self, *, pooled: bool = False) -> Iterator[Engine]:
         """An engine of our own: nothing that the application attached to its own hears of it.
 
-        `pooled` keeps a connection between two uses, for whoever comes back each second.
+        `pooled` keeps a connection between two uses, for a command that connects every second.
         """
         options: dict[str, Any] = {"poolclass": NullPool}
         if pooled:

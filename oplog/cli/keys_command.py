@@ -1,7 +1,6 @@
-"""Commands on keyrings: generate, list, rotate.
+"""`oplog keys generate`, `list` and `rotate`.
 
-Must not know a database: a keyring is a file. The hard thing is that a key printed is a key
-in somebody's scrollback, so key bytes appear on `generate --print` and nowhere else.
+Only `generate --print` shows key bytes: a printed key stays in a terminal's scrollback.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ def keys() -> None:
 
 @keys.command()
 @click.option("--file", type=_FILE, help="Write the keyring here (mode 0600).")
-@click.option("--print", "shown", is_flag=True, help="Print it, secret, for OPLOG_KEYRING.")
+@click.option("--print", "shown", is_flag=True, help="Print the keyring, which is a secret.")
 @standard_options
 @pass_invocation
 def generate(invocation: Invocation, *, file: Path | None, shown: bool) -> None:
-    """A new keyring with one fresh key. Never overwrites a file."""
+    """Make a keyring with one fresh key. Never overwrites a file."""
     if (file is None) == (not shown):
         raise click.UsageError("give either --file PATH or --print")
     keyring = Keyring.generate()
@@ -52,11 +51,11 @@ def generate(invocation: Invocation, *, file: Path | None, shown: bool) -> None:
 
 
 @keys.command(name="list")
-@click.option("--file", type=_FILE, help="This keyring; the default is the application's.")
+@click.option("--file", type=_FILE, help="Keyring to list; the default is the application's.")
 @standard_options
 @pass_invocation
 def list_keys(invocation: Invocation, *, file: Path | None) -> None:
-    """The ids of a keyring's keys, oldest first."""
+    """List the ids of a keyring's keys, oldest first."""
     keyring = Keyring.from_file(file) if file is not None else invocation.load_log().keyring
     if keyring is None:
         raise ConfigurationError(

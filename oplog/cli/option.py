@@ -1,7 +1,6 @@
 """Options that several commands share.
 
-Must not know a command. The hard thing: an option given before the command's name and the
-same one given after it set one and the same flag.
+An option that is accepted before and after the name of a command sets one and the same flag.
 """
 
 from __future__ import annotations
@@ -64,17 +63,17 @@ def archive_option(function: F) -> F:
         metavar="URL",
         expose_value=False,
         callback=_set_archive,
-        help="The archive, if not OPLOG_ARCHIVE_URL.",
+        help="Archive to use instead of OPLOG_ARCHIVE_URL.",
     )(function)
 
 
 def reach_option(function: F) -> F:
-    """`--archive` of a command that reads the log: only said here it is read from, at its price."""
+    """`--archive` of a command that reads the log. Opt-in, because reading an archive is slow."""
     return click.option(
         "--archive",
         "reach",
         metavar="URL",
-        help="Read from this archive what it has, also what was pruned from the database.",
+        help="Read published entries from this archive, pruned ones too.",
     )(function)
 
 
@@ -93,7 +92,7 @@ def database_option(function: F) -> F:
         metavar="URL",
         expose_value=False,
         callback=_set_database,
-        help="The database, if not OPLOG_DATABASE_URL.",
+        help="Database to use instead of OPLOG_DATABASE_URL.",
     )(function)
 
 
@@ -109,7 +108,7 @@ def single_writer_option(function: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=remember,
-        help="One worker at a time is promised; for a store without If-None-Match.",
+        help="Promise that only one worker writes; for stores without If-None-Match.",
     )(function)
 
 
@@ -125,7 +124,7 @@ def accept_older_option(function: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=remember,
-        help="Go on from the newest head that can be read although LATEST names a newer one.",
+        help="Continue from the newest readable head although LATEST names a newer one.",
     )(function)
 
 
@@ -154,7 +153,7 @@ def fork_option(function: F) -> F:
         type=click.Choice(["stop", "fork"]),
         default="stop",
         show_default=True,
-        help="When the database lost what was published: stop, or begin a new generation.",
+        help="Stop, or begin a new generation, when the database lost published entries.",
     )(function)
 
 

@@ -38,7 +38,7 @@ def pin(invocation: Invocation, *, name: str) -> None:
 @standard_options
 @pass_invocation
 def unpin(invocation: Invocation, *, name: str) -> None:
-    """Keep it no longer; collect deletes what nothing else needs."""
+    """Remove a pin; collect then deletes what nothing else needs."""
     log, archive = invocation.load_log(), invocation.open_archive()
     _emit_pins(invocation, log.unpin(archive, name))
 
@@ -48,7 +48,7 @@ def unpin(invocation: Invocation, *, name: str) -> None:
 @standard_options
 @pass_invocation
 def pins(invocation: Invocation) -> None:
-    """What is kept by name."""
+    """List the pins."""
     log, archive = invocation.load_log(), invocation.open_archive()
     _emit_pins(invocation, log.list_pins(archive))
 

@@ -1,8 +1,4 @@
-"""Progress on a terminal.
-
-Must not know what is being done. The hard thing is to vanish everywhere else: no terminal on
-stderr, no bar, so that logs and pipes hold only what was said.
-"""
+"""Progress bars on stderr. Without a terminal there is none, so that pipes and logs stay clean."""
 
 from __future__ import annotations
 

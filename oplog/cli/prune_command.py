@@ -1,8 +1,4 @@
-"""The command that lets go of old entries in the database: prune.
-
-Must not decide what may go: the library reads the archive and compares before it removes. The hard
-thing is that it deletes: how much goes is to be seen beforehand, with `--dry-run`.
-"""
+"""`oplog prune`."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ from oplog.cli.presentation import show_count
 
 
 @click.command()
-@click.option("--keep", type=DURATION, required=True, help="Entries that are younger stay.")
+@click.option("--keep", type=DURATION, required=True, help="Keep entries that are younger.")
 @click.option(
     "--force",
     metavar="NAME",
     multiple=True,
-    help="A consumer that need not have seen what goes; may be repeated.",
+    help="Do not wait for this consumer; may be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Only check, and say what would go.")
+@click.option("--dry-run", is_flag=True, help="Check, and show what would be removed.")
 @archive_option
 @standard_options
 @pass_invocation

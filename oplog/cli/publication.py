@@ -1,4 +1,4 @@
-"""What a pass of publishing did, as text for people."""
+"""Text for people about what a pass of publishing did."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ from oplog.cli.progress import show_progress
     metavar="SCHEMA",
     default="replayed",
     show_default=True,
-    help="Where the tables are made. Those of an earlier replay there are replaced.",
+    help="Schema to make the tables in. Replaces those of an earlier replay.",
 )
-@click.option("--through", type=PLACE, help="Up to this place; the default is the whole log.")
+@click.option("--through", type=PLACE, help="Stop at this place; the default is the whole log.")
 @reach_option
 @standard_options
 @pass_invocation

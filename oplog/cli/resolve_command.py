@@ -1,7 +1,6 @@
-"""The command that asks what became of a transaction: resolve.
+"""`oplog resolve`.
 
-Must not decide: the library answers. The hard thing is that to ask by entry is to decide, so
-the help says so.
+Asking by receipt may decide the outcome; the help says so.
 """
 
 from __future__ import annotations
@@ -23,14 +22,19 @@ from oplog.receipt import Receipt
 @click.argument("key", required=False)
 @click.option("--entry", type=click.UUID, help="Entry id of a receipt.")
 @click.option("--aggregate", metavar="NAME", help="Aggregate of the same receipt.")
-@click.option("--version", type=click.IntRange(min=0), default=0, help="Its version, if known.")
+@click.option(
+    "--version",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Version of the same receipt, if known.",
+)
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="For a session that may still commit.",
+    help="Wait this long for a session that may still commit.",
 )
 @standard_options
 @pass_invocation
@@ -43,11 +47,12 @@ def resolve(
     version: int,
     wait: float,
 ) -> int:
-    """What became of a transaction whose COMMIT was not answered.
+    """Report the outcome of a transaction whose COMMIT was not answered.
 
     By idempotency KEY, or by the --entry and --aggregate of a receipt. Asked by receipt, a
     transaction that is not there is declared aborted, for ever: its COMMIT is refused should it
-    arrive yet. Exit code 1 while nobody can know (pending); who is waited for is shown.
+    still arrive. Exit code 1 while the outcome is open (pending); the
+    sessions that hold it are shown.
     """
     question = _read_question(key, entry, aggregate, version)
     log = invocation.load_log()

@@ -26,8 +26,8 @@ from oplog.json_value import format_instant
 @click.command()
 @archive_argument
 @database_option
-@click.option("--through", type=PLACE, help="Up to this place; the default is everything.")
-@click.option("--yes", is_flag=True, help="Do not ask, which is done on a terminal only.")
+@click.option("--through", type=PLACE, help="Restore up to this place; the default is everything.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @accept_older_option
 @standard_options
 @pass_invocation
@@ -59,7 +59,7 @@ def restore(invocation: Invocation, *, through: int | datetime | None, yes: bool
 @click.command()
 @archive_argument
 @database_option
-@click.option("--through", type=PLACE, help="Up to this place; the default is everything.")
+@click.option("--through", type=PLACE, help="Restore up to this place; the default is everything.")
 @accept_older_option
 @standard_options
 @pass_invocation

@@ -20,7 +20,7 @@ from oplog.cli.presentation import escape, show_count, show_problems
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be written.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @archive_option
 @single_writer_option
 @accept_older_option

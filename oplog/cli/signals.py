@@ -1,8 +1,7 @@
-"""Ending a command that runs until it is told to stop.
+"""Runs work until a signal ends it.
 
-Must not know what runs. The hard thing is that a signal's handler interrupts the main thread
-anywhere, also where that holds a lock which stopping needs: so the work runs in a thread of its
-own, and the main thread does nothing but wait for signals.
+A signal handler interrupts the main thread anywhere, also while that thread holds a lock which
+stopping needs. So the work runs in a thread of its own, and the main thread only waits for signals.
 """
 
 from __future__ import annotations

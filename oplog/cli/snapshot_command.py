@@ -20,7 +20,9 @@ from oplog.cli.publication import report_problems
 
 
 @click.command()
-@click.option("--full", is_flag=True, help="Upload all rows again, building on no earlier one.")
+@click.option(
+    "--full", is_flag=True, help="Upload all rows, not only those changed since the last snapshot."
+)
 @archive_option
 @single_writer_option
 @accept_older_option

@@ -28,13 +28,13 @@ from oplog.errors import ConfigurationError
     "--max-lag",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Exit code 4 when the archive is behind for longer.",
+    help="Exit with code 4 when the archive is behind by more.",
 )
 @archive_option
 @standard_options
 @pass_invocation
 def status(invocation: Invocation, *, max_lag: float | None) -> int:
-    """How large the log is, and whether it is in order.
+    """Show how large the log is, and whether it is in order.
 
     Counts, last position and time, the types and keys it was written with, the server, and
     whether the triggers that keep it append-only are all in place. Of an archive, if one is
@@ -121,7 +121,7 @@ def _show_archive(found: Mapping[str, Any]) -> Iterator[str]:
 
     yield f"archive:     {escape(found['url'])}"
     if found["error"] is not None:
-        yield "  not to be told, see the warnings"
+        yield "  unknown, see the warnings"
         return
     published, lag = found["published"], found["lag"]
     if published is None:

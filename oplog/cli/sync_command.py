@@ -29,7 +29,7 @@ _CHECK_HOURS = 24.0
 
 
 @click.command()
-@click.option("--follow", is_flag=True, help="Go on publishing until SIGTERM or Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Keep publishing until SIGTERM or Ctrl-C.")
 @fork_option
 @click.option(
     "--interval",
@@ -37,19 +37,19 @@ _CHECK_HOURS = 24.0
     default=INTERVAL_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="With --follow: between two looks when nothing wakes the worker.",
+    help="With --follow: time between two passes when nothing wakes the worker.",
 )
 @click.option(
     "--snapshot-entries",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --follow: a snapshot after so many entries.",
+    help="With --follow: take a snapshot after N entries.",
 )
 @click.option(
     "--snapshot-hours",
     type=click.FloatRange(min=0, min_open=True),
     metavar="H",
-    help="With --follow: a snapshot after so many hours.",
+    help="With --follow: take a snapshot after H hours.",
 )
 @click.option(
     "--check-hours",
@@ -57,7 +57,7 @@ _CHECK_HOURS = 24.0
     default=_CHECK_HOURS,
     show_default=True,
     metavar="H",
-    help="With --follow: check and repair so often; 0 is never.",
+    help="With --follow: check and repair every H hours; 0 is never.",
 )
 @archive_option
 @single_writer_option

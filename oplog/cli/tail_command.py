@@ -27,18 +27,18 @@ from oplog.cli.presentation import (
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="How many of the newest entries; 0 is all of them.",
+    help="Show this many of the newest entries; 0 shows all.",
 )
-@click.option("--aggregate", metavar="NAME", help="Only entries of this aggregate.")
+@click.option("--aggregate", metavar="NAME", help="Show only entries of this aggregate.")
 @click.option(
     "--metadata",
     "pairs",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Only transactions that say so; may be repeated, all must hold.",
+    help="Show only transactions with this metadata; may be repeated, all must match.",
 )
-@click.option("--after", type=PLACE, help="Only entries after this place.")
-@click.option("--through", type=PLACE, help="Only entries up to this place.")
+@click.option("--after", type=PLACE, help="Show only entries after this place.")
+@click.option("--through", type=PLACE, help="Show only entries up to this place.")
 @redact_option
 @reach_option
 @standard_options
@@ -54,7 +54,7 @@ def tail(
     redact: bool,
     reach: str | None,
 ) -> None:
-    """The last entries, oldest first: what was done, to what, by whom.
+    """Show the last entries, oldest first.
 
     A time without a zone is UTC.
     """

@@ -1,8 +1,4 @@
-"""Commands on the types that the log knows: list, proto, sync.
-
-Must not know how a shape is derived. The hard thing is that a type's name comes from the log
-and from the catalog, which need not agree: `list` shows both, `sync` makes the log follow.
-"""
+"""`oplog types list`, `proto` and `sync`."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ from oplog.payload.shape import Shape
 @click.group()
 @standard_options
 def types() -> None:
-    """The types that the log knows, and new ones."""
+    """List the types that the log knows, and store new ones."""
 
 
 @types.command(name="list")
 @standard_options
 @pass_invocation
 def list_types(invocation: Invocation) -> None:
-    """Every stored type with its revisions, its columns and their field numbers."""
+    """List every stored type with its revisions, columns and field numbers."""
     log = invocation.load_log()
     with invocation.connect() as connection:
         report = log.list_types(connection)
@@ -40,11 +36,13 @@ def list_types(invocation: Invocation) -> None:
 
 @types.command()
 @click.argument("type_name", metavar="TYPE")
-@click.option("--revision", type=click.IntRange(min=1), help="The default is the newest.")
+@click.option(
+    "--revision", type=click.IntRange(min=1), help="Revision to print; the default is the newest."
+)
 @standard_options
 @pass_invocation
 def proto(invocation: Invocation, *, type_name: str, revision: int | None) -> None:
-    """The .proto text of a stored type, from which any language can read its rows."""
+    """Print the .proto text of a stored type."""
     log = invocation.load_log()
     with invocation.connect() as connection:
         report = log.print_proto(connection, type_name, revision=revision)

@@ -26,7 +26,7 @@ from oplog.replay import Difference, VerifyReport
     type=click.IntRange(min=1),
     default=1000,
     show_default=True,
-    help="Differences to describe; all are counted.",
+    help="Describe at most this many differences; all are counted.",
 )
 @redact_option
 @reach_option

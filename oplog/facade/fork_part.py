@@ -1,4 +1,4 @@
-"""The part of `Oplog` for the day after a failover: what was lost, and doing it again."""
+"""The part of `Oplog` that finds entries which a failover lost, and writes them again."""
 
 from __future__ import annotations
 
@@ -198,8 +198,8 @@ class Forks:
 
         def work(session: Session) -> None:
             self._writing.annotate(session, **metadata)
-            # Whoever writes one of them after this makes the commit a conflict, and the next
-            # attempt finds it written since.
+            # A transaction that writes one of them after this makes the commit a conflict, and
+            # the next attempt finds it written since.
             for aggregate in transaction.aggregates:
                 self._writing.take_ticket(session, aggregate)
             connection = session.connection()

@@ -189,8 +189,8 @@ class Oplog:
         after short random pauses; after several conflicts in a row the run waits in line for
         the aggregates, as with `lock`. `work` must be re-runnable. Other errors pass through.
 
-        With `idempotency_key` the work has its effect at most once, for ever, whoever runs it
-        how often; a COMMIT whose answer was lost is asked about and, if need be, retried, too.
+        With `idempotency_key` the work has its effect at most once, for ever, however often it
+        runs; a COMMIT whose answer was lost is asked about and, if need be, retried, too.
         Returns what `work` returned. If that was None, or an earlier run had the effect, the
         receipts of the one effect. Another request under the key is an
         `IdempotencyConflictError`: two requests are the same if their `idempotency_request`

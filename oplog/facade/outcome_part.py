@@ -29,7 +29,7 @@ class Outcomes:
         or an idempotency key. COMMITTED and ABORTED stay true: a COMMIT that was declared
         aborted by its receipt is refused if it arrives later. (By key, ABORTED says that no
         transaction under the key has committed or is under way; a new one may begin.) PENDING
-        is the answer when the lost session, or whoever has its ticket, does not end within
+        is the answer when the lost session, or the holder of its ticket, does not end within
         `wait_seconds`; `inquire` tells who that is. Raises `ConfigurationError` on a standby.
         """
         return self.inquire(question, engine, wait_seconds=wait_seconds).outcome

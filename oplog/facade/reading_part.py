@@ -63,7 +63,7 @@ class Reading:
     ) -> EntryReader:
         """A reader of this log on `connection`, after checking schema, server and keyring.
 
-        Of `source`, if it is given, whatever log the database itself has.
+        Reads `source` if it is given, instead of the log of the database.
         """
         opener = self._make_opener(source=source)
         return opener.open(connection, revisions=revisions, whole=False)

@@ -94,8 +94,8 @@ class Restoring:
     ) -> FollowReport:
         """Apply what `archive` has and this database has not; call it again for more.
 
-        An empty database is restored first. Whoever follows is read by others and written by
-        nobody else: `LogForkedError` if somebody did. When the archive went on in another
+        An empty database is restored first. Nothing else may write to a following database:
+        `LogForkedError` if something did. When the archive went on in another
         generation, the database is rebuilt as that has it, in one transaction. `stop` is asked
         after each batch, and ends the call when it says True.
         """
@@ -114,9 +114,9 @@ class Restoring:
         """Make the log of a copied database its own; changes no row of the tables.
 
         For a database that came from a dump, a template or an upgrade. One that replaces the
-        original goes on with its archives, and whoever has published there is refused from then
-        on; one that is a copy forgets them, and begins an archive under another prefix.
-        Consumers go on from where they were. Writers and readers of the log wait meanwhile.
+        original continues with its archives, and the original is refused there from then on. One
+        that is a copy forgets them, and begins an archive under another prefix. Consumers
+        continue from where they were. Writers and readers of the log wait meanwhile.
         Raises `ConfigurationError` for a role that does not own the log.
         """
         return incarnate_log(

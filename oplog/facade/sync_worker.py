@@ -1,6 +1,6 @@
 """`SyncWorker`: the process that keeps an archive up to date.
 
-Puts the loop together with what is to be done now and then. Must not hold logic of its own.
+It runs the publishing loop, and between its passes the chores: snapshots, checks, collection.
 """
 
 from __future__ import annotations

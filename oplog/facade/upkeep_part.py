@@ -96,8 +96,8 @@ class Upkeep:
     ) -> CollectionReport:
         """Let go of what `retention` does not keep, and delete what nothing needs.
 
-        Whoever reads an older head may go on for `grace_seconds` after it was followed by
-        another. Without a `retention` all is kept. With `dry_run`, nothing is written or
+        Readers of an older head may go on for `grace_seconds` after the next head was
+        published. Without a `retention` all is kept. With `dry_run`, nothing is written or
         deleted. Raises what `sync` raises.
         """
         return collect_archive(
@@ -137,8 +137,8 @@ class Upkeep:
         again. Used idempotency keys stay used. Afterwards `read`, `history`, `as_of`, `replay`
         and `verify` need the archive for what is gone. `dry_run` checks and removes nothing;
         `force` names consumers that need not have seen what goes. Needs no keys, and the role
-        that owns the log. Raises `ConflictError` for a consumer that is behind and while somebody
-        else prunes, `ConfigurationError`, `PrunedError` for another archive than before,
+        that owns the log. Raises `ConflictError` for a consumer that is behind and while another
+        run prunes, `ConfigurationError`, `PrunedError` for another archive than before,
         `LogForkedError`, `ChainBrokenError`, and what a damaged archive raises.
         """
         return prune_log(

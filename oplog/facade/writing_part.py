@@ -88,8 +88,8 @@ class Writing:
         Called before the transaction's first read: at most one transaction holds the lock of an
         aggregate, until it ends. It keeps out others that lock as well, and no one else;
         tickets still decide. Several are locked in one order. Raises `ConfigurationError` after
-        the first write. Under REPEATABLE READ and SERIALIZABLE, whoever had to wait works on
-        what was there before, and conflicts: `run` tries again.
+        the first write. Under REPEATABLE READ and SERIALIZABLE a transaction that had to
+        wait reads the older state, and conflicts: `run` tries again.
         """
         one = self._log.attachments.enlist(find_blocking(session))
         lock_aggregates(
