@@ -24,16 +24,17 @@ from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.store import EntryFilter, Store, StoredEntry
 from tests.concurrency.workload import Base, Customer, make_log
+from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 
 MOST = 1 << 26
 Pairs = dict[int, list[tuple[str, str]]]
 
 
-def open_workload(url: sa.URL, **options: Any) -> LoggedDatabase:
+def open_workload(database: FreshDatabase, **options: Any) -> LoggedDatabase:
     """Customers and invoices that are logged, without a pool: sessions may be killed."""
-    engine = sa.create_engine(url, poolclass=NullPool)
-    Base.metadata.create_all(engine)
+    database.fill(open_workload, Base.metadata.create_all)
+    engine = sa.create_engine(database.url, poolclass=NullPool)
     log = make_log(**options)
     sessions = sessionmaker(engine)
     log.attach(sessions)

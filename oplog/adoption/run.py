@@ -49,7 +49,7 @@ CHUNK_ROWS: Final = 25_000
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AdoptionTarget:
     """The log to adopt into, and what is needed to make its entries."""
 
     store: Store
@@ -64,7 +64,7 @@ def adopt_tables(
     catalog: TypeCatalog,
     *,
     tables: Iterable[Any] | None,
-    target: Target,
+    target: AdoptionTarget,
     chunk_rows: int = CHUNK_ROWS,
     lock_wait: LockWait = LockWait(),  # noqa: B008 - frozen
     dry_run: bool = False,
@@ -94,7 +94,7 @@ def adopt_tables(
 
 
 def _bind(
-    connection: Connection, catalog: TypeCatalog, target: Target, *, dry_run: bool
+    connection: Connection, catalog: TypeCatalog, target: AdoptionTarget, *, dry_run: bool
 ) -> Binding:
     store, keyring = target.store, target.keyring
     if dry_run:
@@ -102,7 +102,7 @@ def _bind(
     return bind_for_writing(connection, catalog, store=store, keyring=keyring)
 
 
-def _survey(connection: Connection, bound: BoundType, target: Target) -> AdoptedType:
+def _survey(connection: Connection, bound: BoundType, target: AdoptionTarget) -> AdoptedType:
     name = bound.declared.type_name
     reached = AdoptionStore(target.store.schema).read_progress(connection, name) or Reached()
     # The planner's estimate, because counting a large table would read all of it.
@@ -128,7 +128,7 @@ class _Work:
         self,
         connection: Connection,
         binding: Binding,
-        target: Target,
+        target: AdoptionTarget,
         *,
         own: bool,
         lock_wait: LockWait,

@@ -92,7 +92,7 @@ class Subscription:
         self._log = log
         self._max_entries = max_entries
         self._furthest: Cursor | None = None
-        """As it was read from the database, where it was committed."""
+        """The newest cursor that was read from the database, so one that was committed."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches until nothing is new; commit each one before the next.

@@ -21,11 +21,11 @@ from oplog.replay.loader import TableLoader
 from oplog.replay.table_plan import TablePlan
 
 COMMENT_PREFIX = "oplog replay "
-"""Begins the comment of every table made here, and of nothing that a replay may drop else."""
+"""Begins the comment of every table made here; a replay drops only tables that have it."""
 
 
 def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader]:
-    """Temporary tables for a comparison, forgiving: differences are to be shown, not raised."""
+    """Temporary tables for a comparison, without NOT NULL: differences are reported, not raised."""
     loaders = []
     for number, plan in enumerate(plans):
         target = f"pg_temp.oplog_rebuilt_{number}"
@@ -56,7 +56,7 @@ def make_schema(
 
 
 def comment_tables(driver: Driver, loaders: Iterable[TableLoader], *, position: int) -> None:
-    """Mark the tables as a replay's, with what they show."""
+    """Mark the tables as made by a replay, with the position that they show."""
     for loader in loaders:
         comment = f"{COMMENT_PREFIX}of {loader.plan.live.qualified} through position {position}"
         driver.execute(f"COMMENT ON TABLE {loader.target} IS {quote_literal(comment)}")
@@ -181,7 +181,7 @@ WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
 ORDER BY 1, 3
 """
 _ORDER = "uxicf"
-"""Keys before what refers to them."""
+"""Kinds of constraints in the order they are added: keys before foreign keys."""
 
 
 def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:

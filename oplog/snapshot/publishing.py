@@ -27,7 +27,7 @@ from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
 from oplog.store import Store
 from oplog.sync.exporter import Exporter
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
 
 OpenSource = Callable[[Connection, ArchivedLog], EntryReader]
@@ -103,7 +103,7 @@ def publish_snapshot(
         kept = [one for one in head.snapshots if one.sequence != ref.sequence]
         return replace(head, snapshots=(*kept, ref))
 
-    publish_change(exporter, engine, change, catch_up=True)
+    publish_update(exporter, engine, change, catch_up=True)
     return replace(report or _describe(archive, archive.find_head()), problems=problems)
 
 

@@ -83,7 +83,7 @@ class ExportStore:
     # -- the archive's row ----------------------------------------------------------------
 
     def begin(self, connection: Connection) -> None:
-        """Make the transaction that was just begun one consistent view, and let it wait."""
+        """Make the transaction that was just begun REPEATABLE READ, and allow it to idle."""
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         # Waiting for the object store counts as idle; and what is acknowledged must be durable.
         isolation = connection.exec_driver_sql(
@@ -125,7 +125,7 @@ class ExportStore:
         return [_make_row(row) for row in rows]
 
     def take_epoch(self, connection: Connection, row: ArchiveRow) -> ArchiveRow:
-        """Raise the epoch over what it was and over `row.epoch`; the row as it is now.
+        """Raise the epoch over the stored one and over `row.epoch`; gives the row as it is now.
 
         `row` is what to begin with if there is none.
         """
@@ -179,8 +179,8 @@ class ExportStore:
         """
         rows, last = read_new_rows(
             connection,
-            self._s,
             cursor,
+            s=self._s,
             columns="e.transaction_position, e.id, e.transaction_size, octet_length(e.data)",
             limit=limit,
             most_bytes=most_bytes,

@@ -106,7 +106,12 @@ class Feed:
         began: a transaction belongs to the page in which its first entry lies.
         """
         rows, last = read_new_rows(
-            connection, self._s, cursor, columns=ENTRY_COLUMNS, limit=limit, most_bytes=PAGE_BYTES
+            connection,
+            cursor,
+            s=self._s,
+            columns=ENTRY_COLUMNS,
+            limit=limit,
+            most_bytes=PAGE_BYTES,
         )
         return Page([make_stored(row) for row in rows], last)
 

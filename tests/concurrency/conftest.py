@@ -6,23 +6,24 @@ import pytest
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from oplog import Oplog
+from oplog import Keyring, Oplog
 from tests.concurrency.workload import Base, make_copies, make_log
+from tests.databases import fill_database
+from tests.logged import write_first
 
 
 @pytest.fixture
 def log(engine: Engine) -> Oplog:
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        make_copies(connection)
-    log = make_log()
-    first = sessionmaker(engine)
-    log.attach(first)
-    with first.begin() as session:
+    def fill(engine: Engine) -> Keyring | None:
+        with engine.begin() as connection:
+            Base.metadata.create_all(connection)
+            make_copies(connection)
+        log = make_log()
         # The first transaction of all stores types and key, and makes others wait meanwhile.
-        session.connection()
-    log.detach(first)
-    return log
+        write_first(log, engine)
+        return log.keyring
+
+    return make_log(keyring=fill_database(engine, make_copies, fill))
 
 
 @pytest.fixture

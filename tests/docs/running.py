@@ -103,6 +103,7 @@ class PageRun:
         for variable, value in {
             "DATABASE_URL": shown,
             "OPLOG_DATABASE_URL": shown,
+            "PWD": str(directory),
             "OPLOG_KEYRING": Keyring.generate().to_text(),
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             # Nobody installs the package for a test run from a checkout.

@@ -31,6 +31,7 @@ from oplog.errors import StoreUnavailableError
 from oplog.store import StoredEntry
 from oplog.sync.exporter import Exporter
 from tests.concurrency.workload import Customer, Invoice, Member
+from tests.databases import FreshDatabase
 from tests.faulty_store import (
     DELAY,
     KILL_AFTER,
@@ -165,8 +166,8 @@ SCRIPTS: dict[str, tuple[Script, int, Reach]] = {
 
 
 @pytest.fixture
-def logged(database_url: sa.URL) -> LoggedDatabase:
-    return open_workload(database_url)
+def logged(database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(database)
 
 
 @pytest.fixture(params=SCRIPTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.archive import Archive
@@ -19,6 +18,7 @@ from oplog.errors import (
     StorageConfigError,
     StoreUnavailableError,
 )
+from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 from tests.published import add_customers, check_archive, open_workload
 from tests.s3stub import Fault, S3Stub
@@ -29,8 +29,8 @@ HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.0
 
 
 @pytest.fixture
-def logged(database_url: sa.URL) -> LoggedDatabase:
-    return open_workload(database_url)
+def logged(database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(database)
 
 
 @pytest.fixture(params=["refuses", "lies"])

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
-import sqlalchemy as sa
 
 from oplog import Oplog
 from oplog.archive.objectstore.protocol import ObjectStore
@@ -26,6 +25,7 @@ from oplog.errors import (
     StoreUnavailableError,
 )
 from oplog.facade.sync_worker import SyncWorker
+from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 from tests.published import (
     add_customers,
@@ -44,8 +44,8 @@ DENIED = Fault(403, "AccessDenied")
 
 
 @pytest.fixture
-def logged(database_url: sa.URL) -> LoggedDatabase:
-    return open_workload(database_url)
+def logged(database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(database)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
-import sqlalchemy as sa
 
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.objectstore.protocol import ObjectStore
@@ -25,6 +24,7 @@ from oplog.errors import (
     StorageConfigError,
 )
 from tests.concurrency.workload import Customer
+from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 from tests.published import (
     add_customers,
@@ -43,8 +43,8 @@ DENIED = Fault(403, "AccessDenied")
 
 
 @pytest.fixture
-def logged(database_url: sa.URL) -> LoggedDatabase:
-    return open_workload(database_url)
+def logged(database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(database)
 
 
 @pytest.fixture

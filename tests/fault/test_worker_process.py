@@ -24,6 +24,7 @@ from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.objectstore.store_url import open_store
 from oplog.archive.step import Step
 from tests.concurrency.workload import Customer
+from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 from tests.published import (
     add_customers,
@@ -126,8 +127,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def place(database_url: sa.URL, tmp_path: Path) -> Iterator[Place]:
-    place = Place(open_workload(database_url), (tmp_path / "archive").as_uri())
+def place(database: FreshDatabase, tmp_path: Path) -> Iterator[Place]:
+    place = Place(open_workload(database), (tmp_path / "archive").as_uri())
     yield place
     for process in place.processes:
         process.kill()

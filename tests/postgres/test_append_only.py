@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.store import NewEntry, Store
 from oplog.store.commit_lookup import OutcomeStore
+from tests.databases import fill_database
 
 pytestmark = pytest.mark.postgres
 
@@ -39,8 +40,7 @@ BEFORE = "decode(repeat('00', 32), 'hex')"
 @pytest.fixture(params=["origin", "replica"])
 def connection(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Connection]:
     """Connection to a log with rows in every table, in a session of either replication role."""
-    with engine.begin() as connection:
-        write_rows(connection)
+    fill_database(engine, write_rows, write_rows)
     with engine.connect() as connection:
         if request.param == "replica":
             may = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
@@ -51,7 +51,12 @@ def connection(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Conne
         yield connection
 
 
-def write_rows(connection: Connection) -> None:
+def write_rows(engine: Engine) -> None:
+    with engine.begin() as connection:
+        _write_rows(connection)
+
+
+def _write_rows(connection: Connection) -> None:
     store = Store("oplog")
     store.insert_key(connection, "k1", check_value=b"check")
     connection.exec_driver_sql(

@@ -36,9 +36,7 @@ PREMISES = {"setting", "owner-connected", "owner-superuser"}
 @pytest.fixture
 def db(engine: Engine) -> LoggedDatabase:
     """Guarded tables with rows, cascades, triggers of the application's own and partitions."""
-    db = open_logged(engine, Base, aggregates=AGGREGATES)
-    db.execute(*OBJECTS)
-    track(engine, *TABLES.values())
+    db = open_logged(engine, Base, guarded=True, objects=OBJECTS, aggregates=AGGREGATES)
     with db.sessions.begin() as session:
         session.connection().exec_driver_sql(SEED)
     return db

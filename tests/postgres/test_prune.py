@@ -595,7 +595,7 @@ def test_an_interrupted_run_is_run_again(bench: Bench, archive: Archive) -> None
 def test_one_at_a_time(bench: Bench, archive: Archive) -> None:
     def reach(step: PruneStep) -> None:
         if step is PruneStep.REMOVED:
-            with pytest.raises(ConflictError, match="somebody else is pruning"):
+            with pytest.raises(ConflictError, match="another process is pruning"):
                 prune_small(bench, archive)
 
     total = archive.read_head().sequence

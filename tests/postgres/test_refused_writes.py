@@ -31,7 +31,7 @@ ROW = {"owner": "x", "balance": 1}
 
 @pytest.fixture
 def db(engine: Engine) -> LoggedDatabase:
-    db = open_logged(engine, Base, aggregates=AGGREGATES)
+    db = open_logged(engine, Base, seed="", aggregates=AGGREGATES)
     with db.sessions.begin() as session:
         session.add_all([Account(owner="ada", balance=Decimal(n)) for n in (1, 2)])
     return db

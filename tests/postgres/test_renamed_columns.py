@@ -12,6 +12,7 @@ from sqlalchemy.orm import sessionmaker
 from oplog import Archive, Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.recovery import follow_log
+from tests.databases import fill_database
 from tests.kept import KeptLog
 from tests.logged import track
 from tests.models.messages import make_message
@@ -51,8 +52,11 @@ class Release:
         return self.metadata.tables["acct"]
 
     def create(self) -> None:
-        self.metadata.create_all(self.engine)
-        track(self.engine, self.table)
+        fill_database(self.engine, (Release, self.columns), self._create)
+
+    def _create(self, engine: Engine) -> None:
+        self.metadata.create_all(engine)
+        track(engine, self.table)
 
     def insert(self, *rows: tuple[int, ...]) -> None:
         with self.sessions.begin() as session:

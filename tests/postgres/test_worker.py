@@ -31,6 +31,7 @@ from oplog.sync.exporter import Exporter
 from oplog.sync.wake import Wake, call_worker
 from oplog.sync.worker import SyncLoop
 from tests.concurrency.workload import Customer
+from tests.databases import FreshDatabase
 from tests.faulty_store import LOSE_REQUEST, Call, Fault, FaultyStore
 from tests.logged import LoggedDatabase
 from tests.pgbouncer import open_pgbouncer
@@ -49,8 +50,8 @@ NEVER = 3600.0
 
 
 @pytest.fixture
-def logged(database_url: sa.URL) -> LoggedDatabase:
-    return open_workload(database_url)
+def logged(database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(database)
 
 
 class Passes:

@@ -20,6 +20,7 @@ from oplog.schema.tables import (
     track_statements,
 )
 from oplog.value import TEXT_SETTINGS
+from tests.databases import fill_database
 from tests.property.type_samples import TYPES, Sample
 from tests.property.type_samples_made import NEVER_KEYS
 from tests.support import assert_replays
@@ -83,6 +84,7 @@ class Way(Protocol):
 
 def open_table(engine: Engine, sample: Sample) -> TypeTable:
     """Create the types and the tables, and attach a log."""
+    fill_database(engine, open_table, _create_types)
     require(engine, sample.needs)
     typed = sample.sql
     literal = "E" + quote_literal(sample.always[0].replace("\\", "\\\\"))
@@ -90,7 +92,6 @@ def open_table(engine: Engine, sample: Sample) -> TypeTable:
     keyed = [] if typed in NEVER_KEYS else ["k"] if sample.column is None else ["k", "q"]
     execute(
         engine,
-        *TYPES,
         f"CREATE TABLE t (id integer PRIMARY KEY, {quote(AWKWARD)} {typed} {always}, "
         f"p {typed} {always}, d {typed} DEFAULT {literal}, n {typed} {always})",
         *(f"CREATE TABLE {name} (id {typed} PRIMARY KEY, note text)" for name in keyed),
@@ -118,6 +119,10 @@ def open_table(engine: Engine, sample: Sample) -> TypeTable:
     sessions = sessionmaker(engine)
     log.attach(sessions)
     return TypeTable(engine, log, sessions, row, sample, metadata.tables)
+
+
+def _create_types(engine: Engine) -> None:
+    execute(engine, *TYPES)
 
 
 def execute(engine: Engine, *statements: str) -> None:
