@@ -1,8 +1,6 @@
-"""Rights, triggers and subscriptions by which a log is written past its own functions, judged.
+"""Judges rights, triggers and subscriptions that write a log past its own functions. Pure.
 
-Pure, like `diagnosis`, for which it judges these facts. Must not know a connection. Each
-finding has to name the statement that ends it, and that this statement keeps the application at
-work.
+Each finding names the statement that ends it and leaves the application working.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who may do more with a log than its definition gives, and what writes past its guards.
+"""Reads from the catalog who has more rights on a log than its definition gives.
 
-SQL on the catalog, no judgement: that is `oplog.doctor.access`. Everything is read from where any
-role may look, so that an application can ask about itself.
+Also what writes past its guards. Any role may read all of it, so that an application can ask about
+itself. `oplog.doctor.access` judges the facts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Transactions that are open now, and how old the oldest row version's transaction id is.
+"""Reads open transactions, and the age of the oldest row version's transaction id.
 
-SQL on the server's own views, no judgement. Must not know the log's tables: what is asked here
-holds for every table of the database. The hard thing is what may be seen: without the rights of
-`pg_read_all_stats` the server hides other roles' transactions, and nothing says so.
+Without the rights of `pg_read_all_stats` the server hides other roles' transactions, and does not
+say so.
 """
 
 from __future__ import annotations

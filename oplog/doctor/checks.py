@@ -1,8 +1,7 @@
-"""What is wrong with a log, its guards and its database, judged from facts.
+"""Judges from facts what is wrong with a log, its guards and its database. Pure.
 
-Pure: `store.diagnosis` reads the facts. Must not know a connection. The hard thing is to
-tell a problem (something may go unlogged, or a promise does not hold) from a notice (allowed
-and declared, but worth knowing): only problems make `oplog doctor` fail.
+A problem means that something may go unlogged or that a promise does not hold; a notice is allowed
+and declared. Only problems make `oplog doctor` fail.
 """
 
 from __future__ import annotations

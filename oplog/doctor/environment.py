@@ -1,8 +1,6 @@
-"""What the log relies on and did not install: settings, owners, and transactions that end.
+"""Judges settings, owners and open transactions that the log relies on. Pure.
 
-Pure, like `diagnosis`, for which it judges these facts. Must not know tables or guards. The
-hard thing is that most servers run with some of these settings, so only what breaks a promise
-that the log makes is a problem.
+Most servers have some of these settings, so only what breaks a promise of the log is a problem.
 """
 
 from __future__ import annotations
@@ -188,7 +186,7 @@ def _judge_transaction(one: OpenTransaction) -> Finding:
             "transaction-prepared",
             f"prepared transaction {one.prepared}",
             message=f"{one.role} prepared it {minutes} ago and it is still there: it holds its "
-            "locks, through restarts too, and whoever writes the same aggregates waits",
+            "locks, through restarts too, and writers of the same aggregates wait",
             hint=f"COMMIT PREPARED '{name}' or ROLLBACK PREPARED '{name}'",
         )
     program = f" ({one.application_name})" if one.application_name else ""

@@ -1,8 +1,8 @@
-"""What migrations did to logged tables that the log cannot follow, found before it is needed.
+"""Finds migrations of logged tables that a restore would refuse or get wrong.
 
-Holds what a restore would refuse or get wrong: columns whose names mean other columns now,
-tables that are gone, columns and references that a restored row cannot do without. Must not
-know an archive. It is found on the day of the migration, not on the day of the restore.
+Columns whose names mean other columns now, tables that are gone, columns and references that a
+restored row cannot do without: they are reported when the migration has run, not on the day of the
+restore.
 """
 
 from __future__ import annotations

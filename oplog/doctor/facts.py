@@ -1,9 +1,7 @@
-"""Everything a diagnosis has to know of a database, read in one go.
+"""Reads everything that a diagnosis has to know of a database, in one go.
 
-SQL on the catalog and on the log's tables, no judgement: what is a fault is decided by
-`oplog.doctor.checks`. Writes nothing, so that it runs on a standby. The hard thing is to get
-through whatever state the database is in: tables that are missing or may not be read are
-facts, not errors.
+Writes nothing, so that it runs on a standby. Tables that are missing or may not be read are facts,
+not errors. `oplog.doctor.checks` judges them.
 """
 
 from __future__ import annotations

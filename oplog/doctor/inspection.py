@@ -1,9 +1,7 @@
-"""What an operator asks about a log that no reader of entries has to know.
+"""Reads what an operator asks about a log: server, size, triggers, last entries, a row's key.
 
-The server, the log's size, whether its triggers still stand guard, where its last entries
-begin, and a key as Postgres itself would read it. Must not know sealing or replay, and writes
-nothing. The hard thing is to trust neither side: triggers are compared with the very DDL that
-creates them, and text from a command line reaches SQL as a parameter only.
+Triggers are compared with the DDL that creates them. Text from a command line reaches SQL as a
+parameter only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the models alone say that a restore from the log will refuse.
+"""Finds what the models alone show that a restore from the log will refuse. Pure.
 
-Pure. Must not know a database: what it really has, `evolution` judges. What works is not warned
-of: a default of the server fills a column that the log never saw.
+The database itself is judged in `evolution`. A column with a server default is no risk: it is
+filled.
 """
 
 from __future__ import annotations

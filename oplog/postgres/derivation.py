@@ -1,7 +1,6 @@
-"""The revision under which a table's rows are logged now: from model and live table to a shape.
+"""Derives from a model and its live table the revision under which rows are logged. Pure.
 
-Pure. Must not know the log's tables. A column that cannot be logged exactly is refused by name,
-before the first row of its table is written.
+A column that cannot be logged exactly is refused by name, before the first row is written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What the database really has for a tracked table: columns, types, keys, triggers.
+"""Reads from the catalog what a tracked table really has: columns, types, keys, triggers.
 
-Reads the Postgres catalog. Must not know the log's tables or a session. The hard thing is
-that the model is not the truth: a column's default, a trigger, a domain or a narrower type
-in the database decides what is stored, so every decision about exactness starts here.
+The model is not enough: a default, a trigger, a domain or a narrower type in the database decides
+what is stored.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Tables of one name in several schemas: which of them a name means.
+"""Finds which table a name means when several schemas have one of that name.
 
-A model without a schema names whatever table the search path of the moment finds first. Must
-not know sessions or statements. Two tables under one type cannot be told apart again: their
-rows have the same aggregates. So a type stays with the table that it was stored for, as long as
-that is there.
+A model without a schema names the first table on the search path of the moment. Rows of two tables
+under one type have the same aggregates and cannot be told apart again. So a type stays with the
+table that it was stored for, as long as that exists.
 """
 
 from __future__ import annotations

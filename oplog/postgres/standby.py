@@ -1,9 +1,8 @@
-"""Servers in recovery: what they refuse, and how the log is read there.
+"""Standbys: what is refused on them, and how the log is read there.
 
-Takes a connection and plain values. Must not know entries. The hard thing is that a standby's
-snapshots do not list who is running: `pg_visible_in_snapshot` takes every transaction for
-ended there, so a snapshot kept as text cannot hold several statements together. A cursor can:
-all that it fetches was visible when it was declared.
+A standby's snapshots do not list running transactions: `pg_visible_in_snapshot` takes each of them
+for ended, so a snapshot kept as text cannot hold several statements together. A cursor can:
+everything that it fetches was visible when it was declared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A database brought back, or kept up to date, from a log that lies elsewhere.
+"""Restores a database from a log elsewhere, keeps a second one up to date, and adopts copies.
 
 Puts together what reads a log (`oplog.store.LogSource`) and what folds it (`oplog.replay`).
-Must not know where the log lies. The hard thing is to be exact in somebody else's tables:
-what stands in the way of rows is taken away for one transaction, and put back as it was.
+Triggers, rules and foreign keys are out of force for one transaction, and put back as they were.
 """
 
 from oplog.recovery.follow import FollowReport, follow_log

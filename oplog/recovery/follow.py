@@ -169,7 +169,7 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace,
         raise HeadRolledBackError(
             f"the log is at sequence {source.sequence} of generation {source.generation}, and "
             f"this database has sequence {place.sequence} of generation {place.generation}",
-            hint="an older state of the log is read; wait, or look for whoever put it back",
+            hint="an older state of the log is read; wait, or find out who put it back",
         )
     raise ChainBrokenError(
         f"the log has another past than this database, up to sequence {place.sequence} of "

@@ -63,7 +63,7 @@ def incarnate_log(
     """Make the log in `schema` that of this database, in one transaction.
 
     With `replaces_original` it goes on with the archives that it knows, and takes them over from
-    whoever has published last; without, it forgets them. Writers and readers of the log wait. On
+    the database that published last; without, it forgets them. Writers and readers wait. On
     the server that it was written on, and after an upgrade of that, transaction ids stay;
     elsewhere every entry gets that of a transaction which ended before all others. Raises
     `ConfigurationError` for a role that does not own the log, on a standby, and in a transaction;
@@ -92,7 +92,7 @@ class _Incarnation:
         self._check()
         lock = RestorationStore(self._schema)
         take_lock(self._connection, lock)
-        # Whoever writes an entry has ended, or has not begun: none keeps an id of its own.
+        # Every transaction that writes entries has ended or waits: none keeps an id of its own.
         lock.lock_tables(self._connection)
         found = read_homing(self._connection, self._schema)
         home = found.home or Home(found.here, "")

@@ -105,7 +105,7 @@ class LogIntake:
         return kept
 
     def _find_id(self) -> str:
-        # What lies beyond a gap is news to whoever consumed up to it.
+        # Entries after a gap get a fresh transaction id, so that existing consumers receive them.
         if self._whole and not self._news:
             return RESTORED_ID
         if self._own_id is None:

@@ -1,9 +1,8 @@
-"""Entries that a failover forgot, done again: the only copy of them is the archive's.
+"""Applies the transactions of a lost branch again, as new entries; only the archive has them.
 
-Reads a lost branch and applies what its entries did, through a session that is logged, so that
-they are new entries like any other. Must not overwrite what happened since: a transaction is done
-again only if every aggregate is as it found it, and is left alone and reported otherwise. The hard
-thing is to do nothing twice: each lost transaction has an idempotency key of its own.
+Changes go through a session that is logged. A transaction is applied only if each of its
+aggregates is still as the transaction found it; otherwise it is skipped and reported. Each has an
+idempotency key of its own, so that none is applied twice.
 """
 
 from __future__ import annotations

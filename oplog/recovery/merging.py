@@ -1,9 +1,9 @@
-"""A batch of entries merged into live tables that have rows, without touching other rows.
+"""Merges a batch of entries into live tables that have rows, without touching other rows.
 
-Rows that the batch concerns are copied aside, changed there, and put back. The hard thing is
-foreign keys and unique names: what holds before and after a batch need not hold between two of
-its statements. So statements in a likely order are tried first, with everything in force; only
-where that fails are foreign keys dropped, rows replaced, and foreign keys checked anew.
+The rows of the batch are copied into temporary tables, changed there, and written back. Foreign
+keys and unique names that hold before and after a batch need not hold between two of its
+statements. So statements in a likely order are tried first, with all constraints in force; only if
+that fails are foreign keys dropped, rows replaced, and foreign keys added again.
 """
 
 from __future__ import annotations

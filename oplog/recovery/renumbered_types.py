@@ -1,7 +1,6 @@
-"""Revisions of another database's log, with the numbers that their columns have in this one.
+"""Revisions of another database's log, with this database's column numbers. Pure.
 
-Pure. In a database that is filled from its own archive the tables were made anew, so the
-numbers in the archive are of tables that are gone.
+A restore makes the tables anew, so the numbers in the archive belong to tables that are gone.
 """
 
 from __future__ import annotations

@@ -224,9 +224,9 @@ def rebuild_log(
 ) -> RestoreReport:
     """`restore_log` into a database that has rows of the log already, which go first.
 
-    One transaction: whoever reads sees the old state until it commits, and the new one then.
+    One transaction: readers see the old state until it commits, and the new one then.
     Every entry counts as new to consumers of this database. Rows of logged tables are deleted,
-    whoever wrote them.
+    written by the log or not.
     """
     request = _Request(
         driver=Driver(connection),

@@ -1,8 +1,8 @@
-"""Live tables filled with the rows that a log gives: a snapshot's, and later entries' on top.
+"""Fills live tables with the rows of a log: a snapshot's rows, then later entries' changes.
 
-Rows are gathered in temporary tables, which forgive, and go into the live ones at once, which
-do not. The hard thing is that only the last state is sure to fit: on the way there, two rows
-may swap a unique name, or break a check that was added later.
+Rows are collected in temporary tables without constraints and moved into the live ones at once.
+Only the last state is sure to satisfy constraints: before it, two rows may have swapped a unique
+name, or break a check that was added later.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """The two functions that redeem tickets and write entries, as DDL.
 
-Text like `tables`, for `tables` alone. Must not know a connection. They run with the rights of
-the log's owner, and set time, position and transaction id themselves: a role that may call them
-needs no right to insert, and cannot choose where or when an entry stands. The hard thing is the
-order inside: every ticket of a transaction is redeemed before the first entry id is drawn. Drawn
-earlier, an effect could get a lower position than its cause and replay would break foreign
-keys.
+They run with the rights of the log's owner and set time, position and transaction id themselves: a
+role that may call them needs no right to insert and cannot choose where or when an entry stands.
+Every ticket of a transaction is redeemed before the first entry id is drawn. Otherwise an effect
+could get a lower position than its cause, and replay would break foreign keys.
 """
 
 from __future__ import annotations
@@ -116,7 +114,7 @@ def _refuse_retirement(condition: str) -> str:
 
 
 def _refuse_fenced(s: str, among: str) -> str:
-    """After redeeming: whoever fences holds the ticket, so that one of both sees the other."""
+    """After redeeming: a fencing session holds the ticket, so that one of both sees the other."""
     return f"""IF EXISTS (SELECT FROM {s}.oplog_fence f WHERE f.entry_id {among}) THEN
     RAISE EXCEPTION USING errcode = '{FENCED}',
       message = 'oplog: this transaction was declared aborted before its entry arrived',

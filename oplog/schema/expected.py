@@ -1,8 +1,7 @@
-"""What the library installs, for comparison with what stands in a database.
+"""What the library installs, for comparison with what a database has. Pure text.
 
-Pure text: triggers and functions as the DDL spells them, and the guards of one table. Must not
-know a connection. The hard thing is that Postgres prints a trigger in words of its own, so
-both sides are brought to one form, which has neither blanks, brackets, casts nor capitals.
+PostgreSQL prints a trigger differently from its DDL. So both are brought to one form, without
+blanks, brackets, casts and capitals.
 """
 
 from __future__ import annotations

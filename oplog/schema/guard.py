@@ -1,9 +1,7 @@
-"""Guards: the triggers by which Postgres itself refuses what nobody logs.
+"""Guards: triggers by which PostgreSQL refuses changes that are not logged, as DDL.
 
-Holds the DDL that tracks a table, and what happens at COMMIT. Must not know sessions: what
-an application has to do with a guard is in `capture`. The hard thing is that a guard knows
-neither the keyring nor the application's types. So it keeps count, and keeps which rows were
-touched (`image`):
+A guard knows neither the keyring nor the application's types. So it counts rows, and keeps the
+keys of rows that were touched:
 
 - every row raises the transaction's *tally*, which the application must match when it appends
   its entries. A deferred trigger, armed by the first row, refuses COMMIT while it is open;

@@ -1,9 +1,7 @@
 """Which role may do what with the log's tables and functions, as DDL and as a query.
 
-Text like `tables`, for `tables`, for `store.grants` and for the diagnosis. Must not know a
-connection. Rights come in ways that nobody asked for: PostgreSQL lets PUBLIC execute every new
-function, and ALTER DEFAULT PRIVILEGES gives rights on every new table. So what is too much is
-found in the catalog, and taken back one by one.
+PostgreSQL lets PUBLIC execute every new function, and ALTER DEFAULT PRIVILEGES gives rights on
+every new table. So rights beyond these are found in the catalog and revoked one by one.
 """
 
 from __future__ import annotations

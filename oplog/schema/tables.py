@@ -1,9 +1,8 @@
-"""The log's tables and triggers, as DDL.
+"""The log's tables and triggers, as DDL: creating, upgrading and dropping a schema version.
 
-Holds the SQL that creates and drops a schema version. Must not know Alembic, SQLAlchemy or
-any connection: statements are text, so that they run online and print with `--sql`; they
-hold no percent sign, which a driver would take for a parameter. The hard thing is that every
-column of what was written is covered by a trigger that nothing switches off by accident.
+Statements are text, so that they run online and print with `--sql`. They hold no percent sign,
+which a driver would take for a parameter. Triggers that no setting switches off protect every
+column of the record.
 """
 
 from __future__ import annotations
@@ -322,7 +321,7 @@ def _append_only(s: str) -> list[str]:
         statements += _always(
             s, table, f"BEFORE DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
-    # Whoever could declare what is pruned could make readers refuse a whole log.
+    # A role that could declare what is pruned could make readers refuse a whole log.
     statements += _always(
         s,
         "pruned",

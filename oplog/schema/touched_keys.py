@@ -1,10 +1,8 @@
-"""Guards' eyes: how rows are counted, and which ones were touched is kept.
+"""Guard functions that count touched rows and keep the keys of unannounced ones, as DDL.
 
-DDL only. Must not know what refuses COMMIT (that is `guard`) nor who collects the images.
-The hard thing is the order of nested statements (cascades, triggers that write): it cannot
-be told from the outside. So no values are kept, only keys and which columns changed; the
-application reads the rows themselves when it collects, and what a row was before follows
-from counting how often it came and went.
+The order of nested statements (cascades, triggers that write) cannot be told from outside. So only
+keys and the names of changed columns are kept, no values. The application reads the rows when it
+collects the keys; how often a row came and went tells what it was before.
 """
 
 from __future__ import annotations
@@ -128,7 +126,7 @@ BEGIN
       AND g.tgfoid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure) THEN
     v_why := 'the trigger {p}_guard_armed is missing or disabled';
   ELSE
-    -- A cast of an owner of the log, or of somebody who may become one, harms nobody.
+    -- A cast of an owner of the log, or of a role that may become one, is harmless.
     WITH RECURSIVE typed AS (
       SELECT a.attname, a.atttypid AS type FROM pg_attribute a
       WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped

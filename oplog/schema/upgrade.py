@@ -1,8 +1,7 @@
-"""The present definition of a schema version, for a log that was created with an earlier one.
+"""Statements that bring a log of an earlier definition to the present one, as often as they run.
 
-Text like `tables`, for `tables` alone. Must not know a connection. The statements run again and
-again, and on logs of which nobody knows how old they are: each looks for what is there, and
-changes nothing where all of it is.
+How old a log is, is not recorded: each statement looks for what it would add, and changes nothing
+if it is there.
 """
 
 from __future__ import annotations

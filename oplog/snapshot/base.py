@@ -1,7 +1,6 @@
-"""What a restore needs of a snapshot: the tables' rows as of one sequence of the log.
+"""Interface of a snapshot for a restore: the tables' rows as of one sequence of the log.
 
-Shapes only. Must not know how a snapshot is stored or checked. The hard thing is size: rows
-come as chunks of COPY text, so that no table is ever held in memory.
+Rows come as chunks of COPY text, so that no table is held in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""When a snapshot is due, and when layers are merged into a new base.
+"""Decides when a snapshot is due, and when layers are merged into a new base. Pure.
 
-Pure. The hard thing is to bound two costs at once: what a snapshot uploads, and what a restore
-has to read.
+Both the upload of a snapshot and what a restore has to read are bounded.
 """
 
 from __future__ import annotations

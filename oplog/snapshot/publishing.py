@@ -1,8 +1,7 @@
-"""A snapshot taken and published: the tables at exactly the archive's newest entry.
+"""Takes and publishes a snapshot of the tables at exactly the archive's newest entry.
 
-Ties the transaction that reads the tables to the one that publishes, which is the same: what it
-sees is published first, then copied. Must not know how either is done. The hard thing is that a
-snapshot and the log agree to the entry while others go on writing.
+One transaction publishes what it sees and then copies the tables, so that snapshot and log agree
+while others go on writing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What belongs to a snapshot beside rows: sequences, and the schema's Alembic revisions.
+"""Reads a snapshot's sequences and the schema's Alembic revisions.
 
-Reads the catalog. Must not know rows. The hard thing is that sequences stand outside of
-transactions: what is read is where they are now, which is never before the rows.
+Sequences are not transactional: the value read is at or after the snapshot's.
 """
 
 from __future__ import annotations

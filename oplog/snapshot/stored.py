@@ -1,9 +1,8 @@
-"""A stored snapshot read back: tables' rows, layers and tickets, downloaded ahead.
+"""Reads a stored snapshot: tables' rows, layers and tickets, downloaded ahead.
 
-Knows manifests, chunks and how they are opened; has the shape that `oplog.snapshot.base` asks
-for. Must not know the store (objects come, verified, through a callable), nor the target. The
-hard thing is to keep up with COPY in bounded memory: chunks are fetched, opened and decompressed
-by a few threads, and no further ahead than a few of them.
+Implements the interface in `oplog.snapshot.base`. Objects come, verified, through a callable. A
+few threads fetch, open and decompress chunks, no further ahead than a few of them: COPY must be
+kept busy in bounded memory.
 """
 
 from __future__ import annotations

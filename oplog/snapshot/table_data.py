@@ -1,7 +1,6 @@
-"""Live tables as a snapshot reads them: rows as COPY prints them, in pieces of a few megabytes.
+"""Reads live tables for a snapshot: rows as COPY prints them, in pieces of a few megabytes.
 
-Knows SQL and the text of rows. Must not know chunks or the log's entries. The hard thing is
-that the text must be read back as the same value, by a database of another age and place.
+The text must give the same value when another database reads it later.
 """
 
 from __future__ import annotations

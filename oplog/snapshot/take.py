@@ -1,9 +1,9 @@
-"""A snapshot of all logged tables, whole or as layers over an earlier one.
+"""Takes a snapshot of all logged tables, whole or as layers over an earlier one.
 
-Runs inside one transaction whose state it is, and writes chunks through a callable. Must not
-know where they go. The hard thing is that a layer is right only if the log tells every change
-since the snapshot below it: entries are counted against sequences, rows against what the
-entries say, and a table that does not add up gets a new base.
+Runs inside one transaction, whose state it records, and writes chunks through a callable. A layer
+is right only if the log has every change since the snapshot below it. So entries are counted
+against sequences, and rows against what the entries say; a table that does not add up gets a new
+base.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Which rows the entries between two snapshots have touched.
+"""Finds the keys of rows that entries between two snapshots have touched.
 
-Knows effects; keeps keys only, and those in the database. Must not know chunks. The hard thing
-is a bound on memory: there may be as many keys as there are rows.
+Keys are staged in the database beyond a limit: there may be as many as there are rows.
 """
 
 from __future__ import annotations

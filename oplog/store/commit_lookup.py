@@ -1,9 +1,8 @@
-"""Asking what became of a transaction, and keeping two of them from being one effect.
+"""SQL that finds what became of a transaction, and locks for idempotency keys and aggregates.
 
-Statements on tickets, fences, idempotency keys and advisory locks. Must not decide: which
-answer follows is `resolution`'s. The hard thing is that an append travels together with its
-COMMIT: a session whose answer was lost may not hold its ticket yet, so that looking is not
-enough. What is not there is fenced off, in the transaction that looked.
+An append travels together with its COMMIT: a session whose answer was lost may not hold its ticket
+yet, so looking is not enough. An entry that is not there is fenced off, in the transaction that
+looked. `oplog.reading.resolution` decides the answer.
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ class OutcomeStore:
     def touch_ticket(self, connection: Connection, aggregate: str) -> None:
         """Lock a ticket, which is made if there is none, and leave a new version of its row.
 
-        Waits for whoever redeems it, or makes it. A transaction that took its snapshot before
+        Waits for a session that redeems or makes it. A transaction that took its snapshot before
         this cannot redeem the ticket after it, once this one has committed.
         """
         connection.exec_driver_sql(
@@ -217,7 +216,7 @@ class OutcomeStore:
     # -- who is in the way ----------------------------------------------------------------
 
     def list_ticket_blockers(self, connection: Connection, aggregate: str) -> list[Blocker]:
-        """Whoever holds a ticket; of one that is only being made, whoever redeems any."""
+        """Backends that hold the ticket; for an uncommitted one, backends that write any."""
         exact = self._list_blockers(
             connection,
             f"l.locktype = 'transactionid' AND l.transactionid = (SELECT t.xmax FROM {self._s}."
@@ -232,7 +231,7 @@ class OutcomeStore:
         )
 
     def list_key_blockers(self, connection: Connection, key: str) -> list[Blocker]:
-        """Whoever holds an idempotency key."""
+        """Backends that hold an idempotency key."""
         return self._list_blockers(
             connection,
             f"l.locktype = 'advisory' AND l.objsubid = 1 AND {_HERE} AND "

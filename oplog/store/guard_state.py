@@ -1,7 +1,6 @@
-"""What guards stand on the tables, and the images they kept.
+"""Reads which guards stand on tables, and the images they kept.
 
-SQL on the catalog and on `oplog_image`, `oplog_guard`. Must not know what an image means for
-a row. Images are collected and removed in one statement, inside the writing transaction.
+Images are collected and removed in one statement, inside the writing transaction.
 """
 
 from __future__ import annotations

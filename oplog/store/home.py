@@ -1,8 +1,7 @@
 """Which server's transaction ids the entries of a log have, and which database this is.
 
-Takes a connection and plain values. Must not know entries. A copied log looks like any other:
-ids of another server's transactions may lie in the future here, or be those of transactions
-that are still running. So the log says where it is at home, and code that goes by ids asks
+A copied log looks like any other: ids of another server's transactions may lie in the future here,
+or belong to running transactions. So the log names its home, and code that compares ids asks
 first.
 """
 

@@ -1,7 +1,7 @@
-"""The comparison of tables' names with what they mean, as a part of the append.
+"""SQL that compares, within the append, the tables that names mean with those they should.
 
-Text of SQL only. COMMIT follows in the same round trip, and an answer would come too late. So
-the append itself has to fail.
+COMMIT follows in the same round trip, so that an answer would come too late: the append itself has
+to fail. Text of SQL only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The SQL of pruning: what is only in an archive, what may go there, and its removal.
+"""SQL of pruning: which entries are only in an archive, which may go there, and their removal.
 
-Takes a connection and plain values. Must not know objects or keys. The hard thing is what has to
-be known for ever though its entry is gone: an idempotency key that was used, an adoption that
-ended. Of such transactions the rows stay, without their payload, under the same unique index.
+Used idempotency keys and ended adoptions must be known for ever. The rows of such transactions
+stay, without their payload, under the same unique index.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class HeldBack(NamedTuple):
 
 
 class PruningStore:
-    """The log in one schema, as whoever shortens it sees it."""
+    """The log in one schema, while it is pruned."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema

@@ -1,7 +1,6 @@
-"""Tickets as a snapshot keeps them.
+"""Tickets as a snapshot keeps them. Text of SQL only.
 
-Text of SQL only. The hard thing is a ticket that was never redeemed: it says nothing that a
-log would need, and may go as it came.
+A ticket that was never redeemed is left out: no entry goes on from it.
 """
 
 from __future__ import annotations

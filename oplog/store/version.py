@@ -1,7 +1,7 @@
-"""What the comment on the entry table says: the schema's version, and a restore under way.
+"""The comment on the entry table: the schema's version, and whether a restore is under way.
 
-Takes a connection and plain values. The hard thing is that a restore must be visible to every
-application before its first row is there, and be forgotten in the transaction that ends it.
+A restore must be visible to every application before its first row is there, and the transaction
+that ends it removes the mark.
 """
 
 from __future__ import annotations
