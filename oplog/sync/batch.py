@@ -14,9 +14,9 @@ from oplog.archive.format.head import Head
 from oplog.archive.format.index import Levels, add_item, make_item
 from oplog.archive.format.segment import SegmentHeader, encode_segment
 from oplog.archive.step import Step
-from oplog.errors import ChainBrokenError
 from oplog.store import StoredEntry
 from oplog.store.export import Novelty
+from oplog.store.whole_transactions import TransactionGroups
 from oplog.sync.publisher import Publisher
 
 
@@ -57,16 +57,14 @@ def _iterate_groups(entries: Sequence[Novelty]) -> Iterator[tuple[int, int, int]
 
 
 def check_whole(entries: Sequence[Novelty]) -> None:
-    """Raise `ChainBrokenError` if the database lacks entries of a transaction."""
-    for start, end, _ in _iterate_groups(entries):
-        first = entries[start]
-        if end - start != first.transaction_size:
-            raise ChainBrokenError(
-                f"the transaction at position {first.transaction_position} has {end - start} of "
-                f"{first.transaction_size} entries",
-                hint="rows of oplog_entry are missing; nothing was published. Compare with a "
-                "backup before anything else is written",
-            )
+    """Raise `ChainBrokenError` for a transaction of which the database lacks entries."""
+    groups = TransactionGroups[None]()
+    for entry in entries:
+        groups.add(entry, None)
+    groups.require_complete(
+        hint="rows of oplog_entry are missing; nothing was published. Compare with a "
+        "backup before anything else is written"
+    )
 
 
 def put_segment(

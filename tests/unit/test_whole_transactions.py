@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oplog.errors import ChainBrokenError
+from oplog.store.export import Novelty
 from oplog.store.rows import StoredEntry
 from oplog.store.whole_transactions import TransactionGroups, count_missing
+from oplog.sync.batch import check_whole
 from tests.archived import make_entry
 
 pytestmark = pytest.mark.unit
@@ -75,3 +77,12 @@ def test_how_many_entries_are_missing() -> None:
     assert count_missing([*one, *two, *three]) == {}
     assert count_missing([one[0], *two, two[0]]) == {1: 2}
     assert count_missing([one[2], two[0]]) == {1: 2, 4: 1}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_nothing_is_published_of_a_transaction_with_too_few_entries_or_too_many(count: int) -> None:
+    whole = [Novelty(1, position, 2, 10) for position in (1, 2)]
+    check_whole(whole)
+    wrong = [Novelty(3, 3 + number, 2, 10) for number in range(count)]
+    with pytest.raises(ChainBrokenError, match="transaction at position 3 has 1 of 2 entries"):
+        check_whole([*whole, *wrong])
