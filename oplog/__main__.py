@@ -1,7 +1,7 @@
-"""`python -m oplog`: the command line, for where the console script is not on the path.
+"""`python -m oplog`: the command line, if the console script is not on the path.
 
-Holds one call, and must not know more. The hard thing is the guard: a process that starts
-others by importing this module must not run the command once more.
+The guard is needed: `multiprocessing` imports this module in the processes that it starts, and
+they must not run the command again.
 """
 
 import sys

@@ -41,7 +41,7 @@ from oplog.store import Store
 from oplog.store.guard_state import Guard, Guards, read_guards
 
 _APART_SECONDS = 5.0
-"""For storing types on a connection of its own; after that the caller's transaction does it."""
+"""Seconds for storing types on a connection of its own; then the caller's transaction does it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from oplog.value import Kind, declared_kind
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-Step = Callable[[dict[str, Any]], dict[str, Any]]
+RevisionStep = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the columns of one revision to those of the next or previous one."""
 
 
@@ -125,7 +125,7 @@ class TypeCatalog:
         self._types: dict[str, DeclaredType] = {}
         self._by_table: dict[sa.Table, DeclaredType] = {}
         self._untracked: dict[str, str] = {}
-        self._steps: dict[tuple[str, int, int], Step] = {}
+        self._steps: dict[tuple[str, int, int], RevisionStep] = {}
 
     @classmethod
     def from_models(
@@ -205,11 +205,11 @@ class TypeCatalog:
         check_message(declared.table.fullname, message, columns=declared.list_fields())
         self._add(declared)
 
-    def upcast(self, type_name: str, *, from_revision: int, step: Step) -> None:
+    def upcast(self, type_name: str, *, from_revision: int, step: RevisionStep) -> None:
         """Read entries of `from_revision` as the next revision, through `step`."""
         self._steps[type_name, from_revision, from_revision + 1] = step
 
-    def downcast(self, type_name: str, *, to_revision: int, step: Step) -> None:
+    def downcast(self, type_name: str, *, to_revision: int, step: RevisionStep) -> None:
         """Read entries of the revision after `to_revision` as `to_revision`, through `step`."""
         self._steps[type_name, to_revision + 1, to_revision] = step
 
@@ -218,7 +218,9 @@ class TypeCatalog:
         """Whether any step between revisions is declared."""
         return bool(self._steps)
 
-    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
+    def find_step(
+        self, type_name: str, from_revision: int, *, to_revision: int
+    ) -> RevisionStep | None:
         """Return the declared step between two adjacent revisions, or None."""
         return self._steps.get((type_name, from_revision, to_revision))
 

@@ -7,14 +7,14 @@ sessions may go on writing, and an adoption may be killed at any moment and star
 
 from oplog.adoption.locking import LockWait
 from oplog.adoption.report import AdoptedType, AdoptionReport
-from oplog.adoption.run import CHUNK_ROWS, Progress, Target, adopt_tables
+from oplog.adoption.run import CHUNK_ROWS, AdoptionTarget, Progress, adopt_tables
 
 __all__ = [
     "CHUNK_ROWS",
     "AdoptedType",
     "AdoptionReport",
+    "AdoptionTarget",
     "LockWait",
     "Progress",
-    "Target",
     "adopt_tables",
 ]

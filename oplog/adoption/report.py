@@ -1,16 +1,9 @@
-"""Progress of an adoption: what the caller gets, and what is saved for the next call.
-
-Saved progress may have been written by another version or changed by hand, so it is checked when
-it is read.
-"""
+"""What an adoption reports to its caller, as plain values."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-from oplog.errors import DecodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +59,3 @@ class AdoptionReport:
             "entries": self.entries,
             "types": [one.to_json() for one in self.types],
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """Saved progress of an adoption.
-
-    `after` is the key of the last adopted row, as text; `revision` is the revision of the type
-    when the adoption began.
-    """
-
-    after: dict[str, str] | None = None
-    rows: int = 0
-    entries: int = 0
-    done: bool = False
-    revision: int = 0
-
-    def to_json(self) -> str:
-        """Return the text that is saved."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str | None) -> Reached:
-        """Return the inverse of `to_json`; None stands for the beginning."""
-        try:
-            return cls() if text is None else cls(**json.loads(text))
-        except (TypeError, ValueError) as cause:
-            raise DecodeError(
-                f"the saved progress of an adoption cannot be read: {text!r:.200}",
-                hint="delete its row in oplog_checkpoint: the adoption then starts again",
-            ) from cause

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.adoption.choice import choose_types, sort_types
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
-from oplog.adoption.report import AdoptedType, AdoptionReport, Reached
+from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
@@ -36,6 +36,7 @@ from oplog.store.adopted import (
     ADOPTED_REVISION,
     ADOPTED_ROWS,
     AdoptionStore,
+    Reached,
     Turns,
     name_adoption,
 )
@@ -48,7 +49,7 @@ CHUNK_ROWS: Final = 25_000
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AdoptionTarget:
     """The log to adopt into, and what is needed to make its entries."""
 
     store: Store
@@ -63,7 +64,7 @@ def adopt_tables(
     catalog: TypeCatalog,
     *,
     tables: Iterable[Any] | None,
-    target: Target,
+    target: AdoptionTarget,
     chunk_rows: int = CHUNK_ROWS,
     lock_wait: LockWait = LockWait(),  # noqa: B008 - frozen
     dry_run: bool = False,
@@ -93,7 +94,7 @@ def adopt_tables(
 
 
 def _bind(
-    connection: Connection, catalog: TypeCatalog, target: Target, *, dry_run: bool
+    connection: Connection, catalog: TypeCatalog, target: AdoptionTarget, *, dry_run: bool
 ) -> Binding:
     store, keyring = target.store, target.keyring
     if dry_run:
@@ -101,11 +102,9 @@ def _bind(
     return bind_for_writing(connection, catalog, store=store, keyring=keyring)
 
 
-def _survey(connection: Connection, bound: BoundType, target: Target) -> AdoptedType:
+def _survey(connection: Connection, bound: BoundType, target: AdoptionTarget) -> AdoptedType:
     name = bound.declared.type_name
-    saved = AdoptionStore(target.store.schema).read_progress(connection, name)
-    reached = Reached.from_json(saved)
-    # The planner's estimate, because counting a large table would read all of it.
+    reached = AdoptionStore(target.store.schema).read_progress(connection, name) or Reached()
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(bound.live)}",
         execution_options={"no_parameters": True},
@@ -128,7 +127,7 @@ class _Work:
         self,
         connection: Connection,
         binding: Binding,
-        target: Target,
+        target: AdoptionTarget,
         *,
         own: bool,
         lock_wait: LockWait,
@@ -149,8 +148,7 @@ class _Work:
             for one in types:
                 if one.finished:
                     self._store.lock_progress(self._connection, one.type_name)
-                    progress = Reached().to_json()
-                    self._store.write_progress(self._connection, one.type_name, progress=progress)
+                    self._store.write_progress(self._connection, one.type_name, reached=Reached())
         return [
             replace(one, earlier_rows=0, finished=False) if one.finished else one for one in types
         ]
@@ -192,10 +190,10 @@ class _Work:
         )
         with scope:
             saved = self._store.lock_progress(self._connection, name)
-            reached = Reached.from_json(saved)
-            # Saved progress may be deleted; without this check the table would be logged twice.
+            reached = saved or Reached()
             if saved is None and self._is_logged(name):
                 reached = replace(reached, done=True)
+                self._store.write_progress(self._connection, name, reached=reached)
             if reached.done:
                 return None, reached
             if self._own:
@@ -218,7 +216,7 @@ class _Work:
                 revision=reached.revision,
             )
             self._append(bound, chunk, reached)
-            self._store.write_progress(self._connection, name, progress=reached.to_json())
+            self._store.write_progress(self._connection, name, reached=reached)
             return chunk, reached
 
     def _is_logged(self, type_name: str) -> bool:

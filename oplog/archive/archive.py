@@ -1,9 +1,9 @@
-"""An archive as whoever reads it sees it: the newest head, and verified objects.
+"""Read access to an archive: its newest head, and verified objects.
 
-Finds the head without believing hints or listings, and hands out no byte that was not compared
-with its name. Must not write content, nor know the database. The hard thing is a worker that
-slept: it may create a head where garbage collection has made room. So a head counts only while
-the one before it is there; that is read last, after nothing newer was found.
+The head is found without trusting hints or listings, and every byte that is returned was compared
+with its name. A worker that was suspended may create a head where garbage collection has made
+room. So a head counts only while the one before it is there; that is read last, after nothing
+newer was found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import count
 
 from oplog.archive.claim import check_follows, decode_item
 from oplog.archive.format.container import MAX_OBJECT_BYTES
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, SnapshotRef, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
 from oplog.archive.format.index import (
     MAX_NODE_BYTES,
     Item,
@@ -128,7 +128,8 @@ class Archive:
         (unless `accept_older`, which is as for the whole object if it is left out).
         """
         found = 0
-        # Before any head: whoever wrote it had made that head, and none goes without a newer one.
+        # Before any head: the hint was written after that head, which is only collected once there
+        # is a newer one.
         self.hinted = self._read_hint()
         for attempt in range(_TRIES):
             last = attempt == _TRIES - 1
@@ -145,8 +146,9 @@ class Archive:
                     self._seen = newest.number
                     return newest
             except ManifestInvalidError:
-                # Two that slept may both have made heads where heads were collected: those do
-                # not follow each other, and say nothing of the newest one. The list may show it.
+                # Two workers that were suspended may each have created a head where heads were
+                # collected. Their heads do not follow each other, and say nothing about the
+                # newest one, which the store's list may show at the next try.
                 if last:
                     raise
         raise self._refuse(found)
@@ -156,7 +158,7 @@ class Archive:
         if found >= self.hinted:
             return True
         if accept_older is None and self.accept_older:
-            # Once: of another one that is gone nobody has spoken.
+            # Only for one head: the operator has accepted the loss of no other.
             self._accepted = self._accepted or self.hinted
             return self._accepted == self.hinted
         return bool(accept_older)
@@ -241,10 +243,6 @@ class Archive:
                 hint="one of both was altered: run oplog check with an older copy of the bucket",
             )
         return True
-
-    def link_to(self, head: Head) -> HeadLink:
-        """What the head after `head` names it by."""
-        return head.link()
 
     def _walk(self, number: int, data: bytes) -> tuple[int, bytes]:
         """Go forward from a head that is there to one that has none after it."""

@@ -56,12 +56,12 @@ class ArchivedLog:
 
     @property
     def first_sequence(self) -> int:
-        """Of the oldest entry that is kept."""
+        """Sequence of the oldest entry that is kept."""
         return self.head.first_sequence
 
     @property
     def sequence(self) -> int:
-        """Of the newest entry; 0 for an empty log."""
+        """Sequence of the newest entry; 0 for an empty log."""
         return self._through
 
     @property
@@ -80,7 +80,7 @@ class ArchivedLog:
         return self.head.log_id
 
     def read_snapshot(self) -> str:
-        """What stands for all that this head has."""
+        """The head's name: all of its entries are one snapshot."""
         return f"head {self.head.number}"
 
     @property
@@ -164,7 +164,7 @@ class ArchivedLog:
         return self._first.get(position)
 
     def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
-        """Metadata pairs in their order, by transaction position; none, no item."""
+        """Metadata pairs in their order, by transaction position; left out where there are none."""
         found: dict[int, Pairs] = {}
         for position in set(positions):
             pairs = self._find_metadata(position)

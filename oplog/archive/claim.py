@@ -1,7 +1,7 @@
-"""What names a segment, held against the segment itself.
+"""A segment compared with the item that names it, and with the segment before it.
 
-Pure. Must not know where the bytes came from. Both may be sound by themselves and yet not
-belong together: ranges, hashes and sizes are compared, one by one.
+Both may be sound by themselves and not belong together, so ranges, hashes and sizes are compared
+one by one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a URL to an archive.
 
-Must not ask the store for anything: whether it can be written safely is tried before the first
+Opening makes no request. Whether the store can be written safely is tried before the first
 write, so that readers need no permission to write.
 """
 

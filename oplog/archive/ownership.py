@@ -1,8 +1,7 @@
-"""Whose an archive is: the database that published its newest head, and nobody's copy of it.
+"""Which database an archive belongs to: the one that published its newest head.
 
-Compares what the head, the database's own row and the server say. Must not write. A copy has
-everything that the original has, the row included. So the row says which database wrote it, and
-whose place that one may take: after a restore, and by the owner's word.
+Copying a database copies its row of the archive too. So the row says which database wrote it,
+and which database that one may replace: after a restore, or when the owner said so.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def check_owner(archive: Archive, head: Head, row: ArchiveRow | None, *, here: I
 
 
 def require_owner(engine: Engine, archive: Archive, *, schema: str) -> None:
-    """`check_owner` as of now; an archive whose heads cannot be read is nobody's."""
+    """`check_owner` as of now; passes for an archive whose heads cannot be read."""
     try:
         head = archive.find_head(accept_older=True)
     except ArchiveError:

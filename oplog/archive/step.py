@@ -1,9 +1,7 @@
 """The steps of the publishing protocol, by name.
 
-One vocabulary for three: the code that publishes, the events it reports, and the model under
-tests/model that is searched for orders in which something goes wrong. Must hold no behaviour. The
-hard thing is to keep a name's meaning in all three places: a step is one request, or one
-transaction, after which a process may die.
+The code that publishes, the events it reports and the model under tests/model use these names.
+A step is one request, or one transaction, after which a process may die.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ class Step(StrEnum):
     READ_STATE = "read_state"
     """Read the tables for a snapshot."""
     ACKNOWLEDGE = "acknowledge"
-    """Say in Postgres what is published; refused when the epoch is somebody else's by now."""
+    """Say in Postgres what is published; refused when another worker has the epoch by now."""
     # The head
     READ_HINT = "read_hint"
     """Get LATEST. Behind, it costs requests; ahead of what there is, it stops its reader."""

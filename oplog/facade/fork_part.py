@@ -93,15 +93,15 @@ class Forks:
     def inspect_fork(self, engine: Engine, archive: Archive) -> ForkReport:
         """Compare the database with the newest head; writes nothing."""
         with engine.connect() as connection, connection.begin():
-            footing = self._publishing.make_exporter(archive).find_footing(connection, seize=True)
-        head, standing = footing.head, footing.standing
+            context = self._publishing.make_exporter(archive).find_context(connection, seize=True)
+        head, divergence = context.head, context.divergence
         return ForkReport(
-            forked=standing.lost > 0,
+            forked=divergence.lost > 0,
             generation=head.generation,
             sequence=head.sequence,
-            common_sequence=standing.sequence,
-            lost_count=standing.lost,
-            lost=list(standing.first_lost),
+            common_sequence=divergence.sequence,
+            lost_count=divergence.lost,
+            lost=list(divergence.first_lost),
             branches=list(head.branches),
         )
 

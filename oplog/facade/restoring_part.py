@@ -9,21 +9,16 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.archive.ownership import identify, read_origin
 from oplog.facade.parts import LogParts
 from oplog.facade.reading_part import Reading
+from oplog.recovery.archive_restore import restore_archive
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.preconditions import is_in_use
-from oplog.recovery.restore import RestoreReport, restore_log
+from oplog.recovery.restore import RestoreReport
 from oplog.replay import Progress
 from oplog.replay.rebuild import find_limit
 from oplog.snapshot.stored import StoredSnapshot
-from oplog.store.cursor import Cursor
-from oplog.store.export import ArchiveRow, ExportStore
-
-RESTORED_SNAPSHOT = "4:4:"
-"""What sees restored entries, whose transaction is 3, and nothing else."""
 
 
 class Restoring:
@@ -58,20 +53,14 @@ class Restoring:
         position = find_limit(
             self._reading.open_reader(connection, source=source), through, snapshot=""
         )
-
-        def finish(inside: Connection, report: RestoreReport) -> None:
-            write_receipt(inside, source, report, schema=self._log.schema)
-
-        return restore_log(
+        return restore_archive(
             connection,
             source,
             open_reader=lambda inside: self._reading.open_reader(inside, source=source),
             schema=self._log.schema,
             through=position,
             snapshot=self._find_snapshot(source, position),
-            least_position=source.head.position,
             progress=progress,
-            finish=finish,
         )
 
     def recover(
@@ -146,27 +135,3 @@ class Restoring:
             key_checks=types.key_checks,
             types=types.shapes,
         )
-
-
-def write_receipt(
-    connection: Connection, source: ArchivedLog, report: RestoreReport, *, schema: str
-) -> None:
-    """Say in a restored database how much of the archive it has, so that a worker goes on."""
-    origin = read_origin(connection, schema)
-    chain = source.find_chain(report.sequence) or b""
-    ExportStore(schema).write_row(
-        connection,
-        ArchiveRow(
-            source.head.archive_id,
-            source.archive.url,
-            source.head.epoch,
-            source.generation,
-            report.sequence,
-            chain.hex(),
-            source.head.number,
-            Cursor(origin.system_identifier, origin.timeline, RESTORED_SNAPSHOT).to_json(),
-            identify(origin),
-            identify(source.head.origin),
-        ),
-        position=report.position,
-    )

@@ -17,7 +17,7 @@ from oplog.payload.shape import Column, Shape
 from oplog.value import Kind, ValueCodec, Wire, copy_field, read_copy_field
 from oplog.value.kind import text_as_wire
 
-Key: TypeAlias = tuple[Wire | None, ...]
+RowKey: TypeAlias = tuple[Wire | None, ...]
 
 MAX_BLOCK_ROWS: Final = 131_072
 """Most rows of one entry. Without this limit, 16 MiB of very short rows would decode to
@@ -39,7 +39,7 @@ def read_block(
     fields: Sequence[int],
     row_count: int,
     first_ordinal: int,
-    keys: Collection[Key] | None = None,
+    keys: Collection[RowKey] | None = None,
 ) -> list[Effect]:
     """Return the creates in a block, or only those of rows under one of `keys`.
 
@@ -165,7 +165,7 @@ def _read_column(
 
 
 def _print_keys(
-    columns: Sequence[Column], shape: Shape, keys: Collection[Key]
+    columns: Sequence[Column], shape: Shape, keys: Collection[RowKey]
 ) -> list[bytes] | None:
     """Return the bytes that rows under these keys begin with; None if that is not certain."""
     first = columns[: len(shape.key_columns)]

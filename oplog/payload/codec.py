@@ -16,7 +16,7 @@ from google.protobuf import message
 from oplog._proto.oplog.v1 import entry_pb2
 from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
-from oplog.payload.block import Key, check_total, order_columns, read_block
+from oplog.payload.block import RowKey, check_total, order_columns, read_block
 from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
 from oplog.payload.shape import Column, Shape
 from oplog.value import Wire
@@ -31,7 +31,7 @@ __all__ = [
     "operation_to_effect",
 ]
 
-FindKeys: TypeAlias = Callable[[Shape], Collection[Key] | None]
+FindKeys: TypeAlias = Callable[[Shape], Collection[RowKey] | None]
 """Returns the keys of the wanted rows of a shape; None for all rows."""
 
 _KINDS = {kind.value: kind for kind in OpType}

@@ -1,16 +1,15 @@
-"""What stands in the way of rows: triggers, rules and foreign keys, taken away and put back.
+"""Disables triggers and rules and drops foreign keys within a transaction, and restores them.
 
-SQL on the catalog and DDL, for the length of one transaction. Must not know rows. The hard
-thing is to put back exactly what was there: each trigger in its own state of being enabled,
-each foreign key by its own words. Foreign keys go, rather than being switched off, because
-only so are they checked for all rows at once, and by whoever is no superuser.
+Each trigger gets its own enabled state back, each foreign key its own definition. Foreign keys
+are dropped and added, not disabled: adding one checks all rows at once, and disabling one needs
+a superuser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from sqlalchemy.engine import Connection
@@ -20,7 +19,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
-from oplog.postgres.work import Driver
+from oplog.postgres.work import Driver, read_qualified
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
@@ -112,25 +111,21 @@ def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
     return list(rows.scalars())
 
 
-def suspend_switches(connection: Connection, oids: Sequence[int]) -> Suspension:
+def suspend_switches(driver: Driver, oids: Sequence[int]) -> Suspension:
     """Disable triggers and rules of tables and their partitions."""
-    driver = Driver(connection)
-    taken = Suspension(list(oids), _list_switches(connection, oids), [])
+    taken = Suspension(list(oids), _list_switches(driver.connection, oids), [])
     for switch in taken.switches:
         _alter(driver, switch, "DISABLE")
     return taken
 
 
-def suspend_tables(
-    connection: Connection, oids: Sequence[int], *, referring: bool = False
-) -> Suspension:
+def suspend_tables(driver: Driver, oids: Sequence[int], *, referring: bool = False) -> Suspension:
     """Disable triggers and rules of tables and their partitions, and drop foreign keys.
 
     With `referring` also those of any table to these, so that rows may go for a moment.
     """
-    driver = Driver(connection)
-    taken = suspend_switches(connection, oids)
-    foreign_keys = _list_foreign_keys(connection, oids, referring=referring)
+    taken = suspend_switches(driver, oids)
+    foreign_keys = _list_foreign_keys(driver.connection, oids, referring=referring)
     for key in foreign_keys:
         driver.execute(f"ALTER TABLE {key.table} DROP CONSTRAINT {quote(key.name)}")
     return replace(taken, foreign_keys=foreign_keys)
@@ -142,16 +137,15 @@ def list_references(connection: Connection, oids: Sequence[int]) -> list[tuple[i
     return [(row[0], row[1]) for row in rows]
 
 
-def resume_tables(connection: Connection, taken: Suspension) -> None:
+def resume_tables(driver: Driver, taken: Suspension) -> None:
     """Put everything back; `ReplayError` for rows that break a foreign key."""
-    driver = Driver(connection)
     # A deferred check that waits would keep tables from being altered.
     driver.execute("SET CONSTRAINTS ALL IMMEDIATE")
     for key in taken.foreign_keys:
         _add_foreign_key(driver, key)
     for switch in taken.switches:
         _alter(driver, switch, _ENABLE[switch.enabled])
-    found = _list_switches(connection, taken.oids)
+    found = _list_switches(driver.connection, taken.oids)
     if list(found) != list(taken.switches):
         lost = sorted({f"{s.what.lower()} {s.name} on {s.table}" for s in taken.switches})
         raise ReplayError(
@@ -191,15 +185,5 @@ def _list_switches(connection: Connection, oids: Sequence[int]) -> list[_Switch]
 def _list_foreign_keys(
     connection: Connection, oids: Sequence[int], *, referring: bool
 ) -> list[_ForeignKey]:
-    rows = _read_qualified(connection, _FOREIGN_KEYS, (list(oids), list(oids), referring))
+    rows = read_qualified(connection, _FOREIGN_KEYS, (list(oids), list(oids), referring))
     return [_ForeignKey(*row) for row in rows]
-
-
-def _read_qualified(connection: Connection, select: str, values: tuple[Any, ...]) -> list[Any]:
-    """Definitions deparsed with nothing on the search path, so that they qualify every name."""
-    path = connection.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar()
-    narrow = "SELECT pg_catalog.set_config('search_path', %s, true)"
-    connection.exec_driver_sql(narrow, ("pg_catalog",))
-    rows = connection.exec_driver_sql(select, values).all()
-    connection.exec_driver_sql(narrow, (path,))
-    return list(rows)

@@ -1,8 +1,7 @@
-"""The transaction that a replay runs in, and the driver's cursor inside it.
+"""The transaction that a replay or a restore runs in, and psycopg's cursor inside it.
 
-Knows SQLAlchemy connections and psycopg, nothing of the log. The hard thing is to be a good
-guest: the caller's transaction is never committed, its settings are put back, and where it
-cannot give one consistent snapshot another connection is taken.
+A transaction of the caller is never committed here, and its settings are put back. Where it
+cannot give one consistent snapshot, another connection of the same engine is used.
 """
 
 from __future__ import annotations
@@ -29,27 +28,10 @@ class Driver:
     """
 
     def __init__(self, connection: Connection, *, doing: str = "a replay") -> None:
-        """`ConfigurationError` for a driver that is not psycopg 3, or its async form.
-
-        `doing` is what needs it, as the error says it.
-        """
-        raw = connection.connection.driver_connection
-        if isinstance(raw, psycopg.AsyncConnection):
-            raise ConfigurationError(
-                f"{doing} cannot run on an async connection",
-                hint="give a connection of create_engine('postgresql+psycopg://...'), in a "
-                "thread if need be: await asyncio.to_thread(...)",
-            )
-        if not isinstance(raw, psycopg.Connection):
-            raise ConfigurationError(
-                f"{doing} needs psycopg 3, the connection is {type(raw).__module__}'s",
-                hint="use a postgresql+psycopg:// URL",
-            )
-        if raw.autocommit:
-            raise ConfigurationError(
-                f"{doing} needs a transaction, and the connection is in autocommit",
-                hint="leave out isolation_level='AUTOCOMMIT'",
-            )
+        """Raise `ConfigurationError` like `check_driver`, which explains `doing`."""
+        raw = check_driver(connection, doing=doing)
+        self.connection = connection
+        """The same connection, for statements that may go through SQLAlchemy."""
         self._cursor = raw.cursor()
         self._raw_cursor = psycopg.RawCursor(raw)
 
@@ -124,6 +106,31 @@ class Driver:
         return True
 
 
+def check_driver(connection: Connection, *, doing: str = "a replay") -> psycopg.Connection[Any]:
+    """Psycopg's own connection; `ConfigurationError` for another driver or for autocommit.
+
+    `doing` names the operation in the error.
+    """
+    raw = connection.connection.driver_connection
+    if isinstance(raw, psycopg.AsyncConnection):
+        raise ConfigurationError(
+            f"{doing} cannot run on an async connection",
+            hint="give a connection of create_engine('postgresql+psycopg://...'), in a "
+            "thread if need be: await asyncio.to_thread(...)",
+        )
+    if not isinstance(raw, psycopg.Connection):
+        raise ConfigurationError(
+            f"{doing} needs psycopg 3, the connection is {type(raw).__module__}'s",
+            hint="use a postgresql+psycopg:// URL",
+        )
+    if raw.autocommit:
+        raise ConfigurationError(
+            f"{doing} needs a transaction, and the connection is in autocommit",
+            hint="leave out isolation_level='AUTOCOMMIT'",
+        )
+    return raw
+
+
 class _EnoughError(Exception):
     """Ends a COPY before its last row."""
 
@@ -176,7 +183,7 @@ def pin_settings(
     connection: Connection, *, restore: bool = True, more: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[None]:
     """Fix how Postgres prints and reads values, and `more` settings, until the block ends."""
-    Driver(connection)
+    check_driver(connection)
     settings = {**TEXT_SETTINGS, **more}
     before = connection.exec_driver_sql(
         "SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.unnest(%s::text[]) n(name)",
@@ -187,6 +194,20 @@ def pin_settings(
     yield
     if restore:
         _set_all(connection, [(row[0], row[1]) for row in before])
+
+
+def read_qualified(connection: Connection, select: str, values: tuple[Any, ...]) -> list[Any]:
+    """Rows of a query on the catalog, with every name in a printed definition qualified.
+
+    PostgreSQL leaves out the schema of what the search path finds. So only pg_catalog is on it
+    while the query runs; a definition that names less would mean another table elsewhere.
+    """
+    path = connection.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar()
+    narrow = "SELECT pg_catalog.set_config('search_path', %s, true)"
+    connection.exec_driver_sql(narrow, ("pg_catalog",))
+    rows = connection.exec_driver_sql(select, values).all()
+    connection.exec_driver_sql(narrow, (path,))
+    return list(rows)
 
 
 def check_moment(moment: datetime) -> datetime:

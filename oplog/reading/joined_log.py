@@ -53,7 +53,7 @@ class JoinedLog:
         return self.archived.read_log_id()
 
     def read_snapshot(self) -> str:
-        """What the tables show now: all that is archived of it, and the rest."""
+        """The tables' snapshot: which entries it shows, archived or not."""
         return self._tables.read_snapshot()
 
     def list_types(self) -> list[Shape]:
@@ -130,7 +130,7 @@ class JoinedLog:
         return join_turns([*found.items(), *live.items()])
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
-        """Of what the tables have; the others are checked while all entries are read."""
+        """Broken links of the tables' entries; those of the archive are checked while read."""
         return self._tables.list_broken_links(limit=limit)
 
 

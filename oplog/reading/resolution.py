@@ -1,11 +1,10 @@
-"""What became of a transaction whose answer was lost.
+"""Finds out what became of a transaction whose answer was lost: COMMITTED, ABORTED or PENDING.
 
-Decides between COMMITTED, ABORTED and PENDING on a connection of its own. Must not know
-sessions or capture. The hard thing is that ABORTED must stay true: a COMMIT delayed in the
-network may arrive long after its client died, and together with the entries. So the answer is
-not only looked up, it is made: what is not there when its ticket is held is fenced off, and
-refused by the database if it comes yet. The status of a transaction id is never asked for:
-after a crash the id is given to another one.
+Runs on a connection of its own. ABORTED must stay true: a COMMIT that the network delays may
+arrive long after its client died. So a missing transaction is not only reported, it is fenced off:
+while its ticket is held, a row is written that makes the database refuse the transaction if it
+comes yet. The status of a transaction id is not asked for: after a crash the id may be given to
+another transaction.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def _resolve_receipts(
             position = store.find_entry(connection, receipt)
             if position is not None:
                 found = store.list_receipts(connection, position)
-                # Nothing is to be kept of having looked.
+                # Looking writes nothing that should stay.
                 transaction.rollback()
                 _check_one_transaction(receipts, found)
                 return Resolution(Outcome.COMMITTED, tuple(found))
@@ -132,9 +131,9 @@ def _check_one_transaction(asked: Sequence[Receipt], found: Sequence[Receipt]) -
 def _await_process(
     connection: Connection, receipt: Receipt, *, store: OutcomeStore, deadline: float
 ) -> None:
-    """Let a COMMIT that is late arrive, rather than fence it off.
+    """Wait for the transaction's backend to finish, so that a late COMMIT is not fenced off.
 
-    Only a courtesy: behind a pooler the process is unknown, and its id may belong to another.
+    Not needed for a right answer: behind a pooler the backend is unknown, or its id is another's.
     """
     pause = 0.0
     while receipt.process_id and time.monotonic() < deadline:

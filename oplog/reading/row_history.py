@@ -51,7 +51,7 @@ class _Row:
         return self.holds(effect.shape) and effect.key == self._order_key(effect.shape)
 
     def holds(self, shape: Shape) -> bool:
-        """Whether the row is of this shape, or may have been."""
+        """Whether the shape is one that was logged for the row's table."""
         return (shape.type_name, shape.revision) in self.shapes
 
     def find_key(self, shape: Shape) -> tuple[Wire | None, ...] | None:

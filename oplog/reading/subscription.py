@@ -15,9 +15,8 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.reading.opening import LogOpener
-from oplog.store.checkpoints import check_consumer_name
 from oplog.store.cursor import Cursor
-from oplog.store.feed import Feed
+from oplog.store.feed import Feed, check_consumer_name
 from oplog.store.rows import StoredEntry
 
 BATCH_ENTRIES = 4000
@@ -93,7 +92,7 @@ class Subscription:
         self._log = log
         self._max_entries = max_entries
         self._furthest: Cursor | None = None
-        """As it was read from the database, where it was committed."""
+        """The newest cursor that was read from the database, so one that was committed."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches until nothing is new; commit each one before the next.

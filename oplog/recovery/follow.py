@@ -1,8 +1,7 @@
-"""A second database kept up to date from a log: rows, entries and tickets, batch by batch.
+"""Keeps a second database up to date from a log: rows, entries and tickets, batch by batch.
 
-Knows the order of work. Must not know where the log lies. The hard thing is to be sure of where
-one is: the place is saved in the transaction that reaches it, as a hash over all that came
-before, so that a log with another past is told from one that only went on.
+The place in the log is saved in the transaction that reaches it, with a hash over everything
+before. So a log with another past is recognised, and not taken for one that went on.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from oplog.errors import (
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.postgres.work import Driver
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
@@ -33,8 +33,8 @@ from oplog.replay.rebuild import OpenReader, read_reader_plans
 from oplog.replay.rules import read_rules
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
-from oplog.store.checkpoints import FOLLOWER_PREFIX, RESTORED_PLACE, check_consumer_name
-from oplog.store.intake import Place, RestorationStore
+from oplog.store.feed import check_consumer_name
+from oplog.store.intake import LogPlace, RestorationStore
 from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 1000
@@ -66,11 +66,15 @@ class FollowReport:
 class _Following:
     """One call's work."""
 
-    connection: Connection
+    driver: Driver
     source: SequencedLog
     open_reader: OpenReader
     store: RestorationStore
     name: str
+
+    @property
+    def connection(self) -> Connection:
+        return self.driver.connection
 
 
 def follow_log(
@@ -91,13 +95,13 @@ def follow_log(
     empty database is restored first, from `snapshot` if one is given; one that was restored
     is followed on from there. A log of a later generation that no longer holds what is here,
     or one that has given up entries that are missing here (then a `snapshot` is needed),
-    replaces everything, in one transaction. Where this database is, is kept in the checkpoint
-    `follow/name`. `reach` is called after each batch with its last sequence; `stop`
+    replaces everything, in one transaction. Where this database is, is kept in
+    `oplog_follower` under `name`. `reach` is called after each batch with its last sequence; `stop`
     is asked then, and ends the call when it says True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
     a source behind it, `ConflictError` while another process follows or restores,
-    `ConfigurationError` for a name that is the log's own, and what `restore_log` raises.
+    `ConfigurationError` for an empty name, and what `restore_log` raises.
     """
     check_consumer_name(name)
     if connection.in_transaction():
@@ -105,9 +109,8 @@ def follow_log(
             "following needs transactions of its own, and the connection is in one",
             hint="commit or roll back first, or give another connection",
         )
-    work = _Following(
-        connection, source, open_reader, RestorationStore(schema), f"{FOLLOWER_PREFIX}{name}"
-    )
+    driver, store = Driver(connection), RestorationStore(schema)
+    work = _Following(driver, source, open_reader, store=store, name=name)
     place, began = _begin(work, snapshot)
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
@@ -118,20 +121,24 @@ def follow_log(
         if stop():
             break
     return FollowReport(
-        entries, place.sequence, place.generation, place.position, began is not None
+        entries=entries,
+        sequence=place.sequence,
+        generation=place.generation,
+        position=place.position,
+        rebuilt=began is not None,
     )
 
 
-def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, int | None]:
+def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace, int | None]:
     """Where the database is; with the number of entries, if it had to be filled first."""
     store, connection, source = work.store, work.connection, work.source
     with open_work(connection):
         require_primary(connection, "following")
         log = Store(store.schema)
         installed = log.read_version(connection) is not None
-        place = store.read_place(connection, work.name) if installed else None
+        place = store.read_follower(connection, work.name) if installed else None
         if place is None and installed:
-            place = store.read_place(connection, RESTORED_PLACE)
+            place = store.read_restored(connection)
         if place is not None:
             log.require_home(connection)
             _check_alone(store, connection, place)
@@ -171,22 +178,22 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[Place, in
     )
 
 
-def _find_place(source: SequencedLog, report: RestoreReport) -> Place:
+def _find_place(source: SequencedLog, report: RestoreReport) -> LogPlace:
     chain = source.find_chain(report.sequence)
     if chain is None:
         raise HeadRolledBackError(
             f"the log no longer reaches sequence {report.sequence}",
             hint="an older state of the log is read; wait, and run it again",
         )
-    return Place(report.generation, report.sequence, chain, report.position)
+    return LogPlace(report.generation, report.sequence, chain, report.position)
 
 
 def _save(work: _Following, connection: Connection, report: RestoreReport) -> None:
     place = _find_place(work.source, report)
-    work.store.write_place(connection, work.name, place=place)
+    work.store.write_follower(connection, work.name, place=place)
 
 
-def _check_alone(store: RestorationStore, connection: Connection, place: Place) -> None:
+def _check_alone(store: RestorationStore, connection: Connection, place: LogPlace) -> None:
     stranger = store.find_stranger(connection, place.position)
     if stranger is not None:
         raise LogForkedError(
@@ -196,14 +203,12 @@ def _check_alone(store: RestorationStore, connection: Connection, place: Place) 
         )
 
 
-def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
+def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
     """One batch in one transaction."""
     store, connection, source = work.store, work.connection, work.source
     with open_work(connection):
         take_lock(connection, store)
-        saved = store.read_place(connection, work.name) or store.read_place(
-            connection, RESTORED_PLACE
-        )
+        saved = store.read_follower(connection, work.name) or store.read_restored(connection)
         if saved is None or saved[1:] != place[1:]:
             raise ConflictError(
                 "another process has moved this database on meanwhile", hint="stop one of them"
@@ -218,14 +223,14 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
-        taken = suspend_switches(connection, oids)
+        taken = suspend_switches(work.driver, oids)
         # Nobody writes from here on; who wrote before would show.
         _check_alone(store, connection, place)
         _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
-        intake = LogIntake(connection, reader, store=store, after=page.first - 1, news=True)
+        intake = LogIntake(work.driver, reader, store=store, after=page.first - 1, news=True)
         transactions = list(intake.run([page]))
         rules = read_rules(reader, plans, snapshot=shown, here=False, anew=False)
-        merge_transactions(connection, plans, transactions, rules=rules)
+        merge_transactions(work.driver, plans, transactions, rules=rules)
         advance_sequences(connection, find_extremes(plans, transactions))
         store.write_tickets(connection, _list_aggregates(page))
         reached = page.first + len(page.entries) - 1
@@ -235,10 +240,10 @@ def _apply(work: _Following, place: Place, page: SequencedPage) -> Place:
                 f"the log no longer reaches sequence {reached}",
                 hint="an older state of the log is read; wait, and run it again",
             )
-        place = Place(source.generation, reached, chain, max(place.position, intake.position))
+        place = LogPlace(source.generation, reached, chain, max(place.position, intake.position))
         store.write_position(connection, place.position)
-        resume_tables(connection, taken)
-        store.write_place(connection, work.name, place=place)
+        resume_tables(work.driver, taken)
+        store.write_follower(connection, work.name, place=place)
     return place
 
 

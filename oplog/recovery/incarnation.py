@@ -1,8 +1,8 @@
-"""A copied database made one of its own: its log at home here, its archive named or forgotten.
+"""Makes the log of a copied database that database's own; application tables stay untouched.
 
-Knows the order of work. Must not touch a row of the application's tables, nor an archive. Each
-consumer goes on from where it was, missing nothing and getting nothing twice, or is told that
-its place is not known here.
+A copy takes over the archives of the original or forgets them; the archives themselves are not
+written. Each consumer goes on from its place, without a gap or a repetition, or is refused
+because its place belongs to another history.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
@@ -17,17 +18,17 @@ from oplog.archive.format.head import Origin
 from oplog.errors import ConfigurationError
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
+from oplog.postgres.work import Driver
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.restore import open_work
 from oplog.store import Store
-from oplog.store.checkpoints import ARCHIVE_PREFIX
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
 from oplog.store.home import Home, Identity, read_homing, write_home
 from oplog.store.intake import RestorationStore
 from oplog.store.removal import PruningStore
-from oplog.store.renumbering import IncarnationStore, settle
+from oplog.store.renumbering import IncarnationStore, Reader, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +103,27 @@ class _Incarnation:
         if replaces_original:
             self._take_over(found.here, strangers)
         else:
-            self._store.forget_archives(self._connection)
+            self._exports.forget_archives(self._connection)
         write_home(self._connection, self._schema)
         return IncarnationReport(
-            replaces_original,
-            found.here.system_identifier,
-            found.here.database,
-            home.identity.system_identifier if found.home else "",
-            home.identity.database if found.home else 0,
-            entries,
-            tuple(name for name in places if not name.startswith(ARCHIVE_PREFIX)),
-            tuple(name for name in strangers if not name.startswith(ARCHIVE_PREFIX)),
-            tuple(row.url for row in rows),
+            replaces_original=replaces_original,
+            server=found.here.system_identifier,
+            database=found.here.database,
+            previous_server=home.identity.system_identifier if found.home else "",
+            previous_database=home.identity.database if found.home else 0,
+            entries=entries,
+            consumers=tuple(reader for reader in places if isinstance(reader, str)),
+            strangers=tuple(reader for reader in strangers if isinstance(reader, str)),
+            archives=tuple(row.url for row in rows),
         )
 
-    def _take_over(self, here: Identity, strangers: Collection[str]) -> None:
+    def _take_over(self, here: Identity, strangers: Collection[Reader]) -> None:
         for row in self._exports.list_rows(self._connection):
             taken = replace(row, origin=here, owner=None)
-            if f"{ARCHIVE_PREFIX}{row.archive_id}" in strangers:
+            if row.archive_id in strangers:
                 # Whatever it has is compared, entry by entry.
                 taken = replace(taken, sequence=0, chain="", cursor=None)
-            self._store.write_row(self._connection, taken)
+            self._exports.rewrite_row(self._connection, taken)
 
     def _check(self) -> None:
         require_primary(self._connection, "making the log this database's own")
@@ -136,24 +137,25 @@ class _Incarnation:
 
     def _list_places(
         self, home: Home, rows: list[ArchiveRow]
-    ) -> tuple[dict[str, Cursor], list[str]]:
+    ) -> tuple[dict[Reader, Cursor], list[Reader]]:
         """Places in the history that was copied, and the names of those that are in another."""
-        known = self._store.list_cursors(self._connection)
+        known: dict[Reader, Cursor] = {}
+        known.update(self._store.list_cursors(self._connection))
         for row in rows:
             if row.cursor is not None:
-                known[f"{ARCHIVE_PREFIX}{row.archive_id}"] = Cursor.from_json(row.cursor)
+                known[row.archive_id] = Cursor.from_json(row.cursor)
         server = home.identity.system_identifier
         own = {name: one for name, one in known.items() if one.system_identifier == server}
         # A consumer's place from before a promotion was refused there, too; an archive's was not.
         newest = max((one.timeline for one in own.values()), default=0)
         places = {
-            name: one
-            for name, one in own.items()
-            if one.timeline == newest or name.startswith(ARCHIVE_PREFIX)
+            reader: one
+            for reader, one in own.items()
+            if one.timeline == newest or isinstance(reader, UUID)
         }
-        return places, sorted(set(known).difference(places))
+        return places, [reader for reader in known if reader not in places]
 
-    def _settle(self, home: Home, origin: Origin, places: Mapping[str, Cursor]) -> int:
+    def _settle(self, home: Home, origin: Origin, places: Mapping[Reader, Cursor]) -> int:
         """Entries and places in this server's history; how many entries were changed for it."""
         if home.identity.system_identifier == origin.system_identifier:
             return 0
@@ -168,10 +170,11 @@ class _Incarnation:
             }
             self._write_places(moved)
             return 0
+        driver = Driver(self._connection)
         oids = find_oids(self._connection, RestorationStore(self._schema).list_tables())
-        taken = suspend_switches(self._connection, oids)
+        taken = suspend_switches(driver, oids)
         renumbered = self._store.renumber(self._connection, places)
-        resume_tables(self._connection, taken)
+        resume_tables(driver, taken)
         self._write_places(
             {
                 name: settle(
@@ -199,14 +202,11 @@ class _Incarnation:
             )
         return False
 
-    def _write_places(self, places: Mapping[str, Cursor]) -> None:
-        rows = {
-            f"{ARCHIVE_PREFIX}{row.archive_id}": row
-            for row in self._exports.list_rows(self._connection)
-        }
-        for name, cursor in places.items():
-            if name in rows:
-                row = replace(rows[name], cursor=cursor.to_json())
-                self._store.write_row(self._connection, row)
+    def _write_places(self, places: Mapping[Reader, Cursor]) -> None:
+        rows = {row.archive_id: row for row in self._exports.list_rows(self._connection)}
+        for reader, cursor in places.items():
+            if isinstance(reader, UUID):
+                row = replace(rows[reader], cursor=cursor.to_json())
+                self._exports.rewrite_row(self._connection, row)
             else:
-                self._store.write_cursor(self._connection, name, cursor)
+                self._store.write_cursor(self._connection, reader, cursor)

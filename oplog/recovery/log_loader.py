@@ -1,15 +1,12 @@
-"""Entries of a kept log, checked, written into the log's tables, and opened.
+"""Copies the entries of a kept log into the log's tables and yields its transactions, opened.
 
-Reads pages and COPYs their rows as they are; yields whole transactions to be folded. Must not
-know the tables that they change. The hard thing is to look at each entry once: a page is
-checked and written before its first transaction is given out, and then forgotten.
+Each entry is read once: a page is checked and written before its first transaction is yielded,
+and is not kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-from sqlalchemy.engine import Connection
 
 from oplog.crypto.hashing import hash_metadata
 from oplog.errors import ChainBrokenError, ConfigurationError
@@ -31,7 +28,7 @@ class LogIntake:
 
     def __init__(
         self,
-        connection: Connection,
+        driver: Driver,
         reader: EntryReader,
         *,
         store: RestorationStore,
@@ -51,8 +48,7 @@ class LogIntake:
         """The highest position written."""
         self.sequence = after
         """Up to here, from the beginning, nothing was left out."""
-        self._connection = connection
-        self._driver = Driver(connection)
+        self._driver = driver
         self._reader = reader
         self._store = store
         self._seen = after
@@ -113,7 +109,7 @@ class LogIntake:
         if self._whole and not self._news:
             return RESTORED_ID
         if self._own_id is None:
-            self._own_id = self._store.read_transaction_id(self._connection)
+            self._own_id = self._store.read_transaction_id(self._driver.connection)
         return self._own_id
 
     def _write(

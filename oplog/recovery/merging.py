@@ -59,7 +59,7 @@ class _Aside:
 
 
 def merge_transactions(
-    connection: Connection,
+    driver: Driver,
     plans: Sequence[TablePlan],
     transactions: Iterable[Sequence[OpenedEntry]],
     *,
@@ -69,7 +69,6 @@ def merge_transactions(
 
     `ReplayError` where rows are not as the log says, or break a constraint in the end.
     """
-    driver = Driver(connection)
     loaders = make_scratch(driver, plans)
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
     by_type = {name: folds[id(one)] for one in loaders for name in one.plan.types}
@@ -82,7 +81,7 @@ def merge_transactions(
         net = folds[id(loader)]
         if net:
             touched.append(_set_aside(driver, loader, net, number=number))
-    _put_back(connection, _sort_by_reference(connection, touched))
+    _put_back(driver, _sort_by_reference(driver.connection, touched))
     return applied
 
 
@@ -134,14 +133,13 @@ def _sort_by_reference(connection: Connection, touched: Sequence[_Aside]) -> lis
         return list(touched)
 
 
-def _put_back(connection: Connection, touched: Sequence[_Aside]) -> None:
-    driver = Driver(connection)
+def _put_back(driver: Driver, touched: Sequence[_Aside]) -> None:
     driver.execute("SAVEPOINT oplog_merge")
     try:
         _change_in_place(driver, touched)
     except (driver_errors.IntegrityError, driver_errors.GeneratedAlways, _UnexpectedError):
         driver.execute("ROLLBACK TO SAVEPOINT oplog_merge")
-        _replace(connection, touched)
+        _replace(driver, touched)
     driver.execute("RELEASE SAVEPOINT oplog_merge")
 
 
@@ -178,11 +176,10 @@ def _change_in_place(driver: Driver, touched: Sequence[_Aside]) -> None:
     driver.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _replace(connection: Connection, touched: Sequence[_Aside]) -> None:
+def _replace(driver: Driver, touched: Sequence[_Aside]) -> None:
     """Take all concerned rows out and put them in as they are now, past foreign keys."""
-    driver = Driver(connection)
     oids = [aside.plan.live.oid for aside in touched]
-    taken = suspend_tables(connection, oids, referring=True)
+    taken = suspend_tables(driver, oids, referring=True)
     for aside in touched:
         driver.execute(
             f"DELETE FROM {aside.live} l USING {aside.known} b WHERE {aside.match('l', 'b')}"
@@ -198,7 +195,7 @@ def _replace(connection: Connection, touched: Sequence[_Aside]) -> None:
                 hint="the table was migrated further than the log knows, or somebody else wrote "
                 "into it",
             ) from cause
-    resume_tables(connection, taken)
+    resume_tables(driver, taken)
 
 
 def _insert_known(driver: Driver, aside: _Aside) -> None:

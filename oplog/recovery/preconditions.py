@@ -1,7 +1,7 @@
-"""What must be so before a restore: nobody else at it, an empty target, a snapshot that fits.
+"""Conditions of a restore: no other restore, an empty target, a snapshot that fits the log.
 
-Looks and refuses, never changes. The hard thing is to look at everything that a restore would
-mix with: the log's own tables, all tables that the log knows, and all that are guarded.
+A target is empty when the log's own tables, the tables that the log knows and all guarded tables
+have no rows.
 """
 
 from __future__ import annotations
@@ -34,16 +34,14 @@ def take_lock(connection: Connection, store: RestorationStore) -> None:
         )
 
 
-def describe_rows(
-    connection: Connection, store: RestorationStore, plans: Sequence[TablePlan]
-) -> str:
+def describe_rows(driver: Driver, store: RestorationStore, plans: Sequence[TablePlan]) -> str:
     """Which of the log's and the logged tables have rows; empty if all are empty."""
+    connection = driver.connection
     counted = store.count_rows(connection)
     names = {plan.name: plan.live.qualified for plan in plans}
     for guard in list_declared_guards(connection, store.schema):
         if guard.tracked:
             (names[f"{guard.schema}.{guard.table}"],) = qualify([guard.table], guard.schema)
-    driver = Driver(connection)
     for name, qualified in sorted(names.items()):
         if not find_oids(connection, [qualified]):
             continue

@@ -1,8 +1,7 @@
-"""An empty, migrated database filled from a log: rows, entries, tickets, in one transaction.
+"""Fills an empty, migrated database from a log: rows, entries and tickets in one transaction.
 
-Knows the order of work. Must not know where the log lies. The hard thing is that half a restore
-looks like a whole one: so a mark that keeps applications out is committed first, and removed by
-the very transaction that brings everything back.
+A mark that keeps applications out is committed first, and removed by the transaction that brings
+everything back: a restore that was interrupted must not look like a database without rows.
 """
 
 from __future__ import annotations
@@ -49,9 +48,8 @@ from oplog.replay.table_plan import TablePlan
 from oplog.schema.tables import VERSION
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
-from oplog.store.checkpoints import RESTORED_PLACE
 from oplog.store.home import write_home
-from oplog.store.intake import Place, RestorationStore
+from oplog.store.intake import LogPlace, RestorationStore
 
 
 class RestoreStep(StrEnum):
@@ -99,20 +97,25 @@ Finish = Callable[[Connection, RestoreReport], None]
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be restored, and how."""
+    """What is to be restored, and how; `driver` is made once and handed down."""
 
+    driver: Driver
     source: SequencedLog
     open_reader: OpenReader
     store: RestorationStore
-    through: int | datetime | None
     snapshot: SnapshotReader | None
-    least_position: int
-    batch_rows: int
-    progress: Progress | None
     finish: Finish
-    reach: Callable[[RestoreStep], None]
+    through: int | datetime | None = None
+    least_position: int = 0
+    batch_rows: int = BATCH_ROWS
+    progress: Progress | None = None
+    reach: Callable[[RestoreStep], None] = lambda _: None
     anew: bool = False
-    """What is there is removed first, in the same transaction, and entries are news."""
+    """Existing rows are removed first, in the same transaction, and entries count as new."""
+
+    @property
+    def connection(self) -> Connection:
+        return self.driver.connection
 
 
 class _FilledError(Exception):
@@ -149,47 +152,50 @@ def restore_log(
     altered log, and `ReplayError` for one that does not replay or whose rows break a constraint.
     """
     request = _Request(
-        source,
-        open_reader,
-        RestorationStore(schema),
-        through,
-        snapshot,
-        least_position,
-        batch_rows,
-        progress,
-        finish,
-        reach,
+        driver=Driver(connection),
+        source=source,
+        open_reader=open_reader,
+        store=RestorationStore(schema),
+        snapshot=snapshot,
+        finish=finish,
+        through=through,
+        least_position=least_position,
+        batch_rows=batch_rows,
+        progress=progress,
+        reach=reach,
     )
-    return _mark_and_restore(connection, request)
+    return _mark_and_restore(request)
 
 
-def _mark_and_restore(connection: Connection, request: _Request) -> RestoreReport:
+def _mark_and_restore(request: _Request) -> RestoreReport:
+    connection = request.connection
     if connection.in_transaction():
-        return _restore_joined(connection, request)
+        return _restore_joined(request)
     with open_work(connection):
-        _check_target(connection, request)
+        _check_target(request)
         request.store.write_mark(connection)
     request.reach(RestoreStep.MARKED)
     try:
         with open_work(connection):
-            return _restore(connection, request)
+            return _restore(request)
     except _FilledError as found:
         # This database is theirs, and works.
-        _remove_mark(connection, request)
+        _remove_mark(request)
         raise refuse_filled(str(found)) from None
     except SchemaDriftError:
         # Running it again would not help: leave the database as it was.
-        _remove_mark(connection, request)
+        _remove_mark(request)
         raise
 
 
-def _remove_mark(connection: Connection, request: _Request) -> None:
-    with open_work(connection):
-        request.store.remove_mark(connection)
+def _remove_mark(request: _Request) -> None:
+    with open_work(request.connection):
+        request.store.remove_mark(request.connection)
 
 
-def _restore_joined(connection: Connection, request: _Request) -> RestoreReport:
+def _restore_joined(request: _Request) -> RestoreReport:
     """Everything in the caller's transaction, which holds its locks until it ends."""
+    connection = request.connection
     isolation = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation')"
     ).scalar_one()
@@ -200,9 +206,9 @@ def _restore_joined(connection: Connection, request: _Request) -> RestoreReport:
             hint="give a connection that is in no transaction, or in one that is READ COMMITTED",
         )
     with pin_settings(connection, more={"row_security": "off"}):
-        _check_target(connection, request)
+        _check_target(request)
         try:
-            return _restore(connection, request)
+            return _restore(request)
         except _FilledError as found:
             raise refuse_filled(str(found)) from None
 
@@ -223,21 +229,17 @@ def rebuild_log(
     whoever wrote them.
     """
     request = _Request(
-        source,
-        open_reader,
-        RestorationStore(schema),
-        None,
-        snapshot,
-        0,
-        BATCH_ROWS,
-        None,
-        finish,
-        lambda _: None,
+        driver=Driver(connection),
+        source=source,
+        open_reader=open_reader,
+        store=RestorationStore(schema),
+        snapshot=snapshot,
+        finish=finish,
         anew=True,
     )
     with open_work(connection):
         check_snapshot(request.source, request.snapshot)
-        return _restore(connection, request)
+        return _restore(request)
 
 
 @contextmanager
@@ -252,38 +254,40 @@ def open_work(connection: Connection) -> Iterator[None]:
             yield
 
 
-def _check_target(connection: Connection, request: _Request) -> None:
+def _check_target(request: _Request) -> None:
+    connection = request.connection
     require_primary(connection, "a restore")
     log = Store(request.store.schema)
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
     take_lock(connection, request.store)
-    plans = _read_plans(connection, request)
+    plans = _read_plans(request)
     check_snapshot(request.source, request.snapshot)
-    found = describe_rows(connection, request.store, plans)
+    found = describe_rows(request.driver, request.store, plans)
     if found:
         raise refuse_filled(found)
 
 
-def _read_plans(connection: Connection, request: _Request) -> list[TablePlan]:
+def _read_plans(request: _Request) -> list[TablePlan]:
+    connection = request.connection
     reader, shown = request.open_reader(connection), request.source.read_snapshot()
     limit = find_limit(reader, request.through, snapshot=shown)
     return read_reader_plans(connection, reader, snapshot=shown, through=limit)
 
 
-def _restore(connection: Connection, request: _Request) -> RestoreReport:
+def _restore(request: _Request) -> RestoreReport:
     store, source = request.store, request.source
+    driver, connection = request.driver, request.connection
     take_lock(connection, store)
     store.lock_tables(connection)
-    plans = _read_plans(connection, request)
-    driver = Driver(connection)
+    plans = _read_plans(request)
     lock_tables(driver, [plan.live.qualified for plan in plans])
-    found = "" if request.anew else describe_rows(connection, store, plans)
+    found = "" if request.anew else describe_rows(driver, store, plans)
     if found:
         raise _FilledError(found)
     oids = [plan.live.oid for plan in plans]
     covered = [*find_oids(connection, store.list_tables()), *oids]
-    taken = suspend_tables(connection, covered, referring=request.anew)
+    taken = suspend_tables(driver, covered, referring=request.anew)
     if request.anew:
         # Not TRUNCATE: that is refused wherever another table refers to one of these.
         for plan in plans:
@@ -291,16 +295,16 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
         store.clear(connection)
     request.reach(RestoreStep.EMPTIED)
     loaders = make_scratch(driver, plans)
-    intake = _take_in(connection, request, loaders)
+    intake = _take_in(request, loaders)
     request.reach(RestoreStep.FOLDED)
     for loader in loaders:
         move_rows(driver, loader)
     request.reach(RestoreStep.FILLED)
-    restore_tickets(connection, store, request.snapshot)
+    restore_tickets(driver, store, snapshot=request.snapshot)
     store.write_position(connection, max(intake.position, request.least_position))
     recorded = {} if request.snapshot is None else request.snapshot.sequences
-    move_sequences(connection, oids, recorded=recorded)
-    resume_tables(connection, taken)
+    move_sequences(driver, oids, recorded=recorded)
+    resume_tables(driver, taken)
     request.reach(RestoreStep.RESUMED)
     lives = [TableLoader(driver, plan, plan.live.qualified) for plan in plans]
     driver.execute(f"ANALYZE {', '.join([*store.list_tables(), *(one.target for one in lives)])}")
@@ -315,7 +319,7 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
     store.remove_mark(connection)
     # Whatever it was a copy of: all ids in it are this server's now, or count as ended.
     write_home(connection, store.schema)
-    _write_place(connection, request, intake)
+    _write_place(request, intake)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)
     return report
@@ -324,14 +328,12 @@ def _restore(connection: Connection, request: _Request) -> RestoreReport:
 # -- what is restored -----------------------------------------------------------------------
 
 
-def _take_in(
-    connection: Connection, request: _Request, loaders: Sequence[TableLoader]
-) -> LogIntake:
+def _take_in(request: _Request, loaders: Sequence[TableLoader]) -> LogIntake:
     """The log into its tables, and its rows into the loaders'."""
-    source, store, driver = request.source, request.store, Driver(connection)
-    reader = request.open_reader(connection)
+    source, driver = request.source, request.driver
+    reader = request.open_reader(request.connection)
     plans = [loader.plan for loader in loaders]
-    _write_identity(connection, request, plans)
+    _write_identity(request, plans)
     shown = source.read_snapshot()
     limit = find_limit(reader, request.through, snapshot=shown)
     rules = read_rules(reader, plans, snapshot=shown, through=limit, here=False)
@@ -339,9 +341,9 @@ def _take_in(
         load_snapshot(driver, loaders, snapshot=request.snapshot, judge=rules.judge)
     before = source.first_sequence - 1
     intake = LogIntake(
-        connection,
+        driver,
         reader,
-        store=store,
+        store=request.store,
         after=before,
         through=limit,
         folded=0 if request.snapshot is None else request.snapshot.sequence,
@@ -368,7 +370,8 @@ def _take_in(
     return intake
 
 
-def _write_identity(connection: Connection, request: _Request, plans: Sequence[TablePlan]) -> None:
+def _write_identity(request: _Request, plans: Sequence[TablePlan]) -> None:
+    connection = request.connection
     log = Store(request.store.schema)
     request.store.write_log_id(connection, request.source.read_log_id())
     shapes = request.source.list_types()
@@ -378,9 +381,9 @@ def _write_identity(connection: Connection, request: _Request, plans: Sequence[T
         log.insert_key(connection, key_id, check_value=check_value)
 
 
-def _write_place(connection: Connection, request: _Request, intake: LogIntake) -> None:
+def _write_place(request: _Request, intake: LogIntake) -> None:
     chain = request.source.find_chain(intake.sequence)
     # Beyond a gap nobody could go on from here without giving some entries twice.
     if intake.complete and chain is not None:
-        place = Place(request.source.generation, intake.sequence, chain, intake.position)
-        request.store.write_place(connection, RESTORED_PLACE, place=place)
+        place = LogPlace(request.source.generation, intake.sequence, chain, intake.position)
+        request.store.write_restored(request.connection, place)

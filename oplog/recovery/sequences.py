@@ -55,14 +55,12 @@ WHERE q.seqrelid = %s::regclass AND w.value BETWEEN q.seqmin AND q.seqmax
     ELSE (w.value > now.last_value) = (q.seqincrement > 0) END"""
 
 
-def move_sequences(
-    connection: Connection, oids: Sequence[int], *, recorded: Mapping[str, int]
-) -> None:
+def move_sequences(driver: Driver, oids: Sequence[int], *, recorded: Mapping[str, int]) -> None:
     """Move sequences of these tables, and recorded ones, on to the furthest value known.
 
     None is moved back, whichever way it counts: a key once given is not given again.
     """
-    driver = Driver(connection)
+    connection = driver.connection
     reached: dict[str, list[int]] = {}
     for fed in _list_fed(connection, oids):
         found = driver.execute(

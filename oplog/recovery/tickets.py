@@ -1,14 +1,12 @@
-"""Tickets of a restored log: made from its entries, and held to what a snapshot says of them.
+"""Tickets of a restored log: made from its entries and compared with a snapshot's tickets.
 
-Knows tickets and links. Must not know rows. Of a log without its beginning, only the snapshot's
-tickets vouch for what came before its first entries.
+If the archive no longer has the beginning of the log, the snapshot's tickets are the only record
+of what the first entries follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from sqlalchemy.engine import Connection
 
 from oplog.errors import ChainBrokenError
 from oplog.postgres.work import Driver
@@ -18,13 +16,13 @@ from oplog.store.intake import RestorationStore, print_ticket
 
 
 def restore_tickets(
-    connection: Connection, store: RestorationStore, snapshot: SnapshotReader | None
+    driver: Driver, store: RestorationStore, *, snapshot: SnapshotReader | None
 ) -> None:
     """Make the tickets of restored entries, and take over those of a snapshot.
 
     `ChainBrokenError` where entries do not follow one another, or a snapshot's ticket.
     """
-    driver = Driver(connection)
+    connection = driver.connection
     stage = store.stage_tickets(connection)
     if snapshot is not None:
         driver.copy(

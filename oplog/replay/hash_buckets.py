@@ -29,9 +29,9 @@ from oplog.replay.validity import FoldRules
 from oplog.value import ValueCodec, Wire
 
 PORTION_BYTES = 32 * 1024 * 1024
-"""Of live tables, aimed at for one portion; their rows take several times that in memory."""
+"""Size of the live tables' part in one portion; its rows take several times that in memory."""
 PORTION_BATCHES = 4
-"""A portion has at most as many rows of the log as so many batches of a replay."""
+"""A portion has at most as many rows of the log as this many batches of a replay."""
 MOST_PORTIONS = 4096
 """More than these and the comparison would take for ever."""
 
@@ -44,7 +44,7 @@ _WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
 
 
 class _TooManyError(Exception):
-    """The rows of a portion are more than may be held."""
+    """A portion has more rows than may be held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +143,10 @@ class _Work:
 
     def __init__(
         self,
-        driver: Driver,
         reader: EntryReader,
         plans: Sequence[TablePlan],
         *,
+        driver: Driver,
         snapshot: str,
         rules: FoldRules,
         limit: int,
@@ -235,10 +235,10 @@ class _Work:
 
 
 def compare_portions(
-    driver: Driver,
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
+    driver: Driver,
     snapshot: str,
     rules: FoldRules,
     limit: int,
@@ -251,9 +251,9 @@ def compare_portions(
     a portion only. `ConfigurationError` where tables that are too large cannot be split.
     """
     work = _Work(
-        driver,
         reader,
         plans,
+        driver=driver,
         snapshot=snapshot,
         rules=rules,
         limit=limit,

@@ -16,16 +16,16 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
-from oplog.postgres.work import Driver
+from oplog.postgres.work import Driver, read_qualified
 from oplog.replay.loader import TableLoader
 from oplog.replay.table_plan import TablePlan
 
 COMMENT_PREFIX = "oplog replay "
-"""Begins the comment of every table made here, and of nothing that a replay may drop else."""
+"""Begins the comment of every table made here; a replay drops only tables that have it."""
 
 
 def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader]:
-    """Temporary tables for a comparison, forgiving: differences are to be shown, not raised."""
+    """Temporary tables for a comparison, without NOT NULL: differences are reported, not raised."""
     loaders = []
     for number, plan in enumerate(plans):
         target = f"pg_temp.oplog_rebuilt_{number}"
@@ -56,7 +56,7 @@ def make_schema(
 
 
 def comment_tables(driver: Driver, loaders: Iterable[TableLoader], *, position: int) -> None:
-    """Mark the tables as a replay's, with what they show."""
+    """Mark the tables as made by a replay, with the position that they show."""
     for loader in loaders:
         comment = f"{COMMENT_PREFIX}of {loader.plan.live.qualified} through position {position}"
         driver.execute(f"COMMENT ON TABLE {loader.target} IS {quote_literal(comment)}")
@@ -148,8 +148,8 @@ def _drop_earlier(driver: Driver, *, into: str) -> None:
 
 # -- constraints ----------------------------------------------------------------------------
 
-# Columns by name, for leaving out what rests on a column the log never sees. Deparsed with
-# nothing but pg_catalog on the search path, so that every other name is qualified.
+# Columns by name, for leaving out what rests on a column the log never sees. Read with
+# `read_qualified`, so that definitions qualify every name.
 _CONSTRAINTS = """
 SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
   pg_catalog.pg_get_constraintdef(c.oid), c.confrelid::bigint,
@@ -157,11 +157,11 @@ SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
         WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)),
-  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%I.%I', n.nspname, r.relname) END
+  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%%I.%%I', n.nspname, r.relname) END
 FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE c.conrelid = ANY($1::bigint[]::oid[])
+WHERE c.conrelid = ANY(%s::bigint[]::oid[])
   AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0)
 UNION ALL
 SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), 0,
@@ -169,19 +169,19 @@ SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.in
         ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid
         WHERE p.classid = 'pg_catalog.pg_class'::regclass AND p.objid = i.indexrelid
           AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = i.indrelid),
-  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %I ON %s%I.%I ', x.relname,
+  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %%I ON %%s%%I.%%I ', x.relname,
     CASE r.relkind WHEN 'p' THEN 'ONLY ' END, n.nspname, r.relname)
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_class r ON r.oid = i.indrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
+WHERE i.indrelid = ANY(%s::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = i.indexrelid
                   AND c.contype IN ('p', 'u', 'x'))
 ORDER BY 1, 3
 """
 _ORDER = "uxicf"
-"""Keys before what refers to them."""
+"""Kinds of constraints in the order they are added: keys before foreign keys."""
 
 
 def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:
@@ -195,7 +195,8 @@ def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str
         if not loader.keyed:
             loader.build_key()
     used = _list_relations(driver, into=into)
-    rows = _read_constraints(driver, list(by_oid))
+    oids = list(by_oid)
+    rows = read_qualified(driver.connection, _CONSTRAINTS, (oids, oids))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
         name = row[2]
         statement = _state_constraint(row, by_oid, named=name not in used)
@@ -206,15 +207,6 @@ def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str
             driver.execute(statement)
         except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise _broken(by_oid[row[0]], name, cause) from cause
-
-
-def _read_constraints(driver: Driver, oids: list[int]) -> list[Any]:
-    found = driver.query("SELECT pg_catalog.current_setting('search_path')", ()).fetchone()
-    narrow = "SELECT pg_catalog.set_config('search_path', $1, true)"
-    driver.query(narrow, ("pg_catalog",))
-    rows = driver.query(_CONSTRAINTS, (oids,)).fetchall()
-    driver.query(narrow, (found[0] if found else "",))
-    return rows
 
 
 def _list_relations(driver: Driver, *, into: str) -> set[str]:

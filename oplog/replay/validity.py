@@ -16,7 +16,7 @@ from oplog.payload.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """From which position on effects of a shape count, and why they must not.
+    """Whether effects of a shape count.
 
     Those before `since` were replaced as a whole. One that counts raises `refusal`, if there
     is one.

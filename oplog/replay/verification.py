@@ -88,9 +88,9 @@ def verify_tables(
         plans = read_plans(inside, types, gone=list_gone(types, turns))
         compare = compare_portions if is_standby(inside) else _compare_in_tables
         found = compare(
-            Driver(inside),
             reader,
             plans,
+            driver=Driver(inside),
             snapshot=snapshot,
             # Not strict: what reads wrongly is compared, and shows.
             rules=make_rules(reader.types.shapes, plans, turns=turns, here=True, strict=False),
@@ -109,10 +109,10 @@ def verify_tables(
 
 
 def _compare_in_tables(
-    driver: Driver,
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
+    driver: Driver,
     snapshot: str,
     rules: FoldRules,
     limit: int,

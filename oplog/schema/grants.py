@@ -1,8 +1,8 @@
 """What each role around a log needs: the statements that grant it.
 
-Pure text. Must not run anything. The hard thing is to give no more than is needed: an application
-writes the log by three functions, whoever publishes writes one table, whoever audits none, and
-nobody here may alter the log. Everything is named, so that nothing beside it is given.
+Pure text. Nobody is given more than the role needs: an application writes the log by three
+functions, a worker and a consumer write one table each, an auditor none. Every table and function
+is named, so that what stands beside the log in its schema is not given with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.schema.expected import list_log_tables
-from oplog.schema.rights import APPLICATION_WRITES, CALLED_BY_APPLICATIONS
+from oplog.schema.rights import (
+    APPLICATION_WRITES,
+    CALLED_BY_APPLICATIONS,
+    CONSUMER_WRITES,
+    WORKER_WRITES,
+)
 
 
 class RoleKind(StrEnum):
@@ -26,8 +31,18 @@ class RoleKind(StrEnum):
     """Writes its tables, and with them the log."""
     WORKER = "worker"
     """Publishes the log to an archive."""
+    CONSUMER = "consumer"
+    """Consumes the log with `log.subscribe`."""
     AUDITOR = "auditor"
     """Reads the log."""
+
+
+_WRITES = {
+    RoleKind.APPLICATION: APPLICATION_WRITES,
+    RoleKind.WORKER: WORKER_WRITES,
+    RoleKind.CONSUMER: CONSUMER_WRITES,
+    RoleKind.AUDITOR: {},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +80,11 @@ def list_grants(
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
     read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
     yield f"GRANT SELECT ON {read} TO {whom};"
+    for table, rights in _WRITES[kind].items():
+        yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"
     if kind is RoleKind.APPLICATION:
-        for table, rights in APPLICATION_WRITES.items():
-            yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"
         functions = ", ".join(f"{s}.oplog_{name}" for name in CALLED_BY_APPLICATIONS)
         yield f"GRANT EXECUTE ON FUNCTION {functions} TO {whom};"
-    elif kind is RoleKind.WORKER:
-        yield f"GRANT INSERT, UPDATE ON {s}.oplog_checkpoint TO {whom};"
     named = [(table_schema or "public", table) for table_schema, table in tables]
     for table_schema, table in named:
         yield f"GRANT SELECT ON {quote(table_schema)}.{quote(table)} TO {whom};"

@@ -15,17 +15,24 @@ CALLED_BY_APPLICATIONS = ("append_one", "append", "settle")
 CALLED_BY_EVERYBODY = ("arm",)
 """Conditions of guards' triggers, which run with the rights of the role that writes the table."""
 
+CONSUMER_WRITES: dict[str, tuple[str, ...]] = {"consumer": ("INSERT", "UPDATE")}
+"""What `log.subscribe` writes."""
+WORKER_WRITES: dict[str, tuple[str, ...]] = {"archive": ("INSERT", "UPDATE")}
+"""What publishing writes."""
 APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
+    **CONSUMER_WRITES,
+    "adoption": ("INSERT", "UPDATE"),
     "type": ("INSERT",),
     "type_numbers": ("INSERT",),
     "key": ("INSERT",),
-    "checkpoint": ("INSERT", "UPDATE"),
     "fence": ("INSERT",),
     # To ask what became of a COMMIT. The other columns are the append function's.
     "ticket": ("INSERT", "UPDATE (version)"),
     "image": ("DELETE",),
 }
-"""What applications write themselves; all other tables are written by functions and the owner."""
+"""What applications write themselves, consuming and adopting included."""
+_WRITES = {**APPLICATION_WRITES, **WORKER_WRITES}
+"""What any role may be given; all other tables are written by functions and the owner."""
 SEQUENCES = ("oplog_entry_id_seq", "oplog_image_id_seq")
 """Numbers of entries and images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT", "MAINTAIN")
@@ -89,7 +96,7 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
     known = ", ".join(f"'{named}'" for named in (*objects, *SEQUENCES))
     tables = [
         (f"oplog_{table}", right.partition(" (")[2].rstrip(")"), right.partition(" ")[0])
-        for table, rights in APPLICATION_WRITES.items()
+        for table, rights in _WRITES.items()
         for right in rights
     ]
     writes = ", ".join(f"('{table}', '{column}', '{right}')" for table, column, right in tables)

@@ -19,6 +19,7 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.progress_tables import PROGRESS_TABLES, create_progress_tables
 from oplog.schema.rights import create_rights_statements
 from oplog.schema.upgrade import list_changes, list_fillings, make_repeatable, require_first
 
@@ -105,10 +106,10 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     """Statements that remove the log and everything in it, and the schema if that empties it."""
     s = quote(schema)
     name = quote_literal(schema)
-    tables = ("entry", "metadata", "ticket", "fence", "type", "type_numbers", "key", "checkpoint")
+    kept = ("entry", "metadata", "ticket", "fence", "type", "type_numbers", "key", "log", "pruned")
     return [
         *drop_guard_statements(s),
-        *(f"DROP TABLE {s}.oplog_{table}" for table in (*tables, "log", "pruned")),
+        *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
         f"DROP FUNCTION {s}.oplog_append_one",
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
@@ -258,11 +259,7 @@ def _entry_tables(s: str) -> list[str]:
   key text COLLATE "C" NOT NULL,
   value text COLLATE "C" NOT NULL,
   PRIMARY KEY (transaction_position, ordinal))""",
-        f"""CREATE TABLE {s}.oplog_checkpoint (
-  name text COLLATE "C" PRIMARY KEY,
-  cursor jsonb NOT NULL,
-  position bigint NOT NULL,
-  updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
+        *create_progress_tables(s),
         _pruned_table(s),
     ]
 

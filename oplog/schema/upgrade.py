@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from oplog.errors import SchemaVersionError
+from oplog.schema.progress_tables import OLD_TABLE, PROGRESS_TABLES, split_old_table
 
 ENTRY_ID_INDEX = "oplog_entry_entry_id"
 """Unique, so that no entry is appended a second time."""
@@ -24,12 +25,11 @@ FIRST_TABLES = (
     "fence",
     "entry",
     "metadata",
-    "checkpoint",
     "pruned",
     "guard",
     "image",
 )
-"""What every log of schema version 1 has had from its first day."""
+"""What every log of schema version 1 has had from its first day, and has still."""
 
 _REPEATABLE = (
     (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
@@ -46,6 +46,7 @@ def require_first(s: str, comment: str) -> str:
     """
     q = _in_literal(s)
     tables = ", ".join(f"'{q}.oplog_{table}'" for table in FIRST_TABLES)
+    later = ", ".join(f"'{q}.oplog_{table}'" for table in PROGRESS_TABLES)
     return f"""DO $oplog_do$
 DECLARE
   v_missing text;
@@ -56,7 +57,9 @@ BEGIN
       message = 'oplog: schema {q} does not hold a log of this version',
       hint = 'op.create_oplog creates one; a restore that is under way has to end first';
   END IF;
-  SELECT t.name INTO v_missing FROM pg_catalog.unnest(ARRAY[{tables}]) AS t(name)
+  SELECT t.name INTO v_missing FROM pg_catalog.unnest(ARRAY[{tables}] || CASE
+    WHEN pg_catalog.to_regclass('{q}.{OLD_TABLE}') IS NULL THEN ARRAY[{later}]
+    ELSE ARRAY[]::text[] END) AS t(name)
   WHERE pg_catalog.to_regclass(t.name) IS NULL LIMIT 1;
   IF FOUND THEN
     RAISE EXCEPTION USING errcode = '55000',
@@ -112,7 +115,11 @@ END $oplog_do$""",
 
 def list_fillings(s: str) -> list[str]:
     """What a log that is older than a table puts into it, in the quoted schema `s`."""
-    return [_share_rights(s), _number_types(s)]
+    return [
+        _share_rights(s),
+        _number_types(s),
+        split_old_table(s, f"{_in_literal(s)}.{OLD_TABLE}"),
+    ]
 
 
 def _share_rights(s: str) -> str:

@@ -28,7 +28,7 @@ from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.store import Store
 from oplog.store.whole_transactions import TransactionGroups
 from oplog.sync.exporter import Exporter
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
 
 OpenSource = Callable[[Connection, ArchivedLog], EntryReader]
@@ -104,7 +104,7 @@ def publish_snapshot(
         kept = [one for one in head.snapshots if one.sequence != ref.sequence]
         return replace(head, snapshots=(*kept, ref))
 
-    publish_change(exporter, engine, change, catch_up=True)
+    publish_update(exporter, engine, change, catch_up=True)
     return replace(report or _describe(archive, archive.find_head()), problems=problems)
 
 
@@ -113,11 +113,11 @@ def _put_manifest(publisher: Publisher, manifest: SnapshotManifest) -> SnapshotR
     path = name_content(SNAPSHOT, manifest.sequence, data=data)
     publisher.put_content(path, data, step=Step.PUT_MANIFEST)
     return SnapshotRef(
-        path,
-        manifest.sequence,
-        manifest.position,
-        manifest.recorded_at,
-        manifest.stored_bytes + len(data),
+        path=path,
+        sequence=manifest.sequence,
+        position=manifest.position,
+        recorded_at=manifest.recorded_at,
+        size_bytes=manifest.stored_bytes + len(data),
     )
 
 

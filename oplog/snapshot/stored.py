@@ -110,7 +110,13 @@ class ChunkSource:
             header.table,
             header.columns,
             header.key,
-            ChunkRef(ref.path, header.rows, header.tombstones, size, header.raw_bytes),
+            ChunkRef(
+                path=ref.path,
+                rows=header.rows,
+                tombstones=header.tombstones,
+                stored_bytes=size,
+                raw_bytes=header.raw_bytes,
+            ),
         )
         wanted = (
             self._log_id,

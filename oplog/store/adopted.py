@@ -1,14 +1,15 @@
-"""What the log's tables say of adoption: which types, from where to where, how far it came.
+"""SQL of adoption: which types were adopted or retired, and how far a running adoption came.
 
-Takes a connection and plain values, gives back plain values. Must not know rows or payloads.
-The hard thing is that progress is saved where it can be lost (a checkpoint is no entry):
-whether an adoption ended is read from the log itself.
+Progress is kept in `oplog_adoption`, outside the log, and can be lost. So whether an adoption
+ended is read from the entries.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
@@ -17,7 +18,6 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
-from oplog.store.checkpoints import ADOPTING_PREFIX
 
 ADOPTED = "adopted"
 """Metadata key of every adopted chunk: its type's name."""
@@ -73,10 +73,6 @@ def name_adoption(type_name: str) -> str:
     return f"{ADOPTION_PREFIX}{type_name}"
 
 
-def _name_checkpoint(type_name: str) -> str:
-    return f"{ADOPTING_PREFIX}{type_name}"
-
-
 def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
     """By type, what several entries say together."""
     joined: dict[str, Turns] = {}
@@ -84,6 +80,20 @@ def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
         if turns != Turns():
             joined[name] = joined.get(name, Turns()).join(turns)
     return joined
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far an adoption came.
+
+    `after` is the last adopted row's key, as text; `revision` the type's when it began.
+    """
+
+    after: dict[str, str] | None = None
+    rows: int = 0
+    entries: int = 0
+    done: bool = False
+    revision: int = 0
 
 
 class AdoptionStore:
@@ -117,35 +127,46 @@ class AdoptionStore:
         )
         return join_turns((names[row[0]], read_turns(row[1], row[2])) for row in rows)
 
-    def lock_progress(self, connection: Connection, type_name: str) -> str | None:
+    def lock_progress(self, connection: Connection, type_name: str) -> Reached | None:
         """The saved progress of a type's adoption, None if it has not begun.
 
-        Whoever else adopts the type waits here until this transaction ends.
+        Another adoption of the type waits here until this transaction ends. The caller saves
+        progress, or rolls back: a row that stays says that the adoption has begun.
         """
-        name = _name_checkpoint(type_name)
-        connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
-            "VALUES (%s, 'null'::jsonb, 0) ON CONFLICT DO NOTHING",
-            (name,),
+        made = connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_adoption (type_name) VALUES (%s) ON CONFLICT DO NOTHING",
+            (type_name,),
         )
-        found = connection.exec_driver_sql(
-            f"SELECT cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s FOR UPDATE",
-            (name,),
-        ).scalar_one()
-        return None if found == "null" else str(found)
+        return None if made.rowcount else self._read(connection, type_name, lock="FOR UPDATE")
 
-    def read_progress(self, connection: Connection, type_name: str) -> str | None:
-        """The saved progress, without waiting for anybody."""
-        found = connection.exec_driver_sql(
-            f"SELECT cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s",
-            (_name_checkpoint(type_name),),
-        ).scalar()
-        return None if found is None or found == "null" else str(found)
+    def read_progress(self, connection: Connection, type_name: str) -> Reached | None:
+        """The saved progress, without waiting for other adoptions."""
+        return self._read(connection, type_name)
 
-    def write_progress(self, connection: Connection, type_name: str, *, progress: str) -> None:
+    def _read(self, connection: Connection, type_name: str, *, lock: str = "") -> Reached | None:
+        row = connection.exec_driver_sql(
+            "SELECT after::text, rows, entries, done, revision "
+            f"FROM {self._s}.oplog_adoption WHERE type_name = %s {lock}",
+            (type_name,),
+        ).one_or_none()
+        if row is None:
+            return None
+        after = None if row[0] is None else json.loads(row[0])
+        rows, entries, done, revision = row[1:]
+        return Reached(after, rows, entries, done=done, revision=revision)
+
+    def write_progress(self, connection: Connection, type_name: str, *, reached: Reached) -> None:
         """Save how far the adoption came, in the transaction that appended its entry."""
         connection.exec_driver_sql(
-            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, "
-            "updated_at = pg_catalog.clock_timestamp() WHERE name = %s",
-            (progress, _name_checkpoint(type_name)),
+            f"UPDATE {self._s}.oplog_adoption SET after = %s::jsonb, rows = %s, entries = %s, "
+            "done = %s, revision = %s, updated_at = pg_catalog.clock_timestamp() "
+            "WHERE type_name = %s",
+            (
+                None if reached.after is None else json.dumps(reached.after),
+                reached.rows,
+                reached.entries,
+                reached.done,
+                reached.revision,
+                type_name,
+            ),
         )

@@ -29,7 +29,7 @@ class Cursor:
     after: int = 0
 
     def to_json(self) -> str:
-        """The text kept in the checkpoint table."""
+        """The text that is stored."""
         return json.dumps(
             {
                 "system_identifier": self.system_identifier,
@@ -59,7 +59,8 @@ class Cursor:
         except (AttributeError, KeyError, TypeError, ValueError) as cause:
             raise DecodeError(
                 f"a stored cursor cannot be read: {text[:100]!r}",
-                hint="delete the consumer's row in oplog_checkpoint and start it again",
+                hint="it was altered by hand: delete the consumer's row in oplog_consumer, or the "
+                "archive's in oplog_archive; a consumer then begins again",
             ) from cause
 
     def check_origin(self, system_identifier: str, *, timeline: int) -> None:

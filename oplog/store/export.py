@@ -6,7 +6,6 @@ travels with the database: a server that lost entries has lost the row as well, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,11 +13,10 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import ConfigurationError, DecodeError
+from oplog.errors import ConfigurationError
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.store.checkpoints import ARCHIVE_PREFIX
 from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.new_transactions import read_new_rows
@@ -27,6 +25,13 @@ from oplog.store.seen import EVERYTHING, VISIBLE
 
 _PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
+_ROW = (
+    "archive_id, url, epoch, generation, sequence, chain, head, cursor, "
+    "origin_server, origin_database, owner_server, owner_database"
+)
+"""Columns of `oplog_archive` that an `ArchiveRow` holds."""
+_READ = _ROW.replace("cursor", "cursor::text")
+_VALUES = "%s, %s, %s, %s, %s, %b, %s, %s::jsonb, %s, %s, %s, %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class ExportStore:
     # -- the archive's row ----------------------------------------------------------------
 
     def begin(self, connection: Connection) -> None:
-        """Make the transaction that was just begun one consistent view, and let it wait."""
+        """Make the transaction that was just begun REPEATABLE READ, and allow it to idle."""
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         # Waiting for the object store counts as idle; and what is acknowledged must be durable.
         isolation = connection.exec_driver_sql(
@@ -108,22 +113,19 @@ class ExportStore:
     def read_row(self, connection: Connection, archive_id: UUID) -> ArchiveRow | None:
         """What the database knows of an archive; None if nothing."""
         found = connection.exec_driver_sql(
-            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s",
-            (f"{ARCHIVE_PREFIX}{archive_id}",),
-        ).first()
-        return None if found is None else _read_row(*found)
+            f"SELECT {_READ} FROM {self._s}.oplog_archive WHERE archive_id = %s", (archive_id,)
+        ).one_or_none()
+        return None if found is None else _make_row(found)
 
     def list_rows(self, connection: Connection) -> list[ArchiveRow]:
         """All archives that the database knows of."""
         rows = connection.exec_driver_sql(
-            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
-            "WHERE pg_catalog.starts_with(name, %s) ORDER BY name",
-            (ARCHIVE_PREFIX,),
+            f"SELECT {_READ} FROM {self._s}.oplog_archive ORDER BY archive_id"
         )
-        return [_read_row(*row) for row in rows]
+        return [_make_row(row) for row in rows]
 
     def take_epoch(self, connection: Connection, row: ArchiveRow) -> ArchiveRow:
-        """Raise the epoch over what it was and over `row.epoch`; the row as it is now.
+        """Raise the epoch over the stored one and over `row.epoch`; gives the row as it is now.
 
         `row` is what to begin with if there is none.
         """
@@ -131,37 +133,40 @@ class ExportStore:
         # A crash that took it back would let the same one be handed out twice.
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         found = connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint AS c (name, cursor, position) "
-            "VALUES (%s, %s::jsonb, 0) ON CONFLICT (name) DO UPDATE SET "
-            "cursor = pg_catalog.jsonb_set(c.cursor, '{epoch}', pg_catalog.to_jsonb("
-            "greatest((c.cursor ->> 'epoch')::bigint, %s) + 1)), "
-            "updated_at = pg_catalog.clock_timestamp() RETURNING name, cursor::text",
-            (
-                f"{ARCHIVE_PREFIX}{row.archive_id}",
-                print_row(replace(row, epoch=row.epoch + 1)),
-                row.epoch,
-            ),
+            f"INSERT INTO {self._s}.oplog_archive AS a ({_ROW}) VALUES ({_VALUES}) "
+            "ON CONFLICT (archive_id) DO UPDATE SET epoch = greatest(a.epoch, %s) + 1, "
+            f"updated_at = pg_catalog.clock_timestamp() RETURNING {_READ}",
+            (*_list_values(replace(row, epoch=row.epoch + 1)), row.epoch),
         ).one()
-        return _read_row(*found)
+        return _make_row(found)
 
     def acknowledge(self, connection: Connection, row: ArchiveRow, *, position: int) -> bool:
         """Say what is published; False if the epoch is not `row.epoch` any more."""
         done = connection.exec_driver_sql(
-            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
-            "updated_at = pg_catalog.clock_timestamp() "
-            "WHERE name = %s AND (cursor ->> 'epoch')::bigint = %s",
-            (print_row(row), position, f"{ARCHIVE_PREFIX}{row.archive_id}", row.epoch),
+            f"UPDATE {self._s}.oplog_archive SET ({_ROW}) = ROW ({_VALUES}), position = %s, "
+            "updated_at = pg_catalog.clock_timestamp() WHERE archive_id = %s AND epoch = %s",
+            (*_list_values(row), position, row.archive_id, row.epoch),
         )
         return done.rowcount == 1
 
     def write_row(self, connection: Connection, row: ArchiveRow, *, position: int) -> None:
         """Put the row of a database that was just restored."""
         connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
-            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
-            "cursor = excluded.cursor, position = excluded.position",
-            (f"{ARCHIVE_PREFIX}{row.archive_id}", print_row(row), position),
+            f"INSERT INTO {self._s}.oplog_archive ({_ROW}, position) VALUES ({_VALUES}, %s) "
+            f"ON CONFLICT (archive_id) DO UPDATE SET ({_ROW}, position) = ROW ({_VALUES}, %s)",
+            (*_list_values(row), position, *_list_values(row), position),
         )
+
+    def rewrite_row(self, connection: Connection, row: ArchiveRow) -> None:
+        """Replace the row of an archive; the position for people to read stays."""
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_archive SET ({_ROW}) = ROW ({_VALUES}) WHERE archive_id = %s",
+            (*_list_values(row), row.archive_id),
+        )
+
+    def forget_archives(self, connection: Connection) -> None:
+        """Remove the rows of all archives."""
+        connection.exec_driver_sql(f"DELETE FROM {self._s}.oplog_archive")
 
     # -- what is new ----------------------------------------------------------------------
 
@@ -174,8 +179,8 @@ class ExportStore:
         """
         rows, last = read_new_rows(
             connection,
-            self._s,
             cursor,
+            s=self._s,
             columns="e.transaction_position, e.id, e.transaction_size, octet_length(e.data)",
             limit=limit,
             most_bytes=most_bytes,
@@ -245,45 +250,34 @@ class ExportStore:
         return count, max(0.0, seconds)
 
 
-def print_row(row: ArchiveRow) -> str:
-    """The row as it is stored."""
-    return json.dumps(
-        {
-            "url": row.url,
-            "epoch": row.epoch,
-            "generation": row.generation,
-            "sequence": row.sequence,
-            "chain": row.chain,
-            "head": row.head,
-            "cursor": row.cursor,
-            "origin": row.origin,
-            "owner": row.owner,
-        }
+def _make_row(row: Sequence[Any]) -> ArchiveRow:
+    archive_id, url, epoch, generation, sequence, chain, head, cursor, *known = row
+    origin_server, origin_database, owner_server, owner_database = known
+    return ArchiveRow(
+        archive_id=archive_id,
+        url=url,
+        epoch=epoch,
+        generation=generation,
+        sequence=sequence,
+        chain=bytes(chain).hex(),
+        head=head,
+        cursor=cursor,
+        origin=Identity(origin_server, origin_database),
+        owner=None if owner_server is None else Identity(owner_server, owner_database),
     )
 
 
-def _read_identity(found: Any) -> Identity:
-    identifier, database = found
-    return Identity(str(identifier), int(database))
-
-
-def _read_row(name: str, text: str) -> ArchiveRow:
-    try:
-        found: dict[str, Any] = json.loads(text)
-        return ArchiveRow(
-            archive_id=UUID(name.removeprefix(ARCHIVE_PREFIX)),
-            url=str(found["url"]),
-            epoch=int(found["epoch"]),
-            generation=int(found["generation"]),
-            sequence=int(found["sequence"]),
-            chain=str(found["chain"]),
-            head=int(found["head"]),
-            cursor=None if found["cursor"] is None else str(found["cursor"]),
-            origin=_read_identity(found["origin"]),
-            owner=None if found["owner"] is None else _read_identity(found["owner"]),
-        )
-    except (KeyError, TypeError, ValueError) as cause:
-        raise DecodeError(
-            f"the row {name!r} of oplog_checkpoint cannot be read: {text[:100]!r}",
-            hint="it was altered by hand: delete it, and the next pass compares archive and log",
-        ) from cause
+def _list_values(row: ArchiveRow) -> tuple[object, ...]:
+    """Parameters for `_VALUES`."""
+    return (
+        row.archive_id,
+        row.url,
+        row.epoch,
+        row.generation,
+        row.sequence,
+        bytes.fromhex(row.chain),
+        row.head,
+        row.cursor,
+        *row.origin,
+        *((None, None) if row.owner is None else row.owner),
+    )

@@ -21,6 +21,14 @@ from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_sto
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 
+def check_consumer_name(name: str) -> None:
+    """Raise `ConfigurationError` for a name that PostgreSQL cannot store; any other will do."""
+    if not name or "\x00" in name:
+        raise ConfigurationError(
+            f"{name!r} cannot name a consumer", hint="give a non-empty name without NUL"
+        )
+
+
 class News(NamedTuple):
     """What a snapshot shows that the cursor has not seen."""
 
@@ -98,7 +106,12 @@ class Feed:
         began: a transaction belongs to the page in which its first entry lies.
         """
         rows, last = read_new_rows(
-            connection, self._s, cursor, columns=ENTRY_COLUMNS, limit=limit, most_bytes=PAGE_BYTES
+            connection,
+            cursor,
+            s=self._s,
+            columns=ENTRY_COLUMNS,
+            limit=limit,
+            most_bytes=PAGE_BYTES,
         )
         return Page([make_stored(row) for row in rows], last)
 
@@ -107,7 +120,7 @@ class Feed:
     def read_checkpoint(self, connection: Connection, name: str) -> str | None:
         """A consumer's saved cursor; None if it never saved one."""
         found = connection.exec_driver_sql(
-            f"SELECT cursor::text FROM {self._s}.oplog_checkpoint WHERE name = %s", (name,)
+            f"SELECT cursor::text FROM {self._s}.oplog_consumer WHERE name = %s", (name,)
         ).scalar()
         return None if found is None else str(found)
 
@@ -117,13 +130,13 @@ class Feed:
         """Save a consumer's cursor; False if the saved one is no longer `before`."""
         if before is None:
             done = connection.exec_driver_sql(
-                f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
+                f"INSERT INTO {self._s}.oplog_consumer (name, cursor, position) "
                 "VALUES (%s, %s::jsonb, %s) ON CONFLICT DO NOTHING",
                 (name, cursor, position),
             )
         else:
             done = connection.exec_driver_sql(
-                f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb, position = %s, "
+                f"UPDATE {self._s}.oplog_consumer SET cursor = %s::jsonb, position = %s, "
                 "updated_at = pg_catalog.clock_timestamp() WHERE name = %s AND cursor = %s::jsonb",
                 (cursor, position, name, before),
             )

@@ -17,6 +17,7 @@ from oplog.errors import ForeignServerError, SchemaVersionError
 from oplog.postgres.quoting import (
     quote,
 )
+from oplog.schema.progress_tables import OLD_TABLE
 from oplog.schema.tables import (
     HOME_PREFIX,
     VERSION,
@@ -55,19 +56,23 @@ class Homing(NamedTuple):
     version: str
     home: Home | None
     here: Identity
+    outdated: bool = False
+    """A table is there that the present definition has split."""
 
 
 def read_homing(connection: Connection, schema: str) -> Homing:
     """What the log in `schema` says of itself, and this database."""
     s = quote(schema)
-    version, home, identifier, database = connection.exec_driver_sql(
+    version, home, identifier, database, outdated = connection.exec_driver_sql(
         "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class'), "
         "pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class'), "
-        "c.system_identifier::text, d.oid::bigint FROM pg_catalog.pg_control_system() c, "
+        "c.system_identifier::text, d.oid::bigint, pg_catalog.to_regclass(%s) IS NOT NULL "
+        "FROM pg_catalog.pg_control_system() c, "
         "pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
-        (f"{s}.oplog_entry", f"{s}.oplog_log"),
+        (f"{s}.oplog_entry", f"{s}.oplog_log", f"{s}.{OLD_TABLE}"),
     ).one()
-    return Homing(str(version or ""), parse_home(home or ""), Identity(identifier, database))
+    here = Identity(identifier, database)
+    return Homing(str(version or ""), parse_home(home or ""), here, outdated=outdated)
 
 
 def parse_home(comment: str) -> Home | None:
@@ -98,12 +103,16 @@ def require_defined(connection: Connection, schema: str) -> None:
 def _require_defined(connection: Connection, schema: str) -> tuple[Homing, Identity]:
     found = read_homing(connection, schema)
     require_version(found.version, schema)
-    if found.home is None:
-        # What a log has had from its first day has no home; tables are missing there, too.
+    if found.home is None or found.outdated:
+        # The first definition named no home; each table that came later is missing as well.
         where = "" if schema == "oplog" else f", schema={schema!r}"
+        missing = (
+            "it does not say which server it was written on, nor where columns are"
+            if found.home is None
+            else f"it keeps in {OLD_TABLE} what has tables of its own now"
+        )
         raise SchemaVersionError(
-            f"the log in schema {schema!r} was created by an earlier library: it does not say "
-            "which server it was written on, nor where columns are",
+            f"the log in schema {schema!r} was created by an earlier library: {missing}",
             hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})",
         )
     return found, found.home.identity

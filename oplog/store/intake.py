@@ -7,7 +7,6 @@ what a ticket holds besides its entry's hashes is computed anew, from the entry,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
@@ -20,10 +19,10 @@ from oplog.postgres.quoting import (
     quote,
     quote_for_driver,
 )
+from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import (
     VERSION,
 )
-from oplog.store.checkpoints import RESTORING
 from oplog.store.links import IS_BROKEN, LINK_COLUMNS, LINK_WINDOW, SAY_BROKEN
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
@@ -37,7 +36,7 @@ _EMPTY = (
     "type",
     "type_numbers",
     "key",
-    "checkpoint",
+    *PROGRESS_TABLES,
     "pruned",
 )
 LOG_TABLES = (*_EMPTY, "log")
@@ -46,11 +45,18 @@ RESTORED_ID = "3"
 """The transaction id of restored entries: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
+RESTORED_SNAPSHOT = "4:4:"
+"""The snapshot that shows restored entries and no other."""
 _TICKETS = "pg_temp.oplog_snapshot_ticket"
 _ZERO = "'\\x" + "00" * 32 + "'::bytea"
+_PLACE = "generation, sequence, chain, position"
+_MOVED = (
+    f"({_PLACE}) = ROW (excluded.generation, excluded.sequence, excluded.chain, "
+    "excluded.position), updated_at = pg_catalog.clock_timestamp()"
+)
 
 
-class Place(NamedTuple):
+class LogPlace(NamedTuple):
     """How far a database has come in the log that it is filled from.
 
     `chain` is the log's hash over all up to `sequence`; `position` the highest that is here.
@@ -92,9 +98,8 @@ class RestorationStore:
         """How many rows there are in tables that must have none, by table; those with any."""
         counted = {}
         for name in _EMPTY:
-            spared = f"WHERE name <> '{RESTORING}'" if name == "checkpoint" else ""
             found = connection.exec_driver_sql(
-                f"SELECT count(*) FROM {self._s}.oplog_{name} {spared}"
+                f"SELECT count(*) FROM {self._s}.oplog_{name}"
             ).scalar_one()
             if found:
                 counted[f"{self.schema}.oplog_{name}"] = int(found)
@@ -102,54 +107,51 @@ class RestorationStore:
 
     def write_mark(self, connection: Connection) -> None:
         """Say that a restore is under way; applications are refused from now on."""
-        connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
-            "VALUES (%s, 'null'::jsonb, 0) ON CONFLICT (name) DO UPDATE "
-            "SET updated_at = pg_catalog.clock_timestamp()",
-            (RESTORING,),
-        )
         write_comment(connection, self.schema, version=VERSION, restoring=True)
 
     def remove_mark(self, connection: Connection) -> None:
         """The inverse of `write_mark`."""
-        connection.exec_driver_sql(
-            f"DELETE FROM {self._s}.oplog_checkpoint WHERE name = %s", (RESTORING,)
-        )
         write_comment(connection, self.schema, version=VERSION, restoring=False)
 
     # -- places ---------------------------------------------------------------------------
 
-    def read_place(self, connection: Connection, name: str) -> Place | None:
-        """Where this database is in the log that it comes from; None if nothing says so.
+    def read_restored(self, connection: Connection) -> LogPlace | None:
+        """Where the restore left this database in the log that it comes from; None if unknown.
 
-        Whoever else would move it waits here until this transaction ends.
+        Another transaction that would move it waits until this one ends.
         """
-        found = connection.exec_driver_sql(
-            f"SELECT cursor::text, position FROM {self._s}.oplog_checkpoint "
-            "WHERE name = %s FOR UPDATE",
-            (name,),
-        ).one_or_none()
-        if found is None:
-            return None
-        known = json.loads(found[0])
-        chain = bytes.fromhex(known["chain"])
-        return Place(known["generation"], known["sequence"], chain, int(found[1]))
+        return self._read_place(connection, f"{self._s}.oplog_restore")
 
-    def write_place(self, connection: Connection, name: str, *, place: Place) -> None:
-        """Save where this database is, in the transaction that brought it there."""
-        cursor = json.dumps(
-            {
-                "generation": place.generation,
-                "sequence": place.sequence,
-                "chain": place.chain.hex(),
-            }
-        )
+    def read_follower(self, connection: Connection, name: str) -> LogPlace | None:
+        """Where a follower of this database is in the log that it follows; None if unknown.
+
+        Another transaction that would move it waits until this one ends.
+        """
+        return self._read_place(connection, f"{self._s}.oplog_follower", name)
+
+    def _read_place(
+        self, connection: Connection, table: str, name: str | None = None
+    ) -> LogPlace | None:
+        row = connection.exec_driver_sql(
+            f"SELECT {_PLACE} FROM {table} {'' if name is None else 'WHERE name = %s'} FOR UPDATE",
+            () if name is None else (name,),
+        ).one_or_none()
+        return None if row is None else LogPlace(row[0], row[1], bytes(row[2]), row[3])
+
+    def write_restored(self, connection: Connection, place: LogPlace) -> None:
+        """Save where this database is, in the transaction that restored it."""
         connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_checkpoint (name, cursor, position) "
-            "VALUES (%s, %s::jsonb, %s) ON CONFLICT (name) DO UPDATE SET "
-            "cursor = excluded.cursor, position = excluded.position, "
-            "updated_at = pg_catalog.clock_timestamp()",
-            (name, cursor, place.position),
+            f"INSERT INTO {self._s}.oplog_restore ({_PLACE}) VALUES (%s, %s, %b, %s) "
+            f"ON CONFLICT (only_row) DO UPDATE SET {_MOVED}",
+            tuple(place),
+        )
+
+    def write_follower(self, connection: Connection, name: str, *, place: LogPlace) -> None:
+        """Save where a follower is, in the transaction that brought it there."""
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_follower (name, {_PLACE}) VALUES (%s, %s, %s, %b, %s) "
+            f"ON CONFLICT (name) DO UPDATE SET {_MOVED}",
+            (name, *place),
         )
 
     def find_stranger(self, connection: Connection, position: int) -> int | None:

@@ -14,16 +14,16 @@ from oplog.postgres.quoting import (
 from oplog.store.rows import FORMAT_PRUNED, BrokenLink
 
 LINK_COLUMNS = "lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked"
-"""Of an entry: version and hash of the entry of its aggregate before it, NULL for the first."""
+"""Version and hash of the aggregate's entry before this one; NULL for the first."""
 LINK_WINDOW = "w AS (PARTITION BY aggregate_name ORDER BY version)"
-"""What `LINK_COLUMNS` look at."""
+"""The window that `LINK_COLUMNS` are computed over."""
 IS_BROKEN = "(l.version <> l.before + 1 OR l.prev_hash <> l.linked)"
 """Whether `l` does not follow the entry before; `oplog.crypto.aggregate_chain` in SQL."""
 SAY_BROKEN = (
     "WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it' "
     "WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'"
 )
-"""Cases that say why."""
+"""Cases of a `CASE` that say why `l` is broken."""
 
 
 def list_broken_links(connection: Connection, schema: str, *, limit: int) -> list[BrokenLink]:

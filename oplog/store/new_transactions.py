@@ -47,9 +47,9 @@ class NewRows(NamedTuple):
 
 def read_new_rows(
     connection: Connection,
-    s: str,
     cursor: Cursor,
     *,
+    s: str,
     columns: str,
     limit: int,
     most_bytes: int,
@@ -74,12 +74,12 @@ def read_new_rows(
     last = page[-1][0].position
     # What began on an earlier page was given there, whole.
     begun = [row for row in page if row[0].transaction_position > cursor.after]
-    whole = [*begun, *_read_tails(connection, s, begun, columns=columns, after=last)]
+    whole = [*begun, *_read_tails(connection, begun, s=s, columns=columns, after=last)]
     return NewRows([columns for _, columns in whole], last if found[-1].more else None)
 
 
 def _read_tails(
-    connection: Connection, s: str, begun: Sequence[_Row], *, columns: str, after: int
+    connection: Connection, begun: Sequence[_Row], *, s: str, columns: str, after: int
 ) -> Iterator[_Row]:
     missing = count_missing(place for place, _ in begun)
     if not missing:

@@ -21,7 +21,6 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.store.adopted import ADOPTED, ADOPTED_ROWS
-from oplog.store.checkpoints import ARCHIVE_PREFIX
 from oplog.store.commit_lookup import REQUEST
 from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
@@ -55,7 +54,7 @@ class Watermark:
 
 
 class HeldBack(NamedTuple):
-    """A consumer, or another archive, that has not seen so many entries."""
+    """A consumer, or another archive (`archive/` and its id), that lacks so many entries."""
 
     name: str
     entries: int
@@ -144,8 +143,7 @@ class PruningStore:
         self, connection: Connection, archive_id: UUID
     ) -> list[tuple[str, Cursor | None]]:
         rows = connection.exec_driver_sql(
-            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
-            "WHERE pg_catalog.jsonb_exists(cursor, 'snapshot') ORDER BY name"
+            f"SELECT name, cursor::text FROM {self._s}.oplog_consumer ORDER BY name"
         )
         found: list[tuple[str, Cursor | None]] = [
             (row[0], Cursor.from_json(row[1])) for row in rows
@@ -153,7 +151,7 @@ class PruningStore:
         for archive in ExportStore(self._schema).list_rows(connection):
             if archive.archive_id != archive_id and archive.head:
                 cursor = None if archive.cursor is None else Cursor.from_json(archive.cursor)
-                found.append((f"{ARCHIVE_PREFIX}{archive.archive_id}", cursor))
+                found.append((f"archive/{archive.archive_id}", cursor))
         return found
 
     # -- removing -------------------------------------------------------------------------

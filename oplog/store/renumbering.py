@@ -1,15 +1,16 @@
-"""The SQL of a log that begins anew in a copied database: ids of its entries, places of readers.
+"""SQL that gives the entries of a copied log transaction ids of their new server.
 
-Takes a connection and plain values. Must not decide what a copy is. A few ids stand for what
-many snapshots of another server said: entries that the same readers have seen share one, and
-each reader's new snapshot names those that it has not seen.
+Snapshots of the old server mean nothing on the new one. So entries that the same readers have
+seen get one id of a transaction that ended long ago, and each reader gets a snapshot that shows
+the ids of what it has seen. A reader is a consumer, by its name, or an archive, by its id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
@@ -17,9 +18,7 @@ from oplog.errors import ConfigurationError
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.store.checkpoints import ARCHIVE_PREFIX
 from oplog.store.cursor import Cursor
-from oplog.store.export import ArchiveRow, print_row
 from oplog.store.rows import FORMAT_PRUNED
 from oplog.store.seen import EVERYTHING, VISIBLE
 
@@ -33,6 +32,10 @@ xmin of the transaction that copied it, and a row in copied files keeps its own.
 
 
 _LOW_ID = "(e.transaction_id::text::numeric %% 4294967296)"
+
+
+Reader: TypeAlias = str | UUID
+"""A consumer's name, or an archive's id."""
 
 
 class Evidence(NamedTuple):
@@ -49,10 +52,10 @@ class Evidence(NamedTuple):
 
 
 class Renumbering(NamedTuple):
-    """What came of it: how many entries have another id now, and each reader's new snapshot."""
+    """How many entries have another id now, and each reader's new snapshot."""
 
     entries: int
-    snapshots: Mapping[str, str]
+    snapshots: Mapping[Reader, str]
 
 
 class IncarnationStore:
@@ -76,20 +79,19 @@ class IncarnationStore:
         return Evidence(*found.one())
 
     def list_cursors(self, connection: Connection) -> dict[str, Cursor]:
-        """The places of consumers, by their names."""
+        """Saved cursors of consumers, by their names."""
         rows = connection.exec_driver_sql(
-            f"SELECT name, cursor::text FROM {self._s}.oplog_checkpoint "
-            "WHERE pg_catalog.jsonb_exists(cursor, 'snapshot') ORDER BY name"
+            f"SELECT name, cursor::text FROM {self._s}.oplog_consumer ORDER BY name"
         )
         return {row[0]: Cursor.from_json(row[1]) for row in rows}
 
-    def renumber(self, connection: Connection, cursors: Mapping[str, Cursor]) -> Renumbering:
-        """Give all entries ids of transactions that ended long ago, and cursors their meaning.
+    def renumber(self, connection: Connection, cursors: Mapping[Reader, Cursor]) -> Renumbering:
+        """Give all entries ids of transactions that ended long ago, and each cursor a snapshot.
 
-        Nobody may read or write meanwhile. Entries that were written here since have not been
-        seen at any of the cursors; of others the old ids say who has seen them.
+        The caller keeps readers and writers out. Entries written on this server count as unseen
+        by every cursor; for others the cursor's old snapshot says whether they were seen.
         """
-        names = sorted(cursors)
+        names = list(cursors)
         conditions, values = [], list[object]()
         for name in names:
             cursor = cursors[name]
@@ -109,7 +111,7 @@ class IncarnationStore:
         if len(groups) > END_OF_IDS - FIRST_ID:
             raise ConfigurationError(
                 f"{len(names)} consumers are at too many different places to keep them all",
-                hint="delete the rows in oplog_checkpoint of consumers that are given up",
+                hint="delete the rows in oplog_consumer of consumers that are given up",
             )
         entries = 0
         if groups:
@@ -128,27 +130,11 @@ class IncarnationStore:
             {name: _write_snapshot([g[place] for g in groups]) for place, name in enumerate(names)},
         )
 
-    # -- who goes on from where -----------------------------------------------------------
-
     def write_cursor(self, connection: Connection, name: str, cursor: Cursor) -> None:
-        """A consumer's place, said anew."""
+        """Replace a consumer's cursor; the position for people to read stays."""
         connection.exec_driver_sql(
-            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb WHERE name = %s",
+            f"UPDATE {self._s}.oplog_consumer SET cursor = %s::jsonb WHERE name = %s",
             (cursor.to_json(), name),
-        )
-
-    def write_row(self, connection: Connection, row: ArchiveRow) -> None:
-        """The row of an archive, said anew; how far it is published stays."""
-        connection.exec_driver_sql(
-            f"UPDATE {self._s}.oplog_checkpoint SET cursor = %s::jsonb WHERE name = %s",
-            (print_row(row), f"{ARCHIVE_PREFIX}{row.archive_id}"),
-        )
-
-    def forget_archives(self, connection: Connection) -> None:
-        """Remove the rows of all archives."""
-        connection.exec_driver_sql(
-            f"DELETE FROM {self._s}.oplog_checkpoint WHERE pg_catalog.starts_with(name, %s)",
-            (ARCHIVE_PREFIX,),
         )
 
 

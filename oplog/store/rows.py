@@ -62,9 +62,9 @@ class EntryFilter:
     after: int | None = None
     through: int | None = None
     aggregates: tuple[str, ...] = ()
-    """Any of these, unless it is empty."""
+    """Entries of any of these aggregates; empty for no such condition."""
     unseen: Seen | None = None
-    """Without what was seen; tables only."""
+    """Only entries that were not seen; works on the tables only."""
 
     @property
     def takes_all(self) -> bool:
@@ -92,7 +92,7 @@ ENTRY_COLUMNS = (
 """What to select from the entry table, called `e`, for `make_stored`."""
 
 FORMAT_PRUNED = 4
-"""Format number of a row whose payload is in an archive only: it says that it was, and no more."""
+"""Format number of a pruned row: the header stays, the payload is in an archive only."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -1,7 +1,7 @@
 """Batches of new entries cut into segments, and segments put behind a head.
 
-Must not know the database. The hard thing is a transaction larger than a segment: it goes on in
-the next one, and no head is published that ends inside it.
+A transaction larger than a segment goes on in the next one, and no head is published that ends
+inside it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _iterate_groups(entries: Sequence[Novelty]) -> Iterator[tuple[int, int, int]
 
 
 def check_whole(entries: Sequence[Novelty]) -> None:
-    """Raise `ChainBrokenError` for a transaction of which the database lacks entries."""
+    """Raise `ChainBrokenError` if the database lacks entries of a transaction."""
     for start, end, _ in _iterate_groups(entries):
         first = entries[start]
         if end - start != first.transaction_size:

@@ -1,8 +1,8 @@
-"""Where a database stands to an archive: in step, behind on its receipt, or forked.
+"""How a database differs from its archive: in step, behind on its receipt, or forked.
 
-Compares what the newest head says with what the database's own row says, and where they differ
-looks every entry up. Must not write. The hard thing is to look in the same transaction that
-will publish: a server that was promoted in between would answer for another history.
+The newest head is compared with the database's own row; where they differ, every entry after
+the last common one is looked up. This happens in the transaction that will publish: a server
+that was promoted in between would answer for another history.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LostEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Divergence:
     """What to go on from: the last entry that both have, and the database's own place.
 
     Entries after `cursor` are new but for those at the positions `published`, which are among
@@ -77,7 +77,7 @@ class Standing:
     first_lost: tuple[LostEntry, ...] = ()
 
 
-def find_standing(
+def find_divergence(
     connection: Connection,
     archive: Archive,
     *,
@@ -85,7 +85,7 @@ def find_standing(
     row: ArchiveRow | None,
     origin: Origin,
     store: ExportStore,
-) -> Standing:
+) -> Divergence:
     """Compare a database with the newest head, in the transaction that may publish.
 
     The place to go on from is always the row's, never the head's: a server that is no descendant
@@ -98,7 +98,7 @@ def find_standing(
     pruned = PruningStore(store.schema).read_watermark(connection)
     if head.number == 0:
         check_pruned(archive, head, pruned)
-        return Standing(0, head.chain, nowhere)
+        return Divergence(0, head.chain, nowhere)
     check_superseded(head, origin)
     if row is not None and row.head > head.number:
         raise HeadRolledBackError(
@@ -124,7 +124,7 @@ def _look_up(
     head: Head,
     known: int,
     cursor: Cursor,
-) -> Standing:
+) -> Divergence:
     """Look for what was published after `known`, by position and hash.
 
     Both sides of a split draw the same positions, so these alone prove nothing.
@@ -145,27 +145,34 @@ def _look_up(
         if len(first) < MOST_LOST:
             first.append(
                 LostEntry(
-                    sequence,
-                    entry.position,
-                    entry.aggregate,
-                    entry.version,
-                    entry.entry_hash,
-                    stored,
+                    sequence=sequence,
+                    position=entry.position,
+                    aggregate=entry.aggregate,
+                    version=entry.version,
+                    entry_hash=entry.entry_hash,
+                    stored_hash=stored,
                 )
             )
     chain = read_chain_at(archive, head, common)
-    return Standing(common, chain, cursor, frozenset(published), lost, tuple(first))
+    return Divergence(
+        sequence=common,
+        chain=chain,
+        cursor=cursor,
+        published=frozenset(published),
+        lost=lost,
+        first_lost=tuple(first),
+    )
 
 
-def matches(row: ArchiveRow, head: Head) -> bool:
+def is_in_step(row: ArchiveRow, head: Head) -> bool:
     """Whether the database knows of exactly what the head holds."""
     mine = (row.generation, row.sequence, row.chain)
     return mine == (head.generation, head.sequence, head.chain.hex())
 
 
-def refuse_fork(archive: Archive, standing: Standing, *, same: bool) -> LogForkedError:
+def refuse_fork(archive: Archive, divergence: Divergence, *, same: bool) -> LogForkedError:
     """The error for a database that lost what was published, by itself (`same`) or another."""
-    first = standing.first_lost[0]
+    first = divergence.first_lost[0]
     hint = (
         "a failover or a restore to an earlier time forgot them; nothing was written. See "
         "oplog fork inspect; then oplog fork replay-lost, or oplog fork abandon"
@@ -175,7 +182,7 @@ def refuse_fork(archive: Archive, standing: Standing, *, same: bool) -> LogForke
         "fork replay-lost writes them into this database, if they belong there"
     )
     return LogForkedError(
-        f"the database has lost {standing.lost} entries that are published in {archive.url}: the "
+        f"the database has lost {divergence.lost} entries that are published in {archive.url}: the "
         f"first is sequence {first.sequence}, position {first.position} (aggregate "
         f"{first.aggregate!r} version {first.version}), hash {first.entry_hash.hex()} there and "
         f"{'nothing' if first.stored_hash is None else first.stored_hash.hex()} here",
@@ -184,9 +191,9 @@ def refuse_fork(archive: Archive, standing: Standing, *, same: bool) -> LogForke
         sequence=first.sequence,
         archived_hash=first.entry_hash,
         stored_hash=first.stored_hash,
-        lost=standing.first_lost,
-        lost_count=standing.lost,
-        common_sequence=standing.sequence,
+        lost=divergence.first_lost,
+        lost_count=divergence.lost,
+        common_sequence=divergence.sequence,
     )
 
 

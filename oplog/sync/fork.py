@@ -1,8 +1,8 @@
 """New generations: going on after the database lost what was published.
 
-Makes the head that leaves a lost branch behind, pinned and readable. Must not decide whether:
-that is the operator's policy. The hard thing is the cut: it may lie inside a segment, and what
-is before it must be published again, as a segment of its own, while the old one stays.
+The new head leaves the lost branch behind, pinned and readable; the operator's policy decides
+whether one is made. The cut may lie inside a segment. Then what is before it is published again,
+as a segment of its own, and the old segment stays with the branch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from oplog.archive.format.index import Item, Levels, add_item, cut_after, make_i
 from oplog.archive.format.segment import encode_segment
 from oplog.archive.step import Step
 from oplog.errors import ManifestInvalidError
-from oplog.sync.divergence import Standing
+from oplog.sync.divergence import Divergence
 from oplog.sync.publisher import Publisher
 
 
@@ -29,11 +29,13 @@ class ForkPolicy(StrEnum):
     """Begin a new generation at the last common entry; the lost branch stays readable."""
 
 
-def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: Standing) -> Head:
-    """The draft of the head that begins a new generation where `standing` says."""
-    if standing.sequence + 1 < head.first_sequence:
+def make_fork(
+    archive: Archive, publisher: Publisher, head: Head, *, divergence: Divergence
+) -> Head:
+    """The draft of the head that begins a new generation where `divergence` says."""
+    if divergence.sequence + 1 < head.first_sequence:
         raise ManifestInvalidError(
-            f"the database goes on from sequence {standing.sequence}, and the archive only keeps "
+            f"the database goes on from sequence {divergence.sequence}, and the archive only keeps "
             f"what is after {head.first_sequence - 1}",
             hint="begin a new archive under another prefix; this one stays readable",
         )
@@ -42,15 +44,15 @@ def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: S
         publisher.put_content(path, data, step=Step.PUT_INDEX)
 
     lost: Levels = ((),)
-    for item in archive.iterate_items(head.levels, after=standing.sequence):
+    for item in archive.iterate_items(head.levels, after=divergence.sequence):
         lost = add_item(lost, item, put=put)
-    kept, straddling = cut_after(head.levels, standing.sequence, archive.read_node)
+    kept, straddling = cut_after(head.levels, divergence.sequence, archive.read_node)
     if straddling is not None:
-        kept = _split(archive, publisher, kept, straddling, head=head, standing=standing)
+        kept = _split(archive, publisher, kept, straddling, head=head, divergence=divergence)
     branch = Branch(
         generation=head.generation,
-        sequence=standing.sequence,
-        chain=standing.chain,
+        sequence=divergence.sequence,
+        chain=divergence.chain,
         last=head.sequence,
         head=head.number,
         levels=lost,
@@ -59,12 +61,12 @@ def make_fork(archive: Archive, publisher: Publisher, head: Head, *, standing: S
     return replace(
         head,
         generation=head.generation + 1,
-        sequence=standing.sequence,
-        chain=standing.chain,
+        sequence=divergence.sequence,
+        chain=divergence.chain,
         levels=kept,
         position=max((item.last_position for item in items), default=0),
         recorded_at=max((item.last_recorded for item in items), default=0),
-        snapshots=tuple(one for one in head.snapshots if one.sequence <= standing.sequence),
+        snapshots=tuple(one for one in head.snapshots if one.sequence <= divergence.sequence),
         branches=(*head.branches, branch),
     )
 
@@ -76,18 +78,18 @@ def _split(
     item: Item,
     *,
     head: Head,
-    standing: Standing,
+    divergence: Divergence,
 ) -> Levels:
     """The part of a segment that lies before the cut, published as one of its own."""
     segment = archive.read_segment(item)
-    entries = segment.entries[: standing.sequence - item.first + 1]
+    entries = segment.entries[: divergence.sequence - item.first + 1]
     last = entries[-1]
     held = sum(1 for one in entries if one.transaction_position == last.transaction_position)
     if entries[0].transaction_position != last.transaction_position and (
         held != last.transaction_size
     ):
         raise ManifestInvalidError(
-            f"sequence {standing.sequence} is in the middle of a transaction",
+            f"sequence {divergence.sequence} is in the middle of a transaction",
             hint="the database's row of the archive was altered: delete it, and try again",
         )
     data, header = encode_segment(

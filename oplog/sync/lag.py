@@ -1,7 +1,6 @@
-"""How far the archive is behind the log, as an operator is told.
+"""How far the archive is behind the log.
 
-Reads the database, and the archive's head to know whose row to look at. Must not write. The
-hard thing is to stay cheap when much is waiting: counting stops at a limit.
+Counting stops at a limit, so that it stays cheap when much is waiting.
 """
 
 from __future__ import annotations

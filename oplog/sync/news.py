@@ -1,7 +1,7 @@
 """What is new to an archive: pages of entries that its database has and it has not.
 
-Reads the database, writes nothing. The hard thing is what was published without a receipt: it
-is still ahead of the database's own place, and must be passed over entry by entry.
+Entries that were published without a receipt lie after the database's own place too. They are
+passed over one by one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from sqlalchemy.engine import Connection
 from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore, NewPage
 from oplog.store.feed import Feed
-from oplog.sync.divergence import Standing
+from oplog.sync.divergence import Divergence
 
 
 def read_page(
     connection: Connection,
-    standing: Standing,
+    divergence: Divergence,
     *,
     store: ExportStore,
     feed: Feed,
@@ -24,8 +24,8 @@ def read_page(
     most_bytes: int,
 ) -> NewPage:
     """What is new and not published, and the cursor after that and all that is published."""
-    left = set(standing.published)
-    page = NewPage([], standing.cursor)
+    left = set(divergence.published)
+    page = NewPage([], divergence.cursor)
     while left or not page.entries:
         # A page may hold nothing but the rest of transactions that were published before it.
         aimed = _aim(connection, page.cursor, feed)

@@ -1,8 +1,8 @@
-"""The right to publish, used: content first, then a head that names it.
+"""Content put into the store, then a head that names it.
 
-Knows the object store, not the database. Must not decide what is published. The hard thing is
-that every answer may be lost: a refusal can be one's own success, and silence either. So after
-anything but a plain yes the object itself is looked at.
+Every answer of a store may be lost: a refusal can mean that an earlier request of this writer
+succeeded, and an error may hide a success. So after anything but a plain yes the object itself
+is looked at.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TypeAlias
 
 from oplog.archive.archive import Archive
 from oplog.archive.format.container import MAX_OBJECT_BYTES
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
 from oplog.archive.format.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
 from oplog.archive.step import Step
 from oplog.backoff import Backoff
 from oplog.errors import ArchiveError, LeaseLostError, ObjectConflictError, StoreUnavailableError
 
 Emit: TypeAlias = Callable[[Step, str, int], None]
-"""Told of each step that is done: the step, the object's path, its bytes."""
+"""Called after each step: the step, the object's path, its bytes."""
 
 _TRIES = 8
 _BACKOFF = Backoff()
@@ -61,7 +61,7 @@ class Publisher:
         return make_mint(self.epoch, self._counter)
 
     def put_blob(self, data: bytes, *, step: Step = Step.PUT_CHUNK) -> str:
-        """Put content under a name that nobody else gives, now or ever; its path."""
+        """Put content under a name that no other writer gives, now or ever; its path."""
         path = name_content(BLOB, self.mint(), data=data)
         self.put_content(path, data, step=step)
         return path
@@ -105,15 +105,18 @@ class Publisher:
 
     # -- the head -------------------------------------------------------------------------
 
-    def create_head(self, base: Head, head: Head) -> Head:
+    def create_head(self, base: Head, head: Head, *, link: HeadLink | None = None) -> Head:
         """Publish `head` as the one after `base`; the head as it is there.
 
-        Raises `LeaseLostError` when somebody else has published, or has done so long ago and
-        cleaned up. `StoreUnavailableError` leaves open whether it is there: the next pass sees.
+        It names `base` by `link`, or else by the bytes that `base` encodes to. Raises
+        `LeaseLostError` when another writer has published, or has done so long ago and cleaned
+        up. `StoreUnavailableError` leaves open whether it is there: the next pass sees.
         """
         number = base.number + 1
         if self.archive.single_writer:
             number = max(number, make_mint(self.epoch, 1))
+        if link is None and base.number:
+            link = base.link()
         tried: set[str] = set()
         nonce = ""
         for attempt in range(_TRIES):
@@ -129,7 +132,7 @@ class Publisher:
                 head,
                 number=number,
                 nonce=nonce,
-                previous=self.archive.link_to(base) if base.number else None,
+                previous=link,
                 epoch=self.epoch,
                 writer=self._writer,
                 horizon=self.horizon,

@@ -1,8 +1,7 @@
-"""Waiting until an entry is published: for writes that must be off-site before they count.
+"""Waiting until an entry is published, for writes that must be off-site before they count.
 
-Looks only at the archive, so that it needs no permission in the database. The hard thing is not
-to read the whole archive for an entry that is not there yet: what was recorded long ago is left
-out.
+Only the archive is read, so no permission in the database is needed. Segments recorded long ago
+are left out: otherwise an entry that is not there yet would cost the whole archive.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What wakes a waiting worker: time, a notification, or being told to stop.
+"""What wakes a waiting worker: time, a notification, or a call to stop.
 
-Writers do not notify: NOTIFY takes one lock of the whole server at COMMIT and would make all of
-them wait in line. Who waits for the archive notifies, in a transaction of its own. Must not be
-relied upon: where notifications do not arrive (a pooler, say) the worker looks by itself.
+Writers do not notify: NOTIFY takes one lock of the whole server at COMMIT, and they would wait for
+each other. A caller that waits for the archive notifies, in a transaction of its own. Where
+notifications do not arrive (behind a pooler, say), the worker finds new entries by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from oplog.postgres.notification import Listener
 
 CHANNEL = "oplog_archive"
 _SLICE_SECONDS = 0.2
-"""How long being told to stop may go unnoticed."""
+"""How long a call to stop may go unnoticed."""
 
 
 class Wake:

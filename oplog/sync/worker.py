@@ -1,8 +1,7 @@
-"""The loop of a worker: publish, wait, do chores, stop when told.
+"""The loop of a worker: publish, wait, do chores, stop on request.
 
-Knows one exporter and a list of chores. Must not know what the chores are. The hard thing is
-another worker: whoever does not have the lease waits, and takes over only from one that has
-stood still; that is for progress, since safety rests on epochs and heads.
+Without the lease a worker waits, and takes over only from one that has made no progress for a
+while. That is for availability; safety rests on epochs and heads.
 """
 
 from __future__ import annotations

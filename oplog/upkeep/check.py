@@ -1,9 +1,8 @@
 """An archive checked, without keys: every object that the newest head reaches.
 
-Reads only, and goes on after damage: whoever repairs needs the name of each damaged object.
-Memory is bounded but for a few bytes for each object and each aggregate. The hard thing is to
-say no more than is known: what lies behind a damaged node is looked for in the store's listing,
-and what the listing leaves out is not called missing.
+A check goes on after damage, and reports each damaged object by its name. Memory is bounded but
+for a few bytes for each object and each aggregate. Segments behind a damaged node are looked for
+in the store's listing; what the listing leaves out is not reported as missing.
 """
 
 from __future__ import annotations
@@ -335,13 +334,13 @@ class _Check:
         if self._progress is not None:
             self._progress(objects, self._bytes)
         return ArchiveReport(
-            tuple(self._problems),
-            objects,
-            self._bytes,
-            self._entries,
-            0 if head is None else head.sequence,
-            0 if head is None else head.number,
-            0 if head is None else head.generation,
+            problems=tuple(self._problems),
+            objects=objects,
+            bytes=self._bytes,
+            entries=self._entries,
+            sequence=0 if head is None else head.sequence,
+            head=0 if head is None else head.number,
+            generation=0 if head is None else head.generation,
         )
 
 

@@ -1,8 +1,8 @@
 """Whether segments, one after the other, are one unbroken log.
 
-Pure. Holds, besides a few numbers, about 150 bytes for each aggregate. The hard thing is to go
-on after damage: a segment that could not be read is still known by what its item says, and what
-it would have changed is forgotten, so that no innocent entry is accused.
+It takes about 150 bytes of memory for each aggregate. After damage it goes on: a segment that
+could not be read is known by what its item says, and what it may have changed is forgotten, so
+that no sound entry is reported.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Garbage collection: deleting what nothing needs any more, and nothing else.
+"""Garbage collection: deleting what no head, present or future, can need.
 
-Knows the object store, not the database. No clock decides what is safe: what somebody may be
-about to use has a number that the newest head does not let go of yet. The hard thing is that
-workers publish meanwhile, some of them on heads that are long gone. So heads go oldest first,
-each seen to be gone before the next, and never the newest two.
+Safety does not depend on clocks: what a writer may be about to use has a number that the newest
+head still reserves. Workers publish meanwhile, some of them on heads that are long gone. So heads
+are deleted oldest first, each seen to be gone before the next, and never the newest two.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from oplog.archive.ownership import require_owner
 from oplog.archive.step import Step
 from oplog.errors import ArchiveError, StorageConfigError, StoreUnavailableError
 from oplog.sync.exporter import Exporter
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Emit
 from oplog.upkeep.head_survey import COLLECTED_BYTES
 from oplog.upkeep.retention import Retention, apply_retention
@@ -60,7 +59,7 @@ class CollectionReport:
 
     `head` is the number of the newest head, `snapshots` how many it no longer had because of
     retention, `first_sequence` the oldest entry it holds. `notes` say what was left because it
-    could not be told whether it is needed; `refused` what the store did not let be deleted.
+    is not known whether it is needed; `refused` what the store did not let be deleted.
     """
 
     paths: tuple[str, ...]
@@ -97,14 +96,14 @@ def collect_archive(
     """Let the archive hold no more than `retention` says, then collect garbage.
 
     What retention lets go is deleted when the head that had it is past its grace. Raises what
-    `publish_change` and `collect_garbage` raise.
+    `publish_update` and `collect_garbage` raise.
     """
     archive = exporter.archive
     require_owner(engine, archive, schema=exporter.log.schema)
     before = archive.read_head()
     draft = apply_retention(archive, before, retention, now=clock())
     if draft is not None and not dry_run:
-        publish_change(
+        publish_update(
             exporter,
             engine,
             lambda _, head, __: apply_retention(archive, head, retention, now=clock()),
@@ -173,7 +172,9 @@ def _list_garbage(
         except ArchiveError:
             # Not made here: not ours to delete.
             continue
-        if roots.needs(info.path) or not _may_go(archive, roots.newest, kind, info, number):
+        if roots.needs(info.path) or not _may_go(
+            archive, roots.newest, info, kind=kind, number=number
+        ):
             continue
         if kind == BLOB and roots.unknown_blobs:
             continue
@@ -182,7 +183,7 @@ def _list_garbage(
         yield info
 
 
-def _may_go(archive: Archive, newest: Head, kind: str, info: ObjectInfo, number: int) -> bool:
+def _may_go(archive: Archive, newest: Head, info: ObjectInfo, *, kind: str, number: int) -> bool:
     """Whether no head that is yet to come can need this object, which no head has."""
     if kind == BLOB:
         return number < newest.horizon

@@ -1,8 +1,8 @@
 """A head published on top of one that is damaged, so that readers find a newest head again.
 
-Overwrites nothing: the damaged head stays where it is, as the one before, by the hash of the
-bytes it has now. The hard thing is to know that it was the newest one and what it held. Both
-are believed only of the database's own row, which is written after a head was seen to count.
+Overwrites nothing: the damaged head stays where it is, and the new one names it by the hash of
+the bytes that it has now. That it was the newest one, and what it held, is believed only of the
+database's own row, which is written after a head was seen to count.
 """
 
 from __future__ import annotations
@@ -13,45 +13,26 @@ from dataclasses import replace
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink
+from oplog.archive.format.head import Head, HeadLink
 from oplog.archive.format.index import add_item, make_item
-from oplog.archive.format.path import LOG, name_head, parse_content
+from oplog.archive.format.path import LOG, parse_content
 from oplog.archive.format.segment import SegmentHeader, decode_segment
 from oplog.errors import ArchiveError
 from oplog.store.export import ArchiveRow
 from oplog.sync.batch import extend_head
-from oplog.sync.divergence import matches
+from oplog.sync.divergence import is_in_step
 from oplog.sync.exporter import Exporter
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
+from oplog.sync.publish_context import Base
 from oplog.upkeep.head_survey import HeadSurvey, survey_heads
 
 _MOST_TRIED = 10_000
 
 
-class BelievedArchive(Archive):
-    """An archive whose newest head is known from elsewhere, until there is a newer one."""
-
-    def __init__(self, archive: Archive, head: Head, link: HeadLink) -> None:
-        super().__init__(archive.store, accept_older=archive.accept_older)
-        self._believed = head
-        self._link = link
-
-    def find_head(self, *, accept_older: bool | None = None) -> Head | None:
-        """The head that is believed in, or what readers find after it."""
-        following = self.store.get(name_head(self._believed.number + 1), most=MAX_HEAD_BYTES)
-        if following is None:
-            return self._believed
-        return super().find_head(accept_older=accept_older)
-
-    def link_to(self, head: Head) -> HeadLink:
-        """What the head after `head` names it by."""
-        return self._link if head.number == self._believed.number else super().link_to(head)
-
-
 def repair_heads(exporter: Exporter, engine: Engine) -> Head | None:
     """Publish a head where readers refuse the newest one; None if that cannot be done safely.
 
-    Raises as `publish_change`.
+    Raises as `publish_update`.
     """
     archive = exporter.archive
     survey = survey_heads(Archive(archive.store, single_writer=archive.single_writer))
@@ -59,31 +40,23 @@ def repair_heads(exporter: Exporter, engine: Engine) -> Head | None:
         return None
     with engine.connect() as connection, connection.begin():
         row = exporter.store.read_row(connection, survey.head.archive_id)
-    believed = None if row is None else _find_believed(archive, survey, survey.head, row)
-    if believed is None:
+    base = None if row is None else _find_base(archive, survey, survey.head, row)
+    if base is None:
         return None
-    exporter.archive = BelievedArchive(archive, *believed)
-    exporter.publisher = None
-    try:
-        return publish_change(exporter, engine, lambda _, head, __: head)
-    finally:
-        exporter.archive = archive
-        exporter.publisher = None
+    return publish_update(exporter, engine, lambda _, head, __: head, base=base)
 
 
-def _find_believed(
-    archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow
-) -> tuple[Head, HeadLink] | None:
+def _find_base(archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow) -> Base | None:
     """What the newest head held, and the link to the bytes that stand in its place."""
     top = max(survey.digests)
     link = HeadLink(top, survey.digests[top])
     if head.number == top:
         # Its predecessor is what is damaged, and is needed no more once there is a newer one.
-        return (head, link) if row.head == top and matches(row, head) else None
+        return Base(head, link) if row.head == top and is_in_step(row, head) else None
     if head.number != top - 1 or row.head not in {top, top - 1}:
         return None
-    if matches(row, head):
-        return replace(head, number=top), link
+    if is_in_step(row, head):
+        return Base(replace(head, number=top), link)
     if row.head != top or row.generation != head.generation:
         return None
     path = _find_segments(archive, head, row)
@@ -93,7 +66,7 @@ def _find_believed(
     for header, data in path:
         levels = add_item(held.levels, make_item(header, data), put=archive.store.put)
         held = extend_head(held, header, levels)
-    return replace(held, number=top, cursor=row.cursor), link
+    return Base(replace(held, number=top, cursor=row.cursor), link)
 
 
 def _find_segments(

@@ -1,8 +1,7 @@
-"""All heads of an archive looked at, the damaged ones included.
+"""All heads of an archive, the damaged ones included.
 
-Reads only. The hard thing is that a reader needs the newest head and the one before it and stops
-at the first doubt, while whoever repairs has to know how far the doubt goes, and to go on from
-the newest head that can be believed.
+A reader needs the newest head and the one before it, and stops at the first doubt. A repair has to
+know how much is damaged, and goes on from the newest head that can be decoded.
 """
 
 from __future__ import annotations

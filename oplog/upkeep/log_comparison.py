@@ -1,8 +1,8 @@
 """Archive and log compared, entry by entry, in one view of the database.
 
-Reads only. Holds 8 bytes for each entry. The hard thing is time: the archive's head is read
-first and the database's view begins after it, so that whatever the head holds is in the view
-unless it was lost; what the view has beyond the head is news, not damage.
+It takes 8 bytes of memory for each entry. The archive's head is read first and the database's view
+begins after it. So whatever the head holds is in the view unless it was lost, and what the view
+has beyond the head is new, not damage.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pins: copies of heads whose content garbage collection keeps, whatever retention says.
 
-The hard thing is a collection that is already under way: it may have looked for pins before this
-one was there. So a pin counts only once the newest head, looked for after it was put, still
-has all that the pinned one has; a collection that looks later finds the pin.
+A collection under way may have looked for pins before this one was there. So a pin counts only
+once the newest head, looked for after it was put, still has all that the pinned one has; a
+collection that looks later finds the pin.
 """
 
 from __future__ import annotations

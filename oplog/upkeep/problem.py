@@ -1,6 +1,6 @@
 """What can be wrong with an archive, in a small vocabulary.
 
-Pure. The hard thing is to say which object it is: whoever repairs starts from its name.
+Each problem names its object, because a repair starts from the name.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Entries removed from a database that an archive has, for certain.
+"""Entries removed from a database after the archive was seen to have them.
 
-Knows the order of work. Must not know keys or payloads. The hard thing is to believe nobody: not
-the row that says what was published, nor the archive that it is whole. What goes is read from the
-archive in the same run, byte by byte, and compared with the rows about to go; then rows and the
-mark that says how far they went are gone and there in one transaction, so that whatever dies, the
-next run goes on from the mark.
+Neither the row that says what was published nor the archive is trusted. What goes is read from the
+archive in the same run, byte by byte, and compared with the rows about to be deleted. Deleting
+them and moving the mark that says how far the log is pruned is one transaction; a run that was
+interrupted goes on from the mark.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class PruneStep(StrEnum):
 class PruneReport:
     """What a run removed, or would remove.
 
-    `entries` of which `kept` left a row without payload behind: an idempotency key was used by
+    Of the `entries`, `kept` left a row without payload behind: an idempotency key was used by
     their transaction, or an adoption ended with it. All that is in the archive up to
     `through_sequence`, and up to `through_position` at most, is in the archive only; 0 for a log
     that was never pruned. `total_entries` are gone since the beginning.
@@ -125,7 +124,7 @@ def prune_log(
     Runs on a connection without a transaction of its own, which a batch gets each. Ends before
     the first transaction that is younger, by the database's clock, or not archived. `dry_run`
     checks the same and removes nothing. `force` names consumers that need not have seen what
-    goes. Raises `ConflictError` for one that has not, and while somebody else prunes;
+    goes. Raises `ConflictError` for one that has not, and while another process prunes;
     `ConfigurationError` for a role that does not own the log, on a standby, and for an archive
     that this database was not published to; `LogForkedError`; and what a damaged archive raises.
     """
@@ -172,7 +171,11 @@ class _Work:
                 "another prefix, and prune with that",
             )
         report = PruneReport(
-            0, 0, start, pruned.position if pruned else 0, pruned.entries if pruned else 0
+            entries=0,
+            kept=0,
+            through_sequence=start,
+            through_position=pruned.position if pruned else 0,
+            total_entries=pruned.entries if pruned else 0,
         )
         chain = read_chain_at(self._archive, self._head, start)
         source = ArchivedLog(self._archive, self._head, schema=self._schema, through=through)
@@ -245,8 +248,8 @@ class _Work:
             raise ConflictError(
                 f"not every consumer has seen what would go (sequences {batch.after + 1} to "
                 f"{batch.last}): {names}",
-                hint="let it catch up; or, if it is given up, delete its row in oplog_checkpoint "
-                "or name it with --force",
+                hint="let it catch up; or, if it is given up, delete its row in oplog_consumer "
+                "(of an archive, in oplog_archive), or name it with --force",
             )
 
     # -- one batch ------------------------------------------------------------------------
@@ -254,11 +257,11 @@ class _Work:
     def _add(self, report: PruneReport, batch: _Batch) -> PruneReport:
         kept = set(batch.list_kept())
         return PruneReport(
-            report.entries + len(batch.entries),
-            report.kept + sum(entry.transaction_position in kept for entry in batch.entries),
-            batch.last,
-            max(report.through_position, *batch.positions),
-            report.total_entries + len(batch.entries),
+            entries=report.entries + len(batch.entries),
+            kept=report.kept + sum(entry.transaction_position in kept for entry in batch.entries),
+            through_sequence=batch.last,
+            through_position=max(report.through_position, *batch.positions),
+            total_entries=report.total_entries + len(batch.entries),
         )
 
     def _remove(self, batch: _Batch, report: PruneReport, *, chain: bytes, dry_run: bool) -> None:
@@ -266,7 +269,7 @@ class _Work:
         connection = self._connection
         with connection.begin():
             if not self._store.begin(connection):
-                raise ConflictError("somebody else is pruning this log", hint="wait for its end")
+                raise ConflictError("another process is pruning this log", hint="wait for its end")
             if self._check_archive(head) < batch.last:
                 raise LogForkedError(
                     "the database was set back while it was pruned",
@@ -275,19 +278,19 @@ class _Work:
                 )
             pruned = self._store.read_watermark(connection)
             if not dry_run and batch.after != (pruned.sequence if pruned else 0):
-                raise ConflictError("somebody else has pruned this log", hint="run it again")
+                raise ConflictError("another process has pruned this log", hint="run it again")
             self._compare(batch)
             self._reach(PruneStep.COMPARED)
             if dry_run:
                 return
             mark = Watermark(
-                head.archive_id,
-                self._archive.url,
-                head.generation,
-                batch.last,
-                chain,
-                report.through_position,
-                report.total_entries,
+                archive_id=head.archive_id,
+                url=self._archive.url,
+                generation=head.generation,
+                sequence=batch.last,
+                chain=chain,
+                position=report.through_position,
+                entries=report.total_entries,
             )
             self._store.write_watermark(connection, mark)
             self._reach(PruneStep.DECLARED)
@@ -303,7 +306,7 @@ class _Work:
         if removed != len(batch.entries):
             raise ConflictError(
                 f"{removed} of {len(batch.entries)} entries could be removed",
-                hint="somebody else changed the log's tables at the same time: run it again",
+                hint="another process changed the log's tables at the same time: run it again",
             )
 
 

@@ -1,8 +1,8 @@
 """Damaged objects made again, byte by byte: segments from the log, nodes from segments.
 
-Reads the archive and the database, writes nothing. Whatever is made is held to the hash in the
-name that it is made for. The hard thing is which entries a lost segment had: its item says
-where positions begin and end and what the chain is after it, and others lie in between.
+Nothing is written here, and whatever is made is compared with the hash in its name. Which entries
+a lost segment had is not recorded: its item says where positions begin and end and what the chain
+is after it, and entries of other segments lie in between.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _list_segments(archive: Archive, node: Item) -> Iterator[Item]:
             data = archive.read_content(info.path)
             yield make_item(decode_segment(data, what=info.path).header, data)
         except ArchiveError:
-            # Damaged itself, or nobody's: then it does not help.
+            # Damaged itself, or no segment: then it does not help.
             continue
 
 

@@ -1,8 +1,8 @@
 """An archive repaired from its database: what is damaged or missing is written again.
 
-Content first, a head last, nothing deleted, nothing set back. This is the one place where an
-object is overwritten: under a name that holds a hash there is only one right content, and it is
-what is put. The hard thing is what cannot be made again: it is left as it is, and said.
+Content comes first and a head last; nothing is deleted and nothing set back. This is the one place
+where an object is overwritten: a name that holds a hash has only one right content, and that is
+what is put. What cannot be made again is left as it is and reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from oplog.errors import ArchiveError
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
 from oplog.sync.exporter import Exporter
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher, make_hint
 from oplog.upkeep.check import check_with_log
 from oplog.upkeep.head_repair import repair_heads
@@ -96,7 +96,7 @@ class _Plan:
 def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False) -> ResyncReport:
     """Check the archive, and write again what the database, or the archive itself, can give.
 
-    Raises as `publish_change`, for what needs a new head. Interrupted, it may be run again.
+    Raises as `publish_update`, for what needs a new head. Interrupted, it may be run again.
     """
     require_owner(engine, exporter.archive, schema=exporter.log.schema)
     resync = _Resync(exporter, engine)
@@ -129,7 +129,14 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
         if report.problems == before.problems:
             break
     left = tuple(one for one in report.problems if not dry_run or one.path not in repaired)
-    return ResyncReport(found.problems, tuple(repaired), tuple(dropped), number, left, dry_run)
+    return ResyncReport(
+        found=found.problems,
+        repaired=tuple(repaired),
+        dropped=tuple(dropped),
+        head=number,
+        left=left,
+        dry_run=dry_run,
+    )
 
 
 class _Resync:
@@ -175,7 +182,7 @@ class _Resync:
     def publish(self, plan: _Plan) -> Head | None:
         """Publish a head that does without what cannot be made again."""
 
-        def change(connection: Connection, head: Head, publisher: Publisher) -> Head | None:
+        def update(connection: Connection, head: Head, publisher: Publisher) -> Head | None:
             for one in plan.objects:
                 if one.item is not None:
                     publisher.put_content(one.item.path, one.data, step=Step.PUT_SEGMENT)
@@ -197,7 +204,7 @@ class _Resync:
                 changed = replace(changed, types=ref)
             return changed
 
-        return publish_change(self._exporter, self._engine, change)
+        return publish_update(self._exporter, self._engine, update)
 
     # -- heads ----------------------------------------------------------------------------
 

@@ -1,8 +1,7 @@
 """What an archive goes on holding: snapshots by number and age, and the log back to them.
 
-Makes a head of a head; must not delete anything. The hard thing is what is promised: the newest
-snapshot stays, and the log never begins after the oldest snapshot that is kept, nor inside a
-transaction.
+This changes a head and deletes nothing. The newest snapshot always stays, and the log begins
+neither after the oldest snapshot that is kept nor inside a transaction.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Heads changed so that they no longer lead to what is damaged for good.
 
-Makes heads of heads. The hard thing is the tree: a segment under another name means other nodes
-all the way up, and everything else stays the object that it is.
+A segment under another name needs new nodes all the way up; every other object stays as it is.
 """
 
 from __future__ import annotations

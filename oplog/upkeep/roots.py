@@ -1,7 +1,7 @@
 """What must not be collected: all that is reached from the heads that are kept.
 
-Reads only. The hard thing is order, and damage: pins are looked for after the newest head was
-found, and whatever a damaged object would have led to counts as needed.
+Pins are looked for after the newest head was found, so that a pin put later was compared with a
+head at least as new. Whatever a damaged object would have led to counts as needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from oplog.upkeep.tree_walk import walk_tree
 
 @dataclass(slots=True)
 class Roots:
-    """What is needed, and where that cannot be told.
+    """What is needed, and where that is not known.
 
     `oldest_kept` is the number of the oldest head that stays. Objects numbered within
     `unknown_ranges`, and with `unknown_blobs` all blobs, may be needed by what is damaged.

@@ -1,7 +1,6 @@
 """A snapshot's objects checked without keys: its manifest, and each chunk as a job.
 
-Reads only. The hard thing is what snapshots share: a chunk is looked at once, however many
-snapshots are built on it.
+Snapshots share chunks; each is looked at once.
 """
 
 from __future__ import annotations
@@ -72,8 +71,8 @@ def _list_faults(
         yield ProblemKind.CHAIN, f"is of another history than the log at {snapshot.sequence}"
     mints = [parse_content(ref.path).number for ref in manifest.iterate_chunks()]
     if max((manifest.mint, *mints)) >= head.horizon:
-        # Garbage collection would leave them, and may not: nobody can have been given these.
-        yield ProblemKind.INVALID, "has numbers that were not given to anybody yet"
+        # No writer can have been given these, and garbage collection would never delete them.
+        yield ProblemKind.INVALID, "has numbers that were not given to a writer yet"
 
 
 def check_chunk(archive: Archive, job: ChunkJob, *, whole: bool) -> ArchiveProblem | None:
@@ -94,7 +93,13 @@ def check_chunk(archive: Archive, job: ChunkJob, *, whole: bool) -> ArchiveProbl
         header.table,
         header.columns,
         header.key,
-        ChunkRef(ref.path, header.rows, header.tombstones, len(data), header.raw_bytes),
+        ChunkRef(
+            path=ref.path,
+            rows=header.rows,
+            tombstones=header.tombstones,
+            stored_bytes=len(data),
+            raw_bytes=header.raw_bytes,
+        ),
     )
     if found == said:
         return None

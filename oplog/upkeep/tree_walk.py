@@ -1,7 +1,7 @@
 """The tree of segments walked although parts of it are damaged.
 
-Reads only. The hard thing is a node that is missing: what is below it cannot be reached by
-names, only be looked for, and whoever walks on must know what was passed over.
+What is below a missing node cannot be reached by name. The node itself is returned in the place
+of its segments, so that the caller knows what was passed over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def walk_tree(
     note: Callable[[ArchiveProblem], None],
     on_node: Callable[[Item, int], None] = lambda _, __: None,
 ) -> Iterator[Place]:
-    """What has a sequence over `after`, oldest first; `on_node` is told of nodes and levels.
+    """What has a sequence over `after`, oldest first; `on_node` is called with nodes and levels.
 
     Nothing is taken from a cache: what is walked is what is stored.
     """

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog
-from oplog.adoption import LockWait, Target, adopt_tables
+from oplog.adoption import AdoptionTarget, LockWait, adopt_tables
 from oplog.backoff import Backoff
 from oplog.errors import ConflictError
 from tests.concurrency.workload import Customer, Invoice, waiting_for_lock
@@ -183,8 +183,14 @@ def assert_replays_but_invoices(log: Oplog, engine: Engine) -> None:
     assert {d.table for d in verdict.differences} == {"public.invoice"}
 
 
-def make_target(log: Oplog) -> Target:
-    return Target(log.store, log.keyring, log._log.sealer, log._log.codec, log._log.on_event)
+def make_target(log: Oplog) -> AdoptionTarget:
+    return AdoptionTarget(
+        store=log.store,
+        keyring=log.keyring,
+        sealer=log._log.sealer,
+        codec=log._log.codec,
+        on_event=log._log.on_event,
+    )
 
 
 def test_a_long_transaction_holds_up_the_adoption_and_nobody_else(

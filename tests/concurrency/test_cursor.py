@@ -259,7 +259,7 @@ def test_standbys_and_other_histories_are_refused() -> None:
             log.subscribe(engine, name="c").read_batch()
         # Another consumer, which begins here, is not concerned.
         assert len(consume(log, engine, name="new")) == 2
-        change = "UPDATE oplog.oplog_checkpoint SET cursor = cursor || '{\"timeline\": 2}'"
+        change = "UPDATE oplog.oplog_consumer SET cursor = cursor || '{\"timeline\": 2}'"
         with engine.begin() as connection:
             connection.exec_driver_sql(change)
         assert len(consume(log, engine)) == 1

@@ -61,7 +61,7 @@ def test_everything_is_proved_and_nothing_left(place: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for statement in (
-        "Alembic revision oplog_0002 created the log's",
+        "Alembic revision oplog_0003 created the log's",
         "exactly what git listed when it was recorded",
         "conflicts happened, and were resolved",
         "money is conserved: 8000.00",

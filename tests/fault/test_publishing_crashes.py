@@ -71,7 +71,7 @@ class State:
     """Everything that a process which begins now can know."""
 
     objects: dict[str, bytes]
-    rows: list[tuple[object, ...]]
+    rows: list[str]
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,17 @@ class Scene:
     def reset(self) -> MemoryStore:
         """The state before the pass; objects of its own."""
         with self.logged.engine.begin() as connection:
-            connection.exec_driver_sql("DELETE FROM oplog.oplog_checkpoint")
-            for name, cursor, position in self.before.rows:
+            connection.exec_driver_sql("DELETE FROM oplog.oplog_archive")
+            for row in self.before.rows:
                 connection.exec_driver_sql(
-                    "INSERT INTO oplog.oplog_checkpoint (name, cursor, position) "
-                    "VALUES (%s, %s::jsonb, %s)",
-                    (name, cursor, position),
+                    "INSERT INTO oplog.oplog_archive SELECT (%s::oplog.oplog_archive).*", (row,)
                 )
         return fill_store(self.before.objects)
 
     def save(self, store: ObjectStore) -> State:
         with self.logged.engine.connect() as connection:
-            rows = connection.exec_driver_sql(
-                "SELECT name, cursor::text, position FROM oplog.oplog_checkpoint"
-            )
-            return State(copy_objects(store), [tuple(row) for row in rows])
+            rows = connection.exec_driver_sql("SELECT (a)::text FROM oplog.oplog_archive a")
+            return State(copy_objects(store), list(rows.scalars()))
 
 
 def add(*rows: object) -> Callable[[Session], None]:
@@ -228,11 +224,10 @@ def check_receipt(scene: Scene, head: Head) -> None:
     """The database knows what is published, also where a process died before it said so."""
     with scene.logged.engine.connect() as connection:
         row = connection.exec_driver_sql(
-            "SELECT cursor ->> 'head', cursor ->> 'sequence', cursor ->> 'chain' "
-            "FROM oplog.oplog_checkpoint WHERE name = %s",
-            (f"archive/{head.archive_id}",),
+            "SELECT head, sequence, chain FROM oplog.oplog_archive WHERE archive_id = %s",
+            (head.archive_id,),
         ).one()
-    assert tuple(row) == (str(head.number), str(head.sequence), head.chain.hex())
+    assert tuple(row) == (head.number, head.sequence, head.chain)
 
 
 def check_idle(scene: Scene, store: MemoryStore) -> None:

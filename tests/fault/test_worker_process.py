@@ -201,10 +201,7 @@ def test_told_to_end_it_finishes_the_head(place: Place, step: Step) -> None:
     assert (head.number, head.sequence) == (2, 6)
     assert len(check_whole(place.store)) == 6
     with place.logged.engine.connect() as connection:
-        (row,) = connection.exec_driver_sql(
-            "SELECT (cursor ->> 'head')::int, (cursor ->> 'sequence')::int "
-            "FROM oplog.oplog_checkpoint"
-        )
+        (row,) = connection.exec_driver_sql("SELECT head, sequence FROM oplog.oplog_archive")
     assert tuple(row) == (2, 6)
 
 

@@ -58,7 +58,7 @@ def read_row(bench: Bench) -> str:
     """What the database knows of its archive."""
     with bench.engine.connect() as connection:
         found: str = connection.exec_driver_sql(
-            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE starts_with(name, 'archive/')"
+            "SELECT a::text FROM oplog.oplog_archive a"
         ).scalar_one()
     return found
 
@@ -66,8 +66,7 @@ def read_row(bench: Bench) -> str:
 def write_row(bench: Bench, row: str) -> None:
     """Let the database know what it knew before."""
     with bench.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM oplog.oplog_archive")
         connection.exec_driver_sql(
-            "UPDATE oplog.oplog_checkpoint SET cursor = %s::jsonb "
-            "WHERE starts_with(name, 'archive/')",
-            (row,),
+            "INSERT INTO oplog.oplog_archive SELECT (%s::oplog.oplog_archive).*", (row,)
         )

@@ -26,11 +26,12 @@ from oplog.schema.grants import RoleKind, list_grants
 from tests.models.bank import AGGREGATES, Base
 from tests.support import administer
 
-OWNER, APPLICATION, WORKER, AUDITOR, STRANGER = ROLES = (
+OWNER, APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER = ROLES = (
     "owner",
     "application",
     "worker",
     "auditor",
+    "consumer",
     "stranger",
 )
 
@@ -138,6 +139,7 @@ def open_roles(
             roles.grant(APPLICATION, RoleKind.APPLICATION)
             roles.grant(WORKER, RoleKind.WORKER)
             roles.grant(AUDITOR, RoleKind.AUDITOR)
+            roles.grant(CONSUMER, RoleKind.CONSUMER)
         yield roles
     finally:
         for name in roles.names.values():

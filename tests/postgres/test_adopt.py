@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from oplog import AdoptionReport, Keyring, Oplog, OpType, TypeCatalog
@@ -144,7 +144,7 @@ def test_a_second_adoption_does_nothing(database: LoggedDatabase) -> None:
 
 def test_a_finished_adoption_is_known_without_its_checkpoint(database: LoggedDatabase) -> None:
     adopt(database)
-    database.execute("DELETE FROM oplog.oplog_checkpoint")
+    database.execute("DELETE FROM oplog.oplog_adoption")
     report = adopt(database)
     assert (report.rows, [t.finished for t in report.types]) == (0, [True, True])
 
@@ -153,7 +153,7 @@ def test_an_unfinished_adoption_without_its_checkpoint_begins_again(
     database: LoggedDatabase,
 ) -> None:
     interrupt(database, after=2)
-    database.execute("DELETE FROM oplog.oplog_checkpoint")
+    database.execute("DELETE FROM oplog.oplog_adoption")
     assert adopt(database, "account", chunk_rows=4).rows == 10
     database.assert_replays()
 
@@ -339,7 +339,7 @@ def test_history_reads_only_the_rows_it_looks_for(
 
 def untouched(database: LoggedDatabase) -> bool:
     with database.engine.connect() as connection:
-        saved = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_checkpoint").scalar()
+        saved = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_adoption").scalar()
     return database.read() == [] and saved == 0
 
 
@@ -566,28 +566,24 @@ def test_adopted_rows_stay_adopted_when_they_are_read_as_a_newer_revision(
 
 def test_another_primary_key_in_between_is_refused(database: LoggedDatabase) -> None:
     interrupt(database, after=1)
-    database.execute(
-        "UPDATE oplog.oplog_checkpoint SET cursor = jsonb_set(cursor, '{after}', '{\"no\": \"1\"}')"
-    )
+    database.execute('UPDATE oplog.oplog_adoption SET after = \'{"no": "1"}\'')
     with pytest.raises(SchemaDriftError, match=r"had primary key \(no\)"):
         adopt(database, "account")
 
 
-def test_progress_that_cannot_be_read_is_said(database: LoggedDatabase) -> None:
+def test_progress_that_could_not_be_read_is_not_stored(database: LoggedDatabase) -> None:
     interrupt(database, after=1)
-    database.execute("UPDATE oplog.oplog_checkpoint SET cursor = '[1]'")
-    with pytest.raises(Exception, match="saved progress of an adoption cannot be read"):
-        adopt(database, "account")
+    for changed in ("after = '[1]'", "rows = -1", "entries = NULL", "done = NULL"):
+        with pytest.raises(IntegrityError):
+            database.execute(f"UPDATE oplog.oplog_adoption SET {changed}")
 
 
 def test_the_saved_progress_is_what_is_documented(database: LoggedDatabase) -> None:
     interrupt(database, after=2)
     with database.engine.connect() as connection:
-        name, text = connection.exec_driver_sql(
-            "SELECT name, cursor::text FROM oplog.oplog_checkpoint"
-        ).one()
-    assert name == "adopt/account"
-    assert json.loads(text) == {
+        row = connection.exec_driver_sql("SELECT * FROM oplog.oplog_adoption").mappings().one()
+    assert {name: value for name, value in row.items() if name != "updated_at"} == {
+        "type_name": "account",
         "after": {"id": "4"},
         "rows": 4,
         "entries": 2,

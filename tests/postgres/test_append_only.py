@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.store import NewEntry, Store
 from oplog.store.commit_lookup import OutcomeStore
 from tests.databases import fill_database
@@ -184,7 +185,7 @@ def test_no_table_can_be_truncated(connection: Connection, table: str) -> None:
 
 
 def test_no_table_can_be_truncated_beside_another(connection: Connection) -> None:
-    refuse(connection, "TRUNCATE oplog.oplog_checkpoint, oplog.oplog_entry", table="oplog_entry")
+    refuse(connection, "TRUNCATE oplog.oplog_consumer, oplog.oplog_entry", table="oplog_entry")
 
 
 def test_no_table_can_be_truncated_through_a_foreign_key(connection: Connection) -> None:
@@ -319,9 +320,9 @@ def test_every_column_of_a_key_was_considered(connection: Connection) -> None:
 
 def test_every_table_of_the_log_was_considered(engine: Engine) -> None:
     tables = set(sa.inspect(engine).get_table_names("oplog"))
-    # Not the record: consumers' places in it, what migrations declared, and images that
-    # live no longer than their transaction.
-    moving = {"oplog_checkpoint", "oplog_guard", "oplog_image"}
+    # Not the record: how far consumers and others came in it, what migrations declared, and
+    # images that live no longer than their transaction.
+    moving = {*(f"oplog_{table}" for table in PROGRESS_TABLES), "oplog_guard", "oplog_image"}
     assert tables == {*FROZEN, *STEPPING, *moving}
 
 

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from oplog.archive.format.head import Head
 from oplog.errors import ForeignServerError, LeaseHeldError
-from oplog.sync.head_update import publish_change
+from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
+from tests.postgres.keeping import read_row, write_row
 from tests.postgres.replay_models import Bench, Task, make_bench, write_history
 from tests.postgres.restored import make_target
 
@@ -42,7 +43,7 @@ def test_a_change_is_a_head_and_a_receipt(bench: Bench) -> None:
     bench.log.sync(bench.engine, archive)
     before = archive.read_head()
     bench.write(add_task(801))
-    head = publish_change(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
+    head = publish_update(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
     assert head == reopen(archive).read_head()
     assert (head.number, head.sequence) == (before.number + 1, before.sequence)
     # What was new is still new, and published once.
@@ -61,7 +62,7 @@ def test_with_catch_up_the_change_sees_everything(bench: Bench) -> None:
         seen.extend((head.sequence, count))
         return head
 
-    head = publish_change(exporter, bench.engine, note, catch_up=True)
+    head = publish_update(exporter, bench.engine, note, catch_up=True)
     assert head is not None
     assert seen[0] == seen[1] == head.sequence
     assert head.types is not None
@@ -71,11 +72,11 @@ def test_with_catch_up_the_change_sees_everything(bench: Bench) -> None:
 def test_no_change_no_head(bench: Bench) -> None:
     archive = open_memory()
     exporter = bench.log.make_exporter(archive)
-    assert publish_change(exporter, bench.engine, mark) is None
+    assert publish_update(exporter, bench.engine, mark) is None
     write_history(bench)
     bench.log.sync(bench.engine, archive)
     before = dump_objects(archive)
-    assert publish_change(exporter, bench.engine, lambda *_: None) is None
+    assert publish_update(exporter, bench.engine, lambda *_: None) is None
     assert dump_objects(archive) == before
 
 
@@ -84,18 +85,13 @@ def test_a_lost_receipt_makes_no_entry_appear_twice(bench: Bench, catch_up: bool
     archive = open_memory()
     write_history(bench)
     bench.log.sync(bench.engine, archive)
-    with bench.engine.connect() as connection:
-        row = connection.exec_driver_sql(
-            "SELECT cursor::text FROM oplog.oplog_checkpoint WHERE name LIKE 'archive/%%'"
-        ).scalar_one()
+    row = read_row(bench)
     bench.write(add_task(802))
     bench.log.sync(bench.engine, archive)
-    bench.tamper(
-        f"UPDATE oplog.oplog_checkpoint SET cursor = '{row}'::jsonb WHERE name LIKE 'archive/%%'"
-    )
+    write_row(bench, row)
     bench.write(add_task(803))
     exporter = bench.log.make_exporter(reopen(archive))
-    publish_change(exporter, bench.engine, mark, catch_up=catch_up)
+    publish_update(exporter, bench.engine, mark, catch_up=catch_up)
     bench.log.sync(bench.engine, reopen(archive))
     pages = list(bench.log.open_source(reopen(archive)).iterate_sequence())
     positions = [entry.position for page in pages for entry in page.entries]
@@ -112,7 +108,7 @@ def test_another_publisher_goes_first(bench: Bench) -> None:
     with bench.engine.connect() as connection, connection.begin():
         assert exporter.store.try_lease(connection, archive.read_head().archive_id)
         with pytest.raises(LeaseHeldError):
-            publish_change(exporter, bench.engine, mark)
+            publish_update(exporter, bench.engine, mark)
 
 
 def test_a_superseded_database_changes_nothing(bench: Bench, spare_engine: Engine) -> None:
@@ -125,5 +121,5 @@ def test_a_superseded_database_changes_nothing(bench: Bench, spare_engine: Engin
     target.log.sync(target.engine, reopen(archive))
     before = dump_objects(archive)
     with pytest.raises(ForeignServerError):
-        publish_change(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
+        publish_update(bench.log.make_exporter(reopen(archive)), bench.engine, mark)
     assert dump_objects(archive) == before

@@ -111,7 +111,7 @@ def take(bench: Bench) -> Iterator[list[object]]:
 def test_a_copy_without_a_row_is_refused_too(bench: Bench, clone: Callable[[], Bench]) -> None:
     archive = published(bench)
     copy = clone()
-    copy.tamper("DELETE FROM oplog.oplog_checkpoint")
+    copy.tamper("DELETE FROM oplog.oplog_archive")
     write(copy)
     with pytest.raises(ForeignServerError, match="belongs to database"):
         copy.log.sync(copy.engine, reopen(archive))

@@ -164,9 +164,9 @@ LOG_FAULTS = {
         "function oplog.oplog_guard",
     ),
     "table dropped": (
-        "DROP TABLE oplog.oplog_checkpoint",
+        "DROP TABLE oplog.oplog_consumer",
         "log-table-missing",
-        "oplog.oplog_checkpoint",
+        "oplog.oplog_consumer",
     ),
     "version gone": ("COMMENT ON TABLE oplog.oplog_entry IS NULL", "log-missing", "schema oplog"),
     "version newer": (

@@ -226,7 +226,7 @@ def test_a_place_of_yet_another_history_stays_refused(
     for name in ("old", "new"):
         consume(bench, name)
     bench.tamper(
-        "UPDATE oplog.oplog_checkpoint SET cursor = jsonb_set(cursor, '{timeline}', '0') "
+        "UPDATE oplog.oplog_consumer SET cursor = jsonb_set(cursor, '{timeline}', '0') "
         "WHERE name = 'old'"
     )
     there = copy()
@@ -288,8 +288,12 @@ def move(bench: Bench, archive: Archive | None = None) -> None:
     with bench.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM FREEZE oplog.oplog_entry")
     bench.tamper(
-        "UPDATE oplog.oplog_checkpoint SET cursor = replace(cursor::text, "
-        "(SELECT system_identifier::text FROM pg_control_system()), '1234567')::jsonb",
+        *(
+            f"UPDATE oplog.{table} SET cursor = replace(cursor::text, "
+            "(SELECT system_identifier::text FROM pg_control_system()), '1234567')::jsonb"
+            for table in ("oplog_consumer", "oplog_archive")
+        ),
+        "UPDATE oplog.oplog_archive SET origin_server = '1234567', owner_server = '1234567'",
         "DO $$ BEGIN EXECUTE (SELECT 'COMMENT ON TABLE oplog.oplog_log IS ' || quote_literal("
         "replace(obj_description('oplog.oplog_log'::regclass), system_identifier::text, "
         "'1234567')) FROM pg_control_system()); END $$",

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from tests.postgres.archived import open_memory, reopen
+from tests.postgres.keeping import read_row, write_row
 from tests.postgres.pruned import (
     ask_everything,
     list_positions,
@@ -93,17 +94,12 @@ def test_what_is_published_without_a_receipt_is_read_once(bench: Bench) -> None:
     archive = open_memory()
     write_random(bench, chance, 4)
     sync(bench, archive)
-    with bench.engine.connect() as connection:
-        saved = connection.exec_driver_sql(
-            "SELECT name, cursor::text FROM oplog.oplog_checkpoint"
-        ).one()
+    saved = read_row(bench)
     write_random(bench, chance, 4)
     before = ask_everything(bench, [])
     sync(bench, archive)
     # The process died after the head was created, before it could say so.
-    bench.tamper(
-        f"UPDATE oplog.oplog_checkpoint SET cursor = '{saved.cursor}' WHERE name = '{saved.name}'"
-    )
+    write_row(bench, saved)
     assert ask_everything(bench, [], archive=reopen(archive)) == before
     prune_small(bench, archive)
     assert ask_everything(bench, [], archive=reopen(archive)) == before

@@ -28,6 +28,7 @@ from oplog.errors import (
 )
 from oplog.upkeep.prune import PruneStep
 from tests.postgres.archived import dump_all, dump_objects, open_memory, reopen, restore_into
+from tests.postgres.keeping import read_row, write_row
 from tests.postgres.pruned import (
     ask_everything,
     list_positions,
@@ -255,7 +256,7 @@ def test_an_adoption_stays_done(bench: Bench) -> None:
     report = prune(bench, archive)
     assert (report.entries, report.kept) == (1, 1)
     # What was saved besides can be lost.
-    bench.tamper("DELETE FROM oplog.oplog_checkpoint WHERE name LIKE 'adopt/%%'")
+    bench.tamper("DELETE FROM oplog.oplog_adoption")
     with open_plain(bench.engine).connect() as connection:
         bench.log.adopt(connection, ["task"])
         assert bench.log.verify(connection, archive=reopen(archive)).ok
@@ -548,25 +549,22 @@ def test_a_pruned_database_is_restored_from_its_archive(
 
 
 def test_a_lost_receipt_is_no_fork(bench: Bench, archive: Archive) -> None:
-    with open_plain(bench.engine).connect() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT name, cursor::text FROM oplog.oplog_checkpoint"
-        ).all()
+    row = read_row(bench)
     add_task(bench, 900, key="k")
     prune(bench, archive)
     sync(bench, archive)
     # Published up to the seam, as far as the database knows; then nothing at all.
-    for statement in (
-        f"UPDATE oplog.oplog_checkpoint SET cursor = '{rows[0].cursor}'",
-        "DELETE FROM oplog.oplog_checkpoint",
-    ):
-        bench.tamper(statement)
+    for saved in (row, None):
+        if saved is None:
+            bench.tamper("DELETE FROM oplog.oplog_archive")
+        else:
+            write_row(bench, saved)
         head = archive.read_head()
         sync(bench, archive)
         assert reopen(archive).read_head() == head
     add_task(bench, 901)
     prune(bench, archive)
-    bench.tamper("DELETE FROM oplog.oplog_checkpoint")
+    bench.tamper("DELETE FROM oplog.oplog_archive")
     sync(bench, archive)
     assert archive.read_head().sequence == head.sequence + 1
     assert archive.read_head().generation == 0
@@ -597,7 +595,7 @@ def test_an_interrupted_run_is_run_again(bench: Bench, archive: Archive) -> None
 def test_one_at_a_time(bench: Bench, archive: Archive) -> None:
     def reach(step: PruneStep) -> None:
         if step is PruneStep.REMOVED:
-            with pytest.raises(ConflictError, match="somebody else is pruning"):
+            with pytest.raises(ConflictError, match="another process is pruning"):
                 prune_small(bench, archive)
 
     total = archive.read_head().sequence

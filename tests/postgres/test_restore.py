@@ -207,11 +207,13 @@ def test_what_must_be_acknowledged_is_in_the_same_transaction(bench: Bench, targ
         seen.append(report)
         assert connection.exec_driver_sql("SELECT count(*) FROM owner").scalar_one() == 1
         connection.exec_driver_sql(
-            "INSERT INTO oplog.oplog_checkpoint (name, cursor, position) VALUES ('a', '1', 1)"
+            "INSERT INTO oplog.oplog_consumer (name, cursor, position) VALUES ('a', '{}', 1)"
         )
 
     report = restore(target, keep(bench), finish=finish)
     assert seen == [report]
     with target.engine.connect() as connection:
-        names = connection.exec_driver_sql("SELECT name FROM oplog.oplog_checkpoint").scalars()
-        assert sorted(names) == ["a", "restored"]
+        names = connection.exec_driver_sql("SELECT name FROM oplog.oplog_consumer").scalars()
+        assert list(names) == ["a"]
+        places = connection.exec_driver_sql("SELECT position FROM oplog.oplog_restore").scalars()
+        assert list(places) == [report.position]

@@ -8,12 +8,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
+from oplog import open_archive
 from oplog.schema.grants import RoleKind
+from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import create_statements, upgrade_statements
 from tests.models.bank import Account
 from tests.postgres.roles import (
     APPLICATION,
     AUDITOR,
+    CONSUMER,
     OWNER,
     STRANGER,
     WORKER,
@@ -28,7 +31,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     # Runs as its owner, has a fixed search path, may be executed by whom besides the owner.
     "oplog_append": (True, True, {APPLICATION}),
     "oplog_append_one": (True, True, {APPLICATION}),
-    "oplog_arm": (False, False, {APPLICATION, WORKER, AUDITOR, STRANGER}),
+    "oplog_arm": (False, False, {APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER}),
     "oplog_check_trackable": (False, True, set()),
     "oplog_declare_guard": (False, True, set()),
     "oplog_drop_guard": (False, True, set()),
@@ -50,16 +53,21 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_write_mark": (False, True, set()),
 }
 READ = {"SELECT"}
+WRITTEN = {"SELECT", "INSERT", "UPDATE"}
 APPLICATION_MAY = {
-    "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"},
+    "oplog_adoption": WRITTEN,
+    "oplog_archive": READ,
+    "oplog_consumer": WRITTEN,
     "oplog_entry": READ,
     "oplog_fence": {"SELECT", "INSERT"},
+    "oplog_follower": READ,
     "oplog_guard": READ,
     "oplog_image": {"SELECT", "DELETE"},
     "oplog_key": {"SELECT", "INSERT"},
     "oplog_log": READ,
     "oplog_metadata": READ,
     "oplog_pruned": READ,
+    "oplog_restore": READ,
     "oplog_ticket": {"SELECT", "INSERT"},
     "oplog_type": {"SELECT", "INSERT"},
     "oplog_type_numbers": {"SELECT", "INSERT"},
@@ -109,7 +117,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
             assert settings in ([], PINNED)
             may = {
                 role
-                for role in (APPLICATION, WORKER, AUDITOR, STRANGER)
+                for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER)
                 if connection.exec_driver_sql(
                     "SELECT has_function_privilege(%s, %s::oid, 'EXECUTE')",
                     (roles.names[role], oid),
@@ -125,10 +133,8 @@ def test_every_table_of_the_log(roles: Roles) -> None:
     assert read_tables(roles, APPLICATION) == APPLICATION_MAY
     reads = dict.fromkeys(APPLICATION_MAY, READ)
     assert read_tables(roles, AUDITOR) == reads
-    assert read_tables(roles, WORKER) == {
-        **reads,
-        "oplog_checkpoint": {"SELECT", "INSERT", "UPDATE"},
-    }
+    assert read_tables(roles, WORKER) == {**reads, "oplog_archive": WRITTEN}
+    assert read_tables(roles, CONSUMER) == {**reads, "oplog_consumer": WRITTEN}
     assert read_tables(roles, STRANGER) == {}
     with roles.engine(OWNER).connect() as connection:
         for column, may in (("version", True), ("head_hash", False)):
@@ -164,6 +170,51 @@ def test_a_role_without_any_right_on_the_log_is_told_why(roles: Roles) -> None:
     assert "attached" in hint
 
 
+ARCHIVE_ROW = """(archive_id, url, epoch, generation, sequence, chain, head, origin_server,
+  origin_database) VALUES (gen_random_uuid(), '', 1, 0, 0, '', 0, '1', 1)"""
+PROGRESS = {
+    # What writes a row of the table, and who besides the owner may.
+    "consumer": ("(name, cursor, position) VALUES ('x', '{}', 1)", {APPLICATION, CONSUMER}),
+    "archive": (ARCHIVE_ROW, {WORKER}),
+    "adoption": ("(type_name) VALUES ('x')", {APPLICATION}),
+    "restore": ("(generation, sequence, chain, position) VALUES (0, 0, '', 0)", set()),
+    "follower": (
+        "(name, generation, sequence, chain, position) VALUES ('x', 0, 0, '', 0)",
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("table", PROGRESS_TABLES)
+def test_each_role_writes_its_own_progress_only(roles: Roles, table: str) -> None:
+    values, allowed = PROGRESS[table]
+    insert = f"INSERT INTO oplog.oplog_{table} {values}"
+    others = [APPLICATION, WORKER, CONSUMER, AUDITOR, STRANGER]
+    roles.run(OWNER, insert, f"DELETE FROM oplog.oplog_{table}")
+    for role in others:
+        for statement, may in (
+            (insert, allowed),
+            (f"UPDATE oplog.oplog_{table} SET updated_at = now()", allowed),
+            (f"DELETE FROM oplog.oplog_{table}", set()),
+        ):
+            if role in may:
+                roles.run(role, statement)
+            else:
+                assert roles.refuse(role, statement)[0] == "42501"
+        roles.run(OWNER, f"DELETE FROM oplog.oplog_{table}")
+
+
+def test_a_consumer_and_a_worker_can_work(roles: Roles) -> None:
+    sessions = roles.open_sessions()
+    with sessions.begin() as session:
+        session.add(Account(id=1, owner="ada", balance=1))
+    for batch in roles.open_log().subscribe(roles.engine(CONSUMER), name="archive/x"):
+        assert len(batch) == 1
+        batch.commit()
+    assert roles.open_log().sync(roles.engine(WORKER), open_archive("memory://")).entries == 1
+    assert roles.find_problems() == []
+
+
 DIRECT = {
     "entry": "INSERT INTO oplog.oplog_entry SELECT * FROM oplog.oplog_entry",
     "metadata": "INSERT INTO oplog.oplog_metadata VALUES (1, 9, 'actor', 'x')",
@@ -180,7 +231,7 @@ DIRECT = {
 
 @pytest.mark.parametrize("statement", DIRECT.values(), ids=DIRECT.keys())
 def test_what_only_the_owner_may_do(roles: Roles, statement: str) -> None:
-    for role in (APPLICATION, WORKER, AUDITOR, STRANGER):
+    for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER):
         assert roles.refuse(role, statement)[0] == "42501"
 
 
@@ -260,7 +311,8 @@ def test_default_privileges_give_nothing_on_the_log(
 ) -> None:
     with open_roles(bare_database_url, definition, prepare=DEFAULTS) as roles:
         assert roles.find_problems() == []
-        for table, allowed in APPLICATION_MAY.items():
+        # What one kind of role needs may have been meant for any named role, and stays.
+        for table, allowed in {**APPLICATION_MAY, "oplog_archive": WRITTEN}.items():
             for role in (APPLICATION, STRANGER):
                 assert read_tables(roles, role)[table] == allowed
         assert roles.refuse(STRANGER, "SELECT oplog.oplog_mark('{}', '{}')")[0] == "42501"
@@ -297,6 +349,18 @@ TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
         "table-open",
         "oplog.oplog_entry",
         "INSERT, UPDATE",
+    ),
+    "archives to a consumer": (
+        "GRANT DELETE ON oplog.oplog_archive TO {consumer}",
+        "table-open",
+        "oplog.oplog_archive",
+        "DELETE",
+    ),
+    "a restore's place to an application": (
+        "GRANT UPDATE ON oplog.oplog_restore TO {application}",
+        "table-open",
+        "oplog.oplog_restore",
+        "UPDATE",
     ),
     "metadata to all": (
         "GRANT INSERT ON oplog.oplog_metadata TO PUBLIC",

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.engine import Connection, Engine
 
+from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import SchemaVersionError
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.schema.tables import COMMENT_PREFIX
@@ -242,6 +243,34 @@ def test_the_logs_state(connection: Connection) -> None:
     assert status["type_revisions"] == 1
     assert status["log_id"] == STORE.read_log_id(connection)
     assert status["entry_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("alteration", "broken"),
+    [
+        ("DELETE FROM {} WHERE version = 1", [2]),
+        ("DELETE FROM {} WHERE version IN (2, 4)", [3, 5]),
+        ("UPDATE {} SET prev_hash = sha256(prev_hash) WHERE version = 3", [3]),
+        ("UPDATE {} SET prev_hash = sha256(prev_hash) WHERE version = 1", [1]),
+        ("UPDATE {} SET entry_hash = sha256(entry_hash) WHERE version = 3", [4]),
+        ("UPDATE {} SET version = 20 - version WHERE version IN (2, 3)", [4, 17, 18]),
+    ],
+)
+def test_links_are_broken_alike_in_sql_and_in_python(
+    connection: Connection, alteration: str, broken: list[int]
+) -> None:
+    for _ in range(5):
+        append(connection, "a")
+    connection.exec_driver_sql("ALTER TABLE oplog.oplog_entry DISABLE TRIGGER USER")
+    connection.exec_driver_sql(alteration.format("oplog.oplog_entry"))
+    by_sql = {
+        link.version for link in STORE.list_broken_links(connection) if "ticket" not in link.reason
+    }
+    (page,) = STORE.iterate(connection, EntryFilter(), snapshot=ALL_VISIBLE)
+    chain = ChainCheck()
+    page.sort(key=lambda entry: entry.version)
+    by_python = [entry.version for entry in page if chain.find_break(entry) is not None]
+    assert by_sql == set(by_python) == set(broken)
 
 
 def test_broken_links_are_told(connection: Connection) -> None:

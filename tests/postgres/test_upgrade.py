@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import UpgradeOplogOp
+from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import create_statements, home_statement, upgrade_statements
 from tests.models.bank import Account
 from tests.postgres.log_schema import ODD, Described, describe
@@ -82,11 +84,15 @@ def lend_later_parts(roles: Roles) -> Iterator[None]:
         OWNER,
         numbers,
         home_statement(),
+        "ALTER TABLE oplog.oplog_checkpoint RENAME TO set_aside",
         f"GRANT SELECT, INSERT ON oplog.oplog_type_numbers TO {roles.names[APPLICATION]}",
     )
     yield
     roles.run(
-        OWNER, "DROP TABLE oplog.oplog_type_numbers", "COMMENT ON TABLE oplog.oplog_log IS NULL"
+        OWNER,
+        "DROP TABLE oplog.oplog_type_numbers",
+        "COMMENT ON TABLE oplog.oplog_log IS NULL",
+        "ALTER TABLE oplog.set_aside RENAME TO oplog_checkpoint",
     )
 
 
@@ -113,7 +119,7 @@ def run_printed(roles: Roles) -> None:
 
 
 def read_log(roles: Roles) -> list[object]:
-    tables = ("entry", "metadata", "ticket", "type", "key", "log", "guard", "checkpoint", "fence")
+    tables = ("entry", "metadata", "ticket", "type", "key", "log", "guard", "fence")
     with roles.engine(OWNER).connect() as connection:
         return [
             connection.exec_driver_sql(
@@ -210,6 +216,120 @@ def test_an_entry_that_is_there_twice_is_named(roles: Roles) -> None:
 def test_a_table_that_was_lost_does_not_come_back_empty(roles: Roles) -> None:
     roles.run(OWNER, "DROP TABLE oplog.oplog_metadata")
     with pytest.raises(DBAPIError, match=r'table "oplog"\.oplog_metadata is gone'):
+        upgrade(roles)
+
+
+OLD_ROWS = """
+  ('mail', '{cursor}', 7), ('archive/x', '{cursor}', 8), ('restored', '{cursor}', 9),
+  ('archive/0b9f6d1e-6f0a-4a5e-9c8e-0d6a1f3b2c4d', '{{"url": "memory://", "epoch": 3,
+    "generation": 1, "sequence": 12, "chain": "00ff", "head": 5, "cursor": {text},
+    "origin": ["42", 7], "owner": null}}', 12),
+  ('archive/11111111-6f0a-4a5e-9c8e-0d6a1f3b2c4d', '{{"url": "file:///a", "epoch": 1,
+    "generation": 0, "sequence": 0, "chain": "", "head": 0, "cursor": null,
+    "origin": ["42", 7], "owner": ["41", 6]}}', 0),
+  ('archive/22222222-6f0a-4a5e-9c8e-0d6a1f3b2c4d', '{{"altered": "by hand"}}', 0),
+  ('adopt/account', '{{"after": {{"id": "4"}}, "rows": 4, "entries": 2, "done": false,
+    "revision": 1}}', 0),
+  ('adopt/order', '{{"after": null, "rows": 0, "entries": 1, "done": true}}', 0),
+  ('adopt/begun', 'null', 0),
+  ('follow/archive', '{{"generation": 1, "sequence": 3, "chain": "ab"}}', 4)"""
+OLD_CURSOR = (
+    '{"system_identifier": "42", "timeline": 1, "snapshot": "5:5:", "target": null, "after": 0}'
+)
+FIRST_ARCHIVE = "0b9f6d1e-6f0a-4a5e-9c8e-0d6a1f3b2c4d"
+SECOND_ARCHIVE = "11111111-6f0a-4a5e-9c8e-0d6a1f3b2c4d"
+ARCHIVES = [
+    (FIRST_ARCHIVE, "memory://", 3, 1, 12, b"\x00\xff", 5, "5:5:", "42", 7, None, None, 12),
+    (SECOND_ARCHIVE, "file:///a", 1, 0, 0, b"", 0, None, "42", 7, "41", 6, 0),
+]
+
+
+def fill_old_table(roles: Roles) -> None:
+    """What consumers, archives, adoptions, a restore and a follower kept in one table."""
+    values = OLD_ROWS.format(cursor=OLD_CURSOR, text=json.dumps(OLD_CURSOR))
+    roles.run(OWNER, f"INSERT INTO oplog.oplog_checkpoint (name, cursor, position) VALUES {values}")
+
+
+def read_all(roles: Roles, query: str) -> list[tuple[object, ...]]:
+    with roles.engine(OWNER).connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]
+
+
+@pytest.mark.parametrize("way", [upgrade, run_printed], ids=["online", "printed"])
+def test_the_rows_of_one_table_go_into_their_own(roles: Roles, way: object) -> None:
+    """Each by what it holds: a consumer of then may have the name of another kind's row."""
+    assert callable(way)
+    fill_old_table(roles)
+    for _ in range(2):
+        way(roles)
+        assert roles.ask("SELECT to_regclass('oplog.oplog_checkpoint')") == [None]
+        assert read_all(
+            roles,
+            "SELECT name, cursor ->> 'snapshot', position FROM oplog.oplog_consumer ORDER BY 3",
+        ) == [("mail", "5:5:", 7), ("archive/x", "5:5:", 8), ("restored", "5:5:", 9)]
+        assert (
+            read_all(
+                roles,
+                "SELECT archive_id::text, url, epoch, generation, sequence, chain, head, "
+                "cursor ->> 'snapshot', origin_server, origin_database, owner_server, "
+                "owner_database, position FROM oplog.oplog_archive ORDER BY 1",
+            )
+            == ARCHIVES
+        )
+        assert read_all(
+            roles,
+            "SELECT type_name, after, rows, entries, done, revision "
+            "FROM oplog.oplog_adoption ORDER BY 1",
+        ) == [("account", {"id": "4"}, 4, 2, False, 1), ("order", None, 0, 1, True, 0)]
+        assert read_all(roles, "SELECT count(*) FROM oplog.oplog_restore") == [(0,)]
+        assert read_all(
+            roles, "SELECT name, generation, sequence, chain, position FROM oplog.oplog_follower"
+        ) == [("archive", 1, 3, b"\xab", 4)]
+
+
+def test_where_a_restore_ended_is_kept(roles: Roles) -> None:
+    roles.run(
+        OWNER,
+        "INSERT INTO oplog.oplog_checkpoint (name, cursor, position) VALUES ('restored', "
+        """'{"generation": 2, "sequence": 3, "chain": "ab"}', 4)""",
+    )
+    upgrade(roles)
+    query = "SELECT generation, sequence, chain, position FROM oplog.oplog_restore"
+    assert read_all(roles, query) == [(2, 3, b"\xab", 4)]
+
+
+def test_who_wrote_the_old_table_goes_on(roles: Roles) -> None:
+    """Consuming, adopting and publishing; a restore's state and a follower's are the owner's."""
+    upgrade(roles)
+    expected = {
+        APPLICATION: {"SELECT", "INSERT", "UPDATE"},
+        WORKER: {"SELECT", "INSERT", "UPDATE"},
+        AUDITOR: {"SELECT"},
+        STRANGER: set(),
+    }
+    for role, written in expected.items():
+        for table in PROGRESS_TABLES:
+            held = read_all(
+                roles,
+                "SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p WHERE "
+                f"has_table_privilege('{roles.names[role]}', 'oplog.oplog_{table}', p)",
+            )
+            only_read = table in ("restore", "follower")
+            assert {p for (p,) in held} == (written & {"SELECT"} if only_read else written)
+
+
+def test_a_log_that_was_not_upgraded_says_what_to_do(roles: Roles) -> None:
+    roles.run(OWNER, home_statement())
+    with pytest.raises(SchemaVersionError, match="tables of its own now") as refused:
+        list(roles.open_log().subscribe(roles.engine(OWNER), name="mail"))
+    assert "op.upgrade_oplog(version=1)" in refused.value.hint
+
+
+@pytest.mark.parametrize("table", PROGRESS_TABLES)
+def test_a_table_of_the_present_that_was_lost_stays_lost(roles: Roles, table: str) -> None:
+    upgrade(roles)
+    roles.run(OWNER, f"DROP TABLE oplog.oplog_{table}")
+    with pytest.raises(DBAPIError, match=rf'table "oplog"\.oplog_{table} is gone'):
         upgrade(roles)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from oplog.capture.retry import (
+    BACKOFF,
     CLAIM_SECONDS,
     PATIENCE,
     Beginning,
@@ -86,6 +88,13 @@ def test_our_own_errors_say_it_themselves(retryable: bool) -> None:
     error = OplogError("message", hint="hint")
     error.retryable = retryable
     assert is_retryable(error) is retryable
+
+
+def test_pauses_double_up_to_half_a_second() -> None:
+    half = replace(BACKOFF, draw=lambda: 0.5)
+    pauses = [half.pause_seconds(failures) for failures in range(1, 40)]
+    assert pauses[:4] == [0.0025, 0.005, 0.01, 0.02]
+    assert max(pauses) == 0.25
 
 
 # -- what follows from an error -----------------------------------------------------------

@@ -1,9 +1,8 @@
 """The body of a segment: entries and their transactions' metadata, as bytes and back.
 
-Pure. What can be computed from the rest (hashes, mostly, which do not compress) is left out, and
-computed again by whoever reads; so reading is checking. Must not know headers or names. The
-hard thing is what does not fit: a row that was altered in the database is carried as it is,
-never mended.
+What follows from the rest (hashes, mostly, which do not compress) is left out and computed again
+when the segment is read; so reading is checking. A row that was altered in the database is
+carried as it is, never mended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Heads: the one thing that says what an archive holds.
+"""Heads: the documents that say what an archive holds.
 
-Pure: a head to canonical JSON and back. Heads are numbered and created where none is, so that
-of two writers one wins; each names the one before it by its hash. The hard thing is that all
-that belongs together changes together: segments, the place in the database, snapshots.
+A head is created under a number that is not taken, so that one of two writers wins, and names the
+one before it by its hash. Segments, the place in the database and snapshots change together,
+because one head names them all.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class HeadLink:
 
 
 class Origin(Struct, frozen=True, forbid_unknown_fields=True):
-    """The database that was read: which one of which server, in which of its histories.
+    """The database that was read: its server, its number there, and the server's timeline.
 
-    The archive is its own: another one publishes here only where it is to take its place.
+    The archive belongs to it. Another database publishes here only to replace it.
     """
 
     system_identifier: Annotated[str, Meta(max_length=40)]
@@ -60,8 +60,8 @@ class Origin(Struct, frozen=True, forbid_unknown_fields=True):
 class SnapshotRef(Struct, frozen=True, forbid_unknown_fields=True):
     """A snapshot that can be restored from.
 
-    The tables after `sequence`, the highest position of which is `position`; `recorded_at` in
-    microseconds since 1970, `size_bytes` of all that it consists of.
+    It has the tables after `sequence`; the highest position up to there is `position`.
+    `recorded_at` is in microseconds since 1970, `size_bytes` the size of all its objects.
     """
 
     path: PathText
@@ -84,7 +84,7 @@ class Branch:
     """Entries that were published and that the database no longer had.
 
     They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `head`
-    was the last that had them. `levels` hold their segments, the first of which may begin before.
+    was the last that had them. `levels` hold their segments; the first may begin before.
     """
 
     generation: int
@@ -102,8 +102,8 @@ class Head:
     `sequence`, `chain`, `position` (the highest) and `recorded_at` (microseconds, the highest)
     describe the last entry. `cursor` is the place in the database that was read up to: for
     information, since only the database's own row says where to go on. `first_sequence` is the
-    oldest that is promised to be here. `horizon` is the lowest mint that somebody may still be
-    about to use.
+    oldest that is promised to be here. `horizon` is the lowest number of a blob that a writer may
+    still be about to use.
     """
 
     number: int

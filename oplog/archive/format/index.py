@@ -1,9 +1,9 @@
-"""Where the segments are: a tree whose right edge lives in the head.
+"""Where the segments are: a tree whose right edge is in the head.
 
-Pure. A head lists the newest segments itself; whenever a level holds `FANOUT` items they move
-into one node, an object of its own, and an item for it goes one level up. So a head stays small
-however long the log is, and publishing writes a constant amount. The hard thing is to cut the
-tree at any sequence, for a fork or for dropping the oldest, without rewriting what stays.
+A head lists the newest segments itself. Whenever a level holds `FANOUT` items they move into one
+node, an object of its own, and an item for it goes one level up. So a head stays small however
+long the log is, and publishing writes a constant amount. The tree can be cut at any sequence,
+for a fork or to drop the oldest entries, without rewriting the rest.
 """
 
 from __future__ import annotations
@@ -92,11 +92,14 @@ LevelsJson: TypeAlias = Annotated[
 """Levels as they stand in heads."""
 
 
+_NodeItems: TypeAlias = Annotated[tuple[ItemJson, ...], Meta(min_length=1, max_length=FANOUT)]
+
+
 class NodeJson(Document, frozen=True, tag=1, tag_field="format"):
     """A node, in format 1."""
 
     level: Natural
-    items: Annotated[tuple[ItemJson, ...], Meta(min_length=1, max_length=FANOUT)]
+    items: _NodeItems
 
 
 def make_item(header: SegmentHeader, data: bytes) -> Item:

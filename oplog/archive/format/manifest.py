@@ -1,8 +1,7 @@
 """The manifest of a snapshot: which chunks make which tables, and what else belongs to them.
 
-Pure: a `SnapshotManifest` to canonical JSON and back. Must not know keys or what rows mean.
-The hard thing is to be strict at both ends: a manifest that contradicts itself is neither
-written nor read, since whoever restores from it has nothing else to compare it with.
+A manifest that contradicts itself is neither written nor read: a restore has nothing else to
+compare it with.
 """
 
 from __future__ import annotations

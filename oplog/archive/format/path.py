@@ -1,8 +1,8 @@
 """Names of objects: made and read by one allow-list.
 
-Pure. A path is data: whatever is not exactly of these forms is refused before it reaches a
-store, so that no name in a document can point anywhere else. The names of content carry the
-SHA-256 of the stored bytes.
+A path in a document is data. Whatever is not exactly of these forms is refused before it reaches
+a store, so that no document can point anywhere else. The names of content carry the SHA-256 of
+the stored bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 r"""Segments: a run of sealed entries in the order of their sequence.
 
-Pure: entries and metadata to an object's bytes and back. Must not know keys or payloads: sealed
-bytes pass as they are. The hard thing is that a header is read without its body: once the body
-is there, everything the header claims is held against it.
+Sealed bytes pass as they are. Once the body is decoded, everything that the header claims is
+compared with it.
 
     chain of nothing  = sha256('oplog/v1/archive\0' || log id)
     chain of an entry = sha256('oplog/v1/sequence\0' || chain before || sequence || position
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 from uuid import UUID
 
 from msgspec import Meta, field
@@ -97,7 +96,7 @@ def start_chain(log_id: UUID) -> bytes:
 
 
 def extend_chain(chain: bytes, entries: Iterable[StoredEntry], *, first: int) -> bytes:
-    """The chain after `entries`, the first of which has sequence `first`."""
+    """The chain after `entries`, which begin with sequence `first`."""
     for sequence, entry in enumerate(entries, first):
         numbers = _NUMBERS.pack(sequence, entry.position, entry.transaction_position)
         chain = sha256(b"".join((_CHAIN_LABEL, chain, numbers, entry.entry_hash))).digest()
@@ -150,6 +149,12 @@ def _find_adopted(entries: Iterable[StoredEntry]) -> bool:
     return any(entry.aggregate.startswith(ADOPTION_PREFIX) for entry in entries)
 
 
+# Limits stand in aliases, which are evaluated now: msgspec looks at annotations when it first
+# decodes.
+_Transactions: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_ENTRIES)]
+_BodyBytes: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_BODY_BYTES)]
+
+
 class HeaderJson(Document, frozen=True, tag=1, tag_field="format"):
     """A segment's header, in format 1."""
 
@@ -157,7 +162,7 @@ class HeaderJson(Document, frozen=True, tag=1, tag_field="format"):
     generation: Natural
     first: Positive
     last: Positive
-    transactions: Annotated[int, Meta(ge=1, le=MAX_ENTRIES)]
+    transactions: _Transactions
     missing: Natural
     chain_before: Sha256Text
     chain: Sha256Text
@@ -165,7 +170,7 @@ class HeaderJson(Document, frozen=True, tag=1, tag_field="format"):
     last_position: Positive
     first_recorded: Moment
     last_recorded: Moment
-    body_bytes: Annotated[int, Meta(ge=0, le=MAX_BODY_BYTES)]
+    body_bytes: _BodyBytes
     adopted: Flag
 
 

@@ -1,9 +1,8 @@
 r"""Chunks of a snapshot: rows of one table, and keys of rows that it no longer has.
 
-Rows and keys are lines of COPY's text format; the caller hands in the function that seals
-them. A chunk of a base has rows only; one of a layer replaces rows,
-by key, and has the keys of deleted ones (tombstones). The header is plaintext; every field is
-bound into each part's key derivation.
+Rows and keys are lines of COPY's text format; the caller passes the function that seals them. A
+chunk of a base has rows only. One of a layer replaces rows, by key, and has the keys of deleted
+ones (tombstones). The header is plaintext; every field is bound into each part's key derivation.
 
     container (see `container`) with the magic number `oplogsnp`
     body = sealed parts of the tombstones, then those of the rows, each of at most 15 MiB before
@@ -144,7 +143,7 @@ class StoredChunk:
         """The rows' text in pieces, which need not end with a line.
 
         Raises `SegmentCorruptError` for what does not fit the header, with the last piece at
-        the latest: whoever uses earlier ones must be able to undo that. What `open_part`
+        the latest, so the use of earlier ones must be undone then. What `open_part`
         raises for bytes that were altered or for a missing key passes through.
         """
         header = self.header

@@ -1,8 +1,8 @@
-"""Types and key check values as an object: what is needed to read entries, but for the keys.
+"""Types and key check values as an object: all that is needed to read entries besides the keys.
 
-Pure. Holds every stored revision of every type, descriptors included, so that an archive can be
-read without the database it came from. Must not hold wrapped keys: with the archive in other
-hands they would be one password away.
+It has every stored revision of every type, descriptors included, so that an archive can be read
+without the database it came from. It has no wrapped keys: with a copy of the archive, only a
+password would protect them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Objects as files of a directory, as durable as the file system makes them.
 
-Holds the order of the system calls. Must not know what the bytes mean. The hard part is that a
-name is durable only when its directory was synchronised after the name was made: file first,
-then link or rename, then directory. What a crash leaves behind starts with a dot: no path does.
+A name is durable only when its directory was synchronised after the name was made. So the order
+is: file first, then link or rename, then directory. What a crash leaves behind starts with a
+dot; no path of an object does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DirectoryStore:
             data = bytearray()
             while size <= most and (piece := os.read(opened, most + 1 - len(data))):
                 data += piece
-                # The file may grow while it is read; nobody honest does that.
+                # The file may grow while it is read, which no correct program makes it do.
                 size = max(size, len(data))
         if size > most:
             raise ObjectTooLargeError(
@@ -86,8 +86,8 @@ class DirectoryStore:
                     created = True
                 except FileExistsError:
                     created = False
-            # Also when refused: what is there may be the work of somebody who was killed before
-            # this, and whoever was refused is going to rely on it.
+            # Also when refused: the process that made what is there may have been killed before
+            # this, and this one is going to rely on it.
             os.fsync(folder)
         return created
 
@@ -193,7 +193,7 @@ class DirectoryStore:
     def _settle(self, parts: tuple[str, ...], *folders: int) -> None:
         """Make durable, once: a folder, its name, and the names in it.
 
-        Somebody who was killed may have left them half done: they would be believed after a
+        A process that was killed may have left them half done: they would be seen after a
         restart, and be gone after a power failure.
         """
         with self._lock:
@@ -204,7 +204,7 @@ class DirectoryStore:
 
     @contextmanager
     def _written(self, folder: int, data: bytes) -> Iterator[str]:
-        """Write a durable file under a name that nobody lists, and remove that name again."""
+        """Write a durable file under a name that no list shows, and remove that name again."""
         name = f".{secrets.token_hex(16)}.draft"
         opened = os.open(name, WRITE_FLAGS, 0o666, dir_fd=folder)
         try:
@@ -225,7 +225,7 @@ def _make_root(root: Path) -> None:
     while not root.is_dir():
         missing.append(root)
         root = root.parent
-    # Somebody may have been killed between making this one and making it durable. Whoever may
+    # A process may have been killed between making this one and making it durable. One that may
     # not read the parent did not make it.
     with suppress(PermissionError):
         _synchronise(root.parent)

@@ -1,8 +1,7 @@
-"""Objects in memory: for tests, and for trying the archive out.
+"""Objects in memory, for tests and for trying the archive out.
 
-Holds a dictionary behind a lock. Must not outlive its process, nor depend on anything but the
-calls made: the same calls give the same answers. The hard part is the hook: it is told before
-and after every call, outside the lock, so that a test can stop, fail or overtake at any of them.
+The hook is called before and after every call, outside the lock, so that a test can stop, fail
+or overtake at any of them.
 """
 
 from __future__ import annotations

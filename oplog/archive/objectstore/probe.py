@@ -1,8 +1,8 @@
-"""What a store does with a write on condition, found out by trying.
+"""What a store does with a conditional write, found out by trying.
 
-Holds a handful of requests below `PROBE/`. Must not believe anything that a store says of
-itself: some answer 501, which is honest, some overwrite what is there and say that all is well.
-The hard part is a race: check-then-write passes every test made one request at a time.
+A store's own word proves nothing: some answer 501, others overwrite what is there and report
+success. The probe also makes several requests at once, because a store that checks first and
+writes afterwards passes every test of one request at a time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What the archive asks of a place that keeps objects, and which paths it may use there.
 
-Holds the protocol and the check of paths. Must not know any particular store. The hard part is
-`create`: a refusal proves nothing, since a store may refuse a write of one's own whose answer
-was lost, or refuse because of somebody else's write that then never happens.
+A refusal of `create` proves nothing: a store may refuse a request whose first attempt succeeded
+and whose answer was lost, or because of another client's write that never completes.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ class ObjectStore(Protocol):
         """Write an object if there is none at `path`.
 
         True: this call created it. False: it was refused, which says nothing about what is
-        there: somebody else's object, one's own (the answer to an earlier attempt was lost), or
-        none. Whoever gets False has to look. With `once` there is one request and no other:
-        `StoreUnavailableError` if it got no plain answer. Raises `CreateUnsupportedError` if the
-        store says that it cannot do this.
+        there: an object of another client, one of this client (the answer to an earlier attempt
+        was lost), or none. The caller has to look. With `once` there is one request and no
+        other: `StoreUnavailableError` if it got no plain answer. Raises
+        `CreateUnsupportedError` if the store says that it cannot do this.
         """
         ...
 
@@ -98,7 +97,7 @@ def is_path(path: str) -> bool:
 def check_path(path: str) -> str:
     """Return `path` if objects may have it; raise `ArchiveError` otherwise.
 
-    By allow-list: letters, digits, `_`, `.` and `-` in parts joined by `/`, none of which starts
+    By allow-list: letters, digits, `_`, `.` and `-` in parts joined by `/`, where none starts
     with a dot. So no path leaves the archive's place, whatever a damaged head says.
     """
     if is_path(path):

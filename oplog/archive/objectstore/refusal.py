@@ -1,8 +1,8 @@
-"""What an answer of a cloud's store means: wait, look, mend something, or give up.
+"""What an error of a cloud store means: wait, look, have something mended, or give up.
 
-Holds the words of S3, Google Cloud Storage and Azure. Must not know the client beyond the text
-of its errors, which is where it keeps status and code. The hard part is 409: the client calls it
-"already exists", and on S3 it says that nothing was written and that one should try again.
+Status and code are read from the text of the client's errors, which is the only place where they
+are. The client reports every 409 as "already exists", but on S3 it means that nothing was
+written and the request should be repeated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST_MESSAGE = 600
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>(\w+)</Code>")
 TOLD = re.compile(r"<Message>([^<]*)</Message>")
-# A signed URL is a credential: whoever reads the message may not have it.
+# A signed URL is a credential, and messages are read by people who may not have it.
 QUERY = re.compile(r"(?<=[\w/])\?[^\s,;\"]+")
 
 BUSY_CODES = {
@@ -62,13 +62,13 @@ class Meaning(Enum):
     ABSENT = auto()
     """There is no such object."""
     REFUSED = auto()
-    """The condition did not hold, or so it is told: look."""
+    """The condition did not hold, by the answer at least: look."""
     LOCKED = auto()
     """What is there may not be overwritten or deleted yet."""
     UNSUPPORTED = auto()
     """The store does not do this at all."""
     MISCONFIGURED = auto()
-    """Somebody has to mend something."""
+    """Settings or permissions are wrong: repeating does not help."""
 
 
 CODES = (

@@ -1,8 +1,8 @@
-"""Objects in S3 and what speaks its protocol, in Google Cloud Storage and in Azure.
+"""Objects in S3 and stores that speak its protocol, in Google Cloud Storage and in Azure.
 
-Holds the only use of obstore, by its synchronous interface: the other one aborts the process at
-exit. Must not know what the bytes mean. The hard part is an answer that was lost: obstore would
-ask again by itself and report one's own write as refused, so its own retries are off for writes.
+This is the only use of obstore, by its synchronous interface: the asynchronous one aborts the
+process at exit. obstore's own retries are off for writes. Otherwise it would repeat a request
+whose answer was lost, and report a write of this client as refused.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ class RemoteStore:
 
 
 class _Settings:
-    """What obstore is told: options over environment, timeouts, no multipart, SHA-256."""
+    """The client's settings: options over environment, timeouts, no multipart, SHA-256."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class _Settings:
             known = self._client if name in CLIENT_OPTIONS else self._own
             known[name] = FLAGS.get(value.lower(), value) if name.startswith("allow_") else value
         if _find_endpoint(options, environment).startswith("http://"):
-            # Whoever writes `http://` says so; obstore alone would call it a "builder error".
+            # An `http://` in the URL is meant; obstore alone would call it a "builder error".
             self._client.setdefault("allow_http", True)
         if place.scheme == "s3":
             self._own.setdefault("checksum_algorithm", "SHA256")

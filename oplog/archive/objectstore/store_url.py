@@ -1,7 +1,7 @@
 """From a URL to a store.
 
-Holds the schemes. Must not import a client before it is needed: it is an extra. The hard part is
-to refuse what would be read in two ways, such as a relative path or credentials in the URL.
+A client library is imported only for a URL that needs it: it is an extra. URLs that could be
+read in two ways, such as a relative path or credentials in the URL, are refused.
 """
 
 from __future__ import annotations

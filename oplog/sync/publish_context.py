@@ -1,0 +1,131 @@
+"""What a publishing transaction goes on from: the newest head, and the database's place to it.
+
+Everything is read in the transaction that will publish. Another server that was promoted in
+between would answer for another history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, Origin, make_first
+from oplog.archive.format.path import name_head
+from oplog.archive.ownership import check_owner, identify, read_origin
+from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError
+from oplog.store import Store
+from oplog.store.export import ArchiveRow, ExportStore
+from oplog.sync.divergence import Divergence, find_divergence
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The head that the next one is built on, and the link by which that one names it.
+
+    Without a `link` it is named by the bytes that it encodes to, which are those in the store
+    unless they were damaged.
+    """
+
+    head: Head
+    link: HeadLink | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishContext:
+    """Where a transaction begins: the newest head, and how this database differs from it."""
+
+    base: Base
+    origin: Origin
+    row: ArchiveRow | None
+    divergence: Divergence
+
+    @property
+    def head(self) -> Head:
+        """The newest head; number 0 for an archive that has none yet."""
+        return self.base.head
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether it was this database that published the head."""
+        return identify(self.head.origin) == identify(self.origin)
+
+
+def find_context(
+    connection: Connection,
+    archive: Archive,
+    *,
+    store: ExportStore,
+    log: Store,
+    new_id: UUID,
+    seize: bool = False,
+    base: Base | None = None,
+) -> PublishContext:
+    """Look at archive and database in a transaction that has just begun.
+
+    `new_id` is the archive's if nothing was ever published. `seize` goes on although another
+    worker has the lease. `base` is taken for the newest head unless there is one after it.
+    Raises `LeaseHeldError` if it is another worker's turn, and what `check_owner` and
+    `find_divergence` raise.
+    """
+    store.begin(connection)
+    origin = read_origin(connection, log.schema)
+    if base is None or _is_followed(archive, base.head):
+        found = archive.find_head()
+        base = Base(found or _make_first(connection, archive, origin, store, log=log, new=new_id))
+    head = base.head
+    _check_log(connection, archive, head, log=log)
+    row = store.read_row(connection, head.archive_id)
+    check_owner(archive, head, row, here=identify(origin))
+    held = not store.try_lease(connection, head.archive_id)
+    if held and (archive.single_writer or not seize):
+        raise LeaseHeldError(
+            f"another worker is publishing to {archive.url}",
+            hint="it does the work: wait for it, or stop it first",
+        )
+    divergence = find_divergence(
+        connection, archive, head=head, row=row, origin=origin, store=store
+    )
+    return PublishContext(base, origin, row, divergence)
+
+
+def _is_followed(archive: Archive, head: Head) -> bool:
+    return archive.store.get(name_head(head.number + 1), most=MAX_HEAD_BYTES) is not None
+
+
+def _make_first(
+    connection: Connection,
+    archive: Archive,
+    origin: Origin,
+    store: ExportStore,
+    *,
+    log: Store,
+    new: UUID,
+) -> Head:
+    """Nothing published yet; the row of an attempt that came to nothing is used again."""
+    archive_id = new
+    for row in store.list_rows(connection):
+        # Each opening of memory:// is another, empty store under the same URL.
+        if row.url != archive.url or row.url.startswith("memory:"):
+            continue
+        if row.head:
+            raise HeadRolledBackError(
+                f"{archive.url} is empty, and the database has published "
+                f"{row.sequence} entries there",
+                hint="the bucket was emptied or is another one: bring the objects back, or "
+                "begin a new archive under another prefix",
+            )
+        archive_id = row.archive_id
+    return make_first(archive_id, log.read_log_id(connection), origin)
+
+
+def _check_log(connection: Connection, archive: Archive, head: Head, *, log: Store) -> None:
+    log_id = log.read_log_id(connection)
+    if head.log_id != log_id:
+        raise ConfigurationError(
+            f"{archive.url} holds the log {head.log_id}, this database has {log_id}",
+            hint="give each log an archive of its own, under another prefix; a database that "
+            "is to go on with this archive is made by oplog restore",
+        )
