@@ -39,7 +39,7 @@ TYPED = $(wildcard oplog tests examples benchmarks migrations)
 help:
 	@echo 'make demo     watch transactions being logged, tables rebuilt from the log, and compared'
 	@echo 'make test     run all tests (ARGS="-m unit" runs some of them)'
-	@echo 'make check    format, lint, types, floors, wire formats, and the tests on both SQLAlchemys'
+	@echo 'make check    format, lint, types, wire formats, and the tests on both SQLAlchemys'
 	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
 	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
