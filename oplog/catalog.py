@@ -25,7 +25,7 @@ from oplog.value import Kind, declared_kind
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-RevisionStep = Callable[[dict[str, Any]], dict[str, Any]]
+Step = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the columns of one revision to those of the next or previous one."""
 
 
@@ -125,7 +125,7 @@ class TypeCatalog:
         self._types: dict[str, DeclaredType] = {}
         self._by_table: dict[sa.Table, DeclaredType] = {}
         self._untracked: dict[str, str] = {}
-        self._steps: dict[tuple[str, int, int], RevisionStep] = {}
+        self._steps: dict[tuple[str, int, int], Step] = {}
 
     @classmethod
     def from_models(
@@ -205,11 +205,11 @@ class TypeCatalog:
         check_message(declared.table.fullname, message, columns=declared.list_fields())
         self._add(declared)
 
-    def upcast(self, type_name: str, *, from_revision: int, step: RevisionStep) -> None:
+    def upcast(self, type_name: str, *, from_revision: int, step: Step) -> None:
         """Read entries of `from_revision` as the next revision, through `step`."""
         self._steps[type_name, from_revision, from_revision + 1] = step
 
-    def downcast(self, type_name: str, *, to_revision: int, step: RevisionStep) -> None:
+    def downcast(self, type_name: str, *, to_revision: int, step: Step) -> None:
         """Read entries of the revision after `to_revision` as `to_revision`, through `step`."""
         self._steps[type_name, to_revision + 1, to_revision] = step
 
@@ -218,9 +218,7 @@ class TypeCatalog:
         """Whether any step between revisions is declared."""
         return bool(self._steps)
 
-    def find_step(
-        self, type_name: str, from_revision: int, *, to_revision: int
-    ) -> RevisionStep | None:
+    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
         """Return the declared step between two adjacent revisions, or None."""
         return self._steps.get((type_name, from_revision, to_revision))
 
@@ -331,7 +329,6 @@ def _declare(
         message_class=message_class,
         revision=revision,
     )
-    # Raises for a column without an SQL type, so that it is refused when the type is declared.
     for column in declared.list_columns():
         declared.find_kind(column)
     return declared

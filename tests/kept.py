@@ -13,7 +13,7 @@ from oplog import Oplog
 from oplog.crypto.seal import Sealer
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
-from oplog.reading.opening import LogOpener
+from oplog.reading.log_opener import LogOpener
 from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredEntry
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
 

@@ -105,6 +105,7 @@ def _bind(
 def _survey(connection: Connection, bound: BoundType, target: AdoptionTarget) -> AdoptedType:
     name = bound.declared.type_name
     reached = AdoptionStore(target.store.schema).read_progress(connection, name) or Reached()
+    # The planner's estimate, because counting a large table would read all of it.
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(bound.live)}",
         execution_options={"no_parameters": True},
@@ -191,6 +192,7 @@ class _Work:
         with scope:
             saved = self._store.lock_progress(self._connection, name)
             reached = saved or Reached()
+            # Saved progress may be deleted; without this check the table would be logged twice.
             if saved is None and self._is_logged(name):
                 reached = replace(reached, done=True)
                 self._store.write_progress(self._connection, name, reached=reached)

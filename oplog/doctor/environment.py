@@ -143,7 +143,7 @@ def _judge_setting(name: str, value: str, *, where: str) -> Iterator[Finding]:
         severity, weak, message, hint = _WEAK[name]
         if value.lower() in weak:
             told = f"{name} is {value}: {message}"
-            yield Finding(severity, "setting", where, told, hint)
+            yield Finding(severity=severity, what="setting", where=where, message=told, hint=hint)
     elif name == "server_encoding" and value.upper() != "UTF8":
         yield make_problem(
             "setting",

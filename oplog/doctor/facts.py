@@ -323,7 +323,10 @@ def _list_trees(connection: Connection, schema: str, *, oids: Sequence[int]) -> 
         GuardedTree(
             root,
             kind,
-            [Part(oid, row[3], row[4], row[5], triggers) for oid, (row, triggers) in tree.items()],
+            [
+                Part(oid=oid, schema=row[3], table=row[4], qualified=row[5], triggers=triggers)
+                for oid, (row, triggers) in tree.items()
+            ],
         )
         for (root, kind), tree in parts.items()
     ]

@@ -14,7 +14,7 @@ from oplog.events import ArchiveStepDone
 from oplog.facade.doctor_part import Examination
 from oplog.facade.parts import LogParts
 from oplog.facade.reading_part import Reading
-from oplog.reading.opening import check_keyring
+from oplog.reading.log_opener import check_keyring
 from oplog.receipt import Receipt
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport, publish_snapshot

@@ -19,7 +19,7 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError
 from oplog.facade.parts import LogParts
-from oplog.reading.opening import LogOpener
+from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription

@@ -88,7 +88,13 @@ def _declare_column(live: LiveTable, column: LiveColumn) -> DeclaredColumn:
             f"{column.cast_to_text} makes of it",
             hint="drop the cast to text, or leave the column out with exclude={...}",
         )
-    return DeclaredColumn(column.name, column.pg_type, kind, column.primary_key, column.category)
+    return DeclaredColumn(
+        name=column.name,
+        pg_type=column.pg_type,
+        kind=kind,
+        primary_key=column.primary_key,
+        category=column.category,
+    )
 
 
 def _check_key(live: LiveTable, column: LiveColumn) -> None:

@@ -232,7 +232,16 @@ def _build(rows: list[Any]) -> LiveTable:
         )
         for row in rows
     )
-    return LiveTable(oid, schema, name, kind, columns, rewrites, rows[0][13], rows[0][18])
+    return LiveTable(
+        oid=oid,
+        schema=schema,
+        name=name,
+        kind=kind,
+        columns=columns,
+        rewrites_rows=rewrites,
+        oddity=rows[0][13],
+        database=rows[0][18],
+    )
 
 
 @dataclass(frozen=True, slots=True)

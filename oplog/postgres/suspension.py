@@ -45,8 +45,8 @@ class _ForeignKey(NamedTuple):
 
 
 _TREE = """
-SELECT t.oid FROM pg_catalog.unnest(%s::bigint[]::oid[]) t(oid)
-UNION SELECT p.relid::oid FROM pg_catalog.unnest(%s::bigint[]::oid[]) t(oid)
+SELECT t.oid FROM pg_catalog.unnest($1::bigint[]::oid[]) t(oid)
+UNION SELECT p.relid::oid FROM pg_catalog.unnest($1::bigint[]::oid[]) t(oid)
 CROSS JOIN LATERAL pg_catalog.pg_partition_tree(t.oid) p"""
 
 _NAME = "pg_catalog.quote_ident({n}.nspname) || '.' || pg_catalog.quote_ident({c}.relname)"
@@ -77,7 +77,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace m ON m.oid = r.relnamespace
 WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid IN (SELECT oid FROM tree)
-  OR %s AND k.confrelid IN (SELECT oid FROM tree))
+  OR $2::boolean AND k.confrelid IN (SELECT oid FROM tree))
 ORDER BY 1, 2"""
 
 
@@ -113,7 +113,7 @@ def find_oids(connection: Connection, names: Sequence[str]) -> list[int]:
 
 def suspend_switches(driver: Driver, oids: Sequence[int]) -> Suspension:
     """Disable triggers and rules of tables and their partitions."""
-    taken = Suspension(list(oids), _list_switches(driver.connection, oids), [])
+    taken = Suspension(list(oids), _list_switches(driver, oids), [])
     for switch in taken.switches:
         _alter(driver, switch, "DISABLE")
     return taken
@@ -125,7 +125,7 @@ def suspend_tables(driver: Driver, oids: Sequence[int], *, referring: bool = Fal
     With `referring` also those of any table to these, so that rows may go for a moment.
     """
     taken = suspend_switches(driver, oids)
-    foreign_keys = _list_foreign_keys(driver.connection, oids, referring=referring)
+    foreign_keys = _list_foreign_keys(driver, oids, referring=referring)
     for key in foreign_keys:
         driver.execute(f"ALTER TABLE {key.table} DROP CONSTRAINT {quote(key.name)}")
     return replace(taken, foreign_keys=foreign_keys)
@@ -145,7 +145,7 @@ def resume_tables(driver: Driver, taken: Suspension) -> None:
         _add_foreign_key(driver, key)
     for switch in taken.switches:
         _alter(driver, switch, _ENABLE[switch.enabled])
-    found = _list_switches(driver.connection, taken.oids)
+    found = _list_switches(driver, taken.oids)
     if list(found) != list(taken.switches):
         lost = sorted({f"{s.what.lower()} {s.name} on {s.table}" for s in taken.switches})
         raise ReplayError(
@@ -177,13 +177,12 @@ def _add_foreign_key(driver: Driver, key: _ForeignKey) -> None:
         )
 
 
-def _list_switches(connection: Connection, oids: Sequence[int]) -> list[_Switch]:
-    rows = connection.exec_driver_sql(_SWITCHES, (list(oids), list(oids)))
-    return [_Switch(*row) for row in rows]
+def _list_switches(driver: Driver, oids: Sequence[int]) -> list[_Switch]:
+    return [_Switch(*row) for row in driver.query(_SWITCHES, (list(oids),))]
 
 
 def _list_foreign_keys(
-    connection: Connection, oids: Sequence[int], *, referring: bool
+    driver: Driver, oids: Sequence[int], *, referring: bool
 ) -> list[_ForeignKey]:
-    rows = read_qualified(connection, _FOREIGN_KEYS, (list(oids), list(oids), referring))
+    rows = read_qualified(driver, _FOREIGN_KEYS, (list(oids), referring))
     return [_ForeignKey(*row) for row in rows]

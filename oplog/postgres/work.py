@@ -196,18 +196,18 @@ def pin_settings(
         _set_all(connection, [(row[0], row[1]) for row in before])
 
 
-def read_qualified(connection: Connection, select: str, values: tuple[Any, ...]) -> list[Any]:
+def read_qualified(driver: Driver, select: str, values: tuple[Any, ...]) -> list[Any]:
     """Rows of a query on the catalog, with every name in a printed definition qualified.
 
     PostgreSQL leaves out the schema of what the search path finds. So only pg_catalog is on it
     while the query runs; a definition that names less would mean another table elsewhere.
     """
-    path = connection.exec_driver_sql("SELECT pg_catalog.current_setting('search_path')").scalar()
-    narrow = "SELECT pg_catalog.set_config('search_path', %s, true)"
-    connection.exec_driver_sql(narrow, ("pg_catalog",))
-    rows = connection.exec_driver_sql(select, values).all()
-    connection.exec_driver_sql(narrow, (path,))
-    return list(rows)
+    found = driver.query("SELECT pg_catalog.current_setting('search_path')", ()).fetchone()
+    narrow = "SELECT pg_catalog.set_config('search_path', $1, true)"
+    driver.query(narrow, ("pg_catalog",))
+    rows = driver.query(select, values).fetchall()
+    driver.query(narrow, (found[0] if found else "",))
+    return rows
 
 
 def check_moment(moment: datetime) -> datetime:

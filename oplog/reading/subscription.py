@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError, ConflictError
-from oplog.reading.opening import LogOpener
+from oplog.reading.log_opener import LogOpener
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed, check_consumer_name
 from oplog.store.rows import StoredEntry

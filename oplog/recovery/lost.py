@@ -149,12 +149,12 @@ def _open(
     effects = [effect for one in group for effect in reader.open(one).effects]
     effects.sort(key=lambda effect: effect.ordinal)
     return LostTransaction(
-        source.generation,
-        first,
-        len(group),
-        next(iter(reader.read_metadata(group[:1]))),
-        tuple(effect_to_operation(effect) for effect in effects),
-        tuple(
+        generation=source.generation,
+        sequence=first,
+        entries=len(group),
+        metadata=next(iter(reader.read_metadata(group[:1]))),
+        operations=tuple(effect_to_operation(effect) for effect in effects),
+        links=tuple(
             LostLink(one.aggregate, one.version, one.prev_hash, one.entry_hash)
             for one in group
             if not one.aggregate.startswith(_OWN_PREFIX)

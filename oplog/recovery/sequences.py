@@ -1,7 +1,7 @@
-"""Sequences of restored tables, set so that the next row gets a key that nobody has.
+"""Moves the sequences of restored tables on, so that the next row gets an unused key.
 
-SQL on the catalog. Must not know the log. The hard thing is that a sequence is not in the log:
-the highest value in its column says how far it came at least, and a snapshot may say more.
+The log does not record sequences. The highest value in a column is a lower bound of what its
+sequence gave out; a snapshot may record a higher one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from oplog.postgres.quoting import (
     double_percent,
     quote,
 )
+from oplog.postgres.sequence_columns import SEQUENCE_COLUMNS
 from oplog.postgres.work import Driver
 
 
@@ -26,18 +27,10 @@ class _Fed(NamedTuple):
     column: str
 
 
-_FED = """
+_FED = f"""
 SELECT DISTINCT pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(s.relname),
   pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname::text
-FROM (
-  SELECT d.objid AS sequence, d.refobjid AS relation, d.refobjsubid AS number
-  FROM pg_catalog.pg_depend d
-  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0
-    AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i')
-  UNION
-  SELECT d.refobjid, f.adrelid, f.adnum FROM pg_catalog.pg_attrdef f
-  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass
-    AND d.objid = f.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass) u
+FROM ({SEQUENCE_COLUMNS}) u
 JOIN pg_catalog.pg_class s ON s.oid = u.sequence AND s.relkind = 'S'
 JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
 JOIN pg_catalog.pg_class c ON c.oid = u.relation

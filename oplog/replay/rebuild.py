@@ -21,7 +21,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.standby import require_primary
 from oplog.postgres.work import Driver, check_moment, open_work
-from oplog.reading.opening import LogOpener
+from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader

@@ -157,11 +157,11 @@ SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
         WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)),
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = c.confrelid AND a.attnum = ANY (c.confkey)),
-  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%%I.%%I', n.nspname, r.relname) END
+  CASE WHEN r.oid IS NOT NULL THEN pg_catalog.format('%I.%I', n.nspname, r.relname) END
 FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE c.conrelid = ANY(%s::bigint[]::oid[])
+WHERE c.conrelid = ANY($1::bigint[]::oid[])
   AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0)
 UNION ALL
 SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), 0,
@@ -169,13 +169,13 @@ SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.in
         ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid
         WHERE p.classid = 'pg_catalog.pg_class'::regclass AND p.objid = i.indexrelid
           AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = i.indrelid),
-  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %%I ON %%s%%I.%%I ', x.relname,
+  ARRAY[]::text[], pg_catalog.format('CREATE UNIQUE INDEX %I ON %s%I.%I ', x.relname,
     CASE r.relkind WHEN 'p' THEN 'ONLY ' END, n.nspname, r.relname)
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_class r ON r.oid = i.indrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
-WHERE i.indrelid = ANY(%s::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
+WHERE i.indrelid = ANY($1::bigint[]::oid[]) AND i.indisunique AND i.indisvalid
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.conindid = i.indexrelid
                   AND c.contype IN ('p', 'u', 'x'))
 ORDER BY 1, 3
@@ -195,8 +195,7 @@ def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str
         if not loader.keyed:
             loader.build_key()
     used = _list_relations(driver, into=into)
-    oids = list(by_oid)
-    rows = read_qualified(driver.connection, _CONSTRAINTS, (oids, oids))
+    rows = read_qualified(driver, _CONSTRAINTS, (list(by_oid),))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
         name = row[2]
         statement = _state_constraint(row, by_oid, named=name not in used)

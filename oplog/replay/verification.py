@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import list_unstored_shapes
 from oplog.postgres.standby import is_standby
 from oplog.postgres.work import Driver, open_snapshot
-from oplog.reading.opening import LogOpener
+from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import EntryReader
 from oplog.replay.hash_buckets import compare_portions
 from oplog.replay.rebuild import BATCH_ROWS, Progress, check_links, fold_log

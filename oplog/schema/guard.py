@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+from oplog.crypto.sql_hashing import state_body_hash
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -113,7 +114,16 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 def _write_mark(s: str) -> str:
     frame = "int4send(octet_length({0})) || {0}".format
     key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
-    name = "convert_to(p_aggregate, 'UTF8')"
+    body_hash = state_body_hash(
+        format=str(FORMAT_MARK),
+        entry_id="v_id",
+        aggregate="p_aggregate",
+        key_id="''",
+        metadata_hash="v_metadata",
+        transaction_size="1",
+        idempotency_key="NULL::text",
+        data="''::bytea",
+    )
     return f"""CREATE FUNCTION {s}.oplog_write_mark(
   p_aggregate text, p_keys text[], p_values text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
@@ -127,9 +137,7 @@ BEGIN
     INTO v_metadata
     FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n);
   PERFORM {s}.oplog_append_one(p_aggregate, NULL, v_id,
-    sha256('oplog/v1/body'::bytea || '\\x00'::bytea || int4send({FORMAT_MARK}) || uuid_send(v_id)
-      || {frame(name)} || int4send(0) || v_metadata || int4send(1)
-      || '\\x00'::bytea || int4send(0)),
+    {body_hash},
     ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL, true);
 END $oplog_fn$"""
 

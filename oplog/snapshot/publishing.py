@@ -25,8 +25,8 @@ from oplog.finding import Finding
 from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
+from oplog.snapshot.touched_rows import iterate_changes
 from oplog.store import Store
-from oplog.store.whole_transactions import TransactionGroups
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
@@ -137,16 +137,16 @@ def _take(
     if previous is not None:
         source = ArchivedLog(archive, head, schema=schema)
         reader = open_source(connection, source)
-        changes = _open_transactions(source, reader, after=previous.sequence)
+        changes = iterate_changes(reader, source, after=previous.sequence, through=head.sequence)
     return take_snapshot(
         connection,
         point=SnapshotPoint(
-            head.log_id,
-            head.generation,
-            head.sequence,
-            head.chain,
-            head.position,
-            head.recorded_at,
+            log_id=head.log_id,
+            generation=head.generation,
+            sequence=head.sequence,
+            chain=head.chain,
+            position=head.position,
+            recorded_at=head.recorded_at,
         ),
         mint=publisher.mint(),
         schema=schema,
@@ -156,17 +156,6 @@ def _take(
         previous=previous,
         changes=changes,
     )
-
-
-def _open_transactions(
-    source: ArchivedLog, reader: EntryReader, *, after: int
-) -> Iterator[list[OpenedEntry]]:
-    groups = TransactionGroups[OpenedEntry]()
-    for page in source.iterate_sequence(after=after):
-        for entry in page.entries:
-            whole = groups.add(entry, reader.open(entry))
-            if whole is not None:
-                yield whole
 
 
 def _is_due(head: Head | None, policy: SnapshotPolicy) -> bool:

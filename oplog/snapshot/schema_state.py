@@ -12,22 +12,11 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from oplog.archive.format.manifest import NumberedColumn, SequenceState
-from oplog.postgres.quoting import (
-    quote,
-)
+from oplog.postgres.quoting import quote
+from oplog.postgres.sequence_columns import SEQUENCE_COLUMNS
 
-_SEQUENCES = """
-WITH numbered AS (
-  SELECT d.objid AS sequence, d.refobjid AS relation, d.refobjsubid AS place, 1 AS choice
-  FROM pg_catalog.pg_depend d
-  WHERE d.classid = 'pg_catalog.pg_class'::regclass
-    AND d.refclassid = 'pg_catalog.pg_class'::regclass
-    AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0
-  UNION ALL
-  SELECT d.refobjid, f.adrelid, f.adnum, 2
-  FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid
-  WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass
-    AND d.refclassid = 'pg_catalog.pg_class'::regclass)
+_SEQUENCES = f"""
+WITH numbered AS ({SEQUENCE_COLUMNS})
 SELECT DISTINCT ON (n.nspname, c.relname) n.nspname::text, c.relname::text,
   o.nspname::text, r.relname::text, a.attname::text
 FROM pg_catalog.pg_class c
@@ -35,12 +24,12 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN numbered k ON k.sequence = c.oid
 LEFT JOIN pg_catalog.pg_class r ON r.oid = k.relation
 LEFT JOIN pg_catalog.pg_namespace o ON o.oid = r.relnamespace
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.relation AND a.attnum = k.place
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = k.relation AND a.attnum = k.number
 WHERE c.relkind = 'S' AND c.relpersistence <> 't'
   AND (k.relation = ANY(%s::bigint[]::oid[])
     OR k.relation IS NULL AND n.nspname = ANY(%s::text[])
       AND pg_catalog.has_sequence_privilege(c.oid, 'SELECT'))
-ORDER BY n.nspname, c.relname, k.choice, o.nspname, r.relname, k.place
+ORDER BY n.nspname, c.relname, k.choice, o.nspname, r.relname, k.number
 """
 
 _REVISIONS = """
@@ -73,11 +62,11 @@ def read_sequences(
     }
     return tuple(
         SequenceState(
-            row[0],
-            row[1],
-            None if row[4] is None else NumberedColumn(row[2], row[3], row[4]),
-            states[n][1],
-            states[n][2],
+            schema=row[0],
+            name=row[1],
+            owner=None if row[4] is None else NumberedColumn(row[2], row[3], row[4]),
+            last_value=states[n][1],
+            is_called=states[n][2],
         )
         for n, row in enumerate(rows)
     )

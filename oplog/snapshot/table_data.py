@@ -186,15 +186,15 @@ def describe_table(
     """A logged table: its logged columns only. `revisions` are the newest of its types."""
     live = plan.live
     return LiveData(
-        live.schema,
-        live.name,
-        plan.types,
-        tuple(revisions[name] for name in plan.types),
-        tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
-        plan.key_names,
-        _read_key_order(connection, live.oid),
-        f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}",
-        plan.codecs,
+        schema=live.schema,
+        table=live.name,
+        types=plan.types,
+        revisions=tuple(revisions[name] for name in plan.types),
+        columns=tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
+        key=plan.key_names,
+        order=_read_key_order(connection, live.oid),
+        relation=f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}",
+        codecs=plan.codecs,
     )
 
 
@@ -202,16 +202,16 @@ def describe_tickets(schema: str) -> LiveData:
     """The tickets of the log in `schema`."""
     columns = tuple(ColumnType(*column) for column in TICKET_COLUMNS)
     return LiveData(
-        schema,
-        TICKET_TABLE,
-        (),
-        (),
-        columns,
-        (TICKET_KEY,),
-        (TICKET_KEY,),
-        name_tickets(schema),
-        {name: codec_for(pg_type) for name, pg_type in columns},
-        REDEEMED,
+        schema=schema,
+        table=TICKET_TABLE,
+        types=(),
+        revisions=(),
+        columns=columns,
+        key=(TICKET_KEY,),
+        order=(TICKET_KEY,),
+        relation=name_tickets(schema),
+        codecs={name: codec_for(pg_type) for name, pg_type in columns},
+        condition=REDEEMED,
     )
 
 

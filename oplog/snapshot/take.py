@@ -147,14 +147,21 @@ class ChunkWriter:
     def write(self, live: LiveData, *, rows: bytes, tombstones: bytes = b"") -> ChunkRef:
         """Store one chunk."""
         names = tuple(column.name for column in live.columns)
-        content = ChunkContent(live.schema, live.table, names, live.key, rows, tombstones)
+        content = ChunkContent(
+            schema=live.schema,
+            table=live.table,
+            columns=names,
+            key=live.key,
+            rows=rows,
+            tombstones=tombstones,
+        )
         data = encode_chunk(content, log_id=self._log_id, chunk_id=uuid4(), seal=self._seal)
         return ChunkRef(
-            self._put(data),
-            rows.count(b"\n"),
-            tombstones.count(b"\n"),
-            len(data),
-            len(rows) + len(tombstones),
+            path=self._put(data),
+            rows=rows.count(b"\n"),
+            tombstones=tombstones.count(b"\n"),
+            stored_bytes=len(data),
+            raw_bytes=len(rows) + len(tombstones),
         )
 
 
@@ -265,7 +272,14 @@ class _Work:
         base = tuple(self.writer.write(live, rows=piece) for piece in live.stream_rows(self.driver))
         rows = sum(ref.rows for ref in base)
         return Dataset(
-            live.schema, live.table, live.types, live.revisions, live.columns, live.key, rows, base
+            schema=live.schema,
+            table=live.table,
+            types=live.types,
+            revisions=live.revisions,
+            columns=live.columns,
+            key=live.key,
+            rows=rows,
+            base=base,
         )
 
 

@@ -47,7 +47,13 @@ class Turns(NamedTuple):
         last = max(self, other, key=lambda turns: turns.ended or 0)
         gone = max(self, other, key=lambda turns: turns.retired or 0)
         began = self.began or other.began
-        return Turns(began, last.ended, last.revision, gone.retired, gone.retired_revision)
+        return Turns(
+            began=began,
+            ended=last.ended,
+            revision=last.revision,
+            retired=gone.retired,
+            retired_revision=gone.retired_revision,
+        )
 
 
 def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
@@ -55,11 +61,11 @@ def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
     known = {key: value for key, value in metadata if key in _KEYS}
     ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
     return Turns(
-        ADOPTED in known,
-        ended,
-        _read_number(known.get(ADOPTED_REVISION)) if ended else None,
-        position if RETIRED in known else None,
-        _read_number(known.get(RETIRED_REVISION)),
+        began=ADOPTED in known,
+        ended=ended,
+        revision=_read_number(known.get(ADOPTED_REVISION)) if ended else None,
+        retired=position if RETIRED in known else None,
+        retired_revision=_read_number(known.get(RETIRED_REVISION)),
     )
 
 

@@ -20,6 +20,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_for_driver,
 )
+from oplog.postgres.standby import is_standby
 from oplog.receipt import Receipt
 
 REQUEST = "oplog.request"
@@ -89,7 +90,7 @@ class OutcomeStore:
 
     def is_standby(self, connection: Connection) -> bool:
         """Whether the server recovers, and so shows a past."""
-        return bool(connection.exec_driver_sql("SELECT pg_catalog.pg_is_in_recovery()").scalar())
+        return is_standby(connection)
 
     def is_under_way(
         self, connection: Connection, process_id: int, *, pause_seconds: float
@@ -239,10 +240,6 @@ class OutcomeStore:
             "pg_catalog.hashtextextended(%s::text, 0)",
             (self._name_lock("key", key),),
         )
-
-    def list_process(self, connection: Connection, process_id: int) -> list[Blocker]:
-        """A server process by its id, if it is there."""
-        return self._list_blockers(connection, "l.pid = %s", (process_id,))
 
     def _list_blockers(
         self, connection: Connection, where: str, values: tuple[object, ...]

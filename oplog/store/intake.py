@@ -1,8 +1,7 @@
-"""The SQL of a restore on the log's own tables: the mark, the entries, the tickets.
+"""SQL of a restore on the log's own tables: the mark, the entries, the tickets, the places.
 
-Takes a connection and plain values. Must not know where entries come from, nor payloads. The
-hard thing is to write what every trigger here refuses, exactly as it was written at first:
-what a ticket holds besides its entry's hashes is computed anew, from the entry, in SQL.
+Triggers refuse most of these statements; the caller disables them. A ticket also holds the body
+hash of its newest entry, which no entry row has: it is computed in SQL.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.crypto.hashing import ZERO_HASH
+from oplog.crypto.sql_hashing import state_body_hash
 from oplog.postgres.quoting import (
     double_percent,
     quote,
     quote_for_driver,
 )
 from oplog.schema.progress_tables import PROGRESS_TABLES
-from oplog.schema.tables import (
-    VERSION,
-)
+from oplog.schema.tables import VERSION
 from oplog.store.links import IS_BROKEN, LINK_COLUMNS, LINK_WINDOW, SAY_BROKEN
 from oplog.store.rows import BrokenLink, StoredEntry
 from oplog.store.version import write_comment
@@ -205,21 +203,21 @@ class RestorationStore:
 
         What a ticket holds besides is its last entry's body hash, which no entry has.
         """
-        framed = "pg_catalog.int4send(pg_catalog.octet_length({0})) || {0}".format
-        name = "pg_catalog.convert_to(e.aggregate_name, 'UTF8')"
-        key_id = "pg_catalog.convert_to(e.key_id, 'UTF8')"
-        request = "pg_catalog.convert_to(e.idempotency_key, 'UTF8')"
+        body_hash = state_body_hash(
+            format="e.format",
+            entry_id="e.entry_id",
+            aggregate="e.aggregate_name",
+            key_id="e.key_id",
+            metadata_hash="e.metadata_hash",
+            transaction_size="e.transaction_size",
+            idempotency_key="e.idempotency_key",
+            data="e.data",
+        )
         among = "" if aggregates is None else "WHERE aggregate_name = ANY(%s::text[])"
         connection.exec_driver_sql(
             f"""INSERT INTO {self._s}.oplog_ticket AS t
   (aggregate_name, version, prev_hash, head_hash, body_hash)
-SELECT e.aggregate_name, e.version, e.prev_hash, e.entry_hash, pg_catalog.sha256(
-  'oplog/v1/body'::bytea || '\\x00'::bytea || pg_catalog.int4send(e.format)
-  || pg_catalog.uuid_send(e.entry_id) || {framed(name)} || {framed(key_id)} || e.metadata_hash
-  || pg_catalog.int4send(e.transaction_size)
-  || CASE WHEN e.idempotency_key IS NULL THEN '\\x00'::bytea
-     ELSE '\\x01'::bytea || {framed(request)} END
-  || {framed("e.data")})
+SELECT e.aggregate_name, e.version, e.prev_hash, e.entry_hash, {body_hash}
 FROM (SELECT aggregate_name, max(version) AS version
   FROM {self._s}.oplog_entry {among} GROUP BY 1) l
 JOIN {self._s}.oplog_entry e ON e.aggregate_name = l.aggregate_name AND e.version = l.version

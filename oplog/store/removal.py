@@ -79,7 +79,13 @@ class PruningStore:
             return None
         archive_id, url, generation, sequence, chain, position, entries = row
         return Watermark(
-            archive_id, url, generation, sequence, bytes(chain), position=position, entries=entries
+            archive_id=archive_id,
+            url=url,
+            generation=generation,
+            sequence=sequence,
+            chain=bytes(chain),
+            position=position,
+            entries=entries,
         )
 
     def require_whole(self, connection: Connection) -> None:

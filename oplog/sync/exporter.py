@@ -23,9 +23,9 @@ from oplog.store.export import ExportStore, NewPage
 from oplog.store.feed import Feed
 from oplog.sync.archive_row import make_receipt
 from oplog.sync.divergence import is_in_step, refuse_fork
-from oplog.sync.draft import Drafted, Drafter
 from oplog.sync.epoch import EpochHolder, EpochNeeded
 from oplog.sync.fork import ForkPolicy, make_fork
+from oplog.sync.head_draft import Drafted, Drafter
 from oplog.sync.publish_context import Base, PublishContext, find_context
 from oplog.sync.publisher import Emit, make_hint
 

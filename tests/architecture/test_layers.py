@@ -11,6 +11,8 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -21,11 +23,14 @@ pytestmark = pytest.mark.architecture
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "oplog"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PYPROJECT = ROOT / "pyproject.toml"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_proto" not in path.parts)
 
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 50
 MOST_POSITIONAL = 2
+MOST_ARGUMENTS = 4
 POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 # Decoders take hostile input: nothing that runs what it reads.
 FORBIDDEN_IMPORTS = {"dill", "marshal", "pickle", "shelve", "yaml"}
@@ -269,6 +274,57 @@ def test_modules_are_named_after_what_they_hold() -> None:
     assert [name(path) for path in MODULES if path.stem in FORBIDDEN_MODULES] == []
 
 
+def test_no_two_modules_have_one_name() -> None:
+    counted = Counter(path.stem for path in MODULES if path.stem != "__init__")
+    assert [stem for stem, count in counted.items() if count > 1] == []
+
+
+def test_contributing_lists_the_rooms() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z_/]+)` \| \w", text, re.MULTILINE)
+    folders = {path.parent for path in MODULES} - {PACKAGE}
+    rooms = {str(folder.relative_to(PACKAGE)) for folder in folders}
+    rooms |= {path.stem for path in MODULES if path.parent == PACKAGE} - {"__init__", "__main__"}
+    assert listed == sorted(rooms)
+
+
+def test_contributing_shows_the_floors_that_are_checked() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```\n(doors .*?)```", text, re.DOTALL)
+    # A floor's line ends with its rooms; a word for it may stand before, a remark behind.
+    shown = [
+        set(re.findall(r"[a-z_]+", line.partition("(")[0][11:])) for line in block.splitlines()
+    ]
+    contracts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (floors,) = (one["layers"] for one in contracts["contracts"] if one["id"] == "floors")
+    declared = [set(re.findall(r"[a-z_]+", floor)) for floor in floors]
+    assert shown == [floor for floor in declared if floor != {"__main__"}]
+
+
+def test_no_more_than_four_positional_arguments(trees: dict[Path, ast.Module]) -> None:
+    """Beyond that nobody can tell at the call which is which."""
+    crowded = [
+        f"{name(path)}:{node.lineno} {ast.unparse(node.func)}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and len(node.args) > MOST_ARGUMENTS
+        and not any(isinstance(one, ast.Starred) for one in node.args)
+    ]
+    crowded += [
+        f"{name(path)}:{function.lineno} def {function.name}"
+        for path, tree in trees.items()
+        for function in functions(tree)
+        if len(_list_positional(function)) > MOST_ARGUMENTS
+    ]
+    assert crowded == []
+
+
+def _list_positional(function: Function) -> list[str]:
+    given = [*function.args.posonlyargs, *function.args.args]
+    return [one.arg for one in given if one.arg not in {"self", "cls"}]
+
+
 def test_nothing_runs_what_it_reads(trees: dict[Path, ast.Module]) -> None:
     found = [
         f"{name(path)}: {full}"
@@ -318,22 +374,32 @@ def test_only_the_store_names_the_logs_tables() -> None:
         *(PACKAGE / "doctor").glob("*.py"),
     }
     elsewhere = {
-        f"{path.relative_to(ROOT)}:{constant.lineno}"
+        f"{path.relative_to(ROOT)}:{line}"
         for path in MODULES
         if path not in allowed
-        for constant in _list_statements(path)
-        if names.search(str(constant.value))
+        for line, text in _list_statements(path)
+        if names.search(text)
     }
     assert elsewhere == set()
 
 
-def _list_statements(path: Path) -> list[ast.Constant]:
-    """String constants that are neither docstrings nor prose: they hold an SQL keyword."""
-    keyword = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN)\b")
-    return [
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and keyword.search(node.value)
+def _list_statements(path: Path) -> list[tuple[int, str]]:
+    """Strings that hold an SQL keyword, put together as the code puts them together.
+
+    The parts of an f-string, and literals that stand side by side, are one string: a table's name
+    may be in another part than its SELECT.
+    """
+    keyword = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE|FROM|JOIN|TABLE|LOCK)\b")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    joined = {
+        part: node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in ast.walk(node)
+    }
+    found = [
+        (node.lineno, ast.unparse(joined.get(node, node)))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
+    return [(line, text) for line, text in found if keyword.search(text)]

@@ -1,0 +1,37 @@
+"""The body hash of `hash_body` as an SQL expression. Text of SQL only, without percent signs.
+
+The database computes it where no Python is: for the mark that a guard writes, and for the newest
+entry of each aggregate that a restore brought back. A test compares both forms.
+"""
+
+from __future__ import annotations
+
+
+def state_body_hash(
+    *,
+    format: str,
+    entry_id: str,
+    aggregate: str,
+    key_id: str,
+    metadata_hash: str,
+    transaction_size: str,
+    idempotency_key: str,
+    data: str,
+) -> str:
+    """An expression of type bytea; arguments are SQL expressions with the types of the columns."""
+    return (
+        "pg_catalog.sha256('oplog/v1/body'::bytea || '\\x00'::bytea "
+        f"|| pg_catalog.int4send({format}) || pg_catalog.uuid_send({entry_id}) "
+        f"|| {_frame_text(aggregate)} || {_frame_text(key_id)} || {metadata_hash} "
+        f"|| pg_catalog.int4send({transaction_size}) "
+        f"|| CASE WHEN {idempotency_key} IS NULL THEN '\\x00'::bytea "
+        f"ELSE '\\x01'::bytea || {_frame_text(idempotency_key)} END || {_frame(data)})"
+    )
+
+
+def _frame(value: str) -> str:
+    return f"pg_catalog.int4send(pg_catalog.octet_length({value})) || {value}"
+
+
+def _frame_text(value: str) -> str:
+    return _frame(f"pg_catalog.convert_to({value}, 'UTF8')")
