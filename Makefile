@@ -10,9 +10,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 # What runs here must not depend on a virtual environment that happens to be active.
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# Tests start hundreds of interpreters; each would compile SQLAlchemy and the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 UV_VERSION := 0.13.8
-# Tests mostly wait for the server, so every logical processor gets a worker.
+# Tests mostly wait for the server, so every logical processor gets a worker. Each begins with a
+# contiguous share, in which a module finds the templates of databases that it made itself.
 WORKERS ?= logical
 # More arguments for pytest: make test ARGS="-m unit -x"
 ARGS ?=
@@ -36,7 +39,7 @@ TYPED = $(wildcard oplog tests examples benchmarks migrations)
 help:
 	@echo 'make demo     watch transactions being logged, tables rebuilt from the log, and compared'
 	@echo 'make test     run all tests (ARGS="-m unit" runs some of them)'
-	@echo 'make check    format, lint, types, floors, wire formats, and the tests on both SQLAlchemys'
+	@echo 'make check    format, lint, types, wire formats, and the tests on both SQLAlchemys'
 	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
 	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
@@ -50,7 +53,7 @@ demo: .venv/ready
 	@$(RUN) -m examples.demo
 
 test: .venv/ready
-	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: format-check lint types protos-check test test-sqlalchemy-20
 
@@ -60,7 +63,7 @@ bench: .venv/ready
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(RUN) -m tests.model --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
-	@$(RUN) -m pytest -n $(WORKERS) -m sampled --whole
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m sampled --whole
 	@$(MAKE) test-sqlalchemy-20 SELECT=--whole
 
 mutants: .venv/ready
@@ -82,7 +85,7 @@ floors: .venv/ready
 	@.venv/bin/lint-imports --no-logo
 
 test-sqlalchemy-20: .venv-sa20/ready
-	@.venv-sa20/bin/python -m pytest -n $(WORKERS) $(SELECT) $(ARGS)
+	@.venv-sa20/bin/python -m pytest -n $(WORKERS) --dist worksteal $(SELECT) $(ARGS)
 
 # -- wire formats -----------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ UV := $(or $(UV_ON_PATH),.boot/bin/uv)
 define install
 	@echo 'setting up: $(1) from $(2)' >&2
 	@{ $(UV) venv -q --clear --python "$(or $(PYTHON),>=3.11)" $(1) \
-	  && $(UV) pip sync -q --require-hashes --python $(1)/bin/python $(2) \
+	  && $(UV) pip sync -q --compile-bytecode --require-hashes --python $(1)/bin/python $(2) \
 	  && $(UV) pip install -q --python $(1)/bin/python --no-deps --no-build-isolation -e . ; } \
 	|| { echo 'uv did not manage; trying pip' >&2 \
 	  && $(PYTHON) -m venv --clear --without-pip $(1) \

@@ -70,10 +70,9 @@ def list_names(log: Oplog, archive_source: ArchivedLog, connection: Connection) 
 
 
 def make_follower(engine: Engine) -> Engine:
-    follower = sa.create_engine(engine.url, poolclass=NullPool)
-    Base.metadata.create_all(follower)
-    track(follower, *Base.metadata.sorted_tables)
-    return follower
+    Base.metadata.create_all(engine)
+    track(engine, *Base.metadata.sorted_tables)
+    return sa.create_engine(engine.url, poolclass=NullPool)
 
 
 def follow(log: Oplog, follower: Engine, store: MemoryStore) -> FollowReport:

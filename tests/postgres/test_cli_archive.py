@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy.engine import URL, Engine
 
 from oplog import open_archive
+from tests.databases import FreshDatabase
 from tests.postgres.shop import DEADLINE_SECONDS, NOISE, Shop, open_shop
 from tests.postgres.test_cli_ending import wait_until_blocked
 
@@ -117,9 +118,9 @@ def test_a_store_that_does_not_answer_is_13(shop: Shop, monkeypatch: pytest.Monk
     assert "nothing" not in err.replace("nothing was", "")
 
 
-def test_a_lost_commit_is_3_until_it_is_a_fork(shop: Shop, spare_engine: Engine) -> None:
+def test_a_lost_commit_is_3_until_it_is_a_fork(shop: Shop, spare_database: FreshDatabase) -> None:
     shop.call("sync")
-    earlier = replace(shop, url=spare_engine.url)
+    earlier = replace(shop, url=spare_database.url)
     earlier.make_tables()
     earlier.call("restore", "--through", "4")
     refused = earlier.ask("sync", code=3)
@@ -181,9 +182,9 @@ def test_lag_over_its_limit_is_4(shop: Shop) -> None:
     assert "no archive: give --archive URL" in told
 
 
-def test_status_knows_an_archive_of_another_log(shop: Shop, spare_engine: Engine) -> None:
+def test_status_knows_an_archive_of_another_log(shop: Shop, spare_database: FreshDatabase) -> None:
     shop.call("sync")
-    other = replace(shop, url=spare_engine.url)
+    other = replace(shop, url=spare_database.url)
     other.execute(
         "ALTER TABLE oplog.oplog_log DISABLE TRIGGER ALL",
         "UPDATE oplog.oplog_log SET log_id = gen_random_uuid()",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL, Engine
 
+from tests.databases import FreshDatabase
 from tests.postgres.shop import DEADLINE_SECONDS, NOISE, Shop, open_shop
 from tests.postgres.test_cli_archive import read_until, wait_until
 from tests.postgres.test_cli_ending import read_all, wait_until_blocked
@@ -29,9 +30,9 @@ def shop(tmp_path: Path, database_url: URL) -> Shop:
 
 
 @pytest.fixture
-def target(shop: Shop, spare_engine: Engine) -> Shop:
+def target(shop: Shop, spare_database: FreshDatabase) -> Shop:
     """The same application on an empty, migrated database, which its environment does not name."""
-    shop = replace(shop, url=spare_engine.url)
+    shop = replace(shop, url=spare_database.url)
     shop.make_tables()
     return shop
 

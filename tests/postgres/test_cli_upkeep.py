@@ -8,8 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL
 
+from tests.databases import FreshDatabase
 from tests.postgres.shop import NOISE, Shop, open_shop
 from tests.support import administer
 
@@ -137,9 +138,9 @@ def test_prune(shop: Shop) -> None:
 
 
 @pytest.fixture
-def earlier(shop: Shop, spare_engine: Engine) -> Shop:
+def earlier(shop: Shop, spare_database: FreshDatabase) -> Shop:
     """The same log on a server that lost the last entry, which is published."""
-    earlier = replace(shop, url=spare_engine.url)
+    earlier = replace(shop, url=spare_database.url)
     earlier.make_tables()
     earlier.call("restore", "--through", "4")
     return earlier
