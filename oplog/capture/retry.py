@@ -1,9 +1,8 @@
 """Running work again after conflicts, and after a COMMIT whose answer was lost.
 
-Decides what is worth a retry and how long to wait. Must not know how entries are written.
-The hard thing is to end: pauses are capped and jittered (an uncapped doubling once reached
-hours), and only errors that a fresh run can cure are retried. A lost COMMIT is such an error
-under an idempotency key alone, which lets one run of the work happen and shows which.
+Only errors that a fresh run can cure are retried, after pauses that are capped and jittered: an
+uncapped doubling reaches hours. A lost COMMIT is such an error only under an idempotency key, which
+lets one run of the work have its effect and shows which one it was.
 """
 
 from __future__ import annotations

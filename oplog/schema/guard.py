@@ -1,7 +1,6 @@
 """Guards: triggers by which PostgreSQL refuses changes that are not logged, as DDL.
 
-A guard knows neither the keyring nor the application's types. So it counts rows, and keeps the
-keys of rows that were touched:
+A guard has neither keys nor types. So it counts rows, and keeps the keys of touched rows:
 
 - every row raises the transaction's *tally*, which the application must match when it appends
   its entries. A deferred trigger, armed by the first row, refuses COMMIT while it is open;
