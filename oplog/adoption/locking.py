@@ -117,13 +117,12 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
 
 def _unavailable(tables: Sequence[LiveTable], wait: LockWait) -> ConflictError:
     names = ", ".join(f"{table.schema}.{table.name}" for table in tables)
-    error = ConflictError(
+    return ConflictError(
         f"the lock on {names} was not granted within {wait.backoff.deadline_seconds:g} seconds: a "
         "transaction that wrote there is still open",
         hint="end that transaction and adopt again: adoption continues where it stopped",
+        retryable=True,
     )
-    error.retryable = True
-    return error
 
 
 def _set_timeout(connection: Connection, value: str) -> None:

@@ -32,6 +32,7 @@ from oplog.errors import (
     UnloggedWriteError,
 )
 from oplog.postgres.namesake import refuse_other_table
+from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
 from oplog.receipt import Receipt
 from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
 from oplog.schema.tables import IDEMPOTENCY_INDEX
@@ -40,8 +41,6 @@ from oplog.schema.upgrade import ENTRY_ID_INDEX
 from oplog.store import Store
 from oplog.store.name_check import OTHER_TABLE
 
-_SERIALIZATION_FAILURE = "40001"
-_UNIQUE_VIOLATION = "23505"
 _IDLE, _IN_ERROR = 0, 3
 """libpq's PQTRANS_IDLE and PQTRANS_INERROR, as psycopg passes them on."""
 
@@ -230,8 +229,8 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
     state = getattr(cause, "sqlstate", None)
     diagnostic = getattr(cause, "diag", None)
     detail = getattr(diagnostic, "message_primary", None) or ""
-    if state in (STALE_TICKET, _SERIALIZATION_FAILURE, FENCED):
-        if state == _SERIALIZATION_FAILURE:
+    if state in (STALE_TICKET, SERIALIZATION_FAILURE, FENCED):
+        if state == SERIALIZATION_FAILURE:
             detail = f"another transaction was there first ({detail})"
         return TicketConflictError(
             detail,
@@ -241,13 +240,13 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
     if state == ASYNCHRONOUS_COMMIT:
         return ConfigurationError(detail, hint=getattr(diagnostic, "message_hint", None) or "")
     name = getattr(diagnostic, "constraint_name", None)
-    if state == _UNIQUE_VIOLATION and name == IDEMPOTENCY_INDEX:
+    if state == UNIQUE_VIOLATION and name == IDEMPOTENCY_INDEX:
         return IdempotencyConflictError(
             "the idempotency key was used by a transaction that committed after this one began",
             hint="run the whole transaction again: it will find the receipts of the first",
             retryable=True,
         )
-    if state == _UNIQUE_VIOLATION and name == ENTRY_ID_INDEX:
+    if state == UNIQUE_VIOLATION and name == ENTRY_ID_INDEX:
         # Not retryable: ids are drawn at random, so another attempt would hide what happened.
         return EntryError(
             "an entry with this id is in the log already, and an entry is accepted once",

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from oplog.archive.archive import Archive
+from oplog.backoff import Backoff
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     accept_older_option,
@@ -91,6 +92,11 @@ class _Follower:
         self._engine = engine
         self._name = name
         self._interval = interval
+        self._backoff = Backoff(
+            first_seconds=2 * interval,
+            longest_seconds=max(_LONGEST_PAUSE_SECONDS, interval),
+            jitter=0,
+        )
 
     def look(self) -> FollowReport:
         """Apply what there is now."""
@@ -103,14 +109,16 @@ class _Follower:
         """Look again and again, until `stopped`. Once begun, it waits out what passes."""
         total = self.look()
         pause = self._interval
+        failures = 0
         while not self.stopped.wait(pause):
             try:
                 report = self.look()
             except (StoreUnavailableError, OperationalError) as error:
-                pause = min(pause * 2, max(_LONGEST_PAUSE_SECONDS, self._interval))
+                failures += 1
+                pause = self._backoff.pause_seconds(failures)
                 say(f"warning: trying again in {pause:g} s: {escape(str(error).splitlines()[0])}")
                 continue
-            pause = self._interval
+            pause, failures = self._interval, 0
             total = replace(
                 report,
                 entries=total.entries + report.entries,

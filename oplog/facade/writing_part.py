@@ -123,12 +123,11 @@ class Writing:
         `TicketConflictError`. Unknown types or columns raise before anything is written.
         """
         if ticket is None:
-            error = TicketConflictError(
+            raise TicketConflictError(
                 f"no ticket for aggregate {entry.aggregate!r}",
                 hint="ticket = log.take_ticket(session, aggregate) before reading, then append",
+                retryable=False,
             )
-            error.retryable = False
-            raise error
         _, recorder = self._log.attachments.find_recorder(find_blocking(session))
         self._log.writer.check_entry(recorder, entry)
         recorder.add_entry(entry, ticket)

@@ -68,15 +68,14 @@ def find_name(connection: Connection, oid: int) -> tuple[str, str] | None:
 
 def refuse_other_table(names: Iterable[str], *, written: str = "") -> UnloggedWriteError:
     """The error for a statement that wrote another table than the one the log knows."""
-    error = UnloggedWriteError(
+    return UnloggedWriteError(
         f"{written or 'a table of the same name'} was written in place of the tracked "
         f"{' or '.join(names)}: the name means another table in this transaction",
         hint=f"if search_path was changed: {_HINT}; if a migration has replaced the table, run "
         "the transaction again",
+        # The next one looks at the database anew.
+        retryable=True,
     )
-    # The next one looks at the database anew.
-    error.retryable = True
-    return error
 
 
 def _resolve(connection: Connection, names: Sequence[str]) -> list[int | None]:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from oplog.errors import CommitOutcomeUnknownError, ConfigurationError
 from oplog.outcome import Outcome, Resolution
 from oplog.postgres.driver import require_driver
+from oplog.postgres.sqlstate import LOCK_NOT_AVAILABLE, read_sqlstate
 from oplog.receipt import Receipt
 from oplog.store.commit_lookup import OutcomeStore
 
@@ -26,7 +27,6 @@ WAIT_SECONDS = 10.0
 """How long a resolver waits for a session that may still commit."""
 _GLANCE_SECONDS = 0.02
 _LEAST_SECONDS = 0.1
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def resolve_on(
@@ -165,4 +165,4 @@ def _resolve_key(
 
 
 def _is_timeout(error: DBAPIError) -> bool:
-    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+    return read_sqlstate(error) == LOCK_NOT_AVAILABLE
