@@ -60,7 +60,9 @@ class Outcomes:
     def _resolve_on(
         self, connection: Connection, asked: list[Receipt] | str, wait_seconds: float
     ) -> Resolution:
-        self._log.store.require_current(connection)
+        # In a transaction of its own: the question sets the isolation level of those it opens.
+        with connection.begin():
+            self._log.store.require_current(connection)
         began = time.monotonic()
         found = resolve_on(connection, asked, store=self._log.outcomes, wait_seconds=wait_seconds)
         self._log.on_event(OutcomeResolved(found.outcome.value, time.monotonic() - began))
