@@ -60,7 +60,7 @@ class Outcomes:
     def _resolve_on(
         self, connection: Connection, asked: list[Receipt] | str, wait_seconds: float
     ) -> Resolution:
-        # Ended, because the isolation of a transaction that has begun cannot be changed.
+        # In a transaction of its own: the question sets the isolation level of those it opens.
         with connection.begin():
             self._log.store.require_current(connection)
         began = time.monotonic()
