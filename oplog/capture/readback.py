@@ -22,25 +22,10 @@ from oplog.postgres.quoting import (
     double_percent,
     qualify,
     quote,
-    quote_literal,
 )
-from oplog.value import TEXT_SETTINGS, Wire
+from oplog.postgres.text_settings import fix_text_settings, set_back_text_settings
+from oplog.value import Wire
 
-_FIX_SETTINGS = (
-    "SELECT s.*, "
-    + ", ".join(
-        f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
-        for name, value in TEXT_SETTINGS.items()
-    )
-    + " FROM (SELECT "
-    + ", ".join(
-        f"pg_catalog.current_setting({quote_literal(name)}) AS {name}" for name in TEXT_SETTINGS
-    )
-    + " OFFSET 0) s"
-)
-_SET_BACK = "SELECT " + ", ".join(
-    f"pg_catalog.set_config({quote_literal(name)}, %s, true)" for name in TEXT_SETTINGS
-)
 _FIXED_TEXT = re.compile(
     r"(boolean|smallint|integer|bigint|numeric|text|character( varying)?|uuid|jsonb?)"
     r"(\([0-9, -]+\))?"
@@ -224,11 +209,10 @@ def _text_settings(
     if all(_has_fixed_text(bound, name) for name in names):
         yield
         return
-    before = tuple(connection.exec_driver_sql(_FIX_SETTINGS).one())[: len(TEXT_SETTINGS)]
+    before = fix_text_settings(connection)
     yield
     # After an error there is nothing to set back: the rollback does it.
-    if before != tuple(TEXT_SETTINGS.values()):
-        connection.exec_driver_sql(_SET_BACK, before)
+    set_back_text_settings(connection, before)
 
 
 def _has_fixed_text(bound: BoundType, name: str) -> bool:

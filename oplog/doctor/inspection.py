@@ -20,8 +20,8 @@ from oplog.postgres.quoting import (
     double_percent,
     quote,
     quote_for_driver,
-    quote_literal,
 )
+from oplog.postgres.text_settings import fix_text_settings
 from oplog.schema.expected import (
     FoundTrigger,
     FunctionForm,
@@ -33,7 +33,7 @@ from oplog.schema.expected import (
 )
 from oplog.store.entry_filter import bind_filter
 from oplog.store.rows import EntryFilter
-from oplog.value import TEXT_SETTINGS, codec_for
+from oplog.value import codec_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def read_key(
     """
     live = require_live_table(read_live_tables(connection, [table]), table)
     columns = [column for column in live.columns if column.primary_key]
-    _fix_text_form(connection)
+    fix_text_settings(connection)
     selected = ", ".join(f"r.{quote(column.name)}::text" for column in columns)
     declared = ", ".join(f"{quote(column.name)} {column.pg_type}" for column in columns)
     try:
@@ -187,14 +187,6 @@ def read_key(
 def _to_python(pg_type: str, category: str, text: str) -> object:
     codec = codec_for(pg_type, category=category)
     return codec.to_python(codec.from_text(text))
-
-
-def _fix_text_form(connection: Connection) -> None:
-    settings: Sequence[str] = [
-        f"pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
-        for name, value in TEXT_SETTINGS.items()
-    ]
-    connection.exec_driver_sql("SELECT " + ", ".join(settings))
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError
-from oplog.value import TEXT_SETTINGS
+from oplog.postgres.text_settings import fix_text_settings, set_back_text_settings
 
 _REPEATABLE = ("repeatable read", "serializable")
 
@@ -184,16 +184,17 @@ def pin_settings(
 ) -> Iterator[None]:
     """Fix how Postgres prints and reads values, and `more` settings, until the block ends."""
     check_driver(connection)
-    settings = {**TEXT_SETTINGS, **more}
-    before = connection.exec_driver_sql(
+    before = fix_text_settings(connection)
+    others = connection.exec_driver_sql(
         "SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.unnest(%s::text[]) n(name)",
-        (list(settings),),
+        (list(more),),
     ).all()
-    _set_all(connection, settings.items())
+    _set_all(connection, more.items())
     # On an error the transaction or savepoint is rolled back, and its settings with it.
     yield
     if restore:
-        _set_all(connection, [(row[0], row[1]) for row in before])
+        set_back_text_settings(connection, before)
+        _set_all(connection, [(row[0], row[1]) for row in others])
 
 
 def read_qualified(driver: Driver, select: str, values: tuple[Any, ...]) -> list[Any]:
