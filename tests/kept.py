@@ -10,8 +10,6 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog import Oplog
-from oplog.crypto.seal import Sealer
-from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
 from oplog.reading.log_opener import LogOpener
 from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredEntry
@@ -30,8 +28,8 @@ def open_log(log: Oplog, source: LogSource | None = None) -> LogOpener:
         log.store,
         log.catalog,
         keyring=log.keyring,
-        sealer=Sealer(log.keyring),
-        codec=PayloadCodec(),
+        sealer=log._log.sealer,
+        codec=log._log.codec,
         source=source,
     )
 

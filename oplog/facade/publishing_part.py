@@ -119,7 +119,7 @@ class Publishing:
             self.make_exporter(archive),
             schema=self._log.schema,
             sealer=self._log.sealer,
-            open_source=lambda inside, source: self._reading.open_reader(inside, source=source),
+            log=self._reading.make_opener(),
             check=self._examination.require_readable,
             policy=policy,
             full=full,

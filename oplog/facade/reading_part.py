@@ -41,9 +41,10 @@ class Reading:
     def __init__(self, log: LogParts) -> None:
         self._log = log
 
-    def _make_opener(
+    def make_opener(
         self, *, archive: Archive | None = None, source: LogSource | None = None
     ) -> LogOpener:
+        """What opens this log, `source` in its place, or what of it is in `archive`."""
         return LogOpener(
             self._log.store,
             self._log.catalog,
@@ -65,7 +66,7 @@ class Reading:
 
         Reads `source` if it is given, instead of the log of the database.
         """
-        opener = self._make_opener(source=source)
+        opener = self.make_opener(source=source)
         return opener.open(connection, revisions=revisions, whole=False)
 
     def read(
@@ -91,7 +92,7 @@ class Reading:
         connection no database is needed: what was published is all that is read. Without an
         `archive` a log that was pruned begins where it was.
         """
-        opener = self._make_opener(archive=archive)
+        opener = self.make_opener(archive=archive)
         reader = opener.open(connection, revisions=revisions, whole=False)
         snapshot = reader.source.read_snapshot()
         pairs = _flatten(metadata)
@@ -177,7 +178,7 @@ class Reading:
             engine,
             name=name,
             feed=Feed(self._log.schema),
-            log=self._make_opener(),
+            log=self.make_opener(),
             max_entries=max_entries,
         )
 
@@ -203,7 +204,7 @@ class Reading:
         """
         return replay_log(
             connection,
-            self._make_opener(archive=archive),
+            self.make_opener(archive=archive),
             into=into,
             through=through,
             progress=progress,
@@ -233,7 +234,7 @@ class Reading:
             )
         return verify_tables(
             connection,
-            self._make_opener(archive=archive),
+            self.make_opener(archive=archive),
             limit=limit,
             progress=progress,
         )
@@ -254,7 +255,7 @@ class Reading:
         `PrunedError` as `replay` does.
         """
         types = self._log.catalog.find_types(model)
-        reader = self._make_opener(archive=archive).open(connection)
+        reader = self.make_opener(archive=archive).open(connection)
         return list_changes(reader, types, key=key)
 
     def as_of(
@@ -271,7 +272,7 @@ class Reading:
         `connection`, `archive` and errors are as for `history`.
         """
         types = self._log.catalog.find_types(model)
-        reader = self._make_opener(archive=archive).open(connection)
+        reader = self.make_opener(archive=archive).open(connection)
         return rebuild_row(reader, types, key=key, at=at)
 
 

@@ -56,7 +56,7 @@ class Restoring:
         return restore_archive(
             connection,
             source,
-            open_reader=lambda inside: self._reading.open_reader(inside, source=source),
+            log=self._reading.make_opener(source=source),
             schema=self._log.schema,
             through=position,
             snapshot=self._find_snapshot(source, position),
@@ -103,7 +103,7 @@ class Restoring:
         return follow_log(
             connection,
             source,
-            open_reader=lambda inside: self._reading.open_reader(inside, source=source),
+            log=self._reading.make_opener(source=source),
             schema=self._log.schema,
             name=name,
             snapshot=self._find_snapshot(source, None),

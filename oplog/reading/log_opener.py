@@ -52,6 +52,12 @@ class LogOpener:
         read from.
         """
         source = self.source or self._find_source(connection, whole=whole)
+        return self.open_source(source, revisions=revisions)
+
+    def open_source(
+        self, source: LogSource, *, revisions: Mapping[str, int] | None = None
+    ) -> EntryReader:
+        """A reader of `source`, with the keys and codecs of this log."""
         types = ShapeTable(source)
         lifts = self.catalog.has_steps or revisions
         return EntryReader(

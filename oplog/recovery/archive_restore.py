@@ -10,8 +10,9 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.ownership import identify, read_origin
+from oplog.reading.log_opener import LogOpener
 from oplog.recovery.restore import RestoreReport, restore_log
-from oplog.replay.rebuild import OpenReader, Progress
+from oplog.replay.rebuild import Progress
 from oplog.snapshot.base import SnapshotReader
 from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
@@ -23,7 +24,7 @@ def restore_archive(
     connection: Connection,
     source: ArchivedLog,
     *,
-    open_reader: OpenReader,
+    log: LogOpener,
     schema: str,
     through: int | None,
     snapshot: SnapshotReader | None,
@@ -40,7 +41,7 @@ def restore_archive(
     return restore_log(
         connection,
         source,
-        open_reader=open_reader,
+        log=log,
         schema=schema,
         through=through,
         snapshot=snapshot,

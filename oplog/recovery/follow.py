@@ -23,13 +23,14 @@ from oplog.errors import (
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
+from oplog.reading.log_opener import LogOpener
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
 from oplog.recovery.sequences import advance_sequences
-from oplog.replay.rebuild import OpenReader, read_reader_plans
+from oplog.replay.rebuild import read_reader_plans
 from oplog.replay.rules import read_rules
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
@@ -68,7 +69,7 @@ class _Following:
 
     driver: Driver
     source: SequencedLog
-    open_reader: OpenReader
+    log: LogOpener
     store: RestorationStore
     name: str
 
@@ -81,7 +82,7 @@ def follow_log(
     connection: Connection,
     source: SequencedLog,
     *,
-    open_reader: OpenReader,
+    log: LogOpener,
     schema: str,
     name: str = "archive",
     snapshot: SnapshotReader | None = None,
@@ -110,7 +111,7 @@ def follow_log(
             hint="commit or roll back first, or give another connection",
         )
     driver, store = Driver(connection), RestorationStore(schema)
-    work = _Following(driver, source, open_reader, store=store, name=name)
+    work = _Following(driver, source, log, store=store, name=name)
     place, began = _begin(work, snapshot)
     entries = began or 0
     pages = source.iterate_sequence(after=place.sequence)
@@ -146,7 +147,7 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace,
         filled = restore_log(
             connection,
             source,
-            open_reader=work.open_reader,
+            log=work.log,
             schema=store.schema,
             snapshot=snapshot,
             finish=lambda inside, report: _save(work, inside, report),
@@ -159,7 +160,7 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace,
         filled = rebuild_log(
             connection,
             source,
-            open_reader=work.open_reader,
+            log=work.log,
             schema=store.schema,
             snapshot=snapshot,
             finish=lambda inside, report: _save(work, inside, report),
@@ -215,7 +216,7 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
             )
         log = Store(store.schema)
         log.require_home(connection)
-        reader, shown = work.open_reader(connection), source.read_snapshot()
+        reader, shown = work.log.open(connection), source.read_snapshot()
         plans = read_reader_plans(connection, reader, snapshot=shown)
         live = {name: plan.live for plan in plans for name in plan.types}
         for shape in place_shapes(source.list_types(), live):

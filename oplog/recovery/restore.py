@@ -19,6 +19,7 @@ from oplog.errors import ChainBrokenError, ConfigurationError, SchemaDriftError
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.postgres.work import Driver, pin_settings
+from oplog.reading.log_opener import LogOpener
 from oplog.recovery.log_loader import LogIntake
 from oplog.recovery.preconditions import (
     check_snapshot,
@@ -34,7 +35,6 @@ from oplog.replay.loader import TableLoader
 from oplog.replay.rebuild import (
     BATCH_ROWS,
     Applied,
-    OpenReader,
     Progress,
     digest_tables,
     find_last,
@@ -101,7 +101,7 @@ class _Request:
 
     driver: Driver
     source: SequencedLog
-    open_reader: OpenReader
+    log: LogOpener
     store: RestorationStore
     snapshot: SnapshotReader | None
     finish: Finish
@@ -126,7 +126,7 @@ def restore_log(
     connection: Connection,
     source: SequencedLog,
     *,
-    open_reader: OpenReader,
+    log: LogOpener,
     schema: str,
     through: int | datetime | None = None,
     snapshot: SnapshotReader | None = None,
@@ -136,7 +136,7 @@ def restore_log(
     finish: Finish = lambda *_: None,
     reach: Callable[[RestoreStep], None] = lambda _: None,
 ) -> RestoreReport:
-    """Fill an empty, migrated database from `source`, whose entries `open_reader` opens.
+    """Fill an empty, migrated database from `source`, whose entries `log` opens.
 
     `schema` is that of the log's tables there. `through` is
     a position or an aware datetime and takes transactions whole. With a `snapshot`, rows are
@@ -154,7 +154,7 @@ def restore_log(
     request = _Request(
         driver=Driver(connection),
         source=source,
-        open_reader=open_reader,
+        log=log,
         store=RestorationStore(schema),
         snapshot=snapshot,
         finish=finish,
@@ -217,7 +217,7 @@ def rebuild_log(
     connection: Connection,
     source: SequencedLog,
     *,
-    open_reader: OpenReader,
+    log: LogOpener,
     schema: str,
     snapshot: SnapshotReader | None = None,
     finish: Finish = lambda *_: None,
@@ -231,7 +231,7 @@ def rebuild_log(
     request = _Request(
         driver=Driver(connection),
         source=source,
-        open_reader=open_reader,
+        log=log,
         store=RestorationStore(schema),
         snapshot=snapshot,
         finish=finish,
@@ -270,7 +270,7 @@ def _check_target(request: _Request) -> None:
 
 def _read_plans(request: _Request) -> list[TablePlan]:
     connection = request.connection
-    reader, shown = request.open_reader(connection), request.source.read_snapshot()
+    reader, shown = request.log.open(connection), request.source.read_snapshot()
     limit = find_limit(reader, request.through, snapshot=shown)
     return read_reader_plans(connection, reader, snapshot=shown, through=limit)
 
@@ -331,7 +331,7 @@ def _restore(request: _Request) -> RestoreReport:
 def _take_in(request: _Request, loaders: Sequence[TableLoader]) -> LogIntake:
     """The log into its tables, and its rows into the loaders'."""
     source, driver = request.source, request.driver
-    reader = request.open_reader(request.connection)
+    reader = request.log.open(request.connection)
     plans = [loader.plan for loader in loaders]
     _write_identity(request, plans)
     shown = source.read_snapshot()

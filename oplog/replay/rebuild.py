@@ -33,9 +33,6 @@ from oplog.replay.validity import FoldRules
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the position reached and the last one."""
 
-OpenReader: TypeAlias = Callable[[Connection], EntryReader]
-"""Opens the log that a restore reads, for the target's connection."""
-
 BATCH_ROWS = 50_000
 """Net rows folded in memory before they are loaded."""
 BATCH_BYTES = 32 * 1024 * 1024

@@ -21,7 +21,8 @@ from oplog.archive.format.path import SNAPSHOT, name_content
 from oplog.archive.step import Step
 from oplog.crypto.seal import Sealer
 from oplog.finding import Finding
-from oplog.reading.reader import EntryReader, OpenedEntry
+from oplog.reading.log_opener import LogOpener
+from oplog.reading.reader import OpenedEntry
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
@@ -30,7 +31,6 @@ from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
 
-OpenSource = Callable[[Connection, ArchivedLog], EntryReader]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,7 +63,7 @@ def publish_snapshot(
     *,
     schema: str,
     sealer: Sealer,
-    open_source: OpenSource,
+    log: LogOpener,
     check: Callable[[Connection], tuple[Finding, ...]] = lambda _: (),
     policy: SnapshotPolicy | None = None,
     full: bool = False,
@@ -92,7 +92,7 @@ def publish_snapshot(
             publisher,
             schema=schema,
             sealer=sealer,
-            open_source=open_source,
+            log=log,
             full=full,
         )
         if manifest is None:
@@ -128,14 +128,14 @@ def _take(
     *,
     schema: str,
     sealer: Sealer,
-    open_source: OpenSource,
+    log: LogOpener,
     full: bool,
 ) -> SnapshotManifest | None:
     previous = None if full or not head.snapshots else archive.read_manifest(head.snapshots[-1])
     changes: Iterator[Sequence[OpenedEntry]] = iter(())
     if previous is not None:
         source = ArchivedLog(archive, head, schema=schema)
-        reader = open_source(connection, source)
+        reader = log.open_source(source)
         changes = iterate_changes(reader, source, after=previous.sequence, through=head.sequence)
     return take_snapshot(
         connection,

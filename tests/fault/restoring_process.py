@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 from sqlalchemy import create_engine
 
@@ -18,7 +17,7 @@ from oplog import Keyring, Oplog, TypeCatalog
 from oplog.recovery import restore_log
 from oplog.store import SequencedPage
 from tests.concurrency.workload import Base
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
         report = restore_log(
             connection,
             kept,
-            open_reader=partial(log.open_reader, source=kept),
+            log=open_log(log, kept),
             schema="oplog",
             batch_rows=10,
             reach=reach,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +11,7 @@ from sqlalchemy.orm import sessionmaker
 from oplog.facade import Oplog
 from oplog.recovery import RestoreReport, restore_log
 from tests.databases import fill_database
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.logged import track
 from tests.postgres.replay_models import Base, Bench
 
@@ -91,7 +90,7 @@ def restore(target: Bench, kept: KeptLog, **options: Any) -> RestoreReport:
         return restore_log(
             connection,
             kept,
-            open_reader=partial(target.log.open_reader, source=kept),
+            log=open_log(target.log, kept),
             schema="oplog",
             **options,
         )

@@ -21,7 +21,7 @@ from oplog.errors import (
     SchemaVersionError,
 )
 from oplog.recovery import FollowReport, follow_log
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.logged import track
 from tests.postgres.replay_models import (
     HISTORY,
@@ -61,7 +61,7 @@ def follow(target: Bench, kept: KeptLog, **options: Any) -> FollowReport:
         return follow_log(
             connection,
             kept,
-            open_reader=partial(target.log.open_reader, source=kept),
+            log=open_log(target.log, kept),
             schema="oplog",
             **options,
         )

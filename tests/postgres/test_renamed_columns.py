@@ -13,7 +13,7 @@ from oplog import Archive, Keyring, Oplog, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.recovery import follow_log
 from tests.databases import fill_database
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.logged import track
 from tests.models.messages import make_message
 from tests.postgres.archived import open_memory
@@ -474,7 +474,7 @@ def follow(target: Release, kept: KeptLog) -> int:
         return follow_log(
             connection,
             kept,
-            open_reader=lambda inside: target.log.open_reader(inside, source=kept),
+            log=open_log(target.log, kept),
             schema="oplog",
         ).entries
 

@@ -25,7 +25,7 @@ from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import NewEntry
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.postgres.replay_models import (
     Bench,
     Owner,
@@ -263,7 +263,7 @@ def test_a_frozen_view_is_no_place_for_a_restore(bench: Bench, target: Bench) ->
         restore_log(
             connection,
             kept,
-            open_reader=partial(target.log.open_reader, source=kept),
+            log=open_log(target.log, kept),
             schema="oplog",
         )
 
@@ -278,7 +278,7 @@ def test_a_schema_without_the_log_is_refused(bench: Bench, target: Bench) -> Non
         restore_log(
             connection,
             kept,
-            open_reader=partial(target.log.open_reader, source=kept),
+            log=open_log(target.log, kept),
             schema="elsewhere",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from oplog.schema.tables import (
     track_statements,
 )
 from tests.kept import KeptLog
+from tests.kept import open_log as make_opener
 from tests.postgres.restored import describe_tables, dump_log
 from tests.support import assert_replays
 
@@ -131,7 +131,7 @@ def restore(source: Oplog, engine: Engine, target: Oplog, onto: Engine) -> Resto
         return restore_log(
             connection,
             kept,
-            open_reader=partial(target.open_reader, source=kept),
+            log=make_opener(target, kept),
             schema="oplog",
             batch_rows=2,
         )

@@ -20,7 +20,7 @@ from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.recovery import follow_log
 from oplog.store import TablesLog
 from oplog.store.adopted import Turns
-from tests.kept import KeptLog
+from tests.kept import KeptLog, open_log
 from tests.logged import track
 from tests.postgres.archived import open_memory
 
@@ -287,7 +287,7 @@ def test_a_follower_goes_past_it(first: Release, spare_engine: Engine) -> None:
             follow_log(
                 connection,
                 kept,
-                open_reader=lambda inside: follower.log.open_reader(inside, source=kept),
+                log=open_log(follower.log, kept),
                 schema="oplog",
             )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 from sqlalchemy.engine import Engine
 
@@ -14,6 +12,7 @@ from oplog.snapshot.stored import StoredSnapshot
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
 from oplog.sync.publisher import Publisher
+from tests.kept import open_log
 from tests.postgres.archived import open_memory
 from tests.postgres.replay_models import (
     HISTORY,
@@ -175,7 +174,7 @@ def test_through_a_real_archive(bench: Bench, target: Bench, shelf: Shelf) -> No
         restore_log(
             connection,
             source,
-            open_reader=partial(target.log.open_reader, source=source),
+            log=open_log(target.log, source),
             schema="oplog",
             snapshot=snapshot,
         )
