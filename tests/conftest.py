@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from oplog.errors import ConfigurationError
 from oplog.testing.resolve import ResolvedServer, resolve_server
-from tests import environments, sampling
+from tests import environments, sampling, scratch
 from tests.databases import Cluster, FreshDatabase
 from tests.sampling import Sample, Sampling
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
+SCRATCH = pytest.StashKey[Path]()
 SAMPLING = pytest.StashKey[Sampling]()
 
 
@@ -40,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SAMPLING] = Sampling(*told["oplog_sampling"])
         return
     config.stash[SAMPLING] = sampling.read_sampling(config)
+    config.stash[SCRATCH] = scratch.keep_in_memory(os.environ)
     if not config.option.collectonly:
         try:
             server = resolve_server(os.environ)
@@ -64,7 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header(config: pytest.Config) -> list[str]:
     server = config.stash.get(SERVER, None)
     found = [f"postgres: {server}"] if server is not None else []
-    return [*found, f"sampled: {config.stash[SAMPLING]}"]
+    return [
+        *found,
+        f"temporary files: {config.stash[SCRATCH]}",
+        f"sampled: {config.stash[SAMPLING]}",
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

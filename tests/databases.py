@@ -61,7 +61,8 @@ class Cluster:
                 connection.exec_driver_sql(statement)
 
     def create(self, name: str, *, template: str) -> None:
-        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Copying files takes a checkpoint, which costs nothing without fsync, and no WAL.
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
 
     def drop(self, name: str) -> None:
         """Drop a database now or soon, whoever is connected to it."""
