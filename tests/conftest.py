@@ -112,7 +112,7 @@ def template(cluster: Cluster) -> str:
 
 
 @pytest.fixture
-def database(cluster: Cluster) -> Iterator[FreshDatabase]:
+def fresh_database(cluster: Cluster) -> Iterator[FreshDatabase]:
     """A fresh database, which is made when it is first needed."""
     database = FreshDatabase(cluster)
     yield database
@@ -120,9 +120,9 @@ def database(cluster: Cluster) -> Iterator[FreshDatabase]:
 
 
 @pytest.fixture
-def database_url(database: FreshDatabase) -> URL:
+def database_url(fresh_database: FreshDatabase) -> URL:
     """A fresh database with the log's tables."""
-    return database.url
+    return fresh_database.url
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def spare_engine(spare_database: FreshDatabase) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def engine(database: FreshDatabase) -> Iterator[Engine]:
+def engine(fresh_database: FreshDatabase) -> Iterator[Engine]:
     """Engine of a fresh database with the log's tables."""
-    engine = database.make_engine()
+    engine = fresh_database.make_engine()
     yield engine
     engine.dispose()

@@ -48,7 +48,7 @@ PROGRAMS = {
     "python": "",
 }
 """Programs that console blocks may run, as arguments of the interpreter that runs the tests."""
-STARTED = {"README.md", "docs/tutorial/first-log.md"}
+STARTED = {"README.md", "docs/how-to/find-an-unlogged-write.md", "docs/tutorial/first-log.md"}
 """Pages whose every command is started by a shell; on others `oplog` runs in this process."""
 CHECKED = {
     "make": "takes minutes; its target must be in the Makefile",

@@ -166,8 +166,8 @@ SCRIPTS: dict[str, tuple[Script, int, Reach]] = {
 
 
 @pytest.fixture
-def logged(database: FreshDatabase) -> LoggedDatabase:
-    return open_workload(database)
+def logged(fresh_database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(fresh_database)
 
 
 @pytest.fixture(params=SCRIPTS)

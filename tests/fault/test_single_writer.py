@@ -29,8 +29,8 @@ HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.0
 
 
 @pytest.fixture
-def logged(database: FreshDatabase) -> LoggedDatabase:
-    return open_workload(database)
+def logged(fresh_database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(fresh_database)
 
 
 @pytest.fixture(params=["refuses", "lies"])

@@ -43,8 +43,8 @@ DENIED = Fault(403, "AccessDenied")
 
 
 @pytest.fixture
-def logged(database: FreshDatabase) -> LoggedDatabase:
-    return open_workload(database)
+def logged(fresh_database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(fresh_database)
 
 
 @pytest.fixture

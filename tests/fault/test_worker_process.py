@@ -127,8 +127,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def place(database: FreshDatabase, tmp_path: Path) -> Iterator[Place]:
-    place = Place(open_workload(database), (tmp_path / "archive").as_uri())
+def place(fresh_database: FreshDatabase, tmp_path: Path) -> Iterator[Place]:
+    place = Place(open_workload(fresh_database), (tmp_path / "archive").as_uri())
     yield place
     for process in place.processes:
         process.kill()

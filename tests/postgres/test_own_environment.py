@@ -28,7 +28,7 @@ from tests.postgres.log_schema import (
 
 pytestmark = pytest.mark.postgres
 
-ROOT = Path(oplog.migration.__file__).parents[1]
+ROOT = Path(oplog.migration.__file__).parents[2]
 
 
 @pytest.fixture

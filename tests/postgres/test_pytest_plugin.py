@@ -60,7 +60,7 @@ def test_each_test_has_its_own_database(opened):
         assert session.scalars(sa.select(Account)).all() == []
 
 def test_strict(opened):
-    assert opened.log._writer._strict
+    assert opened.log._log.writer._strict
 
 def test_guarded(opened):
     with pytest.raises(sa.exc.DBAPIError, match="does not log them"):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.postgres
 NAMES = {
     "links": r"^WITH pruned AS",
     "version and home": r"obj_description\(.*pg_control_system\(\) c",
-    "archives": r"starts_with\(name",
+    "archives": r"FROM .*oplog_archive\b",
     "log id": r"^SELECT log_id FROM",
     "keys": r"^SELECT key_id, check_value FROM",
     "types": r"FROM .*oplog_type t",

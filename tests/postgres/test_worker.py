@@ -50,8 +50,8 @@ NEVER = 3600.0
 
 
 @pytest.fixture
-def logged(database: FreshDatabase) -> LoggedDatabase:
-    return open_workload(database)
+def logged(fresh_database: FreshDatabase) -> LoggedDatabase:
+    return open_workload(fresh_database)
 
 
 class Passes:
