@@ -36,13 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell starts background jobs so, and what tests start and interrupt would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Workers are told by the environment that they inherit.
+    config.stash[SCRATCH] = scratch.keep_in_memory(os.environ)
     told = getattr(config, "workerinput", None)
     if told is not None:
         config.stash[SERVER_URL] = told["oplog_server_url"]
         config.stash[SAMPLING] = Sampling(*told["oplog_sampling"])
         return
     config.stash[SAMPLING] = sampling.read_sampling(config)
-    config.stash[SCRATCH] = scratch.keep_in_memory(os.environ)
     if not config.option.collectonly:
         try:
             server = resolve_server(os.environ)
