@@ -86,6 +86,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_upload_is_seen_through(logged: LoggedDatabase, stub: S3Stub, name: str) -> None:
     """D02, D03: one's own write is recognised, whatever was said of it."""
@@ -368,6 +369,7 @@ def hide_all(names: list[str]) -> list[str]:
     return []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("arrange", [reverse, hide_newest, hide_all])
 @pytest.mark.parametrize("hint", ["kept", "gone", "old", "nonsense"])
 def test_lists_that_leave_out_or_mix(

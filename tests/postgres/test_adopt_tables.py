@@ -94,6 +94,7 @@ KEYS = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("pg_type", KEYS)
 def test_any_key_can_be_walked_along(engine: Engine, pg_type: str) -> None:
     with engine.begin() as connection:
@@ -204,6 +205,7 @@ def test_a_schema_of_the_log_with_a_percent_sign(engine: Engine) -> None:
         assert log.verify(connection).ok
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("pg_type", sorted(STORED))
 def test_values_of_any_type_are_logged_as_they_are_stored(engine: Engine, pg_type: str) -> None:
     texts = STORED[pg_type]

@@ -162,6 +162,7 @@ def test_a_value_that_passes_through_sql_is_logged_as_stored(db: LoggedDatabase)
     db.assert_replays()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("column", "given", "logged"),
     [

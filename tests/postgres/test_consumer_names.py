@@ -97,6 +97,7 @@ def test_consumers_of_any_name_keep_nobody_from_working(
     assert db.log.prune(db.engine, archive, keep=timedelta(0)).entries > 0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_follower_may_have_any_name(db: LoggedDatabase, spare_engine: Engine, name: str) -> None:
     archive = open_archive("memory://")

@@ -220,6 +220,7 @@ def assert_whole(db: LoggedDatabase) -> None:
     db.assert_pool_is_clean()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_of_a_database(server_url: URL, settings: tuple[str, ...]) -> None:
     with make_database(server_url, settings=settings) as engine:

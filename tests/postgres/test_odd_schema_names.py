@@ -226,6 +226,7 @@ def consume(db: Odd) -> Iterator[list[LoggedEntry]]:
             batch.commit(connection)
 
 
+@pytest.mark.sampled(2)
 def test_publishing_and_keeping(make: Made) -> None:
     db = make()
     archive = open_archive("memory://")
@@ -251,6 +252,7 @@ def test_publishing_and_keeping(make: Made) -> None:
         assert db.log.verify(connection, archive=archive).ok
 
 
+@pytest.mark.sampled(2)
 def test_restoring_and_following(make: Made) -> None:
     db, restored, follower, recovered = make(), make(), make(), make()
     archive = open_archive("memory://")
@@ -277,6 +279,7 @@ def follow(db: Odd, archive: Archive) -> int:
         return db.log.follow(archive, connection).entries
 
 
+@pytest.mark.sampled(2)
 def test_a_fork(make: Made) -> None:
     db, behind = make(), make()
     archive = open_archive("memory://")
@@ -334,6 +337,7 @@ def shop(tmp_path: Path, name: str, bare_database_url: URL) -> Shop:
     return replace(shop, archive=f"file://{tmp_path}/archive")
 
 
+@pytest.mark.sampled(2)
 def test_commands_that_look(shop: Shop, name: str) -> None:
     assert shop.ask("status")["schema"] == name
     assert [entry["position"] for entry in shop.ask("tail", "-n", "2")] == [4, 5]
@@ -352,6 +356,7 @@ def test_commands_that_look(shop: Shop, name: str) -> None:
     assert shop.ask("resolve", "no such key")["outcome"] == "aborted"
 
 
+@pytest.mark.sampled(2)
 def test_commands_on_an_archive(shop: Shop) -> None:
     assert shop.ask("sync")["entries"] == 5
     shop.ask("snapshot")
@@ -365,6 +370,7 @@ def test_commands_on_an_archive(shop: Shop) -> None:
     assert shop.ask("verify", "--archive", shop.archive)["ok"]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("whom", ["application", "worker", "auditor"])
 def test_printed_grants_run(shop: Shop, whom: str, server_url: URL) -> None:
     role = 'ro%le "x"'

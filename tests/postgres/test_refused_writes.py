@@ -130,6 +130,7 @@ REFUSED: dict[str, Callable[[Session], Any]] = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("work", REFUSED.values(), ids=REFUSED.keys())
 def test_refused_unsent(db: LoggedDatabase, work: Callable[[Session], Any]) -> None:
     with pytest.raises(NotCapturableError) as caught, db.sessions.begin() as session:
@@ -153,6 +154,7 @@ REFUSED_ALWAYS = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", sorted(set(REFUSED) - REFUSED_ALWAYS))
 def test_captured_where_guards_stand(engine: Engine, name: str) -> None:
     """What the application cannot tell, the database can."""
@@ -244,6 +246,7 @@ CAPTURED: dict[str, Callable[[Session], Any]] = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("work", CAPTURED.values(), ids=CAPTURED.keys())
 def test_captured_exactly(db: LoggedDatabase, work: Callable[[Session], Any]) -> None:
     with db.sessions.begin() as session:

@@ -241,6 +241,7 @@ def test_it_shows_before_anybody_wrote(first: Release) -> None:
         release.log.sync(release.engine, open_memory())
 
 
+@pytest.mark.sampled(4)
 @every_change
 @pytest.mark.parametrize("snapshot", [False, True])
 def test_a_restore_refuses_and_leaves_the_database_as_it_was(
@@ -291,6 +292,7 @@ def test_rows_that_were_logged_anew_replay(first: Release, change: str) -> None:
     assert release.verify()
 
 
+@pytest.mark.sampled(8)
 @every_change
 @pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
 @pytest.mark.parametrize("late", [False, True], ids=["no late snapshot", "late snapshot"])

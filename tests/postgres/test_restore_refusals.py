@@ -232,14 +232,14 @@ def test_two_restores_do_not_meet(bench: Bench, target: Bench) -> None:
 def test_in_an_open_transaction_the_caller_commits(bench: Bench, target: Bench) -> None:
     write_history(bench)
     kept = keep(bench)
-    options = {"open_reader": partial(target.log.open_reader, source=kept), "schema": "oplog"}
+    restore = partial(restore_log, source=kept, log=open_log(target.log, kept), schema="oplog")
     engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
     with target.engine.connect() as connection:
         before = describe_tables(connection)
     for end in ("rollback", "commit"):
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
-            restore_log(connection, kept, **options)  # type: ignore[arg-type]
+            restore(connection)
             assert connection.in_transaction()
             getattr(connection, end)()
         with target.engine.connect() as connection, bench.engine.connect() as source:
@@ -251,7 +251,7 @@ def test_in_an_open_transaction_the_caller_commits(bench: Bench, target: Bench) 
                 assert dump_log(connection) == dump_log(source)
     check_law(target)
     with engine.begin() as connection, pytest.raises(ConfigurationError, match="empty database"):
-        restore_log(connection, kept, **options)  # type: ignore[arg-type]
+        restore(connection)
 
 
 def test_a_frozen_view_is_no_place_for_a_restore(bench: Bench, target: Bench) -> None:

@@ -389,6 +389,7 @@ TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("way", ["the hint's statement", "op.upgrade_oplog"])
 @pytest.mark.parametrize(("grant", "what", "where", "word"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
 def test_doctor_finds_what_was_granted(

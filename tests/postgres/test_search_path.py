@@ -179,6 +179,7 @@ def fill(paths: Paths) -> None:
     stranger.dispose()
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("way", WAYS)
 def test_another_table_of_the_name_is_refused(paths: Paths, way: str) -> None:
     fill(paths)
@@ -190,6 +191,7 @@ def test_another_table_of_the_name_is_refused(paths: Paths, way: str) -> None:
     paths.assert_replays()
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_path_is_changed_between_two_writes(paths: Paths, way: str) -> None:
     fill(paths)

@@ -33,6 +33,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("eager", [True, "auto"])
 @pytest.mark.parametrize(("kind", "default"), DEFAULTS.values(), ids=DEFAULTS.keys())
 def test_a_default_that_comes_back(engine: Engine, kind: Any, default: str, *, eager: Any) -> None:

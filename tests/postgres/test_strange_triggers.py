@@ -168,6 +168,7 @@ def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
         yield roles
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("before", "now", "sqlstate", "word"), WAYS.values(), ids=WAYS.keys())
 def test_the_owner_does_nothing_for_others(
     roles: Roles,

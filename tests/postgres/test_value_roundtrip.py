@@ -108,6 +108,7 @@ def _fingerprint(wire: object) -> object:
     return (type(wire), struct.pack("d", wire) if isinstance(wire, float) else wire)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("pg_type", PARAMETERS)
 def test_a_prediction_is_what_is_stored(
     pg_type: str, reader: Connection, writer: Connection

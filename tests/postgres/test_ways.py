@@ -60,6 +60,7 @@ def test_captured(db: LoggedDatabase, way: Way) -> None:
     db.assert_pool_is_clean()
 
 
+@pytest.mark.sampled(16)
 @each_way
 def test_captured_around_savepoints(db: LoggedDatabase, way: Way) -> None:
     before = last(db)
@@ -75,6 +76,7 @@ def test_captured_around_savepoints(db: LoggedDatabase, way: Way) -> None:
     assert told == sorted(line for line in way.tells if "movement" not in line)
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", WAYS)
 def test_not_captured_when_images_are_lost(
     db: LoggedDatabase, name: str, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +118,7 @@ async def asynchronous(
     await engine.dispose()
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize(
     "way",
     [w for n, w in WAYS.items() if n != "copy"],
