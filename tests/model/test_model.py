@@ -21,6 +21,7 @@ pytestmark = pytest.mark.unit
 RUNS = 150
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("part", range(3))
 @pytest.mark.parametrize("variant", SOUND_VARIANTS)
 def test_no_run_of_the_protocol_breaks_an_invariant(variant: str, part: int) -> None:
