@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.crypto.sql_hashing import state_body_hash
+from oplog.crypto.sql_hashing import state_body_hash, state_metadata_hash
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -109,8 +109,6 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 
 
 def _write_mark(s: str) -> str:
-    frame = "int4send(octet_length({0})) || {0}".format
-    key, value = "convert_to(m.key, 'UTF8')", "convert_to(m.value, 'UTF8')"
     body_hash = state_body_hash(
         format=str(FORMAT_MARK),
         entry_id="v_id",
@@ -127,12 +125,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- An entry by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
   v_id uuid := gen_random_uuid();
-  v_metadata bytea;
+  v_metadata bytea := {state_metadata_hash(keys="p_keys", values="p_values")};
 BEGIN
-  SELECT sha256('oplog/v1/metadata'::bytea || '\\x00'::bytea || int4send(count(*)::integer)
-      || string_agg({frame(key)} || {frame(value)}, ''::bytea ORDER BY m.n))
-    INTO v_metadata
-    FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n);
   PERFORM {s}.oplog_append_one(p_aggregate, NULL, v_id,
     {body_hash},
     ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL, true);

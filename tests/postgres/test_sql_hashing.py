@@ -1,4 +1,4 @@
-"""The body hash is the same in SQL as in Python."""
+"""The body hash and the metadata hash are the same in SQL as in Python."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy.engine import Engine
 
-from oplog.crypto.hashing import hash_body
-from oplog.crypto.sql_hashing import state_body_hash
+from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.sql_hashing import state_body_hash, state_metadata_hash
 
 pytestmark = pytest.mark.postgres
 
@@ -56,3 +56,23 @@ def test_both_forms_of_the_body_hash(
         idempotency_key=request,
         data=data,
     )
+
+
+METADATA: dict[str, list[tuple[str, str]]] = {
+    "no metadata": [],
+    "one pair": [("key", "value")],
+    "in stored order": [("b", "1"), ("a", "2"), ("b", "0")],
+    "empty texts": [("", ""), ("a", "")],
+    "beyond ASCII": [("schlüssel", "☃"), ("a", "d" * 300)],
+}
+
+
+@pytest.mark.parametrize("pairs", METADATA.values(), ids=METADATA.keys())
+def test_both_forms_of_the_metadata_hash(engine: Engine, pairs: list[tuple[str, str]]) -> None:
+    expression = state_metadata_hash(keys="p.keys", values="p.texts")
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql(
+            f"SELECT {expression} FROM (SELECT %s::text[], %s::text[]) AS p(keys, texts)",
+            ([key for key, _ in pairs], [text for _, text in pairs]),
+        ).scalar_one()
+    assert bytes(found) == hash_metadata(pairs)
