@@ -28,7 +28,7 @@ from oplog.store.feed import Feed
 from oplog.store.home import Home, Identity, read_homing, write_home
 from oplog.store.intake import RestorationStore
 from oplog.store.removal import PruningStore
-from oplog.store.renumbering import IncarnationStore, Reader, settle
+from oplog.store.renumbering import IncarnationStore, Reader, rebase_cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class _Incarnation:
         resume_tables(driver, taken)
         self._write_places(
             {
-                name: settle(
+                name: rebase_cursor(
                     cursor,
                     system_identifier=origin.system_identifier,
                     timeline=origin.timeline,

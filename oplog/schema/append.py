@@ -9,7 +9,7 @@ could get a lower position than its cause, and replay would break foreign keys.
 from __future__ import annotations
 
 from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED
-from oplog.schema.guard import ADOPTION_PREFIX, FORMAT_MARK, settle
+from oplog.schema.guard import ADOPTION_PREFIX, FORMAT_MARK, check_and_reset_tally
 from oplog.schema.touched_keys import DEFINER
 
 STALE_TICKET = "OP001"
@@ -144,7 +144,7 @@ BEGIN
   {_refuse_retirement("pg_catalog.starts_with(p_aggregate, {0})")}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
-  {settle(p)}
+  {check_and_reset_tally(p)}
   END IF;
   {_redeem(s, source, "p_body")}
   RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
@@ -191,7 +191,7 @@ BEGIN
   {_refuse_retirement(_AMONG_MANY)}
   {_refuse_asynchronous()}
   IF p_tally IS NOT NULL THEN
-  {settle(p)}
+  {check_and_reset_tally(p)}
   END IF;
   WITH redeemed AS (
   {_redeem(s, source, "excluded.body_hash")}

@@ -67,7 +67,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
         _retire_type(s),
         _try_bypass(s, p),
         _check(s, p),
-        _settle(s, p),
+        _settle_function(s, p),
         _truncate(s, p),
         _check_trackable(s),
         _declare(s),
@@ -231,8 +231,11 @@ BEGIN
 END $oplog_fn$"""
 
 
-def settle(p: str) -> str:
-    """PL/pgSQL that holds `p_tally`, the application's own count, to the guards' tally."""
+def check_and_reset_tally(p: str) -> str:
+    """PL/pgSQL that raises unless the guards' tally equals `p_tally`, and then sets it to 0.
+
+    `p_tally` is what the application counted; the function around it declares `v_set`.
+    """
     tally = f"pg_catalog.current_setting('{p}.tally', true)"
     return f"""IF {tally} IS DISTINCT FROM p_tally::text THEN
     RAISE EXCEPTION USING errcode = '{UNLOGGED}',
@@ -243,14 +246,14 @@ def settle(p: str) -> str:
   v_set := pg_catalog.set_config('{p}.tally', '0', true);"""
 
 
-def _settle(s: str, p: str) -> str:
+def _settle_function(s: str, p: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_settle(p_tally bigint) RETURNS void
 LANGUAGE plpgsql AS $oplog_fn$
 -- For a transaction whose changes come to nothing, so that there is nothing to append.
 DECLARE
   v_set text;
 BEGIN
-  {settle(p)}
+  {check_and_reset_tally(p)}
 END $oplog_fn$"""
 
 

@@ -37,8 +37,9 @@ _INTERVAL = re.compile(r"interval\b")
 _LEAST_INTERVAL = "'-2562047788:00:54.775808'", "'-9223372036854775808us'"
 """One clock that Postgres prints and does not read, and the same as it reads it."""
 
-# Tables of the catalog show what this transaction sees; functions answer from the newest state.
-_UNSETTLED = """
+# How many tables and columns a migration changed since this transaction's MVCC snapshot: catalog
+# tables are read through that snapshot, catalog functions answer from the newest state.
+_COUNT_MIGRATED = """
 WITH RECURSIVE seen AS (
   SELECT $1::regclass::oid AS oid
   UNION SELECT i.inhrelid FROM seen JOIN pg_catalog.pg_inherits i ON i.inhparent = seen.oid),
@@ -73,14 +74,14 @@ class LiveData:
     codecs: Mapping[str, ValueCodec] = field(compare=False, repr=False)
     condition: str = "true"
 
-    def settle(self, driver: Driver) -> None:
-        """Lock the table against migrations; `SchemaDriftError` if one has just changed it.
+    def lock_against_migrations(self, driver: Driver) -> None:
+        """Lock the table, and raise `SchemaDriftError` if a migration changed it before the lock.
 
-        A table that was rewritten after this transaction's state was fixed looks empty to it,
-        and a column that was replaced has other values: both would go unnoticed.
+        To this transaction's MVCC snapshot, a table that was rewritten after the snapshot was
+        taken looks empty, and a replaced column has other values: both would go unnoticed.
         """
         driver.execute(f"LOCK TABLE {self.relation} IN ACCESS SHARE MODE")
-        found = driver.query(_UNSETTLED, (self.qualified,)).fetchone()
+        found = driver.query(_COUNT_MIGRATED, (self.qualified,)).fetchone()
         if found is None or found[0]:
             raise SchemaDriftError(
                 f"table {self.schema}.{self.table} was changed by a migration while a snapshot was "

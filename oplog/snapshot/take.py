@@ -253,7 +253,7 @@ class _Work:
         live, touched = table.live, table.touched
         if not stage.count:
             return previous
-        live.settle(self.driver)
+        live.lock_against_migrations(self.driver)
         rows = live.count_rows(self.driver)
         if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
             # Rows came or went without the log: a layer would bring them back, or lose them.
@@ -268,7 +268,7 @@ class _Work:
         return replace(previous, rows=rows, layers=(*previous.layers, layer))
 
     def _write_base(self, live: LiveData) -> Dataset:
-        live.settle(self.driver)
+        live.lock_against_migrations(self.driver)
         base = tuple(self.writer.write(live, rows=piece) for piece in live.stream_rows(self.driver))
         rows = sum(ref.rows for ref in base)
         return Dataset(

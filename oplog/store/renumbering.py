@@ -145,8 +145,14 @@ def _write_snapshot(seen: Sequence[bool]) -> str:
     return f"{missing[0] if missing else end}:{end}:{','.join(map(str, missing))}"
 
 
-def settle(cursor: Cursor, *, system_identifier: str, timeline: int, snapshot: str) -> Cursor:
-    """A cursor in the history that begins here; what was half consumed is told by the snapshot."""
+def rebase_cursor(
+    cursor: Cursor, *, system_identifier: str, timeline: int, snapshot: str
+) -> Cursor:
+    """The cursor on this server and timeline, at `snapshot`.
+
+    `snapshot` shows the renumbered entries that were consumed, also those of a batch that was
+    consumed in part: so `target` and `after` are cleared.
+    """
     return replace(
         cursor,
         system_identifier=system_identifier,

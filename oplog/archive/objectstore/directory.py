@@ -51,7 +51,7 @@ class DirectoryStore:
         self.url = root.absolute().as_uri()
         self._root = root.absolute()
         self._lock = threading.Lock()
-        self._settled: set[tuple[str, ...]] = set()
+        self._synced: set[tuple[str, ...]] = set()
 
     def get(self, path: str, *, most: int) -> bytes | None:
         """Return the object at `path`, or None."""
@@ -175,11 +175,11 @@ class DirectoryStore:
     def _opened_folder(self, parts: tuple[str, ...], *, make: bool) -> Iterator[int]:
         """Open a folder step by step, so that no symbolic link below the root is followed."""
         with ExitStack() as stack:
-            if make and () not in self._settled:
+            if make and () not in self._synced:
                 _make_root(self._root)
             folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, folder)
-            self._settle((), folder)
+            self._sync_folders((), folder)
             for depth, part in enumerate(parts, start=1):
                 parent = folder
                 if make:
@@ -187,20 +187,20 @@ class DirectoryStore:
                         os.mkdir(part, dir_fd=parent)
                 folder = os.open(part, FOLDER_FLAGS, dir_fd=parent)
                 stack.callback(os.close, folder)
-                self._settle(parts[:depth], parent, folder)
+                self._sync_folders(parts[:depth], parent, folder)
             yield folder
 
-    def _settle(self, parts: tuple[str, ...], *folders: int) -> None:
+    def _sync_folders(self, parts: tuple[str, ...], *folders: int) -> None:
         """Make durable, once: a folder, its name, and the names in it.
 
         A process that was killed may have left them half done: they would be seen after a
         restart, and be gone after a power failure.
         """
         with self._lock:
-            if parts not in self._settled:
+            if parts not in self._synced:
                 for folder in folders:
                     os.fsync(folder)
-                self._settled.add(parts)
+                self._synced.add(parts)
 
     @contextmanager
     def _written(self, folder: int, data: bytes) -> Iterator[str]:
