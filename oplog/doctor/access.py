@@ -20,13 +20,13 @@ from oplog.schema.upgrade import ENTRY_ID_INDEX
 
 
 def spell_upgrade(schema: str) -> str:
-    """The line for a migration that brings a log to its present definition."""
+    """The line of a migration that upgrades a log to the current definition."""
     where = "" if schema == "oplog" else f", schema={schema!r}"
     return f"op.upgrade_oplog(version={VERSION}{where})"
 
 
 def judge_access(access: Access, schema: str) -> Iterator[Finding]:
-    """Everything that stands beside the definition of the log in `schema`."""
+    """A finding for each deviation from the definition of the log in `schema`."""
     upgrade = spell_upgrade(schema)
     for excess in access.excess:
         yield _judge_excess(excess, schema)
@@ -72,7 +72,7 @@ def _judge_excess(excess: Excess, schema: str) -> Finding:
     upgrade = spell_upgrade(schema)
     allowed = {f"oplog_{name}" for name in CALLED_BY_APPLICATIONS}
     if excess.privileges == "EXECUTE":
-        told = (
+        reason = (
             "any role can write entries into the log"
             if excess.name in allowed
             else "a function of the log that only its owner needs"
@@ -80,7 +80,7 @@ def _judge_excess(excess: Excess, schema: str) -> Finding:
         return make_problem(
             "function-open",
             f"function {schema}.{excess.name}",
-            message=f"{excess.role} may execute it: {told}",
+            message=f"{excess.role} may execute it: {reason}",
             hint=f"{upgrade} in a migration takes all such rights back; or {excess.statement}",
         )
     return make_problem(

@@ -22,7 +22,10 @@ from oplog.schema.upgrade import ENTRY_ID_INDEX
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """Rights on one object of the log that a role has, and the statement that takes them."""
+    """Privileges of a role beyond the definition, and the statement that revokes them.
+
+    `name` is the object's.
+    """
 
     name: str
     role: str
@@ -43,7 +46,7 @@ class StrayTrigger:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A guarded table that a subscription of logical replication writes."""
+    """A guarded table that a logical replication subscription writes."""
 
     table: str
     subscription: str
@@ -53,15 +56,15 @@ class Subscribed:
 
 @dataclass(frozen=True)
 class Access:
-    """What stands beside the log's own definition."""
+    """What differs from the log's definition, and what writes past its guards."""
 
     excess: Sequence[Excess] = ()
     closed: Sequence[str] = ()
-    """Functions that every writer of a guarded table calls, and not everybody may."""
+    """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
     subscribed: Sequence[Subscribed] = ()
     entries_unique: bool = True
-    """The index stands by which an entry is accepted once."""
+    """Whether the unique index on entry ids exists."""
 
 
 _CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
@@ -112,7 +115,7 @@ WHERE n.nspname = %s AND x.relname = %s AND i.indisunique AND i.indisvalid
 
 
 def read_access(connection: Connection, schema: str) -> Access:
-    """What is beside the definition of the log in `schema`, which is there."""
+    """Read the facts of the log in `schema`, which must exist."""
     names = [*list_log_tables(schema), *list_log_functions(schema)]
     # Written as a literal, for DDL; here a percent sign would be taken for a parameter.
     excess = double_percent(select_excess(schema, objects=names))

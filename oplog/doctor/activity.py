@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 MOST_TRANSACTIONS = 20
-"""Open transactions that are looked at, the oldest ones."""
+"""Limit of open transactions read; the oldest ones are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class OpenTransaction:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What goes on in this database; the connection that asks is left out."""
+    """Open transactions and the age of this database; the reading connection is left out."""
 
     transactions: Sequence[OpenTransaction]
-    """Oldest first, as far as this role may see them."""
+    """Oldest first; only those that this role may see."""
     frozen_age: int
-    """Transaction ids issued since the oldest one that the database still has to know."""
+    """Age of `datfrozenxid`: transaction ids since the oldest that is not frozen."""
 
 
 def read_activity(connection: Connection) -> Activity:

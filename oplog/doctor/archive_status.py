@@ -21,10 +21,11 @@ from oplog.sync.lag import ArchiveLag, measure_lag
 
 @dataclass(frozen=True, slots=True)
 class ArchiveStatus:
-    """An archive at `url`.
+    """Status of the archive at `url`.
 
-    `error` says why nothing is known of it. `lag` is None on a standby, whose snapshots do not
-    show which transactions are still being written. `head` is None if nothing was published.
+    `error` is why it could not be read, or None. `lag` is None on a standby, whose MVCC
+    snapshots do not show which transactions are still running. `head` is None if nothing was
+    published.
     """
 
     url: str
@@ -46,7 +47,7 @@ class ArchiveStatus:
 def read_archive_status(
     connection: Connection, archive: Archive, *, schema: str, log_id: UUID, standby: bool
 ) -> ArchiveStatus:
-    """Read the newest head of `archive`, and measure how far it is behind."""
+    """Read the newest head of `archive`, and how far it is behind; errors are in the status."""
     try:
         head = _find_head(archive, log_id)
         lag = None if standby else measure_lag(connection, archive, schema=schema)

@@ -40,10 +40,10 @@ def judge(
     guard: bool,
     evolution: Evolution | None = None,
 ) -> list[Finding]:
-    """Everything worth saying, problems first, in an order that stays the same.
+    """All findings, problems first, in a stable order.
 
-    `schema` is the log's; `guard` whether its application relies on guards; `evolution` is
-    None where the log's types cannot be read.
+    `schema` is the log's; `guard` is whether its application relies on guards; `evolution` is
+    None if the log's types cannot be read.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
@@ -190,7 +190,7 @@ def _judge_tables(facts: Facts, catalog: TypeCatalog) -> Iterator[Finding]:
         if name in catalog.types:
             continue
         where = f"{newest.schema}.{newest.table}"
-        # A table that is gone is among what restores refuse.
+        # A missing table is reported by `judge_evolution`.
         if (newest.schema, newest.table) in facts.existing and all(
             live.schema != newest.schema or live.name != newest.table
             for live in facts.live.values()
@@ -258,8 +258,8 @@ def _judge_guards(
             continue
         tracked = any(part.oid in known for part in tree.parts)
         if not any(part.triggers for part in tree.parts):
-            said = declared.get((tree.root.schema, tree.root.table))
-            yield _judge_unguarded(tree.root, said, guard=guard)
+            declaration = declared.get((tree.root.schema, tree.root.table))
+            yield _judge_unguarded(tree.root, declaration, guard=guard)
             continue
         for part in tree.parts:
             yield from _judge_part(tree, part, schema)
@@ -274,16 +274,16 @@ def _judge_guards(
             )
 
 
-def _judge_unguarded(root: Part, said: DeclaredGuard | None, *, guard: bool) -> Finding:
+def _judge_unguarded(root: Part, declaration: DeclaredGuard | None, *, guard: bool) -> Finding:
     name, track = root.name, _spell(root, "track_tables")
-    if said is not None and not said.tracked:
+    if declaration is not None and not declaration.tracked:
         return make_notice(
             "guard-waived",
             name,
-            message=f"a migration took the guard away: {said.reason}",
+            message=f"a migration took the guard away: {declaration.reason}",
             hint=f"{track} puts it back",
         )
-    if said is not None:
+    if declaration is not None:
         return make_problem(
             "guard-missing",
             name,
@@ -303,7 +303,7 @@ def _judge_unguarded(root: Part, said: DeclaredGuard | None, *, guard: bool) -> 
 
 
 def _spell(root: Part, operation: str, more: str = "") -> str:
-    """The line for a migration."""
+    """The line of a migration that calls `operation` on the table."""
     schema = "" if root.schema == "public" else f", schema={root.schema!r}"
     return f"op.{operation}({root.table!r}{schema}{more})"
 

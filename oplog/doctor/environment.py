@@ -13,27 +13,27 @@ from oplog.finding import Finding, Severity, make_notice, make_problem
 from oplog.postgres.live_table import REFUSED_SETTINGS
 
 LONG_KEEPALIVE_SECONDS = 600
-"""A client that vanished holds its locks for as long, which other writers wait for."""
+"""A longer `tcp_keepalives_idle` is reported: a lost client holds its locks that long."""
 LONG_TRANSACTION_SECONDS = 300
-"""Until it ends the log's tables keep every dead version of a ticket, and its locks."""
+"""Age from which an open transaction is reported: it holds locks and dead row versions."""
 OLD_DATABASE_AGE = 1_000_000_000
-"""Transaction ids; the server accepts no writes at all a little after two thousand million."""
+"""Age in transaction ids that is reported; after about 2,000,000,000 writes are refused."""
 _KINDS = ("schema", "table", "function")
 _OFF = frozenset({"off", "false", "no", "0"})
 
 
 def judge_owners(facts: Facts, schema: str) -> Iterator[Finding]:
-    """Who could switch the log's triggers off, and whether guards reach its tables."""
+    """Findings on owners, who can disable the log's triggers, and on what guards may access."""
     by_owner: dict[str, list[OwnedObject]] = {}
     for owned in facts.log.owned:
         by_owner.setdefault(owned.owner, []).append(owned)
     for owner, objects in by_owner.items():
-        told = _count_objects(objects)
+        what = _count_objects(objects)
         if owner == facts.role:
             yield make_notice(
                 "owner-connected",
                 f"role {owner}",
-                message=f"the role of this connection owns {told} of the log: if the application "
+                message=f"the role of this connection owns {what} of the log: if the application "
                 "connects as this role, it can switch triggers off",
                 hint="let the application use a role that does not own the log",
             )
@@ -41,7 +41,7 @@ def judge_owners(facts: Facts, schema: str) -> Iterator[Finding]:
             yield make_notice(
                 "owner-superuser",
                 f"role {owner}",
-                message=f"a superuser owns {told} of the log; guard functions run with its rights",
+                message=f"a superuser owns {what} of the log; guard functions run with its rights",
                 hint="create the log as a role that owns your tables and is no superuser",
             )
     owners = {kind: {o.owner for o in facts.log.owned if o.kind == kind} for kind in _KINDS}
@@ -75,7 +75,7 @@ def _count_objects(objects: list[OwnedObject]) -> str:
 
 
 def judge_settings(facts: Facts) -> Iterator[Finding]:
-    """Settings under which less holds than the log promises."""
+    """Findings on settings that weaken what the log guarantees, and on a standby."""
     if facts.standby:
         yield make_notice(
             "standby",
@@ -140,8 +140,8 @@ def _judge_setting(name: str, value: str, *, where: str) -> Iterator[Finding]:
     if name in _WEAK:
         severity, weak, message, hint = _WEAK[name]
         if value.lower() in weak:
-            told = f"{name} is {value}: {message}"
-            yield Finding(severity=severity, what="setting", where=where, message=told, hint=hint)
+            text = f"{name} is {value}: {message}"
+            yield Finding(severity=severity, what="setting", where=where, message=text, hint=hint)
     elif name == "server_encoding" and value.upper() != "UTF8":
         yield make_problem(
             "setting",
@@ -164,7 +164,7 @@ def _judge_setting(name: str, value: str, *, where: str) -> Iterator[Finding]:
 
 
 def judge_activity(activity: Activity) -> Iterator[Finding]:
-    """Transactions that were forgotten, and a database that nobody could clean for long."""
+    """Findings on old open transactions, and on a database near transaction id wraparound."""
     for one in activity.transactions:
         if one.seconds >= LONG_TRANSACTION_SECONDS:
             yield _judge_transaction(one)

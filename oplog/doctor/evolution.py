@@ -27,22 +27,22 @@ from oplog.store import Store, TablesLog
 from oplog.store.adopted import Turns
 
 COLUMN_CHANGED = "column-identity"
-"""Code of the finding that rows of old revisions would be read under a wrong name."""
+"""Code of the finding that old revisions' rows would be read under a wrong column name."""
 TABLE_GONE = "type-table-missing"
-"""Code of the finding that the table of a type is not there."""
+"""Code of the finding that the table of a type is missing."""
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """Stored types beside the tables that they are of."""
+    """Stored types and their live tables."""
 
     shapes: Mapping[str, Sequence[Shape]]
-    """Revisions by type, rising."""
+    """Revisions by type, in ascending order."""
     live: Mapping[str, LiveTable]
-    """By type, the table that its newest revision names, if it is there."""
+    """By type, the table that its newest revision names, if it exists."""
     turns: Mapping[str, Turns]
     references: Sequence[Reference]
-    """Foreign keys of logged tables to tables that no type is of."""
+    """Foreign keys of logged tables to tables that are not logged."""
 
 
 def read_evolution(connection: Connection, store: Store) -> Evolution:
@@ -69,7 +69,7 @@ def read_evolution(connection: Connection, store: Store) -> Evolution:
 
 
 def judge_evolution(evolution: Evolution, catalog: TypeCatalog) -> list[Finding]:
-    """Everything that a restore of this log would refuse, or lose without a word."""
+    """A finding for all that a restore of this log would refuse, or lose silently."""
     return [
         *_judge_columns(evolution, catalog),
         *_judge_tables(evolution),
@@ -81,7 +81,10 @@ def judge_evolution(evolution: Evolution, catalog: TypeCatalog) -> list[Finding]
 def judge_columns(
     shapes: Mapping[str, Sequence[Shape]], turns: Mapping[str, Turns], steps: StepLookup
 ) -> list[Finding]:
-    """Of a log without its database: revisions that do not read as the newest of their type."""
+    """Findings on revisions whose rows cannot be read as their type's newest one.
+
+    For a log without its database. A step in `steps` makes a revision readable.
+    """
     return list(_judge_columns(Evolution(shapes, {}, turns, ()), steps))
 
 
@@ -95,10 +98,10 @@ def _judge_columns(evolution: Evolution, steps: StepLookup) -> Iterator[Finding]
         if turns.retired and live is None:
             continue
         if turns.retired_revision is not None:
-            # Rows from before are gone from the log as from the database.
+            # Rows of these revisions were deleted with the retired table.
             breaks = {n: b for n, b in breaks.items() if n > turns.retired_revision}
         if turns.revision is not None and turns.revision not in breaks:
-            # Every row was logged anew under the names of today.
+            # All rows were adopted again in a revision that reads as the newest.
             continue
         for broken in list_unread(breaks, steps):
             yield make_problem(

@@ -71,13 +71,13 @@ class GuardedTree:
 
     @property
     def root(self) -> Part:
-        """The table that migrations name."""
+        """The table that migrations track: of a partitioned one, the root."""
         return self.parts[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Bypasses:
-    """The marks of bypassed transactions: how many, and what the last one says."""
+    """The number of bypassed transactions, and the mark of the last one."""
 
     count: int
     recorded_at: datetime
@@ -88,7 +88,7 @@ class Bypasses:
 
 @dataclass(frozen=True, slots=True)
 class OwnedObject:
-    """Who owns the log's schema, or one of its tables or functions."""
+    """The owner of the log's schema, or of one of its tables or functions."""
 
     kind: str
     """schema, table or function."""
@@ -99,10 +99,10 @@ class OwnedObject:
 
 @dataclass(frozen=True)
 class LogFacts:
-    """What stands in the log's own schema; empty where it may not or cannot be read."""
+    """What the log's schema contains; empty where it cannot or may not be read."""
 
     usable: bool = True
-    """The role may look into the schema."""
+    """Whether the role has USAGE on the schema."""
     version: int | None = None
     restoring: bool = False
     homing: Homing | None = None
@@ -115,13 +115,13 @@ class LogFacts:
     shapes: Sequence[Shape] = ()
     bypasses: Bypasses | None = None
     images_left: Mapping[str, int] = field(default_factory=dict)
-    """Rows in images of transactions that are over, by table."""
+    """Touched rows that ended transactions left in `oplog_image`, by table."""
     pruned: Watermark | None = None
     access: Access = field(default_factory=Access)
 
     @property
     def readable(self) -> bool:
-        """Whether its types and entries can be read."""
+        """Whether the log's types and entries can be read."""
         lacking = {*self.missing_tables, *self.unreadable_tables}
         needed = {"oplog_type", "oplog_type_numbers", "oplog_entry", "oplog_metadata"}
         return self.usable and self.version == VERSION and not lacking & needed
@@ -129,7 +129,7 @@ class LogFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """A database, as a diagnosis sees it."""
+    """All facts that `judge` needs of a database."""
 
     role: str
     superuser: bool
@@ -137,17 +137,17 @@ class Facts:
     over_tcp: bool
     database: str
     settings: Mapping[str, str]
-    """As this connection has them, durations in their base unit."""
+    """The connection's settings, durations in their base unit."""
     role_settings: Sequence[tuple[str, str, str]]
-    """Of other roles: role, setting, value."""
+    """Settings of other roles: role, setting, value."""
     log: LogFacts
     live: Mapping[sa.Table, LiveTable]
     existing: Collection[tuple[str, str]]
-    """Schema and name of those tables that have types in the log and are there."""
+    """Schema and name of existing tables that have types in the log."""
     trees: Sequence[GuardedTree]
     """Guarded tables, and those of the catalog."""
     activity: Activity
-    """Open transactions of others."""
+    """Other sessions' open transactions."""
 
 
 def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Table]) -> Facts:
@@ -219,7 +219,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
         access=Access() if version is None else read_access(connection, schema),
-        # An unlogged table cannot be read there at all.
+        # An unlogged table cannot be read on a standby.
         images_left=_read_images(connection, schema) if can_read("image") and not standby else {},
     )
 
@@ -262,14 +262,14 @@ GROUP BY e.version, e.created_at""",
     ).one_or_none()
     if row is None:
         return None
-    told = row[2] or {}
-    texts = [told.get(f"oplog.{key}", "") for key in ("bypass", "role", "changes")]
+    metadata = row[2] or {}
+    texts = [metadata.get(f"oplog.{key}", "") for key in ("bypass", "role", "changes")]
     return Bypasses(row[0], row[1], *texts)
 
 
 def _read_images(connection: Connection, schema: str) -> dict[str, int]:
     s = quote_for_driver(schema)
-    # What others' open transactions keep cannot be seen from here.
+    # Rows of other open transactions are not visible.
     rows = connection.exec_driver_sql(
         f"SELECT relation::regclass::text, sum(rows)::bigint FROM {s}.oplog_image "
         "WHERE transaction_id IS DISTINCT FROM pg_catalog.pg_current_xact_id_if_assigned() "
@@ -355,7 +355,7 @@ def _read_settings(connection: Connection) -> dict[str, str]:
 
 
 def _list_role_settings(connection: Connection) -> list[tuple[str, str, str]]:
-    """What ALTER ROLE ... SET gives to other roles here; this connection has its own already."""
+    """Settings that ALTER ROLE ... SET gives to other roles in this database."""
     rows = connection.exec_driver_sql(
         """SELECT r.rolname::text, pg_catalog.split_part(p.pair, '=', 1),
   pg_catalog.substr(p.pair, pg_catalog.strpos(p.pair, '=') + 1)

@@ -38,7 +38,7 @@ from oplog.value import codec_for
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """The server behind a connection; `log_bytes` is the size of all the log's tables."""
+    """The server of a connection; `log_bytes` is the size of all tables of the log."""
 
     version: str
     standby: bool
@@ -47,7 +47,7 @@ class ServerStatus:
 
 
 def read_server_status(connection: Connection, schema: str) -> ServerStatus:
-    """Version, role and database of the server, and how large the log in `schema` is."""
+    """Read version, role and database of the server, and the size of the log in `schema`."""
     row = connection.exec_driver_sql(
         """SELECT pg_catalog.current_setting('server_version'), pg_catalog.pg_is_in_recovery(),
   pg_catalog.current_database()::text,
@@ -60,10 +60,10 @@ def read_server_status(connection: Connection, schema: str) -> ServerStatus:
 
 
 def list_guard_problems(connection: Connection, schema: str) -> list[str]:
-    """What is wrong with the triggers that keep the log append-only; empty when all stand.
+    """Faults of the triggers that keep the log append-only, and of the log's functions.
 
-    Finds one that is missing, disabled, active in some replication roles only, moved to other
-    events or to another function, and one of the log's functions whose body was replaced.
+    A trigger is at fault if it is missing, disabled, active in some replication roles only, or
+    has other events or another function; a function if it is missing or was replaced.
     """
     found = list_triggers(connection, schema)
     problems = [
@@ -113,7 +113,7 @@ def find_tail_start(
 ) -> int | None:
     """The position after which the last `count` entries of `filter` begin; None is the start.
 
-    Walks the index backwards, so that the end of a long log costs what is shown of it.
+    Scans the index backwards, so that the cost does not grow with the log.
     """
     s = quote_for_driver(schema)
     where, parameters = bind_filter(s, filter)
@@ -129,7 +129,8 @@ def find_tail_start(
 def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
     """The text for each column of a primary key, given in order or as `column=text`.
 
-    A text counts as named when what stands before its first `=` is a column of the key.
+    A text is `column=text` if the part before its first `=` is a column of the key. Raises
+    `ConfigurationError` unless each column is given once, all in the same way.
     """
     named: dict[str, str] = {}
     for text in texts:
@@ -154,7 +155,7 @@ def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
 def read_key(
     connection: Connection, table: sa.Table, *, texts: Mapping[str, str]
 ) -> dict[str, object]:
-    """The primary key that `texts` spell, by column, in the values that the log holds.
+    """The primary key that `texts` give by column, as Python values.
 
     Each text is read by the column's own input function, so that any spelling that Postgres
     takes finds the row ('042', 'A0EE…' for a uuid). Raises `ConfigurationError` for text it

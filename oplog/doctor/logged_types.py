@@ -61,7 +61,7 @@ class TypesStoredReport:
 
 
 def list_logged_types(connection: Connection, store: Store, catalog: TypeCatalog) -> TypesReport:
-    """What the log knows beside what `catalog` declares."""
+    """List the log's types, and those of `catalog` that it does not have."""
     store.require_current(connection)
     shapes = store.list_types(connection)
     stored = {shape.type_name for shape in shapes}
@@ -89,7 +89,7 @@ def print_proto(
 def store_types(
     connection: Connection, store: Store, *, catalog: TypeCatalog, keyring: Keyring | None
 ) -> TypesStoredReport:
-    """Store what an application with `catalog` and `keyring` will write with.
+    """Store the types of `catalog` and the current key of `keyring`, if they are new.
 
     In the connection's transaction, which the caller commits.
     """
@@ -106,7 +106,7 @@ def store_types(
 
 
 def _list_retired(shape: Shape, shapes: Sequence[Shape]) -> list[int]:
-    """Numbers that other revisions of the type gave to columns which this one lacks."""
+    """Field numbers of columns that only other revisions of the type have."""
     used = {
         number
         for other in shapes

@@ -15,7 +15,7 @@ from oplog.catalog import DeclaredType, TypeCatalog
 
 
 def list_restore_risks(catalog: TypeCatalog) -> list[str]:
-    """Columns and foreign keys by which rows of logged tables cannot come back."""
+    """Columns and foreign keys for which a restore of logged tables may refuse rows."""
     logged = {declared.table for declared in catalog.types.values()}
     return [risk for one in catalog.types.values() for risk in _list_risks(one, logged)]
 
@@ -33,7 +33,7 @@ def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterato
         try:
             parent = key.column.table
         except NoReferenceError:
-            # A table of other models: what the database has of it, only doctor can tell.
+            # The table is in no model here; `judge_evolution` reads it from the database.
             continue
         if parent not in logged:
             yield f"table {table.fullname} refers to {parent.fullname}, which is not logged"

@@ -24,7 +24,7 @@ from oplog.store import Store
 
 @dataclass(frozen=True, slots=True)
 class KeyStatus:
-    """A key id of the log, and what the application's keyring has under it.
+    """A key id of the log, and whether the application's keyring has the key.
 
     `state`: `current` seals new entries, `held` opens older ones, `missing` is not in the
     keyring, `different` is another key of the same name.
@@ -39,8 +39,8 @@ class StatusReport:
     """The state of a log. `position` and `recorded_at` are those of the last entry.
 
     `guard_problems` are faults of the triggers that keep the log append-only. `transactions`
-    are open in the database, oldest first; `warnings` say which of them do harm. `archive` is
-    None unless one was asked about.
+    are open in the database, oldest first; `warnings` are findings on them. `archive` is None
+    unless one was given.
     """
 
     schema: str
@@ -59,7 +59,7 @@ class StatusReport:
     archive: ArchiveStatus | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The status as one JSON object; without `archive` if none was asked about."""
+        """The status as one JSON object; without `archive` if none was given."""
         document: dict[str, Any] = {
             "schema": self.schema,
             "schema_version": self.schema_version,
@@ -93,7 +93,7 @@ class StatusReport:
 def read_status(
     connection: Connection, store: Store, *, keyring: Keyring | None, archive: Archive | None
 ) -> StatusReport:
-    """Read the state of the log; raises `SchemaVersionError` where there is none."""
+    """Read the state of the log; `SchemaVersionError` if there is none at this version."""
     store.require_current(connection)
     counted = store.read_status(connection)
     server = read_server_status(connection, store.schema)
@@ -135,7 +135,7 @@ def _list_keys(keyring: Keyring | None, known: Mapping[str, bytes]) -> list[KeyS
 
 
 def _describe_types(shapes: Sequence[Shape]) -> Sequence[Mapping[str, Any]]:
-    """Each type once, with its revisions; the table is that of the last."""
+    """Each type once, with its revisions; the table is that of the newest."""
     types: dict[str, dict[str, Any]] = {}
     for shape in shapes:
         described = types.setdefault(shape.type_name, {"name": shape.type_name, "revisions": []})
