@@ -12,7 +12,7 @@ from oplog.payload.shape import Shape
 
 
 class TicketRow(NamedTuple):
-    """An aggregate's ticket at the snapshot's sequence: what its next entry goes on from."""
+    """An aggregate's ticket at the snapshot's sequence: the version and hash of its last entry."""
 
     aggregate: str
     version: int
@@ -20,14 +20,14 @@ class TicketRow(NamedTuple):
 
 
 class SnapshotLayer(Protocol):
-    """What changed in one table since the layer below: keys to be removed, then whole rows."""
+    """Changes of one table since the layer below: keys to delete, then whole rows to insert."""
 
     def gone(self) -> Iterator[bytes]:
-        """COPY text of the keys of all rows that were deleted or written anew."""
+        """COPY text of the keys of all rows to delete, also of those that `rows` replaces."""
         ...
 
     def rows(self) -> Iterator[bytes]:
-        """COPY text of the rows as they are since."""
+        """COPY text of the rows to insert."""
         ...
 
 
@@ -41,7 +41,7 @@ class SnapshotTable(Protocol):
 
     @property
     def shapes(self) -> Sequence[Shape]:
-        """The revisions of the types that its rows had; empty where that is not known."""
+        """The type revisions of its rows; empty if they are not known."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class SnapshotTable(Protocol):
 
     @property
     def key_names(self) -> Sequence[str]:
-        """The columns of removed keys, in the order of the COPY text."""
+        """The columns of deleted keys, in the order of the COPY text."""
         ...
 
     def rows(self) -> Iterator[bytes]:
@@ -59,7 +59,7 @@ class SnapshotTable(Protocol):
         ...
 
     def layers(self) -> Iterable[SnapshotLayer]:
-        """The layers above."""
+        """The layers, from the oldest to the newest."""
         ...
 
 
@@ -68,7 +68,7 @@ class SnapshotReader(Protocol):
 
     @property
     def sequence(self) -> int:
-        """The last entry whose effects are in the rows."""
+        """The sequence of the last entry whose effects are in the rows."""
         ...
 
     @property
@@ -86,5 +86,5 @@ class SnapshotReader(Protocol):
         ...
 
     def tickets(self) -> Iterable[TicketRow]:
-        """Every aggregate that was ever written."""
+        """The tickets of all aggregates that have entries, also of pruned ones."""
         ...

@@ -38,7 +38,7 @@ class SnapshotPolicy:
                 )
 
     def is_due(self, *, entries: int, age: timedelta | None) -> bool:
-        """Whether to take one, `entries` after the last one, which has this `age`.
+        """Whether to take a snapshot, `entries` after the last one, which has this `age`.
 
         `age` is None if there is none yet: then it is due as soon as there is an entry.
         """
@@ -52,9 +52,9 @@ class SnapshotPolicy:
 
 
 def is_merge_due(previous: Dataset, *, changed: int) -> bool:
-    """Whether a layer of about `changed` rows over `previous` would be one too many.
+    """Whether to write a new base instead of a layer of about `changed` rows over `previous`.
 
-    Asked before the layer is read: what it will weigh is guessed from the base.
+    The layer's size is estimated from the base, because it has not been read yet.
     """
     rows = sum(ref.rows for ref in previous.base)
     if not rows or len(previous.layers) >= MAX_KEPT_LAYERS:

@@ -36,12 +36,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class SnapshotReport:
-    """What a snapshot put into the archive.
+    """A snapshot of the tables at `sequence` (highest position `position`).
 
-    The tables at `sequence` (highest position `position`): `rows` in all, `bytes` uploaded for
-    it of `total_bytes` that it consists of. `taken` is False when nothing had changed, or none
-    was due; the other numbers are then those of the newest there is. `problems` are as for
-    `SyncReport`.
+    It has `rows` in all and consists of `total_bytes`, of which `bytes` were uploaded now.
+    `taken` is False if nothing had changed, or none was due; the other numbers are then those
+    of the archive's newest snapshot. `problems` are as for `SyncReport`.
     """
 
     taken: bool
@@ -68,11 +67,12 @@ def publish_snapshot(
     policy: SnapshotPolicy | None = None,
     full: bool = False,
 ) -> SnapshotReport:
-    """Publish what is new, and a snapshot of the tables at just that point.
+    """Publish new entries, and a snapshot of the tables at the last of them.
 
-    With a `policy`, only if it is due. `full` builds on no earlier one. `check` looks at the
-    tables in the transaction that reads them, and may refuse. Nothing is published while the
-    snapshot is taken. Raises what publishing, `check` and `take_snapshot` raise.
+    With a `policy`, only if a snapshot is due. `full` writes all tables anew instead of layers.
+    `check` is called in the transaction that reads the tables, and returns the report's
+    `problems`. No entries are published while the snapshot is taken. Raises what publishing,
+    `check` and `take_snapshot` raise.
     """
     archive = exporter.archive
     if policy is not None and not _is_due(head := archive.find_head(), policy):
@@ -176,7 +176,7 @@ def _describe(archive: Archive, head: Head | None) -> SnapshotReport:
 
 def _report(ref: SnapshotRef, *, rows: int, uploaded: int) -> SnapshotReport:
     return SnapshotReport(
-        # Its manifest at least is uploaded for one that is taken.
+        # Every snapshot that is taken uploads at least its manifest.
         taken=uploaded > 0,
         sequence=ref.sequence,
         position=ref.position,

@@ -44,9 +44,9 @@ WHERE c.relname = %s AND c.relkind = 'r'
 def read_sequences(
     connection: Connection, *, oids: Iterable[int], schemas: Iterable[str]
 ) -> tuple[SequenceState, ...]:
-    """Sequences that number columns of the tables `oids`, and the free ones in `schemas`.
+    """Sequences that feed columns of the tables `oids`, and in `schemas` those that feed none.
 
-    A free one that may not be read is left out: the application cannot draw from it either.
+    One that feeds no column is left out if this role may not read it.
     """
     rows = connection.exec_driver_sql(_SEQUENCES, (list(oids), list(schemas))).all()
     if not rows:
@@ -74,7 +74,7 @@ def read_sequences(
 def read_revisions(
     connection: Connection, *, version_table: str, schemas: Iterable[str]
 ) -> tuple[str, ...]:
-    """What Alembic has recorded, rising; nothing where it never ran."""
+    """The revisions in Alembic's tables named `version_table`, sorted; empty without a table."""
     tables = connection.exec_driver_sql(_REVISIONS, (version_table, list(schemas))).scalars().all()
     if not tables:
         return ()

@@ -30,11 +30,11 @@ from oplog.store.ticketing import TICKET_COLUMNS
 from oplog.value import Kind, codec_for, read_copy_field
 
 GetObject: TypeAlias = Callable[[str], bytes]
-"""The object under a path, compared with the hash in its name. Called by several threads."""
+"""Returns the object under a path, verified by the hash in its name. Called by several threads."""
 
 THREADS: Final = 4
 _AHEAD_BYTES: Final = 48 * 1024 * 1024
-"""Text of rows that is fetched before it is asked for."""
+"""Most bytes of rows that are read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class ChunkSource:
         key_checks: Mapping[str, bytes],
         threads: int = THREADS,
     ) -> None:
-        """`key_checks` are the check values that the log remembers of its keys."""
+        """`key_checks` are the check values of the log's keys, by key id."""
         self._log_id = manifest.log_id
         self._get = get
         self._sealer = sealer
@@ -85,7 +85,7 @@ class ChunkSource:
         yield from (chunk for _, chunk in chunks)
 
     def fetch(self, dataset: Dataset, ref: ChunkRef) -> OpenedChunk:
-        """One chunk, compared with what the manifest says of it."""
+        """One chunk, opened; `SegmentCorruptError` if it is not the one that the manifest means."""
         data = self._get(ref.path)
         chunk = decode_chunk(data, what=ref.path)
         self._check(chunk, dataset, ref, size=len(data))
@@ -134,21 +134,21 @@ class ChunkSource:
 
 
 class StoredLayer:
-    """One chunk of a layer: no other chunk of the same layer has any of its keys."""
+    """One chunk of a layer, as a layer: chunks of one layer have no key in common."""
 
     def __init__(self, table: StoredTable, chunk: OpenedChunk) -> None:
         self._table = table
         self._chunk = chunk
 
     def gone(self) -> Iterator[bytes]:
-        """COPY text of the keys of all rows that were deleted or written anew."""
+        """COPY text of the keys of all rows to delete, also of those that `rows` replaces."""
         if self._chunk.tombstones:
             yield self._chunk.tombstones
         if self._chunk.rows:
             yield _pick(self._chunk.rows, self._table.key_places)
 
     def rows(self) -> Iterator[bytes]:
-        """COPY text of the rows as they are since."""
+        """COPY text of the rows to insert."""
         if self._chunk.rows:
             yield self._table.keep(self._chunk.rows)
 
@@ -165,9 +165,9 @@ class StoredTable:
         columns: Sequence[str],
         shapes: Sequence[Shape],
     ) -> None:
-        """`name` is the table that takes the rows, `columns` those of theirs that it takes.
+        """`name` is the table to restore the rows into, `columns` those to restore.
 
-        `shapes` are the revisions of the rows, as far as they are known.
+        `shapes` are the type revisions of the rows, as far as they are known.
         """
         self.dataset = dataset
         self.shapes = shapes
@@ -185,18 +185,18 @@ class StoredTable:
             yield self.keep(chunk.rows)
 
     def layers(self) -> Iterator[StoredLayer]:
-        """The layers above, each to be used before the next is taken."""
+        """The layers, each to be used before the next is taken."""
         refs = [ref for layer in self.dataset.layers for ref in layer]
         for chunk in self._source.iterate(self.dataset, refs):
             yield StoredLayer(self, chunk)
 
     def keep(self, lines: bytes) -> bytes:
-        """The wanted columns of rows."""
+        """Rows with only the columns to restore."""
         return lines if self._places is None else _pick(lines, self._places)
 
 
 class StoredSnapshot:
-    """A snapshot in an archive, in the shape that a restore asks for."""
+    """A snapshot in an archive, as a `SnapshotReader`."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class StoredSnapshot:
         types: Iterable[Shape] = (),
         threads: int = THREADS,
     ) -> None:
-        """`key_checks` are the check values that the log remembers of its keys.
+        """`key_checks` are the check values of the log's keys, by key id.
 
         `types` are those that the log has stored. With them, columns that were dropped since
         or are no longer logged are left out of rows, and a table that was renamed goes by its
@@ -222,8 +222,8 @@ class StoredSnapshot:
         known = list(types)
         self._shapes = {(shape.type_name, shape.revision): shape for shape in known}
         newest = {shape.type_name: shape for shape in known}
-        self._fits = [
-            _fit(
+        self._destinations = [
+            _find_destination(
                 dataset,
                 [newest[name] for name in dataset.types if name in newest],
                 manifest.revisions,
@@ -233,7 +233,7 @@ class StoredSnapshot:
 
     @property
     def sequence(self) -> int:
-        """The last entry whose effects are in the rows."""
+        """The sequence of the last entry whose effects are in the rows."""
         return self.manifest.sequence
 
     @property
@@ -251,18 +251,22 @@ class StoredSnapshot:
 
     def tables(self) -> Iterator[StoredTable]:
         """One item for each table."""
-        for dataset, fit in zip(self.manifest.tables, self._fits, strict=True):
+        for dataset, destination in zip(self.manifest.tables, self._destinations, strict=True):
             shapes = [
                 self._shapes[one]
                 for one in zip(dataset.types, dataset.revisions, strict=True)
                 if one in self._shapes
             ]
             yield StoredTable(
-                dataset, self._source, name=fit.name, columns=fit.columns, shapes=shapes
+                dataset,
+                self._source,
+                name=destination.name,
+                columns=destination.columns,
+                shapes=shapes,
             )
 
     def tickets(self) -> Iterator[TicketRow]:
-        """Every aggregate that was ever written, once."""
+        """The ticket of each aggregate that has entries, once."""
         dataset = self.manifest.tickets
         if dataset.names != tuple(name for name, _ in TICKET_COLUMNS):
             raise ManifestInvalidError(
@@ -280,17 +284,22 @@ class StoredSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """Where a dataset's rows belong now, and which of their columns."""
+class _Destination:
+    """The table to restore a dataset's rows into, and the columns to restore."""
 
     name: tuple[str, str]
     columns: tuple[str, ...]
 
 
-def _fit(dataset: Dataset, shapes: Sequence[Shape], revisions: Sequence[str]) -> _Fit:
-    """By the newest revisions of the dataset's types, which say what a column has become."""
+def _find_destination(
+    dataset: Dataset, shapes: Sequence[Shape], revisions: Sequence[str]
+) -> _Destination:
+    """The destination by `shapes`, the newest revisions of the dataset's types.
+
+    `SchemaDriftError` for another key, or a column whose values are of another kind now.
+    """
     if not shapes:
-        return _Fit((dataset.schema, dataset.table), dataset.names)
+        return _Destination((dataset.schema, dataset.table), dataset.names)
     recorded = f"the snapshot was taken at Alembic revision {', '.join(revisions) or 'none'}"
     hint = "migrate the empty database to that revision, or restore from the log alone"
     last = shapes[-1]
@@ -311,7 +320,7 @@ def _fit(dataset: Dataset, shapes: Sequence[Shape], revisions: Sequence[str]) ->
                 hint=hint,
             )
     columns = tuple(name for name in dataset.names if name in logged)
-    return _Fit((last.schema, last.table), columns)
+    return _Destination((last.schema, last.table), columns)
 
 
 def _find_kind(pg_type: str, column: Column) -> Kind | None:

@@ -35,7 +35,7 @@ CHUNK_BYTES: Final = 4 * 1024 * 1024
 """Text of rows in one chunk. Smaller ones compress worse, larger ones take more memory."""
 _INTERVAL = re.compile(r"interval\b")
 _LEAST_INTERVAL = "'-2562047788:00:54.775808'", "'-9223372036854775808us'"
-"""One clock that Postgres prints and does not read, and the same as it reads it."""
+"""The lowest time of an interval as Postgres prints it and cannot read it, and as it can."""
 
 # How many tables and columns a migration changed since this transaction's MVCC snapshot: catalog
 # tables are read through that snapshot, catalog functions answer from the newest state.
@@ -60,7 +60,7 @@ SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog
 class LiveData:
     """One table to take a snapshot of.
 
-    `key` has the primary key's columns as the log has them, `order` as its index has them.
+    `key` has the primary key's columns in the log's order, `order` in that of their index.
     """
 
     schema: str
@@ -95,7 +95,7 @@ class LiveData:
         return f"{quote(self.schema)}.{quote(self.table)}"
 
     def stream_rows(self, driver: Driver, *, stage: str | None = None) -> Iterator[bytes]:
-        """The rows in the order of their key; those alone whose keys are in `stage`."""
+        """COPY text of the rows in key order; with `stage`, only of those whose keys are in it."""
         chosen = "" if stage is None else f" AND EXISTS (SELECT FROM {stage} s WHERE {self._match})"
         return driver.stream_out(
             f"COPY (SELECT {self._selected} FROM {self.relation} t "
@@ -105,7 +105,7 @@ class LiveData:
         )
 
     def stream_missing(self, driver: Driver, stage: str) -> Iterator[bytes]:
-        """The keys in `stage` that no row has."""
+        """COPY text of the keys in `stage` that no row has."""
         names = ", ".join(self._print("s", f"k{n}", name) for n, name in enumerate(self.key))
         ordered = ", ".join(f"s.k{n}" for n in range(len(self.key)))
         return driver.stream_out(
@@ -116,7 +116,7 @@ class LiveData:
         )
 
     def count_rows(self, driver: Driver) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         found = driver.execute(
             f"SELECT count(*) FROM {self.relation} t WHERE {self.condition}"
         ).fetchone()
@@ -138,16 +138,16 @@ class LiveData:
 
 
 class Stage:
-    """Keys of one table's rows, in a temporary table that is made for the first of them.
+    """Keys of one table's rows, in a temporary table that is created for the first key.
 
-    So a table that nobody changed is not even locked.
+    So a table that was not changed is not locked.
     """
 
     def __init__(self, driver: Driver, live: LiveData, number: int) -> None:
-        """`number` tells it from the other stages of this transaction."""
+        """`number` is unique among the stages of this transaction; the table's name contains it."""
         self.name = f"pg_temp.oplog_changed_{number}"
         self.count = 0
-        """Keys that were added, some of them perhaps twice."""
+        """Number of keys added; some may be duplicates."""
         self._driver = driver
         self._codecs = [live.codecs[name] for name in live.key]
         names = ", ".join(f"t.{quote(name)} AS k{n}" for n, name in enumerate(live.key))
@@ -157,7 +157,7 @@ class Stage:
         )
 
     def add(self, keys: Iterable[Key]) -> None:
-        """More keys, in wire values."""
+        """Add keys, in wire values."""
         whole = list(keys)
         if not whole:
             return
@@ -170,12 +170,12 @@ class Stage:
         self.count += len(whole)
 
     def analyze(self) -> None:
-        """Tell the planner how many keys there are: it would guess, and read whole tables."""
+        """Gather the planner's statistics, without which it may scan the whole live table."""
         if self.count:
             self._driver.execute(f"ANALYZE {self.name}")
 
     def drop(self) -> None:
-        """Forget the keys."""
+        """Drop the temporary table."""
         if self.count:
             self._driver.execute(f"DROP TABLE {self.name}")
 
@@ -183,7 +183,7 @@ class Stage:
 def describe_table(
     connection: Connection, plan: TablePlan, *, revisions: Mapping[str, int]
 ) -> LiveData:
-    """A logged table: its logged columns only. `revisions` are the newest of its types."""
+    """A logged table with its logged columns; `revisions` are the newest by type."""
     live = plan.live
     return LiveData(
         schema=live.schema,
@@ -216,10 +216,7 @@ def describe_tickets(schema: str) -> LiveData:
 
 
 def list_present(connection: Connection, types: Iterable[Shape]) -> list[Shape]:
-    """The newest revision of each type whose table is still there.
-
-    The rows of a table that was dropped are gone, in the database as in a snapshot of it.
-    """
+    """The newest revision of each type whose table exists; a dropped table has no rows."""
     newest = list({shape.type_name: shape for shape in types}.values())
     found = connection.exec_driver_sql(
         "SELECT pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema, name)) IS NOT NULL "

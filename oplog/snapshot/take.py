@@ -37,19 +37,19 @@ from oplog.snapshot.table_data import (
 from oplog.snapshot.touched_rows import TouchedRows, collect_touched
 
 PutChunk: TypeAlias = Callable[[bytes], str]
-"""Stores a chunk under a name of its own, which it gives back. Must leave the connection alone."""
+"""Stores a chunk and returns its path. Must not use the connection."""
 
 SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         # Chunks are UTF-8, whatever the database or the client's environment says.
         "client_encoding": "UTF8",
-        # A row that a policy hides would be missing without a word.
+        # Row security would hide rows silently; off, it is an error.
         "row_security": "off",
         # Statements wait for uploads.
         "statement_timeout": "0",
     }
 )
-"""What is set besides the text settings while rows are copied."""
+"""Settings, besides the text settings, while rows are copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class SnapshotPoint:
 
 @dataclass(slots=True)
 class _Table:
-    """A table on its way into the manifest; `previous` is None where a new base is certain."""
+    """A table being written; `previous` is None if it gets a new base in any case."""
 
     live: LiveData
     plan: TablePlan | None
@@ -94,12 +94,12 @@ def take_snapshot(
     """Store the rows of all logged tables as this transaction sees them.
 
     The transaction must be REPEATABLE READ or SERIALIZABLE on a primary, and its state the
-    one at `point`: all entries that it sees are those up to that sequence. `schema` is the
-    log's, `types` its stored types. Over `previous`, a snapshot of the same branch of the log,
-    only rows are stored that `changes` speak of: transactions, whole and in causal order, of
-    the entries after it up to `point`. None if nothing is different from `previous`.
+    one at `point`: it sees exactly the entries up to that sequence. `schema` is the log's,
+    `types` its stored types. With `previous`, a snapshot of the same branch of the log, only
+    rows that `changes` touch are stored: whole transactions, in causal order, of the entries
+    after it up to `point`. Returns None if nothing is different from `previous`.
 
-    What `put` raises passes through; chunks that were stored by then are garbage. Raises
+    What `put` raises passes through; chunks stored by then are garbage. Raises
     `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
     `changes` are not all entries in between, `ManifestInvalidError` for a `previous` that is
     not before `point`, and `EntryTooLargeError` for a row that fits into no object.
@@ -137,7 +137,7 @@ class ChunkWriter:
         key_id = sealer.key_id
         self._log_id = log_id
         self._put = put
-        # The keyring may be rotated meanwhile: what is stored beside a part must be its key.
+        # The keyring may be rotated meanwhile: the stored key id must be the one sealed with.
         self._seal = PartSeal(
             sealer.format,
             key_id,
@@ -203,7 +203,7 @@ class _Work:
         return [self._write(table) for table in (*tables, tickets)]
 
     def _find_base(self, before: Dataset | None, live: LiveData) -> Dataset | None:
-        """What a layer may be put on: rows of the very same columns, by name and by number."""
+        """`before`, if a layer may go over it: the columns are the same by name and by number."""
         found = _find_same(before, live)
         if found is None or found.types != live.types:
             return None
@@ -284,7 +284,7 @@ class _Work:
 
 
 def _pair(gone: Iterator[bytes], rows: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Contents of chunks; the second COPY begins when the first has ended."""
+    """Pair tombstones and rows into chunks; `rows` is not read before `gone` has ended."""
     last = b""
     for piece in gone:
         if last:
@@ -298,14 +298,14 @@ def _pair(gone: Iterator[bytes], rows: Iterator[bytes]) -> Iterator[tuple[bytes,
 
 
 def _find_same(before: Dataset | None, live: LiveData) -> Dataset | None:
-    """A dataset of the very same columns, in the same order."""
+    """`before`, if its columns and key are the same, in the same order."""
     if before is None or (before.columns, before.key) != (live.columns, live.key):
         return None
     return before
 
 
 def _is_same(previous: SnapshotManifest, manifest: SnapshotManifest) -> bool:
-    # Sequences move without an entry being written; they alone are not worth a snapshot.
+    # Sequences also advance without an entry; that alone is no reason for a snapshot.
     return (
         manifest.sequence == previous.sequence
         and manifest.tables == previous.tables

@@ -20,25 +20,25 @@ _HELD_KEYS: Final = 20_000
 
 
 class TouchedRows(TableFold):
-    """The keys of all rows of one table that an effect spoke of."""
+    """Stages the keys of all rows of one table that effects concern."""
 
     def __init__(self, form: TableForm, stage: Stage) -> None:
         super().__init__(form)
         self.stage = stage
         self.net = 0
-        """Rows created less rows deleted."""
+        """Rows created minus rows deleted."""
         self.renewed = False
-        """Some rows were logged for the first time: what was there before is not known."""
+        """Whether rows were adopted: then `net` is not the change in the number of rows."""
         self._keys: dict[Key, None] = {}
 
     def create(self, key: Key, row: Row) -> None:
-        """A row appears."""
+        """Note the row's key."""
         del row
         self._touch(key)
         self.net += 1
 
     def adopt(self, key: Key, row: Row) -> None:
-        """A row is there, whatever was known of it."""
+        """Note the row's key, and that `net` is not known."""
         del row
         self._touch(key)
         self.renewed = True
@@ -51,18 +51,18 @@ class TouchedRows(TableFold):
         *,
         lenient: bool = False,
     ) -> None:
-        """Some columns of a row change."""
+        """Note the row's key."""
         del values, position, lenient
         self._touch(key)
 
     def delete(self, key: Key, position: int, *, lenient: bool = False) -> None:
-        """A row disappears."""
+        """Note the row's key."""
         del position, lenient
         self._touch(key)
         self.net -= 1
 
     def flush(self) -> None:
-        """Stage what is held."""
+        """Stage the keys held in memory."""
         self.stage.add(self._keys)
         self._keys.clear()
 
@@ -75,9 +75,9 @@ class TouchedRows(TableFold):
 def iterate_changes(
     reader: EntryReader, log: SequencedLog, *, after: int, through: int
 ) -> Iterator[list[OpenedEntry]]:
-    """Whole transactions of the entries over sequence `after`, up to `through`, opened.
+    """Whole transactions of the entries after sequence `after` up to `through`, opened.
 
-    Both sequences end a transaction. What the log lacks is missing here too: who uses this
+    Both sequences end a transaction. Entries that the log lacks are not noticed: the caller
     counts.
     """
     groups = TransactionGroups[OpenedEntry]()
@@ -97,7 +97,7 @@ def collect_touched(
     types: Mapping[str, TouchedRows],
     tickets: Stage,
 ) -> int:
-    """Stage the keys of all effects in `types`, and all aggregates; how many entries there were."""
+    """Stage the keys of all effects in `types`, and all aggregates; return the entries' number."""
     fold = Fold(types)
     aggregates: dict[Key, None] = {}
     entries = 0
