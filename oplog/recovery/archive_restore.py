@@ -30,9 +30,9 @@ def restore_archive(
     snapshot: SnapshotReader | None,
     progress: Progress | None = None,
 ) -> RestoreReport:
-    """`restore_log` from the head that `source` shows, with the archive's row.
+    """`restore_log` from the head that `source` reads, and record it in `oplog_archive`.
 
-    `through` is a position. New entries get positions over every one in the archive.
+    `through` is a position. New entries get positions above all in the archive.
     """
 
     def finish(inside: Connection, report: RestoreReport) -> None:

@@ -24,7 +24,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
-from oplog.recovery.log_loader import LogIntake
+from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_transactions
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.renumbered_types import place_shapes
@@ -39,17 +39,17 @@ from oplog.store.intake import LogPlace, RestorationStore
 from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 1000
-"""Entries applied in one transaction, more only for a single larger one of the log."""
+"""Entries applied in one transaction, unless one transaction of the log has more."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Sealed bytes applied in one transaction, with the same exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class FollowReport:
-    """What one call did: `entries` applied, and where the database is in the log now.
+    """What one call did: `entries` applied, and the database's place in the log now.
 
-    `rebuilt`: everything was brought back anew, because there was nothing yet, or because the
-    log was forked before what was here.
+    `rebuilt`: everything was restored, because the database was empty, because the log was
+    forked before its place, or because entries that it lacked were pruned.
     """
 
     entries: int
@@ -65,7 +65,7 @@ class FollowReport:
 
 @dataclass(frozen=True)
 class _Following:
-    """One call's work."""
+    """What one call works with."""
 
     driver: Driver
     source: SequencedLog
@@ -90,15 +90,15 @@ def follow_log(
     reach: Callable[[int], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> FollowReport:
-    """Apply what `source` has and this database has not, and return; call it again for more.
+    """Apply the entries of `source` that this database lacks, and return.
 
-    `connection` is in no transaction; each batch is one, of whole transactions of the log. An
-    empty database is restored first, from `snapshot` if one is given; one that was restored
-    is followed on from there. A log of a later generation that no longer holds what is here,
-    or one that has given up entries that are missing here (then a `snapshot` is needed),
-    replaces everything, in one transaction. Where this database is, is kept in
-    `oplog_follower` under `name`. `reach` is called after each batch with its last sequence; `stop`
-    is asked then, and ends the call when it says True.
+    `connection` is in no transaction; each batch of whole transactions of the log is one. An
+    empty database is restored first, from `snapshot` if one is given; a restored one continues
+    from where the restore ended. Everything is replaced, in one transaction, if a later
+    generation of the log no longer has this database's entries, or if entries that it lacks
+    were pruned (then a `snapshot` is needed). Its place in the log is kept in `oplog_follower`
+    under `name`. After each batch, `reach` is called with its last sequence, and the call ends
+    if `stop` returns True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
     a source behind it, `ConflictError` while another process follows or restores,
@@ -112,8 +112,8 @@ def follow_log(
         )
     driver, store = Driver(connection), RestorationStore(schema)
     work = _Following(driver, source, log, store=store, name=name)
-    place, began = _begin(work, snapshot)
-    entries = began or 0
+    place, restored = _find_or_restore(work, snapshot)
+    entries = restored or 0
     pages = source.iterate_sequence(after=place.sequence)
     for page in cut_batches(pages, most=batch_entries):
         place = _apply(work, place, page)
@@ -126,12 +126,14 @@ def follow_log(
         sequence=place.sequence,
         generation=place.generation,
         position=place.position,
-        rebuilt=began is not None,
+        rebuilt=restored is not None,
     )
 
 
-def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace, int | None]:
-    """Where the database is; with the number of entries, if it had to be filled first."""
+def _find_or_restore(
+    work: _Following, snapshot: SnapshotReader | None
+) -> tuple[LogPlace, int | None]:
+    """The database's place; if it had to be restored, also the number of entries."""
     store, connection, source = work.store, work.connection, work.source
     with open_work(connection):
         require_primary(connection, "following")
@@ -142,30 +144,30 @@ def _begin(work: _Following, snapshot: SnapshotReader | None) -> tuple[LogPlace,
             place = store.read_restored(connection)
         if place is not None:
             log.require_home(connection)
-            _check_alone(store, connection, place)
+            _check_only_writer(store, connection, place)
     if place is None:
-        filled = restore_log(
+        restored = restore_log(
             connection,
             source,
             log=work.log,
             schema=store.schema,
             snapshot=snapshot,
-            finish=lambda inside, report: _save(work, inside, report),
+            finish=lambda inside, report: _save_place(work, inside, report),
         )
-        return _find_place(source, filled), filled.entries
+        return _find_place(source, restored), restored.entries
     if source.find_chain(place.sequence) == place.chain:
         return place._replace(generation=source.generation), None
-    behind = place.sequence < source.first_sequence - 1
-    if behind or source.generation > place.generation:
-        filled = rebuild_log(
+    pruned = place.sequence < source.first_sequence - 1
+    if pruned or source.generation > place.generation:
+        restored = rebuild_log(
             connection,
             source,
             log=work.log,
             schema=store.schema,
             snapshot=snapshot,
-            finish=lambda inside, report: _save(work, inside, report),
+            finish=lambda inside, report: _save_place(work, inside, report),
         )
-        return _find_place(source, filled), filled.entries
+        return _find_place(source, restored), restored.entries
     if source.generation < place.generation or source.sequence < place.sequence:
         raise HeadRolledBackError(
             f"the log is at sequence {source.sequence} of generation {source.generation}, and "
@@ -189,23 +191,23 @@ def _find_place(source: SequencedLog, report: RestoreReport) -> LogPlace:
     return LogPlace(report.generation, report.sequence, chain, report.position)
 
 
-def _save(work: _Following, connection: Connection, report: RestoreReport) -> None:
+def _save_place(work: _Following, connection: Connection, report: RestoreReport) -> None:
     place = _find_place(work.source, report)
     work.store.write_follower(connection, work.name, place=place)
 
 
-def _check_alone(store: RestorationStore, connection: Connection, place: LogPlace) -> None:
-    stranger = store.find_stranger(connection, place.position)
-    if stranger is not None:
+def _check_only_writer(store: RestorationStore, connection: Connection, place: LogPlace) -> None:
+    foreign = store.find_stranger(connection, place.position)
+    if foreign is not None:
         raise LogForkedError(
-            f"position {stranger} of this database did not come from the log that it follows, "
+            f"position {foreign} of this database did not come from the log that it follows, "
             f"which it has up to position {place.position}",
             hint="somebody writes here: a follower is read only. Follow with a new database",
         )
 
 
 def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
-    """One batch in one transaction."""
+    """Apply one batch in one transaction; return the place after it."""
     store, connection, source = work.store, work.connection, work.source
     with open_work(connection):
         take_lock(connection, store)
@@ -216,21 +218,21 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
             )
         log = Store(store.schema)
         log.require_home(connection)
-        reader, shown = work.log.open(connection), source.read_snapshot()
-        plans = read_reader_plans(connection, reader, snapshot=shown)
+        reader, visible = work.log.open(connection), source.read_snapshot()
+        plans = read_reader_plans(connection, reader, snapshot=visible)
         live = {name: plan.live for plan in plans for name in plan.types}
         for shape in place_shapes(source.list_types(), live):
             log.insert_type(connection, shape)
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
-        taken = suspend_switches(work.driver, oids)
-        # Nobody writes from here on; who wrote before would show.
-        _check_alone(store, connection, place)
+        suspended = suspend_switches(work.driver, oids)
+        # The tables are locked now: any other write has been committed and is visible.
+        _check_only_writer(store, connection, place)
         _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
-        intake = LogIntake(work.driver, reader, store=store, after=page.first - 1, news=True)
-        transactions = list(intake.run([page]))
-        rules = read_rules(reader, plans, snapshot=shown, here=False, anew=False)
+        log_loader = LogLoader(work.driver, reader, store=store, after=page.first - 1, as_new=True)
+        transactions = list(log_loader.run([page]))
+        rules = read_rules(reader, plans, snapshot=visible, same_database=False, from_empty=False)
         merge_transactions(work.driver, plans, transactions, rules=rules)
         advance_sequences(connection, find_extremes(plans, transactions))
         store.write_tickets(connection, _list_aggregates(page))
@@ -241,9 +243,11 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
                 f"the log no longer reaches sequence {reached}",
                 hint="an older state of the log is read; wait, and run it again",
             )
-        place = LogPlace(source.generation, reached, chain, max(place.position, intake.position))
+        place = LogPlace(
+            source.generation, reached, chain, max(place.position, log_loader.position)
+        )
         store.write_position(connection, place.position)
-        resume_tables(work.driver, taken)
+        resume_tables(work.driver, suspended)
         store.write_follower(connection, work.name, place=place)
     return place
 
@@ -253,7 +257,7 @@ def _list_aggregates(page: SequencedPage) -> list[str]:
 
 
 def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -> None:
-    """Raise `ChainBrokenError` where an entry does not follow the one before."""
+    """Raise `ChainBrokenError` unless each entry follows the one before in its aggregate."""
     chain = ChainCheck(heads={name: ChainHead(*head) for name, head in heads.items()})
     for stored in page.entries:
         chain.require(stored, hint="the log that is followed was altered, or is another one")
@@ -262,7 +266,7 @@ def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -
 def cut_batches(
     pages: Iterable[SequencedPage], *, most: int, most_bytes: int = BATCH_BYTES
 ) -> Iterator[SequencedPage]:
-    """The same entries on pages of whole transactions, of about `most` entries."""
+    """The same entries on pages of whole transactions, which end at `most` entries or bytes."""
     first = 0
     batch: list[StoredEntry] = []
     metadata: dict[int, list[tuple[str, str]]] = {}

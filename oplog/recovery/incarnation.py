@@ -35,10 +35,10 @@ from oplog.store.renumbering import IncarnationStore, Reader, rebase_cursor
 class IncarnationReport:
     """What became of a copied log.
 
-    It is at home in `database` (an oid) of `server` (a system identifier) now, and was in the
-    other two, which are empty and 0 where it named none. `entries` were given other transaction
-    ids. `consumers` go on from where they were; the places of `strangers` are of yet another
-    history and stay as they are: each is refused until somebody resets it. `archives` are the
+    It belongs to `database` (an oid) of `server` (a system identifier) now, and belonged to the
+    `previous_` ones before: 0 and empty if none was recorded. `entries` got other transaction
+    ids. `consumers` go on from their places. The places of `strangers` belong to another
+    history and stay unchanged: each is refused until somebody resets it. `archives` are the
     URLs that this database goes on with, or, for a copy, has forgotten.
     """
 
@@ -62,10 +62,10 @@ def incarnate_log(
 ) -> IncarnationReport:
     """Make the log in `schema` that of this database, in one transaction.
 
-    With `replaces_original` it goes on with the archives that it knows, and takes them over from
-    the database that published last; without, it forgets them. Writers and readers wait. On
-    the server that it was written on, and after an upgrade of that, transaction ids stay;
-    elsewhere every entry gets that of a transaction which ended before all others. Raises
+    With `replaces_original` it takes over the archives that it knows from the database that
+    published last; without, it forgets them. Writers and readers wait. On the server that it was
+    written on, and after an upgrade of that, transaction ids stay; elsewhere every entry gets
+    an id lower than any that the server assigns. Raises
     `ConfigurationError` for a role that does not own the log, on a standby, and in a transaction;
     `ConflictError` while a restore is under way.
     """
@@ -92,14 +92,14 @@ class _Incarnation:
         self._check()
         lock = RestorationStore(self._schema)
         take_lock(self._connection, lock)
-        # Every transaction that writes entries has ended or waits: none keeps an id of its own.
+        # Transactions that write entries have ended or wait: all entries can be renumbered.
         lock.lock_tables(self._connection)
         found = read_homing(self._connection, self._schema)
         home = found.home or Home(found.here, "")
         origin = Origin(*Feed(self._schema).read_origin(self._connection), found.here.database)
         rows = self._exports.list_rows(self._connection)
-        places, strangers = self._list_places(home, rows if replaces_original else [])
-        entries = self._settle(home, origin, places)
+        cursors, strangers = self._list_cursors(home, rows if replaces_original else [])
+        entries = self._rebase(home, origin, cursors)
         if replaces_original:
             self._take_over(found.here, strangers)
         else:
@@ -112,7 +112,7 @@ class _Incarnation:
             previous_server=home.identity.system_identifier if found.home else "",
             previous_database=home.identity.database if found.home else 0,
             entries=entries,
-            consumers=tuple(reader for reader in places if isinstance(reader, str)),
+            consumers=tuple(reader for reader in cursors if isinstance(reader, str)),
             strangers=tuple(reader for reader in strangers if isinstance(reader, str)),
             archives=tuple(row.url for row in rows),
         )
@@ -121,7 +121,7 @@ class _Incarnation:
         for row in self._exports.list_rows(self._connection):
             taken = replace(row, origin=here, owner=None)
             if row.archive_id in strangers:
-                # Whatever it has is compared, entry by entry.
+                # Its content is then compared with the log, entry by entry.
                 taken = replace(taken, sequence=0, chain="", cursor=None)
             self._exports.rewrite_row(self._connection, taken)
 
@@ -135,10 +135,10 @@ class _Incarnation:
                 hint="run it as the role that runs the migrations, not as the application",
             )
 
-    def _list_places(
+    def _list_cursors(
         self, home: Home, rows: list[ArchiveRow]
     ) -> tuple[dict[Reader, Cursor], list[Reader]]:
-        """Places in the history that was copied, and the names of those that are in another."""
+        """Cursors in the copied history by reader, and the readers whose cursor is in another."""
         known: dict[Reader, Cursor] = {}
         known.update(self._store.list_cursors(self._connection))
         for row in rows:
@@ -146,36 +146,37 @@ class _Incarnation:
                 known[row.archive_id] = Cursor.from_json(row.cursor)
         server = home.identity.system_identifier
         own = {name: one for name, one in known.items() if one.system_identifier == server}
-        # A consumer's place from before a promotion was refused there, too; an archive's was not.
+        # A consumer's cursor from before a promotion was refused on the original too; an
+        # archive's was not.
         newest = max((one.timeline for one in own.values()), default=0)
-        places = {
+        cursors = {
             reader: one
             for reader, one in own.items()
             if one.timeline == newest or isinstance(reader, UUID)
         }
-        return places, [reader for reader in known if reader not in places]
+        return cursors, [reader for reader in known if reader not in cursors]
 
-    def _settle(self, home: Home, origin: Origin, places: Mapping[Reader, Cursor]) -> int:
-        """Entries and places in this server's history; how many entries were changed for it."""
+    def _rebase(self, home: Home, origin: Origin, cursors: Mapping[Reader, Cursor]) -> int:
+        """Make entries and cursors valid on this server; return the number of changed entries."""
         if home.identity.system_identifier == origin.system_identifier:
             return 0
-        if self._goes_on(home):
+        if self._has_original_files(home):
             moved = {
                 name: replace(
                     cursor,
                     system_identifier=origin.system_identifier,
                     timeline=origin.timeline,
                 )
-                for name, cursor in places.items()
+                for name, cursor in cursors.items()
             }
-            self._write_places(moved)
+            self._write_cursors(moved)
             return 0
         driver = Driver(self._connection)
         oids = find_oids(self._connection, RestorationStore(self._schema).list_tables())
-        taken = suspend_switches(driver, oids)
-        renumbered = self._store.renumber(self._connection, places)
-        resume_tables(driver, taken)
-        self._write_places(
+        suspended = suspend_switches(driver, oids)
+        renumbered = self._store.renumber(self._connection, cursors)
+        resume_tables(driver, suspended)
+        self._write_cursors(
             {
                 name: rebase_cursor(
                     cursor,
@@ -183,13 +184,16 @@ class _Incarnation:
                     timeline=origin.timeline,
                     snapshot=renumbered.snapshots[name],
                 )
-                for name, cursor in places.items()
+                for name, cursor in cursors.items()
             }
         )
         return renumbered.entries
 
-    def _goes_on(self, home: Home) -> bool:
-        """Whether the server's files are those that the log was written in: an upgrade's."""
+    def _has_original_files(self, home: Home) -> bool:
+        """Whether this server has the files that the log was written in, after an upgrade.
+
+        `ConfigurationError` if that cannot be found out.
+        """
         found = self._store.find_evidence(self._connection)
         if home.row == found.row and not found.copied:
             return True
@@ -202,9 +206,9 @@ class _Incarnation:
             )
         return False
 
-    def _write_places(self, places: Mapping[Reader, Cursor]) -> None:
+    def _write_cursors(self, cursors: Mapping[Reader, Cursor]) -> None:
         rows = {row.archive_id: row for row in self._exports.list_rows(self._connection)}
-        for reader, cursor in places.items():
+        for reader, cursor in cursors.items():
             if isinstance(reader, UUID):
                 row = replace(rows[reader], cursor=cursor.to_json())
                 self._exports.rewrite_row(self._connection, row)

@@ -23,8 +23,8 @@ from oplog.store.intake import (
 from oplog.store.whole_transactions import TransactionGroups
 
 
-class LogIntake:
-    """One run over a log's pages, into the tables of `store`."""
+class LogLoader:
+    """Loads a log's pages into the tables of `store`, in one run."""
 
     def __init__(
         self,
@@ -35,42 +35,46 @@ class LogIntake:
         after: int = 0,
         through: int | None = None,
         folded: int = 0,
-        news: bool = False,
+        as_new: bool = False,
     ) -> None:
         """`after` is the sequence that the pages follow, `through` a position.
 
-        Up to sequence `folded` entries are written and not opened: their effects are known.
-        With `news` every entry counts as new to the consumers of this database.
+        Entries up to sequence `folded` are written but not opened: a snapshot has their effects.
+        With `as_new` every entry counts as new to the consumers of this database.
         """
         self.entries = 0
-        """Written so far."""
+        """Number of entries written so far."""
         self.position = 0
         """The highest position written."""
         self.sequence = after
-        """Up to here, from the beginning, nothing was left out."""
+        """Up to this sequence all entries were written."""
         self._driver = driver
         self._reader = reader
         self._store = store
-        self._seen = after
-        self._began = after
+        self._read_through = after
+        self._after = after
         self._through = through
         self._folded = folded
-        self._whole = True
-        self._news = news
+        self._without_gap = True
+        self._as_new = as_new
         self._own_id: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether what was written is all there is up to `sequence`, and no more."""
-        return self.entries == self.sequence - self._began
+        """Whether no entry after `sequence` was written."""
+        return self.entries == self.sequence - self._after
 
     def run(self, pages: Iterable[SequencedPage]) -> Iterator[list[OpenedEntry]]:
-        """Write all entries, and give those that are to be folded, by transactions."""
+        """Write all entries, and yield the transactions to be folded.
+
+        `ChainBrokenError` for entries that are missing, came twice or were altered;
+        `ConfigurationError` if `through` is before `folded`.
+        """
         groups = TransactionGroups[OpenedEntry]()
         for page in pages:
-            kept = self._choose(page)
-            self._write(kept, page.metadata)
-            for number, stored, _ in kept:
+            selected = self._select(page)
+            self._write(selected, page.metadata)
+            for number, stored, _ in selected:
                 if number <= self._folded:
                     continue
                 whole = groups.add(stored, self._reader.open(stored))
@@ -80,15 +84,16 @@ class LogIntake:
             hint="the log that is restored lacks entries; restore an earlier position"
         )
 
-    def _choose(self, page: SequencedPage) -> list[tuple[int, StoredEntry, str]]:
+    def _select(self, page: SequencedPage) -> list[tuple[int, StoredEntry, str]]:
         """The page's entries to be written, with their sequences and transaction ids."""
-        if page.first != self._seen + 1:
+        if page.first != self._read_through + 1:
             raise ChainBrokenError(
-                f"sequence {page.first} follows sequence {self._seen} in the log that is restored",
+                f"sequence {page.first} follows sequence {self._read_through} in the log that is "
+                "restored",
                 hint="entries are missing there, or came twice",
             )
-        self._seen += len(page.entries)
-        kept = []
+        self._read_through += len(page.entries)
+        selected = []
         for number, stored in enumerate(page.entries, start=page.first):
             if self._through is not None and stored.transaction_position > self._through:
                 if number <= self._folded:
@@ -97,16 +102,16 @@ class LogIntake:
                         f"{self._through}",
                         hint="use an older snapshot, or none",
                     )
-                self._whole = False
+                self._without_gap = False
                 continue
-            if self._whole:
+            if self._without_gap:
                 self.sequence = number
-            kept.append((number, stored, self._find_id()))
-        return kept
+            selected.append((number, stored, self._find_id()))
+        return selected
 
     def _find_id(self) -> str:
         # Entries after a gap get a fresh transaction id, so that existing consumers receive them.
-        if self._whole and not self._news:
+        if self._without_gap and not self._as_new:
             return RESTORED_ID
         if self._own_id is None:
             self._own_id = self._store.read_transaction_id(self._driver.connection)
@@ -114,13 +119,13 @@ class LogIntake:
 
     def _write(
         self,
-        kept: Sequence[tuple[int, StoredEntry, str]],
+        selected: Sequence[tuple[int, StoredEntry, str]],
         metadata: Mapping[int, Sequence[tuple[str, str]]],
     ) -> None:
-        if not kept:
+        if not selected:
             return
         pairs_of: dict[int, Sequence[tuple[str, str]]] = {}
-        for _, stored, _ in kept:
+        for _, stored, _ in selected:
             check_hashes(stored)
             position = stored.transaction_position
             pairs = metadata.get(position, [])
@@ -131,12 +136,12 @@ class LogIntake:
                     hint="the log that is restored was altered",
                 )
             if stored.position == position:
-                # A transaction may go on over the next page; its metadata is there once.
+                # A transaction may continue on the next page; its metadata is written once.
                 pairs_of[position] = pairs
         try:
             self._driver.copy(
                 self._store.copy_entries,
-                print_entries((stored, own_id) for _, stored, own_id in kept),
+                print_entries((stored, own_id) for _, stored, own_id in selected),
             )
             self._driver.copy(self._store.copy_metadata, print_metadata(pairs_of))
         except driver_errors.CheckViolation as cause:
@@ -150,5 +155,5 @@ class LogIntake:
                 f"the log that is restored has an entry twice: {cause.diag.message_detail}",
                 hint="it was altered, or put together from two logs",
             ) from cause
-        self.entries += len(kept)
-        self.position = max(self.position, *(stored.position for _, stored, _ in kept))
+        self.entries += len(selected)
+        self.position = max(self.position, *(stored.position for _, stored, _ in selected))

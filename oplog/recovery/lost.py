@@ -34,11 +34,11 @@ from oplog.store.guard_state import ImageCount
 from oplog.store.whole_transactions import TransactionGroups
 
 REPLAYED = "oplog.replayed"
-"""Metadata key of what was done again: generation and sequence of its first entry."""
+"""Metadata key of a reapplied transaction: generation and sequence of its first lost entry."""
 _OWN_PREFIX = "oplog/"
-"""Aggregates in which the log writes marks of its own, which belong to no row."""
+"""Prefix of the aggregates in which the log writes its own marks, which belong to no row."""
 Heads = Mapping[str, tuple[int, bytes]]
-"""Version and hash of each aggregate's newest entry in the database; none if never written."""
+"""Version and hash of the newest entry of each aggregate that the database has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,13 @@ class LostTransaction:
 
     @property
     def key(self) -> str:
-        """What it can be done again under, once."""
+        """The idempotency key under which it is applied again."""
         return f"oplog/replayed/{self.generation}/{self.sequence}"
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedTransaction:
-    """A lost transaction that does not fit what is there now, and why."""
+    """A lost transaction that was not applied again, and why."""
 
     sequence: int
     reason: str
@@ -85,8 +85,8 @@ class RefusedTransaction:
 class ReplayLostReport:
     """What became of a lost branch.
 
-    `replayed` transactions were done again now or before, `refused` do not fit and were left
-    alone, one by one, for somebody to decide.
+    `replayed` is the number of transactions applied again, now or before. Those in `refused`
+    conflict with the database and were skipped, for an operator to decide.
     """
 
     generation: int
@@ -99,7 +99,7 @@ class ReplayLostReport:
 
 
 def find_branch(head: Head, generation: int | None) -> Branch:
-    """The branch that a generation lost, or the newest; `ConfigurationError` without one."""
+    """The lost branch of a generation, or the newest; `ConfigurationError` if there is none."""
     found = [b for b in head.branches if generation is None or b.generation == generation]
     if not found:
         raise ConfigurationError(
@@ -112,7 +112,7 @@ def find_branch(head: Head, generation: int | None) -> Branch:
 
 
 def open_branch(archive: Archive, head: Head, branch: Branch, *, schema: str) -> ArchivedLog:
-    """The entries of a lost branch, as a log to read; its first segment may begin before."""
+    """A lost branch as a log to read; its first segment may have earlier entries too."""
     items = [item for row in reversed(branch.levels) for item in row]
     lost = replace(
         head,
@@ -131,7 +131,7 @@ def open_branch(archive: Archive, head: Head, branch: Branch, *, schema: str) ->
 def iterate_lost(
     source: ArchivedLog, reader: EntryReader, *, is_lost: Callable[[StoredEntry], bool]
 ) -> Iterator[LostTransaction]:
-    """Transactions of a branch that the database does not have, in their order."""
+    """Transactions of a branch with an entry that `is_lost`, in the branch's order."""
     groups = TransactionGroups[StoredEntry]()
     first = 0
     for page in source.iterate_sequence(after=source.first_sequence - 1):
@@ -162,10 +162,10 @@ def _open(
 
 
 class Succession:
-    """Which entry stands in the place of each lost one whose transaction was done again.
+    """The new entry for each lost entry whose transaction was applied again.
 
-    A lost transaction that wrote what an earlier lost one had written goes on from that one's
-    new entries, and from nothing else.
+    A lost transaction that follows an earlier lost one is applied only on top of that one's new
+    entries.
     """
 
     def __init__(self) -> None:
@@ -192,24 +192,24 @@ class Succession:
             raise _refuse(transaction, f"aggregate {link.aggregate!r}: {why}")
 
     def add_done(self, transaction: LostTransaction, receipts: Iterable[Receipt]) -> None:
-        """The transaction was done again, now or before, as the entries of these receipts."""
+        """Note that the transaction was applied again, now or before, with these receipts."""
         written = {one.aggregate: one.entry_hash for one in receipts}
         for link in transaction.links:
             if written.get(link.aggregate):
                 self._renewed[link.entry_hash] = written[link.aggregate]
 
     def add_refused(self, transaction: LostTransaction) -> None:
-        """The transaction was left alone, and so is whatever goes on from it."""
+        """Note that the transaction was skipped; those that follow it are refused."""
         self._refused |= {link.entry_hash: transaction.sequence for link in transaction.links}
 
 
 def check_extent(
     transaction: LostTransaction, counts: Iterable[ImageCount], *, oids: Mapping[str, int]
 ) -> None:
-    """Raise `ReplayError` where doing it again changed rows that the transaction did not change.
+    """Raise `ReplayError` if applying it again changed rows that the transaction did not change.
 
-    A cascade or a trigger meets rows that were written since. `counts` are what guards saw of
-    statements that were not the log's own, `oids` the tables of types.
+    A cascade or a trigger may change rows that were written since. `counts` are the rows that
+    guards counted of unannounced statements, `oids` the tables of types.
     """
     own = Counter((oids[one.type_name], one.kind) for one in transaction.operations)
     kinds = {"I": OpType.CREATE, "U": OpType.UPDATE, "D": OpType.DELETE}
@@ -222,7 +222,11 @@ def check_extent(
 
 
 def apply_lost(session: Session, transaction: LostTransaction, catalog: TypeCatalog) -> None:
-    """Do in a logged session what a lost transaction did; `ReplayError` where it does not fit."""
+    """Apply a lost transaction's operations in a logged session.
+
+    `ReplayError` if one meets no row or breaks a constraint; `UnknownTypeError` for a type that
+    the catalog does not have.
+    """
     for operation in transaction.operations:
         declared = catalog.types.get(operation.type_name)
         if declared is None:

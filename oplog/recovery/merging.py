@@ -35,13 +35,16 @@ Extremes = Mapping[tuple[int, str], tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class _Aside:
-    """One table's rows that a batch concerns: as they are in `known`, to be in `loader`."""
+class _StagedTable:
+    """The rows of one table that a batch changes.
+
+    The temporary table `original` has them as they are, that of `loader` as they shall be.
+    """
 
     loader: TableLoader
-    known: str
+    original: str
     before: int
-    """Rows in `known`."""
+    """Number of rows in `original`."""
 
     @property
     def plan(self) -> TablePlan:
@@ -52,7 +55,7 @@ class _Aside:
         return self.loader.plan.live.qualified
 
     def match(self, one: str, other: str) -> str:
-        """The condition that two tables have the same key."""
+        """The SQL condition that rows of two tables have the same key."""
         return " AND ".join(
             f"{one}.{quote(name)} = {other}.{quote(name)}" for name in self.plan.key_names
         )
@@ -65,9 +68,9 @@ def merge_transactions(
     *,
     rules: FoldRules,
 ) -> Applied:
-    """Do to the live tables what the transactions did; triggers must be disabled.
+    """Apply the transactions to the live tables; triggers must be disabled.
 
-    `ReplayError` where rows are not as the log says, or break a constraint in the end.
+    `ReplayError` if rows are not as the log says, or break a constraint after the batch.
     """
     loaders = make_scratch(driver, plans)
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
@@ -80,12 +83,14 @@ def merge_transactions(
     for number, loader in enumerate(loaders):
         net = folds[id(loader)]
         if net:
-            touched.append(_set_aside(driver, loader, net, number=number))
-    _put_back(driver, _sort_by_reference(driver.connection, touched))
+            touched.append(_stage_rows(driver, loader, net, number=number))
+    _write_back(driver, _sort_by_reference(driver.connection, touched))
     return applied
 
 
-def _set_aside(driver: Driver, loader: TableLoader, net: TableFold, *, number: int) -> _Aside:
+def _stage_rows(
+    driver: Driver, loader: TableLoader, net: TableFold, *, number: int
+) -> _StagedTable:
     plan = loader.plan
     keys = f"pg_temp.oplog_keys_{number}"
     names = list_quoted(plan.key_names)
@@ -95,21 +100,21 @@ def _set_aside(driver: Driver, loader: TableLoader, net: TableFold, *, number: i
     )
     driver.copy(f"COPY {keys} FROM STDIN", [_print_keys(plan, net)])
     on_key = " AND ".join(f"l.{quote(n)} = k.{quote(n)}" for n in plan.key_names)
-    # Excluded columns too: where a row has to be replaced, only this still knows them.
+    # Excluded columns too: if a row has to be replaced, they are in no other place.
     stored = list_quoted([c.name for c in plan.live.columns if not c.generated], prefix="l.")
-    known = f"pg_temp.oplog_known_{number}"
+    original = f"pg_temp.oplog_known_{number}"
     driver.execute(
         f"CREATE TEMPORARY TABLE oplog_known_{number} ON COMMIT DROP AS SELECT {stored} "
         f"FROM {plan.live.qualified} l WHERE EXISTS (SELECT FROM {keys} k WHERE {on_key})"
     )
     logged = list_quoted(plan.names)
-    done = driver.execute(f"INSERT INTO {loader.target} ({logged}) SELECT {logged} FROM {known}")
-    # At once: the next statement is the same cursor's.
+    done = driver.execute(f"INSERT INTO {loader.target} ({logged}) SELECT {logged} FROM {original}")
+    # Read now: the cursor is used again by the next statement.
     before = loader.rows = done.rowcount
     driver.execute(f"DROP TABLE {keys}")
     loader.build_key()
     loader.apply(net)
-    return _Aside(loader, known, before)
+    return _StagedTable(loader, original, before)
 
 
 def _print_keys(plan: TablePlan, net: TableFold) -> str:
@@ -120,9 +125,11 @@ def _print_keys(plan: TablePlan, net: TableFold) -> str:
     return "\n".join(map("\t".join, zip(*fields, strict=True))) + "\n"
 
 
-def _sort_by_reference(connection: Connection, touched: Sequence[_Aside]) -> list[_Aside]:
-    """Tables before those that refer to them, as far as there is such an order."""
-    by_oid = {aside.plan.live.oid: aside for aside in touched}
+def _sort_by_reference(
+    connection: Connection, touched: Sequence[_StagedTable]
+) -> list[_StagedTable]:
+    """Tables before those that refer to them; unsorted if references form a cycle."""
+    by_oid = {table.plan.live.oid: table for table in touched}
     order: TopologicalSorter[int] = TopologicalSorter({oid: set() for oid in by_oid})
     for child, parent in list_references(connection, list(by_oid)):
         if parent in by_oid:
@@ -133,7 +140,7 @@ def _sort_by_reference(connection: Connection, touched: Sequence[_Aside]) -> lis
         return list(touched)
 
 
-def _put_back(driver: Driver, touched: Sequence[_Aside]) -> None:
+def _write_back(driver: Driver, touched: Sequence[_StagedTable]) -> None:
     driver.execute("SAVEPOINT oplog_merge")
     try:
         _change_in_place(driver, touched)
@@ -144,7 +151,7 @@ def _put_back(driver: Driver, touched: Sequence[_Aside]) -> None:
 
 
 class _UnexpectedError(Exception):
-    """A foreign key's action changed rows before their turn came."""
+    """A statement found other rows than expected: a foreign key's action had changed them."""
 
 
 def _expect(found: int, expected: int) -> None:
@@ -152,72 +159,72 @@ def _expect(found: int, expected: int) -> None:
         raise _UnexpectedError
 
 
-def _change_in_place(driver: Driver, touched: Sequence[_Aside]) -> None:
+def _change_in_place(driver: Driver, touched: Sequence[_StagedTable]) -> None:
     """Insert, update, delete, with all constraints in force."""
-    inserted = [_insert_new(driver, aside) for aside in touched]
+    inserted = [_insert_new(driver, table) for table in touched]
     pairs = list(zip(touched, inserted, strict=True))
-    for aside, new in pairs:
-        values = [name for name in aside.plan.names if name not in aside.plan.key_names]
+    for table, new in pairs:
+        values = [name for name in table.plan.names if name not in table.plan.key_names]
         if not values:
             continue
         done = driver.execute(
-            f"UPDATE {aside.live} l SET "
+            f"UPDATE {table.live} l SET "
             f"{', '.join(f'{quote(name)} = t.{quote(name)}' for name in values)} "
-            f"FROM {aside.loader.target} t, {aside.known} b "
-            f"WHERE {aside.match('l', 't')} AND {aside.match('l', 'b')}"
+            f"FROM {table.loader.target} t, {table.original} b "
+            f"WHERE {table.match('l', 't')} AND {table.match('l', 'b')}"
         )
-        _expect(done.rowcount, aside.loader.rows - new)
-    for aside, new in reversed(pairs):
+        _expect(done.rowcount, table.loader.rows - new)
+    for table, new in reversed(pairs):
         done = driver.execute(
-            f"DELETE FROM {aside.live} l USING {aside.known} b WHERE {aside.match('l', 'b')} "
-            f"AND NOT EXISTS (SELECT FROM {aside.loader.target} t WHERE {aside.match('l', 't')})"
+            f"DELETE FROM {table.live} l USING {table.original} b WHERE {table.match('l', 'b')} "
+            f"AND NOT EXISTS (SELECT FROM {table.loader.target} t WHERE {table.match('l', 't')})"
         )
-        _expect(done.rowcount, aside.before + new - aside.loader.rows)
+        _expect(done.rowcount, table.before + new - table.loader.rows)
     driver.execute("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _replace(driver: Driver, touched: Sequence[_Aside]) -> None:
-    """Take all concerned rows out and put them in as they are now, past foreign keys."""
-    oids = [aside.plan.live.oid for aside in touched]
-    taken = suspend_tables(driver, oids, referring=True)
-    for aside in touched:
+def _replace(driver: Driver, touched: Sequence[_StagedTable]) -> None:
+    """Delete and insert all rows of the batch, with foreign keys dropped."""
+    oids = [table.plan.live.oid for table in touched]
+    suspended = suspend_tables(driver, oids, referring=True)
+    for table in touched:
         driver.execute(
-            f"DELETE FROM {aside.live} l USING {aside.known} b WHERE {aside.match('l', 'b')}"
+            f"DELETE FROM {table.live} l USING {table.original} b WHERE {table.match('l', 'b')}"
         )
-    for aside in touched:
+    for table in touched:
         try:
-            _insert_known(driver, aside)
-            _insert_new(driver, aside)
+            _insert_known(driver, table)
+            _insert_new(driver, table)
         except driver_errors.IntegrityError as cause:
             raise ReplayError(
-                f"the rows that the log gives {aside.plan.name} do not fit it: "
+                f"the rows that the log gives {table.plan.name} do not fit it: "
                 f"{cause.diag.message_primary} ({cause.diag.message_detail})",
                 hint="the table was migrated further than the log knows, or somebody else wrote "
                 "into it",
             ) from cause
-    resume_tables(driver, taken)
+    resume_tables(driver, suspended)
 
 
-def _insert_known(driver: Driver, aside: _Aside) -> None:
-    """Rows that had been there, with what the log does not know of them."""
-    plan = aside.plan
+def _insert_known(driver: Driver, table: _StagedTable) -> None:
+    """Insert the rows that existed before, with their values of excluded columns."""
+    plan = table.plan
     excluded = [c.name for c in plan.live.columns if not c.generated and c.name not in plan.names]
     logged = list_quoted(plan.names, prefix="t.")
     kept = "".join(f", b.{quote(name)}" for name in excluded)
     driver.execute(
-        f"INSERT INTO {aside.live} ({list_quoted([*plan.names, *excluded])}) "
+        f"INSERT INTO {table.live} ({list_quoted([*plan.names, *excluded])}) "
         f"OVERRIDING SYSTEM VALUE SELECT {logged}{kept} "
-        f"FROM {aside.loader.target} t JOIN {aside.known} b ON {aside.match('t', 'b')}"
+        f"FROM {table.loader.target} t JOIN {table.original} b ON {table.match('t', 'b')}"
     )
 
 
-def _insert_new(driver: Driver, aside: _Aside) -> int:
-    """Rows that had not been there; columns that the log does not know get their defaults."""
-    columns = list_quoted(aside.plan.names)
+def _insert_new(driver: Driver, table: _StagedTable) -> int:
+    """Insert the rows that did not exist; excluded columns get their defaults."""
+    columns = list_quoted(table.plan.names)
     done = driver.execute(
-        f"INSERT INTO {aside.live} ({columns}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {columns} FROM {aside.loader.target} t "
-        f"WHERE NOT EXISTS (SELECT FROM {aside.known} b WHERE {aside.match('t', 'b')})"
+        f"INSERT INTO {table.live} ({columns}) OVERRIDING SYSTEM VALUE "
+        f"SELECT {columns} FROM {table.loader.target} t "
+        f"WHERE NOT EXISTS (SELECT FROM {table.original} b WHERE {table.match('t', 'b')})"
     )
     return done.rowcount
 
@@ -225,7 +232,7 @@ def _insert_new(driver: Driver, aside: _Aside) -> int:
 def find_extremes(
     plans: Sequence[TablePlan], transactions: Iterable[Sequence[OpenedEntry]]
 ) -> Extremes:
-    """Of whole numbers that the transactions wrote, the lowest and the highest, by column."""
+    """The lowest and the highest whole number that the transactions wrote, by column."""
     oids = {name: plan.live.oid for plan in plans for name in plan.types}
     found: dict[tuple[int, str], tuple[int, int]] = {}
     for entries in transactions:
@@ -233,7 +240,7 @@ def find_extremes(
             for effect in entry.effects:
                 oid = oids.get(effect.shape.type_name)
                 if oid is None:
-                    # Retired: its table is gone.
+                    # A retired type has no table.
                     continue
                 for name, value in effect.values.items():
                     if effect.shape.codecs[name].kind is Kind.INT and isinstance(value, int):

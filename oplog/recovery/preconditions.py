@@ -26,7 +26,7 @@ from oplog.store.intake import RestorationStore
 
 
 def take_lock(connection: Connection, store: RestorationStore) -> None:
-    """Keep others who restore or follow away; `ConflictError` if there is one already."""
+    """Lock out other restores and followers; `ConflictError` if one is running."""
     if not store.try_lock(connection):
         raise ConflictError(
             "another restore into this database is under way, or another process follows",
@@ -35,7 +35,7 @@ def take_lock(connection: Connection, store: RestorationStore) -> None:
 
 
 def describe_rows(driver: Driver, store: RestorationStore, plans: Sequence[TablePlan]) -> str:
-    """Which of the log's and the logged tables have rows; empty if all are empty."""
+    """The log's and the logged tables that have rows, for an error; empty if none has."""
     connection = driver.connection
     counted = store.count_rows(connection)
     names = {plan.name: plan.live.qualified for plan in plans}
@@ -54,7 +54,7 @@ def describe_rows(driver: Driver, store: RestorationStore, plans: Sequence[Table
 
 
 def is_in_use(connection: Connection, tables: Iterable[Table], *, schema: str) -> bool:
-    """Whether there is an entry, or a row in one of the tables; what is not there has none."""
+    """Whether there is an entry, or a row in one of the tables; missing tables are empty."""
     names = [f"{quote(schema)}.oplog_entry"]
     for table in tables:
         names += qualify([table.name], table.schema)
@@ -69,7 +69,7 @@ def is_in_use(connection: Connection, tables: Iterable[Table], *, schema: str) -
 
 
 def refuse_filled(found: str) -> ConfigurationError:
-    """The error for a target that has rows, as `describe_rows` says it."""
+    """The error for a target that has the rows which `describe_rows` lists."""
     return ConfigurationError(
         f"a restore needs an empty database: {found}",
         hint="create a database, run the migrations, start no application on it, and restore "
@@ -78,7 +78,7 @@ def refuse_filled(found: str) -> ConfigurationError:
 
 
 def check_snapshot(source: SequencedLog, snapshot: SnapshotReader | None) -> None:
-    """Raise `ConfigurationError` unless the kept entries go on from the snapshot, or are all."""
+    """Raise `ConfigurationError` unless the kept entries continue the snapshot, or are all."""
     known = source.first_sequence - 1 if snapshot is None else snapshot.sequence
     fits = source.first_sequence - 1 <= known <= source.sequence
     if fits and (snapshot is not None or known == 0):

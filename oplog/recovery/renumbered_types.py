@@ -14,22 +14,24 @@ from oplog.postgres.live_table import LiveTable
 
 
 def place_shapes(shapes: Sequence[Shape], live: Mapping[str, LiveTable]) -> Iterator[Shape]:
-    """The same revisions; the newest of each type with the numbers of its live table.
+    """The same revisions, the newest of each type with its live table's numbers added.
 
     `live` are this database's tables by type, which have the columns of those revisions.
     """
     newest = {shape.type_name: shape for shape in shapes}
-    here = {table.database for table in live.values()}
+    present = {table.database for table in live.values()}
     for shape in shapes:
-        numbers = tuple(_leave_out(one, here) for one in shape.numbers)
+        numbers = tuple(_set_apart(one, present) for one in shape.numbers)
         table = live.get(shape.type_name)
         if table is not None and newest[shape.type_name] is shape:
             numbers = (*numbers, table.numbers)
         yield replace(shape, numbers=numbers)
 
 
-def _leave_out(numbers: Numbers, here: set[str]) -> Numbers:
-    """Under a name of its own what this database was before its tables were made anew."""
+def _set_apart(numbers: Numbers, present: set[str]) -> Numbers:
+    """Rename a database of the same id: its numbers are those of tables that are gone."""
     return (
-        replace(numbers, database=f"{numbers.database}~") if numbers.database in here else numbers
+        replace(numbers, database=f"{numbers.database}~")
+        if numbers.database in present
+        else numbers
     )

@@ -20,7 +20,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.log_opener import LogOpener
-from oplog.recovery.log_loader import LogIntake
+from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.preconditions import (
     check_snapshot,
     describe_rows,
@@ -53,12 +53,12 @@ from oplog.store.intake import LogPlace, RestorationStore
 
 
 class RestoreStep(StrEnum):
-    """How far a restore has come; each is reached after what its name says."""
+    """Steps of a restore, each reached when what its name says is done."""
 
     MARKED = "marked"
     """The mark is committed: applications are refused."""
     EMPTIED = "emptied"
-    """Everybody is kept out, and what stood in the way of rows is gone."""
+    """Tables are locked and empty; triggers and foreign keys are suspended."""
     FOLDED = "folded"
     """All entries are in the log, all rows in temporary tables."""
     FILLED = "filled"
@@ -71,12 +71,11 @@ class RestoreStep(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What a restore brought back.
+    """What was restored: `rows` in all logged tables, `entries`, and their highest `position`.
 
-    `rows` in all logged tables, `entries`, and `position` of the last of these. `digest` is
-    what a replay of the same log through the same position reports. Up to `sequence` of
-    `generation` nothing was left out; entries that come later in the log and were restored
-    all the same, because their positions are low, count as new to every consumer.
+    `digest` is that of a replay of the same log through the same position. Up to `sequence` of
+    `generation` all entries were restored. Later ones with positions low enough were restored
+    too, and count as new to every consumer.
     """
 
     rows: int
@@ -97,7 +96,7 @@ Finish = Callable[[Connection, RestoreReport], None]
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be restored, and how; `driver` is made once and handed down."""
+    """What to restore, and how; `driver` is made once and handed down."""
 
     driver: Driver
     source: SequencedLog
@@ -110,15 +109,15 @@ class _Request:
     batch_rows: int = BATCH_ROWS
     progress: Progress | None = None
     reach: Callable[[RestoreStep], None] = lambda _: None
-    anew: bool = False
-    """Existing rows are removed first, in the same transaction, and entries count as new."""
+    replace_rows: bool = False
+    """Existing rows are deleted first, in the same transaction, and entries count as new."""
 
     @property
     def connection(self) -> Connection:
         return self.driver.connection
 
 
-class _FilledError(Exception):
+class _NotEmptyError(Exception):
     """Somebody wrote into the target after it was marked."""
 
 
@@ -138,13 +137,12 @@ def restore_log(
 ) -> RestoreReport:
     """Fill an empty, migrated database from `source`, whose entries `log` opens.
 
-    `schema` is that of the log's tables there. `through` is
-    a position or an aware datetime and takes transactions whole. With a `snapshot`, rows are
-    its rows and what later entries did to them. New entries get positions over
-    `least_position`. Everything is one transaction, which nobody else can see into; until it
-    commits, applications are refused (`SchemaVersionError`). Interrupted, it leaves nothing
-    but that mark, and is simply run again. A connection that is in a transaction already keeps
-    it: the caller commits, and until then applications wait, there being no mark.
+    `schema` is that of the log's tables there. `through` is a position or an aware datetime;
+    transactions are restored whole. With a `snapshot`, only later entries are folded, into its
+    rows. New entries get positions above `least_position`. Everything is one transaction; a
+    mark, committed before it, refuses applications (`SchemaVersionError`) until it commits. An
+    interrupted restore leaves nothing but the mark, and can be run again. A connection that is
+    in a transaction keeps it: there is no mark, the caller commits, and applications wait.
 
     Raises `ConfigurationError` for a target whose log or logged tables have rows, and for a
     snapshot that does not fit; `ConflictError` while another restore is under way;
@@ -178,12 +176,12 @@ def _mark_and_restore(request: _Request) -> RestoreReport:
     try:
         with open_work(connection):
             return _restore(request)
-    except _FilledError as found:
-        # This database is theirs, and works.
+    except _NotEmptyError as found:
+        # Somebody else uses this database: applications must not be refused.
         _remove_mark(request)
         raise refuse_filled(str(found)) from None
     except SchemaDriftError:
-        # Running it again would not help: leave the database as it was.
+        # Another run would fail too: leave the database as it was.
         _remove_mark(request)
         raise
 
@@ -194,7 +192,7 @@ def _remove_mark(request: _Request) -> None:
 
 
 def _restore_joined(request: _Request) -> RestoreReport:
-    """Everything in the caller's transaction, which holds its locks until it ends."""
+    """Restore in the caller's transaction, which holds the locks until it ends."""
     connection = request.connection
     isolation = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation')"
@@ -209,7 +207,7 @@ def _restore_joined(request: _Request) -> RestoreReport:
         _check_target(request)
         try:
             return _restore(request)
-        except _FilledError as found:
+        except _NotEmptyError as found:
             raise refuse_filled(str(found)) from None
 
 
@@ -222,11 +220,11 @@ def rebuild_log(
     snapshot: SnapshotReader | None = None,
     finish: Finish = lambda *_: None,
 ) -> RestoreReport:
-    """`restore_log` into a database that has rows of the log already, which go first.
+    """`restore_log` into a database that has rows already, which are deleted first.
 
-    One transaction: readers see the old state until it commits, and the new one then.
-    Every entry counts as new to consumers of this database. Rows of logged tables are deleted,
-    written by the log or not.
+    All rows of logged tables are deleted, also those that are not from the log. One
+    transaction: readers see the old state until it commits. Every entry counts as new to
+    consumers of this database.
     """
     request = _Request(
         driver=Driver(connection),
@@ -235,7 +233,7 @@ def rebuild_log(
         store=RestorationStore(schema),
         snapshot=snapshot,
         finish=finish,
-        anew=True,
+        replace_rows=True,
     )
     with open_work(connection):
         check_snapshot(request.source, request.snapshot)
@@ -244,9 +242,9 @@ def rebuild_log(
 
 @contextmanager
 def open_work(connection: Connection) -> Iterator[None]:
-    """A transaction in which statements see what is committed, and all rows or an error."""
+    """A READ COMMITTED transaction with text settings pinned; row security raises, not hides."""
     with connection.begin():
-        # In a snapshot taken before the locks, rows that came in between would not show.
+        # An MVCC snapshot from before the locks would not show rows committed in between.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         # Row security would hide rows in silence; this makes it an error.
         connection.exec_driver_sql("SET LOCAL row_security = off")
@@ -270,9 +268,9 @@ def _check_target(request: _Request) -> None:
 
 def _read_plans(request: _Request) -> list[TablePlan]:
     connection = request.connection
-    reader, shown = request.log.open(connection), request.source.read_snapshot()
-    limit = find_limit(reader, request.through, snapshot=shown)
-    return read_reader_plans(connection, reader, snapshot=shown, through=limit)
+    reader, visible = request.log.open(connection), request.source.read_snapshot()
+    limit = find_limit(reader, request.through, snapshot=visible)
+    return read_reader_plans(connection, reader, snapshot=visible, through=limit)
 
 
 def _restore(request: _Request) -> RestoreReport:
@@ -282,92 +280,92 @@ def _restore(request: _Request) -> RestoreReport:
     store.lock_tables(connection)
     plans = _read_plans(request)
     lock_tables(driver, [plan.live.qualified for plan in plans])
-    found = "" if request.anew else describe_rows(driver, store, plans)
+    found = "" if request.replace_rows else describe_rows(driver, store, plans)
     if found:
-        raise _FilledError(found)
+        raise _NotEmptyError(found)
     oids = [plan.live.oid for plan in plans]
     covered = [*find_oids(connection, store.list_tables()), *oids]
-    taken = suspend_tables(driver, covered, referring=request.anew)
-    if request.anew:
+    suspended = suspend_tables(driver, covered, referring=request.replace_rows)
+    if request.replace_rows:
         # Not TRUNCATE: that is refused wherever another table refers to one of these.
         for plan in plans:
             driver.execute(f"DELETE FROM {plan.live.qualified}")
         store.clear(connection)
     request.reach(RestoreStep.EMPTIED)
     loaders = make_scratch(driver, plans)
-    intake = _take_in(request, loaders)
+    log_loader = _load_log(request, loaders)
     request.reach(RestoreStep.FOLDED)
     for loader in loaders:
         move_rows(driver, loader)
     request.reach(RestoreStep.FILLED)
     restore_tickets(driver, store, snapshot=request.snapshot)
-    store.write_position(connection, max(intake.position, request.least_position))
+    store.write_position(connection, max(log_loader.position, request.least_position))
     recorded = {} if request.snapshot is None else request.snapshot.sequences
     move_sequences(driver, oids, recorded=recorded)
-    resume_tables(driver, taken)
+    resume_tables(driver, suspended)
     request.reach(RestoreStep.RESUMED)
     lives = [TableLoader(driver, plan, plan.live.qualified) for plan in plans]
     driver.execute(f"ANALYZE {', '.join([*store.list_tables(), *(one.target for one in lives)])}")
     report = RestoreReport(
         rows=sum(loader.rows for loader in loaders),
-        position=intake.position,
+        position=log_loader.position,
         digest=digest_tables(driver, lives),
-        entries=intake.entries,
-        sequence=intake.sequence,
+        entries=log_loader.entries,
+        sequence=log_loader.sequence,
         generation=source.generation,
     )
     store.remove_mark(connection)
-    # Whatever it was a copy of: all ids in it are this server's now, or count as ended.
+    # Also in a copied database: all transaction ids are this server's now, or count as ended.
     write_home(connection, store.schema)
-    _write_place(request, intake)
+    _write_place(request, log_loader)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)
     return report
 
 
-# -- what is restored -----------------------------------------------------------------------
+# -- the log --------------------------------------------------------------------------------
 
 
-def _take_in(request: _Request, loaders: Sequence[TableLoader]) -> LogIntake:
-    """The log into its tables, and its rows into the loaders'."""
+def _load_log(request: _Request, loaders: Sequence[TableLoader]) -> LogLoader:
+    """Write the log's entries to its tables, and fold its rows into those of `loaders`."""
     source, driver = request.source, request.driver
     reader = request.log.open(request.connection)
     plans = [loader.plan for loader in loaders]
     _write_identity(request, plans)
-    shown = source.read_snapshot()
-    limit = find_limit(reader, request.through, snapshot=shown)
-    rules = read_rules(reader, plans, snapshot=shown, through=limit, here=False)
+    visible = source.read_snapshot()
+    limit = find_limit(reader, request.through, snapshot=visible)
+    rules = read_rules(reader, plans, snapshot=visible, through=limit, same_database=False)
     if request.snapshot is not None:
         load_snapshot(driver, loaders, snapshot=request.snapshot, judge=rules.judge)
     before = source.first_sequence - 1
-    intake = LogIntake(
+    log_loader = LogLoader(
         driver,
         reader,
         store=request.store,
         after=before,
         through=limit,
         folded=0 if request.snapshot is None else request.snapshot.sequence,
-        news=request.anew,
+        as_new=request.replace_rows,
     )
-    last = 0 if request.progress is None else find_last(reader, limit, snapshot=shown)
+    last = 0 if request.progress is None else find_last(reader, limit, snapshot=visible)
 
     def report(applied: Applied) -> None:
         if request.progress is not None:
             request.progress(applied.position, max(last, applied.position))
 
     fold_transactions(
-        intake.run(source.iterate_sequence(after=before)),
+        log_loader.run(source.iterate_sequence(after=before)),
         loaders,
         rules=rules,
         batch_rows=request.batch_rows,
         report=report,
     )
-    if limit is None and intake.sequence < source.sequence:
+    if limit is None and log_loader.sequence < source.sequence:
         raise ChainBrokenError(
-            f"the log says that it has {source.sequence} entries, and gave {intake.sequence}",
+            f"the log says that it has {source.sequence} entries, and gave {log_loader.sequence}",
             hint="entries are missing at its end",
         )
-    return intake
+    return log_loader
 
 
 def _write_identity(request: _Request, plans: Sequence[TablePlan]) -> None:
@@ -381,9 +379,9 @@ def _write_identity(request: _Request, plans: Sequence[TablePlan]) -> None:
         log.insert_key(connection, key_id, check_value=check_value)
 
 
-def _write_place(request: _Request, intake: LogIntake) -> None:
-    chain = request.source.find_chain(intake.sequence)
-    # Beyond a gap nobody could go on from here without giving some entries twice.
-    if intake.complete and chain is not None:
-        place = LogPlace(request.source.generation, intake.sequence, chain, intake.position)
+def _write_place(request: _Request, log_loader: LogLoader) -> None:
+    chain = request.source.find_chain(log_loader.sequence)
+    # With entries after a gap there is no sequence from which to follow without repetition.
+    if log_loader.complete and chain is not None:
+        place = LogPlace(request.source.generation, log_loader.sequence, chain, log_loader.position)
         request.store.write_restored(request.connection, place)

@@ -20,7 +20,7 @@ from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.replay.validity import Judge, accept
 from oplog.snapshot.base import SnapshotReader, SnapshotTable
 
-_GONE = "pg_temp.oplog_gone"
+_DELETED = "pg_temp.oplog_gone"
 
 
 def load_snapshot(
@@ -32,8 +32,9 @@ def load_snapshot(
 ) -> None:
     """Put a snapshot's rows into the loaders' empty tables.
 
-    Rows that were replaced as a whole since, by `judge`, are left out. `SchemaDriftError` for
-    a table or column that the database does not have any more, or calls by another name.
+    Tables whose rows are superseded, by `judge`, are left out. `SchemaDriftError` for a table
+    or column that the database does not have, or has under another name; `ReplayError` for
+    rows that the table refuses.
     """
     by_name = {(one.plan.live.schema, one.plan.live.name): one for one in loaders}
     for table in snapshot.tables():
@@ -73,10 +74,10 @@ def _load_table(driver: Driver, loader: TableLoader, table: SnapshotTable) -> No
                 f"CREATE TEMPORARY TABLE oplog_gone ON COMMIT DROP AS SELECT "
                 f"{list_quoted(table.key_names)} FROM {loader.target} WITH NO DATA"
             )
-            driver.copy(f"COPY {_GONE} FROM STDIN", _decode(layer.gone()))
+            driver.copy(f"COPY {_DELETED} FROM STDIN", _decode(layer.gone()))
             on_key = " AND ".join(f"t.{quote(n)} = g.{quote(n)}" for n in table.key_names)
-            driver.execute(f"DELETE FROM {loader.target} t USING {_GONE} g WHERE {on_key}")
-            driver.execute(f"DROP TABLE {_GONE}")
+            driver.execute(f"DELETE FROM {loader.target} t USING {_DELETED} g WHERE {on_key}")
+            driver.execute(f"DROP TABLE {_DELETED}")
             driver.copy(copy_rows, _decode(layer.rows()))
     except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
         raise ReplayError(
@@ -92,9 +93,9 @@ def _decode(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def move_rows(driver: Driver, loader: TableLoader) -> None:
-    """Copy a loader's rows into its live table; `ReplayError` where they do not fit.
+    """Copy a loader's rows into its live table; `ReplayError` if that refuses one.
 
-    Columns that the log never saw get their defaults there.
+    Excluded columns get their defaults.
     """
     plan = loader.plan
     names = list_quoted(plan.names)

@@ -19,15 +19,15 @@ from oplog.postgres.sequence_columns import SEQUENCE_COLUMNS
 from oplog.postgres.work import Driver
 
 
-class _Fed(NamedTuple):
-    """A sequence that feeds a column: its own, or its default's."""
+class _SequenceColumn(NamedTuple):
+    """A sequence and a column that takes values from it, as identity, serial or by default."""
 
     sequence: str
     table: str
     column: str
 
 
-_FED = f"""
+_LIST_COLUMNS = f"""
 SELECT DISTINCT pg_catalog.quote_ident(sn.nspname) || '.' || pg_catalog.quote_ident(s.relname),
   pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname::text
 FROM ({SEQUENCE_COLUMNS}) u
@@ -49,13 +49,14 @@ WHERE q.seqrelid = %s::regclass AND w.value BETWEEN q.seqmin AND q.seqmax
 
 
 def move_sequences(driver: Driver, oids: Sequence[int], *, recorded: Mapping[str, int]) -> None:
-    """Move sequences of these tables, and recorded ones, on to the furthest value known.
+    """Advance the sequences of tables `oids`, and `recorded` ones, to the furthest value known.
 
-    None is moved back, whichever way it counts: a key once given is not given again.
+    `recorded` are a snapshot's last values by qualified name. No sequence is moved back, in the
+    direction of its increment: a key is not issued twice.
     """
     connection = driver.connection
     reached: dict[str, list[int]] = {}
-    for fed in _list_fed(connection, oids):
+    for fed in _list_sequence_columns(connection, oids):
         found = driver.execute(
             f"SELECT ceil(max(v))::bigint, floor(min(v))::bigint "
             f"FROM (SELECT {quote(fed.column)} AS v FROM {fed.table}) c "
@@ -78,15 +79,17 @@ def _move(connection: Connection, name: str, value: int) -> None:
         connection.exec_driver_sql(statement, (name, value, name))
 
 
-def _list_fed(connection: Connection, oids: Sequence[int]) -> list[_Fed]:
-    return [_Fed(*row) for row in connection.exec_driver_sql(_FED, (list(oids),))]
+def _list_sequence_columns(connection: Connection, oids: Sequence[int]) -> list[_SequenceColumn]:
+    return [
+        _SequenceColumn(*row) for row in connection.exec_driver_sql(_LIST_COLUMNS, (list(oids),))
+    ]
 
 
 def advance_sequences(
     connection: Connection, extremes: Mapping[tuple[int, str], tuple[int, int]]
 ) -> None:
-    """Move sequences past values just written: the lowest and the highest, by oid and column."""
+    """Advance sequences to values just written: `extremes` by the table's oid and the column."""
     for oid in sorted({oid for oid, _ in extremes}):
-        for fed in _list_fed(connection, [oid]):
+        for fed in _list_sequence_columns(connection, [oid]):
             for value in extremes.get((oid, fed.column), ()):
                 _move(connection, fed.sequence, value)

@@ -18,9 +18,10 @@ from oplog.store.intake import RestorationStore, print_ticket
 def restore_tickets(
     driver: Driver, store: RestorationStore, *, snapshot: SnapshotReader | None
 ) -> None:
-    """Make the tickets of restored entries, and take over those of a snapshot.
+    """Write the tickets of restored entries, and a snapshot's tickets of aggregates without any.
 
-    `ChainBrokenError` where entries do not follow one another, or a snapshot's ticket.
+    `ChainBrokenError` if entries do not follow one another or the snapshot's ticket, or if the
+    snapshot has a later ticket.
     """
     connection = driver.connection
     stage = store.stage_tickets(connection)

@@ -24,7 +24,7 @@ from oplog.value import Kind, ValueCodec, Wire
 
 Key: TypeAlias = tuple[Wire | None, ...]
 Values: TypeAlias = dict[str, Wire | None]
-Step: TypeAlias = Callable[[Wire], Wire]
+Conversion: TypeAlias = Callable[[Wire], Wire]
 
 
 Row: TypeAlias = tuple[Mapping[str, Wire | None], tuple[str, ...], int]
@@ -36,11 +36,11 @@ tuple of columns.
 
 
 class TableForm(Protocol):
-    """What a fold has to know of a table: its logged columns now."""
+    """The logged columns of a table, with their current types."""
 
     @property
     def name(self) -> str:
-        """The name an error shows."""
+        """Schema and table, for errors."""
         ...
 
     @property
@@ -50,12 +50,12 @@ class TableForm(Protocol):
 
     @property
     def key_names(self) -> tuple[str, ...]:
-        """The primary key."""
+        """The columns of the primary key."""
         ...
 
     @property
     def codecs(self) -> Mapping[str, ValueCodec]:
-        """The logged columns' types now."""
+        """The codec of each logged column's current type."""
         ...
 
 
@@ -68,15 +68,15 @@ class TableFold:
 
     form: TableForm
     gone: dict[Key, int] = field(default_factory=dict)
-    """Rows that the table has, if the log is right, and must lose; the position says so."""
+    """Rows to delete, with the position of the delete; the table must have them."""
     patched: dict[Key, Row] = field(default_factory=dict)
-    """New values for some columns of rows that the table has."""
+    """New values for some columns of rows; the table must have the rows."""
     created: dict[Key, Row] = field(default_factory=dict)
-    """Whole rows that the table does not have."""
+    """Whole rows to insert; the table must not have them."""
     adopted: dict[Key, Row] = field(default_factory=dict)
-    """Whole rows, whether the table has others under their keys or not."""
+    """Whole rows to insert, or to put in place of those under their keys."""
     doubtful: set[Key] = field(default_factory=set)
-    """Keys in `gone` and `patched` of rows that the table need not have."""
+    """Keys in `gone` and `patched` whose rows may be missing in the table."""
 
     def __len__(self) -> int:
         return len(self.gone) + len(self.patched) + len(self.created) + len(self.adopted)
@@ -90,13 +90,13 @@ class TableFold:
         self.doubtful.clear()
 
     def create(self, key: Key, row: Row) -> None:
-        """A row appears."""
+        """Add a row; `ReplayError` if one is known under its key."""
         if key in self.created or key in self.patched or key in self.adopted:
             raise self.misfit(key, row[2], "creates a row that is already there")
         self.created[key] = row
 
     def adopt(self, key: Key, row: Row) -> None:
-        """A row is there, whatever was known of it."""
+        """Add a row, or replace what is known under its key."""
         self.created.pop(key, None)
         if self.patched.pop(key, None) is not None:
             self.doubtful.discard(key)
@@ -110,7 +110,10 @@ class TableFold:
         *,
         lenient: bool = False,
     ) -> None:
-        """Some columns of a row change; never its key. `lenient` if it need not be known."""
+        """Change columns of a row; `ReplayError` if one is of the key, or the row is deleted.
+
+        With `lenient` a deleted row is ignored, and the table may lack the row.
+        """
         for name, part in zip(self.form.key_names, key, strict=True):
             value = values.get(name, part)
             # NaN is unequal to itself in Python, and one key in Postgres.
@@ -130,14 +133,17 @@ class TableFold:
                 self.doubtful.add(key)
             return
         if not lenient:
-            # What was doubtful must be there by now.
+            # From here on the row must exist.
             self.doubtful.discard(key)
         merged = {**before[0], **values}
         columns = before[1] if len(before[1]) == len(merged) else tuple(merged)
         rows[key] = (merged, columns, position)
 
     def delete(self, key: Key, position: int, *, lenient: bool = False) -> None:
-        """A row disappears; one that also appeared in this batch leaves no trace."""
+        """Delete a row; `ReplayError` if it was deleted before, unless `lenient`.
+
+        One that was created in this batch leaves no trace.
+        """
         if self.created.pop(key, None) is not None:
             return
         if self.adopted.pop(key, None) is not None:
@@ -161,8 +167,8 @@ class TableFold:
         return make_misfit(self.form, key, position=position, what=what)
 
 
-class _Nowhere:
-    """The form of a table that is gone: nothing of it is ever looked at."""
+class _NoTable:
+    """The form of a type whose effects reach no table."""
 
     name = ""
     names: tuple[str, ...] = ()
@@ -172,21 +178,21 @@ class _Nowhere:
 
 @dataclass(slots=True, eq=False)
 class _Route:
-    """How effects of one shape reach their table: nothing to do for the newest revision."""
+    """How effects of one shape reach their table; the newest revision needs no conversion."""
 
     shape: Shape
-    """Held on to: routes are found by its id."""
+    """Kept alive, because routes are cached by its `id()`."""
     table: TableFold
     columns: tuple[str, ...] = ()
-    steps: tuple[tuple[str, Step | None], ...] | None = None
-    key_steps: tuple[tuple[int, Step | None], ...] | None = None
+    conversions: tuple[tuple[str, Conversion | None], ...] | None = None
+    key_conversions: tuple[tuple[int, Conversion | None], ...] | None = None
     lenient_until: float = 0
-    """Position before which the log may speak of rows that it does not know."""
+    """Before this position, effects may concern rows that the log never created."""
     validity: Validity = VALID
-    """Which of its effects count."""
+    """Which of its effects are applied."""
 
-    def is_void(self, position: int) -> bool:
-        """Whether what the effect did was replaced since; raises why it must not count."""
+    def is_superseded(self, position: int) -> bool:
+        """Whether an effect at `position` is skipped; raises the refusal of any other."""
         if position < self.validity.since:
             return True
         if self.validity.refusal is not None:
@@ -194,20 +200,20 @@ class _Route:
         return False
 
     def convert(self, values: Mapping[str, Wire | None]) -> Values:
-        """Values of an old revision, as columns that the table has now."""
+        """Convert values of an old revision to the columns that the table has now."""
         return {
-            name: value if step is None or value is None else step(value)
-            for name, step in self.steps or ()
+            name: value if conversion is None or value is None else conversion(value)
+            for name, conversion in self.conversions or ()
             if name in values
             for value in (values[name],)
         }
 
     def convert_key(self, key: Key) -> Key:
-        """A key of an old revision in the table's order and types."""
+        """Convert a key of an old revision to the table's order and types."""
         return tuple(
-            value if step is None or value is None else step(value)
-            for place, step in self.key_steps or ()
-            for value in (key[place],)
+            value if conversion is None or value is None else conversion(value)
+            for index, conversion in self.key_conversions or ()
+            for value in (key[index],)
         )
 
 
@@ -222,8 +228,8 @@ class Fold:
     ) -> None:
         """`tables` by type name; several types may share a table after a renaming.
 
-        By `rules`, updates and deletes of rows that the log has not met count for nothing
-        until their type was adopted, and some effects do not count at all.
+        `rules` say which effects are skipped, and until when a type's updates and deletes of
+        rows that the log never created are ignored.
         """
         self._by_type = tables
         self._rules = rules
@@ -239,10 +245,10 @@ class Fold:
             table.clear()
 
     def add_transaction(self, entries: Sequence[tuple[int, Sequence[Effect]]]) -> None:
-        """One transaction's effects, given by entry as (position, effects).
+        """Fold one transaction's effects, given by entry as (position, effects).
 
-        An aggregate's entry may delete the row that another's creates: ordinals count over
-        the whole transaction and decide, not the order of its entries.
+        Effects are folded by ordinal, which counts over the whole transaction: one entry may
+        delete the row that another creates.
         """
         if len(entries) == 1:
             position, effects = entries[0]
@@ -254,17 +260,17 @@ class Fold:
             self.add((effect,), position=position)
 
     def add(self, effects: Iterable[Effect], *, position: int) -> None:
-        """Effects in the order they happened; `ReplayError` for one that cannot have."""
+        """Fold effects in order; `ReplayError` for one that contradicts an earlier one."""
         last: Shape | None = None
         route: _Route | None = None
         for effect in effects:
             shape = effect.shape
             if route is None or shape is not last:
                 route, last = self._find_route(shape), shape
-            if route.validity is not VALID and route.is_void(position):
+            if route.validity is not VALID and route.is_superseded(position):
                 continue
             key, values, columns = effect.key, effect.values, route.columns
-            if route.key_steps is not None or route.steps is not None:
+            if route.key_conversions is not None or route.conversions is not None:
                 key, values = _convert(route, effect, position)
             kind = effect.kind
             if kind is OpType.CREATE:
@@ -280,16 +286,16 @@ class Fold:
     def _find_route(self, shape: Shape) -> _Route:
         found = self._routes.get(id(shape))
         if found is None:
-            found = self._routes[id(shape)] = self._lay_route(shape)
+            found = self._routes[id(shape)] = self._build_route(shape)
         return found
 
-    def _lay_route(self, shape: Shape) -> _Route:
+    def _build_route(self, shape: Shape) -> _Route:
         validity = self._rules.judge(shape)
         until = self._rules.lenient_until.get(shape.type_name, 0)
         table = self._by_type.get(shape.type_name)
         if table is None or validity.refusal is not None:
             # None of its effects reaches a table.
-            table = table or TableFold(_Nowhere())
+            table = table or TableFold(_NoTable())
             return _Route(shape, table, lenient_until=until, validity=validity)
         try:
             return replace(_make_route(shape, table, lenient_until=until), validity=validity)
@@ -309,7 +315,7 @@ def _ordinal(effect: Effect) -> int:
 
 
 def describe_key(form: TableForm, key: Key) -> str:
-    """A key as a person writes it: `id=42`."""
+    """A key for an error message: `id=42`."""
     parts = []
     for name, wire in zip(form.key_names, key, strict=True):
         parts.append(f"{name}={'NULL' if wire is None else form.codecs[name].to_text(wire)}")
@@ -331,8 +337,8 @@ def make_misfit(form: TableForm, key: Key, *, position: int, what: str) -> Repla
 
 def _convert(route: _Route, effect: Effect, position: int) -> tuple[Key, Mapping[str, Wire | None]]:
     try:
-        key = effect.key if route.key_steps is None else route.convert_key(effect.key)
-        return key, effect.values if route.steps is None else route.convert(effect.values)
+        key = effect.key if route.key_conversions is None else route.convert_key(effect.key)
+        return key, effect.values if route.conversions is None else route.convert(effect.values)
     except (ValueError, ArithmeticError) as cause:
         raise ReplayError(
             f"position {position}: a value of {route.shape.type_name!r} revision "
@@ -353,38 +359,39 @@ def _make_route(shape: Shape, table: TableFold, *, lenient_until: float) -> _Rou
             hint="the rows logged before the key changed cannot be told apart by the new one; "
             "log the table under a new type name and adopt its rows",
         )
-    steps = tuple(
-        (name, _find_step(shape.codecs[name], form.codecs[name]))
+    conversions = tuple(
+        (name, _find_conversion(shape.codecs[name], form.codecs[name]))
         for name in form.names
         if name in shape.codecs
     )
-    same = tuple(name for name, _ in steps) == shape.names and not any(s for _, s in steps)
-    key_steps = tuple(
-        (shape.key_names.index(name), _find_key_step(shape.codecs[name], form.codecs[name]))
+    converted = any(one for _, one in conversions)
+    same = tuple(name for name, _ in conversions) == shape.names and not converted
+    key_conversions = tuple(
+        (shape.key_names.index(name), _find_key_conversion(shape.codecs[name], form.codecs[name]))
         for name in form.key_names
     )
-    same_key = [place for place, _ in key_steps] == list(range(len(key_steps)))
+    same_key = key_conversions == tuple((index, None) for index in range(len(key_conversions)))
     return _Route(
         shape,
         table,
-        columns=tuple(name for name, _ in steps),
-        steps=None if same else steps,
-        key_steps=None if same_key and not any(s for _, s in key_steps) else key_steps,
+        columns=tuple(name for name, _ in conversions),
+        conversions=None if same else conversions,
+        key_conversions=None if same_key else key_conversions,
         lenient_until=lenient_until,
     )
 
 
-def _find_step(old: ValueCodec, new: ValueCodec) -> Step | None:
+def _find_conversion(old: ValueCodec, new: ValueCodec) -> Conversion | None:
     if old.kind is new.kind:
         return None
     read, write = new.from_text, old.to_text
     return lambda wire: read(write(wire))
 
 
-def _find_key_step(old: ValueCodec, new: ValueCodec) -> Step | None:
-    step = _find_step(old, new)
+def _find_key_conversion(old: ValueCodec, new: ValueCodec) -> Conversion | None:
+    found = _find_conversion(old, new)
     if new.kind not in (Kind.FLOAT4, Kind.FLOAT8):
-        return step
+        return found
     # NaN equals NaN in Postgres; in a dict only the very same object does.
-    convert: Step = step or (lambda wire: wire)
+    convert: Conversion = found or (lambda wire: wire)
     return lambda wire: math.nan if math.isnan(float(convert(wire))) else convert(wire)

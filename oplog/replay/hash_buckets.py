@@ -1,8 +1,8 @@
 """Compares live tables with the log on a standby, where no table can be made.
 
 The log is folded in memory, and its rows travel as parameters of the comparing query. Where they
-do not fit into memory, the tables are split into portions by a hash of the key, which Python and
-Postgres compute alike, and the log is read once for each portion.
+do not fit into memory, the tables are split into buckets by a hash of the key, which Python and
+Postgres compute alike, and the log is read once for each bucket.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from oplog.replay.table_plan import TablePlan
 from oplog.replay.validity import FoldRules
 from oplog.value import ValueCodec, Wire
 
-PORTION_BYTES = 32 * 1024 * 1024
-"""Size of the live tables' part in one portion; its rows take several times that in memory."""
-PORTION_BATCHES = 4
-"""A portion has at most as many rows of the log as this many batches of a replay."""
-MOST_PORTIONS = 4096
-"""More than these and the comparison would take for ever."""
+BUCKET_BYTES = 32 * 1024 * 1024
+"""Intended size of the live tables' rows in one bucket; in memory they take several times that."""
+BUCKET_BATCHES = 4
+"""Most rows of the log in one bucket, in batches of a replay."""
+MOST_BUCKETS = 4096
+"""The log is read once for each bucket, so more would take too long."""
 
 _REPORTED = 1000
 """Transactions between two reports."""
-_SPLITTING = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
-"""Types whose equal values have one text."""
+_HASHED_TYPES = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
+"""Types of columns by which rows are hashed: equal values have one text."""
 _LENGTH = re.compile(r"^(character varying|character|bit varying|bit)\(\d+\)")
 _WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
 
 
-class _TooManyError(Exception):
-    """A portion has more rows than may be held in memory."""
+class _TooManyRowsError(Exception):
+    """A bucket has more rows of the log than may be held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Portion:
-    """One of `count` parts of every table that can be split; the rest is in the first."""
+class _Bucket:
+    """One of `count` buckets; tables that cannot be split are in the first as a whole."""
 
     number: int
     count: int
 
-    def describe(self, plan: TablePlan) -> str:
-        """The condition on live rows, called `t`."""
-        name = _find_splitting(plan)
+    def make_condition(self, plan: TablePlan) -> str:
+        """SQL that is true for live rows `t` in this bucket; empty if all are."""
+        name = _find_hashed_column(plan)
         if self.count == 1:
             return ""
         if name is None:
@@ -68,39 +68,39 @@ class _Portion:
         )
 
     def make_test(self, plan: TablePlan) -> Callable[[Key], bool]:
-        """The same condition on the log's keys."""
-        name = _find_splitting(plan)
+        """The same condition as a function of a logged key."""
+        name = _find_hashed_column(plan)
         number, count = self.number, self.count
         if count == 1 or name is None:
             return lambda _: number == 0
         place = plan.key_names.index(name)
         write = plan.codecs[name].to_text
 
-        def takes(key: Key) -> bool:
+        def contains(key: Key) -> bool:
             part = key[place]
             text = "" if part is None else write(part)
             digest = hashlib.sha256(text.encode()).digest()
             return int.from_bytes(digest[:3]) % count == number
 
-        return takes
+        return contains
 
 
-class _PortionFold(TableFold):
-    """The fold of one portion of a table; nothing is loaded before the log's end."""
+class _BucketFold(TableFold):
+    """The fold of one bucket of a table, from the beginning of the log to its end."""
 
-    def __init__(self, plan: TablePlan, portion: _Portion) -> None:
+    def __init__(self, plan: TablePlan, bucket: _Bucket) -> None:
         super().__init__(plan)
         self.plan = plan
-        self._takes = portion.make_test(plan)
+        self._contains = bucket.make_test(plan)
 
     def create(self, key: Key, row: Row) -> None:
-        """A row appears."""
-        if self._takes(key):
+        """Add a row if it is in the bucket."""
+        if self._contains(key):
             super().create(key, row)
 
     def adopt(self, key: Key, row: Row) -> None:
-        """A row is there, whatever was known of it."""
-        if self._takes(key):
+        """Add or replace a row if it is in the bucket."""
+        if self._contains(key):
             super().adopt(key, row)
 
     def update(
@@ -111,17 +111,17 @@ class _PortionFold(TableFold):
         *,
         lenient: bool = False,
     ) -> None:
-        """Some columns of a row change."""
-        if self._takes(key):
+        """Change columns of a row if it is in the bucket."""
+        if self._contains(key):
             super().update(key, values, position, lenient=lenient)
 
     def delete(self, key: Key, position: int, *, lenient: bool = False) -> None:
-        """A row disappears."""
-        if self._takes(key):
+        """Delete a row if it is in the bucket."""
+        if self._contains(key):
             super().delete(key, position, lenient=lenient)
 
     def check_known(self) -> None:
-        """Raise `ReplayError` if rows were changed that never appeared."""
+        """Raise `ReplayError` if rows were changed that the log never created."""
         for key, row in self.patched.items():
             if key not in self.doubtful:
                 raise make_misfit(
@@ -134,12 +134,12 @@ class _PortionFold(TableFold):
                 )
 
     def list_rows(self) -> list[Mapping[str, Wire | None]]:
-        """The rows that there are at the end of the log."""
+        """The bucket's rows at the end of the log."""
         return [row[0] for rows in (self.created, self.adopted) for row in rows.values()]
 
 
 class _Work:
-    """One comparison of all tables, in a number of portions that is found by trying."""
+    """Comparison of all tables, run once for each number of buckets that is tried."""
 
     def __init__(
         self,
@@ -165,25 +165,25 @@ class _Work:
         self._collations = _read_collations(self._driver, plans)
 
     def estimate(self) -> int:
-        """In how many portions the live tables are of a size to be held."""
+        """The number of buckets by the size of the live tables."""
         oids = [plan.live.oid for plan in self._plans]
         found = self._driver.query(
             "SELECT coalesce(sum(pg_catalog.pg_table_size(o::oid)), 0)::bigint "
             "FROM pg_catalog.unnest($1::bigint[]) o",
             (oids,),
         ).fetchone()
-        return 1 + int(found[0] if found else 0) // PORTION_BYTES
+        return 1 + int(found[0] if found else 0) // BUCKET_BYTES
 
     def run(self, count: int) -> Comparison:
-        """Compare in `count` portions; `_TooManyError` when one of them is too large."""
+        """Compare in `count` buckets; `_TooManyRowsError` if one has more rows than allowed."""
         parts = [Comparison(Applied()) for _ in self._plans]
         applied = Applied()
         for number in range(count):
-            portion = _Portion(number, count)
-            folds = [_PortionFold(plan, portion) for plan in self._plans]
-            applied = self._fold(folds, portion)
+            bucket = _Bucket(number, count)
+            folds = [_BucketFold(plan, bucket) for plan in self._plans]
+            applied = self._fold(folds, bucket)
             for fold, part in zip(folds, parts, strict=True):
-                self._compare(fold, portion, part)
+                self._compare(fold, bucket, part)
         whole = Comparison(applied)
         for part in parts:
             whole.differences += part.differences
@@ -192,7 +192,7 @@ class _Work:
         del whole.differences[self._limit :]
         return whole
 
-    def _fold(self, folds: Sequence[_PortionFold], portion: _Portion) -> Applied:
+    def _fold(self, folds: Sequence[_BucketFold], bucket: _Bucket) -> Applied:
         by_type = {name: fold for fold in folds for name in fold.plan.types}
         fold = Fold(by_type, rules=self._rules)
         applied = Applied()
@@ -200,21 +200,21 @@ class _Work:
             for number, entries in enumerate(self._reader.iterate_transactions(self._snapshot)):
                 add_transaction(fold, entries, applied)
                 if len(fold) > self._most_rows:
-                    raise _TooManyError
+                    raise _TooManyRowsError
                 if number % _REPORTED == 0:
                     collect()
-                    self._report(applied.position, portion)
-        self._report(applied.position, portion)
+                    self._report(applied.position, bucket)
+        self._report(applied.position, bucket)
         for one in folds:
             one.check_known()
         return applied
 
-    def _report(self, position: int, portion: _Portion) -> None:
+    def _report(self, position: int, bucket: _Bucket) -> None:
         if self._progress is not None:
             last = max(self._last, position)
-            self._progress(position + portion.number * last, portion.count * last)
+            self._progress(position + bucket.number * last, bucket.count * last)
 
-    def _compare(self, fold: _PortionFold, portion: _Portion, part: Comparison) -> None:
+    def _compare(self, fold: _BucketFold, bucket: _Bucket, part: Comparison) -> None:
         plan = fold.plan
         rows = fold.list_rows()
         target, parameters = _make_target(plan, rows, self._collations)
@@ -225,7 +225,7 @@ class _Work:
                 target,
                 limit=max(self._limit - len(part.differences), 0),
                 parameters=parameters,
-                portion=portion.describe(plan),
+                condition=bucket.make_condition(plan),
             )
         except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
             raise refuse_rows(plan, cause) from cause
@@ -234,7 +234,7 @@ class _Work:
         part.rows += len(rows)
 
 
-def compare_portions(
+def compare_in_buckets(
     reader: EntryReader,
     plans: Sequence[TablePlan],
     *,
@@ -245,10 +245,10 @@ def compare_portions(
     batch_rows: int,
     progress: Progress | None,
 ) -> Comparison:
-    """All tables beside the log's rows, in as many portions as memory asks for.
+    """Compare all tables with the log, in as many buckets as memory requires.
 
     The log is read once for each. With more than one, differences are ordered by key within
-    a portion only. `ConfigurationError` where tables that are too large cannot be split.
+    a bucket only. `ConfigurationError` if more than `MOST_BUCKETS` would be needed.
     """
     work = _Work(
         reader,
@@ -257,15 +257,15 @@ def compare_portions(
         snapshot=snapshot,
         rules=rules,
         limit=limit,
-        most_rows=PORTION_BATCHES * batch_rows,
+        most_rows=BUCKET_BATCHES * batch_rows,
         progress=progress,
     )
     count = work.estimate()
-    while count <= MOST_PORTIONS:
+    while count <= MOST_BUCKETS:
         try:
             return work.run(count)
-        except _TooManyError:
-            # More rows in the log than in the tables, or small ones: nothing is known to fit.
+        except _TooManyRowsError:
+            # The log has more rows than the tables, or the rows are small.
             count *= 4
     raise ConfigurationError(
         "the tables are too large to be verified on a standby",
@@ -281,10 +281,10 @@ def _make_target(
     rows: Sequence[Mapping[str, Wire | None]],
     collations: Mapping[tuple[int, str], str],
 ) -> tuple[str, list[list[str | None]]]:
-    """A query in brackets for these rows, with computed columns, and its parameters."""
+    """A query in parentheses for these rows, with computed columns, and its parameters."""
 
     def shape(name: str, value: str) -> str:
-        """A value as the live column's, whose collation the comparison needs."""
+        """A value cast to the live column's type and collation, as the comparison needs it."""
         kind = _LENGTH.sub(_drop_length, plan.live_columns[name].pg_type)
         collation = collations.get((plan.live.oid, name))
         collated = f" COLLATE {collation}" if collation else ""
@@ -314,7 +314,7 @@ def _make_target(
 
 
 def _drop_length(found: re.Match[str]) -> str:
-    # A cast would cut a longer value to the column's length, and a difference with it.
+    # A cast to the column's length would cut a longer value, and so hide a difference.
     return _WITHOUT_LENGTH.get(found[1], found[1])
 
 
@@ -325,10 +325,10 @@ def _print_column(
     return [None if (value := row[name]) is None else write(value) for row in rows]
 
 
-def _find_splitting(plan: TablePlan) -> str | None:
-    """The first key column by which rows can be put into portions, if there is one."""
+def _find_hashed_column(plan: TablePlan) -> str | None:
+    """The first key column whose type is in `_HASHED_TYPES`, or None."""
     for name in plan.key_names:
-        if _SPLITTING.fullmatch(plan.live_columns[name].pg_type):
+        if _HASHED_TYPES.fullmatch(plan.live_columns[name].pg_type):
             return name
     return None
 

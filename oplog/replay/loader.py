@@ -34,7 +34,7 @@ class TableLoader:
         self.rows = 0
         """Rows in the table now."""
         self.keyed = False
-        """The primary key has been built."""
+        """Whether the primary key has been built."""
         self._driver = driver
         self._used = False
         self._on_key = " AND ".join(
@@ -56,7 +56,7 @@ class TableLoader:
             if net.patched:
                 self._update(net.patched, net.doubtful)
             if net.adopted:
-                self._put(net.adopted)
+                self._upsert(net.adopted)
             if net.created:
                 self._create(net.created)
         except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
@@ -70,12 +70,12 @@ class TableLoader:
         self.keyed = True
 
     def _delete(self, gone: Mapping[Key, int], doubtful: Collection[Key]) -> None:
-        keys, certain = _sort_certain(gone, doubtful)
+        keys, required = _sort_required(gone, doubtful)
         self._stage(keys)
         done = self._driver.execute(
             f"WITH gone AS (DELETE FROM {self.target} t USING {_STAGE} s WHERE {self._on_key} "
             "RETURNING s.n) SELECT (SELECT count(*) FROM gone), (SELECT min(s.n) "
-            f"FROM {_STAGE} s WHERE s.n < {certain} AND s.n NOT IN (SELECT g.n FROM gone g))"
+            f"FROM {_STAGE} s WHERE s.n < {required} AND s.n NOT IN (SELECT g.n FROM gone g))"
         ).fetchone()
         count, missing = done or (0, None)
         if missing is not None:
@@ -87,7 +87,7 @@ class TableLoader:
         self.rows -= count
 
     def _update(self, patched: Mapping[Key, Row], doubtful: Collection[Key]) -> None:
-        keys, certain = _sort_certain(patched, doubtful)
+        keys, required = _sort_required(patched, doubtful)
         rows = [patched[key] for key in keys]
         sets: dict[frozenset[str], int] = {}
         groups = [sets.setdefault(frozenset(columns), len(sets)) for _, columns, _ in rows]
@@ -107,13 +107,13 @@ class TableLoader:
             )
             found += done.rowcount
         if found != len(rows):
-            missing = self._find_staged(keys[:certain], "NOT EXISTS", lambda key: patched[key][2])
-            if missing is not None or certain == len(rows) or found > len(rows):
+            missing = self._find_staged(keys[:required], "NOT EXISTS", lambda key: patched[key][2])
+            if missing is not None or required == len(rows) or found > len(rows):
                 self._raise_misfit(missing, "updates a row that is not there")
         self._drop_stage()
 
-    def _put(self, adopted: Mapping[Key, Row]) -> None:
-        """Rows that replace those under their keys, if there are any; mostly there are none."""
+    def _upsert(self, adopted: Mapping[Key, Row]) -> None:
+        """Insert rows; only if a key is taken, which is rare, delete the rows there first."""
         if not self.keyed:
             # The first batch: the table is empty.
             self._copy_rows(adopted)
@@ -180,7 +180,7 @@ class TableLoader:
         groups: Sequence[int] = (),
         columns: Sequence[str] = (),
     ) -> None:
-        """Keys and values in a temporary table: n (place in `keys`), g, k0..., v0..."""
+        """Copy to a temporary table: n (index in `keys`), g (group), keys k0..., values v0..."""
         live = self.plan.live_columns
         selected = [
             "0::integer AS n, 0::integer AS g",
@@ -229,12 +229,15 @@ class TableLoader:
     def _drop_stage(self) -> None:
         self._driver.execute(f"DROP TABLE {_STAGE}")
 
-    # -- alarms -----------------------------------------------------------------------
+    # -- errors -----------------------------------------------------------------------
 
     def _find_staged(
         self, keys: Sequence[Key], condition: str, find_position: Callable[[Key], int]
     ) -> tuple[Key, int] | None:
-        """The first staged key that is in the table or is not, and its position."""
+        """The first of `keys` that satisfies `condition`, and its position; None if none does.
+
+        `keys` are staged from the first on. `condition` is EXISTS or NOT EXISTS (in the table).
+        """
         found = self._driver.execute(
             f"SELECT min(s.n) FROM {_STAGE} s WHERE s.n < {len(keys)} AND {condition} "
             f"(SELECT FROM {self.target} t WHERE {self._on_key})"
@@ -257,13 +260,13 @@ class TableLoader:
         ) from cause
 
 
-def _sort_certain(keys: Iterable[Key], doubtful: Collection[Key]) -> tuple[list[Key], int]:
-    """Keys of rows that must be there first, and how many these are."""
+def _sort_required(keys: Iterable[Key], doubtful: Collection[Key]) -> tuple[list[Key], int]:
+    """The keys, those of rows that must exist first, and the number of these."""
     if not doubtful:
         whole = list(keys)
         return whole, len(whole)
-    certain = [key for key in keys if key not in doubtful]
-    return certain + [key for key in keys if key in doubtful], len(certain)
+    required = [key for key in keys if key not in doubtful]
+    return required + [key for key in keys if key in doubtful], len(required)
 
 
 def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[str]:
@@ -284,7 +287,7 @@ def print_column(codec: ValueCodec, values: Sequence[Wire | None]) -> Sequence[s
 def _print_texts(values: Iterable[Wire | None]) -> Sequence[str]:
     texts: list[str | None] = list(values)  # type: ignore[arg-type]
     if None not in texts:
-        # Asked once of all of them together, this costs next to nothing.
+        # One check of the joined text is much cheaper than one of each.
         joined = "".join(texts)  # type: ignore[arg-type]
         if joined.isprintable() and "\\" not in joined:
             return texts  # type: ignore[return-value]
@@ -292,7 +295,7 @@ def _print_texts(values: Iterable[Wire | None]) -> Sequence[str]:
 
 
 def refuse_rows(plan: TablePlan, cause: driver_errors.Error) -> ReplayError:
-    """The error for rows that do not fit their own table."""
+    """The error for logged rows that a table made like the live one refuses."""
     detail = cause.diag.message_detail
     return ReplayError(
         f"the rows that the log gives {plan.name} are refused by a table made like it: "

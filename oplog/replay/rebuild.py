@@ -26,7 +26,7 @@ from oplog.reading.reader import EntryReader, OpenedEntry
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
-from oplog.replay.rules import find_turns, list_gone, make_rules
+from oplog.replay.rules import find_turns, list_retired, make_rules
 from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
 from oplog.replay.validity import FoldRules
 
@@ -62,7 +62,7 @@ class ReplayReport:
 
 @dataclass(slots=True)
 class Applied:
-    """How far a fold came."""
+    """Entries folded so far, and their highest position."""
 
     entries: int = 0
     position: int = 0
@@ -96,13 +96,13 @@ def replay_log(
         limit = find_limit(reader, through, snapshot=snapshot)
         turns = find_turns(reader, snapshot=snapshot, through=limit)
         types = reader.types.latest.values()
-        plans = read_plans(connection, types, gone=list_gone(types, turns))
+        plans = read_plans(connection, types, retired=list_retired(types, turns))
         loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
         applied = fold_log(
             reader,
             loaders,
             snapshot=snapshot,
-            rules=make_rules(reader.types.shapes, plans, turns=turns, here=True),
+            rules=make_rules(reader.types.shapes, plans, turns=turns, same_database=True),
             through=limit,
             batch_rows=batch_rows,
             progress=progress,
@@ -120,11 +120,11 @@ def read_reader_plans(
     """Plans for the live tables of all types but those that were retired, up to `through`."""
     types = reader.types.latest.values()
     turns = find_turns(reader, snapshot=snapshot, through=through)
-    return read_plans(connection, types, gone=list_gone(types, turns))
+    return read_plans(connection, types, retired=list_retired(types, turns))
 
 
 def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
-    """`through` as a position."""
+    """`through` as a position: of a datetime, the last that was recorded by then."""
     if not isinstance(through, datetime):
         return through
     moment = check_moment(through)
@@ -183,9 +183,9 @@ def fold_transactions(
     batch_rows: int = BATCH_ROWS,
     report: Callable[[Applied], None],
 ) -> Applied:
-    """Fold transactions in causal order, batch by batch, into what the loaders' tables hold.
+    """Fold transactions, given in causal order, and load them batch by batch.
 
-    `report` is called after each batch.
+    The loaders' tables may have rows already. `report` is called after each batch.
     """
     folds = {id(loader): TableFold(loader.plan) for loader in loaders}
     by_type: Mapping[str, TableFold] = {
@@ -213,7 +213,7 @@ def fold_transactions(
 
 
 def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
-    """Fold one transaction; its sealed bytes."""
+    """Fold one transaction and count it in `applied`; return the size of its sealed data."""
     fold.add_transaction([(entry.stored.position, entry.effects) for entry in entries])
     applied.entries += len(entries)
     applied.position = max(applied.position, *[entry.stored.position for entry in entries], 0)
@@ -221,7 +221,7 @@ def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied
 
 
 def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str) -> int:
-    """The last position there is, or `through` if that is before it."""
+    """The last position of the log, or `through` if that is lower."""
     last = reader.source.find_position(_END_OF_TIME, snapshot=snapshot)
     return last if through is None else min(last, through)
 
@@ -229,8 +229,8 @@ def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str)
 def digest_tables(driver: Driver, loaders: Sequence[TableLoader]) -> str:
     """SHA-256 over the tables' names, columns and rows; text settings must be pinned.
 
-    Rows enter as a sum of 64-bit hashes: independent of their order, and unlike a set of
-    hashes not blind to a row that is there twice.
+    Rows enter as the sum of their 64-bit hashes, which does not depend on their order and
+    counts duplicates.
     """
     whole = hashlib.sha256()
     for loader in sorted(loaders, key=lambda loader: loader.plan.name):

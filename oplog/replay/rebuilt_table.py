@@ -40,7 +40,8 @@ def make_schema(
     """Empty tables in schema `into`, which is created if it is missing.
 
     Tables of an earlier replay are dropped. `ConfigurationError`, before anything is
-    changed, for a schema that is not ours to write into.
+    changed, for a system schema, for the log's or a live table's, and if a table that no
+    replay made has one of the names.
     """
     _check_schema(plans, into=into, log_schema=log_schema)
     names = _name_tables(plans)
@@ -100,7 +101,7 @@ def _check_schema(plans: Sequence[TablePlan], *, into: str, log_schema: str) -> 
 
 
 def _name_tables(plans: Sequence[TablePlan]) -> dict[TablePlan, str]:
-    """The live names; with the schema in front where two schemas share one."""
+    """The live names, prefixed with the schema where two schemas share one."""
     names = [plan.live.name for plan in plans]
     return {
         plan: plan.name if names.count(plan.live.name) > 1 else plan.live.name for plan in plans
@@ -125,7 +126,7 @@ def _check_names(driver: Driver, *, into: str, names: Iterable[str]) -> None:
 
 
 def _drop_earlier(driver: Driver, *, into: str) -> None:
-    # All of them, also those of tables no longer logged: half an old state would mislead.
+    # All of them, also those of tables no longer logged: a mix of two replays would mislead.
     found = driver.query(
         "SELECT c.relname FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
@@ -148,7 +149,7 @@ def _drop_earlier(driver: Driver, *, into: str) -> None:
 
 # -- constraints ----------------------------------------------------------------------------
 
-# Columns by name, for leaving out what rests on a column the log never sees. Read with
+# Columns by name, so that constraints on columns that are not logged can be left out. Read with
 # `read_qualified`, so that definitions qualify every name.
 _CONSTRAINTS = """
 SELECT c.conrelid::bigint, c.contype::text, c.conname::text,
@@ -187,8 +188,8 @@ _ORDER = "uxicf"
 def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:
     """Give loaded tables the live ones' constraints and unique indexes.
 
-    Foreign keys point to the rebuilt tables; those to tables that are not logged, and
-    whatever rests on an excluded column, are left out. `ReplayError` if rows break one.
+    Foreign keys refer to the rebuilt tables. Foreign keys to tables that are not logged, and
+    constraints on an excluded column, are left out. `ReplayError` if rows break one.
     """
     by_oid = {loader.plan.live.oid: loader for loader in loaders}
     for loader in loaders:
@@ -224,7 +225,7 @@ def _state_constraint(row: Any, by_oid: Mapping[int, TableLoader], *, named: boo
     if not set(columns) <= set(loader.plan.compared):
         return None
     if kind == "i":
-        # A name that some relation there has already is left for Postgres to choose.
+        # If a relation in the schema has the name, Postgres chooses another.
         return (
             f"CREATE UNIQUE INDEX {quote(name) if named else ''} ON {loader.target} "
             f"{definition.removeprefix(text)}"

@@ -33,12 +33,14 @@ def read_rules(
     *,
     snapshot: str,
     through: int | None = None,
-    here: bool,
-    anew: bool = True,
+    same_database: bool,
+    from_empty: bool = True,
 ) -> FoldRules:
-    """`make_rules` with what the log says up to position `through`."""
+    """`make_rules` with the adoptions and retirements up to position `through`."""
     turns = find_turns(reader, snapshot=snapshot, through=through)
-    return make_rules(reader.types.shapes, plans, turns=turns, here=here, anew=anew)
+    return make_rules(
+        reader.types.shapes, plans, turns=turns, same_database=same_database, from_empty=from_empty
+    )
 
 
 def make_rules(
@@ -46,16 +48,17 @@ def make_rules(
     plans: Sequence[TablePlan],
     *,
     turns: Mapping[str, Turns],
-    here: bool,
+    same_database: bool,
     strict: bool = True,
-    anew: bool = True,
+    from_empty: bool = True,
 ) -> FoldRules:
     """The rules for all types of a log; `shapes` are all their revisions.
 
-    `here`: the log is that of the database whose tables the plans are of, so that their
-    numbers tell what became of columns. Not `strict`: rows that read wrongly are folded all
-    the same, to be compared with what is there. Not `anew`: what is folded comes on top of
-    rows that are there, so that nothing is replaced as a whole.
+    `same_database`: the plans' tables are of the database that wrote the log, so that their
+    column numbers show renamings. Not `strict`: rows of a renamed column are folded under its
+    old name instead of refused, so that a comparison shows them. Not `from_empty`: the tables
+    have rows already, so that effects of a renamed column are refused even if an adoption
+    supersedes them.
     """
     revisions = group_shapes(shapes)
     lenient = {
@@ -69,9 +72,11 @@ def make_rules(
             if name not in revisions:
                 continue
             newest = revisions[name][-1]
-            numbers = (*newest.numbers, plan.live.numbers) if here else newest.numbers
+            numbers = (*newest.numbers, plan.live.numbers) if same_database else newest.numbers
             breaks[name] = find_breaks(revisions[name], replace(newest, numbers=numbers))
-    judge = _Judge({name: turns.get(name, Turns()) for name in revisions}, breaks, strict, anew)
+    judge = _Judge(
+        {name: turns.get(name, Turns()) for name in revisions}, breaks, strict, from_empty
+    )
     return FoldRules(lenient, judge)
 
 
@@ -80,7 +85,7 @@ class _Judge:
     turns: Mapping[str, Turns]
     breaks: Mapping[str, Mapping[int, Break]]
     strict: bool
-    anew: bool
+    from_empty: bool
 
     def __call__(self, shape: Shape) -> Validity:
         turns = self.turns.get(shape.type_name, Turns())
@@ -91,7 +96,7 @@ class _Judge:
         found = breaks.get(shape.revision)
         if found is None:
             return Validity(since) if since else VALID
-        if not self.anew:
+        if not self.from_empty:
             hint = "restore an empty database from a snapshot that was taken since, and follow on"
             return Validity(0, found.to_error(hint=hint))
         if turns.ended and turns.revision is not None and turns.revision not in breaks:
@@ -107,8 +112,8 @@ def _refuse_retired(shape: Shape) -> SchemaDriftError:
     )
 
 
-def list_gone(types: Iterable[Shape], turns: Mapping[str, Turns]) -> frozenset[str]:
-    """Types whose table may be missing, because a migration said that it is gone."""
+def list_retired(types: Iterable[Shape], turns: Mapping[str, Turns]) -> frozenset[str]:
+    """Names of types that a migration retired: their tables may be missing."""
     return frozenset(
         shape.type_name
         for shape in types

@@ -26,11 +26,11 @@ DifferenceKind = Literal["missing", "extra", "changed"]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which a live table is not what the log says.
+    """One difference between a live table and the log.
 
-    `changed`: the column's live and logged values. `missing` (the log has the row, the table
-    has not) and `extra` (the reverse) concern a whole row: `column` is empty, and the side
-    that has it holds the row as a mapping of columns, the other None.
+    `changed`: the column has another value in the table than in the log. `missing` (only the
+    log has the row) and `extra` (only the table has it) concern a whole row: `column` is empty,
+    and the side that has the row holds it as a mapping of columns, the other None.
     """
 
     table: str
@@ -76,26 +76,26 @@ def compare_table(
     *,
     limit: int,
     parameters: Sequence[Any] = (),
-    portion: str = "",
+    condition: str = "",
 ) -> tuple[list[Difference], int]:
     """The first differences of one table, by key, and the number of all.
 
-    `target` is what the log gives: a table's name, or a query in brackets that uses
-    `parameters`. `portion` is a condition on the live rows, which are all compared without.
+    `target` has the rows by the log: a table's name, or a query in parentheses that uses
+    `parameters`. `condition` restricts the live rows, called `t`; without it all are compared.
     """
     names = plan.compared
     codecs = _list_codecs(plan)
-    # The key joined the two rows; beyond that it can still differ in its text.
+    # Rows are joined by equal keys, which can still differ in their text.
     tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
     tests = [_test(name, codecs[name]) for name in tested]
     key = plan.key_names[0]
-    # A composite value IS NOT NULL only if none of its fields is; this asks for the value.
+    # Of a composite value, IS NOT NULL asks whether every field is; this asks for the value.
     here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
     both = f"{here} AND {there}"
     order = [f"coalesce(l.{quote(n)}, r.{quote(n)})" for n in plan.key_names]
     live = f"{'ONLY ' if plan.live.kind == 'r' else ''}{plan.live.qualified}"
-    if portion:
-        live = f"(SELECT * FROM {live} t WHERE {portion})"
+    if condition:
+        live = f"(SELECT * FROM {live} t WHERE {condition})"
     rows = driver.query(
         "SELECT d.here, d.there, d.changed, d.live, d.logged, sum(CASE WHEN d.here AND d.there "
         "THEN pg_catalog.cardinality(pg_catalog.array_positions(d.changed, true)) ELSE 1 END) "
@@ -147,7 +147,7 @@ def _list_codecs(plan: TablePlan) -> dict[str, ValueCodec]:
             try:
                 codecs[name] = codec_for(column.pg_type, category=column.category)
             except NotCapturableError:
-                # Computed, hence never logged: its text will do for a comparison.
+                # Computed, hence never logged: compared as text.
                 codecs[name] = make_text_codec(column.pg_type, compare_as_text=True)
     return codecs
 
@@ -162,7 +162,7 @@ def _texts(side: str, names: Sequence[str]) -> str:
 
 
 def _read_live(plan: TablePlan, name: str, *, codec: ValueCodec, text: str | None) -> Any:
-    """The value, or its text where the table's type is no longer the logged one."""
+    """The value, or its text if it cannot be read because the column's type has changed."""
     try:
         return _read(codec, text)
     except ReplayError:

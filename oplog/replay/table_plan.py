@@ -28,18 +28,18 @@ from oplog.value import ValueCodec, codec_for
 
 @dataclass(frozen=True, eq=False)
 class TablePlan:
-    """A live table and what the log says of it."""
+    """A live table with its types and columns in the log."""
 
     live: LiveTable
     types: tuple[str, ...]
     columns: tuple[Column, ...]
     """Logged columns, in the table's order."""
     excluded: frozenset[str]
-    """Columns the log never sees; NULL in a rebuilt table."""
+    """Columns excluded from the log; NULL in a rebuilt table."""
     compared: tuple[str, ...]
     """Logged columns and those computed from logged ones alone."""
     fills: Mapping[str, str]
-    """SQL for a column that rows logged before it was added do not have."""
+    """Values, as SQL, of columns in rows that were logged before the column was added."""
     domains: Mapping[str, str]
     """Base types of columns whose type is a domain, which may refuse NULL."""
     formulas: Mapping[str, str]
@@ -57,12 +57,12 @@ class TablePlan:
 
     @cached_property
     def key_names(self) -> tuple[str, ...]:
-        """The primary key."""
+        """The columns of the primary key."""
         return self.live.key_names
 
     @cached_property
     def codecs(self) -> Mapping[str, ValueCodec]:
-        """The logged columns' types now."""
+        """The codec of each logged column's current type."""
         from_log = Shape(
             type_name="",
             revision=0,
@@ -97,19 +97,19 @@ LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attn
 WHERE a.attrelid = ANY(%s::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 """
 
-# Exactly what a default must look like to mean the same for every row: a literal. Anything
-# with a name in it could be now(), a random value, or worse, the live table's sequence.
+# Only a literal default is the same for every row. Anything with a name in it could be now(), a
+# random value, or nextval() of the live table's sequence.
 _LITERAL = re.compile(
     r"\(?(?:-?[0-9.]+|true|false|E?'(?:[^']|'')*')\)?(?:::[\w\s\".\[\](),]+)?", re.IGNORECASE
 )
 
 
 def read_plans(
-    connection: Connection, types: Iterable[Shape], *, gone: Collection[str] = ()
+    connection: Connection, types: Iterable[Shape], *, retired: Collection[str] = ()
 ) -> list[TablePlan]:
     """Plans for the newest revisions of all types, by table name.
 
-    The tables of types in `gone` may be missing. `SchemaDriftError` names the table and the
+    The tables of `retired` types may be missing. `SchemaDriftError` names the table and the
     column where live table and log disagree. Text settings must be pinned: stored defaults are
     read as text.
     """
@@ -124,7 +124,7 @@ def read_plans(
     for name, table in wanted.items():
         found = live.get(table)
         if found is None or found.kind not in ("r", "p"):
-            missing = [s.type_name for s in grouped[name] if s.type_name not in gone]
+            missing = [s.type_name for s in grouped[name] if s.type_name not in retired]
             if not missing:
                 continue
             raise SchemaDriftError(
@@ -185,7 +185,7 @@ def _check_drift(
                 f"({', '.join(shape.key_names)}) in the log",
                 hint="bring the table and the log's type into agreement with a migration",
             )
-    # Of several types of one table all but one are past: a column that any of them lacks
+    # Of several types of one table only one is still written: a column that any of them lacks
     # may have been dropped since.
     for column in shapes[0].names:
         if column not in by_name and all(column in shape.by_name for shape in shapes):
@@ -211,10 +211,10 @@ def _check_drift(
 def _check_kinds(
     live: LiveTable, shapes: list[Shape], *, name: str, excluded: frozenset[str]
 ) -> None:
-    """Refuse a column whose values are of another kind now than those that the log has.
+    """Raise `SchemaDriftError` for a column whose type has another `Kind` than the logged ones.
 
-    A wider or narrower type of the same kind reads the logged values as before, or says which
-    of them it cannot.
+    Types of one kind, such as integer and bigint, read each other's values, or report the one
+    that does not fit.
     """
     for found in live.columns:
         logged = [s.by_name[found.name] for s in shapes if found.name in s.by_name]

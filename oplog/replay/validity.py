@@ -16,10 +16,10 @@ from oplog.payload.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Whether effects of a shape count.
+    """Whether effects of a shape are applied.
 
-    Those before `since` were replaced as a whole. One that counts raises `refusal`, if there
-    is one.
+    Those before position `since` are superseded and skipped. If there is a `refusal`, any
+    other raises it.
     """
 
     since: int = 0
@@ -31,16 +31,16 @@ VALID = Validity()
 
 
 def accept(_: Shape) -> Validity:
-    """Every effect counts."""
+    """Apply every effect."""
     return VALID
 
 
 @dataclass(frozen=True, slots=True)
 class FoldRules:
-    """What a fold has to know besides effects.
+    """Which effects a fold skips, refuses or need not match with a row.
 
     `lenient_until` is the position, for a type that was or is being adopted, at which its
-    adoption ended: before it the log may speak of rows that it has not met.
+    adoption ended: before it, effects may concern rows that the log never created.
     """
 
     lenient_until: Mapping[str, float] = field(default_factory=dict)

@@ -17,24 +17,24 @@ from oplog.postgres.standby import is_standby
 from oplog.postgres.work import Driver, open_snapshot
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import EntryReader
-from oplog.replay.hash_buckets import compare_portions
+from oplog.replay.hash_buckets import compare_in_buckets
 from oplog.replay.rebuild import BATCH_ROWS, Progress, check_links, fold_log
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.rules import find_turns, list_gone, make_rules
+from oplog.replay.rules import find_turns, list_retired, make_rules
 from oplog.replay.table_comparison import Comparison, Difference, compare_table
 from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.replay.validity import FoldRules
 
 MOST_DIFFERENCES = 1000
-"""Differences described unless told otherwise; all are counted."""
+"""Default limit of described differences; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The verdict: `ok` when live tables and log agree in every row and column.
+    """Result of a verification: `ok` if live tables and log agree in every row and column.
 
     `differences` holds the first ones by table and key, `count` is the number of all.
-    `rows` that the log gives, `entries` read, `position` of the last.
+    `rows` is the number of rows by the log, `entries` of entries read, `position` the last's.
     """
 
     ok: bool
@@ -45,7 +45,7 @@ class VerifyReport:
     position: int
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
-        """The verdict as one JSON object; `redact` hides values, keys stay readable."""
+        """The report as one JSON object; `redact` hides values, keys stay readable."""
         return {
             "ok": self.ok,
             "count": self.count,
@@ -68,9 +68,9 @@ def verify_tables(
 
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
-    sees what is committed. Leaves nothing behind. Of a table that the catalog declares and whose
-    type the log does not have, all rows are extra. At most `limit` differences are described.
-    Excluded columns are not compared; computed ones are computed anew.
+    sees what is committed. Leaves nothing behind. If the log lacks the type of a declared table,
+    all its rows are extra. At most `limit` differences are described. Excluded columns are not
+    compared; generated ones are computed again.
 
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where tables and log
     disagree about columns, `ReplayError` for a log that does not replay.
@@ -82,18 +82,18 @@ def verify_tables(
         snapshot = reader.source.read_snapshot()
         check_links(reader)
         turns = find_turns(reader, snapshot=snapshot)
-        stored = reader.types.latest
-        unstored = list_unstored_shapes(inside, log.catalog, stored=stored.keys())
-        types = [*stored.values(), *unstored]
-        plans = read_plans(inside, types, gone=list_gone(types, turns))
-        compare = compare_portions if is_standby(inside) else _compare_in_tables
+        shapes, stored = reader.types.shapes, reader.types.latest
+        types = [*stored.values(), *list_unstored_shapes(inside, log.catalog, stored=stored.keys())]
+        plans = read_plans(inside, types, retired=list_retired(types, turns))
+        # Not strict: rows of a renamed column shall appear as differences.
+        rules = make_rules(shapes, plans, turns=turns, same_database=True, strict=False)
+        compare = compare_in_buckets if is_standby(inside) else _compare_in_tables
         found = compare(
             reader,
             plans,
             driver=Driver(inside),
             snapshot=snapshot,
-            # Not strict: what reads wrongly is compared, and shows.
-            rules=make_rules(reader.types.shapes, plans, turns=turns, here=True, strict=False),
+            rules=rules,
             limit=limit,
             batch_rows=batch_rows,
             progress=progress,
@@ -119,7 +119,7 @@ def _compare_in_tables(
     batch_rows: int,
     progress: Progress | None,
 ) -> Comparison:
-    """The log folded into temporary tables, and these compared."""
+    """Fold the log into temporary tables, and compare those."""
     loaders = make_scratch(driver, plans)
     applied = fold_log(
         reader, loaders, snapshot=snapshot, rules=rules, batch_rows=batch_rows, progress=progress

@@ -57,9 +57,9 @@ def portions(
 
     def begin() -> None:
         monkeypatch.setattr(hash_buckets._Work, "run", note)
-        compare: Any = hash_buckets.compare_portions
+        compare: Any = hash_buckets.compare_in_buckets
         if request.param == "estimated":
-            monkeypatch.setattr(hash_buckets, "PORTION_BYTES", 16384)
+            monkeypatch.setattr(hash_buckets, "BUCKET_BYTES", 16384)
         elif request.param == "tried":
             compare = compare_few_rows
         monkeypatch.setattr(verification, "_compare_in_tables", compare)
@@ -70,7 +70,7 @@ def portions(
 
 
 def compare_few_rows(reader: Any, plans: Any, **options: Any) -> object:
-    return hash_buckets.compare_portions(reader, plans, **{**options, "batch_rows": 5})
+    return hash_buckets.compare_in_buckets(reader, plans, **{**options, "batch_rows": 5})
 
 
 def verify(bench: Bench) -> VerifyReport:
@@ -114,14 +114,14 @@ def test_a_log_that_does_not_replay_is_an_error(bench: Bench, portions: Callable
     """What creates a row is lost; the update after it meets nothing."""
     portions()
     shape = bench.log.catalog.find_types(Account)[0].type_name
-    fold = hash_buckets._PortionFold.create
+    fold = hash_buckets._BucketFold.create
 
-    def lose(self: hash_buckets._PortionFold, key: tuple[object, ...], row: object) -> None:
+    def lose(self: hash_buckets._BucketFold, key: tuple[object, ...], row: object) -> None:
         if not (shape in self.plan.types and key == (33,)):
             fold(self, key, row)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hash_buckets._PortionFold, "create", lose)
+        patch.setattr(hash_buckets._BucketFold, "create", lose)
         with pytest.raises(ReplayError, match=r"updates a row that is not there: .*id=33"):
             verify(bench)
 
@@ -129,7 +129,7 @@ def test_a_log_that_does_not_replay_is_an_error(bench: Bench, portions: Callable
 def test_tables_that_cannot_be_split_are_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hash_buckets, "_find_splitting", lambda _: None)
+    monkeypatch.setattr(hash_buckets, "_find_hashed_column", lambda _: None)
     monkeypatch.setattr(verification, "_compare_in_tables", compare_few_rows)
     with pytest.raises(ConfigurationError, match="too large to be verified on a standby") as caught:
         verify(bench)
@@ -137,8 +137,8 @@ def test_tables_that_cannot_be_split_are_refused(
 
 
 def test_progress_only_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hash_buckets, "PORTION_BYTES", 16384)
-    monkeypatch.setattr(verification, "_compare_in_tables", hash_buckets.compare_portions)
+    monkeypatch.setattr(hash_buckets, "BUCKET_BYTES", 16384)
+    monkeypatch.setattr(verification, "_compare_in_tables", hash_buckets.compare_in_buckets)
     told: list[tuple[int, int]] = []
     with bench.engine.connect() as connection:
         bench.log.verify(connection, progress=lambda done, last: told.append((done, last)))
