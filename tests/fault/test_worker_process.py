@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,8 +261,9 @@ def test_two_at_once(place: Place) -> None:
         for worker in workers:
             worker.hear("ready")
         begun = place.count()
-        wait_until(lambda: place.count() > begun + 30)
-        ended = [code for w in workers if (code := w.process.poll()) is not None]
+        # Each may take the other's turn away, and then nobody publishes until one is started.
+        wait_until(lambda: place.count() > begun + 30 or None not in poll(workers))
+        ended = [code for code in poll(workers) if code is not None]
     survivor = place.start() if len(ended) == len(workers) else None
     place.wait_until_published()
     assert {worker.end() for worker in workers} <= {0, 11}
@@ -272,6 +273,10 @@ def test_two_at_once(place: Place) -> None:
     # Of this database only: other tests have locks on the same server. And it may take the server
     # a moment to see that a process is gone.
     wait_until(lambda: count_locks(place.logged) == 0)
+
+
+def poll(workers: Sequence[Worker]) -> list[int | None]:
+    return [worker.process.poll() for worker in workers]
 
 
 def count_locks(logged: LoggedDatabase) -> int:
