@@ -139,6 +139,7 @@ def test_more_than_the_tampered_column_is_noticed(
         tampering.prove_detection(opened, narrator)
 
 
+@pytest.mark.sampled(2)
 @postgres
 @pytest.mark.parametrize("point", ["half", "flushed", "drafted", "appended", None])
 def test_a_killed_writer_leaves_whole_shipments(database: Database, point: str | None) -> None:

@@ -105,6 +105,7 @@ def check_inquiry(bench: Bench, error: CommitOutcomeUnknownError, outcome: Outco
         assert (receipt.version, receipt.entry_hash) == (entry.version, entry.entry_hash)
 
 
+@pytest.mark.sampled(4)
 @works
 @faults
 @pytest.mark.parametrize("at", [APPEND, COMMIT], ids=["append", "commit"])
@@ -177,6 +178,7 @@ async def test_an_sqlstate_on_a_connection_that_dies_decides_nothing_async(
 # -- A08: the request is delayed past the client's death --------------------------------------
 
 
+@pytest.mark.sampled(3)
 @works
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_commit_that_arrives_after_the_verdict_is_refused(
@@ -199,6 +201,7 @@ def test_a_commit_that_arrives_after_the_verdict_is_refused(
         go_on(bench, sessions)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("one", [0, 1], ids=["first", "last"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_one_receipt_of_several_is_enough(bench: Bench, level: str, one: int) -> None:
@@ -216,6 +219,7 @@ def test_one_receipt_of_several_is_enough(bench: Bench, level: str, one: int) ->
         go_on(bench, sessions)
 
 
+@pytest.mark.sampled(3)
 @works
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_commit_that_arrives_while_somebody_asks(bench: Bench, work: Work, level: str) -> None:
@@ -307,6 +311,7 @@ async def test_without_a_process_a_delayed_commit_is_waited_for_by_its_ticket(
 # -- blackhole: nothing arrives, and the server is not told that the client is gone -----------
 
 
+@pytest.mark.sampled(3)
 @works
 @pytest.mark.parametrize("end", ["terminated", "network"])
 def test_an_orphan_that_did_not_append(bench: Bench, work: Work, end: str) -> None:
@@ -320,6 +325,7 @@ def test_an_orphan_that_did_not_append(bench: Bench, work: Work, end: str) -> No
         go_on(bench, sessions)
 
 
+@pytest.mark.sampled(3)
 @works
 @pytest.mark.parametrize("end", ["terminated", "network"])
 async def test_an_orphan_that_holds_its_ticket(bench: Bench, work: Work, end: str) -> None:

@@ -263,6 +263,7 @@ def test_a_hint_that_cannot_be_written(
     check_archive(store, logged.engine)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken", "InvalidAccessKeyId"])
 @pytest.mark.parametrize("method", ["PUT", "GET"])
 def test_a_wrong_setting_is_told_at_once(

@@ -213,6 +213,7 @@ def test_told_to_end_while_it_waits(place: Place) -> None:
     assert worker.end() == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "step",
     [Step.TAKE_EPOCH, Step.PUT_SEGMENT, Step.CREATE_HEAD, Step.ACKNOWLEDGE],

@@ -62,6 +62,7 @@ FOUND: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("wanted", FOUND, ids=str)
 @pytest.mark.parametrize("model", [Account, Account.__table__, "account"], ids=str)
 def test_what_was_logged(

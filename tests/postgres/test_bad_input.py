@@ -95,6 +95,7 @@ BAD_OPERATIONS: dict[str, tuple[type[OplogError], Operation]] = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("error", "operation"), BAD_OPERATIONS.values(), ids=BAD_OPERATIONS.keys())
 def test_bad_operations(db: LoggedDatabase, error: type[OplogError], operation: Operation) -> None:
     with pytest.raises(error) as caught, db.sessions.begin() as session:
@@ -208,6 +209,7 @@ def test_an_aggregate_name_from_a_column_that_is_too_long(engine: Engine) -> Non
     db.assert_pool_is_clean()
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "metadata",
     [

@@ -54,6 +54,7 @@ async def flush_in_savepoint(log: Oplog, session: AsyncSession) -> None:
         await flush(log, session)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("work", [update, update_raw, flush, flush_in_savepoint])
 @pytest.mark.parametrize("through_run", [False, True], ids=["session", "run"])
 async def test_cancelled_inside_a_statement(

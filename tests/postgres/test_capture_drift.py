@@ -58,6 +58,7 @@ def open_drifted(engine: Engine, column_type: Any, live: str) -> tuple[LoggedDat
     return LoggedDatabase(engine, log, sessions), table
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("column_type", "live", "value"), CASES.values(), ids=CASES.keys())
 def test_the_stored_value_is_logged(
     engine: Engine, column_type: Any, live: str, value: Any

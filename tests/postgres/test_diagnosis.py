@@ -182,6 +182,7 @@ LOG_FAULTS = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("statement", "what", "where"), LOG_FAULTS.values(), ids=LOG_FAULTS.keys())
 def test_faults_in_the_log(db: LoggedDatabase, statement: str, what: str, where: str) -> None:
     db.execute(statement)

@@ -115,6 +115,7 @@ def execute(session: Session, *statements: str) -> None:
         session.execute(sa.text(statement))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("write", ROWS.values(), ids=ROWS.keys())
 def test_a_check_that_came_too_early_refuses(
     db: LoggedDatabase, raw: psycopg.Connection[Any], write: str
@@ -126,6 +127,7 @@ def test_a_check_that_came_too_early_refuses(
     db.assert_replays()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("write", ROWS.values(), ids=ROWS.keys())
 def test_settings_that_are_gone_refuse(
     db: LoggedDatabase, raw: psycopg.Connection[Any], write: str

@@ -184,6 +184,7 @@ def test_writing(make: Made, name: str) -> None:
     assert_replays(db.log, db.engine)
 
 
+@pytest.mark.sampled(3)
 def test_reading(make: Made, name: str) -> None:
     db = make(adopted=True)
     item = db.item

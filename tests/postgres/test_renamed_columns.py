@@ -215,6 +215,7 @@ def test_publishing_goes_on_and_says_that_it_cannot_be_restored(
     assert not archive.read_head().snapshots
 
 
+@pytest.mark.sampled(3)
 @every_change
 def test_doctor_and_check_report_it(first: Release, change: str) -> None:
     archive = open_memory()
@@ -279,6 +280,7 @@ def test_through_a_position_before_the_rename_the_names_are_wrong_too(
 # -- the way out -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @every_change
 def test_rows_that_were_logged_anew_replay(first: Release, change: str) -> None:
     release = change_columns(first, change)
@@ -292,7 +294,7 @@ def test_rows_that_were_logged_anew_replay(first: Release, change: str) -> None:
     assert release.verify()
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @every_change
 @pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
 @pytest.mark.parametrize("late", [False, True], ids=["no late snapshot", "late snapshot"])

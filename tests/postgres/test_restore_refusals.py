@@ -195,6 +195,7 @@ def test_applications_are_refused_until_the_end(bench: Bench, target: Bench) -> 
     check_law(target)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("step", list(RestoreStep)[1:])
 def test_an_error_at_any_step_leaves_an_empty_marked_database(
     bench: Bench, target: Bench, step: RestoreStep
@@ -310,6 +311,7 @@ def lose_half_of_a_transaction(kept: KeptLog) -> None:
     del kept.entries[-1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("damage", "error", "said"),
     [

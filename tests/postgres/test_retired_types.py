@@ -169,6 +169,7 @@ def test_what_refuses_names_the_way_out(first: Release, spare_engine: Engine, ho
 # -- the way out ------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @every_way
 @pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
 def test_a_retired_type_stands_in_nobodys_way(

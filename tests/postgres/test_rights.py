@@ -229,6 +229,7 @@ DIRECT = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("statement", DIRECT.values(), ids=DIRECT.keys())
 def test_what_only_the_owner_may_do(roles: Roles, statement: str) -> None:
     for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER):
@@ -281,6 +282,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("change", BOUNDS.values(), ids=BOUNDS.keys())
 def test_rows_that_no_entry_can_be(roles: Roles, change: str) -> None:
     """Not even the owner inserts them."""
@@ -389,7 +391,7 @@ TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("way", ["the hint's statement", "op.upgrade_oplog"])
 @pytest.mark.parametrize(("grant", "what", "where", "word"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
 def test_doctor_finds_what_was_granted(

@@ -255,6 +255,7 @@ def change_and_delete(session: Session) -> None:
     session.delete(doc)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("work", [delete_object, delete_by_key, change_and_delete])
 @pytest.mark.parametrize("reset", [False, True])
 def test_what_a_statement_deleted_needs_no_sight(tenants: Tenants, work: Work, reset: bool) -> None:

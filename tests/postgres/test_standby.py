@@ -269,6 +269,7 @@ def subscribe(log: Oplog, engine: Engine) -> None:
     log.subscribe(engine, name="c").read_batch()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "write",
     [

@@ -92,6 +92,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("table", "change"), CHANGES.values(), ids=CHANGES.keys())
 def test_what_a_worker_applies_is_refused(
     subscriber: LoggedDatabase, publisher: EmbeddedServer, table: str, change: str

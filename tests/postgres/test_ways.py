@@ -49,6 +49,7 @@ def last(db: LoggedDatabase) -> int:
     return max(entry.position for entry in db.read())
 
 
+@pytest.mark.sampled(26)
 @each_way
 def test_captured(db: LoggedDatabase, way: Way) -> None:
     before = last(db)

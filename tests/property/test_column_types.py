@@ -83,7 +83,7 @@ def write_python(db: TypeTable, ids: Sequence[int], values: Sequence[Any]) -> No
             find(session, db, id_).p = value
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.sql)
 def test_a_column_of_any_type_replays_to_the_same_bytes(sample: Sample, engine: Engine) -> None:
     db = open_table(engine, sample)
