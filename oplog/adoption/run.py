@@ -28,6 +28,7 @@ from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.payload.block import MAX_BLOCK_ROWS
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.lineage import find_breaks, group_shapes
+from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.work import Driver
 from oplog.store import NewEntry, Store
@@ -282,7 +283,7 @@ class _Work:
             data=data,
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
-        statement, parameters = target.store.bind_append(
+        message = target.store.bind_append(
             [
                 NewEntry(
                     aggregate=aggregate,
@@ -297,7 +298,7 @@ class _Work:
             metadata=metadata,
             metadata_hash=metadata_hash,
         )
-        self._connection.exec_driver_sql(statement, parameters)
+        execute(self._connection, message)
         target.on_event(EntriesAppended((entry_id,), committed=False))
 
 

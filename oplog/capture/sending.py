@@ -31,6 +31,8 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
+from oplog.postgres.binary_message import Message, read_array, read_numbers
+from oplog.postgres.exchange import exchange
 from oplog.postgres.namesake import refuse_other_table
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
 from oplog.receipt import Receipt
@@ -47,17 +49,16 @@ _IDLE, _IN_ERROR = 0, 3
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """A draft as a statement on the log's tables."""
+    """A draft as a message to the log's functions."""
 
     draft: Draft
-    statement: str
-    parameters: tuple[Any, ...]
+    message: Message
 
 
 def bind_draft(store: Store, draft: Draft) -> Append:
-    """The statement that appends a draft's entries, or tells the guards that there are none."""
+    """The message that appends a draft's entries, or tells the guards that there are none."""
     if draft.entries:
-        bound = store.bind_append(
+        message = store.bind_append(
             draft.entries,
             format=draft.format,
             key_id=draft.key_id,
@@ -68,58 +69,33 @@ def bind_draft(store: Store, draft: Draft) -> Append:
             named=draft.named,
         )
     else:
-        bound = store.bind_settle(draft.tally or 0, named=draft.named)
-    statement, parameters = bound
-    return Append(draft, statement, parameters)
+        message = store.bind_settle(draft.tally or 0, named=draft.named)
+    return Append(draft, message)
 
 
-def send_append(connection: Connection, append: Append) -> list[Receipt]:
-    """Execute the append in the open transaction."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(append.statement, append.parameters)
-        row = cursor.fetchone()
-    except _errors(connection) as cause:
-        raise explain(connection, cause, append=append) from cause
-    finally:
-        cursor.close()
-    return _make_receipts(append, row)
-
-
-def send_append_and_commit(connection: Connection, append: Append) -> list[Receipt]:
-    """Execute the append and COMMIT in one round trip.
+def send(connection: Connection, append: Append, *, commit: bool) -> list[Receipt]:
+    """Execute the append in the open transaction; with `commit`, in one round trip with COMMIT.
 
     The append raises when a ticket is stale; the server then skips the COMMIT behind it.
     """
-    raw: Any = connection.connection.driver_connection
-    cursor = raw.cursor()
-    failures: list[BaseException] = []
-    sent = False
     # Asked before: a broken connection does not know it any more.
-    process_id = find_process(connection)
-    try:
-        with raw.pipeline():
-            # If the first error were raised out of the block, the driver would log a line
-            # about the rest of the pipeline, which the server skips as it should.
-            try:
-                cursor.execute(append.statement, append.parameters)
-                sent = True
-                raw.execute("COMMIT")
-            except _errors(connection) as first:
-                failures.append(first)
-    except BaseException as cause:  # noqa: BLE001 - a cancellation too leaves COMMIT undecided
-        failures.append(cause)
-    if failures:
-        if sent and is_undecided(connection, failures[0]):
-            receipts = append.draft.guess_receipts(process_id)
-            lost = lose_outcome(
-                connection, failures[0], receipts=receipts, claim=append.draft.claim
-            )
-            raise lost from failures[0]
-        # If the append returned its row, it was COMMIT that failed.
-        failed = None if cursor.rowcount == 1 else append
-        raise explain(connection, failures[0], append=failed) from failures[0]
-    return _make_receipts(append, cursor.fetchone())
+    process_id = find_process(connection) if commit else 0
+    answer = exchange(connection, append.message, commit=commit)
+    error = answer.error
+    if error is None:
+        return _make_receipts(append, answer.row)
+    if answer.sent and is_undecided(connection, error):
+        receipts = append.draft.guess_receipts(process_id)
+        raise lose_outcome(
+            connection, error, receipts=receipts, claim=append.draft.claim
+        ) from error
+    # If the append returned its row, it was COMMIT that failed.
+    failure = explain(connection, error, append=None if answer.row else append)
+    if answer.interrupted and not connection.invalidated:
+        connection.invalidate(error if isinstance(error, Exception) else None)
+    if failure is error:
+        raise error
+    raise failure from error
 
 
 def is_undecided(connection: Connection, cause: BaseException) -> bool:
@@ -183,15 +159,10 @@ def find_process(connection: Connection) -> int:
     return int(getattr(getattr(raw, "pgconn", None), "backend_pid", 0) or 0)
 
 
-def can_pipeline(connection: Connection) -> bool:
-    """Whether the driver is psycopg in its blocking form, with pipelines in its libpq."""
+def can_commit_at_once(connection: Connection) -> bool:
+    """Whether COMMIT may travel together with the append."""
     raw: Any = connection.connection.driver_connection
-    return (
-        connection.dialect.driver == "psycopg"
-        and not connection.dialect.is_async
-        and not connection.in_nested_transaction()
-        and not raw.autocommit
-    )
+    return not connection.in_nested_transaction() and not raw.autocommit
 
 
 def check_transactional(connection: Connection, bound: BoundType) -> None:
@@ -279,7 +250,7 @@ def explain(
     if not isinstance(cause, Exception):
         return cause
     return DBAPIError.instance(
-        "COMMIT" if append is None else append.statement,
+        "COMMIT" if append is None else append.message.statement,
         None,
         cause,
         dialect.loaded_dbapi.Error,
@@ -307,5 +278,6 @@ def _errors(connection: Connection) -> type[Exception]:
     return found
 
 
-def _make_receipts(append: Append, row: Any) -> list[Receipt]:
-    return append.draft.make_receipts(row[0], row[1])
+def _make_receipts(append: Append, row: Sequence[bytes] | None) -> list[Receipt]:
+    versions, hashes = row or (b"", b"")
+    return append.draft.make_receipts(read_numbers(versions), read_array(hashes))

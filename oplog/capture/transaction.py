@@ -24,7 +24,7 @@ from oplog.capture.notices import Notices
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
-    can_pipeline,
+    can_commit_at_once,
     check_committable,
     describe_loss,
     find_process,
@@ -146,7 +146,7 @@ class Transactions:
         if draft is None:
             return
         # COMMIT must not leave before the entries of another log on the same connection.
-        if defer and can_pipeline(connection) and _DEFERRED not in connection.info:
+        if defer and can_commit_at_once(connection) and _DEFERRED not in connection.info:
             connection.info[_DEFERRED] = True
             self._drafts[connection] = draft
         else:

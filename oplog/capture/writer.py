@@ -18,7 +18,7 @@ from oplog.capture.draft import Draft
 from oplog.capture.gathering import gather_work
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.recorder import Recorder
-from oplog.capture.sending import bind_draft, send_append, send_append_and_commit
+from oplog.capture.sending import bind_draft, send
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry
 from oplog.events import EntriesDrafted, EventSink, ignore_event
@@ -98,8 +98,7 @@ class EntryWriter:
 
     def send(self, connection: Connection, draft: Draft, *, commit: bool) -> list[Receipt]:
         """Append a draft, with `commit` together with COMMIT; the receipts of its entries."""
-        send = send_append_and_commit if commit else send_append
-        return send(connection, bind_draft(self._store, draft))
+        return send(connection, bind_draft(self._store, draft), commit=commit)
 
     def check_entry(self, recorder: Recorder, entry: Entry) -> None:
         """Raise now what writing the entry would raise at commit."""

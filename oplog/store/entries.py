@@ -15,11 +15,22 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import SchemaVersionError
 from oplog.payload.shape import Shape
-from oplog.postgres.driver import require_driver
-from oplog.postgres.quoting import (
-    quote_for_driver,
-    quote_literal,
+from oplog.postgres.binary_message import (
+    BOOL,
+    BYTEA,
+    BYTEA_ARRAY,
+    INT2,
+    INT8,
+    INT8_ARRAY,
+    TEXT,
+    TEXT_ARRAY,
+    UUID_ARRAY,
+    UUID_OID,
+    Message,
+    Parameter,
 )
+from oplog.postgres.driver import require_driver
+from oplog.postgres.quoting import quote, quote_for_driver, quote_literal
 from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
 from oplog.store.entry_filter import bind_filter
 from oplog.store.home import Identity, require_defined, require_home
@@ -39,6 +50,13 @@ from oplog.store.version import parse_version, read_comment
 
 PAGE_ENTRIES = 4000
 """Most entries read at once."""
+_ONE = (TEXT, INT8, UUID_OID, BYTEA, BYTEA)
+_MANY = (TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY)
+"""Types of the members of `NewEntry`, of one and of many."""
+_PLACES = ", ".join(f"${number}" for number in range(1, 12))
+_ANSWER_ONE = "SELECT ARRAY[o_version], ARRAY[o_hash]"
+_ANSWER_MANY = "SELECT versions, hashes"
+_ANSWER_NONE = "SELECT ARRAY[]::bigint[], ARRAY[]::bytea[]"
 PAGE_BYTES = 8 * 1024 * 1024
 """Sealed bytes read at once, more only for a single larger entry."""
 
@@ -49,17 +67,12 @@ class Store:
     def __init__(self, schema: str, *, asynchronous_commit: bool = False) -> None:
         self.schema = schema
         self._asynchronous_commit = asynchronous_commit
-        s = self._s = quote_for_driver(schema)
-        self._append = (
-            f"SELECT versions, hashes FROM {s}.oplog_append(%s::text[], %s::bigint[], "
-            "%s::uuid[], %s::bytea[], %s::bytea[], %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, "
-        )
-        self._append_one = (
-            f"SELECT ARRAY[o_version], ARRAY[o_hash] FROM {s}.oplog_append_one(%s::text, "
-            "%s::bigint, %b::uuid, %b::bytea, %b::bytea, %s::smallint, %s::text, %b::bytea, "
-            "%s::text[], %s::text[], %s::text, "
-        )
+        self._s = quote_for_driver(schema)
+        # A message knows no percent signs.
+        s = quote(schema)
+        self._append = f"{_ANSWER_MANY} FROM {s}.oplog_append("
+        self._append_one = f"{_ANSWER_ONE} FROM {s}.oplog_append_one("
+        self._settle = f"{_ANSWER_NONE} FROM {s}.oplog_settle("
 
     # -- schema ---------------------------------------------------------------------------
 
@@ -140,45 +153,38 @@ class Store:
         idempotency_key: str | None = None,
         tally: int | None = None,
         named: Sequence[tuple[str, int]] = (),
-    ) -> tuple[str, tuple[Any, ...]]:
-        """Statement and parameters that redeem and append; entries sorted by aggregate.
+    ) -> Message:
+        """The message that redeems and appends; entries sorted by aggregate.
 
-        `tally` is what the guards of the tables must have counted; None if there are none.
-        Unless each of `named`, a quoted name of a table and its oid, means that table when
-        the statement runs, it raises: the tally is then `OTHER_TABLE`.
+        It answers with versions and hashes, in the same order. `tally` is what the guards of
+        the tables must have counted; None if there are none. Unless each of `named`, a quoted
+        name of a table and its oid, means that table when the statement runs, it raises: the
+        tally is then `OTHER_TABLE`.
         """
-        counted, compared = compare_names(named)
-        shared = (
-            format,
-            key_id,
-            metadata_hash,
-            [key for key, _ in metadata] or None,
-            [value for _, value in metadata] or None,
-            idempotency_key,
-            *compared,
-            tally,
-            self._asynchronous_commit,
+        one = len(entries) == 1
+        columns = entries[0] if one else zip(*entries, strict=True)
+        oids = _ONE if one else _MANY
+        parameters = (
+            *map(Parameter, oids, columns),
+            Parameter(INT2, format),
+            Parameter(TEXT, key_id),
+            Parameter(BYTEA, metadata_hash),
+            Parameter(TEXT_ARRAY, [key for key, _ in metadata] or None),
+            Parameter(TEXT_ARRAY, [value for _, value in metadata] or None),
+            Parameter(TEXT, idempotency_key),
         )
-        if len(entries) == 1:
-            return f"{self._append_one}{counted}, %s::boolean)", (*entries[0], *shared)
-        return f"{self._append}{counted}, %s::boolean)", (
-            write_array([_quote_element(e.aggregate) for e in entries]),
-            write_array(["NULL" if e.expected is None else str(e.expected) for e in entries]),
-            write_array([e.entry_id.hex for e in entries]),
-            write_array([f'"\\\\x{e.body_hash.hex()}"' for e in entries]),
-            write_array([f'"\\\\x{e.data.hex()}"' for e in entries]),
-            *shared,
+        function = self._append_one if one else self._append
+        return _bind(
+            f"{function}{_PLACES}, ",
+            parameters,
+            tally=tally,
+            named=named,
+            last=[Parameter(BOOL, self._asynchronous_commit)],
         )
 
-    def bind_settle(
-        self, tally: int, *, named: Sequence[tuple[str, int]] = ()
-    ) -> tuple[str, tuple[Any, ...]]:
-        """Statement and parameters for a transaction whose changes come to nothing."""
-        counted, compared = compare_names(named)
-        statement = (
-            f"SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM {self._s}.oplog_settle({counted})"
-        )
-        return statement, (*compared, tally)
+    def bind_settle(self, tally: int, *, named: Sequence[tuple[str, int]] = ()) -> Message:
+        """The message of a transaction whose changes come to nothing; it answers with nothing."""
+        return _bind(self._settle, (), tally=tally, named=named)
 
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""
@@ -316,10 +322,16 @@ class Store:
             yield [make_stored(row) for row in rows]
 
 
-def write_array(elements: Sequence[str]) -> str:
-    """A Postgres array literal. The driver's own array dumper costs more than sealing does."""
-    return "{" + ",".join(elements) + "}"
-
-
-def _quote_element(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _bind(
+    call: str,
+    parameters: tuple[Parameter, ...],
+    *,
+    tally: int | None,
+    named: Sequence[tuple[str, int]],
+    last: Sequence[Parameter] = (),
+) -> Message:
+    """A call, its tally behind the parameters, and the last ones behind that."""
+    counted, compared = compare_names(named, first=len(parameters) + 1)
+    bound = (*parameters, *compared, Parameter(INT8, tally), *last)
+    ends = "".join(f", ${len(bound) - n}" for n in reversed(range(len(last))))
+    return Message(f"{call}{counted}{ends})", bound)

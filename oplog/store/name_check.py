@@ -7,25 +7,30 @@ to fail. Text of SQL only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from oplog.postgres.binary_message import INT8_ARRAY, TEXT_ARRAY, Parameter
 
 OTHER_TABLE = -1
 """The tally of a transaction that wrote another table than the tracked one of that name.
 
 No guard counts it, and where no guard has counted anything it is refused as well.
 """
-_TALLY = "%s::bigint"
-# An argument: the caller's search path holds, and inside the log's functions it need not.
-_COMPARED = (
-    "CASE WHEN ARRAY(SELECT pg_catalog.to_regclass(w.name)::oid::bigint "
-    "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS w(name, n) ORDER BY w.n) "
-    f"= %s::bigint[] THEN {_TALLY} ELSE {OTHER_TABLE} END"
-)
 
 
-def compare_names(named: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
-    """The tally as an argument in SQL, and the parameters that come before the tally's own."""
+def compare_names(
+    named: Sequence[tuple[str, int]], *, first: int
+) -> tuple[str, tuple[Parameter, ...]]:
+    """The tally as an argument in SQL, and the parameters that come before the tally's own.
+
+    `first` is the number of the first of them.
+    """
     if not named:
-        return _TALLY, ()
+        return f"${first}", ()
     names, oids = zip(*named, strict=True)
-    return _COMPARED, (list(names), list(oids))
+    # An argument: the caller's search path holds, and inside the log's functions it need not.
+    compared = (
+        "CASE WHEN ARRAY(SELECT pg_catalog.to_regclass(w.name)::oid::bigint "
+        f"FROM pg_catalog.unnest(${first}::text[]) WITH ORDINALITY AS w(name, n) ORDER BY w.n) "
+        f"= ${first + 1}::bigint[] THEN ${first + 2} ELSE {OTHER_TABLE} END"
+    )
+    return compared, (Parameter(TEXT_ARRAY, names), Parameter(INT8_ARRAY, oids))

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import (
@@ -26,6 +27,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog, Outcome
+from oplog.capture import transaction
 from oplog.errors import CommitOutcomeUnknownError
 from oplog.events import EntriesAppended, EntriesDrafted, Event
 from tests.concurrency.workload import Base, Customer, Invoice, add_customer, make_log
@@ -33,7 +35,7 @@ from tests.fault.proxy import PATIENCE_SECONDS, Dialogue, Fault, FaultProxy
 from tests.support import assert_replays
 
 APPEND, COMMIT = EntriesDrafted, EntriesAppended
-"""What the client sends next when it says this: append (and COMMIT, pipelined), or COMMIT."""
+"""What the client sends next when it says this: append (and COMMIT, at once), or COMMIT apart."""
 
 Work = Callable[[Session, int], None]
 
@@ -143,13 +145,16 @@ class Bench:
 
     @asynccontextmanager
     async def open_async_sessions(
-        self, **options: Any
+        self, *, apart: bool = False, **options: Any
     ) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-        """The same for asyncio."""
+        """The same for asyncio; `apart` sends COMMIT behind the append, in a request of its own."""
         engine = create_async_engine(self.proxy.url, **options)
         sessions = async_sessionmaker(engine)
         self.log.attach(sessions)
-        yield sessions
+        with pytest.MonkeyPatch.context() as patch:
+            if apart:
+                patch.setattr(transaction, "can_commit_at_once", lambda _: False)
+            yield sessions
         await check_async_pool(engine)
         await engine.dispose()
         self.log.detach(sessions)

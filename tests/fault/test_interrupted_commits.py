@@ -25,6 +25,7 @@ from oplog.errors import (
     CommitOutcomeUnknownError,
     DurabilityNotConfirmedWarning,
 )
+from oplog.events import Event
 from oplog.testing import EmbeddedServer
 from tests.fault.lost_commits import (
     APPEND,
@@ -68,10 +69,19 @@ async def cancel(bench: Bench, task: asyncio.Future[Any]) -> None:
     await asyncio.to_thread(bench.proxy.wait_connection)
 
 
+ways = pytest.mark.parametrize(
+    ("apart", "at"), [(False, APPEND), (True, COMMIT)], ids=["with its append", "apart"]
+)
+"""Of sending COMMIT."""
+
+
+@ways
 @pytest.mark.parametrize("fault", [Fault.HOLD_ANSWER, Fault.SILENT], ids=lambda f: f.name)
-async def test_a_task_cancelled_during_commit(bench: Bench, fault: Fault) -> None:
-    async with bench.open_async_sessions() as sessions:
-        bench.plan(fault, at=COMMIT)
+async def test_a_task_cancelled_during_commit(
+    bench: Bench, fault: Fault, apart: bool, at: type[Event]
+) -> None:
+    async with bench.open_async_sessions(apart=apart) as sessions:
+        bench.plan(fault, at=at)
         task = asyncio.ensure_future(commit_alone(sessions, 1))
         await cancel(bench, task)
         happens = fault is Fault.HOLD_ANSWER
@@ -92,7 +102,7 @@ async def test_a_task_cancelled_during_commit(bench: Bench, fault: Fault) -> Non
 
 
 async def test_a_task_cancelled_during_append_has_not_committed(bench: Bench) -> None:
-    async with bench.open_async_sessions() as sessions:
+    async with bench.open_async_sessions(apart=True) as sessions:
         bench.plan(Fault.HOLD_ANSWER, at=APPEND)
         task = asyncio.ensure_future(commit_alone(sessions, 1))
         await cancel(bench, task)
@@ -106,7 +116,10 @@ async def test_a_task_cancelled_during_append_has_not_committed(bench: Bench) ->
     bench.assert_whole()
 
 
-async def test_sqlalchemy_shields_a_commit_at_the_end_of_a_block(bench: Bench) -> None:
+@ways
+async def test_sqlalchemy_shields_a_commit_at_the_end_of_a_block(
+    bench: Bench, apart: bool, at: type[Event]
+) -> None:
     """The cancellation says nothing then; the session's receipts do."""
     held: list[Any] = []
 
@@ -115,8 +128,8 @@ async def test_sqlalchemy_shields_a_commit_at_the_end_of_a_block(bench: Bench) -
             held.append(session)
             await session.run_sync(write_both, 1)
 
-    async with bench.open_async_sessions() as sessions:
-        bench.plan(Fault.HOLD_ANSWER, at=COMMIT)
+    async with bench.open_async_sessions(apart=apart) as sessions:
+        bench.plan(Fault.HOLD_ANSWER, at=at)
         task = asyncio.ensure_future(run())
         await asyncio.to_thread(bench.wait_struck)
         task.cancel()
@@ -204,7 +217,7 @@ def lonely(lonely_server: EmbeddedServer) -> Iterator[Bench]:
         yield bench
 
 
-ON = {"connect_args": {"options": "-c synchronous_commit=on"}}
+ON: dict[str, Any] = {"connect_args": {"options": "-c synchronous_commit=on"}}
 
 
 def find_waiting(engine: Engine, *, seconds: float = 0.0) -> int:

@@ -85,9 +85,13 @@ def test_a_run_with_a_key_goes_on_by_itself_after_a_lost_answer(bench: Bench, fa
 
 
 @faults
-@pytest.mark.parametrize("at", [APPEND, COMMIT], ids=["append", "commit"])
+@pytest.mark.parametrize(
+    ("apart", "at"),
+    [(False, APPEND), (True, APPEND), (True, COMMIT)],
+    ids=["both", "append", "commit"],
+)
 async def test_an_async_run_with_a_key_goes_on_by_itself(
-    bench: Bench, fault: Fault, at: Any
+    bench: Bench, fault: Fault, apart: bool, at: Any
 ) -> None:
     work = Work()
 
@@ -96,9 +100,9 @@ async def test_an_async_run_with_a_key_goes_on_by_itself(
             sessions, work.run_async, idempotency_key="k", idempotency_request="r"
         )
 
-    async with bench.open_async_sessions() as sessions:
+    async with bench.open_async_sessions(apart=apart) as sessions:
         bench.plan(fault, at=at)
-        if at is APPEND:
+        if apart and at is APPEND:
             # Lost before COMMIT was sent: an ordinary disconnect, of which `run` promises nothing.
             with pytest.raises(sa.exc.OperationalError):
                 await run(sessions)

@@ -178,7 +178,7 @@ def test_a_serialization_failure(noted: Bench) -> None:
 
 async def test_a_serialization_failure_at_commit(noted: Bench) -> None:
     noted.plan(Fault.SILENT, at=COMMIT)
-    async with noted.open_async_sessions(isolation_level="SERIALIZABLE") as sessions:
+    async with noted.open_async_sessions(apart=True, isolation_level="SERIALIZABLE") as sessions:
         other = Background(lambda: interfere(noted))
         with pytest.raises(OperationalError) as caught:
             await commit_async(sessions, 1, work=lambda session, _: read_notes(session))
@@ -263,7 +263,7 @@ def test_a_ticket_that_lost_at_commit_is_definite(bench: Bench) -> None:
 
 # -- A22: a COMMIT that would not wait for the disk --------------------------------------------
 
-OFF = {"connect_args": {"options": "-c synchronous_commit=off"}}
+OFF: dict[str, Any] = {"connect_args": {"options": "-c synchronous_commit=off"}}
 
 
 def turn_off(session: Session) -> None:

@@ -13,6 +13,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.crypto.hashing import ZERO_HASH, hash_entry
+from oplog.postgres.binary_message import read_array, read_numbers
+from oplog.postgres.exchange import execute
 from oplog.store import NewEntry, Store
 from oplog.store.rows import EntryFilter, StoredEntry
 from tests.concurrency.workload import waiting_for_lock
@@ -39,11 +41,11 @@ def append(
     **more: Any,
 ) -> list[tuple[int, bytes]]:
     """Versions and hashes, as the function tells them."""
-    statement, parameters = store.bind_append(
+    message = store.bind_append(
         entries, format=2, key_id="k", metadata=metadata, metadata_hash=b"m" * 32, **more
     )
-    versions, hashes = connection.exec_driver_sql(statement, parameters).one()
-    return list(zip(versions, map(bytes, hashes), strict=True))
+    versions, hashes = execute(connection, message)
+    return list(zip(read_numbers(versions), read_array(hashes), strict=True))
 
 
 def read(connection: Connection) -> list[StoredEntry]:
@@ -118,7 +120,7 @@ def test_only_formats_that_readers_read(
     connection: Connection, names: list[str], form: int
 ) -> None:
     """Of format 4 is what pruning leaves: readers would pass it over in silence."""
-    statement, parameters = STORE.bind_append(
+    message = STORE.bind_append(
         [make_entry(name) for name in names],
         format=form,
         key_id="k",
@@ -126,7 +128,7 @@ def test_only_formats_that_readers_read(
         metadata_hash=b"m" * 32,
     )
     with pytest.raises(DBAPIError, match=f"format {form} cannot be appended") as refused:
-        connection.exec_driver_sql(statement, parameters)
+        execute(connection, message)
     assert sqlstate(refused) == "22023"
 
 

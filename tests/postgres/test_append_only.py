@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from oplog.postgres.exchange import execute
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.store import NewEntry, Store
 from oplog.store.commit_lookup import OutcomeStore
@@ -73,14 +74,14 @@ def _write_rows(connection: Connection) -> None:
         "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, '', 1, 1)"
     )
     for names in (["account/1", "account/2"], ["account/1"]):
-        statement, values = store.bind_append(
+        message = store.bind_append(
             [NewEntry(name, None, uuid4(), b"b" * 32, b"sealed") for name in names],
             format=1,
             key_id="k1",
             metadata=[("actor", "somebody")],
             metadata_hash=b"m" * 32,
         )
-        connection.exec_driver_sql(statement, values)
+        execute(connection, message)
     for table in (*FROZEN, *STEPPING):
         assert connection.exec_driver_sql(f"SELECT count(*) FROM oplog.{table}").scalar()
 

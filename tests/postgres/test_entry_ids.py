@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from oplog.capture import transaction
 from oplog.capture.writer import EntryWriter
 from oplog.errors import ConflictError, EntryError
+from oplog.postgres.exchange import execute
 from oplog.schema.upgrade import ENTRY_ID_INDEX
 from oplog.store import NewEntry, Store
 from tests.logged import LoggedDatabase, open_logged
@@ -30,14 +31,14 @@ def connection(engine: Engine) -> Iterator[Connection]:
 
 
 def append(connection: Connection, *named: tuple[str, UUID]) -> None:
-    statement, values = Store("oplog").bind_append(
+    message = Store("oplog").bind_append(
         [NewEntry(name, None, entry_id, b"b" * 32, b"sealed") for name, entry_id in named],
         format=1,
         key_id="k",
         metadata=[],
         metadata_hash=b"m" * 32,
     )
-    connection.exec_driver_sql(statement, values)
+    execute(connection, message)
 
 
 OLD, OTHER = uuid4(), uuid4()
@@ -99,7 +100,7 @@ def test_an_application_is_told(
 ) -> None:
     """No conflict: somebody who tries again, as with a lost ticket, would try for ever."""
     if not together:
-        monkeypatch.setattr(transaction, "can_pipeline", lambda _: False)
+        monkeypatch.setattr(transaction, "can_commit_at_once", lambda _: False)
     raises = pytest.raises(EntryError, match="in the log already")
     with raises as refused, db.sessions.begin() as session:
         session.get_one(Account, 1).owner = "bob"

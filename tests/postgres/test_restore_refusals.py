@@ -21,6 +21,7 @@ from oplog.errors import (
     SchemaDriftError,
     SchemaVersionError,
 )
+from oplog.postgres.exchange import execute
 from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
 from oplog.schema.guard import FORMAT_MARK
@@ -120,7 +121,7 @@ def append_twice(bench: Bench) -> None:
             idempotency_key=None,
             data=b"",
         )
-        statement, values = bench.log.store.bind_append(
+        message = bench.log.store.bind_append(
             [NewEntry(name, None, entry_id, body, b"")],
             format=FORMAT_MARK,
             key_id="",
@@ -128,7 +129,7 @@ def append_twice(bench: Bench) -> None:
             metadata_hash=metadata_hash,
         )
         with bench.engine.begin() as connection:
-            connection.exec_driver_sql(statement, values)
+            execute(connection, message)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import SchemaVersionError
+from oplog.postgres.exchange import execute
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.schema.tables import COMMENT_PREFIX
 from oplog.store import NewEntry, Store
@@ -32,14 +33,14 @@ def connection(engine: Engine) -> Iterator[Connection]:
 def append(connection: Connection, *names: str, metadata: dict[str, str] | None = None) -> None:
     """One transaction on these aggregates; an entry's data are its aggregate's name."""
     entries = [NewEntry(n, None, uuid4(), b"body" * 8, n.encode()) for n in sorted(names)]
-    statement, parameters = STORE.bind_append(
+    message = STORE.bind_append(
         entries,
         format=1,
         key_id="k",
         metadata=list((metadata or {}).items()),
         metadata_hash=b"m" * 32,
     )
-    connection.exec_driver_sql(statement, parameters)
+    execute(connection, message)
     connection.commit()
 
 

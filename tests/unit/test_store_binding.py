@@ -1,4 +1,4 @@
-"""Statements and parameters of an append, as the database will read them."""
+"""Messages of an append, as the database will read them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError
+from oplog.postgres.binary_message import (
+    BOOL,
+    BYTEA,
+    BYTEA_ARRAY,
+    INT2,
+    INT8,
+    INT8_ARRAY,
+    TEXT,
+    TEXT_ARRAY,
+    UUID_ARRAY,
+    UUID_OID,
+    Message,
+)
 from oplog.store import NewEntry, Store
-from oplog.store.entries import write_array
 
 pytestmark = pytest.mark.unit
 
@@ -19,17 +31,34 @@ ENTRY = NewEntry("a", None, UUID(int=1), b"\x01body", b"\x02data")
 OTHER = NewEntry('b"\\,{}', 4, UUID(int=2), b"", b"\xff")
 
 
+def list_values(message: Message) -> list[object]:
+    return [parameter.value for parameter in message.parameters]
+
+
+def list_oids(message: Message) -> list[int]:
+    return [parameter.oid for parameter in message.parameters]
+
+
+def places(first: int, last: int) -> str:
+    return ", ".join(f"${number}" for number in range(first, last + 1))
+
+
 def test_one_entry_goes_as_it_is() -> None:
-    statement, parameters = Store("log").bind_append(
+    message = Store("log").bind_append(
         [ENTRY], format=2, key_id="k", metadata=[], metadata_hash=b"m"
     )
-    assert '"log".oplog_append_one(' in statement
-    assert parameters == (*ENTRY, 2, "k", b"m", None, None, None, None, False)
-    assert statement.count("%") == len(parameters)
+    assert message.statement == (
+        f'SELECT ARRAY[o_version], ARRAY[o_hash] FROM "log".oplog_append_one({places(1, 13)})'
+    )
+    assert list_values(message) == [*ENTRY, 2, "k", b"m", None, None, None, None, False]
+    assert list_oids(message) == [
+        *(TEXT, INT8, UUID_OID, BYTEA, BYTEA),
+        *(INT2, TEXT, BYTEA, TEXT_ARRAY, TEXT_ARRAY, TEXT, INT8, BOOL),
+    ]
 
 
 def test_many_go_as_arrays() -> None:
-    statement, parameters = Store("log", asynchronous_commit=True).bind_append(
+    message = Store("log", asynchronous_commit=True).bind_append(
         [ENTRY, OTHER],
         format=2,
         key_id="k",
@@ -38,13 +67,15 @@ def test_many_go_as_arrays() -> None:
         idempotency_key="key",
         tally=7,
     )
-    assert '"log".oplog_append(' in statement
-    assert parameters == (
-        '{"a","b\\"\\\\,{}"}',
-        "{NULL,4}",
-        f"{{{UUID(int=1).hex},{UUID(int=2).hex}}}",
-        '{"\\\\x01626f6479","\\\\x"}',
-        '{"\\\\x0264617461","\\\\xff"}',
+    assert message.statement == (
+        f'SELECT versions, hashes FROM "log".oplog_append({places(1, 13)})'
+    )
+    assert list_values(message) == [
+        ("a", 'b"\\,{}'),
+        (None, 4),
+        (UUID(int=1), UUID(int=2)),
+        (b"\x01body", b""),
+        (b"\x02data", b"\xff"),
         2,
         "k",
         b"m",
@@ -53,36 +84,38 @@ def test_many_go_as_arrays() -> None:
         "key",
         7,
         True,
-    )
-    assert statement.count("%") == len(parameters)
+    ]
+    assert list_oids(message)[:5] == [
+        *(TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY)
+    ]
 
 
 def test_a_transaction_that_comes_to_nothing() -> None:
-    statement, parameters = Store("log").bind_settle(7)
-    assert '"log".oplog_settle(%s::bigint)' in statement
-    assert parameters == (7,)
+    message = Store("log").bind_settle(7)
+    assert message.statement.endswith(' FROM "log".oplog_settle($1)')
+    assert message.parameters == ((INT8, 7),)
 
 
 def test_names_are_compared_in_the_same_statement() -> None:
     """Before the tally, which is impossible where one of them means another table."""
     named = [('"a"."b"', 7), ('"c"', 8)]
-    statement, parameters = Store("log").bind_append(
+    message = Store("log").bind_append(
         [ENTRY], format=2, key_id="k", metadata=[], metadata_hash=b"m", tally=5, named=named
     )
-    assert parameters[-4:] == (['"a"."b"', '"c"'], [7, 8], 5, False)
-    assert statement.count("%") == len(parameters)
-    assert statement.endswith("THEN %s::bigint ELSE -1 END, %s::boolean)")
-    statement, parameters = Store("log").bind_settle(5, named=named)
-    assert parameters == (['"a"."b"', '"c"'], [7, 8], 5)
-    assert statement.endswith("THEN %s::bigint ELSE -1 END)")
+    assert list_values(message)[-4:] == [('"a"."b"', '"c"'), (7, 8), 5, False]
+    assert list_oids(message)[-4:] == [TEXT_ARRAY, INT8_ARRAY, INT8, BOOL]
+    assert "unnest($12::text[])" in message.statement
+    assert message.statement.endswith("= $13::bigint[] THEN $14 ELSE -1 END, $15)")
+    message = Store("log").bind_settle(5, named=named)
+    assert list_values(message) == [('"a"."b"', '"c"'), (7, 8), 5]
+    assert message.statement.endswith("= $2::bigint[] THEN $3 ELSE -1 END)")
 
 
-def test_a_percent_sign_in_the_schemas_name_is_no_parameter() -> None:
+def test_a_percent_sign_in_the_schemas_name_stays_one() -> None:
     store = Store("100%s")
     assert store.schema == "100%s"
-    statement, parameters = store.bind_settle(7)
-    assert statement % parameters == (
-        'SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM "100%s".oplog_settle(7::bigint)'
+    assert store.bind_settle(7).statement == (
+        'SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM "100%s".oplog_settle($1)'
     )
 
 
@@ -90,8 +123,3 @@ def test_another_driver_is_refused_before_anything_is_asked() -> None:
     connection = SimpleNamespace(dialect=SimpleNamespace(driver="psycopg2"))
     with pytest.raises(ConfigurationError, match="driver is psycopg2"):
         Store("log").require_current(cast("Connection", connection))
-
-
-def test_an_array_literal() -> None:
-    assert write_array([]) == "{}"
-    assert write_array(["1", "NULL"]) == "{1,NULL}"

@@ -150,22 +150,20 @@ def test_nothing_built_is_told_to_nobody(bench: Bench) -> None:
     assert bench.events == []
 
 
-@pytest.mark.parametrize(
-    ("commit", "name"), [(False, "send_append"), (True, "send_append_and_commit")]
-)
+@pytest.mark.parametrize("commit", [False, True])
 def test_send_appends_with_commit_or_without(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, commit: bool, name: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, commit: bool
 ) -> None:
     sent: list[Any] = []
     receipts = [Receipt(UUID(int=1), "a", 1, b"h")]
 
-    def send(*given: Any) -> list[Receipt]:
-        sent.append(given)
+    def send(*given: Any, commit: bool) -> list[Receipt]:
+        sent.append((*given, commit))
         return receipts
 
-    monkeypatch.setattr(writing, name, send)
+    monkeypatch.setattr(writing, "send", send)
     assert bench.writer.send(CONNECTION, Draft((), tally=3), commit=commit) is receipts
-    assert sent == [(CONNECTION, bind_draft(STORE, Draft((), tally=3)))]
+    assert sent == [(CONNECTION, bind_draft(STORE, Draft((), tally=3)), commit)]
 
 
 def test_a_draft_becomes_one_statement() -> None:
@@ -189,14 +187,15 @@ def test_a_draft_becomes_one_statement() -> None:
         "tally": 5,
         "named": [("item", 7)],
     }
-    assert bind_draft(STORE, draft) == Append(draft, "append", ([entry], more))
+    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", ([entry], more))))
     keyless = replace(draft, claim=None)
-    assert bind_draft(STORE, keyless).parameters[1]["idempotency_key"] is None
+    message: Any = bind_draft(STORE, keyless).message
+    assert message[1][1]["idempotency_key"] is None
 
 
 def test_a_draft_without_entries_is_told_to_the_guards() -> None:
     draft = Draft((), tally=12, named=[("item", 7)])
-    assert bind_draft(STORE, draft) == Append(draft, "settle", (12, ("item", 7)))
+    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("settle", (12, ("item", 7)))))
 
 
 def test_an_entry_by_hand_is_checked_when_it_is_given(bench: Bench) -> None:
