@@ -18,6 +18,7 @@ from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
 from oplog.payload.block import RowKey, check_total, order_columns, read_block
 from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
+from oplog.payload.row_run import RunCodec, check_run_rows, split_runs
 from oplog.payload.shape import Column, Shape
 from oplog.value import Wire
 
@@ -38,6 +39,7 @@ _KINDS = {kind.value: kind for kind in OpType}
 # One call reads all fields of an operation: reading them one by one takes as long as parsing.
 _OPERATION_FIELDS = ("kind", "type", "complete", "ordinal", "row", "null_fields")
 _read_operation = attrgetter(*_OPERATION_FIELDS)
+_read_ordinal = attrgetter("ordinal")
 
 
 class TypeLookup(Protocol):
@@ -156,10 +158,11 @@ class RowCodec:
 
 
 class PayloadCodec:
-    """Encodes and decodes whole entries; keeps one `RowCodec` for each shape."""
+    """Encodes and decodes whole entries; keeps a `RowCodec` and a `RunCodec` for each shape."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, int], RowCodec] = {}
+        self._runs: dict[tuple[str, int], RunCodec] = {}
 
     def find_row_codec(self, shape: Shape) -> RowCodec:
         """Return the codec of this shape, which is built at first use."""
@@ -170,18 +173,30 @@ class PayloadCodec:
             found = self._rows[key] = RowCodec(shape)
         return found
 
+    def find_run_codec(self, shape: Shape) -> RunCodec:
+        """Return the codec of this shape's runs, which is built at first use."""
+        key = (shape.type_name, shape.revision)
+        found = self._runs.get(key)
+        if found is None or found.shape is not shape:
+            found = self._runs[key] = RunCodec(shape)
+        return found
+
     def encode(self, effects: Iterable[Effect], *, aggregate: str) -> bytes:
         """Return payload bytes; `EntryTooLargeError` if they are over the limit of an entry."""
         payload = entry_pb2.Payload()
         uses: dict[int, int] = {}
         append = payload.operations.append
-        for effect in effects:
-            shape = effect.shape
+        for part, is_run in split_runs(list(effects)):
+            shape = part[0].shape
             use = uses.get(id(shape))
             if use is None:
                 use = uses[id(shape)] = len(uses)
                 payload.types.add(name=shape.type_name, revision=shape.revision)
-            append(self._encode_operation(effect, use))
+            if is_run:
+                payload.runs.append(self.find_run_codec(shape).encode(part, use=use))
+            else:
+                for effect in part:
+                    append(self._encode_operation(effect, use))
         return _serialize(payload, aggregate)
 
     def encode_block(self, shape: Shape, rows: bytes, *, row_count: int, aggregate: str) -> bytes:
@@ -244,6 +259,26 @@ class PayloadCodec:
         check_total(block.row_count for block in parsed.blocks)
         for block in parsed.blocks:
             effects += _decode_block(block, codecs, find_keys)
+        if parsed.runs:
+            effects += self._decode_runs(parsed.runs, codecs, find_keys)
+            # Runs and the operations between them are apart in a payload.
+            effects.sort(key=_read_ordinal)
+        return effects
+
+    def _decode_runs(
+        self,
+        runs: Sequence[entry_pb2.RowRun],
+        codecs: Sequence[RowCodec],
+        find_keys: FindKeys | None,
+    ) -> list[Effect]:
+        check_run_rows([run.row_count for run in runs])
+        effects: list[Effect] = []
+        for run in runs:
+            if run.type >= len(codecs):
+                raise _unknown_type("a run of rows", run.type, len(codecs))
+            shape = codecs[run.type].shape
+            keys = None if find_keys is None else find_keys(shape)
+            effects += self.find_run_codec(shape).decode(run, keys=keys)
         return effects
 
 
@@ -266,10 +301,7 @@ def _decode_block(
     block: entry_pb2.RowBlock, codecs: list[RowCodec], find_keys: FindKeys | None
 ) -> list[Effect]:
     if block.type >= len(codecs):
-        raise DecodeError(
-            f"a block of rows has type index {block.type} of {len(codecs)}",
-            hint="the entry is damaged or written by a newer library; upgrade and run verify",
-        )
+        raise _unknown_type("a block of rows", block.type, len(codecs))
     shape = codecs[block.type].shape
     return read_block(
         shape,
@@ -307,6 +339,13 @@ def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) ->
             hint="the entry is damaged; run verify",
         ) from cause
     return Effect(kind, codec.shape, key, values, complete=complete, ordinal=operation.ordinal)
+
+
+def _unknown_type(what: str, use: int, count: int) -> DecodeError:
+    return DecodeError(
+        f"{what} has type index {use} of {count}",
+        hint="the entry is damaged or written by a newer library; upgrade and run verify",
+    )
 
 
 def _damaged_row(shape: Shape) -> DecodeError:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -18,14 +19,19 @@ from oplog.errors import DecodeError
 from oplog.payload.column_numbers import Numbers, is_same_table
 from oplog.value import Kind, ValueCodec, codec_for
 
-_FIELD_TYPE = {
-    Kind.BOOL: descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-    Kind.INT: descriptor_pb2.FieldDescriptorProto.TYPE_SINT64,
-    Kind.FLOAT4: descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT,
-    Kind.FLOAT8: descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
-    Kind.BYTES: descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
-    Kind.TEXT: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-}
+FIELD_TYPES = MappingProxyType(
+    {
+        Kind.BOOL: descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
+        Kind.INT: descriptor_pb2.FieldDescriptorProto.TYPE_SINT64,
+        Kind.FLOAT4: descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT,
+        Kind.FLOAT8: descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
+        Kind.BYTES: descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+        Kind.TEXT: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+    }
+)
+"""Protobuf types of derived messages, by kind of value."""
+DERIVED = "oplog.derived"
+"""Package of messages that were derived from a table's columns."""
 _FIRST_RESERVED, _LAST_RESERVED = 19000, 19999
 """Field numbers that protobuf reserves for its own use."""
 
@@ -303,7 +309,7 @@ def _describe(
     type_name: str, columns: Sequence[Column], retired: Sequence[int]
 ) -> tuple[str, bytes]:
     file = descriptor_pb2.FileDescriptorProto(
-        name=f"{type_name}.proto", package="oplog.derived", syntax="proto3"
+        name=f"{type_name}.proto", package=DERIVED, syntax="proto3"
     )
     words = re.findall(r"[A-Za-z0-9]+", type_name)
     name = "".join(word[:1].upper() + word[1:] for word in words)
@@ -316,7 +322,7 @@ def _describe(
         described.field.add(
             name=column.field,
             number=column.number,
-            type=_FIELD_TYPE[column.kind],
+            type=FIELD_TYPES[column.kind],
             label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
             proto3_optional=True,
             oneof_index=len(described.oneof_decl) - 1,
@@ -324,4 +330,4 @@ def _describe(
     for number in retired:
         described.reserved_range.add(start=number, end=number + 1)
     files = descriptor_pb2.FileDescriptorSet(file=[file])
-    return f"oplog.derived.{name}", files.SerializeToString(deterministic=True)
+    return f"{DERIVED}.{name}", files.SerializeToString(deterministic=True)

@@ -24,21 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14oplog/v1/entry.proto\x12\x08oplog.v1\")\n\x07TypeUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\r\"\xaa\x01\n\tOperation\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.oplog.v1.OperationKind\x12\x0c\n\x04type\x18\x02 \x01(\r\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x0b\n\x03row\x18\x04 \x01(\x0c\x12\x13\n\x0bnull_fields\x18\x05 \x03(\r\x12\x16\n\x0e\x64\x65\x66\x61ult_fields\x18\x06 \x03(\r\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x12\x0f\n\x07ordinal\x18\x08 \x01(\r\"`\n\x08RowBlock\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0e\n\x06\x66ields\x18\x02 \x03(\r\x12\x11\n\trow_count\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\x12\x15\n\rfirst_ordinal\x18\x05 \x01(\r\"x\n\x07Payload\x12 \n\x05types\x18\x01 \x03(\x0b\x32\x11.oplog.v1.TypeUse\x12\'\n\noperations\x18\x02 \x03(\x0b\x32\x13.oplog.v1.Operation\x12\"\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x12.oplog.v1.RowBlock*\x80\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15OPERATION_KIND_CREATE\x10\x01\x12\x19\n\x15OPERATION_KIND_UPDATE\x10\x02\x12\x19\n\x15OPERATION_KIND_DELETE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14oplog/v1/entry.proto\x12\x08oplog.v1\")\n\x07TypeUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\r\"\xaa\x01\n\tOperation\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.oplog.v1.OperationKind\x12\x0c\n\x04type\x18\x02 \x01(\r\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x0b\n\x03row\x18\x04 \x01(\x0c\x12\x13\n\x0bnull_fields\x18\x05 \x03(\r\x12\x16\n\x0e\x64\x65\x66\x61ult_fields\x18\x06 \x03(\r\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08\x12\x0f\n\x07ordinal\x18\x08 \x01(\r\"`\n\x08RowBlock\x12\x0c\n\x04type\x18\x01 \x01(\r\x12\x0e\n\x06\x66ields\x18\x02 \x03(\r\x12\x11\n\trow_count\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\x0c\x12\x15\n\rfirst_ordinal\x18\x05 \x01(\r\"\'\n\x08NullRows\x12\r\n\x05\x66ield\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\"\xe1\x01\n\x06RowRun\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.oplog.v1.OperationKind\x12\x0c\n\x04type\x18\x02 \x01(\r\x12\x11\n\trow_count\x18\x03 \x01(\r\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\x0e\n\x06\x66ields\x18\x05 \x03(\r\x12\x0c\n\x04keys\x18\x06 \x01(\x0c\x12\x0e\n\x06values\x18\x07 \x01(\x0c\x12!\n\x05nulls\x18\x08 \x03(\x0b\x32\x12.oplog.v1.NullRows\x12\x15\n\rfirst_ordinal\x18\t \x01(\r\x12\x15\n\rordinal_steps\x18\n \x03(\x11\"\x98\x01\n\x07Payload\x12 \n\x05types\x18\x01 \x03(\x0b\x32\x11.oplog.v1.TypeUse\x12\'\n\noperations\x18\x02 \x03(\x0b\x32\x13.oplog.v1.Operation\x12\"\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x12.oplog.v1.RowBlock\x12\x1e\n\x04runs\x18\x04 \x03(\x0b\x32\x10.oplog.v1.RowRun*\x80\x01\n\rOperationKind\x12\x1e\n\x1aOPERATION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15OPERATION_KIND_CREATE\x10\x01\x12\x19\n\x15OPERATION_KIND_UPDATE\x10\x02\x12\x19\n\x15OPERATION_KIND_DELETE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'oplog.v1.entry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONKIND']._serialized_start=471
-  _globals['_OPERATIONKIND']._serialized_end=599
+  _globals['_OPERATIONKIND']._serialized_start=773
+  _globals['_OPERATIONKIND']._serialized_end=901
   _globals['_TYPEUSE']._serialized_start=34
   _globals['_TYPEUSE']._serialized_end=75
   _globals['_OPERATION']._serialized_start=78
   _globals['_OPERATION']._serialized_end=248
   _globals['_ROWBLOCK']._serialized_start=250
   _globals['_ROWBLOCK']._serialized_end=346
-  _globals['_PAYLOAD']._serialized_start=348
-  _globals['_PAYLOAD']._serialized_end=468
+  _globals['_NULLROWS']._serialized_start=348
+  _globals['_NULLROWS']._serialized_end=387
+  _globals['_ROWRUN']._serialized_start=390
+  _globals['_ROWRUN']._serialized_end=615
+  _globals['_PAYLOAD']._serialized_start=618
+  _globals['_PAYLOAD']._serialized_end=770
 # @@protoc_insertion_point(module_scope)

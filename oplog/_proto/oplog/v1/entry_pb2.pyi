@@ -60,12 +60,46 @@ class RowBlock(_message.Message):
     first_ordinal: int
     def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ...) -> None: ...
 
+class NullRows(_message.Message):
+    __slots__ = ("field", "rows")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    field: int
+    rows: bytes
+    def __init__(self, field: _Optional[int] = ..., rows: _Optional[bytes] = ...) -> None: ...
+
+class RowRun(_message.Message):
+    __slots__ = ("kind", "type", "row_count", "complete", "fields", "keys", "values", "nulls", "first_ordinal", "ordinal_steps")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    NULLS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    ORDINAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    kind: OperationKind
+    type: int
+    row_count: int
+    complete: bool
+    fields: _containers.RepeatedScalarFieldContainer[int]
+    keys: bytes
+    values: bytes
+    nulls: _containers.RepeatedCompositeFieldContainer[NullRows]
+    first_ordinal: int
+    ordinal_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., row_count: _Optional[int] = ..., complete: bool = ..., fields: _Optional[_Iterable[int]] = ..., keys: _Optional[bytes] = ..., values: _Optional[bytes] = ..., nulls: _Optional[_Iterable[_Union[NullRows, _Mapping]]] = ..., first_ordinal: _Optional[int] = ..., ordinal_steps: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Payload(_message.Message):
-    __slots__ = ("types", "operations", "blocks")
+    __slots__ = ("types", "operations", "blocks", "runs")
     TYPES_FIELD_NUMBER: _ClassVar[int]
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     types: _containers.RepeatedCompositeFieldContainer[TypeUse]
     operations: _containers.RepeatedCompositeFieldContainer[Operation]
     blocks: _containers.RepeatedCompositeFieldContainer[RowBlock]
-    def __init__(self, types: _Optional[_Iterable[_Union[TypeUse, _Mapping]]] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[RowBlock, _Mapping]]] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[RowRun]
+    def __init__(self, types: _Optional[_Iterable[_Union[TypeUse, _Mapping]]] = ..., operations: _Optional[_Iterable[_Union[Operation, _Mapping]]] = ..., blocks: _Optional[_Iterable[_Union[RowBlock, _Mapping]]] = ..., runs: _Optional[_Iterable[_Union[RowRun, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,237 @@
+"""Runs of rows: many effects of one kind, written column by column and read back the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oplog._proto.oplog.v1 import entry_pb2
+from oplog.entry import OpType
+from oplog.errors import DecodeError, EntryError, UnknownTypeError
+from oplog.payload.codec import PayloadCodec
+from oplog.payload.effect import Effect
+from oplog.payload.row_run import LEAST_ROWS, MAX_RUN_ROWS, split_runs
+from oplog.payload.shape import Shape
+from tests.bound import make_shape
+from tests.unit.test_block import Types
+
+pytestmark = pytest.mark.unit
+
+C, U, D = OpType.CREATE, OpType.UPDATE, OpType.DELETE
+COLUMNS = [
+    ("id", "bigint"),
+    ("part", "text"),
+    ("note", "text"),
+    ("ok", "boolean"),
+    ("data", "bytea"),
+    ("x", "double precision"),
+    ("y", "real"),
+]
+ITEM = make_shape(COLUMNS, key=["id", "part"])
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=5)
+FLOAT = st.floats(allow_nan=False, width=32)
+VALUES = {
+    "id": st.integers(-(2**63), 2**63 - 1),
+    "part": TEXT,
+    "note": st.none() | TEXT,
+    "ok": st.none() | st.booleans(),
+    "data": st.none() | st.binary(max_size=4),
+    "x": st.none() | FLOAT,
+    "y": st.none() | FLOAT,
+}
+
+
+def encode(effects: list[Effect]) -> Any:
+    return entry_pb2.Payload.FromString(PayloadCodec().encode(effects, aggregate="item"))
+
+
+def decode(payload: Any, shape: Shape = ITEM, **more: Any) -> list[Effect]:
+    return PayloadCodec().decode(payload.SerializeToString(), Types(shape), **more)
+
+
+def create(number: int, *, ordinal: int | None = None, **values: Any) -> Effect:
+    row: dict[str, Any] = dict.fromkeys(ITEM.names) | {"id": number, "part": "p"} | values
+    place = number if ordinal is None else ordinal
+    return Effect(C, ITEM, (row["id"], row["part"]), row, complete=True, ordinal=place)
+
+
+def update(number: int, **values: Any) -> Effect:
+    return Effect(U, ITEM, (number, "p"), values, complete=False, ordinal=number)
+
+
+def delete(number: int) -> Effect:
+    return Effect(D, ITEM, (number, "p"), {}, complete=False, ordinal=number)
+
+
+@st.composite
+def draw_effects(draw: st.DrawFn) -> list[Effect]:
+    """Effects among which some are alike."""
+    effects: list[Effect] = []
+    ordinal = 0
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(OpType))
+        names = list(ITEM.names)
+        if kind is U:
+            names = draw(st.lists(st.sampled_from(names[2:]), min_size=1, unique=True))
+        for _ in range(draw(st.integers(1, 9))):
+            ordinal += draw(st.integers(1, 2))
+            key: tuple[Any, ...] = (draw(VALUES["id"]), draw(VALUES["part"]))
+            values: dict[str, Any] = {} if kind is D else {n: draw(VALUES[n]) for n in names}
+            if kind is C:
+                values |= dict(zip(ITEM.key_names, key, strict=True))
+            effects.append(Effect(kind, ITEM, key, values, complete=kind is C, ordinal=ordinal))
+    return effects
+
+
+@given(draw_effects())
+def test_any_effects_come_back(effects: list[Effect]) -> None:
+    found = decode(encode(effects))
+    assert found == effects
+    # Equality takes 0.0 for -0.0.
+    assert [repr(sorted(one.values.items())) for one in found] == [
+        repr(sorted(one.values.items())) for one in effects
+    ]
+
+
+@given(draw_effects(), st.data())
+def test_rows_by_key_are_those_among_all(effects: list[Effect], data: st.DataObject) -> None:
+    wanted = data.draw(st.sampled_from(effects)).key
+    found = decode(encode(effects), find_keys=lambda _: [wanted])
+    assert [one for one in found if one.key == wanted] == [
+        one for one in effects if one.key == wanted
+    ]
+
+
+def test_rows_under_other_keys_are_left_out() -> None:
+    payload = encode([create(number) for number in range(9)])
+    assert decode(payload, find_keys=lambda _: [(7, "p")]) == [create(7)]
+
+
+def test_from_so_many_rows_on_there_is_a_run() -> None:
+    few = encode([create(number) for number in range(LEAST_ROWS - 1)])
+    assert (len(few.operations), len(few.runs)) == (LEAST_ROWS - 1, 0)
+    (run,) = encode([create(number) for number in range(LEAST_ROWS)]).runs
+    assert (run.row_count, run.complete, run.keys, list(run.fields)) == (LEAST_ROWS, True, b"", [])
+    assert not run.ordinal_steps
+
+
+def test_a_run_is_of_one_kind_and_of_the_same_columns() -> None:
+    effects = [
+        *(create(number) for number in range(4)),
+        *(update(number, note="n") for number in range(4, 9)),
+        *(update(number, ok=True) for number in range(9, 14)),
+        *(update(number, note=None, ok=True) for number in range(14, 18)),
+        *(delete(number) for number in range(18, 23)),
+        update(23, note="alone"),
+    ]
+    payload = encode(effects)
+    assert [run.row_count for run in payload.runs] == [4, 5, 5, 4, 5]
+    assert len(payload.operations) == 1
+    assert decode(payload) == effects
+
+
+def test_places_that_do_not_follow_one_another_are_kept() -> None:
+    effects = [create(number, ordinal=ordinal) for number, ordinal in enumerate((3, 4, 9, 20, 21))]
+    (run,) = encode(effects).runs
+    assert (run.first_ordinal, list(run.ordinal_steps)) == (3, [1, 5, 11, 1])
+    assert decode(encode(effects)) == effects
+
+
+def test_a_thousand_rows_take_less_than_as_operations() -> None:
+    effects = [create(number, note=f"note {number}") for number in range(1000)]
+    run = encode(effects)
+    alone = sum(encode([effect]).operations[0].ByteSize() + 2 for effect in effects)
+    assert run.ByteSize() * 2 < alone
+
+
+def test_a_message_of_the_application_s_own_has_no_runs() -> None:
+    own = replace(ITEM, message_name="shop.Item")
+    effects = [replace(create(number), shape=own) for number in range(9)]
+    assert [is_run for _, is_run in split_runs(effects)] == [False]
+    assert [is_run for _, is_run in split_runs([create(n) for n in range(9)])] == [True]
+
+
+def test_more_rows_than_runs_may_have_are_operations() -> None:
+    effects = [delete(0)] * MAX_RUN_ROWS + [update(1, note="n")] * LEAST_ROWS
+    parts = [(len(part), is_run) for part, is_run in split_runs(effects)]
+    assert parts == [(MAX_RUN_ROWS, True), (LEAST_ROWS, False)]
+
+
+def test_nothing_is_in_no_parts() -> None:
+    assert list(split_runs([])) == []
+
+
+def test_a_value_that_does_not_fit() -> None:
+    effects = [create(number, note=7) for number in range(4)]
+    with pytest.raises(EntryError, match="does not fit its field"):
+        encode(effects)
+
+
+def _claim(rows: int) -> Callable[[Any], None]:
+    def change(run: Any) -> None:
+        run.row_count = rows
+
+    return change
+
+
+def _clear(name: str) -> Callable[[Any], None]:
+    return lambda run: run.ClearField(name)
+
+
+DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
+    "one row more": (_claim(6), "NULL|claims 6"),
+    "one row less": (_claim(4), "NULL|claims 4|others"),
+    "no row": (_claim(0), "has no row"),
+    "no kind": (_clear("kind"), "its kind is 0"),
+    "another type": (lambda run: setattr(run, "type", 1), "type index 1 of 1"),
+    "no keys": (_clear("keys"), "claims 5 rows but has 0"),
+    "no values": (_clear("values"), "NULL|claims 5"),
+    "no columns": (lambda run: setattr(run, "values", b"\x08"), "cannot be parsed"),
+    "no fields": (_clear("fields"), "not each named once"),
+    "a field twice": (lambda run: run.fields.append(run.fields[0]), "not each named once"),
+    "an unknown field": (lambda run: run.fields.append(99), "has field 99"),
+    "another field": (lambda run: run.fields.__setitem__(1, 5), "columns that it does not name"),
+    "complete": (lambda run: setattr(run, "complete", True), "complete and names fields"),
+    "no nulls": (_clear("nulls"), "claims 5 rows but has 3"),
+    "nulls of others": (lambda run: setattr(run.nulls[0], "field", 5), "not each named once"),
+    "more nulls": (lambda run: setattr(run.nulls[0], "rows", b"\x1f"), "values where it has NULL"),
+    "longer nulls": (lambda run: setattr(run.nulls[0], "rows", b"\x05\x00"), "bits for others"),
+    "nulls behind": (lambda run: setattr(run.nulls[0], "rows", b"\x25"), "bits for others"),
+    "few steps": (lambda run: run.ordinal_steps.append(1), "one step for each row"),
+    "steps back": (lambda run: run.ordinal_steps.extend([-9, 1, 1, 1]), "ordinal is negative"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_run_that_says_nonsense_is_refused(damage: Callable[[Any], None], named: str) -> None:
+    notes = [None, "a", None, "b", "c"]
+    payload = encode([update(n, note=note, ok=True) for n, note in enumerate(notes)])
+    (run,) = payload.runs
+    damage(run)
+    with pytest.raises(DecodeError, match=named):
+        decode(payload)
+
+
+def test_runs_that_claim_too_many_rows_are_refused_before_any_is_decoded() -> None:
+    payload = encode([delete(number) for number in range(4)])
+    payload.runs.append(payload.runs[0])
+    payload.runs[1].row_count = MAX_RUN_ROWS
+    with pytest.raises(DecodeError, match=f"claim {MAX_RUN_ROWS + 4} rows"):
+        decode(payload)
+
+
+@given(st.data())
+def test_altered_bytes_are_refused_or_read(data: st.DataObject) -> None:
+    """Nothing else than an error of the log's comes of any bytes."""
+    whole = PayloadCodec().encode([update(n, note="n", x=0.5) for n in range(5)], aggregate="item")
+    place = data.draw(st.integers(0, len(whole) - 1))
+    altered = bytearray(whole)
+    altered[place] = data.draw(st.integers(0, 255))
+    with suppress(DecodeError, UnknownTypeError):
+        PayloadCodec().decode(bytes(altered), Types(ITEM))
