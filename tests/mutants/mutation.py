@@ -39,7 +39,15 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 _DROPPED = (ast.Expr, ast.Raise, ast.AugAssign, ast.Delete, ast.Break, ast.Continue)
 _PLACES = (ast.Attribute, ast.Subscript)
-_NAMING = {"TypeVar", "check_text", "_out_of_range", "_refuse_length", "_unknown_field"}
+_NAMING = {
+    "TypeVar",
+    "check_text",
+    "corrupt",
+    "invalid",
+    "_out_of_range",
+    "_refuse_length",
+    "_unknown_field",
+}
 """Calls that are given texts for an error, or for the type checker."""
 _CALLS = {"sorted": "list", "min": "max", "max": "min", "any": "all", "all": "any"}
 
@@ -119,7 +127,8 @@ def _list_children(node: ast.AST) -> Iterator[ast.AST]:
 
 def _is_left_out(node: ast.AST) -> bool:
     if isinstance(node, ast.keyword):
-        return node.arg == "strict"
+        # `frozen` is a declaration, as it is where a decorator says it.
+        return node.arg in {"strict", "frozen"}
     if isinstance(node, ast.Import | ast.ImportFrom):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

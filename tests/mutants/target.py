@@ -19,6 +19,8 @@ class Target:
     """Its mutants are those of `sql.py`."""
 
 
+LIMITS = "tests/golden/test_archive_limits.py"
+
 TARGETS = (
     Target("chain", "oplog.crypto.hashing", ("tests/unit/test_chain.py",)),
     Target("cursor", "oplog.store.cursor", ("tests/unit/test_cursor.py",)),
@@ -42,6 +44,52 @@ TARGETS = (
         ("tests/unit/test_fingerprint.py", "tests/unit/test_request.py"),
     ),
     Target("resolution", "oplog.reading.resolution", ("tests/unit/test_resolution.py",)),
+    Target("path", "oplog.archive.format.path", ("tests/unit/test_archive_path.py",)),
+    Target(
+        "document",
+        "oplog.archive.format.canonical_json",
+        (LIMITS, "tests/unit/test_archive_document.py"),
+    ),
+    Target(
+        "container",
+        "oplog.archive.format.container",
+        (LIMITS, "tests/unit/test_archive_container.py"),
+    ),
+    Target(
+        "head",
+        "oplog.archive.format.head",
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_head.py"),
+    ),
+    Target(
+        "index",
+        "oplog.archive.format.index",
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_index.py"),
+    ),
+    Target(
+        "body",
+        "oplog.archive.format.body",
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_segment.py"),
+    ),
+    Target(
+        "segment",
+        "oplog.archive.format.segment",
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_segment.py"),
+    ),
+    Target(
+        "manifest",
+        "oplog.archive.format.manifest",
+        (LIMITS, "tests/golden/test_snapshot_bytes.py", "tests/unit/test_snapshot_manifest.py"),
+    ),
+    Target(
+        "chunk",
+        "oplog.archive.format.snapshot_chunk",
+        (LIMITS, "tests/golden/test_snapshot_bytes.py", "tests/unit/test_snapshot_chunk.py"),
+    ),
+    Target(
+        "types",
+        "oplog.archive.format.typefile",
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_types.py"),
+    ),
     Target(
         "entries",
         "oplog.store.entries",

@@ -23,6 +23,7 @@ from oplog.archive.format.canonical_json import (
     Sha256Text,
     Text,
     encode_document,
+    list_members,
     read_document,
 )
 from oplog.errors import ManifestInvalidError
@@ -92,6 +93,14 @@ def refused(data: bytes) -> str:
 def test_the_spelling_is_that_of_the_standard_library_sorted_and_dense(value: Any) -> None:
     assert encode_document(Anything(a=value)) == spell(value)
     assert encode_document({"format": 1, "a": value}) == spell(value)
+
+
+def test_a_document_takes_the_attributes_that_it_has_as_members() -> None:
+    class Longer(Document, frozen=True):
+        n: int
+        m: int
+
+    assert list_members(Longer(n=1, m=2), Inner) == {"n": 1}
 
 
 @given(VALUES)
@@ -189,6 +198,12 @@ def test_numbers_that_are_no_integers_of_64_bits_are_refused(number: str, kind: 
         )
 
 
+def test_integers_of_64_bits_are_read_up_to_the_last() -> None:
+    assert decode(spell((1 << 63) - 1)) == MAX_INTEGER == (1 << 63) - 1
+    typed = read_document(encode_document(GOOD | {"a": MAX_INTEGER}), TYPED, most=MOST, what="it")
+    assert typed.a == MAX_INTEGER
+
+
 def test_a_format_that_is_not_known_is_refused_by_its_number() -> None:
     # Its other members may be anything: what they mean is not known.
     for data in (b'{"format":2}', b'{"a":1.5,"format":2,"z":[null]}'):
@@ -201,7 +216,7 @@ def test_each_format_is_read_in_its_own_way() -> None:
     class Second(Document, frozen=True, tag=2, tag_field="format"):
         b: Natural
 
-    formats: Any = {**ANYTHING, 2: Format(Second, lambda document, _: -document.b)}
+    formats: Any = {2: Format(Second, lambda document, _: -document.b), **ANYTHING}
 
     def read(data: bytes) -> Any:
         return read_document(data, formats, most=MOST, what="it")
@@ -223,6 +238,17 @@ def test_depth_is_limited_before_parsing() -> None:
     assert "nested" in refused(b"[" * MOST)
     assert "nested" in refused(b'{"a":' * 100_000)
     assert "nested" in refused(b'{"a":"\\""' + b"[" * 100)
+
+
+def test_what_stands_side_by_side_is_no_depth() -> None:
+    flat = [[], {}] * (MAX_DEPTH * 2)
+    assert decode(spell(flat)) == flat
+    assert decode(spell({str(n): [n] for n in range(MAX_DEPTH * 2)}))
+    inside: Any = [[] for _ in range(MAX_DEPTH * 2)]
+    for _ in range(MAX_DEPTH - 3):
+        inside = [[], inside, []]
+    assert decode(spell(inside)) == inside
+    assert "nested" in refused(spell([[], inside, []]))
 
 
 def test_brackets_in_strings_are_no_depth() -> None:

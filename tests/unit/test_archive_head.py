@@ -206,11 +206,23 @@ def test_no_member_may_be_missing(name: str) -> None:
 @pytest.mark.parametrize("inside", ["previous", "origin", "types"])
 def test_no_member_of_a_member_may_be_missing_or_new(inside: str) -> None:
     document = json.loads(HEAD.encode())
-    refused(spell(document | {inside: document[inside] | {"new": 1}}))
+    told = refused(spell(document | {inside: document[inside] | {"new": 1}}))
+    assert f"unknown field `new` - at `$.{inside}`" in told
     for name in document[inside]:
         less = {key: value for key, value in document[inside].items() if key != name}
         refused(spell(document | {inside: less}))
     refused(spell(document | {"new": 1}))
+
+
+@pytest.mark.parametrize("inside", ["snapshots", "branches"])
+def test_no_member_of_an_item_may_be_missing_or_new(inside: str) -> None:
+    document = json.loads(HEAD.encode())
+    first, *rest = document[inside]
+    told = refused(spell(document | {inside: [first | {"new": 1}, *rest]}))
+    assert f"unknown field `new` - at `$.{inside}[" in told
+    for name in first:
+        less = {key: value for key, value in first.items() if key != name}
+        refused(spell(document | {inside: [less, *rest]}))
 
 
 Change = Callable[[Head], Head]
@@ -221,6 +233,7 @@ WRONG: dict[str, Change] = {
     "format": lambda h: replace(h, types=TypesRef("BLOB/x", 1, 1)),
     "types elsewhere": lambda h: replace(h, types=TypesRef(LAST.path, 1, 1)),
     "no segments": lambda h: replace(h, levels=((),)),
+    "one entry and no segments": lambda h: replace(h, levels=((),), sequence=1, snapshots=()),
     "ends early": lambda h: replace(h, levels=(LEVELS[0][:-1], *LEVELS[1:])),
     "ends late": lambda h: replace(h, sequence=h.sequence - 1),
     "other chain": lambda h: replace(h, chain=bytes(32)),
@@ -275,6 +288,19 @@ def test_members_that_contradict_each_other_are_neither_written_nor_read(
     refused(data)
 
 
+def test_the_first_head_of_a_later_epoch_may_have_no_predecessor() -> None:
+    # Heads are numbered by epoch where the store does not keep two writers apart.
+    for number in (1, 1 << 32, (1 << 32) + 1, 1 << 33):
+        head = replace(HEAD, number=number, previous=None)
+        assert decode_head(head.encode(), what="it") == head
+
+
+def test_a_head_that_reads_back_as_another_is_not_written() -> None:
+    wrong: Any = list(HEAD.snapshots)
+    with pytest.raises(ManifestInvalidError, match="does not read back as it was written"):
+        replace(HEAD, snapshots=wrong).encode()
+
+
 @pytest.mark.parametrize(
     "text", ["", "x", ARCHIVE_ID.hex, str(ARCHIVE_ID).upper(), f"{{{ARCHIVE_ID}}}"]
 )
@@ -314,7 +340,30 @@ def test_a_head_of_an_unknown_format_is_refused_by_its_number() -> None:
 
 
 def test_an_archive_without_a_head_holds_nothing() -> None:
-    first = make_first(ARCHIVE_ID, UUID(int=1), Origin("1", 1, 5))
-    assert (first.sequence, first.chain) == (0, start_chain(UUID(int=1)))
+    log_id, origin = UUID(int=1), Origin("1", 1, 5)
+    first = make_first(ARCHIVE_ID, log_id, origin)
+    assert first == Head(
+        number=0,
+        nonce="",
+        previous=None,
+        archive_id=ARCHIVE_ID,
+        log_id=log_id,
+        generation=0,
+        epoch=0,
+        writer="",
+        origin=origin,
+        cursor=None,
+        sequence=0,
+        chain=start_chain(log_id),
+        position=0,
+        recorded_at=0,
+        first_sequence=1,
+        horizon=0,
+        created_at=0,
+        levels=((),),
+        types=None,
+        snapshots=(),
+        branches=(),
+    )
     with pytest.raises(ManifestInvalidError, match="to be written"):
         first.encode()

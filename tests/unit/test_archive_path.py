@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 
 from oplog.archive.format.path import (
     BLOB,
+    COLLECTED,
+    HEAD,
     INDEX,
+    LATEST,
     LOG,
+    MAX_HINT_BYTES,
     MAX_NUMBER,
+    PIN,
     SNAPSHOT,
     make_mint,
     name_content,
@@ -20,6 +25,8 @@ from oplog.archive.format.path import (
     name_pin,
     parse_content,
     parse_head,
+    parse_hint,
+    write_hint,
 )
 from oplog.errors import ManifestInvalidError
 
@@ -27,6 +34,13 @@ pytestmark = pytest.mark.unit
 
 DIGITS, HASH = "0123456789abcdef", "0123456789abcdef" * 4
 GOOD = f"LOG/{DIGITS}-{HASH}"
+
+
+def test_names_are_those_of_every_archive_that_is_stored() -> None:
+    assert (HEAD, LOG, INDEX, SNAPSHOT, BLOB) == ("HEAD", "LOG", "INDEX", "SNAPSHOT", "BLOB")
+    assert (PIN, LATEST, COLLECTED) == ("PIN", "LATEST", "COLLECTED")
+    assert name_head(10) == "HEAD/000000000000000a"
+    assert parse_head("HEAD/7ffffffffffffffe") == (1 << 63) - 2
 
 
 @given(st.sampled_from((LOG, INDEX, SNAPSHOT, BLOB)), st.integers(0, MAX_NUMBER), st.binary())
@@ -104,6 +118,36 @@ def test_content_of_another_kind_is_refused() -> None:
 )
 def test_what_is_no_head_has_no_number(path: str) -> None:
     assert parse_head(path) is None
+
+
+@given(st.integers(0, MAX_NUMBER), st.integers(1, MAX_NUMBER - 1))
+def test_a_hint_names_the_head_that_was_written_to_it(snapshot: int, head: int) -> None:
+    data = write_hint(snapshot, head)
+    assert data == b"%016x\n%016x\n" % (snapshot, head)
+    assert len(data) < MAX_HINT_BYTES
+    assert parse_hint(data) == head
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        b"",
+        b"~",
+        write_hint(1, 0),
+        write_hint(1, MAX_NUMBER),
+        write_hint(1, 2)[:-1],
+        write_hint(1, 2) + b"\n",
+        write_hint(1, 2)[1:],
+        write_hint(1, 2).replace(b"\n", b" "),
+        write_hint(1, 10).upper(),
+        write_hint(1, 2) * 2,
+        "\u0660".encode() * 16 + b"\n" + b"0" * 15 + b"1\n",
+        b"\xff" * 34,
+    ],
+)
+def test_what_no_publisher_wrote_names_no_head(data: bytes | None) -> None:
+    assert parse_hint(data) is None
 
 
 def test_pins_are_plain_words() -> None:

@@ -54,7 +54,7 @@ KeyId: TypeAlias = Annotated[str, Meta(max_length=255, pattern=_STORABLE)]
 """The id of a key; empty for what is stored as plaintext."""
 
 
-class Document(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Document(Struct, frozen=True, forbid_unknown_fields=True):
     """A document, or an object inside of one."""
 
 

@@ -1,0 +1,59 @@
+"""The limits of the archive's format; most are on its page (docs/reference/archive-format.md).
+
+A reader that takes less refuses archives that exist. A writer that makes more makes archives
+that other readers refuse.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from oplog.archive.format import (
+    body,
+    canonical_json,
+    container,
+    head,
+    index,
+    manifest,
+    segment,
+    snapshot_chunk,
+)
+
+pytestmark = pytest.mark.golden
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def test_documents() -> None:
+    assert canonical_json.MAX_DEPTH == 16
+    assert canonical_json.MAX_INTEGER == (1 << 63) - 1
+
+
+def test_containers() -> None:
+    assert container.MAX_HEADER_BYTES == MIB
+    assert container.MAX_OBJECT_BYTES == 64 * MIB
+
+
+def test_segments() -> None:
+    assert segment.MAX_BODY_BYTES == 48 * MIB
+    assert body.MAX_ENTRIES == 1_000_000
+    assert body.MAX_PAIRS == 100_000
+
+
+def test_the_tree_of_segments() -> None:
+    assert index.FANOUT == 16
+    assert index.MAX_LEVELS == 12
+    assert index.MAX_NODE_BYTES == 64 * KIB
+
+
+def test_heads() -> None:
+    assert head.MAX_HEAD_BYTES == MIB
+    assert (head.MAX_SNAPSHOTS, head.MAX_BRANCHES) == (1000, 100)
+
+
+def test_snapshots() -> None:
+    assert manifest.MAX_MANIFEST_BYTES == 64 * MIB
+    assert manifest.MAX_CHUNKS == 1_000_000
+    assert manifest.MAX_LAYERS == 64
+    assert (snapshot_chunk.PART_BYTES, snapshot_chunk.MAX_PARTS) == (15 * MIB, 128)
+    assert (snapshot_chunk.MAX_COLUMNS, snapshot_chunk.MAX_KEY_COLUMNS) == (1600, 32)
