@@ -68,7 +68,7 @@ TARGETS = (
     Target(
         "body",
         "oplog.archive.format.body",
-        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_segment.py"),
+        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_body.py"),
     ),
     Target(
         "segment",

@@ -116,6 +116,43 @@ def test_dropping_the_oldest_keeps_every_later_one(count: int, data: st.DataObje
     assert list(iterate_items(levels, nodes.get)) == [*found, *more]
 
 
+def test_an_item_goes_once_it_lies_wholly_before() -> None:
+    nodes, items = Nodes(), make_items([3] * (FANOUT + 2))
+    levels = build_levels(items, nodes.put)
+    edge = FANOUT * 3
+    # The node ends at `edge`, and a segment ends every three sequences after it.
+    assert drop_before(levels, edge) == levels
+    assert drop_before(levels, edge + 1) == (levels[0], ())
+    assert drop_before(levels, edge + 3) == (levels[0], ())
+    assert drop_before(levels, edge + 4) == (levels[0][1:], ())
+    assert drop_before(levels, edge + 7) == ((), ())
+
+
+def test_levels_may_be_none_at_all() -> None:
+    item = make_items([1])[0]
+    assert add_item((), item, put=Nodes().put) == ((item,),)
+
+
+def test_a_node_has_the_lowest_and_the_highest_of_its_items() -> None:
+    # Neither positions nor times need rise with the sequence.
+    low, middle, high = make_items([1, 1, 1])
+    places = [(30, 40, 300, 400), (10, 90, 100, 900), (50, 60, 500, 600)]
+    items = [
+        replace(
+            item,
+            first_position=place[0],
+            last_position=place[1],
+            first_recorded=place[2],
+            last_recorded=place[3],
+        )
+        for item, place in zip((low, middle, high), places, strict=True)
+    ]
+    data, node_item = encode_node(items, level=0)
+    assert (node_item.first_position, node_item.last_position) == (10, 90)
+    assert (node_item.first_recorded, node_item.last_recorded) == (100, 900)
+    assert decode_node(data, node_item, level=1) == items
+
+
 def test_thousands_of_segments_take_a_few_nodes() -> None:
     nodes, items = Nodes(), make_items([1] * 4500)
     levels = build_levels(items, nodes.put)
@@ -275,6 +312,7 @@ LEVELS = {1: Format(Levelled, lambda document, what: read_levels(document.segmen
         [1],
         [[]] * 13,
         [[ROWS[0], ROWS[2]]],
+        [[ROWS[0], ROWS[1] | {"last": 2}, ROWS[1]]],
         [[ROWS[1]], [ROWS[0]]],
         [ROWS[:4] * 10],
         [[ROWS[0] | {"first": 0}]],
