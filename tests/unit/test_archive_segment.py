@@ -176,6 +176,24 @@ def test_what_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) 
         encode_entries(make_entries(9))
 
 
+def test_a_segment_at_a_limit_is_written_and_read_and_one_over_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads: dict[str, tuple[int, bytes]] = {}
+    entries = [make_entry(n, heads, pairs=[], data=b"x" * 999) for n in (1, 2, 3)]
+    data = encode_entries(entries)[0]
+    limits = (("MAX_BODY_BYTES", len(unpack(data))), ("MAX_ENTRIES", len(entries)))
+    for name, limit in limits:
+        with monkeypatch.context() as patch:
+            patch.setattr(segments, name, limit)
+            assert encode_entries(entries)[0] == data
+            assert decodes(data) is not None
+            patch.setattr(segments, name, limit - 1)
+            with pytest.raises(SegmentCorruptError, match="to be written"):
+                encode_entries(entries)
+            assert decodes(data) is None
+
+
 # -- hostile bytes ------------------------------------------------------------------------
 
 
