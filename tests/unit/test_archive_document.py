@@ -241,7 +241,7 @@ def test_depth_is_limited_before_parsing() -> None:
 
 
 def test_what_stands_side_by_side_is_no_depth() -> None:
-    flat = [[], {}] * (MAX_DEPTH * 2)
+    flat: list[Any] = [[], {}] * (MAX_DEPTH * 2)
     assert decode(spell(flat)) == flat
     assert decode(spell({str(n): [n] for n in range(MAX_DEPTH * 2)}))
     inside: Any = [[] for _ in range(MAX_DEPTH * 2)]

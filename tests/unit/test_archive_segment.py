@@ -153,6 +153,12 @@ def test_a_body_with_other_entries_than_claimed_is_refused(entries: list[StoredE
     assert decodes(rewrap(data, body=unpack(encode_entries(entries)[0]))) is None
 
 
+def test_entries_over_those_claimed_are_not_even_parsed() -> None:
+    data = encode_entries(make_entries(2), first=7)[0]
+    with pytest.raises(SegmentCorruptError, match="holds more than its segment claims"):
+        decode_segment(rewrap(data, body=unpack(encode_entries(make_entries(3))[0])))
+
+
 def test_a_header_without_a_member_is_refused() -> None:
     data = encode_entries(make_entries(1))[0]
     found = decode_container(data, MAGIC, what="it")
