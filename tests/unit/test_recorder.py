@@ -238,6 +238,19 @@ def test_aggregates_without_a_ticket_in_lock_order(recorder: Recorder) -> None:
 # -- names of tables ----------------------------------------------------------------------
 
 
+def test_names_stay_unchecked_within_a_savepoint_and_after_it(recorder: Recorder) -> None:
+    table = BY_TEAM.declared.table
+    recorder.note_names([table], None)
+    recorder.push("before")
+    assert any([recorder.has_unchecked])
+    recorder.mark_checked()
+    recorder.note_names([table], None)
+    recorder.push("inner")
+    assert any([recorder.has_unchecked])
+    recorder.roll_back("before")
+    assert not any([recorder.has_unchecked])
+
+
 def test_names_are_unchecked_until_they_are_compared(recorder: Recorder) -> None:
     one, two = BY_TEAM.declared.table, AS_ONE.declared.table
     recorder.note_names([one], "public")
