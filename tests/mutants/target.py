@@ -76,21 +76,6 @@ TARGETS = (
         (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_segment.py"),
     ),
     Target(
-        "manifest",
-        "oplog.archive.format.manifest",
-        (LIMITS, "tests/golden/test_snapshot_bytes.py", "tests/unit/test_snapshot_manifest.py"),
-    ),
-    Target(
-        "chunk",
-        "oplog.archive.format.snapshot_chunk",
-        (LIMITS, "tests/golden/test_snapshot_bytes.py", "tests/unit/test_snapshot_chunk.py"),
-    ),
-    Target(
-        "types",
-        "oplog.archive.format.typefile",
-        (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_types.py"),
-    ),
-    Target(
         "entries",
         "oplog.store.entries",
         ("tests/unit/test_store_binding.py", "tests/postgres/test_store_entries.py"),
