@@ -100,6 +100,21 @@ def work(**recorded: Any) -> RecordedWork:
     return RecordedWork(cast("Any", Binding()), **recorded)
 
 
+def test_a_writer_is_not_strict_unless_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def gather(*given: Any, strict: bool, **_: Any) -> GatheredWork:
+        asked.append(strict)
+        return GatheredWork(given[1], {})
+
+    monkeypatch.setattr(writing, "gather_work", gather)
+    ways: list[dict[str, Any]] = [{}, {"strict": False}, {"strict": True}]
+    for told in ways:
+        writer = EntryWriter(STORE, cast("Sealer", Sealing()), PayloadCodec(), **told)
+        writer.gather(CONNECTION, work(), binding=cast("Any", Binding()))
+    assert asked == [False, False, True]
+
+
 def test_gather_asks_what_the_writer_is_set_to(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
