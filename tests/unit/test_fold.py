@@ -97,6 +97,11 @@ def test_updates_of_an_unseen_row_are_one_patch() -> None:
     assert not net.created
 
 
+def test_an_update_of_an_unseen_row_keeps_every_column_that_it_changed() -> None:
+    net = fold(effect(U, 1, {"name": "a", "size": 2}))
+    assert net.patched == {(1,): ({"name": "a", "size": 2}, ("name", "size"), 1)}
+
+
 def test_a_patch_does_not_write_into_the_effect() -> None:
     first = effect(U, 1, {"name": "a"})
     fold(first, effect(U, 1, {"name": "b"}))

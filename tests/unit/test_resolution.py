@@ -57,6 +57,7 @@ class Server:
         self.under_way = 0
         self.look_seconds = 1.0
         self.position: int | None = None
+        self.pruned = False
         self.request: LoggedRequest | None = None
         self.refusal: DBAPIError | None = None
         self.open = False
@@ -116,8 +117,10 @@ class Server:
         self.tell("find", receipt.aggregate)
         return self.position
 
-    def was_pruned(self, _connection: Any, _receipt: Receipt) -> bool:
-        return False
+    def was_pruned(self, _connection: Any, receipt: Receipt) -> bool:
+        assert self.open
+        assert receipt == ONE
+        return self.pruned
 
     def find_request(self, _connection: Any, key: str) -> LoggedRequest | None:
         self.tell("find", key)
@@ -182,6 +185,12 @@ def test_an_entry_that_is_not_there_is_fenced_off_with_all_of_its_transaction(
         ("SET LOCAL synchronous_commit = on",),
         FENCE,
     ]
+
+
+def test_an_entry_that_was_pruned_was_committed_and_is_not_fenced_off(server: Server) -> None:
+    server.pruned = True
+    assert resolve(server, [ONE, TWO]) == Resolution(Outcome.COMMITTED, (ONE, TWO))
+    assert server.told[-2:] == [("find", "a"), ("rollback",)]
 
 
 def test_receipts_of_two_transactions_are_refused(server: Server) -> None:
