@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
-from uuid import uuid4
 
 from sqlalchemy.engine import Connection
 
@@ -25,6 +24,7 @@ from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
+from oplog.ordered_id import draw_ordered_id
 from oplog.payload.block import MAX_BLOCK_ROWS
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.lineage import find_breaks, group_shapes
@@ -269,7 +269,7 @@ class _Work:
         payload = target.codec.encode_block(
             bound.shape, chunk.rows, row_count=chunk.count, aggregate=aggregate
         )
-        entry_id = uuid4()
+        entry_id = draw_ordered_id()
         context = SealContext(self._binding.log_id, aggregate, entry_id)
         data = target.sealer.seal(payload, context, key_id=key_id)
         body_hash = hash_body(

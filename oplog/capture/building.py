@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
@@ -17,6 +17,7 @@ from oplog.capture.request import Claim, refuse_repeat
 from oplog.crypto.hashing import hash_body, hash_metadata
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.entry import check_metadata_count
+from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.schema.guard import FORMAT_MARK
@@ -31,7 +32,7 @@ class EntryBuilder:
     """Builds the entries of one log; holds what is the same for every transaction."""
 
     def __init__(
-        self, sealer: Sealer, codec: PayloadCodec, *, draw_id: Callable[[], UUID] = uuid4
+        self, sealer: Sealer, codec: PayloadCodec, *, draw_id: Callable[[], UUID] = draw_ordered_id
     ) -> None:
         self._sealer = sealer
         self._codec = codec

@@ -8,7 +8,7 @@ with the application's row locks held.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
@@ -22,6 +22,7 @@ from oplog.capture.sending import bind_draft, send
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry
 from oplog.events import EntriesDrafted, EventSink, ignore_event
+from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import operation_to_effect
 from oplog.postgres.namesake import Named
@@ -40,7 +41,7 @@ class EntryWriter:
         codec: PayloadCodec,
         *,
         strict: bool = False,
-        draw_id: Callable[[], UUID] = uuid4,
+        draw_id: Callable[[], UUID] = draw_ordered_id,
         on_event: EventSink = ignore_event,
     ) -> None:
         self._store = store
