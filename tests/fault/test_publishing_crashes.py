@@ -60,7 +60,7 @@ from tests.sampling import Sample
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
 WRITES = {"create", "put", "delete"}
-FAULTS = 2
+FAULTS = 1
 """Requests drawn for each kind of fault."""
 SMALL = 300
 """Sealed bytes of a segment: two or three entries."""

@@ -92,6 +92,7 @@ def test_the_lease_is_never_seized(
     del stub
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seen_through", [True, False])
 def test_two_epochs_never_write_one_head(
     logged: LoggedDatabase, stub: S3Stub, store: ObjectStore, *, seen_through: bool

@@ -194,6 +194,7 @@ def test_without_permission_the_report_says_so(bench: Bench, archive: Archive) -
     assert report.paths == ()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fault", [KILL_BEFORE, KILL_AFTER, LOSE_ANSWER])
 def test_a_collection_that_dies_is_done_again(bench: Bench, archive: Archive, fault: Fault) -> None:
     collect(bench, archive, keep_snapshots=1, keep_log=False)

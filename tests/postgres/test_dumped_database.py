@@ -128,6 +128,7 @@ def test_a_whole_dump_is_refused_until_its_owner_says_what_it_is(
     assert there.log.check(reopen(archive), target).ok
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("more", [(), ("--disable-triggers",)], ids=["plain", "disabled"])
 @pytest.mark.parametrize("whole", [True, False], ids=["stopping", "going on"])
 def test_rows_alone_do_not_come_into_a_log_that_is_there(

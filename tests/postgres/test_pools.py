@@ -54,6 +54,7 @@ POOLS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
 def test_pools(engine: Engine, log: Oplog, options: dict[str, Any]) -> None:
     pooled = create_engine(engine.url, **options)

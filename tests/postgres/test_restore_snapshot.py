@@ -128,6 +128,7 @@ def target(spare_engine: Engine, bench: Bench) -> Bench:
     return make_target(spare_engine, bench)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cut", [0, 3, 8, 12, len(HISTORY)])
 def test_a_snapshot_and_later_entries(bench: Bench, target: Bench, cut: int) -> None:
     for work in HISTORY[:cut]:

@@ -142,6 +142,7 @@ def test_what_the_database_lost_stays_lost(bench: Bench, objects: dict[str, byte
     assert report.repaired == ()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fault", [KILL_BEFORE, KILL_AFTER, LOSE_ANSWER])
 def test_a_repair_that_dies_is_done_again(
     bench: Bench, objects: dict[str, bytes], fault: Fault
@@ -172,6 +173,7 @@ def resync_on(bench: Bench, store: FaultyStore) -> None:
     bench.log.resync(bench.engine, Archive(store, verdict=Verdict.ATOMIC))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("place", [-1, -2])
 @pytest.mark.parametrize("damage", [b"?", None])
 def test_a_damaged_head_is_followed_by_a_sound_one(

@@ -71,6 +71,7 @@ def write_with_snapshots(bench: Bench, shelf: Shelf, *, every: int, until: int) 
             shelf.take()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("every", "until"), [(1, 5), (1, 12), (3, 15), (19, 19)])
 def test_the_log_goes_on_from_the_snapshot(
     bench: Bench,

@@ -325,6 +325,7 @@ def test_a_log_that_was_not_upgraded_says_what_to_do(roles: Roles) -> None:
     assert "op.upgrade_oplog(version=1)" in refused.value.hint
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("table", PROGRESS_TABLES)
 def test_a_table_of_the_present_that_was_lost_stays_lost(roles: Roles, table: str) -> None:
     upgrade(roles)
