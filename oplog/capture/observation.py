@@ -7,7 +7,7 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
+from oplog.postgres.sent_value import find_foreign
 from oplog.value import UNSURE, Wire
 
 Group = Mapping[str, Wire | None]
@@ -107,9 +108,10 @@ def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
     defaults = {c.name: c.has_default or bound.live.rewrites_rows for c in bound.live.columns}
     nulls = {name: None for name in plan.absent if not defaults[name]}
     asked = plan.unknown + tuple(name for name in plan.absent if defaults[name])
+    foreign = _find_foreign(context.root_connection, plan.columns, parameters)
     changes = []
     for place, sent in enumerate(parameters):
-        values, unknown = _split(plan.columns, sent)
+        values, unknown = _split(plan.columns, sent, foreign)
         values.update(nulls)
         unknown += asked
         if natural and len(returned) == len(parameters):
@@ -148,9 +150,10 @@ def observe_update(
     moves = bool(written.intersection(key_names))
     if written.intersection(key_names).intersection(plan.unknown):
         raise _uncertain(bound, "its primary key is set by an SQL expression")
+    foreign = _find_foreign(context.root_connection, plan.columns, parameters)
     changes = []
     for place, sent in enumerate(parameters):
-        values, unknown = _split(plan.columns, sent)
+        values, unknown = _split(plan.columns, sent, foreign)
         moved_to = None
         if moves:
             if any(name in key_names for name in unknown):
@@ -186,8 +189,16 @@ def observe_delete(
     ]
 
 
+def _find_foreign(
+    connection: Connection, columns: Sequence[BoundColumn], parameters: Sequence[Mapping[str, Any]]
+) -> frozenset[type]:
+    """Types whose values the application adapts itself: what is stored is anyone's guess."""
+    names = [column.parameter for column in columns]
+    return find_foreign(connection, [sent[name] for sent in parameters for name in names])
+
+
 def _split(
-    columns: Sequence[BoundColumn], sent: Mapping[str, Any]
+    columns: Sequence[BoundColumn], sent: Mapping[str, Any], foreign: Collection[type]
 ) -> tuple[dict[str, Wire | None], tuple[str, ...]]:
     values: dict[str, Wire | None] = {}
     unknown: tuple[str, ...] = ()
@@ -196,7 +207,7 @@ def _split(
         if value is None:
             values[column.name] = None
             continue
-        wire = column.to_wire(value)
+        wire = UNSURE if foreign and type(value) in foreign else column.to_wire(value)
         if wire is UNSURE:
             unknown += (column.name,)
         else:
@@ -247,6 +258,7 @@ def _spell_keys(
     parameters: Sequence[Mapping[str, Any]],
 ) -> list[Key]:
     """Keys given as parameters, in the form the database stores."""
+    foreign = _find_foreign(connection, columns, parameters)
     keys: list[list[Any]] = []
     unsure: dict[int, None] = {}
     for sent in parameters:
@@ -254,7 +266,7 @@ def _spell_keys(
         for place, column in enumerate(columns):
             value = sent[column.parameter]
             wire = None if value is None else column.to_wire(value)
-            if wire is UNSURE:
+            if wire is UNSURE or type(value) in foreign:
                 unsure[place] = None
                 wire = value
             key.append(wire)

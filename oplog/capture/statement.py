@@ -25,6 +25,7 @@ from oplog.capture.observation import (
 from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import StatementPlan
 from oplog.entry import OpType
+from oplog.postgres.sent_value import watch_documents
 from oplog.schema.touched_keys import weigh
 
 _OPERATIONS = {OpType.CREATE: "I", OpType.UPDATE: "U", OpType.DELETE: "D"}
@@ -47,6 +48,10 @@ def prepare(
     connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
 ) -> StatementUnderWay:
     """Read what has to be known before the statement of `context` is sent."""
+    if watched := [column.parameter for column in plan.columns if column.watched]:
+        watch_documents(
+            connection, [sent[name] for sent in list_parameters(context) for name in watched]
+        )
     if plan.kind is OpType.CREATE:
         return StatementUnderWay(plan, keys=(), groups=None, unseen=(), announced=announced)
     keys, unspelled = read_keys(connection, plan, list_parameters(context))

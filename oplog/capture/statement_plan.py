@@ -20,9 +20,15 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from oplog.binding import BoundType
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
-from oplog.value import Unsure, Wire
+from oplog.postgres.sent_value import unwrap
+from oplog.value import Unsure, ValueCodec, Wire
+from oplog.value.kind import refuse_to_guess
 
 ToWire = Callable[[Any], Wire | Unsure]
+
+_DOCUMENTS = frozenset({"json", "jsonb", "json[]", "jsonb[]"})
+_WRAPPED = _DOCUMENTS | {"bytea", "bytea[]"}
+"""Types whose values SQLAlchemy gives to psycopg in wrappers of the latter's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class BoundColumn:
     name: str
     parameter: str
     to_wire: ToWire
+    watched: bool = False
+    """It is JSON, predicted from the text that the driver sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,38 @@ def _find_plain(
         return None
     if _may_narrow(compiled, column, codec.pg_type):
         return None
-    return BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
+    # A key has to be known before it is sent.
+    watched = column.name not in bound.shape.key_names and _is_document(
+        compiled, column, codec.pg_type
+    )
+    to_wire = _choose_reader(codec, watched=watched)
+    return BoundColumn(column.name, _escape(compiled, parameter), to_wire, watched=watched)
+
+
+def _choose_reader(codec: ValueCodec, *, watched: bool = False) -> ToWire:
+    """How to predict the stored value from a parameter."""
+    if codec.pg_type not in _WRAPPED:
+        return codec.to_wire
+    if codec.pg_type in _DOCUMENTS and not watched:
+        return refuse_to_guess
+
+    def to_wire(value: object) -> Wire | Unsure:
+        return codec.to_wire(unwrap(value))
+
+    return to_wire
+
+
+def _is_document(compiled: SQLCompiler, column: Any, pg_type: str) -> bool:
+    """SQLAlchemy wraps the value as JSON, and no cast to jsonb changes the text of a json."""
+    if pg_type not in _DOCUMENTS:
+        return False
+    kind = column.type.dialect_impl(compiled.dialect)
+    while isinstance(kind, (sa.TypeDecorator, sa.ARRAY)):
+        inner = kind.item_type if isinstance(kind, sa.ARRAY) else kind.impl_instance
+        kind = inner.dialect_impl(compiled.dialect)
+    return isinstance(kind, sa.JSON) and (
+        pg_type.startswith("jsonb") or kind.compile(dialect=compiled.dialect).lower() == "json"
+    )
 
 
 def _escape(compiled: SQLCompiler, parameter: str) -> str:
@@ -265,8 +304,8 @@ def _find_key(
         parameter = compiled.bind_names.get(bind)
         if parameter is None or not _travels_plainly(compiled, column, bind):
             continue
-        codec = bound.shape.codecs[column.name]
-        found[column.name] = BoundColumn(column.name, _escape(compiled, parameter), codec.to_wire)
+        to_wire = _choose_reader(bound.shape.codecs[column.name])
+        found[column.name] = BoundColumn(column.name, _escape(compiled, parameter), to_wire)
     if set(found) != set(bound.shape.key_names):
         verb = "updated" if isinstance(statement, sa.Update) else "deleted from"
         raise _refuse(

@@ -1,8 +1,8 @@
 """Codec of array types: reads and writes Postgres array literals.
 
 The literal itself is the logged value. A predicted literal is therefore quoted exactly as
-Postgres quotes it, or it would differ from the one that is read back. Multidimensional arrays
-and arrays with other lower bounds than 1 are never predicted.
+Postgres quotes it, or it would differ from the one that is read back. Arrays with other lower
+bounds than 1 are never predicted; the driver sends none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from oplog.value.kind import (
     refuse_to_guess,
 )
 
+_MAX_DIMENSIONS = 6
 _NEEDS_QUOTES = re.compile(r'|null|.*[ \t\n\r\v\f"\\{},].*', re.IGNORECASE | re.ASCII | re.DOTALL)
 _ESCAPED = re.compile(r'(["\\])')
 _UNESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -32,31 +33,22 @@ def make_array_codec(
     *,
     predictable: bool,
     readable: bool,
+    nests: bool,
     from_text: Callable[[str], Wire],
 ) -> ValueCodec:
     """Codec of arrays of `element`.
 
     `predictable`: inside a literal Postgres prints an element as `element.to_text` does.
     `readable`: `to_python` returns a (nested) list; otherwise it returns the literal, as it
-    always does for an array whose lower bounds are not 1. `from_text` rewrites a literal that
-    Postgres prints but does not read back.
+    always does for an array whose lower bounds are not 1. `nests`: a list in a list is a dimension
+    more, not an element. `from_text` rewrites a literal that Postgres prints but does not read
+    back.
     """
+    print_list = _make_printer(element, nests=nests)
 
     def to_wire(value: object) -> Wire | Unsure:
         # Not isinstance: the driver may adapt a subclass in another way.
-        if type(value) is not list:
-            return UNSURE
-        parts = []
-        for item in value:
-            if item is None:
-                parts.append("NULL")
-                continue
-            wire = element.to_wire(item)
-            if wire is UNSURE:
-                return UNSURE
-            text = element.to_text(wire)
-            parts.append(_quote(text) if element.kind is Kind.TEXT else text)
-        return f"{{{','.join(parts)}}}"
+        return print_list(value, 1) if type(value) is list else UNSURE
 
     def to_python(text: str) -> object:
         try:
@@ -71,6 +63,37 @@ def make_array_codec(
         to_python=to_python if readable else None,
         from_text=from_text,
     )
+
+
+def _make_printer(
+    element: ValueCodec, *, nests: bool
+) -> Callable[[list[object], int], str | Unsure]:
+    """What prints a list as a literal; its second parameter is the dimension that it is in."""
+    quotes = element.kind is Kind.TEXT or element.kind is Kind.BYTES
+
+    def print_list(items: list[object], dimension: int) -> str | Unsure:
+        parts = []
+        for item in items:
+            if item is None:
+                parts.append("NULL")
+                continue
+            if type(item) is list:
+                # Without elements it is left to Postgres how many dimensions there are.
+                if not nests or not item or dimension == _MAX_DIMENSIONS:
+                    return UNSURE
+                inner = print_list(item, dimension + 1)
+                if inner is UNSURE:
+                    return UNSURE
+                parts.append(inner)
+                continue
+            wire = element.to_wire(item)
+            if wire is UNSURE:
+                return UNSURE
+            text = element.to_text(wire)
+            parts.append(_quote(text) if quotes else text)
+        return f"{{{','.join(parts)}}}"
+
+    return print_list
 
 
 def _quote(text: str) -> str:

@@ -2,7 +2,8 @@
 
 A predicted value must be printed exactly as Postgres prints it under `TEXT_SETTINGS`: fractions
 without trailing zeros, offsets in hours where possible, a sign after a negative part of an
-interval. Values that the session's time zone would convert are not predicted.
+interval. Values that the session's time zone would convert are not predicted: a pooler may give a
+server session whose zone was never reported to the driver.
 """
 
 from __future__ import annotations
@@ -43,6 +44,33 @@ def _find_grain(modifiers: tuple[int, ...]) -> int:
     return int(10 ** (_MAX_DIGITS - digits))
 
 
+_ZERO = datetime(2000, 1, 1)  # noqa: DTZ001 - in whatever zone the other operand is
+"""Postgres counts microseconds from here, and rounds halves away from it."""
+_TICK = timedelta(microseconds=1)
+
+
+def _round(moment: datetime, grain: int) -> datetime:
+    """Round a naive datetime as Postgres does; OverflowError after the year 9999."""
+    ticks = (moment - _ZERO) // _TICK
+    steps = (abs(ticks) + grain // 2) // grain * grain
+    return _ZERO + timedelta(microseconds=-steps if ticks < 0 else steps)
+
+
+def _print_moment(moment: datetime) -> str:
+    # Takes half the time of datetime.isoformat(), which computes the offset again.
+    text = f"{moment.date().isoformat()} {moment.time().isoformat()}"
+    return text.rstrip("0") if moment.microsecond else text
+
+
+def _print_rounded(moment: datetime, grain: int, *, zone: str) -> str | Unsure:
+    if moment.microsecond % grain:
+        try:
+            moment = _round(moment.replace(tzinfo=None), grain)
+        except OverflowError:
+            return UNSURE
+    return _print_moment(moment) + zone
+
+
 def make_timestamptz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     """Codec of timestamp with time zone; a naive datetime would pass through the session's zone."""
     grain = _find_grain(modifiers)
@@ -58,12 +86,7 @@ def make_timestamptz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
                 moment = moment.astimezone(UTC)
             except OverflowError:
                 return UNSURE
-        micros = moment.microsecond
-        if micros % grain:
-            return UNSURE
-        # Takes half the time of datetime.isoformat(), which computes the offset again.
-        text = f"{moment.date().isoformat()} {moment.time().isoformat()}"
-        return f"{text}+00" if micros % 10 or not micros else f"{text.rstrip('0')}+00"
+        return _print_rounded(moment, grain, zone="+00")
 
     return make_text_codec(
         pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_timestamp
@@ -80,10 +103,7 @@ def make_timestamp_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     def to_wire(value: object) -> Wire | Unsure:
         if type(value) is not datetime or value.tzinfo is not None:
             return UNSURE
-        text = value.isoformat(" ")
-        if micros := value.microsecond:
-            return text.rstrip("0") if not micros % grain else UNSURE
-        return text
+        return _print_rounded(value, grain, zone="")
 
     return make_text_codec(
         pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_timestamp
@@ -91,9 +111,11 @@ def make_timestamp_codec(pg_type: str, *modifiers: int) -> ValueCodec:
 
 
 def make_date_codec(pg_type: str) -> ValueCodec:
-    """Codec of date; a datetime would pass through the session's zone."""
+    """Codec of date; an aware datetime would pass through the session's zone."""
 
     def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is datetime:
+            return UNSURE if value.tzinfo is not None else value.date().isoformat()
         return value.isoformat() if type(value) is date else UNSURE
 
     return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_date)
@@ -106,7 +128,7 @@ def make_time_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     def to_wire(value: object) -> Wire | Unsure:
         if type(value) is not time or value.tzinfo is not None:
             return UNSURE
-        return UNSURE if value.microsecond % grain else _print_clock(value)
+        return _print_clock(value, grain)
 
     return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_time)
 
@@ -116,12 +138,12 @@ def make_timetz_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     grain = _find_grain(modifiers)
 
     def to_wire(value: object) -> Wire | Unsure:
-        if type(value) is not time or value.microsecond % grain:
+        if type(value) is not time:
             return UNSURE
         offset = _offset_of(value.utcoffset())
         if offset is None:
             return UNSURE
-        return _print_clock(value.replace(tzinfo=None)) + _print_offset(offset)
+        return _print_clock(value.replace(tzinfo=None), grain) + _print_offset(offset)
 
     return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=_parse_time)
 
@@ -159,7 +181,12 @@ def _print_offset(offset: timedelta) -> str:
     return f"{sign}{hours:02}:{minutes:02}" if minutes else f"{sign}{hours:02}"
 
 
-def _print_clock(clock: time) -> str:
+def _print_clock(clock: time, grain: int) -> str:
+    if clock.microsecond % grain:
+        rounded = _round(datetime.combine(_ZERO, clock), grain)
+        if rounded.day != _ZERO.day:
+            return "24:00:00"
+        clock = rounded.time()
     text = clock.isoformat()
     return text.rstrip("0") if clock.microsecond else text
 

@@ -6,6 +6,7 @@ array does not. The wire value never has them.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 from uuid import UUID
 
@@ -18,6 +19,8 @@ from oplog.value.kind import (
     make_text_codec,
     wire_as_python,
 )
+
+_SPELLED_UUID = re.compile("[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 def _is_storable(text: str) -> bool:
@@ -45,11 +48,13 @@ def make_string_codec(pg_type: str, *modifiers: int) -> ValueCodec:
     limit = modifiers[0] if modifiers else None
 
     def to_wire(value: object) -> Wire | Unsure:
+        if type(value) is not str or not _is_storable(value):
+            return UNSURE
+        if len(value) <= cast("int", limit):
+            return value
         # Postgres raises an error for text that is too long, unless only blanks exceed the
         # limit: it removes those silently.
-        if type(value) is str and len(value) <= cast("int", limit) and _is_storable(value):
-            return value
-        return UNSURE
+        return UNSURE if value[limit:].strip(" ") else value[:limit]
 
     return make_text_codec(
         pg_type, compare_as_text=True, to_wire=_keep_text if limit is None else to_wire
@@ -110,9 +115,13 @@ def make_bytes_codec(pg_type: str) -> ValueCodec:
 
 
 def make_uuid_codec(pg_type: str) -> ValueCodec:
-    """Codec of uuid."""
+    """Codec of uuid; of the ways to spell one, the usual one is predicted."""
 
     def to_wire(value: object) -> Wire | Unsure:
-        return str(value) if type(value) is UUID else UNSURE
+        if type(value) is UUID:
+            return str(value)
+        if type(value) is str and _SPELLED_UUID.fullmatch(value):
+            return value.lower()
+        return UNSURE
 
     return make_text_codec(pg_type, compare_as_text=False, to_wire=to_wire, to_python=UUID)

@@ -67,8 +67,9 @@ _MAKERS: Final[Mapping[str, Callable[..., ValueCodec]]] = MappingProxyType(
     }
 )
 
+# Floats are printed with other digits inside of an array, and character(n) with its blanks.
 _PREDICTABLE_ELEMENTS: Final = frozenset(
-    {"smallint", "integer", "bigint", "text", "character varying", "boolean", "uuid", "citext"}
+    {*_MAKERS, "citext"} - {"real", "double precision", "character"}
 )
 
 _PSEUDO_TYPES: Final = frozenset(
@@ -188,6 +189,7 @@ def _make_array_codec(pg_type: str) -> ValueCodec:
         pg_type,
         element,
         predictable=base in _PREDICTABLE_ELEMENTS,
+        nests=base not in ("json", "jsonb"),
         readable=base in _MAKERS or base == "citext" or _is_interval(base),
         from_text=spell_interval if _is_interval(base) else text_as_wire,
     )

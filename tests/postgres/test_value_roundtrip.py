@@ -18,9 +18,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, make_url
 
 from oplog.value import TEXT_SETTINGS, UNSURE, ValueCodec, codec_for, copy_field, declared_kind
+from oplog.value.json_text import JsonText
 from tests.postgres.value_samples import (
     ENUM_LABELS,
     GENERATED,
+    JSON_TEXTS,
     NEVER_PREDICTED,
     PARAMETERS,
     STORED,
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.postgres
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-EXAMPLES = settings(deadline=None, max_examples=60, database=None)
+EXAMPLES = settings(deadline=None, max_examples=600, database=None)
 
 HOSTILE_SETTINGS = {
     "datestyle": "SQL, DMY",
@@ -43,7 +45,7 @@ HOSTILE_SETTINGS = {
 }
 """What an application's session may have; it must not change what a parameter stores."""
 
-TEXT_ONLY = ("character", "text", "mood", "jsonb")
+TEXT_ONLY = ("character", "text", "mood", "jsonb", "uuid")
 """Types whose parameters are not sent in binary, or for which that means another type."""
 
 
@@ -137,6 +139,34 @@ def test_a_prediction_is_what_is_stored(
 
     check()
     assert (predictions == 0) == (pg_type in NEVER_PREDICTED)
+
+
+@pytest.mark.parametrize("pg_type", ["jsonb", "json"])
+def test_a_document_is_stored_as_its_text_tells(
+    pg_type: str, reader: Connection, writer: Connection
+) -> None:
+    codec = _create_table(reader, "stored", pg_type)
+    stored = 0
+
+    @settings(EXAMPLES, max_examples=20000)
+    @given(JSON_TEXTS)
+    def check(text: str) -> None:
+        nonlocal stored
+        wire = codec.to_wire(JsonText(text))
+        try:
+            row = writer.execute(
+                f"INSERT INTO stored (v) VALUES (%s::{pg_type}) RETURNING id", [text]
+            ).fetchone()
+        except psycopg.DataError:
+            return
+        assert wire is not UNSURE
+        read = reader.execute("SELECT v::text FROM stored WHERE id = %s", row).fetchone()
+        assert read is not None
+        assert read[0] == wire
+        stored += 1
+
+    check()
+    assert stored > 100
 
 
 def _store(connection: Connection, texts: Iterable[str]) -> None:

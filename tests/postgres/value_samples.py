@@ -47,6 +47,7 @@ _ZONES = st.sampled_from(
         lambda offset: timedelta(seconds=offset // timedelta(seconds=1))
     ),
 )
+_INT32 = st.integers(-(2**31) + 1, 2**31 - 1)
 _ROUND = st.sampled_from([10**3, 10**4, 10**6])
 _DATETIMES = st.datetimes(timezones=st.none() | _ZONES)
 _TIMES = st.times(timezones=st.none() | _ZONES)
@@ -90,7 +91,7 @@ PARAMETERS: dict[str, st.SearchStrategy[object]] = {
     "character(5)": _TEXTS | st.text("a \t", max_size=8),
     "mood": st.sampled_from(ENUM_LABELS),
     "bytea": st.binary() | st.binary().map(bytearray),
-    "uuid": st.uuids(),
+    "uuid": st.uuids() | st.uuids().map(str) | st.uuids().map(lambda value: str(value).upper()),
     "date": st.dates() | st.datetimes(),
     "timestamp with time zone": _DATETIMES | _BLUNT,
     "timestamp(2) with time zone": _DATETIMES | _BLUNT,
@@ -104,12 +105,52 @@ PARAMETERS: dict[str, st.SearchStrategy[object]] = {
     "smallint[]": _nullable(st.integers(-40000, 40000)),
     "bigint[]": _nullable(st.integers(-(2**63), 2**63 - 1)),
     "boolean[]": _nullable(st.booleans()),
+    "integer[]": st.lists(st.lists(_INT32 | st.none(), min_size=2, max_size=2), max_size=3),
+    "numeric[]": _nullable(_DECIMALS),
+    "numeric(10,2)[]": _nullable(_DECIMALS | st.decimals(-(10**6), 10**6, places=3)),
+    "date[]": _nullable(st.dates()),
+    "time without time zone[]": _nullable(st.times()),
+    "timestamp without time zone[]": _nullable(st.datetimes()),
+    "timestamp(2) with time zone[]": _nullable(st.datetimes(timezones=_ZONES)),
+    "bytea[]": _nullable(st.binary(max_size=5)),
     "text[]": _nullable(_TEXTS | st.sampled_from(["", "null", "Null", "NULLs", " ", "\v"])),
     "character varying(3)[]": _nullable(_TEXTS),
     "uuid[]": _nullable(st.uuids()),
     "jsonb": _DOCUMENTS,
 }
 """What a driver may be given for a column of the type, including what must not be predicted."""
+
+
+def _space(text: str, blanks: tuple[str, str]) -> str:
+    return blanks[0] + text + blanks[1]
+
+
+def _spell_object(pairs: list[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{key}:{value}" for key, value in pairs) + "}"
+
+
+_BLANK = st.sampled_from(["", "", "", " ", "\n\t", "\r\n "])
+_ESCAPES = [r"\n", r"\"", r"\\", r"\/", r"\b", r"\u0041", r"\u00E9", r"\ud83d\ude00", r"\u001f"]
+_JSON_STRINGS = st.lists(
+    st.sampled_from([*_ESCAPES, "a", "b", "é", "🐘", " ", "\x7f", r"\u0000", r"\ud800", "'"])
+    | st.characters(exclude_characters='"\\', exclude_categories=["Cc", "Cs"]),
+    max_size=4,
+).map(lambda parts: f'"{"".join(parts)}"')
+_JSON_NUMBERS = st.from_regex(
+    r"\A-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?\Z"
+) | st.sampled_from(["-0", "-0.00", "1e2", "1E+0400", "0e-5", "1.50", "9" * 1000, "1e-999", "NaN"])
+
+JSON_TEXTS: st.SearchStrategy[str] = st.recursive(
+    st.sampled_from(["null", "true", "false"]) | _JSON_STRINGS | _JSON_NUMBERS,
+    lambda inner: st.builds(
+        _space,
+        st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(st.tuples(_JSON_STRINGS, inner), max_size=5).map(_spell_object),
+        st.tuples(_BLANK, _BLANK),
+    ),
+    max_leaves=8,
+)
+"""Documents as serializers spell them: white space, escapes, number forms, keys twice."""
 
 NEVER_PREDICTED = frozenset({"interval(2)"})
 
@@ -224,7 +265,6 @@ def _spell_array(items: list[str | None]) -> str:
     return "{" + ",".join(chain(quoted)) + "}"
 
 
-_INT32 = st.integers(-(2**31) + 1, 2**31 - 1)
 _MOMENTS = st.integers(0, 109_000_000 * 86_400_000_000).map(_spell_moment)
 _PRINTED = st.text(string.printable + "é🐘\u2028", max_size=9)
 

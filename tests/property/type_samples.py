@@ -196,7 +196,7 @@ _STRINGS = (
         st.binary().map(lambda data: f"\\x{data.hex()}"),
         sa.LargeBinary(),
         st.binary(),
-        "refused",
+        "python",
     ),
     Sample(
         "uuid",

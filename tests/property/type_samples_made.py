@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable
+from datetime import UTC
 from ipaddress import ip_interface, ip_network
 
 import sqlalchemy as sa
@@ -62,6 +63,7 @@ _RANGES = st.builds(
 )
 _BOUNDS = ("empty", "(,)", "(,5]", "[5,)", "[1,1]", "(1,5)", "[1,5)", "[-5,5]", "(1,5]")
 _MULTI = ("{}", *(f"{{{bounds}}}" for bounds in _BOUNDS if bounds != "empty"))
+_DOCUMENTS = st.dictionaries(_WORDS, _INT32 | _WORDS | st.floats(allow_nan=False), max_size=3)
 _LABELS = st.sampled_from(ENUM_LABELS)
 _SPACES = ("{}", "{{1,2},{3,NULL}}", "[2:3]={1,2}", "[-1:0][5:5]={{1},{2}}", "{NULL}")
 _LEAST = "-9223372036854775808 microseconds"
@@ -84,7 +86,13 @@ _ARRAYS = (
         key="python",
     ),
     Sample("character(3)[]", ("{}", '{"a  ",b,NULL,""}')),
-    Sample("numeric(10,2)[]", ("{}", "{1,2.5,NaN,NULL,-0.001}")),
+    Sample(
+        "numeric(10,2)[]",
+        ("{}", "{1,2.5,NaN,NULL,-0.001}"),
+        column=pg.ARRAY(sa.Numeric(10, 2)),
+        python=st.lists(st.decimals(-(10**7), 10**7, places=3) | st.none(), max_size=4),
+        key="python",
+    ),
     Sample(
         "double precision[]",
         ("{}", "{0.1,-0,0,NaN,Infinity,5e-324,NULL}"),
@@ -99,8 +107,20 @@ _ARRAYS = (
         python=st.lists(st.booleans(), max_size=3),
         key="python",
     ),
-    Sample("bytea[]", ("{}", '{"\\\\x00ff",NULL,"\\\\x"}')),
-    Sample("timestamp with time zone[]", (*STORED["timestamp with time zone[]"], "{}")),
+    Sample(
+        "bytea[]",
+        ("{}", '{"\\\\x00ff",NULL,"\\\\x"}'),
+        column=pg.ARRAY(sa.LargeBinary()),
+        python=st.lists(st.binary(max_size=5) | st.none(), max_size=4),
+        key="python",
+    ),
+    Sample(
+        "timestamp with time zone[]",
+        (*STORED["timestamp with time zone[]"], "{}"),
+        column=pg.ARRAY(sa.DateTime(timezone=True)),
+        python=st.lists(st.datetimes(timezones=st.just(UTC)) | st.none(), max_size=4),
+        key="python",
+    ),
     Sample(
         "interval[]",
         ("{}", '{"1 day","24:00:00","-1 mon +1 day"}', _array([_LEAST, None, f"1 mon {_LEAST}"])),
@@ -112,8 +132,18 @@ _ARRAYS = (
         python=st.lists(st.uuids(), max_size=3),
         key="python",
     ),
-    Sample("json[]", ("{}", _array(['{"a": 1,  "a":2}', "null", None]))),
-    Sample("jsonb[]", ("{}", _array(['{"a": [1.50]}', "null", None]))),
+    Sample(
+        "json[]",
+        ("{}", _array(['{"a": 1,  "a":2}', "null", None])),
+        column=pg.ARRAY(sa.JSON()),
+        python=st.lists(_DOCUMENTS, max_size=3),
+    ),
+    Sample(
+        "jsonb[]",
+        ("{}", _array(['{"a": [1.50]}', "null", None])),
+        column=pg.ARRAY(pg.JSONB()),
+        python=st.lists(_DOCUMENTS, max_size=3),
+    ),
     Sample("int4range[]", ("{}", _array(["[1,5)", "empty", None]))),
     Sample("box[]", ("{}", "{(1,1),(0,0);(2,2),(1,1)}")),
     Sample("mood[]", ("{}", _array([*ENUM_LABELS, None])), st.lists(_LABELS).map(_array)),

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oplog.value import UNSURE, codec_for
+from oplog.value.json_text import JsonText, print_jsonb
 from oplog.value.number import parse_single
 
 pytestmark = pytest.mark.unit
@@ -135,6 +136,37 @@ def naive(year: int, month: int, day: int, *clock: int) -> datetime:
             '{"c": [true, null, 1.5, "\\u0001é"], "bb": 1, "é": {}}',
         ),
         ("jsonb", [], "[]"),
+        ("jsonb", {"a": 1e20, "b": -0.0}, '{"a": 100000000000000000000, "b": 0.0}'),
+        ("character varying(3)", "abc ", "abc"),
+        ("uuid", str(IDENTITY).upper(), str(IDENTITY)),
+        (
+            "timestamp(3) with time zone",
+            datetime(2024, 1, 2, 0, 0, 0, 5500, UTC),
+            "2024-01-02 00:00:00.006+00",
+        ),
+        (
+            "timestamp(3) with time zone",
+            datetime(1999, 1, 2, 0, 0, 0, 5500, UTC),
+            "1999-01-02 00:00:00.005+00",
+        ),
+        (
+            "timestamp(0) without time zone",
+            naive(1999, 12, 31, 23, 59, 59, 500001),
+            "2000-01-01 00:00:00",
+        ),
+        ("date", naive(2024, 1, 2, 23), "2024-01-02"),
+        ("time(2) without time zone", time(3, 0, 0, 5000), "03:00:00.01"),
+        ("time(0) without time zone", time(23, 59, 59, 500000), "24:00:00"),
+        ("integer[]", [[1, None], [2, 3]], "{{1,NULL},{2,3}}"),
+        ("numeric[]", [Decimal("1.0"), Decimal("NaN")], "{1.0,NaN}"),
+        ("numeric(4,1)[]", [1, Decimal("0.05")], "{1.0,0.1}"),
+        ("date[]", [date(2024, 1, 2)], "{2024-01-02}"),
+        (f"{TSTZ}[]", [datetime(2024, 1, 2, tzinfo=UTC)], '{"2024-01-02 00:00:00+00"}'),
+        ("bytea[]", [b"\x00\xff", b""], '{"\\\\x00ff","\\\\x"}'),
+        ("jsonb[]", [{"a": 1}, None, JsonText("1e1")], '{"{\\"a\\": 1}",NULL,10}'),
+        ("json[]", [JsonText("null"), JsonText("[1,\n2]")], '{"null","[1,\n2]"}'),
+        ("json", JsonText(' {"a":1, "a":2}'), ' {"a":1, "a":2}'),
+        ("json", JsonText('"\\u0000"'), '"\\u0000"'),
     ],
 )
 def test_a_parameter_is_predicted(pg_type: str, value: object, wire: object) -> None:
@@ -167,9 +199,7 @@ def test_a_parameter_is_predicted(pg_type: str, value: object, wire: object) -> 
         ("text", Label("x")),
         ("text", Colour.RED),
         ("character varying(3)", "abcd"),
-        ("character varying(3)", "abc "),
         ("character(3)", "abcd"),
-        ("uuid", str(IDENTITY)),
         ("numeric", 1.5),
         ("numeric", True),
         ("numeric", Decimal("sNaN")),
@@ -190,32 +220,34 @@ def test_a_parameter_is_predicted(pg_type: str, value: object, wire: object) -> 
         (TSTZ, datetime(2024, 1, 2, tzinfo=zone(hours=16))),
         (TSTZ, datetime(2024, 1, 2, tzinfo=zone(microseconds=1))),
         (TSTZ, date(2024, 1, 2)),
-        ("timestamp(3) with time zone", datetime(2024, 1, 2, 0, 0, 0, 5001, UTC)),
         ("timestamp without time zone", datetime(2024, 1, 2, tzinfo=UTC)),
-        ("timestamp(0) without time zone", naive(2024, 1, 2, 0, 0, 0, 500000)),
-        ("date", naive(2024, 1, 2)),
         ("date", "2024-01-02"),
         ("time without time zone", time(3, tzinfo=UTC)),
-        ("time(2) without time zone", time(3, 0, 0, 1000)),
         (TIMETZ, time(3)),
         (TIMETZ, time(3, tzinfo=BERLIN)),
         ("interval day to second", timedelta(1)),
         ("interval(3)", timedelta(1)),
         ("integer[]", (1, 2)),
-        ("integer[]", [[1], [2]]),
         ("integer[]", [1, True]),
-        ("numeric[]", [Decimal(1)]),
         ("double precision[]", [1.0]),
         ("character(3)[]", ["a"]),
         ("json", {"a": 1}),
         ("jsonb", "text"),
         ("jsonb", 1),
         ("jsonb", {1: 2}),
-        ("jsonb", {"a": 1e20}),
-        ("jsonb", {"a": -0.0}),
         ("jsonb", {"a": math.nan}),
         ("jsonb", ["\ud800"]),
         ("jsonb", ["\0"]),
+        ("jsonb", {"\0": 1}),
+        ("jsonb", {"a": 10**1000}),
+        ("jsonb[]", [[{"a": 1}]]),
+        ("json", JsonText('"\0"')),
+        ("timestamp(0) without time zone", naive(9999, 12, 31, 23, 59, 59, 500000)),
+        ("character varying(3)", "abc \t"),
+        ("uuid", IDENTITY.hex),
+        ("uuid", f"{{{IDENTITY}}}"),
+        ("integer[]", [[1], []]),
+        ("integer[]", [[[[[[[1]]]]]]]),
         ("jsonb", [(1, 2)]),
         ("inet", "10.0.0.1"),
         ("int4range", "[1,2)"),
@@ -226,6 +258,41 @@ def test_a_parameter_is_predicted(pg_type: str, value: object, wire: object) -> 
 )
 def test_doubt_is_admitted(pg_type: str, value: object) -> None:
     assert codec_for(pg_type).to_wire(value) is UNSURE
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("1e2", "100"),
+        ("1.50e1", "15.0"),
+        ("1.5E-3", "0.0015"),
+        ("-0", "0"),
+        ("-0.00", "0.00"),
+        ("-0e-3", "0.000"),
+        ("0e5", "0"),
+        ("12.3400", "12.3400"),
+        ("9" * 1000, "9" * 1000),
+        ('{"bb":1,"a":2,"é":3,"a":4,"":null}', '{"": null, "a": 4, "bb": 1, "é": 3}'),
+        (r'"\u0041\/\u00e9\n\u001f\u007f\ud83d\ude00"', '"A/é\\n\\u001f\x7f😀"'),
+        (" [ 1 , [] , { } , true ]\n", "[1, [], {}, true]"),
+    ],
+)
+def test_jsonb_is_printed_in_its_normal_form(text: str, printed: str) -> None:
+    assert print_jsonb(text) == printed
+    assert print_jsonb(printed) == printed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "NaN", "[Infinity]", "01", "'a'", '{"a": -Infinity}', "1 2"),
+        *(r'"\u0000"', r'{"\u0000": 1}', r'"\ud800"', "9" * 1001),
+        *("1e1000", "1e-1001", "1e999999999999999999999", "0e-2000", "1" * 100 + "e1"),
+        "[" * 100_000 + "]" * 100_000,
+    ],
+)
+def test_a_document_that_is_refused_or_out_of_bounds_is_not_predicted(text: str) -> None:
+    assert print_jsonb(text) is UNSURE
 
 
 def test_a_document_that_contains_itself_is_not_predicted() -> None:
