@@ -11,6 +11,7 @@ import pytest
 
 from oplog.errors import NotCapturableError
 from oplog.value import TEXT_SETTINGS, UNSURE, Kind, codec_for
+from oplog.value.json_text import JsonText
 from oplog.value.typename import check_parts
 from tests.docs.pages import DOCS, split_sections
 from tests.property.type_samples_made import SAMPLES
@@ -51,6 +52,11 @@ PROBES = {
     "list of str": ["a"],
     "list of bool": [True],
     "list of UUID": [UUID(int=1)],
+    "list of Decimal": [Decimal("1.5")],
+    "list of bytes": [b"a"],
+    "list of aware datetime": [datetime(2024, 1, 2, tzinfo=UTC)],
+    "JSON text": JsonText("{}"),
+    "list of JSON text": [JsonText("{}")],
 }
 MADE_FOR_TESTS = frozenset(
     {"mood", "posint", "small", "code", "since", "measured", "numbers", "pair", "even_pair"}

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.postgres
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-EXAMPLES = settings(deadline=None, max_examples=600, database=None)
+EXAMPLES = settings(deadline=None, max_examples=60, database=None)
 
 HOSTILE_SETTINGS = {
     "datestyle": "SQL, DMY",
@@ -148,7 +148,7 @@ def test_a_document_is_stored_as_its_text_tells(
     codec = _create_table(reader, "stored", pg_type)
     stored = 0
 
-    @settings(EXAMPLES, max_examples=20000)
+    @settings(EXAMPLES, max_examples=400)
     @given(JSON_TEXTS)
     def check(text: str) -> None:
         nonlocal stored
