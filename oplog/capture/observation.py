@@ -21,7 +21,7 @@ from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
-from oplog.postgres.sent_value import find_foreign
+from oplog.postgres.sent_value import find_foreign, is_read_plainly
 from oplog.value import UNSURE, Wire
 
 Group = Mapping[str, Wire | None]
@@ -296,6 +296,8 @@ def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
     columns = list(bound.declared.table.primary_key)
     if len(rows) != count:
         raise _uncertain(bound, f"{count} rows were sent and {len(rows)} keys came back")
+    connection = context.root_connection
+    blurred = {name for name in bound.shape.key_names if _is_blurred(connection, bound, name)}
     keys: list[Key] = []
     for row in rows:
         by_name = {
@@ -306,18 +308,19 @@ def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
         for name in bound.shape.key_names:
             value = by_name[name]
             wire = None if value is None else bound.shape.codecs[name].to_wire(value)
-            if wire is None or wire is UNSURE or _is_blurred(bound, name):
+            if wire is None or wire is UNSURE or name in blurred:
                 raise _uncertain(bound, f"the key column {name} came back as {value!r}")
             key.append(wire)
         keys.append(tuple(key))
     return keys
 
 
-def _is_blurred(bound: BoundType, name: str) -> bool:
+def _is_blurred(connection: Connection, bound: BoundType, name: str) -> bool:
+    pg_type = bound.shape.codecs[name].pg_type
     # Decimals come back as stored. Other types with several equal forms the driver normalises.
-    return codec_is_loose(bound, name) and not bound.shape.codecs[name].pg_type.startswith(
-        "numeric"
-    )
+    if codec_is_loose(bound, name) and not pg_type.startswith("numeric"):
+        return True
+    return not is_read_plainly(connection, pg_type)
 
 
 def _undo_text(column: Any, value: Any) -> Any:
@@ -345,7 +348,9 @@ def _list_natural(plan: StatementPlan, context: Any) -> list[tuple[Any, str, Any
         implementation = column.type.dialect_impl(context.dialect)
         if implementation.result_processor(context.dialect, None) is None:
             codec = plan.bound.shape.codecs.get(column.name)
-            if codec is not None and not plan.bound.live.rewrites_rows:
+            if codec is None or plan.bound.live.rewrites_rows:
+                continue
+            if is_read_plainly(context.root_connection, codec.pg_type):
                 natural.append((column, column.name, codec.to_wire))
     return natural
 

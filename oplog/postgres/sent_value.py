@@ -1,17 +1,18 @@
-"""Parameters as psycopg sends them: taken out of its wrappers, and JSON as its serializer wrote it.
+"""Values as psycopg sends them: taken out of its wrappers, and JSON as its serializer wrote it.
 
 Nothing else knows the text of a JSON parameter: serializers differ, and may give another text
 each time. So a document is watched from before its statement is sent until after it. Values of a
-type that the application adapts with a dumper of its own are told apart: they may be sent as
-anything.
+type that the application adapts with a dumper or loader of its own are told apart: they may be
+sent, or come from, anything.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from psycopg import Binary, ProgrammingError
+from psycopg import Binary, ProgrammingError, pq
 from psycopg.adapt import AdaptersMap, PyFormat
 from psycopg.types.json import Json, Jsonb, JsonbBinaryDumper, JsonDumper
 from sqlalchemy.engine import Connection
@@ -20,6 +21,7 @@ from oplog.value.json_text import JsonText
 
 _OWN: Final = frozenset({"psycopg", "psycopg_binary", "psycopg_c"})
 """The driver's packages."""
+_MODIFIERS: Final = re.compile(r"\([0-9, -]+\)")
 _PLAIN_DUMPS: Final = frozenset({JsonDumper.dump, JsonbBinaryDumper.dump})
 """How dumpers send exactly what the serializer returned."""
 
@@ -129,3 +131,11 @@ def _is_foreign(adapters: AdaptersMap, kind: type) -> bool:
     except ProgrammingError:
         return True
     return dumper.__module__.partition(".")[0] not in _OWN
+
+
+def is_read_plainly(connection: Connection, pg_type: str) -> bool:
+    """What psycopg returns for a value of the type is not made by a loader of the application's."""
+    raw: Any = connection.connection.driver_connection
+    info = raw.adapters.types.get(_MODIFIERS.sub("", pg_type))
+    loader = None if info is None else raw.adapters.get_loader(info.oid, pq.Format.TEXT)
+    return loader is None or loader.__module__.partition(".")[0] in _OWN

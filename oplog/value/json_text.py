@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from decimal import Decimal, InvalidOperation
+from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn, cast
 
 from oplog.value.kind import UNSURE, Unsure, ValueCodec, Wire, make_text_codec
@@ -97,21 +98,27 @@ def _print_number(text: str) -> _Printed:
 def _print_object(pairs: list[tuple[str, Any]]) -> _Printed:
     """Keys are ordered by length in bytes, then bytewise; of equal keys the last one counts."""
     values = dict(pairs)
-    keys = sorted(values, key=_rank_key) if len(values) > 1 else values
-    return _Printed(f"{{{', '.join([f'{_quote(key)}: {_print(values[key])}' for key in keys])}}}")
+    if len(values) > 1:
+        # Bytes of UTF-8 are in the order of the characters; only the lengths differ.
+        ascii_only = "".join(values).isascii()
+        keys = sorted(sorted(values), key=len if ascii_only else _measure)
+        pairs = [(key, values[key]) for key in keys]
+    else:
+        pairs = list(values.items())
+    return _Printed(f"{{{', '.join([f'{_quote(key)}: {_print(value)}' for key, value in pairs])}}}")
 
 
-def _rank_key(key: str) -> tuple[int, bytes]:
-    data = key.encode()
-    return len(data), data
+def _measure(key: str) -> int:
+    return len(key.encode())
 
 
 def _print(value: object) -> str:
-    if type(value) is _Printed:
-        return value
-    if type(value) is str:
-        return _quote(value)
-    if type(value) is list:
+    kind = type(value)
+    if kind is _Printed:
+        return cast("str", value)
+    if kind is str:
+        return _quote(cast("str", value))
+    if isinstance(value, list):
         return f"[{', '.join([_print(item) for item in value])}]"
     return "null" if value is None else "true" if value else "false"
 
@@ -119,7 +126,8 @@ def _print(value: object) -> str:
 def _quote(text: str) -> str:
     if "\0" in text:
         raise _UnpredictableError
-    return _ENCODER.encode(text)
+    # Escapes what Postgres escapes, in the same way.
+    return encode_basestring(text)
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -127,8 +135,6 @@ def _refuse_constant(text: str) -> NoReturn:
     raise _UnpredictableError(text)
 
 
-_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
-"""Escapes in strings what Postgres escapes, in the same way."""
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_print_object,
     parse_int=cast("Any", _print_number),

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, date
 from decimal import Decimal
 from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from psycopg.types.datetime import DateDumper
+from psycopg.types.datetime import DateDumper, DateLoader
 from psycopg.types.json import Jsonb, JsonbDumper
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.engine import URL, Engine, create_engine
@@ -30,9 +31,11 @@ from sqlalchemy.pool import NullPool
 
 from oplog.capture import gathering, readback
 from oplog.capture.net_row import NetRow
+from oplog.errors import NotCapturableError
 from tests.logged import LoggedDatabase, open_logged
 from tests.postgres.value_samples import PARAMETERS
 from tests.property.type_tables import Spelled
+from tests.support import administer, install_log
 
 pytestmark = pytest.mark.postgres
 
@@ -127,9 +130,9 @@ def table_of(db: LoggedDatabase) -> sa.Table:
     return declared.table
 
 
-def map_row(table: sa.Table) -> Any:
+def map_row(table: sa.Table, **options: Any) -> Any:
     row: Any = type("Row", (), {})
-    registry().map_imperatively(row, table)
+    registry().map_imperatively(row, table, **options)
     return row
 
 
@@ -212,11 +215,30 @@ def test_the_text_of_the_serializer_is_what_counts(
         db.assert_replays()
 
 
-class Reverser(JsonbDumper):
+def test_a_document_that_is_serialized_twice(database_url: URL, unknown: Unknown) -> None:
+    """By a listener of the application's, say, and to another text each time."""
+    with open_documents(database_url, pg.JSONB(), json_serializer=dump_anew) as db:
+        write(db, {"a": 1})
+        unknown.clear()
+
+        def serialize(_connection: Any, _cursor: Any, _sql: str, sent: Any, *_rest: Any) -> None:
+            if isinstance(sent, dict) and isinstance(sent.get("v"), Jsonb):
+                document = sent["v"]
+                assert document.dumps is not None
+                document.dumps(document.obj)
+
+        sa.event.listen(db.engine, "before_cursor_execute", serialize)
+        with db.sessions.begin() as session:
+            session.execute(sa.insert(table_of(db)).values(id=9, v={"a": 1}))
+        assert unknown == [{"v"}]
+        db.assert_replays()
+
+
+class Wrapper(JsonbDumper):
     """Sends something else than the serializer returned."""
 
     def dump(self, obj: Any) -> bytes:
-        return json.dumps({"turned": json.dumps(obj.obj)[::-1]}).encode()
+        return b'{"sent": ' + bytes(super().dump(obj) or b"null") + b"}"
 
 
 class LastDay(DateDumper):
@@ -229,7 +251,7 @@ class LastDay(DateDumper):
 @pytest.mark.parametrize(
     ("kind", "dumper", "value"),
     [
-        (pg.JSONB(), (Jsonb, Reverser), {"a": 1}),
+        (pg.JSONB(), (Jsonb, Wrapper), {"a": 1}),
         (sa.Date(), (date, LastDay), date.max),
         (pg.ARRAY(sa.Date()), (date, LastDay), [date(2024, 1, 2), date.max]),
     ],
@@ -249,11 +271,58 @@ def test_a_dumper_of_the_application_is_not_second_guessed(
         db.assert_replays()
 
 
+class EndlessDay(DateLoader):
+    """Reads infinity as the last day that Python has."""
+
+    def load(self, data: Any) -> date:
+        return date.max if bytes(data) == b"infinity" else super().load(data)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_loader_of_the_application_is_not_believed(engine: Engine, *, keyed: bool) -> None:
+    metadata = sa.MetaData()
+    day = sa.Column("day", sa.Date, primary_key=keyed, server_default="infinity")
+    id_ = sa.Column("id", sa.Integer, primary_key=not keyed)
+    row = map_row(sa.Table("t", metadata, id_, day), eager_defaults=True)
+    db = open_logged(engine, metadata, strict=True)
+    engine.dispose()
+    sa.event.listen(
+        engine, "connect", lambda raw, _record: raw.adapters.register_loader("date", EndlessDay)
+    )
+    refused = pytest.raises(NotCapturableError, match="came back as") if keyed else nullcontext()
+    with refused, db.sessions.begin() as session:
+        session.add(row(id=1))
+    db.assert_replays()
+
+
 def test_a_document_in_another_client_encoding(database_url: URL, unknown: Unknown) -> None:
     options = {"connect_args": {"client_encoding": "LATIN1"}, "json_serializer": dump_decimals}
     with open_documents(database_url, pg.JSONB(), **options) as db:
         write(db, "é", "plain")
         assert unknown == [{"v"}, set(), set()]
+        db.assert_replays()
+
+
+@pytest.fixture
+def latin_database(server_url: URL) -> Iterator[URL]:
+    """A database in which é is one byte."""
+    name = f"oplog_test_{uuid4().hex[:12]}"
+    administer(
+        server_url, f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    )
+    engine = create_engine(server_url.set(database=name), poolclass=NullPool)
+    with engine.begin() as connection:
+        install_log(connection)
+    yield engine.url
+    administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_database_in_another_encoding_orders_keys_its_own_way(
+    latin_database: URL, unknown: Unknown
+) -> None:
+    with open_documents(latin_database, pg.JSONB()) as db:
+        write(db, {"bb": 1, "é": 2})
+        assert unknown == [{"v"}] * 2
         db.assert_replays()
 
 
