@@ -38,7 +38,7 @@ def split_runs(effects: Sequence[Effect]) -> Iterator[tuple[Sequence[Effect], bo
     for end in (*ends, len(effects)):
         part = effects[start:end]
         fits = len(part) >= LEAST_ROWS and taken + len(part) <= MAX_RUN_ROWS
-        runs = fits and _is_runnable(part[0]) and not any(None in one.key for one in part)
+        runs = fits and _is_runnable(effects[start]) and not any(None in one.key for one in part)
         taken += len(part) if runs else 0
         yield part, runs
         start = end
@@ -115,7 +115,7 @@ class RunCodec:
         try:
             for name, values in columns.items():
                 getattr(packed, self._attributes[name]).extend(values)
-            return packed.SerializeToString(deterministic=True)
+            return packed.SerializeToString()
         except (TypeError, ValueError) as cause:
             raise EntryError(
                 f"a value of type {self.shape.type_name!r} does not fit its field: {cause}",

@@ -14,6 +14,7 @@ import pytest
 from oplog.entry import OpType
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
+from oplog.payload.row_run import LEAST_ROWS, MAX_RUN_ROWS
 from oplog.payload.shape import Shape
 
 pytestmark = pytest.mark.golden
@@ -45,6 +46,10 @@ def read_effect(pinned: dict[str, Any], shape: Shape) -> Effect:
         complete=kind is OpType.CREATE,
         ordinal=pinned["ordinal"],
     )
+
+
+def test_the_limits_are_the_documented_ones() -> None:
+    assert (LEAST_ROWS, MAX_RUN_ROWS) == (4, 131_072)
 
 
 def test_pinned_bytes_are_read() -> None:

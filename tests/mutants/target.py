@@ -27,7 +27,11 @@ TARGETS = (
     Target(
         "codec", "oplog.payload.codec", ("tests/unit/test_codec.py", "tests/unit/test_block.py")
     ),
-    Target("runs", "oplog.payload.row_run", ("tests/unit/test_row_run.py",)),
+    Target(
+        "runs",
+        "oplog.payload.row_run",
+        ("tests/unit/test_row_run.py", "tests/golden/test_run_bytes.py"),
+    ),
     Target("binary", "oplog.postgres.binary_message", ("tests/unit/test_binary_message.py",)),
     Target("effect", "oplog.payload.effect", ("tests/unit/test_effect.py",)),
     Target("recorder", "oplog.capture.recorder", ("tests/unit/test_recorder.py",)),

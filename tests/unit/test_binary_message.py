@@ -17,6 +17,8 @@ from oplog.postgres.binary_message import (
     INT8_ARRAY,
     TEXT,
     TEXT_ARRAY,
+    UUID_ARRAY,
+    UUID_OID,
     Parameter,
     encode_parameter,
     read_array,
@@ -52,6 +54,12 @@ def encode(oid: int, value: object, encoding: str = "utf-8") -> bytes:
 )
 def test_the_bytes_of_a_parameter(oid: int, value: object, expected: str) -> None:
     assert encode(oid, value).hex() == expected
+
+
+def test_oids_are_those_of_the_catalog() -> None:
+    """`pg_type.dat`: the same in every server and release."""
+    assert (BOOL, BYTEA, INT8, INT2, TEXT, UUID_OID) == (16, 17, 20, 21, 25, 2950)
+    assert (BYTEA_ARRAY, TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY) == (1001, 1009, 1016, 2951)
 
 
 def test_null_has_no_bytes() -> None:

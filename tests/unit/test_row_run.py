@@ -83,11 +83,55 @@ def test_a_run_is_of_one_kind_and_of_the_same_columns() -> None:
     assert decode(payload) == effects
 
 
+def test_another_kind_type_or_extent_is_another_part() -> None:
+    whole = [replace(create(n), kind=U) for n in range(2)]
+    twin = make_shape(COLUMNS, key=["id", "part"])
+    parts = [
+        [create(0), create(1)],
+        whole,
+        [replace(one, complete=False) for one in whole],
+        [replace(one, complete=False, shape=twin) for one in whole],
+        [replace(one, complete=False, shape=twin, values={"ok": True}) for one in whole],
+    ]
+    effects = [effect for part in parts for effect in part]
+    assert [list(part) for part, _ in split_runs(effects)] == parts
+
+
+def test_nulls_are_where_they_were() -> None:
+    for count in (LEAST_ROWS, 7, 8, 9, 16):
+        effects = [create(n, note=None if n % 3 else "n", ok=n > 3 or None) for n in range(count)]
+        payload = encode(effects)
+        assert decode(payload) == effects
+        assert {len(null.rows) for null in payload.runs[0].nulls} == {(count + 7) // 8}
+
+
+def test_a_key_is_written_unless_complete_creates_hold_it() -> None:
+    """An update that writes every column may change the key; some creates lack columns."""
+    moved = [replace(create(n), kind=U, key=(n + 9, "p")) for n in range(4)]
+    partly = [replace(create(n), values={"note": "n"}, complete=False) for n in range(4, 8)]
+    payload = encode([*moved, *partly])
+    assert all(run.keys for run in payload.runs)
+    assert decode(payload) == [*moved, *partly]
+
+
+def test_rows_without_a_key_are_no_run() -> None:
+    keyless = make_shape([("a", "integer")], key=[])
+    effects = [Effect(C, keyless, (), {"a": n}, complete=True, ordinal=n) for n in range(4)]
+    assert [is_run for _, is_run in split_runs(effects)] == [False]
+    nameless = [delete(n) for n in range(4)]
+    for place in (0, 3):
+        strange = [*nameless]
+        strange[place] = replace(strange[place], key=(7, None))
+        assert [is_run for _, is_run in split_runs(strange)] == [False]
+
+
 def test_places_that_do_not_follow_one_another_are_kept() -> None:
-    effects = [create(number, ordinal=ordinal) for number, ordinal in enumerate((3, 4, 9, 20, 21))]
-    (run,) = encode(effects).runs
-    assert (run.first_ordinal, list(run.ordinal_steps)) == (3, [1, 5, 11, 1])
-    assert decode(encode(effects)) == effects
+    for first in (0, 3):
+        places = [first + step for step in (0, 1, 6, 17, 18)]
+        effects = [create(number, ordinal=place) for number, place in enumerate(places)]
+        (run,) = encode(effects).runs
+        assert (run.first_ordinal, list(run.ordinal_steps)) == (first, [1, 5, 11, 1])
+        assert decode(encode(effects)) == effects
 
 
 def test_a_thousand_rows_take_less_than_as_operations() -> None:
@@ -108,6 +152,11 @@ def test_more_rows_than_runs_may_have_are_operations() -> None:
     effects = [delete(0)] * MAX_RUN_ROWS + [update(1, note="n")] * LEAST_ROWS
     parts = [(len(part), is_run) for part, is_run in split_runs(effects)]
     assert parts == [(MAX_RUN_ROWS, True), (LEAST_ROWS, False)]
+
+
+def test_what_is_no_run_does_not_count_against_the_limit() -> None:
+    parts = [[update(0, note="n")] * 3, [delete(0)] * MAX_RUN_ROWS]
+    assert [is_run for _, is_run in split_runs([*parts[0], *parts[1]])] == [False, True]
 
 
 def test_nothing_is_in_no_parts() -> None:
@@ -171,3 +220,25 @@ def test_runs_that_claim_too_many_rows_are_refused_before_any_is_decoded() -> No
     payload.runs[1].row_count = MAX_RUN_ROWS
     with pytest.raises(DecodeError, match=f"claim {MAX_RUN_ROWS + 4} rows"):
         decode(payload)
+    payload.runs[1].row_count = MAX_RUN_ROWS - 4
+    with pytest.raises(DecodeError, match="but has 4"):
+        decode(payload)
+
+
+@pytest.mark.parametrize("bits", [b"\x01", b"\x0f"])
+def test_a_key_that_is_null_is_refused(bits: bytes) -> None:
+    payload = encode([create(number) for number in range(4)])
+    (run,) = payload.runs
+    run.nulls.add(field=ITEM.by_name["part"].number, rows=bits)
+    values = PayloadCodec().find_run_codec(ITEM)._columns.FromString(run.values)
+    del values.column_2[: bits[0].bit_count()]
+    run.values = values.SerializeToString()
+    with pytest.raises(DecodeError, match="a row has no key"):
+        decode(payload)
+
+
+def test_a_run_of_a_type_without_a_key_is_refused() -> None:
+    keyless = replace(ITEM, columns=tuple(replace(c, primary_key=False) for c in ITEM.columns))
+    payload = encode([create(number) for number in range(4)])
+    with pytest.raises(DecodeError, match="a row has no key"):
+        decode(payload, keyless)
