@@ -230,7 +230,7 @@ def test_a_key_that_is_null_is_refused(bits: bytes) -> None:
     payload = encode([create(number) for number in range(4)])
     (run,) = payload.runs
     run.nulls.add(field=ITEM.by_name["part"].number, rows=bits)
-    values = PayloadCodec().find_run_codec(ITEM)._columns.FromString(run.values)
+    values: Any = PayloadCodec().find_run_codec(ITEM)._columns.FromString(run.values)
     del values.column_2[: bits[0].bit_count()]
     run.values = values.SerializeToString()
     with pytest.raises(DecodeError, match="a row has no key"):
