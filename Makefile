@@ -17,10 +17,13 @@ UV_VERSION := 0.13.8
 # Tests mostly wait for the server, so every logical processor gets a worker. Each begins with a
 # contiguous share, in which a module finds the templates of databases that it made itself.
 WORKERS ?= logical
-# More arguments for pytest: make test ARGS="-m unit -x"
+# More arguments for pytest: make test ARGS="-m unit -x"; or for the benchmarks:
+# make bench ARGS="--quick --only writing"
 ARGS ?=
 # On the other SQLAlchemy and protobuf: what they can change. SELECT= runs all tests there.
 SELECT ?= --affected
+# make lock UPGRADE= keeps the locked versions, and adds or removes what pyproject.toml says.
+UPGRADE ?= --upgrade
 # How long `make soak` goes on, and the seed of an earlier run whose draws it shall repeat.
 MINUTES ?= 10
 SEED ?=
@@ -40,13 +43,13 @@ help:
 	@echo 'make demo     watch transactions being logged, tables rebuilt from the log, and compared'
 	@echo 'make test     run all tests (ARGS="-m unit" runs some of them)'
 	@echo 'make check    format, lint, types, wire formats, and the tests on both SQLAlchemys'
-	@echo 'make bench    measure the cost of the log, side by side with plain SQLAlchemy'
+	@echo 'make bench    measure the cost of the log, in turns with plain SQLAlchemy and two others'
 	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
-	@echo 'make lock     resolve pyproject.toml into the two locks again'
+	@echo 'make lock     resolve pyproject.toml into the three locks again'
 	@echo 'make clean    remove everything that make created'
 
 demo: .venv/ready
@@ -57,8 +60,8 @@ test: .venv/ready
 
 check: format-check lint types protos-check test test-sqlalchemy-20
 
-bench: .venv/ready
-	@$(RUN) -m benchmarks
+bench: .venv-bench/ready
+	@.venv-bench/bin/python -m benchmarks $(ARGS)
 
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
@@ -146,19 +149,25 @@ endef
 .venv-sa20/ready: pyproject.toml requirements-sqlalchemy-2.0.lock | .boot/ready
 	$(call install,.venv-sa20,requirements-sqlalchemy-2.0.lock)
 
+# What the benchmarks compare the log with is installed for them alone.
+.venv-bench/ready: pyproject.toml requirements-bench.lock | .boot/ready
+	$(call install,.venv-bench,requirements-bench.lock)
+
 # The locks hold for every platform and name no host. No settings of whoever runs this get in.
 compile = env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_INDEX_STRATEGY \
-	$(UV) pip compile -q --no-config --universal --python-version 3.11 --upgrade \
+	$(UV) pip compile -q --no-config --universal --python-version 3.11 $(UPGRADE) \
 	--generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' pyproject.toml
 
-# The second lock is the other end of both ranges that span two major lines.
+# The second lock is the other end of both ranges that span two major lines. The third one has the
+# versions of the first, so that what is measured is what is tested.
 lock: .boot/ready
 	@$(compile) --extra dev -o requirements.lock
 	@printf 'SQLAlchemy<2.1\nprotobuf>=7\n' \
 	| $(compile) --extra test --constraints - -o requirements-sqlalchemy-2.0.lock
+	@$(compile) --extra embedded --group bench --constraints requirements.lock -o requirements-bench.lock
 
 clean:
-	@rm -rf .venv .venv-sa20 .boot build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf .venv .venv-bench .venv-sa20 .boot build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
