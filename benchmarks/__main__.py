@@ -1,62 +1,80 @@
-"""Measures, prints the table, and writes `benchmarks/results.json`.
+"""Measures, prints tables, and writes `benchmarks/results.json` and README's tables of costs.
 
-Every ratio is the median over adjacent pairs: one measurement of plain SQLAlchemy and one of the
-other way, directly after each other, so that both see the same machine.
+Every ratio is the median over turns that stand side by side, so that both sides see the same
+machine. `--quick` shortens everything and records nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
 
+from benchmarks import writing
 from benchmarks.adopting import fill_table, measure_adoption
 from benchmarks.contending import compare_contention
 from benchmarks.database import fresh_database, say
-from benchmarks.guarding import compare_bulk, compare_guards, compare_raw
-from benchmarks.measuring import Clients, count_statements, list_rows, make_sessions
 from benchmarks.publishing import compare_export, compare_idle
+from benchmarks.readme import README, replace_costs
 from benchmarks.replaying import fill_log, measure_replay
 from benchmarks.restoring import compare_restoring
-from benchmarks.workloads import WORKLOADS, WRITERS, Workload
 from oplog import Keyring
 from oplog.testing import EmbeddedServer
 
 RESULTS = Path(__file__).parent / "results.json"
-TARGETS = {
-    ("one", "log"): 0.75,
-    ("mixed", "log"): 0.85,
-    ("many", "log"): 0.60,
-    ("many", "log, one aggregate"): 0.80,
-}
+
+
+FULL = writing.Settings()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    writing: writing.Settings = FULL
+    replay_rows: int = 100_000
+    adopted_rows: int = 1_000_000
+    archive_share: float = 1.0
+
+
+QUICK = Extent(writing.Settings(0.2, 4, 2, 2, 0.1), 10_000, 50_000, 0.01)
 
 
 def main() -> None:
     """Run everything on an embedded server with `fsync` on."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=10, help="pairs for each ratio (10)")
-    parser.add_argument("--replay-rows", type=int, default=100_000)
-    parser.add_argument("--adopted-rows", type=int, default=1_000_000)
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="minutes, and nothing is recorded")
     parser.add_argument(
-        "--archive-share", type=float, default=1.0, help="of the archive's sizes: 0.01 is quick"
+        "--only", nargs="+", choices=SECTIONS, help="these sections; the others stay as recorded"
     )
-    parser.add_argument("--only", choices=SECTIONS, help="one section; the others stay as they are")
+    parser.add_argument("--rounds", type=int, help="rounds of turns for each ratio (20)")
     chosen = parser.parse_args()
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if chosen.only else {}
+    extent = QUICK if chosen.quick else Extent()
+    if chosen.rounds:
+        extent = replace(extent, writing=replace(extent.writing, rounds=chosen.rounds))
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if chosen.only else {}
+    load = results.pop("load", {})
     with EmbeddedServer(fsync=True) as server:
-        results = {**known, "machine": describe_machine(server.url)}
+        results |= {"machine": describe_machine(server.url), "load": load}
         for name, measure in SECTIONS.items():
-            if chosen.only in (None, name):
-                results[name] = measure(server.url, chosen)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    say(f"written to {RESULTS.relative_to(RESULTS.parent.parent)}")
+            if not chosen.only or name in chosen.only:
+                before = os.getloadavg()[0]
+                results[name] = measure(server, extent)
+                load[name] = [round(before, 1), round(os.getloadavg()[0], 1)]
+                say(f"load before and after: {load[name][0]}, {load[name][1]}")
+                if not chosen.quick:
+                    RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    if not chosen.quick:
+        README.write_text(replace_costs(README.read_text(), results))
+        say(f"recorded in {RESULTS.name} and {README.name}")
 
 
 def describe_machine(url: str) -> dict[str, str]:
@@ -72,67 +90,10 @@ def describe_machine(url: str) -> dict[str, str]:
         "postgresql": str(version),
         "fsync": str(fsync),
         "processor": platform.machine(),
+        "processors": str(os.cpu_count()),
     }
     say("  ".join(f"{name} {value}" for name, value in described.items()))
     return described
-
-
-def compare_writing(server: str, count: int, pairs: int) -> Iterator[dict[str, Any]]:
-    """Transactions per second of every way, as ratios to plain SQLAlchemy."""
-    say(f"\n{count} client process{'es' if count > 1 else ''}: ratio to plain, {pairs} pairs")
-    say(f"{'workload':34}{'way':22}{'tx/s':>9}{'ratio':>8}{'spread':>14}{'target':>8}")
-    with fresh_database(server) as url:
-        clients = Clients(url, count)
-        for workload in WORKLOADS:
-            for way in WRITERS:
-                clients.measure(way, workload)
-            for way in WRITERS:
-                if way != "plain":
-                    yield _compare_pairs(clients, workload, way, pairs)
-        clients.stop()
-
-
-def _compare_pairs(clients: Clients, workload: Workload, way: str, pairs: int) -> dict[str, Any]:
-    ratios, rates, plains = [], [], []
-    for turn in range(pairs):
-        # The sides go first in turns: a checkpoint or a warm cache must not favour one of them.
-        order = ("plain", way) if turn % 2 == 0 else (way, "plain")
-        measured = {one: clients.measure(one, workload) for one in order}
-        ratios.append(measured[way] / measured["plain"])
-        rates.append(measured[way])
-        plains.append(measured["plain"])
-    quartiles = statistics.quantiles(ratios, n=4)
-    row = {
-        "clients": clients.count,
-        "workload": workload.title,
-        "way": way,
-        "transactions_per_second": round(statistics.median(rates), 1),
-        "plain_transactions_per_second": round(statistics.median(plains), 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
-        "target": TARGETS.get((workload.name, way)),
-    }
-    target = row["target"]
-    say(
-        f"{workload.title:34}{way:22}{row['transactions_per_second']:>9}{row['ratio']:>8.2f}"
-        f"{quartiles[0]:>8.2f}-{quartiles[2]:.2f}{'' if target is None else f'{target:8.2f}'}"
-    )
-    return row
-
-
-def compare_guarding(server: str, pairs: int) -> Iterator[dict[str, Any]]:
-    """What guards cost, and what they capture."""
-    say(f"\n{'guards':64}{'ms':>9}{'base ms':>9}{'ratio':>7}{'spread':>13}{'target':>8}")
-    for compare in (compare_guards, compare_raw, compare_bulk):
-        with fresh_database(server) as one, fresh_database(server) as other:
-            for row in compare((one, other), pairs):
-                low, high = row["quartiles"]
-                target = "" if row["target"] is None else f"{row['target']:8.2f}"
-                say(
-                    f"{row['what']:64}{row['milliseconds']:>9}{row['base_milliseconds']:>9}"
-                    f"{row['ratio']:>7.2f}{low:>8.2f}-{high:.2f}{target}"
-                )
-                yield row
 
 
 def compare_writers(server: str) -> Iterator[dict[str, Any]]:
@@ -145,59 +106,6 @@ def compare_writers(server: str) -> Iterator[dict[str, Any]]:
                 f"{row['ratio']:>8.2f}{row['vain_per_commit']:>9.2f}{row['longest_seconds']:>11.2f}"
             )
             yield row
-
-
-def compare_wire(server: str) -> Iterator[dict[str, Any]]:
-    """Statements (BEGIN and COMMIT included) and round trips of one transaction."""
-    say(f"\n{'workload':34}{'way':22}{'statements':>12}{'round trips':>13}")
-    with fresh_database(server) as url:
-        for workload in WORKLOADS:
-            for way in WRITERS:
-                statements, trips = count_statements(url, way, workload)
-                say(f"{workload.title:34}{way:22}{statements:>12.1f}{trips:>13.1f}")
-                yield {
-                    "workload": workload.title,
-                    "way": way,
-                    "statements": round(statements, 2),
-                    "round_trips": round(trips, 2),
-                }
-
-
-def measure_size(server: str) -> Iterator[dict[str, Any]]:
-    """Bytes of the log, indexes included, for each row that changed."""
-    say(f"\n{'workload':34}{'way':22}{'log bytes/row':>14}")
-    for workload in WORKLOADS:
-        for way in ("outbox", "log", "log, one aggregate"):
-            with fresh_database(server) as url:
-                size = _measure_size(url, way, workload)
-            say(f"{workload.title:34}{way:22}{size:>14.0f}")
-            yield {"workload": workload.title, "way": way, "log_bytes_per_row": round(size, 1)}
-
-
-def _measure_size(url: str, way: str, workload: Workload) -> float:
-    written = make_sessions(url, way, Keyring.generate())
-    plain = make_sessions(url, "plain", Keyring.generate())
-    runs = 4
-    before = _read_size(plain, way)
-    for _ in range(runs):
-        WRITERS[way](written, workload, list_rows(plain, workload))
-    grown = _read_size(plain, way) - before
-    written.kw["bind"].dispose()
-    plain.kw["bind"].dispose()
-    return grown / (runs * workload.transactions * workload.rows)
-
-
-def _read_size(sessions: sessionmaker[Session], way: str) -> int:
-    names = (
-        ("outbox",)
-        if way == "outbox"
-        else ("oplog.oplog_entry", "oplog.oplog_ticket", "oplog.oplog_metadata")
-    )
-    with sessions() as session:
-        return sum(
-            session.execute(sa.select(sa.func.pg_total_relation_size(name))).scalar_one()
-            for name in names
-        )
 
 
 def compare_replay(server: str, rows: int) -> Iterator[dict[str, Any]]:
@@ -276,17 +184,19 @@ def compare_archive(server: str, share: float) -> dict[str, Any]:
     return found
 
 
-SECTIONS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
-    "writing": lambda url, chosen: [
-        row for clients in (1, 2) for row in compare_writing(url, clients, chosen.pairs)
-    ],
-    "guards": lambda url, chosen: list(compare_guarding(url, chosen.pairs)),
-    "contention": lambda url, _: list(compare_writers(url)),
-    "wire": lambda url, _: list(compare_wire(url)),
-    "size": lambda url, _: list(measure_size(url)),
-    "replay": lambda url, chosen: list(compare_replay(url, chosen.replay_rows)),
-    "adoption": lambda url, chosen: compare_adoption(url, chosen.adopted_rows),
-    "archive": lambda url, chosen: compare_archive(url, chosen.archive_share),
+SECTIONS: dict[str, Callable[[EmbeddedServer, Extent], Any]] = {
+    "writing": lambda server, extent: writing.compare_writing(server, extent.writing),
+    "raw": lambda server, extent: writing.compare_raw(server, extent.writing),
+    "bulk": lambda server, extent: writing.compare_bulk(server, extent.writing),
+    "size": lambda server, extent: writing.measure_sizes(server, extent.writing),
+    "memory": lambda server, extent: writing.measure_memory(server, extent.writing),
+    "history": lambda server, extent: writing.compare_history(server, extent.writing),
+    "wire": lambda server, extent: writing.measure_wire(server, extent.writing),
+    "guards": lambda server, extent: writing.compare_guards(server, extent.writing),
+    "contention": lambda server, _: list(compare_writers(server.url)),
+    "replay": lambda server, extent: list(compare_replay(server.url, extent.replay_rows)),
+    "adoption": lambda server, extent: compare_adoption(server.url, extent.adopted_rows),
+    "archive": lambda server, extent: compare_archive(server.url, extent.archive_share),
 }
 """Name in the results -> how it is measured."""
 

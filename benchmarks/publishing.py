@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import sessionmaker
 
 from benchmarks.database import fresh_database
-from benchmarks.workloads import WORKLOADS, Base, Turn, make_log
+from benchmarks.workloads import MIXED, ONE, Base, Transfer, Turn, make_log, make_row
 from oplog import Keyring, Oplog, TypeCatalog, open_archive
 
 UPLOAD_TARGET = 1.1
@@ -39,10 +40,8 @@ SAME_ENTRIES = (
 def compare_export(server: str, entries: int) -> Iterator[dict[str, Any]]:
     """Publishing to a directory, of a sealed and of a readable log."""
     logs: dict[str, Callable[[], Oplog]] = {
-        "sealed": lambda: make_log("log", Keyring.generate()),
-        "plaintext": lambda: Oplog(
-            TypeCatalog.from_models(Base, untracked={"outbox": "the alternative"}), plaintext=True
-        ),
+        "sealed": lambda: make_log(Keyring.generate()),
+        "plaintext": lambda: Oplog(TypeCatalog.from_models(Base), plaintext=True),
     }
     for kind, make in logs.items():
         with (
@@ -60,20 +59,22 @@ def _write_entries(engine: Engine, log: Oplog, entries: int) -> None:
     """Half of them alone in a transaction of one insert, half in transactions of sixteen."""
     sessions = sessionmaker(engine)
     log.attach(sessions)
-    one, mixed = WORKLOADS[0], WORKLOADS[1]
-    mixed_count = entries // 2 // mixed.rows
+    mixed_count = entries // 2 // MIXED.rows
     with sessions.begin() as session:
-        rows = [row for n in range(mixed_count * 6) for row in one.run(session, Turn(n, []))]
+        rows = [make_row(Transfer, number) for number in range(mixed_count * 6)]
+        session.add_all(rows)
         session.flush()
-        known = [row.id for row in rows]
+        known = deque(row.id for row in rows)
     for number in range(mixed_count):
         with sessions.begin() as session:
             log.annotate(session, actor=f"clerk {number % 50}", request=str(uuid4()))
-            mixed.run(session, Turn(number, known))
+            turn = Turn(number, known)
+            MIXED.run(session, turn)
+        turn.close()
     for number in range(entries // 2):
         with sessions.begin() as session:
             log.annotate(session, actor=f"clerk {number % 50}", request=str(uuid4()))
-            one.run(session, Turn(number, []))
+            ONE.run(session, Turn(number))
     log.detach(sessions)
 
 
@@ -144,7 +145,7 @@ def compare_idle(server: str, entries: int) -> dict[str, Any]:
 def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
     """Fill a log and publish it; return a function that times one more pass."""
     engine = sa.create_engine(url)
-    log = make_log("log", Keyring.generate())
+    log = make_log(Keyring.generate())
     _fill_log(engine, entries)
     exporter = log.make_exporter(open_archive(place.as_uri()))
     published = exporter.publish_all(engine).entries

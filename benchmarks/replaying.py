@@ -8,24 +8,27 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import sessionmaker
 
-from benchmarks.measuring import make_sessions
-from benchmarks.workloads import WORKLOADS, make_log, write_plain
+from benchmarks.workloads import WORKLOADS, Turn, make_log
 from oplog import Keyring
 
 
 def fill_log(url: str, *, rows_per_entry: int, rows: int, keyring: Keyring) -> None:
     """Rows written through an attached session, so many in each entry."""
     workload = next(w for w in WORKLOADS if w.rows == rows_per_entry)
-    sessions = make_sessions(url, "log, one aggregate", keyring)
-    for _ in range(-(-rows // (workload.rows * workload.transactions))):
-        write_plain(sessions, workload, [])
-    sessions.kw["bind"].dispose()
+    engine = sa.create_engine(url)
+    sessions = sessionmaker(engine)
+    make_log(keyring, one_aggregate=True).attach(sessions)
+    for number in range(-(-rows // workload.rows)):
+        with sessions.begin() as session:
+            workload.run(session, Turn(number))
+    engine.dispose()
 
 
 def measure_replay(engine: Engine, keyring: Keyring) -> tuple[float, float]:
     """Rows per second of a replay, and of COPY loading the same rows into a like table."""
-    log = make_log("log, one aggregate", keyring)
+    log = make_log(keyring, one_aggregate=True)
     with engine.connect() as connection:
         begun = time.perf_counter()
         report = log.replay(connection, into="replayed")

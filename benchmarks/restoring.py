@@ -159,7 +159,7 @@ def _compare_written(
     with fresh_database(server) as url:
         fill_log(url, rows_per_entry=per_entry, rows=rows, keyring=keyring)
         engine = sa.create_engine(url)
-        log = make_log("log, one aggregate", keyring)
+        log = make_log(keyring, one_aggregate=True)
         log.sync(engine, alone)
         log.snapshot(engine, whole)
         for title, source in (("snapshot and log", whole), ("log alone", alone)):

@@ -1,153 +1,181 @@
-"""The three workloads, and the ways of writing that are compared.
+"""The table that is written, and what a transaction does to it.
 
-A workload is what one transaction does to the `transfer` table. Every way of writing runs
-the same workload through the same ORM class: alone, with a hand-written outbox row, or with
-the log attached.
+Every contender runs the same workload through the same columns. A workload returns what it
+changed, because a hand-written outbox has to describe that itself.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from oplog import Keyring, Oplog, TypeCatalog
 
+BULK_ROWS = 100_000
+"""Rows of the transactions that change many by one statement."""
+MIXED_CHANGES = 6
+"""Rows that a mixed transaction updates or deletes."""
 
-class Base(DeclarativeBase):
-    """The benchmark's tables."""
 
+class TransferColumns:
+    """A row of ordinary width and types, with a key that the database makes."""
 
-class Transfer(Base):
-    """A row of ordinary width and types."""
-
-    __tablename__ = "transfer"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    source: Mapped[int]
-    target: Mapped[int]
-    amount: Mapped[Decimal] = mapped_column(sa.Numeric(12, 2))
+    id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(), primary_key=True)
+    account: Mapped[int]
+    amount: Mapped[Decimal] = mapped_column(sa.Numeric(18, 4))
+    made_at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
     memo: Mapped[str]
+    details: Mapped[Any] = mapped_column(JSONB)
     status: Mapped[str | None]
 
 
-class Outbox(Base):
-    """The hand-written alternative: one JSON row for each transaction."""
+class Base(DeclarativeBase):
+    """The benchmark's table."""
 
-    __tablename__ = "outbox"
 
-    id: Mapped[int] = mapped_column(primary_key=True)
-    payload: Mapped[Any] = mapped_column(JSONB)
+class Transfer(TransferColumns, Base):
+    """The row that all but PostgreSQL-Audit write, which wants a class of its own."""
+
+    __tablename__ = "transfer"
+
+
+Changes = list[tuple[str, Any]]
+"""What a transaction did: `insert`, `update` or `delete`, and the object."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The place of a transaction in its measurement, and rows it may change."""
+    """One transaction: its number, keys of rows that it may change, the class that is mapped."""
 
     number: int
-    known: list[int]
+    known: deque[int] = field(default_factory=deque)
+    model: type[Any] = Transfer
+    changed: list[int] = field(default_factory=list)
+    added: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """After COMMIT, and not before: the changed rows are used up, new ones are known."""
+        for _ in self.changed:
+            self.known.popleft()
+        self.known.extend(self.added)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a transaction does, and how many of them make a measurement."""
+    """What a transaction does, and to how many rows; `transactions` are a fixed amount of it."""
 
     name: str
     title: str
-    run: Callable[[Session, Turn], list[Transfer]]
+    run: Callable[[Session, Turn], Changes]
     transactions: int
     rows: int
 
 
-def insert_one(session: Session, turn: Turn) -> list[Transfer]:
+def insert_one(session: Session, turn: Turn) -> Changes:
     """One insert."""
-    row = _make_row(turn.number)
+    row = make_row(turn.model, turn.number)
     session.add(row)
-    return [row]
+    return [("insert", row)]
 
 
-def change_mixed(session: Session, turn: Turn) -> list[Transfer]:
-    """Ten inserts, five updates, one delete."""
-    start = turn.number * 6
-    loaded = session.scalars(
-        sa.select(Transfer)
-        .where(Transfer.id.in_(turn.known[start : start + 6]))
-        .order_by(Transfer.id)
-    ).all()
-    for row in loaded[:5]:
-        row.status = f"turn {turn.number}"
-    session.delete(loaded[5])
-    added = [_make_row(n) for n in range(10)]
+def change_mixed(session: Session, turn: Turn) -> Changes:
+    """Ten inserts, five updates, one delete; without known rows, the inserts alone."""
+    model = turn.model
+    changes: Changes = []
+    if len(turn.known) >= MIXED_CHANGES:
+        turn.changed.extend(islice(turn.known, MIXED_CHANGES))
+        wanted = model.id.in_(turn.changed)
+        found = session.scalars(sa.select(model).where(wanted).order_by(model.id)).all()
+        for row in found[:-1]:
+            row.status = f"turn {turn.number}"
+        session.delete(found[-1])
+        changes = [*(("update", row) for row in found[:-1]), ("delete", found[-1])]
+    added = [make_row(model, turn.number + n) for n in range(10)]
     session.add_all(added)
-    return [*added, *loaded]
+    session.flush()
+    turn.added.extend(row.id for row in added)
+    return [*changes, *(("insert", row) for row in added)]
 
 
-def insert_many(session: Session, turn: Turn) -> list[Transfer]:
+def insert_many(session: Session, turn: Turn) -> Changes:
     """A thousand inserts."""
-    rows = [_make_row(turn.number + n) for n in range(1000)]
+    rows = [make_row(turn.model, turn.number + n) for n in range(1000)]
     session.add_all(rows)
-    return rows
+    return [("insert", row) for row in rows]
 
 
-def _make_row(number: int) -> Transfer:
-    return Transfer(
-        source=number, target=number + 1, amount=Decimal("12.50"), memo=f"transfer number {number}"
+def insert_as_text(session: Session, turn: Turn) -> Changes:
+    """One insert as SQL text, which only the database sees."""
+    session.execute(
+        _INSERT, {"account": turn.number % 1000, "memo": f"transfer number {turn.number}"}
     )
+    return []
 
 
-WORKLOADS = (
-    Workload("one", "one insert", insert_one, 150, 1),
-    Workload("mixed", "10 inserts, 5 updates, 1 delete", change_mixed, 50, 16),
-    Workload("many", "1,000 inserts", insert_many, 4, 1000),
+def update_all(session: Session, turn: Turn) -> Changes:
+    """An UPDATE of all rows by one statement."""
+    session.execute(_UPDATE, {"status": f"turn {turn.number}"})
+    return []
+
+
+def insert_from_select(session: Session, _: Turn) -> Changes:
+    """An INSERT of many rows by one statement."""
+    session.execute(_INSERT_SELECT, {"rows": BULK_ROWS})
+    return []
+
+
+def make_row(model: type[Any], number: int) -> Any:
+    """An object with values that differ from row to row."""
+    return model(**make_values(number))
+
+
+def make_values(number: int) -> dict[str, Any]:
+    """The columns of a new row."""
+    return {
+        "account": number % 1000,
+        "amount": Decimal(number % 100_000) / 100 + Decimal("0.0025"),
+        "made_at": datetime.now(UTC),
+        "memo": f"transfer number {number}",
+        "details": {"channel": "web", "reference": f"R-{number}", "tags": ["new", number % 7]},
+        "status": None,
+    }
+
+
+_INSERT = sa.text(
+    "INSERT INTO transfer (account, amount, made_at, memo, details) VALUES "
+    "(:account, 12.5025, now(), :memo, jsonb_build_object('channel', 'batch'))"
+)
+_UPDATE = sa.text("UPDATE transfer SET status = :status, amount = amount + 1")
+_INSERT_SELECT = sa.text(
+    "INSERT INTO transfer (account, amount, made_at, memo, details) "
+    "SELECT mod(n, 1000), mod(n, 100000) / 100.0, now(), 'transfer number ' || n, "
+    "jsonb_build_object('channel', 'batch', 'reference', n) "
+    "FROM generate_series(1, cast(:rows AS integer)) n"
 )
 
+ONE = Workload("one", "1 insert", insert_one, 1000, 1)
+MIXED = Workload("mixed", "10 inserts, 5 updates, 1 delete", change_mixed, 200, 16)
+MANY = Workload("many", "1,000 inserts", insert_many, 5, 1000)
+RAW = Workload("raw", "1 insert as SQL text", insert_as_text, 200, 1)
+UPDATE_ALL = Workload("update_all", f"UPDATE of {BULK_ROWS:,} rows", update_all, 1, BULK_ROWS)
+INSERT_SELECT = Workload(
+    "insert_select", f"INSERT … SELECT of {BULK_ROWS:,} rows", insert_from_select, 1, BULK_ROWS
+)
 
-def write_plain(sessions: sessionmaker[Session], workload: Workload, known: list[int]) -> None:
-    """The workload and nothing else; also what runs when the log is attached."""
-    for turn in range(workload.transactions):
-        with sessions.begin() as session:
-            workload.run(session, Turn(turn, known))
-
-
-def write_outbox(sessions: sessionmaker[Session], workload: Workload, known: list[int]) -> None:
-    """The workload and one row that describes it as JSON."""
-    for turn in range(workload.transactions):
-        with sessions.begin() as session:
-            rows = workload.run(session, Turn(turn, known))
-            session.flush()
-            payload = [
-                {
-                    "id": row.id,
-                    "source": row.source,
-                    "target": row.target,
-                    "amount": str(row.amount),
-                    "memo": row.memo,
-                    "status": row.status,
-                }
-                for row in rows
-            ]
-            session.add(Outbox(payload={"kind": workload.name, "rows": payload}))
+WORKLOADS = (ONE, MIXED, MANY)
+ALL_WORKLOADS = {one.name: one for one in (*WORKLOADS, RAW, UPDATE_ALL, INSERT_SELECT)}
 
 
-WRITERS: dict[str, Callable[[sessionmaker[Session], Workload, list[int]], None]] = {
-    "plain": write_plain,
-    "outbox": write_outbox,
-    "log": write_plain,
-    "log, one aggregate": write_plain,
-}
-"""Ways of writing, by name; `plain` is what the others are compared with."""
-
-
-def make_log(way: str, keyring: Keyring) -> Oplog:
-    """The log for a way of writing: an aggregate for each row, or one for all."""
-    catalog = TypeCatalog.from_models(
-        Base,
-        aggregates={"transfer": "transfers"} if way == "log, one aggregate" else {},
-        untracked={"outbox": "the alternative that is measured"},
-    )
-    return Oplog(catalog, keyring=keyring)
+def make_log(keyring: Keyring, *, one_aggregate: bool = False) -> Oplog:
+    """The log of the benchmark's table: an aggregate for each row, or one for all."""
+    aggregates = {"transfer": "transfers"} if one_aggregate else {}
+    return Oplog(TypeCatalog.from_models(Base, aggregates=aggregates), keyring=keyring)

@@ -30,6 +30,7 @@ UNAFFECTED: dict[str, tuple[str, ...]] = {
         "unit/test_archive_index.py",
         "unit/test_archive_path.py",
         "unit/test_archive_reading.py",
+        "unit/test_benchmark_*.py",
         "unit/test_binary_message.py",
         "unit/test_chain.py",
         "unit/test_cli_usage.py",
