@@ -23,6 +23,7 @@ from benchmarks.contenders import CONTENDERS, Plain
 from benchmarks.turns import Slice, join_clients
 from benchmarks.wire import count_wire
 from benchmarks.workloads import ALL_WORKLOADS, MIXED, Turn, Workload, make_values
+from oplog.errors import EntryTooLargeError
 
 
 class Seat:
@@ -94,15 +95,21 @@ class Seat:
 
         return _take_turn(read_one, seconds)
 
-    def measure_memory(self, rows: int) -> int:
-        """Peak of resident bytes, after many rows in one transaction, a thousand a statement."""
+    def measure_memory(self, rows: int) -> int | None:
+        """Peak of resident bytes, after many rows in one transaction, a thousand a statement.
+
+        None if the log refuses so many rows in one entry.
+        """
         side = self.side
-        with side.sessions.begin() as session:
-            side.begin(session, 0)
-            for first in range(0, rows, 1000):
-                values = [make_values(number) for number in range(first, first + 1000)]
-                session.execute(sa.insert(side.model), values)
-            side.finish(session, [])
+        try:
+            with side.sessions.begin() as session:
+                side.begin(session, 0)
+                for first in range(0, rows, 1000):
+                    values = [make_values(number) for number in range(first, first + 1000)]
+                    session.execute(sa.insert(side.model), values)
+                side.finish(session, [])
+        except EntryTooLargeError:
+            return None
         return read_peak_bytes()
 
     def trace(self, name: str) -> tuple[float, float]:

@@ -114,4 +114,7 @@ def _show_cpu(row: Row, plain: Row) -> str:
 
 
 def _show(row: Row | None, figure: str, digits: int) -> str:
-    return "" if row is None else f"{row[figure]:.{digits}f}"
+    """A figure; nothing where it was not measured, and `refused` where the log refused the work."""
+    if row is None:
+        return ""
+    return "refused" if row[figure] is None else f"{row[figure]:.{digits}f}"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from hashlib import blake2s
 from itertools import islice
 from typing import Any
 
@@ -139,13 +140,14 @@ def make_row(model: type[Any], number: int) -> Any:
 
 
 def make_values(number: int) -> dict[str, Any]:
-    """The columns of a new row."""
+    """The columns of a new row; the reference is one that does not compress, as real ones are."""
+    reference = blake2s(number.to_bytes(8)).hexdigest()[:16]
     return {
         "account": number % 1000,
         "amount": Decimal(number % 100_000) / 100 + Decimal("0.0025"),
         "made_at": datetime.now(UTC),
         "memo": f"transfer number {number}",
-        "details": {"channel": "web", "reference": f"R-{number}", "tags": ["new", number % 7]},
+        "details": {"channel": "web", "reference": reference, "tags": ["new", number % 7]},
         "status": None,
     }
 

@@ -200,10 +200,17 @@ def measure_memory(server: EmbeddedServer, settings: Settings) -> list[Row]:
     rows = []
     for name in ("plain", *BY_THEMSELVES):
         with seat_clients(server, (name,)) as seated:
-            peak = round(seated[name].ask(Seat.measure_memory, count) / 1e6, 1)
-        target = MEMORY if name.startswith("log") else None
-        say(f"{'':34}{name:22}{peak:>10}{_tell(target, peak)}")
-        rows.append({"rows": count, "way": name, "peak_mb": peak, **_give_target(target, peak)})
+            measured = seated[name].ask(Seat.measure_memory, count)
+        row: Row = {"rows": count, "way": name, "peak_mb": None}
+        if measured is None:
+            say(f"{'':34}{name:22}{'refused':>10}  the entry is too large: missed")
+            row["verdict"] = "missed"
+        else:
+            peak = round(measured / 1e6, 1)
+            target = MEMORY if name.startswith("log") else None
+            say(f"{'':34}{name:22}{peak:>10}{_tell(target, peak)}")
+            row |= {"peak_mb": peak, **_give_target(target, peak)}
+        rows.append(row)
     return rows
 
 
