@@ -7,17 +7,16 @@ no connection of its own, so that it may be forked at any time.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-from typing import Any
+from unittest import mock
 
 from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
+from oplog.capture import transaction
 from oplog.events import EntriesAppended, EntriesDrafted, Event
 from tests.concurrency.workload import Base, Customer, Invoice
 
@@ -66,12 +65,10 @@ class Writer:
             self.work(session)
         self.reach("returned")
 
-    async def run_async(self) -> None:
+    def run_apart(self) -> None:
         """Here the entries are sent before COMMIT, not together with it."""
-        sessions: Any = async_sessionmaker(create_async_engine(self.url))
-        self.log.attach(sessions)
-        async with sessions.begin() as session:
-            await session.run_sync(self.work)
+        with mock.patch.object(transaction, "can_commit_at_once", return_value=False):
+            self.run()
 
 
 def crash(url: str, keyring: str, *, point: str) -> int:
@@ -82,7 +79,7 @@ def crash(url: str, keyring: str, *, point: str) -> int:
         try:
             writer = Writer(url, keyring, point=point)
             if point == "appended":
-                asyncio.run(writer.run_async())
+                writer.run_apart()
             else:
                 writer.run()
             status = 0

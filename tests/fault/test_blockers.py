@@ -42,7 +42,7 @@ def twin(server_url: URL, template: str) -> Iterator[Engine]:
 
 
 async def test_a_ticket_of_another_database_is_not_in_the_way(bench: Bench, twin: Engine) -> None:
-    async with bench.open_async_sessions() as sessions:
+    async with bench.open_async_sessions(apart=True) as sessions:
         bench.plan(Fault.HOLD_REQUEST, at=COMMIT)
         with pytest.raises(CommitOutcomeUnknownError) as caught:
             await commit_async(sessions, 1, work=write_new)
