@@ -1,7 +1,8 @@
 """Parses and formats keyrings, and replaces the keyring file atomically.
 
-Error messages and exception chains end up in logs, so no error repeats any part of a malformed
-keyring except names. For that reason a JSON error is never chained: it holds the document.
+Error messages, exception chains and the local variables of their frames end up in logs, so no
+error repeats any part of a malformed keyring except names, none is raised in a frame that holds the
+document, and a JSON error is never chained: it holds the document as well.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import binascii
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from oplog.crypto.secret import Secret
 from oplog.errors import ConfigurationError
 
 KEY_BYTES = 32
 """Length of a data key, in bytes."""
 _FORMAT = "oplog-keyring/1"
 _MAX_BYTES = 1 << 20
+_OTHERS = stat.S_IRWXO | stat.S_IWGRP
+"""What a keyring's file must not allow: anything to others, and writing to a group."""
 _KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -30,7 +35,7 @@ _KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class KeyRecord:
     """One data key; `created_at` is an ISO 8601 instant, for people only."""
 
-    material: bytes = field(repr=False)
+    material: Secret = field(repr=False)
     created_at: str
 
 
@@ -59,11 +64,13 @@ def format_keyring(text: KeyringText) -> str:
     return json.dumps(document, separators=(",", ":"))
 
 
-def parse_keyring(text: str, source: str) -> KeyringText:
-    """Parse `text`; `source` says in the error where it came from.
+def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
+    """Parse what `read` returns; `source` says in the error where it came from.
 
     Raises `ConfigurationError` if it is not exactly what `format_keyring` could have written.
+    The text is read here, so that no caller's frame holds it when the error leaves.
     """
+    text = read()
     try:
         return _parse(text)
     except _MalformedError as cause:
@@ -73,6 +80,7 @@ def parse_keyring(text: str, source: str) -> KeyringText:
     except (ValueError, RecursionError):
         problem = "JSON that cannot be parsed"
     # Raised here and without a cause: the decoder's exception holds the whole text.
+    del text
     raise ConfigurationError(
         f"the keyring in {source} is malformed: {problem}",
         hint="restore it from its backup; Keyring.generate().to_text() shows a well-formed one, "
@@ -80,9 +88,12 @@ def parse_keyring(text: str, source: str) -> KeyringText:
     )
 
 
-def read_keyring_file(path: Path) -> KeyringText:
-    """Read the keyring file; `ConfigurationError` if it is missing, unreadable or malformed."""
-    found = _read(path)
+def read_keyring_file(path: Path, *, shared: bool = False) -> KeyringText:
+    """Read the keyring file; `ConfigurationError` if it is missing, unreadable or malformed.
+
+    Unless `shared`, also if others may read or change it, or its group may change it.
+    """
+    found = _read(path, shared=shared)
     if found is None:
         raise ConfigurationError(
             f"there is no keyring file at {path}",
@@ -115,7 +126,7 @@ def replace_keyring_file(
     renamed = False
     try:
         with os.fdopen(handle, "wb") as file:
-            text = change(_read(target))
+            text = change(_read(target, shared=True))
             _keep_owner(file.fileno(), target)
             file.write(format_keyring(text).encode() + b"\n")
             file.flush()
@@ -131,28 +142,53 @@ def replace_keyring_file(
     return text
 
 
-def _read(path: Path) -> KeyringText | None:
+def _read(path: Path, *, shared: bool) -> KeyringText | None:
+    source = f"file {path}"
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return parse_keyring(lambda: _read_text(path, source, shared=shared), source)
     except FileNotFoundError:
         return None
+
+
+def _read_text(path: Path, source: str, *, shared: bool) -> str:
+    try:
+        with path.open("rb") as file:
+            if not shared:
+                _require_private(file.fileno(), path)
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise
     except OSError as cause:
         raise ConfigurationError(
             f"the keyring file {path} cannot be read: {cause.strerror}",
             hint="make it a file that the application's user owns and may read (mode 0600)",
         ) from cause
-    source = f"file {path}"
     if len(data) > _MAX_BYTES:
+        del data
         raise ConfigurationError(
             f"the keyring in {source} is malformed: it is over {_MAX_BYTES} bytes",
             hint="check that this is the right file; a keyring has about 120 bytes for each key",
         )
-    return parse_keyring(data.decode("utf-8", errors="replace"), source)
+    return data.decode("utf-8", errors="replace")
+
+
+def _require_private(handle: int, path: Path) -> None:
+    """Raise `ConfigurationError` for a file that others have access to."""
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if os.name == "posix" and mode & _OTHERS:
+        raise ConfigurationError(
+            f"the keyring file {path} has mode {mode:04o}: others have access to its keys",
+            hint=f"chmod 600 {path} (640 for a group that may read it); where a mounted secret "
+            "has no other mode, say Keyring.from_file(path, shared=True). If people who should "
+            "not have the keys could read the file, rotate them",
+        )
 
 
 def _keep_owner(handle: int, target: Path) -> None:
-    """Give the new file the old one's owner, so that a service can read what root rotated."""
+    """Give the new file the old one's owner, so that a service can read what root rotated.
+
+    A group that could read the old one can read the new one; others cannot.
+    """
     try:
         old = target.stat()
     except FileNotFoundError:
@@ -160,6 +196,7 @@ def _keep_owner(handle: int, target: Path) -> None:
     new = os.fstat(handle)
     if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, stat.S_IRUSR | stat.S_IWUSR | (old.st_mode & stat.S_IRGRP))
 
 
 def _sync_directory(directory: Path) -> None:
@@ -214,7 +251,7 @@ def _parse_record(record: object, key_id: str) -> KeyRecord:
         raise _MalformedError(f"key {key_id!r} has {len(material)} bytes, not {KEY_BYTES}")
     if base64.urlsafe_b64encode(material).decode() != values["key"]:
         raise _MalformedError(f"key {key_id!r} is not canonical base64url")
-    return KeyRecord(material, values["created_at"])
+    return KeyRecord(Secret(material), values["created_at"])
 
 
 def _fields(value: object, what: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from oplog.crypto.keyfile import (
     read_keyring_file,
     replace_keyring_file,
 )
+from oplog.crypto.secret import Secret
 from oplog.errors import ConfigurationError, KeyUnavailableError
 
 _CHECK_LABEL = b"oplog/v1/key-check\0"
@@ -53,13 +54,21 @@ class Keyring:
     material leaves the object through `to_text`, `save` and `data_key` only.
     """
 
-    __slots__ = ("_keys", "_lock", "_path", "_source")
+    __slots__ = ("_keys", "_lock", "_path", "_shared", "_source")
 
-    def __init__(self, text: KeyringText, *, path: Path | None = None, source: str) -> None:
+    def __init__(
+        self,
+        text: KeyringText,
+        *,
+        path: Path | None = None,
+        source: str,
+        shared: bool = False,
+    ) -> None:
         """Use `generate`, `from_file` or `from_env`."""
         # Replaced as a whole and never changed, so `data_key` needs no lock.
         self._keys = _Keys.of(text)
         self._path = path
+        self._shared = shared
         self._source = source
         self._lock = threading.Lock()
 
@@ -73,13 +82,16 @@ class Keyring:
         return cls(KeyringText(key_id, {key_id: record}), source="generated")
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
+    def from_file(cls, path: str | os.PathLike[str], *, shared: bool = False) -> Keyring:
         """Read the keyring file at `path`; `rotate` writes it back there.
 
-        Raises `ConfigurationError` if the file is missing, unreadable or malformed.
+        Raises `ConfigurationError` if the file is missing, unreadable or malformed, and if its
+        mode lets others read or change it, or its group change it. `shared` accepts any mode,
+        as that of a secret which an orchestrator mounts.
         """
         file = Path(path)
-        return cls(read_keyring_file(file), path=file, source=f"file {file}")
+        text = read_keyring_file(file, shared=shared)
+        return cls(text, path=file, source=f"file {file}", shared=shared)
 
     @classmethod
     def from_env(cls, name: str = "OPLOG_KEYRING") -> Keyring:
@@ -87,21 +99,21 @@ class Keyring:
 
         Raises `ConfigurationError` if the variable is unset, empty or malformed.
         """
-        text = os.environ.get(name, "").strip()
-        if not text:
+        source = f"environment variable {name}"
+        # The text is in no local variable: error trackers print those.
+        if not _read_variable(name):
             raise ConfigurationError(
                 f"environment variable {name} holds no keyring",
                 hint=f"make one once, keep a copy (without it the log cannot be read), and "
                 f'set it for every process of the application: export {name}="$({_MAKE_ONE})"',
             )
-        if not text.startswith("{"):
+        if not _read_variable(name).startswith("{"):
             raise ConfigurationError(
                 f"environment variable {name} does not hold a keyring: it must start with '{{'",
                 hint="set it to the text of a keyring, not to a path or a bare key; for a path "
                 "use Keyring.from_file(path)",
             )
-        source = f"environment variable {name}"
-        return cls(parse_keyring(text, source), source=source)
+        return cls(parse_keyring(lambda: _read_variable(name), source), source=source)
 
     @property
     def current_key_id(self) -> str:
@@ -170,7 +182,7 @@ class Keyring:
         """
         with self._lock:
             if self._path is not None:
-                on_disk = read_keyring_file(self._path)
+                on_disk = read_keyring_file(self._path, shared=self._shared)
                 self._refuse_replaced_keys(on_disk)
                 self._keys = _Keys.of(on_disk)
 
@@ -186,7 +198,7 @@ class Keyring:
         """
         return self._find(key_id).check_values[key_id]
 
-    def data_key(self, key_id: str) -> bytes:
+    def data_key(self, key_id: str) -> Secret:
         """Return the 32 secret bytes under `key_id`, for sealing; never log or store them.
 
         Raises `KeyUnavailableError` if there is no such key.
@@ -233,6 +245,10 @@ class Keyring:
         )
 
 
+def _read_variable(name: str) -> str:
+    return os.environ.get(name, "").strip()
+
+
 def _check_value(key_id: str, record: KeyRecord) -> bytes:
     # This HMAC is the first block of HKDF-Expand with SHA-512: the key cannot be recovered.
     return hmac.digest(record.material, _CHECK_LABEL + key_id.encode() + b"\x01", "sha512")[:32]
@@ -246,7 +262,7 @@ def _make_key(taken: tuple[str, ...]) -> tuple[str, KeyRecord]:
         key_id = f"{now:%Y%m%d}-{secrets.token_hex(4)}"
         if key_id not in taken:
             created_at = now.isoformat(timespec="seconds").replace("+00:00", "Z")
-            return key_id, KeyRecord(secrets.token_bytes(KEY_BYTES), created_at)
+            return key_id, KeyRecord(Secret(secrets.token_bytes(KEY_BYTES)), created_at)
 
 
 def _add_key(text: KeyringText) -> KeyringText:

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.compression import Zstd
 from oplog.crypto.keyring import Keyring
+from oplog.crypto.secret import Secret
 from oplog.entry import MAX_ENTRY_BYTES, check_text
 from oplog.errors import (
     DecodeError,
@@ -229,8 +230,8 @@ class Sealer:
 
 
 def _derive(
-    data_key: bytes, salt: bytes, context: SealContext, key_id: str
-) -> tuple[bytes, bytes, bytes]:
+    data_key: Secret, salt: bytes, context: SealContext, key_id: str
+) -> tuple[Secret, bytes, bytes]:
     """Derive key, nonce and commitment of one entry.
 
     A data key is uniformly random, so HKDF-Extract is not needed.
@@ -248,8 +249,8 @@ def _derive(
             name,
         )
     )
-    derived = HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key)
-    return derived[:_KEY], derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    derived = Secret(HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key))
+    return Secret(derived[:_KEY]), derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
 
 
 def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealError:

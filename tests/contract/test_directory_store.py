@@ -338,3 +338,47 @@ def test_refusals_of_the_system(
     assert raised.value.hint
     assert [info.path for info in store.list("")] == ["LOG/1"]
     assert [entry.name for entry in (tmp_path / "LOG").iterdir()] == ["1"]
+
+
+def read_modes(root: Path) -> set[str]:
+    return {
+        f"{'folder' if path.is_dir() else 'file'} {stat.S_IMODE(path.stat().st_mode):04o}"
+        for path in [root, *root.rglob("*")]
+    }
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    mask = os.umask(0)
+    yield
+    os.umask(mask)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_root_that_is_made_is_its_owners_alone(tmp_path: Path) -> None:
+    root = tmp_path / "backups" / "archive"
+    store = DirectoryStore(root)
+    assert store.create("log/1/a", b"a")
+    store.put("LATEST", b"b")
+    assert read_modes(tmp_path / "backups") == {"folder 0700", "file 0600"}
+
+
+@pytest.mark.usefixtures("open_umask")
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        (0o750, {"folder 0750", "file 0640"}),
+        (0o770, {"folder 0770", "file 0660"}),
+        (0o755, {"folder 0755", "file 0644"}),
+    ],
+)
+def test_in_a_root_that_was_there_objects_are_as_private_as_it_is(
+    tmp_path: Path, mode: int, found: set[str]
+) -> None:
+    root = tmp_path / "archive"
+    root.mkdir(mode)
+    store = DirectoryStore(root)
+    assert store.create("log/1/a", b"a")
+    store.put("LATEST", b"b")
+    store.put("LATEST", b"c")
+    assert read_modes(root) == found

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
 import pickle
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.hashes import SHA512
@@ -16,7 +19,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.keyfile import KeyRecord
 from oplog.crypto.keyring import Keyring
-from oplog.errors import ConfigurationError, KeyUnavailableError
+from oplog.crypto.seal import SealContext, Sealer
+from oplog.crypto.secret import Secret
+from oplog.errors import ConfigurationError, KeyUnavailableError, SealError
 
 pytestmark = pytest.mark.unit
 
@@ -34,8 +39,11 @@ def record(**changes: object) -> dict[str, Any]:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "keyring.json"
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where files are private that a test writes."""
+    mask = os.umask(0o077)
+    yield tmp_path / "keyring.json"
+    os.umask(mask)
 
 
 # -- sources ------------------------------------------------------------------------------
@@ -165,7 +173,7 @@ def test_repr_and_str_show_ids_only() -> None:
         assert encoded not in shown
         assert repr(material)[2:-1] not in shown
     assert not hasattr(keyring, "__dict__")
-    assert repr(material)[2:-1] not in repr(KeyRecord(material, CREATED))
+    assert repr(material)[2:-1] not in repr(KeyRecord(Secret(material), CREATED))
 
 
 @pytest.mark.parametrize("carry", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -186,6 +194,88 @@ def test_no_part_of_a_key_is_in_an_error(path: Path, spoil: Any) -> None:
     assert error.__context__ is None
     assert KEY[:8] not in "".join(traceback.format_exception(error))
     assert KEY[:8] not in repr(vars(error))
+
+
+def show_with_locals(error: BaseException) -> str:
+    """A traceback as error trackers record it: with the local variables of every frame."""
+    found = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "".join(found.format())
+
+
+def assert_hidden(text: str, *keys: bytes) -> None:
+    for key in keys:
+        for form in (base64.urlsafe_b64encode(key).decode()[:16], repr(key)[2:-1], key.hex()):
+            assert form not in text
+
+
+SPOILED = [
+    json.dumps(document())[:-1],
+    json.dumps(document()) + "x",
+    json.dumps(document(format="oplog-keyring/2")),
+    json.dumps(record(created_at="yesterday")),
+    json.dumps(record(key=KEY[:-2] + "9=")),
+    json.dumps(document(current="k2")),
+    KEY,
+]
+
+
+@pytest.mark.parametrize("text", SPOILED)
+def test_no_key_is_in_a_frame_of_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path.write_text(text)
+    monkeypatch.setenv("OPLOG_KEYRING", text)
+    # In functions of their own: this test's frame would show the text.
+    for read in (lambda: Keyring.from_file(path), Keyring.from_env):
+        shown = _catch(read)
+        assert "ConfigurationError" in shown
+        assert_hidden(shown, bytes(range(32)))
+
+
+def _catch(read: Callable[[], object]) -> str:
+    try:
+        read()
+    except ConfigurationError as error:
+        return show_with_locals(error)
+    return ""
+
+
+def test_an_oversized_file_is_in_no_frame(path: Path) -> None:
+    path.write_text(json.dumps(document()) + " " * (1 << 20))
+    assert_hidden(_catch(lambda: Keyring.from_file(path)), bytes(range(32)))
+
+
+@pytest.mark.parametrize("source", ["generated", "read"])
+def test_no_key_is_in_a_frame_of_an_entry_that_does_not_open(path: Path, source: str) -> None:
+    keyring = Keyring.generate()
+    if source == "read":
+        keyring.save(path)
+        keyring = Keyring.from_file(path)
+    sealer, context = Sealer(keyring), SealContext(UUID(int=1), "a/1", UUID(int=2))
+    data = sealer.seal(b"x" * 50, context)
+    known = keyring.check_value(keyring.current_key_id)
+    key = keyring.data_key(keyring.current_key_id)
+    derived: list[bytes] = []
+    for altered in (data[:-1] + bytes([data[-1] ^ 1]), b"\0" + data[1:]):
+        try:
+            sealer.open(
+                altered, context, format=1, key_id=keyring.current_key_id, check_value=known
+            )
+        except SealError as error:
+            shown = show_with_locals(error)
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            derived += [f.f_locals["key"] for f in frames if f.f_code.co_name == "_open_sealed"]
+        assert_hidden(shown, bytes(key), *map(bytes, derived))
+    assert len(derived) == 2
+
+
+def test_a_key_prints_as_a_secret() -> None:
+    secret = Secret(b"0" * 32)
+    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>9}", "{}".format(secret)):  # noqa: UP032
+        assert "0" not in shown
+    for carry in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(ConfigurationError, match="cannot be pickled"):
+            carry(Secret(b"0" * 32))
 
 
 def test_unknown_key_id_is_a_key_error_that_lists_ids() -> None:

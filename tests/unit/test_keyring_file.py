@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,8 +29,11 @@ def names_in(directory: Path) -> list[str]:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "keyring.json"
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Where files are private that a test writes."""
+    mask = os.umask(0o077)
+    yield tmp_path / "keyring.json"
+    os.umask(mask)
 
 
 def test_saved_keyring_reads_back_and_is_private(path: Path) -> None:
@@ -47,12 +51,40 @@ def test_saved_keyring_reads_back_and_is_private(path: Path) -> None:
 def test_rotation_is_in_the_file_when_it_returns(path: Path) -> None:
     path.write_text(text_with(bytes(range(32))))
     path.chmod(0o644)
-    new = Keyring.from_file(path).rotate()
+    new = Keyring.from_file(path, shared=True).rotate()
     again = Keyring.from_file(path)
     assert again.key_ids == ("k1", new)
     assert again.current_key_id == new
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert names_in(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
+def test_a_private_file_is_read(path: Path, mode: int) -> None:
+    path.write_text(text_with(bytes(range(32))))
+    path.chmod(mode)
+    assert Keyring.from_file(path).key_ids == ("k1",)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o644, 0o666, 0o777])
+def test_a_file_that_others_have_access_to_is_refused(path: Path, mode: int) -> None:
+    path.write_text(text_with(bytes(range(32))))
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"has mode {mode:04o}: others") as refusal:
+        Keyring.from_file(path)
+    assert f"chmod 600 {path}" in refusal.value.hint
+    assert "rotate them" in refusal.value.hint
+    keyring = Keyring.from_file(path, shared=True)
+    keyring.reload()
+    assert keyring.key_ids == ("k1",)
+
+
+def test_a_file_that_becomes_readable_by_all_is_not_read_again(path: Path) -> None:
+    Keyring.generate().save(path)
+    keyring = Keyring.from_file(path)
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="has mode 0644"):
+        keyring.reload()
 
 
 def test_rotation_after_save_goes_to_the_saved_file(path: Path) -> None:

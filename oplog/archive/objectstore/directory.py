@@ -41,10 +41,15 @@ REFUSALS = {
 }
 
 
+_OWN_FOLDER = 0o700
+_NOT_RUN = 0o666
+
+
 class DirectoryStore:
     """A store in the directory `root`, which is made with the first object if it is not there.
 
-    Works on file systems that have hard links. Readers need permission to read only.
+    Works on file systems that have hard links. Readers need permission to read only. A root that
+    is made here is its owner's alone; in any other, objects and folders are as private as it is.
     """
 
     def __init__(self, root: Path) -> None:
@@ -184,7 +189,7 @@ class DirectoryStore:
                 parent = folder
                 if make:
                     with suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=parent)
+                        os.mkdir(part, _read_mode(parent) | _OWN_FOLDER, dir_fd=parent)
                 folder = os.open(part, FOLDER_FLAGS, dir_fd=parent)
                 stack.callback(os.close, folder)
                 self._sync_folders(parts[:depth], parent, folder)
@@ -206,7 +211,7 @@ class DirectoryStore:
     def _written(self, folder: int, data: bytes) -> Iterator[str]:
         """Write a durable file under a name that no list shows, and remove that name again."""
         name = f".{secrets.token_hex(16)}.draft"
-        opened = os.open(name, WRITE_FLAGS, 0o666, dir_fd=folder)
+        opened = os.open(name, WRITE_FLAGS, _read_mode(folder) & _NOT_RUN, dir_fd=folder)
         try:
             with closing(os.fdopen(opened, "wb", buffering=0)) as file:
                 view = memoryview(data)
@@ -217,6 +222,11 @@ class DirectoryStore:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
+
+
+def _read_mode(folder: int) -> int:
+    """Who may do what in an open folder: what is put into it is for the same people."""
+    return os.fstat(folder).st_mode & 0o777
 
 
 def _make_root(root: Path) -> None:
@@ -230,7 +240,7 @@ def _make_root(root: Path) -> None:
     with suppress(PermissionError):
         _synchronise(root.parent)
     for place in reversed(missing):
-        place.mkdir(exist_ok=True)
+        place.mkdir(_OWN_FOLDER, exist_ok=True)
         _synchronise(place.parent)
 
 
