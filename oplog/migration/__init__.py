@@ -1,15 +1,16 @@
 """The log in Alembic migrations: `op.create_oplog`, `op.track_tables`, `op.adopt_table` and others.
 
-`import oplog.migration` in an `env.py` registers the operations.
+`import oplog.migration` in an `env.py` registers the operations, and keeps autogenerate away
+from the log's own tables.
 """
 
+from oplog.migration.autogenerate import register_autogenerate
+from oplog.migration.guard_operation import TrackTablesOp, UntrackTablesOp
 from oplog.migration.operation import (
     AdoptTableOp,
     CreateOplogOp,
     DropOplogOp,
     RetireTypeOp,
-    TrackTablesOp,
-    UntrackTablesOp,
     UpgradeOplogOp,
     migrations_path,
 )
@@ -24,3 +25,5 @@ __all__ = [
     "UpgradeOplogOp",
     "migrations_path",
 ]
+
+register_autogenerate()

@@ -1,32 +1,25 @@
-"""The log's tables and guards as Alembic operations: `op.create_oplog`, `op.track_tables` etc.
+"""The log's tables and types as Alembic operations: `op.create_oplog`, `op.retire_type` etc.
 
 `import oplog.migration` in an `env.py` registers them. Operations work on names and statements
-only; `op.adopt_table`, which needs a log, is given one. Statements reach the server exactly as
-they were written, executed or printed by `--sql`: SQLAlchemy would read a colon as the start of
-a parameter, the driver a percent sign, and the name of a schema may hold both.
+only; `op.adopt_table`, which needs a log, is given one.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.facade import Oplog
-from oplog.postgres.live_table import check_settings
-from oplog.postgres.quoting import (
-    qualify,
-)
+from oplog.migration.emission import emit
+from oplog.migration.given_log import find_log
 from oplog.schema.tables import (
     VERSION,
     create_statements,
     drop_statements,
     retire_statement,
-    track_statements,
-    untrack_statements,
     upgrade_statements,
 )
 from oplog.store.version import require_comment
@@ -114,80 +107,6 @@ class DropOplogOp(MigrateOperation):
         return CreateOplogOp(self.version, schema=self.schema)
 
 
-@Operations.register_operation("track_tables")
-class TrackTablesOp(MigrateOperation):
-    """Put guards on tables."""
-
-    def __init__(
-        self, *tables: str, schema: str | None, bypass_role: str | None, log_schema: str
-    ) -> None:
-        self.tables = tables
-        self.schema = schema
-        self.bypass_role = bypass_role
-        self.log_schema = log_schema
-
-    @classmethod
-    def track_tables(
-        cls,
-        operations: Operations,
-        *tables: str,
-        schema: str | None = None,
-        bypass_role: str | None = None,
-        log_schema: str = "oplog",
-    ) -> None:
-        """Guard the tables: a change that is not logged can no longer be committed.
-
-        Names are given unquoted, and are looked up in `schema` or by the search path. Only
-        members of `bypass_role`, if one is given, may commit unlogged changes. Takes a short
-        exclusive lock on each table. Run it again after adding partitions or changing keys.
-        """
-        operations.invoke(
-            cls(*tables, schema=schema, bypass_role=bypass_role, log_schema=log_schema)
-        )
-
-    def reverse(self) -> UntrackTablesOp:
-        """Return the operation that undoes this one."""
-        return UntrackTablesOp(
-            *self.tables, reason="downgrade", schema=self.schema, log_schema=self.log_schema
-        )
-
-
-@Operations.register_operation("untrack_tables")
-class UntrackTablesOp(MigrateOperation):
-    """Remove guards from tables."""
-
-    def __init__(self, *tables: str, reason: str, schema: str | None, log_schema: str) -> None:
-        self.tables = tables
-        self.reason = reason
-        self.schema = schema
-        self.log_schema = log_schema
-
-    @classmethod
-    def untrack_tables(
-        cls,
-        operations: Operations,
-        *tables: str,
-        reason: str,
-        schema: str | None = None,
-        log_schema: str = "oplog",
-    ) -> None:
-        """Remove the tables' guards; `oplog doctor` shows the reason from then on.
-
-        Raises `ConfigurationError` for an empty reason.
-        """
-        if not reason.strip():
-            raise ConfigurationError(
-                "untrack_tables needs a reason", hint="say why the tables are no longer guarded"
-            )
-        operations.invoke(cls(*tables, reason=reason, schema=schema, log_schema=log_schema))
-
-    def reverse(self) -> TrackTablesOp:
-        """Return the operation that undoes this one."""
-        return TrackTablesOp(
-            *self.tables, schema=self.schema, bypass_role=None, log_schema=self.log_schema
-        )
-
-
 @Operations.register_operation("retire_type")
 class RetireTypeOp(MigrateOperation):
     """Log that the table of a type is gone."""
@@ -232,26 +151,12 @@ def _retire(operations: Operations, operation: RetireTypeOp) -> None:
     statement = retire_statement(
         operation.type_name, reason=operation.reason, schema=operation.log_schema
     )
-    _emit(operations, [statement])
-
-
-@Operations.implementation_for(TrackTablesOp)
-def _track(operations: Operations, operation: TrackTablesOp) -> None:
-    names = qualify(operation.tables, operation.schema)
-    role = operation.bypass_role
-    _emit(operations, track_statements(names, bypass_role=role, schema=operation.log_schema))
-
-
-@Operations.implementation_for(UntrackTablesOp)
-def _untrack(operations: Operations, operation: UntrackTablesOp) -> None:
-    names = qualify(operation.tables, operation.schema)
-    reason = operation.reason
-    _emit(operations, untrack_statements(names, reason=reason, schema=operation.log_schema))
+    emit(operations, [statement])
 
 
 @Operations.implementation_for(CreateOplogOp)
 def _create(operations: Operations, operation: CreateOplogOp) -> None:
-    _emit(operations, create_statements(operation.schema, operation.version))
+    emit(operations, create_statements(operation.schema, operation.version))
 
 
 @Operations.implementation_for(UpgradeOplogOp)
@@ -261,12 +166,12 @@ def _upgrade(operations: Operations, operation: UpgradeOplogOp) -> None:
     if not context.as_sql and context.dialect.name == "postgresql":
         # The first statement checks the same; an error raised here has a better message.
         require_comment(operations.get_bind(), operation.schema, version=operation.version)
-    _emit(operations, statements)
+    emit(operations, statements)
 
 
 @Operations.implementation_for(DropOplogOp)
 def _drop(operations: Operations, operation: DropOplogOp) -> None:
-    _emit(operations, drop_statements(operation.schema))
+    emit(operations, drop_statements(operation.schema))
 
 
 # -- adoption ---------------------------------------------------------------------------------
@@ -319,33 +224,13 @@ def _adopt(operations: Operations, operation: AdoptTableOp) -> None:
             f"{shlex.quote(name)}",
         )
     connection = operations.get_bind()
-    log = operation.log or context.opts.get("oplog") or connection.info.get("oplog.log")
-    if not isinstance(log, Oplog):
+    log = operation.log or find_log(context.opts, connection)
+    if log is None:
         raise ConfigurationError(
             f"op.adopt_table({operation.name!r}) does not know the log",
             hint="pass it in env.py: context.configure(connection=connection, ..., oplog=log)",
         )
     log.adopt(connection, [name])
-
-
-def _emit(operations: Operations, statements: Iterable[str]) -> None:
-    """Run or print the statements without any processing of parameters."""
-    context = operations.migration_context
-    if context.dialect.name != "postgresql":
-        raise ConfigurationError(
-            f"the log needs PostgreSQL, but this migration runs on {context.dialect.name}",
-            hint="put the log's revisions into the environment of the PostgreSQL database",
-        )
-    # Some settings, such as standard_conforming_strings = off, change the meaning of the SQL.
-    if not context.as_sql:
-        check_settings(operations.get_bind())
-    for statement in statements:
-        if context.as_sql:
-            context.impl.static_output(statement + context.impl.command_terminator)
-        else:
-            operations.get_bind().exec_driver_sql(
-                statement, execution_options={"no_parameters": True}
-            )
 
 
 def migrations_path() -> Path:
@@ -370,8 +255,6 @@ __all__ = [
     "CreateOplogOp",
     "DropOplogOp",
     "RetireTypeOp",
-    "TrackTablesOp",
-    "UntrackTablesOp",
     "UpgradeOplogOp",
     "migrations_path",
 ]

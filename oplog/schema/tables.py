@@ -61,6 +61,13 @@ END $oplog_do$""",
     ]
 
 
+def list_table_names() -> list[str]:
+    """Names of the log's tables, in the order in which they are created."""
+    pattern = re.compile(r"CREATE (?:UNLOGGED )?TABLE oplog\.(oplog_\w+)")
+    found = (pattern.match(statement) for statement in _define("oplog", "oplog"))
+    return [match[1] for match in found if match is not None]
+
+
 def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[str]:
     """Statements that bring a log of schema `version` in `schema` to its present definition.
 

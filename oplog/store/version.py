@@ -29,6 +29,18 @@ def read_comment(connection: Connection, schema: str) -> str:
     return str(comment or "")
 
 
+def list_log_schemas(connection: Connection) -> list[str]:
+    """The schemas of this database that hold a log, of whatever version."""
+    rows = connection.exec_driver_sql(
+        "SELECT n.nspname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relname = 'oplog_entry' AND c.relkind IN ('r', 'p') AND pg_catalog.starts_with("
+        "pg_catalog.obj_description(c.oid, 'pg_class'), %s::text) ORDER BY 1",
+        (COMMENT_PREFIX,),
+    )
+    return list(rows.scalars())
+
+
 def parse_version(comment: str) -> int | None:
     """The schema version; None if the comment is somebody else's."""
     if not comment.startswith(COMMENT_PREFIX):
