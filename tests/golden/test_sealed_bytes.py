@@ -35,6 +35,7 @@ each_entry = pytest.mark.parametrize("entry", SEALED["entries"], ids=lambda entr
 def keyring(tmp_path: Path) -> Keyring:
     path = tmp_path / "keyring.json"
     path.write_text(SEALED["keyring"])
+    path.chmod(0o600)
     return Keyring.from_file(path)
 
 

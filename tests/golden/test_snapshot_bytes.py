@@ -139,6 +139,7 @@ def test_parts_are_sealed_for_the_documented_context() -> None:
 def test_the_pinned_sealed_chunk_opens(tmp_path: Path) -> None:
     path = tmp_path / "keyring.json"
     path.write_text(PINNED["keyring"])
+    path.chmod(0o600)
     sealer = Sealer(Keyring.from_file(path))
     found = decode_chunk(bytes.fromhex(PINNED["sealed_chunk"]), what="the pinned chunk")
     assert b"".join(found.iterate_rows(sealer.open)) == CONTENT.rows
