@@ -101,6 +101,13 @@ def _list_unguarded(
         (guard.schema, guard.table) for guard in list_declared_guards(connection, log.schema)
     }
     made, gone = set(), set()
+    # Registered twice, as by a reload, this runs twice.
+    declared |= {
+        (one.schema or default, name)
+        for one in upgrade.ops
+        if isinstance(one, TrackTablesOp)
+        for name in one.tables
+    }
     for one in upgrade.ops:
         place = _find_place(one, default)
         if place is not None:
@@ -198,9 +205,9 @@ def register_autogenerate() -> None:
     else:
         comparators.dispatch_for("schema", priority=priorities.FIRST)(hide_log)
         comparators.dispatch_for("schema", priority=priorities.LAST)(compare_log)
-    renderers.dispatch_for(TrackTablesOp)(_print_track)
-    renderers.dispatch_for(UntrackTablesOp)(_print_untrack)
-    renderers.dispatch_for(CreateOplogOp)(_print_create)
-    renderers.dispatch_for(UpgradeOplogOp)(_print_upgrade)
-    renderers.dispatch_for(DropOplogOp)(_print_drop)
-    renderers.dispatch_for(RetireTypeOp)(_print_retire)
+    renderers.dispatch_for(TrackTablesOp, replace=True)(_print_track)
+    renderers.dispatch_for(UntrackTablesOp, replace=True)(_print_untrack)
+    renderers.dispatch_for(CreateOplogOp, replace=True)(_print_create)
+    renderers.dispatch_for(UpgradeOplogOp, replace=True)(_print_upgrade)
+    renderers.dispatch_for(DropOplogOp, replace=True)(_print_drop)
+    renderers.dispatch_for(RetireTypeOp, replace=True)(_print_retire)

@@ -167,11 +167,12 @@ def _weight(relation: str) -> str:
 def _refuse_strange(s: str) -> str:
     """Before anything is read: transition tables hide temporary relations of the same name.
 
-    Without any such relation there is nothing that could stand in their place.
+    Without any such relation there is nothing that could stand in their place, and a session
+    without temporary relations is told by one number.
     """
-    return f"""IF starts_with(tg_table_schema, 'pg_temp')
+    return f"""IF pg_my_temp_schema() <> 0 AND (starts_with(tg_table_schema, 'pg_temp')
       OR to_regclass('pg_temp.oplog_old') IS NOT NULL
-      OR to_regclass('pg_temp.oplog_new') IS NOT NULL THEN
+      OR to_regclass('pg_temp.oplog_new') IS NOT NULL) THEN
     PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
   END IF;"""
 
@@ -207,11 +208,13 @@ def _is_announced(p: str, relation: str) -> str:
 
 
 def _kept_columns(s: str) -> str:
+    # PL/pgSQL keeps the plan; before PostgreSQL 18 a function in SQL is planned at each call.
     return f"""CREATE FUNCTION {s}.oplog_kept_columns(p_table oid) RETURNS text[]
-LANGUAGE sql STABLE AS $oplog_fn$
+LANGUAGE plpgsql STABLE AS $oplog_fn$
 -- The primary key, and what any aggregate's name is made of: with these the application finds
 -- a touched row, and the aggregate that it was in.
-SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum)
+BEGIN
+RETURN (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -223,8 +226,8 @@ WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND (
           AND pg_catalog.strpos(t.shape->>'aggregate', '{{' || a.attname::text || '}}') > 0)
   -- Nothing was ever logged for it: any column may be in the name.
   OR NOT EXISTS (SELECT FROM {s}.oplog_type t WHERE t.shape->>'schema' = n.nspname::text
-          AND t.shape->>'table' = c.relname::text))
-$oplog_fn$"""
+          AND t.shape->>'table' = c.relname::text)));
+END $oplog_fn$"""
 
 
 def _set_text(s: str) -> str:
@@ -302,10 +305,11 @@ END $oplog_fn$"""
 def _image_update(s: str) -> str:
     image = _in_literal(f"{s}.oplog_image (transaction_id, relation, operation, rows, kept")
     return f"""CREATE FUNCTION {s}.oplog_image_update(p_table oid, p_kept text[]) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- The statement that keeps the images of an UPDATE. Both transition tables hold the rows in
 -- the order they were updated. Record image operators compare what is stored, for any type.
-SELECT concat('INSERT INTO {image}, old_rows, new_rows, changed) '
+BEGIN
+RETURN (SELECT concat('INSERT INTO {image}, old_rows, new_rows, changed) '
   'SELECT pg_current_xact_id(), $1, $2, count(*), $3, CASE WHEN bool_or(record_image_ne(ROW(',
   string_agg(concat('o.c', a.attnum), ', ' ORDER BY a.attnum) FILTER (WHERE k.kept),
   '), ROW(',
@@ -323,8 +327,8 @@ SELECT concat('INSERT INTO {image}, old_rows, new_rows, changed) '
   string_agg(concat(quote_ident(a.attname), ' AS c', a.attnum), ', '),
   ' FROM oplog_new) n USING (r) GROUP BY (r - 1) / {_IMAGE_ROWS}')
 FROM pg_attribute a, LATERAL (SELECT a.attname::text = ANY (p_kept) AS kept) k
-WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-$oplog_fn$"""
+WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '');
+END $oplog_fn$"""
 
 
 def _image_row(s: str, p: str) -> str:

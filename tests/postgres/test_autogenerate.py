@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 import oplog.migration
 from oplog import Oplog, TypeCatalog
 from oplog.errors import ConfigurationError
+from oplog.migration.autogenerate import register_autogenerate
 from oplog.store.guard_state import list_declared_guards
 
 pytestmark = pytest.mark.postgres
@@ -155,6 +156,17 @@ def test_new_tables_are_proposed_with_their_guards(bare: Engine) -> None:
     with bare.connect() as connection:
         names = sa.inspect(connection).get_table_names()
     assert names == []
+
+
+def test_registered_twice_it_proposes_once(bare: Engine) -> None:
+    Base.metadata.create_all(bare)
+    create_log(bare)
+    register_autogenerate()
+    with bare.connect() as connection:
+        assert print_lines(produce(connection, make_log()).upgrade_ops) == [
+            "op.track_tables('item')",
+            "op.track_tables('part', schema='store')",
+        ]
 
 
 def test_a_table_that_is_there_and_unguarded_is_found_by_alembic_check(bare: Engine) -> None:
