@@ -179,7 +179,7 @@ class Store:
             parameters,
             tally=tally,
             named=named,
-            last=[Parameter(BOOL, self._asynchronous_commit)],
+            last=Parameter(BOOL, self._asynchronous_commit),
         )
 
     def bind_settle(self, tally: int, *, named: Sequence[tuple[str, int]] = ()) -> Message:
@@ -328,10 +328,11 @@ def _bind(
     *,
     tally: int | None,
     named: Sequence[tuple[str, int]],
-    last: Sequence[Parameter] = (),
+    last: Parameter | None = None,
 ) -> Message:
-    """A call, its tally behind the parameters, and the last ones behind that."""
+    """A call, its tally behind the parameters, and the last one, if there is one, behind that."""
     counted, compared = compare_names(named, first=len(parameters) + 1)
-    bound = (*parameters, *compared, Parameter(INT8, tally), *last)
-    ends = "".join(f", ${len(bound) - n}" for n in reversed(range(len(last))))
-    return Message(f"{call}{counted}{ends})", bound)
+    bound = (*parameters, *compared, Parameter(INT8, tally))
+    if last is None:
+        return Message(f"{call}{counted})", bound)
+    return Message(f"{call}{counted}, ${len(bound) + 1})", (*bound, last))

@@ -15,6 +15,7 @@ from oplog.postgres.exchange import execute
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.schema.tables import COMMENT_PREFIX
 from oplog.store import NewEntry, Store
+from oplog.store.home import Identity
 from oplog.store.rows import BrokenLink, EntryFilter
 from tests.bound import make_shape
 
@@ -300,3 +301,11 @@ def test_broken_links_are_told(connection: Connection) -> None:
         "WHERE e.aggregate_name = 'b' AND e.version = 1) x"
     )
     assert len(STORE.list_broken_links(connection)) == 20
+
+
+def test_a_log_at_home_tells_whose_it_is(connection: Connection) -> None:
+    system, database = connection.exec_driver_sql(
+        "SELECT c.system_identifier, d.oid FROM pg_control_system() c, pg_database d "
+        "WHERE d.datname = current_database()"
+    ).one()
+    assert STORE.require_home(connection) == Identity(str(system), database)

@@ -121,5 +121,7 @@ def test_a_percent_sign_in_the_schemas_name_stays_one() -> None:
 
 def test_another_driver_is_refused_before_anything_is_asked() -> None:
     connection = SimpleNamespace(dialect=SimpleNamespace(driver="psycopg2"))
-    with pytest.raises(ConfigurationError, match="driver is psycopg2"):
-        Store("log").require_current(cast("Connection", connection))
+    store = Store("log")
+    for require in (store.require_current, store.require_home):
+        with pytest.raises(ConfigurationError, match="driver is psycopg2"):
+            require(cast("Connection", connection))
