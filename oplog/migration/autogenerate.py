@@ -97,26 +97,19 @@ def _list_unguarded(
     As the models name them: without a schema where they have none.
     """
     connection: Connection = context.connection  # type: ignore[assignment]
-    declared = {
-        (guard.schema, guard.table) for guard in list_declared_guards(connection, log.schema)
-    }
-    made, gone = set(), set()
+    decided = {(one.schema, one.table) for one in list_declared_guards(connection, log.schema)}
     # Registered twice, as by a reload, this runs twice.
-    declared |= {
+    decided |= {
         (one.schema or default, name)
         for one in upgrade.ops
         if isinstance(one, TrackTablesOp)
         for name in one.tables
     }
-    for one in upgrade.ops:
-        place = _find_place(one, default)
-        if place is not None:
-            made |= {place} if isinstance(one, ops.CreateTableOp) else set()
-            gone |= {place} if isinstance(one, ops.DropTableOp) else set()
+    made = {_find_place(one, default) for one in upgrade.ops if isinstance(one, ops.CreateTableOp)}
     compared = {(table.schema or default, table.name) for table in context.sorted_tables}
     for schema, name in list_catalog_tables(log):
         place = (schema or default, name)
-        if place in declared or place not in compared or place in gone:
+        if place in decided or place not in compared:
             continue
         if place in made or context.inspector.has_table(name, schema=schema):
             yield schema, name
