@@ -23,8 +23,13 @@ MAX_METADATA_KEY_BYTES = 128
 MAX_METADATA_VALUE_BYTES = 1024
 MAX_METADATA_VALUES = 256
 """Most metadata values of one transaction, over all its keys."""
-MAX_ENTRY_BYTES = 16 * 1024 * 1024
-"""Largest entry, in bytes before compression and sealing."""
+PART_BYTES = 256 * 1024
+"""A record's part is no larger, before compression and sealing, unless a single row is."""
+MAX_PART_BYTES = 16 * 1024 * 1024
+"""Largest part of a record, in bytes before compression and sealing: so large may a row be."""
+MAX_RECORD_BYTES = 128 * 1024 * 1024
+"""All parts of a record, in bytes before compression and sealing. It is one object's part in an
+archive, and a parameter in Postgres' protocol, which has a limit of 1 GB."""
 
 
 class OpType(enum.IntEnum):
@@ -112,9 +117,11 @@ class Ticket:
 class LoggedEntry:
     """An entry as read back.
 
-    `position` orders entries causally and has gaps. `sequence` has no gaps and is None until
-    the entry is archived. `metadata` maps keys to lists of values. `recorded_at` is the
-    database's clock when the entry was written, shortly before COMMIT; never order by it.
+    `position` is that of the transaction's record, which all its entries share: it orders
+    transactions causally and has gaps. `sequence` numbers records without gaps and is None until
+    the record is archived. `entry_id` and `entry_hash` are the record's. `metadata` maps keys to
+    lists of values. `recorded_at` is the database's clock when the record was written, shortly
+    before COMMIT; never order by it.
     """
 
     position: int
@@ -124,7 +131,6 @@ class LoggedEntry:
     operations: tuple[Operation, ...]
     metadata: Mapping[str, list[str]]
     transaction_id: int
-    transaction_position: int
     entry_id: UUID
     entry_hash: bytes
     recorded_at: datetime
@@ -140,7 +146,6 @@ class LoggedEntry:
             "entry_id": str(self.entry_id),
             "entry_hash": self.entry_hash.hex(),
             "transaction_id": self.transaction_id,
-            "transaction_position": self.transaction_position,
             "metadata": {key: list(values) for key, values in self.metadata.items()},
             "operations": [one.to_json(redact=redact) for one in self.operations],
         }

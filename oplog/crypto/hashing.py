@@ -1,10 +1,11 @@
-r"""Hashes of entries, by which an altered, moved or missing entry is found.
+r"""Hashes of records, by which an altered, moved or missing record is found.
 
 Hashes are computed over stored bytes only, so a log can be checked without its keys. The append
-function computes `hash_entry` in SQL, where the ticket is locked; both must give the same bytes:
+function computes `hash_record` in SQL, where tickets are locked; both must give the same bytes:
 
-    sha256('oplog/v1/entry\0' || prev_hash || int8send(version)
-           || timestamptz_send(recorded_at) || body_hash)
+    sha256('oplog/v1/record\0' || body_hash || int8send(position) || timestamptz_send(recorded_at)
+           || [unless all versions are 1: int8send of each version, then the hash of the record
+               before for each version over 1])
 
 Every hash starts with a label of its own, so the input of one is never the input of another. A
 part without a fixed length is preceded by its length: 4 bytes, big endian.
@@ -25,88 +26,79 @@ from oplog.errors import DecodeError, EntryError
 HASH_BYTES = 32
 """Length of every hash here, in bytes."""
 ZERO_HASH = bytes(HASH_BYTES)
-"""`prev_hash` of the first entry of an aggregate."""
+"""The hash before the first record of an aggregate."""
 
-_BODY_LABEL = b"oplog/v1/body\0"
-_ENTRY_LABEL = b"oplog/v1/entry\0"
-_METADATA_LABEL = b"oplog/v1/metadata\0"
+_BODY_LABEL = b"oplog/v1/record-body\0"
+_RECORD_LABEL = b"oplog/v1/record\0"
 _LENGTH = struct.Struct(">I")
 _BODY_START = struct.Struct(">I16s")
-_ENTRY_NUMBERS = struct.Struct(">qq")
+_RECORD_NUMBERS = struct.Struct(">qq")
+_NUMBER = struct.Struct(">q")
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Epoch of Postgres' timestamps."""
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def hash_metadata(pairs: Sequence[tuple[str, str]]) -> bytes:
-    """Return the hash of a transaction's metadata, as (key, value) pairs in stored order.
-
-    Another order gives another hash. Raises `EntryError` for text that Postgres could not have
-    stored.
-    """
-    parts = [_METADATA_LABEL, _LENGTH.pack(len(pairs))]
-    for pair in pairs:
-        for text in pair:
-            data = check_text(text, "metadata", EntryError)
-            parts += (_LENGTH.pack(len(data)), data)
-    return sha256(b"".join(parts)).digest()
-
-
 def hash_body(
     *,
     format: int,
-    entry_id: UUID,
-    aggregate: str,
+    record_id: UUID,
     key_id: str,
-    metadata_hash: bytes,
-    transaction_size: int,
+    metadata: Sequence[tuple[str, str]],
     idempotency_key: str | None,
-    data: bytes,
+    aggregates: Sequence[str],
+    parts: Sequence[tuple[int, bytes]],
 ) -> bytes:
-    """Return the hash of everything in an entry that is known before its ticket is locked.
+    """Return the hash of everything in a record that is known before its tickets are locked.
 
-    `data` are the bytes as stored; `transaction_size` is the number of entries of the
-    transaction. No idempotency key and an empty one give different hashes. Raises `EntryError`
-    for text that Postgres could not have stored, `DecodeError` for a number or hash of a wrong
-    size.
+    `metadata` are pairs in stored order; another order gives another hash. `parts` are pairs of
+    the first aggregate's number and the bytes as stored. No idempotency key and an empty one give
+    different hashes. Raises `EntryError` for text that Postgres could not have stored,
+    `DecodeError` for a number out of its range.
     """
-    if len(metadata_hash) != HASH_BYTES:
-        _refuse_length("metadata_hash", metadata_hash)
-    name = check_text(aggregate, "aggregate name", EntryError)
-    key_name = check_text(key_id, "key id", EntryError)
     try:
-        head = [
-            _BODY_LABEL,
-            _BODY_START.pack(format, entry_id.bytes),
-            _LENGTH.pack(len(name)),
-            name,
-            _LENGTH.pack(len(key_name)),
-            key_name,
-            metadata_hash,
-            _LENGTH.pack(transaction_size),
-        ]
+        head = [_BODY_LABEL, _BODY_START.pack(format, record_id.bytes)]
+        _add_text(head, key_id, "key id")
+        head.append(_LENGTH.pack(len(metadata)))
+        for pair in metadata:
+            for text in pair:
+                _add_text(head, text, "metadata")
+        if idempotency_key is None:
+            head.append(b"\0")
+        else:
+            head.append(b"\1")
+            _add_text(head, idempotency_key, "idempotency key")
+        head.append(_LENGTH.pack(len(aggregates)))
+        for aggregate in aggregates:
+            _add_text(head, aggregate, "aggregate name")
+        head.append(_LENGTH.pack(len(parts)))
+        for first, data in parts:
+            head += (_LENGTH.pack(first), sha256(data).digest())
     except struct.error as cause:
-        raise _out_of_range(f"format {format}, transaction size {transaction_size}") from cause
-    if idempotency_key is None:
-        head.append(b"\0")
-    else:
-        request = check_text(idempotency_key, "idempotency key", EntryError)
-        head += (b"\1", _LENGTH.pack(len(request)), request)
-    head.append(_LENGTH.pack(len(data)))
-    digest = sha256(b"".join(head))
-    digest.update(data)  # separately: joining would copy up to 16 MiB
-    return digest.digest()
+        raise _out_of_range(f"format {format}, or where a part begins") from cause
+    return sha256(b"".join(head)).digest()
 
 
-def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_hash: bytes) -> bytes:
-    """Return the hash of an entry in its aggregate's chain: the next entry's `prev_hash`.
+def _add_text(head: list[bytes], text: str, what: str) -> None:
+    data = check_text(text, what, EntryError)
+    head += (_LENGTH.pack(len(data)), data)
 
-    `recorded_at` has a time zone and microseconds, as Postgres stores it. Raises `EntryError`
-    for a naive datetime, `DecodeError` for a number or hash of a wrong size.
+
+def hash_record(
+    *,
+    body_hash: bytes,
+    position: int,
+    recorded_at: datetime,
+    versions: Sequence[int],
+    prev_hashes: Sequence[bytes],
+) -> bytes:
+    """Return the hash of a record: the `prev_hash` of the next record of each of its aggregates.
+
+    `versions` and `prev_hashes` have one item for each aggregate; hashes before version 1 do not
+    count. `recorded_at` has a time zone and microseconds, as Postgres stores it. Raises
+    `EntryError` for a naive datetime, `DecodeError` for a number or hash of a wrong size.
     """
-    if len(prev_hash) != HASH_BYTES:
-        _refuse_length("prev_hash", prev_hash)
     if len(body_hash) != HASH_BYTES:
         _refuse_length("body_hash", body_hash)
     if recorded_at.utcoffset() is None:
@@ -117,10 +109,17 @@ def hash_entry(*, prev_hash: bytes, version: int, recorded_at: datetime, body_ha
     # Integers only: a float of seconds rounds the last microsecond differently from Postgres.
     microseconds = (recorded_at - _EPOCH) // _MICROSECOND
     try:
-        numbers = _ENTRY_NUMBERS.pack(version, microseconds)
+        hashed = [_RECORD_LABEL, body_hash, _RECORD_NUMBERS.pack(position, microseconds)]
+        if any(version != 1 for version in versions):
+            hashed += [_NUMBER.pack(version) for version in versions]
+            for version, prev_hash in zip(versions, prev_hashes, strict=True):
+                if version != 1:
+                    if len(prev_hash) != HASH_BYTES:
+                        _refuse_length("prev_hash", prev_hash)
+                    hashed.append(prev_hash)
     except struct.error as cause:
-        raise _out_of_range(f"version {version}") from cause
-    return sha256(b"".join((_ENTRY_LABEL, prev_hash, numbers, body_hash))).digest()
+        raise _out_of_range(f"position {position}, or a version") from cause
+    return sha256(b"".join(hashed)).digest()
 
 
 def _refuse_length(name: str, value: bytes) -> NoReturn:

@@ -1,14 +1,14 @@
-"""Compresses and encrypts the payloads of entries, and opens them again.
+"""Compresses and encrypts parts of records and chunks of snapshots, and opens them again.
 
     sealed = salt (24) | commitment (32) | AES-256-GCM ciphertext and tag of the frame
     plain  = the frame
     frame  = compression (1: 0 none, 1 zstd) | length of the payload (4, big endian) | body
 
-Key, nonce and commitment of an entry are HKDF-Expand(SHA-512, data key,
-label | salt | format | log id | aggregate | entry id | key id), each part after the salt with
+Key, nonce and commitment are HKDF-Expand(SHA-512, data key,
+label | salt | format | log id | name | object id | key id), each part after the salt with
 its length in front. There is no associated data: the context is bound by derivation. Another
 value of any part gives an unrelated key, nonce and commitment, and the commitment is compared
-first, so bytes moved to another entry, log, key id or format never reach the cipher. The
+first, so bytes moved to another record, log, key id or format never reach the cipher. The
 commitment is needed besides: one GCM ciphertext can be built that opens under two keys.
 
 Opening uses bounded memory, and where the log remembers the key's check value it tells a wrong
@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from oplog.crypto.compression import Zstd
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.secret import Secret
-from oplog.entry import MAX_ENTRY_BYTES, check_text
+from oplog.entry import MAX_PART_BYTES, check_text
 from oplog.errors import (
     DecodeError,
     EntryError,
@@ -45,7 +45,7 @@ from oplog.errors import (
 FORMAT_SEALED = 1
 FORMAT_PLAIN = 2
 
-_LABEL = b"oplog/v1/entry+AEAD_AES_256_GCM\0"
+_LABEL = b"oplog/v1/sealed+AEAD_AES_256_GCM\0"
 _SALT, _KEY, _NONCE, _COMMITMENT, _TAG = 24, 32, 12, 32, 16
 _CLEAR = _SALT + _COMMITMENT
 _FRAME = struct.Struct(">BI")
@@ -61,18 +61,23 @@ _MIN_COMPRESSED = 256
 
 @dataclass(frozen=True, slots=True)
 class SealContext:
-    """The entry that sealed bytes belong to: they open in no other log, aggregate or entry."""
+    """What sealed bytes belong to: they open in no other log, object or place in it."""
 
     log_id: UUID
-    aggregate: str
-    entry_id: UUID
+    name: str
+    object_id: UUID
 
     def __str__(self) -> str:
-        return f"entry {self.entry_id} of {self.aggregate!r:.80}"
+        return f"{self.name:.80} {self.object_id}"
+
+
+def name_part(log_id: UUID, record_id: UUID, number: int) -> SealContext:
+    """The context of a record's part; parts are numbered from 0."""
+    return SealContext(log_id, f"part {number} of record", record_id)
 
 
 class Sealer:
-    """Seals and opens entries with the keys of one keyring. Safe to share between threads."""
+    """Seals and opens with the keys of one keyring. Safe to share between threads."""
 
     def __init__(
         self,
@@ -83,14 +88,14 @@ class Sealer:
     ) -> None:
         """`keyring=None` writes plaintext; the caller has to tell the user.
 
-        With a keyring, plaintext entries are refused unless `accept_plain`, which is for a log
-        that was begun without one. Otherwise a role that can write the table could add entries
+        With a keyring, plaintext is refused unless `accept_plain`, which is for a log
+        that was begun without one. Otherwise a role that can write the table could add records
         without a key. `draw_salt(n)` returns `n` unpredictable bytes.
         """
         self._keyring = keyring
         self._accept_plain = accept_plain or keyring is None
         self._draw_salt = draw_salt
-        self._zstd = Zstd(most=MAX_ENTRY_BYTES)
+        self._zstd = Zstd(most=MAX_PART_BYTES)
 
     @property
     def format(self) -> int:
@@ -109,9 +114,9 @@ class Sealer:
         that for both: the keyring may be rotated between two reads. Raises
         `EntryTooLargeError` over 16 MiB, `KeyUnavailableError` for an unknown key id.
         """
-        if len(payload) > MAX_ENTRY_BYTES:
+        if len(payload) > MAX_PART_BYTES:
             raise EntryTooLargeError(
-                f"{context} has {len(payload)} bytes; the limit is {MAX_ENTRY_BYTES}",
+                f"{context} has {len(payload)} bytes; the limit is {MAX_PART_BYTES}",
                 hint="split the transaction, or keep large values outside the logged tables",
             )
         frame = self._frame(payload)
@@ -137,7 +142,7 @@ class Sealer:
         in the log (`Keyring.check_value`), if there is one: with it a wrong key and altered
         bytes can be told apart. Raises `KeyUnavailableError` without the key; `WrongKeyError`
         if the keyring has another key under the id, or if that is as likely as altered bytes;
-        `SealError` for bytes that were altered or belong to another entry; `DecodeError` for
+        `SealError` for bytes that were altered or belong to another record; `DecodeError` for
         bytes that no version of `seal` has written.
         """
         if format == FORMAT_SEALED:
@@ -159,15 +164,15 @@ class Sealer:
                 f"{context} is sealed with key {key_id!r}, and there is no keyring",
                 hint="give the log the keyring that wrote it: Oplog(..., keyring=...)",
             )
-        if not _OVERHEAD <= len(data) <= _OVERHEAD + MAX_ENTRY_BYTES:
-            raise _not_ours(context, f"a sealed entry cannot have {len(data)} bytes")
+        if not _OVERHEAD <= len(data) <= _OVERHEAD + MAX_PART_BYTES:
+            raise _not_ours(context, f"a sealed part cannot have {len(data)} bytes")
         data_key = self._keyring.data_key(key_id)
         if check_value is not None and not hmac.compare_digest(
             self._keyring.check_value(key_id), check_value
         ):
             raise WrongKeyError(
                 f"the key {key_id!r} in the keyring is not the one this log was written with",
-                hint="find the keyring that wrote the log, or its backup; the entry itself was "
+                hint="find the keyring that wrote the log, or its backup; the record itself was "
                 "not checked",
             )
         salt, claimed = data[:_SALT], data[_SALT:_CLEAR]
@@ -187,8 +192,8 @@ class Sealer:
         if not self._accept_plain:
             raise SealError(
                 f"{context} is stored in plaintext, in a log that is read with a keyring",
-                hint="if the log was begun without a keyring, allow plaintext too; if not, this "
-                "entry was written without a key and must not be trusted",
+                hint="if the log was begun without a keyring, allow plaintext too; if not, it "
+                "was written without a key and must not be trusted",
             )
         if key_id:
             raise _not_ours(context, f"it is stored in plaintext but names the key {key_id!r}")
@@ -205,9 +210,9 @@ class Sealer:
         if len(frame) < _FRAME.size:
             raise _not_ours(context, f"a frame cannot have {len(frame)} bytes")
         compression, length = _FRAME.unpack_from(frame)
-        # Plaintext entries are not authenticated, so the frame's numbers may be forged.
-        if length > MAX_ENTRY_BYTES:
-            raise _not_ours(context, f"it claims {length} bytes, over {MAX_ENTRY_BYTES}")
+        # Plaintext is not authenticated, so the frame's numbers may be forged.
+        if length > MAX_PART_BYTES:
+            raise _not_ours(context, f"it claims {length} bytes, over {MAX_PART_BYTES}")
         body = frame[_FRAME.size :]
         if compression == _ZSTD:
             return self._decompress(body, length, context)
@@ -232,20 +237,20 @@ class Sealer:
 def _derive(
     data_key: Secret, salt: bytes, context: SealContext, key_id: str
 ) -> tuple[Secret, bytes, bytes]:
-    """Derive key, nonce and commitment of one entry.
+    """Derive key, nonce and commitment of one part.
 
     A data key is uniformly random, so HKDF-Extract is not needed.
     """
-    aggregate = check_text(context.aggregate, "aggregate name", EntryError)
+    place = check_text(context.name, "name of what is sealed", EntryError)
     name = key_id.encode()
     info = b"".join(
         (
             _LABEL,
             salt,
             _UNTIL_LOG_ID.pack(4, FORMAT_SEALED, 16, context.log_id.bytes),
-            _LENGTH.pack(len(aggregate)),
-            aggregate,
-            _UNTIL_KEY_ID.pack(16, context.entry_id.bytes, len(name)),
+            _LENGTH.pack(len(place)),
+            place,
+            _UNTIL_KEY_ID.pack(16, context.object_id.bytes, len(name)),
             name,
         )
     )
@@ -256,14 +261,14 @@ def _derive(
 def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealError:
     if key_is_right:
         return SealError(
-            f"{context} was altered, or was sealed for another entry, aggregate or log",
-            hint=f"the key {key_id!r} is the right one; restore the entry from the archive or "
+            f"{context} was altered, or was sealed for another record, place or log",
+            hint=f"the key {key_id!r} is the right one; restore the record from the archive or "
             "a backup",
         )
     return WrongKeyError(
         f"{context} does not open with the key {key_id!r}: either the key is wrong, or the "
-        "entry was altered or moved here from elsewhere",
-        hint="if other entries with this key id open, the key is right and this entry is "
+        "part was altered or moved here from elsewhere",
+        hint="if others with this key id open, the key is right and this one is "
         "damaged; if none does, find the keyring that wrote them",
     )
 
@@ -271,6 +276,6 @@ def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealEr
 def _not_ours(context: SealContext, why: str) -> DecodeError:
     return DecodeError(
         f"{context} does not hold what this library writes: {why}",
-        hint="the stored bytes are damaged or cut short; restore the entry from the archive "
+        hint="the stored bytes are damaged or cut short; restore the record from the archive "
         "or a backup",
     )

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from google.protobuf import message
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError
 from oplog.payload.block import RowKey, check_total, order_columns, read_block
@@ -183,7 +183,7 @@ class PayloadCodec:
 
     def encode(self, effects: Iterable[Effect], *, aggregate: str) -> bytes:
         """Return payload bytes; `EntryTooLargeError` if they are over the limit of an entry."""
-        payload = entry_pb2.Payload()
+        payload = record_pb2.Payload()
         uses: dict[int, int] = {}
         append = payload.operations.append
         for part, is_run in split_runs(list(effects)):
@@ -204,15 +204,15 @@ class PayloadCodec:
 
         Their columns are in the order of `order_columns`.
         """
-        payload = entry_pb2.Payload()
+        payload = record_pb2.Payload()
         payload.types.add(name=shape.type_name, revision=shape.revision)
         fields = [column.number for column in order_columns(shape)]
         payload.blocks.add(type=0, fields=fields, row_count=row_count, rows=rows)
         return _serialize(payload, aggregate)
 
-    def _encode_operation(self, effect: Effect, use: int) -> entry_pb2.Operation:
+    def _encode_operation(self, effect: Effect, use: int) -> record_pb2.Operation:
         codec = self.find_row_codec(effect.shape)
-        operation = entry_pb2.Operation(
+        operation = record_pb2.Operation(
             kind=effect.kind,  # type: ignore[arg-type]
             type=use,
             complete=effect.complete,
@@ -239,7 +239,7 @@ class PayloadCodec:
         them.
         """
         try:
-            parsed = entry_pb2.Payload.FromString(payload)
+            parsed = record_pb2.Payload.FromString(payload)
         except message.DecodeError as cause:
             raise DecodeError(
                 "an entry's payload cannot be parsed", hint="the entry is damaged; run verify"
@@ -267,7 +267,7 @@ class PayloadCodec:
 
     def _decode_runs(
         self,
-        runs: Sequence[entry_pb2.RowRun],
+        runs: Sequence[record_pb2.RowRun],
         codecs: Sequence[RowCodec],
         find_keys: FindKeys | None,
     ) -> list[Effect]:
@@ -286,7 +286,7 @@ def _no_key(_values: Sequence[Any]) -> tuple[Any, ...]:
     return ()
 
 
-def _serialize(payload: entry_pb2.Payload, aggregate: str) -> bytes:
+def _serialize(payload: record_pb2.Payload, aggregate: str) -> bytes:
     data = payload.SerializeToString()
     if len(data) > MAX_ENTRY_BYTES:
         raise EntryTooLargeError(
@@ -298,7 +298,7 @@ def _serialize(payload: entry_pb2.Payload, aggregate: str) -> bytes:
 
 
 def _decode_block(
-    block: entry_pb2.RowBlock, codecs: list[RowCodec], find_keys: FindKeys | None
+    block: record_pb2.RowBlock, codecs: list[RowCodec], find_keys: FindKeys | None
 ) -> list[Effect]:
     if block.type >= len(codecs):
         raise _unknown_type("a block of rows", block.type, len(codecs))
@@ -313,7 +313,7 @@ def _decode_block(
     )
 
 
-def _decode_operation(operation: entry_pb2.Operation, codecs: list[RowCodec]) -> Effect:
+def _decode_operation(operation: record_pb2.Operation, codecs: list[RowCodec]) -> Effect:
     kind = _KINDS.get(operation.kind)
     if kind is None or operation.type >= len(codecs):
         raise DecodeError(

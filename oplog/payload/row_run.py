@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError
 from oplog.payload.block import RowKey
@@ -68,13 +68,13 @@ class RunCodec:
 
     # -- encoding -------------------------------------------------------------------------
 
-    def encode(self, effects: Sequence[Effect], *, use: int) -> entry_pb2.RowRun:
+    def encode(self, effects: Sequence[Effect], *, use: int) -> record_pb2.RowRun:
         """The run of effects that `split_runs` found to be one; `use` is the type's index.
 
         Raises `EntryError` for a value that does not fit its field.
         """
         first = effects[0]
-        run = entry_pb2.RowRun(
+        run = record_pb2.RowRun(
             kind=first.kind,  # type: ignore[arg-type]
             type=use,
             row_count=len(effects),
@@ -100,7 +100,7 @@ class RunCodec:
         return complete and kind is OpType.CREATE
 
     def _pack_values(
-        self, run: entry_pb2.RowRun, columns: Mapping[str, Sequence[Wire | None]]
+        self, run: record_pb2.RowRun, columns: Mapping[str, Sequence[Wire | None]]
     ) -> bytes:
         known: dict[str, Sequence[Wire | None]] = {}
         for name, values in columns.items():
@@ -125,7 +125,7 @@ class RunCodec:
     # -- decoding -------------------------------------------------------------------------
 
     def decode(
-        self, run: entry_pb2.RowRun, *, keys: Collection[RowKey] | None = None
+        self, run: record_pb2.RowRun, *, keys: Collection[RowKey] | None = None
     ) -> list[Effect]:
         """The effects of a run, or only those on rows under one of `keys`.
 
@@ -163,7 +163,7 @@ class RunCodec:
             if keys is None or key in keys
         ]
 
-    def _unpack_values(self, run: entry_pb2.RowRun) -> dict[str, Sequence[Wire | None]]:
+    def _unpack_values(self, run: record_pb2.RowRun) -> dict[str, Sequence[Wire | None]]:
         if run.complete:
             if run.fields:
                 raise self._damage("it is complete and names fields")
@@ -176,7 +176,7 @@ class RunCodec:
         return self._unpack(run, run.values, {name: nulls.get(name) for name in names})
 
     def _unpack(
-        self, run: entry_pb2.RowRun, data: bytes, nulls: Mapping[str, bytes | None]
+        self, run: record_pb2.RowRun, data: bytes, nulls: Mapping[str, bytes | None]
     ) -> dict[str, Sequence[Wire | None]]:
         """Columns by name; `nulls` has the bits of each column that has any."""
         try:
@@ -232,7 +232,7 @@ def check_run_rows(counts: Sequence[int]) -> None:
         )
 
 
-def _list_ordinals(run: entry_pb2.RowRun, damage: Any) -> Sequence[int]:
+def _list_ordinals(run: record_pb2.RowRun, damage: Any) -> Sequence[int]:
     first = run.first_ordinal
     if not run.ordinal_steps:
         return range(first, first + run.row_count)

@@ -5,47 +5,92 @@ A row reads the same under any session settings: times travel as numbers of micr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH
 
-class StoredEntry(NamedTuple):
-    """A row of the entry table: clear header and sealed bytes."""
+
+class Part(NamedTuple):
+    """Sealed bytes of a record: the effects on its aggregates from number `first` on."""
+
+    first: int
+    data: bytes
+
+
+class Link(NamedTuple):
+    """A record as a link in the chain of one of its aggregates."""
 
     position: int
-    entry_id: UUID
-    transaction_id: int
-    transaction_position: int
-    transaction_size: int
     aggregate: str
     version: int
-    format: int
-    data: bytes
-    key_id: str
-    metadata_hash: bytes
     prev_hash: bytes
-    entry_hash: bytes
+    record_hash: bytes
+
+
+class StoredRecord(NamedTuple):
+    """What one transaction wrote: clear header and sealed parts.
+
+    `aggregates` are in the order of collation C. `versions` and `prev_hashes` have one item for
+    each; the hash before version 1 is `ZERO_HASH`. `metadata` are pairs in the order given.
+    """
+
+    position: int
+    record_id: UUID
+    transaction_id: int
+    format: int
+    key_id: str
+    parts: tuple[Part, ...]
+    aggregates: tuple[str, ...]
+    versions: tuple[int, ...]
+    prev_hashes: tuple[bytes, ...]
+    metadata: tuple[tuple[str, str], ...]
+    record_hash: bytes
     recorded_at: datetime
     idempotency_key: str | None
 
+    @property
+    def sealed_bytes(self) -> int:
+        """The size of all parts."""
+        return sum(len(part.data) for part in self.parts)
 
-class NewEntry(NamedTuple):
-    """An entry about to be appended; `expected` is the ticket's version or None for any."""
+    def list_links(self) -> Iterator[Link]:
+        """The record's links, by aggregate."""
+        for aggregate, version, prev_hash in zip(
+            self.aggregates, self.versions, self.prev_hashes, strict=True
+        ):
+            yield Link(self.position, aggregate, version, prev_hash, self.record_hash)
 
-    aggregate: str
-    expected: int | None
-    entry_id: UUID
+
+CREATED = -1
+"""In `NewRecord.expected`: the transaction believes that it creates the aggregate."""
+
+
+class NewRecord(NamedTuple):
+    """A record about to be appended.
+
+    `aggregates` are in the order of collation C. `expected` has, for each, the ticket's version,
+    None for any, or `CREATED`. `parts` begin at rising aggregates, the first at 0.
+    """
+
+    record_id: UUID
+    aggregates: Sequence[str]
+    expected: Sequence[int | None]
     body_hash: bytes
-    data: bytes
+    parts: Sequence[Part]
+    format: int
+    key_id: str
+    metadata: Sequence[tuple[str, str]] = ()
+    idempotency_key: str | None = None
 
 
 class Seen(NamedTuple):
-    """What a consumer has seen, as far as it tells entries apart.
+    """What a consumer has seen, as far as it tells records apart.
 
-    All of `snapshot`; and of what is new at `target`, the transactions that begin up to `after`.
+    All of `snapshot`; and of what is new at `target`, the records up to position `after`.
     """
 
     snapshot: str
@@ -55,7 +100,10 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EntryFilter:
-    """Which entries to read: all conditions hold together; bounds are positions."""
+    """Which entries to read: all conditions hold together; bounds are positions.
+
+    Sources give whole records that have such an entry.
+    """
 
     aggregate: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
@@ -74,7 +122,7 @@ class EntryFilter:
 
 @dataclass(frozen=True, slots=True)
 class BrokenLink:
-    """An entry that does not continue its aggregate's chain."""
+    """A record that does not continue the chain of an aggregate."""
 
     aggregate: str
     version: int
@@ -82,21 +130,19 @@ class BrokenLink:
     reason: str
 
 
-ENTRY_COLUMNS = (
-    "e.id, e.entry_id, e.transaction_id::text::bigint AS transaction_id, "
-    "e.transaction_position, e.transaction_size, e.aggregate_name, e.version, e.format, e.data, "
-    "e.key_id, e.metadata_hash, e.prev_hash, e.entry_hash, "
+RECORD_COLUMNS = (
+    "r.position, r.record_id, r.transaction_id::text::bigint AS transaction_id, r.format, "
+    "r.key_id, r.data, r.parts, r.aggregates, r.versions, r.prev_hashes, r.metadata, "
+    "r.record_hash, "
     # A number: as text it would be in the session's DateStyle and time zone.
-    "(extract(epoch FROM e.created_at) * 1000000)::bigint AS created, e.idempotency_key"
+    "(extract(epoch FROM r.created_at) * 1000000)::bigint AS created, r.idempotency_key"
 )
-"""What to select from the entry table, called `e`, for `make_stored`."""
-
-FORMAT_PRUNED = 4
-"""Format number of a pruned row: the header stays, the payload is in an archive only."""
+"""What to select from the record table, called `r`, for `make_stored`."""
+SIZE = "pg_catalog.octet_length(r.data)::bigint * r.parts"
+"""About how many sealed bytes record `r` has. Only the last of several parts is smaller."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_RECORDED_AT = StoredEntry._fields.index("recorded_at")
 
 
 def read_microseconds(number: int) -> datetime:
@@ -109,8 +155,48 @@ def write_microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def make_stored(row: Sequence[Any]) -> StoredEntry:
-    """A row as selected, its time a number of microseconds."""
-    values = list(row)
-    values[_RECORDED_AT] = read_microseconds(values[_RECORDED_AT])
-    return StoredEntry._make(values)
+def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> StoredRecord:
+    """A row as selected; `more` has the other parts of records with several, by position."""
+    position, record_id, transaction_id, format, key_id, data, count, *rest = row
+    aggregates, versions, prev_hashes, metadata, record_hash, created, idempotency_key = rest
+    first = Part(0, bytes(data))
+    return StoredRecord(
+        position=position,
+        record_id=record_id,
+        transaction_id=transaction_id,
+        format=format,
+        key_id=key_id,
+        parts=(first,) if count == 1 else (first, *more.get(position, ())),
+        aggregates=tuple(aggregates),
+        versions=(1,) * len(aggregates) if versions is None else tuple(versions),
+        prev_hashes=_spread_hashes(versions, prev_hashes, count=len(aggregates)),
+        metadata=() if metadata is None else tuple(zip(metadata[::2], metadata[1::2], strict=True)),
+        record_hash=bytes(record_hash),
+        recorded_at=read_microseconds(created),
+        idempotency_key=idempotency_key,
+    )
+
+
+def _spread_hashes(
+    versions: Sequence[int] | None, stored: bytes | None, *, count: int
+) -> tuple[bytes, ...]:
+    """One hash for each aggregate; stored are those of versions over 1, joined."""
+    if versions is None:
+        return (ZERO_HASH,) * count
+    joined = bytes(stored or b"")
+    found = iter([joined[n : n + HASH_BYTES] for n in range(0, len(joined), HASH_BYTES)])
+    # A row that lacks some was altered; its hash will not fit.
+    return tuple([ZERO_HASH if version == 1 else next(found, b"") for version in versions])
+
+
+def join_hashes(record: StoredRecord) -> bytes | None:
+    """The inverse: what the row holds; None if all versions are 1."""
+    if all(version == 1 for version in record.versions):
+        return None
+    pairs = zip(record.versions, record.prev_hashes, strict=True)
+    return b"".join([prev_hash for version, prev_hash in pairs if version != 1])
+
+
+def flatten_metadata(pairs: Sequence[tuple[str, str]]) -> list[str] | None:
+    """Pairs as a row holds them; None if there are none."""
+    return [text for pair in pairs for text in pair] or None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.errors import DecodeError
 from oplog.payload.block import order_columns
 from oplog.payload.codec import PayloadCodec
@@ -103,7 +103,7 @@ def test_looking_for_a_key_gives_what_reading_all_gives(
 @given(st.binary(max_size=60), st.integers(0, 5), st.lists(st.integers(0, 9), max_size=9))
 @example(b"1\ta\t\\N\t\\N\t\\N\t\\N\t\\N\n", 1, [2, 3, 1, 4, 5, 6, 7])
 def test_any_bytes_are_read_or_refused(rows: bytes, count: int, fields: list[int]) -> None:
-    payload = entry_pb2.Payload()
+    payload = record_pb2.Payload()
     payload.types.add(name="item", revision=1)
     payload.blocks.add(type=0, rows=rows, row_count=count, fields=fields)
     try:

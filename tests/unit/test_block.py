@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import MAX_ENTRY_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError, UnknownTypeError
 from oplog.payload.block import MAX_BLOCK_ROWS, order_columns
@@ -65,7 +65,7 @@ def decode(payload: bytes, **more: Any) -> list[Effect]:
 
 def rewrite(**fields: Any) -> bytes:
     """A payload whose block says something else."""
-    payload = entry_pb2.Payload.FromString(encode())
+    payload = record_pb2.Payload.FromString(encode())
     for name, value in fields.items():
         if name == "fields":
             del payload.blocks[0].fields[:]
@@ -239,7 +239,7 @@ def test_columns_may_be_in_any_order() -> None:
 
 def test_more_rows_than_an_entry_has_are_refused_before_they_are_read() -> None:
     shape = make_shape(("id", "text"))
-    payload = entry_pb2.Payload()
+    payload = record_pb2.Payload()
     payload.types.add(name="item", revision=1)
     for _ in range(2):
         rows = b"\n" * (MAX_BLOCK_ROWS // 2 + 1)

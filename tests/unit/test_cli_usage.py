@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from oplog import Keyring, errors
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.cli import main
 from oplog.cli.argument import PLACE, parse_metadata
 from oplog.cli.command import program
@@ -428,7 +428,7 @@ def test_registered_message_is_printed_as_its_file_says() -> None:
         table="use",
         aggregate="use",
         excluded={},
-        message_class=entry_pb2.TypeUse,
+        message_class=record_pb2.TypeUse,
         stored=[],
     )
     (printed,) = print_files(shape).values()

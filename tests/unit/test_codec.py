@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError, EntryTooLargeError, UnknownTypeError
 from oplog.payload.codec import Effect, PayloadCodec, RowCodec
@@ -51,7 +51,7 @@ def decode(payload: bytes, types: Types | None = None) -> list[Effect]:
 
 
 def parse(payload: bytes) -> Any:
-    return entry_pb2.Payload.FromString(payload)
+    return record_pb2.Payload.FromString(payload)
 
 
 EFFECTS = [

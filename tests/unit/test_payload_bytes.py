@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
 from oplog.errors import DecodeError, OplogError, UnknownTypeError
 from oplog.payload.codec import Effect, PayloadCodec
@@ -42,7 +42,7 @@ def nest(depth: int) -> bytes:
 
 def change_rows(change: Callable[[bytes], bytes]) -> bytes:
     """The payload with the row of each operation changed."""
-    payload = entry_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
+    payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
     for operation in payload.operations:
         operation.row = change(operation.row)
     return payload.SerializeToString()
@@ -82,12 +82,12 @@ def test_fields_of_a_newer_writer_disturb_nothing() -> None:
 
 def test_a_type_or_a_kind_that_is_not_known_is_refused() -> None:
     for altered in (
-        entry_pb2.Payload(types=[entry_pb2.TypeUse(name="other", revision=1)]),
-        entry_pb2.Payload(types=[entry_pb2.TypeUse(name="item", revision=9)]),
+        record_pb2.Payload(types=[record_pb2.TypeUse(name="other", revision=1)]),
+        record_pb2.Payload(types=[record_pb2.TypeUse(name="item", revision=9)]),
     ):
         assert isinstance(decode(altered.SerializeToString()), UnknownTypeError)
     for kind, use in ((0, 0), (1, 1), (2, 7), (99, 0)):
-        payload = entry_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
+        payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
         del payload.operations[1:]
         payload.operations[0].kind = kind  # type: ignore[assignment]
         payload.operations[0].type = use

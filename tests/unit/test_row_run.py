@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oplog._proto.oplog.v1 import entry_pb2
+from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError
 from oplog.payload.codec import PayloadCodec
@@ -34,7 +34,7 @@ ITEM = make_shape(COLUMNS, key=["id", "part"])
 
 
 def encode(effects: list[Effect]) -> Any:
-    return entry_pb2.Payload.FromString(PayloadCodec().encode(effects, aggregate="item"))
+    return record_pb2.Payload.FromString(PayloadCodec().encode(effects, aggregate="item"))
 
 
 def decode(payload: Any, shape: Shape = ITEM, **more: Any) -> list[Effect]:

@@ -7,7 +7,7 @@ ones (tombstones). The header is plaintext; every field is bound into each part'
     container (see `container`) with the magic number `oplogsnp`
     body = sealed parts of the tombstones, then those of the rows, each of at most 15 MiB before
 
-A part is sealed for the aggregate `oplog/snapshot/<schema>.<table>` and the entry id that is
+A part is sealed for the name `chunk of <schema>.<table>` and the object id that is
 the first 16 bytes of sha256('oplog/v1/snapshot\0' || length of the description in 4 bytes ||
 description || place in 4 bytes). The description is the header without what sealing adds to it.
 """
@@ -48,7 +48,7 @@ from oplog.errors import DecodeError, EntryError, EntryTooLargeError
 
 MAGIC = b"oplogsnp"
 PART_BYTES = 15 * 1024 * 1024
-"""Most bytes that are sealed at once, below the limit of a sealed entry."""
+"""Most bytes that are sealed at once, below the limit of a sealed part."""
 MAX_PARTS = 128
 """Of tombstones and rows together: over a gigabyte, which is the longest row there can be."""
 MAX_COLUMNS = 1600
@@ -330,8 +330,8 @@ def _find_context(header: ChunkHeader, description: bytes, place: int) -> SealCo
     whole = sha256(
         b"".join((_LABEL, _LENGTH.pack(len(description)), description, _LENGTH.pack(place)))
     )
-    aggregate = f"oplog/snapshot/{header.schema}.{header.table}"
-    return SealContext(header.log_id, aggregate, UUID(bytes=whole.digest()[:16]))
+    name = f"chunk of {header.schema}.{header.table}"
+    return SealContext(header.log_id, name, UUID(bytes=whole.digest()[:16]))
 
 
 # -- lines ------------------------------------------------------------------------------------

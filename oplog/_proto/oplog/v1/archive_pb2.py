@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16oplog/v1/archive.proto\x12\x08oplog.v1\"*\n\x0cMetadataPair\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xcf\x02\n\rArchivedEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\x0c\x12\x15\n\rposition_step\x18\x02 \x01(\x12\x12\x11\n\taggregate\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x05 \x01(\r\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x15\n\rrecorded_step\x18\x07 \x01(\x12\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12\x16\n\tprev_hash\x18\t \x01(\x0cH\x00\x88\x01\x01\x12\x17\n\nentry_hash\x18\n \x01(\x0cH\x01\x88\x01\x01\x12\x1a\n\rmetadata_hash\x18\x0b \x01(\x0cH\x02\x88\x01\x01\x12\x1c\n\x0fidempotency_key\x18\x0c \x01(\tH\x03\x88\x01\x01\x42\x0c\n\n_prev_hashB\r\n\x0b_entry_hashB\x10\n\x0e_metadata_hashB\x12\n\x10_idempotency_key\"\xe7\x01\n\x13\x41rchivedTransaction\x12\x16\n\x0etransaction_id\x18\x01 \x01(\x04\x12\x1c\n\x14transaction_position\x18\x02 \x01(\x04\x12\x18\n\x10transaction_size\x18\x03 \x01(\r\x12(\n\x08metadata\x18\x04 \x03(\x0b\x32\x16.oplog.v1.MetadataPair\x12(\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x17.oplog.v1.ArchivedEntry\x12\x1a\n\rmetadata_hash\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x42\x10\n\x0e_metadata_hashb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16oplog/v1/archive.proto\x12\x08oplog.v1\"*\n\x0cMetadataPair\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"+\n\x0c\x41rchivedPart\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"/\n\x0cPreviousHash\x12\x11\n\taggregate\x18\x01 \x01(\r\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\"\x89\x03\n\x0e\x41rchivedRecord\x12\x15\n\rposition_step\x18\x01 \x01(\x12\x12\x11\n\trecord_id\x18\x02 \x01(\x0c\x12\x16\n\x0etransaction_id\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\r\x12\x0e\n\x06key_id\x18\x05 \x01(\t\x12\x15\n\rrecorded_step\x18\x06 \x01(\x12\x12(\n\x08metadata\x18\x07 \x03(\x0b\x32\x16.oplog.v1.MetadataPair\x12\x1c\n\x0fidempotency_key\x18\x08 \x01(\tH\x00\x88\x01\x01\x12\x12\n\naggregates\x18\t \x03(\t\x12\x10\n\x08versions\x18\n \x03(\x04\x12+\n\x0bprev_hashes\x18\x0b \x03(\x0b\x32\x16.oplog.v1.PreviousHash\x12%\n\x05parts\x18\x0c \x03(\x0b\x32\x16.oplog.v1.ArchivedPart\x12\x18\n\x0brecord_hash\x18\r \x01(\x0cH\x01\x88\x01\x01\x42\x12\n\x10_idempotency_keyB\x0e\n\x0c_record_hashb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METADATAPAIR']._serialized_start=36
   _globals['_METADATAPAIR']._serialized_end=78
-  _globals['_ARCHIVEDENTRY']._serialized_start=81
-  _globals['_ARCHIVEDENTRY']._serialized_end=416
-  _globals['_ARCHIVEDTRANSACTION']._serialized_start=419
-  _globals['_ARCHIVEDTRANSACTION']._serialized_end=650
+  _globals['_ARCHIVEDPART']._serialized_start=80
+  _globals['_ARCHIVEDPART']._serialized_end=123
+  _globals['_PREVIOUSHASH']._serialized_start=125
+  _globals['_PREVIOUSHASH']._serialized_end=172
+  _globals['_ARCHIVEDRECORD']._serialized_start=175
+  _globals['_ARCHIVEDRECORD']._serialized_end=568
 # @@protoc_insertion_point(module_scope)

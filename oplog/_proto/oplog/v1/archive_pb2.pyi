@@ -14,46 +14,48 @@ class MetadataPair(_message.Message):
     value: str
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
-class ArchivedEntry(_message.Message):
-    __slots__ = ("entry_id", "position_step", "aggregate", "version", "format", "key_id", "recorded_step", "data", "prev_hash", "entry_hash", "metadata_hash", "idempotency_key")
-    ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
-    POSITION_STEP_FIELD_NUMBER: _ClassVar[int]
+class ArchivedPart(_message.Message):
+    __slots__ = ("first", "data")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    data: bytes
+    def __init__(self, first: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PreviousHash(_message.Message):
+    __slots__ = ("aggregate", "hash")
     AGGREGATE_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    aggregate: int
+    hash: bytes
+    def __init__(self, aggregate: _Optional[int] = ..., hash: _Optional[bytes] = ...) -> None: ...
+
+class ArchivedRecord(_message.Message):
+    __slots__ = ("position_step", "record_id", "transaction_id", "format", "key_id", "recorded_step", "metadata", "idempotency_key", "aggregates", "versions", "prev_hashes", "parts", "record_hash")
+    POSITION_STEP_FIELD_NUMBER: _ClassVar[int]
+    RECORD_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     RECORDED_STEP_FIELD_NUMBER: _ClassVar[int]
-    DATA_FIELD_NUMBER: _ClassVar[int]
-    PREV_HASH_FIELD_NUMBER: _ClassVar[int]
-    ENTRY_HASH_FIELD_NUMBER: _ClassVar[int]
-    METADATA_HASH_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
-    entry_id: bytes
+    AGGREGATES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PREV_HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
     position_step: int
-    aggregate: str
-    version: int
+    record_id: bytes
+    transaction_id: int
     format: int
     key_id: str
     recorded_step: int
-    data: bytes
-    prev_hash: bytes
-    entry_hash: bytes
-    metadata_hash: bytes
-    idempotency_key: str
-    def __init__(self, entry_id: _Optional[bytes] = ..., position_step: _Optional[int] = ..., aggregate: _Optional[str] = ..., version: _Optional[int] = ..., format: _Optional[int] = ..., key_id: _Optional[str] = ..., recorded_step: _Optional[int] = ..., data: _Optional[bytes] = ..., prev_hash: _Optional[bytes] = ..., entry_hash: _Optional[bytes] = ..., metadata_hash: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
-
-class ArchivedTransaction(_message.Message):
-    __slots__ = ("transaction_id", "transaction_position", "transaction_size", "metadata", "entries", "metadata_hash")
-    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
-    TRANSACTION_POSITION_FIELD_NUMBER: _ClassVar[int]
-    TRANSACTION_SIZE_FIELD_NUMBER: _ClassVar[int]
-    METADATA_FIELD_NUMBER: _ClassVar[int]
-    ENTRIES_FIELD_NUMBER: _ClassVar[int]
-    METADATA_HASH_FIELD_NUMBER: _ClassVar[int]
-    transaction_id: int
-    transaction_position: int
-    transaction_size: int
     metadata: _containers.RepeatedCompositeFieldContainer[MetadataPair]
-    entries: _containers.RepeatedCompositeFieldContainer[ArchivedEntry]
-    metadata_hash: bytes
-    def __init__(self, transaction_id: _Optional[int] = ..., transaction_position: _Optional[int] = ..., transaction_size: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[MetadataPair, _Mapping]]] = ..., entries: _Optional[_Iterable[_Union[ArchivedEntry, _Mapping]]] = ..., metadata_hash: _Optional[bytes] = ...) -> None: ...
+    idempotency_key: str
+    aggregates: _containers.RepeatedScalarFieldContainer[str]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    prev_hashes: _containers.RepeatedCompositeFieldContainer[PreviousHash]
+    parts: _containers.RepeatedCompositeFieldContainer[ArchivedPart]
+    record_hash: bytes
+    def __init__(self, position_step: _Optional[int] = ..., record_id: _Optional[bytes] = ..., transaction_id: _Optional[int] = ..., format: _Optional[int] = ..., key_id: _Optional[str] = ..., recorded_step: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[MetadataPair, _Mapping]]] = ..., idempotency_key: _Optional[str] = ..., aggregates: _Optional[_Iterable[str]] = ..., versions: _Optional[_Iterable[int]] = ..., prev_hashes: _Optional[_Iterable[_Union[PreviousHash, _Mapping]]] = ..., parts: _Optional[_Iterable[_Union[ArchivedPart, _Mapping]]] = ..., record_hash: _Optional[bytes] = ...) -> None: ...

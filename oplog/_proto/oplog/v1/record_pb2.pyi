@@ -27,7 +27,7 @@ class TypeUse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class Operation(_message.Message):
-    __slots__ = ("kind", "type", "key", "row", "null_fields", "default_fields", "complete", "ordinal")
+    __slots__ = ("kind", "type", "key", "row", "null_fields", "default_fields", "complete", "ordinal", "aggregate")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class Operation(_message.Message):
     DEFAULT_FIELDS_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
     kind: OperationKind
     type: int
     key: bytes
@@ -44,21 +45,24 @@ class Operation(_message.Message):
     default_fields: _containers.RepeatedScalarFieldContainer[int]
     complete: bool
     ordinal: int
-    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., key: _Optional[bytes] = ..., row: _Optional[bytes] = ..., null_fields: _Optional[_Iterable[int]] = ..., default_fields: _Optional[_Iterable[int]] = ..., complete: bool = ..., ordinal: _Optional[int] = ...) -> None: ...
+    aggregate: int
+    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., key: _Optional[bytes] = ..., row: _Optional[bytes] = ..., null_fields: _Optional[_Iterable[int]] = ..., default_fields: _Optional[_Iterable[int]] = ..., complete: bool = ..., ordinal: _Optional[int] = ..., aggregate: _Optional[int] = ...) -> None: ...
 
 class RowBlock(_message.Message):
-    __slots__ = ("type", "fields", "row_count", "rows", "first_ordinal")
+    __slots__ = ("type", "fields", "row_count", "rows", "first_ordinal", "aggregate")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_FIELD_NUMBER: _ClassVar[int]
     type: int
     fields: _containers.RepeatedScalarFieldContainer[int]
     row_count: int
     rows: bytes
     first_ordinal: int
-    def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ...) -> None: ...
+    aggregate: int
+    def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ..., aggregate: _Optional[int] = ...) -> None: ...
 
 class NullRows(_message.Message):
     __slots__ = ("field", "rows")
@@ -69,7 +73,7 @@ class NullRows(_message.Message):
     def __init__(self, field: _Optional[int] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class RowRun(_message.Message):
-    __slots__ = ("kind", "type", "row_count", "complete", "fields", "keys", "values", "nulls", "first_ordinal", "ordinal_steps")
+    __slots__ = ("kind", "type", "row_count", "complete", "fields", "keys", "values", "nulls", "first_ordinal", "ordinal_steps", "first_aggregate", "one_aggregate", "aggregate_steps")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +84,9 @@ class RowRun(_message.Message):
     NULLS_FIELD_NUMBER: _ClassVar[int]
     FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
     ORDINAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    ONE_AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATE_STEPS_FIELD_NUMBER: _ClassVar[int]
     kind: OperationKind
     type: int
     row_count: int
@@ -90,7 +97,10 @@ class RowRun(_message.Message):
     nulls: _containers.RepeatedCompositeFieldContainer[NullRows]
     first_ordinal: int
     ordinal_steps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., row_count: _Optional[int] = ..., complete: bool = ..., fields: _Optional[_Iterable[int]] = ..., keys: _Optional[bytes] = ..., values: _Optional[bytes] = ..., nulls: _Optional[_Iterable[_Union[NullRows, _Mapping]]] = ..., first_ordinal: _Optional[int] = ..., ordinal_steps: _Optional[_Iterable[int]] = ...) -> None: ...
+    first_aggregate: int
+    one_aggregate: bool
+    aggregate_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., row_count: _Optional[int] = ..., complete: bool = ..., fields: _Optional[_Iterable[int]] = ..., keys: _Optional[bytes] = ..., values: _Optional[bytes] = ..., nulls: _Optional[_Iterable[_Union[NullRows, _Mapping]]] = ..., first_ordinal: _Optional[int] = ..., ordinal_steps: _Optional[_Iterable[int]] = ..., first_aggregate: _Optional[int] = ..., one_aggregate: bool = ..., aggregate_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("types", "operations", "blocks", "runs")
