@@ -14,7 +14,7 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class EntriesDrafted:
-    """Rows are flushed and entries are built; no entry has been sent to the server yet."""
+    """Rows are flushed and a record is built; nothing of it has been sent to the server yet."""
 
     entries: int
     operations: int
@@ -23,12 +23,12 @@ class EntriesDrafted:
 
 @dataclass(frozen=True, slots=True)
 class EntriesAppended:
-    """Tickets are redeemed and entries are written; durable once COMMIT has returned.
+    """Tickets are redeemed and a record is written; durable once COMMIT has returned.
 
-    `committed`: COMMIT was sent with them and has returned.
+    `committed`: COMMIT was sent with it and has returned.
     """
 
-    entry_ids: tuple[UUID, ...]
+    record_id: UUID
     committed: bool
 
 
@@ -43,9 +43,12 @@ class WorkRetried:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeLost:
-    """The answer to a COMMIT was lost; the application gets `CommitOutcomeUnknownError`."""
+    """The answer to a COMMIT was lost; the application gets `CommitOutcomeUnknownError`.
 
-    entry_ids: tuple[UUID, ...]
+    The records of all logs that the transaction wrote to.
+    """
+
+    record_ids: tuple[UUID, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
-from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import SealContext, Sealer
+from oplog.crypto.seal import Sealer, name_part
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.ordered_id import draw_ordered_id
@@ -31,7 +31,7 @@ from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.work import Driver
-from oplog.store import NewEntry, Store
+from oplog.store import NewRecord, Store
 from oplog.store.adopted import (
     ADOPTED,
     ADOPTED_REVISION,
@@ -41,6 +41,7 @@ from oplog.store.adopted import (
     Turns,
     name_adoption,
 )
+from oplog.store.rows import Part
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each chunk with the number of adopted rows and the estimated total."""
@@ -265,41 +266,33 @@ class _Work:
             metadata.append((ADOPTED_ROWS, str(reached.rows)))
             if reached.revision:
                 metadata.append((ADOPTED_REVISION, str(reached.revision)))
-        metadata_hash = hash_metadata(metadata)
-        payload = target.codec.encode_block(
-            bound.shape, chunk.rows, row_count=chunk.count, aggregate=aggregate
-        )
-        entry_id = draw_ordered_id()
-        context = SealContext(self._binding.log_id, aggregate, entry_id)
+        payload = target.codec.encode_block(bound.shape, chunk.rows, row_count=chunk.count)
+        record_id = draw_ordered_id()
+        context = name_part(self._binding.log_id, record_id, 0)
         data = target.sealer.seal(payload, context, key_id=key_id)
+        parts = (Part(0, data),)
         body_hash = hash_body(
             format=target.sealer.format,
-            entry_id=entry_id,
-            aggregate=aggregate,
+            record_id=record_id,
             key_id=key_id,
-            metadata_hash=metadata_hash,
-            transaction_size=1,
+            metadata=metadata,
             idempotency_key=None,
-            data=data,
+            aggregates=[aggregate],
+            parts=parts,
         )
-        target.on_event(EntriesDrafted(1, chunk.count, len(data)))
-        message = target.store.bind_append(
-            [
-                NewEntry(
-                    aggregate=aggregate,
-                    expected=None,
-                    entry_id=entry_id,
-                    body_hash=body_hash,
-                    data=data,
-                )
-            ],
+        record = NewRecord(
+            record_id=record_id,
+            aggregates=[aggregate],
+            expected=[None],
+            body_hash=body_hash,
+            parts=parts,
             format=target.sealer.format,
             key_id=key_id,
             metadata=metadata,
-            metadata_hash=metadata_hash,
         )
-        execute(self._connection, message)
-        target.on_event(EntriesAppended((entry_id,), committed=False))
+        target.on_event(EntriesDrafted(1, chunk.count, len(data)))
+        execute(self._connection, target.store.bind_append(record))
+        target.on_event(EntriesAppended(record_id, committed=False))
 
 
 def _other_key(bound: BoundType, after: Iterable[str]) -> SchemaDriftError:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import BoundType
-from oplog.entry import MAX_ENTRY_BYTES
+from oplog.entry import MAX_PART_BYTES
 from oplog.errors import EntryTooLargeError
 from oplog.payload.block import order_columns
 from oplog.payload.shape import Shape
@@ -32,7 +32,7 @@ AIMED_BYTES: Final = 4 * 1024 * 1024
 """Aimed size of a chunk: the number of its rows follows from the width of the last chunk's."""
 _ENOUGH_BYTES = 8 * 1024 * 1024
 """A chunk ends at this size, however many rows were planned for it."""
-_MOST_BYTES = MAX_ENTRY_BYTES - 64 * 1024
+_MOST_BYTES = MAX_PART_BYTES - 64 * 1024
 """Largest size of the rows of one entry; the rest is for the name and numbers of a payload."""
 SAVEPOINT: Final = "oplog_adopt"
 _PRINTED_AS_TEXT = re.compile(

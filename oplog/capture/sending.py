@@ -20,6 +20,7 @@ from oplog.binding import BoundType
 from oplog.capture.draft import Draft
 from oplog.capture.request import Claim
 from oplog.errors import (
+    ChainBrokenError,
     CommitCancelledError,
     CommitInterruptedError,
     CommitOutcomeUnknownError,
@@ -31,15 +32,14 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.postgres.binary_message import Message, read_array, read_numbers
+from oplog.postgres.binary_message import Message, read_numbers
 from oplog.postgres.exchange import exchange
 from oplog.postgres.namesake import refuse_other_table
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
 from oplog.receipt import Receipt
-from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, STALE_TICKET
+from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
-from oplog.schema.upgrade import ENTRY_ID_INDEX
 from oplog.store import Store
 from oplog.store.name_check import OTHER_TABLE
 
@@ -56,18 +56,9 @@ class Append:
 
 
 def bind_draft(store: Store, draft: Draft) -> Append:
-    """The message that appends a draft's entries, or tells the guards that there are none."""
-    if draft.entries:
-        message = store.bind_append(
-            draft.entries,
-            format=draft.format,
-            key_id=draft.key_id,
-            metadata=draft.metadata,
-            metadata_hash=draft.metadata_hash,
-            idempotency_key=None if draft.claim is None else draft.claim.key,
-            tally=draft.tally,
-            named=draft.named,
-        )
+    """The message that appends a draft's record, or tells the guards that there is none."""
+    if draft.record is not None:
+        message = store.bind_append(draft.record, tally=draft.tally, named=draft.named)
     else:
         message = store.bind_settle(draft.tally or 0, named=draft.named)
     return Append(draft, message)
@@ -193,7 +184,7 @@ def check_committable(connection: Connection) -> None:
 
 
 def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
-    """The error for a refusal by the log's own functions or by one of its unique indexes.
+    """The error for a refusal by the log's own function or by one of its unique indexes.
 
     None if `cause` is neither.
     """
@@ -217,12 +208,14 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
             hint="run the whole transaction again: it will find the receipts of the first",
             retryable=True,
         )
-    if state == UNIQUE_VIOLATION and name == ENTRY_ID_INDEX:
+    if state == SENT_TWICE:
         # Not retryable: ids are drawn at random, so another attempt would hide what happened.
         return EntryError(
-            "an entry with this id is in the log already, and an entry is accepted once",
-            hint="nothing was written; find out where an entry was sent twice, or copied from",
+            "a record with this id is in the log already, and a record is accepted once",
+            hint="nothing was written; find out where a record was sent twice, or copied from",
         )
+    if state == HEAD_MISSING:
+        return ChainBrokenError(detail, hint=getattr(diagnostic, "message_hint", None) or "")
     return None
 
 
@@ -279,5 +272,10 @@ def _errors(connection: Connection) -> type[Exception]:
 
 
 def _make_receipts(append: Append, row: Sequence[bytes] | None) -> list[Receipt]:
-    versions, hashes = row or (b"", b"")
-    return append.draft.make_receipts(read_numbers(versions), read_array(hashes))
+    draft = append.draft
+    if draft.record is None or row is None:
+        return []
+    versions, record_hash = row
+    # NULL arrives without bytes: all versions are 1.
+    numbers = read_numbers(versions) if versions else [1] * len(draft.aggregates)
+    return draft.make_receipts(numbers, record_hash)

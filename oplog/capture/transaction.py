@@ -8,9 +8,10 @@ back and sent together with COMMIT.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, Engine
@@ -29,7 +30,7 @@ from oplog.capture.sending import (
     describe_loss,
     find_process,
 )
-from oplog.capture.writer import EntryWriter
+from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
 from oplog.entry import Ticket
 from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteError
@@ -53,7 +54,7 @@ class Transactions:
     def __init__(
         self,
         engine: Engine,
-        writer: EntryWriter,
+        writer: RecordWriter,
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
@@ -214,8 +215,7 @@ class Transactions:
             receipts = self._writer.send(connection, draft, commit=commit)
         recorder.receipts += receipts
         if receipts:
-            entry_ids = tuple([receipt.entry_id for receipt in receipts])
-            self._writer.on_event(EntriesAppended(entry_ids, commit))
+            self._writer.on_event(EntriesAppended(receipts[0].record_id, commit))
 
     # -- COMMIT and after -----------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Transactions:
             recorder.ending = bool(recorder.receipts)
             recorder.process_id = find_process(connection) if recorder.ending else 0
         except CommitOutcomeUnknownError as lost:
-            self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in lost.receipts)))
+            self._writer.on_event(OutcomeLost(_list_records(lost.receipts)))
             raise
         except (OplogError, DBAPIError):
             # SQLAlchemy takes the transaction for ended once this hook ran. If it were left
@@ -290,7 +290,7 @@ class Transactions:
             lost.receipts += receipts
         else:
             lost = describe_loss(cause, receipts, recorder.final_claim)
-        self._writer.on_event(OutcomeLost(tuple(r.entry_id for r in receipts)))
+        self._writer.on_event(OutcomeLost(_list_records(receipts)))
         return lost
 
     def is_unconfirmed(self, connection: Connection) -> bool:
@@ -307,6 +307,10 @@ class Transactions:
         """Forget the transaction, however it ended."""
         self._recorders.pop(connection, None)
         self._pop_draft(connection)
+
+
+def _list_records(receipts: Iterable[Receipt]) -> tuple[UUID, ...]:
+    return tuple(dict.fromkeys(receipt.record_id for receipt in receipts))
 
 
 def _roll_back(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """The three steps of COMMIT for one log: gather, build, send.
 
-`gather` asks the database, `build` makes entries of what is known then, without a connection,
-`send` appends them. `oplog.capture.transaction` calls them in this order, last before COMMIT,
+`gather` asks the database, `build` makes a record of what is known then, without a connection,
+`send` appends it. `oplog.capture.transaction` calls them in this order, last before COMMIT,
 with the application's row locks held.
 """
 
@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
-from oplog.capture.building import EntryBuilder
+from oplog.capture.building import RecordBuilder
 from oplog.capture.draft import Draft
 from oplog.capture.gathering import gather_work
 from oplog.capture.record import GatheredWork, RecordedWork
@@ -31,7 +31,7 @@ from oplog.store import Store
 from oplog.store.guard_state import Image
 
 
-class EntryWriter:
+class RecordWriter:
     """Writes transactions to one log; holds what is the same for every transaction."""
 
     def __init__(
@@ -46,7 +46,7 @@ class EntryWriter:
     ) -> None:
         self._store = store
         self._sealer = sealer
-        self._builder = EntryBuilder(sealer, codec, draw_id=draw_id)
+        self._builder = RecordBuilder(sealer, codec, draw_id=draw_id)
         self._strict = strict
         self.on_event = on_event
 
@@ -85,14 +85,14 @@ class EntryWriter:
         )
 
     def build(self, gathered: GatheredWork) -> Draft | None:
-        """The entries of a transaction; None if there is nothing to send."""
+        """The record of a transaction; None if there is nothing to send."""
         draft = self._builder.build(gathered)
-        if draft is not None and draft.entries and self.on_event is not ignore_event:
+        if draft is not None and draft.record is not None and self.on_event is not ignore_event:
             self.on_event(
                 EntriesDrafted(
-                    entries=len(draft.entries),
+                    entries=len(draft.aggregates),
                     operations=sum(len(effects) for effects in gathered.effects.values()),
-                    sealed_bytes=sum(len(entry.data) for entry in draft.entries),
+                    sealed_bytes=sum(len(part.data) for part in draft.record.parts),
                 )
             )
         return draft

@@ -27,7 +27,7 @@ from oplog.schema.guard import BYPASS_AGGREGATE, make_prefix
 from oplog.schema.tables import (
     VERSION,
 )
-from oplog.store.entries import Store
+from oplog.store.records import Store
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
 from oplog.store.removal import PruningStore, Watermark

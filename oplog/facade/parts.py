@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from oplog.capture.attachment import Attachments
-from oplog.capture.writer import EntryWriter
+from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer
@@ -31,7 +31,7 @@ class LogParts:
     outcomes: OutcomeStore
     sealer: Sealer
     codec: PayloadCodec
-    writer: EntryWriter
+    writer: RecordWriter
     attachments: Attachments
     on_event: EventSink
 
@@ -62,7 +62,7 @@ class LogParts:
             outcomes=OutcomeStore(schema),
             sealer=sealer,
             codec=codec,
-            writer=EntryWriter(store, sealer, codec, strict=strict, on_event=on_event),
+            writer=RecordWriter(store, sealer, codec, strict=strict, on_event=on_event),
             attachments=attachments,
             on_event=on_event,
         )

@@ -20,7 +20,7 @@ from oplog.entry import (
 from oplog.errors import ConfigurationError
 from oplog.facade.parts import LogParts
 from oplog.reading.log_opener import LogOpener
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
 from oplog.replay import (
@@ -61,7 +61,7 @@ class Reading:
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
-    ) -> EntryReader:
+    ) -> RecordReader:
         """A reader of this log on `connection`, after checking schema, server and keyring.
 
         Reads `source` if it is given, instead of the log of the database.

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 BOOL, BYTEA, INT8, INT2, TEXT, UUID_OID = 16, 17, 20, 21, 25, 2950
-BYTEA_ARRAY, TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY = 1001, 1009, 1016, 2951
+BYTEA_ARRAY, INT4_ARRAY, TEXT_ARRAY, INT8_ARRAY = 1001, 1007, 1009, 1016
 """Oids of types, which are the same in every database."""
 
+_INT4_OID = 23
 _INT2, _INT4, _INT8 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
 _HEADER = struct.Struct(">iiI")
 """Of an array: dimensions, whether there are NULLs, the element's oid."""
@@ -83,6 +84,10 @@ def _write_uuid(value: UUID, _encoding: str) -> bytes:
     return value.bytes
 
 
+def _write_int4(value: int, _encoding: str) -> bytes:
+    return _INT4.pack(value)
+
+
 def _write_int8(value: int, _encoding: str) -> bytes:
     return _INT8.pack(value)
 
@@ -95,9 +100,9 @@ _ENCODERS: Mapping[int, Callable[[Any, str], bytes]] = MappingProxyType(
         INT8: _write_int8,
         UUID_OID: _write_uuid,
         BYTEA_ARRAY: _encode_array(BYTEA, _write_bytes),
+        INT4_ARRAY: _encode_array(_INT4_OID, _write_int4),
         INT8_ARRAY: _encode_array(INT8, _write_int8),
         TEXT_ARRAY: _encode_array(TEXT, _write_text),
-        UUID_ARRAY: _encode_array(UUID_OID, _write_uuid),
     }
 )
 

@@ -1,14 +1,14 @@
 """A log read as one whose beginning is in an archive, and the rest in the tables.
 
 What the database's own row about the archive says is published is read from there, all else from
-the tables. Both halves are cut at the row that the reader's own transaction shows. Entries at or
+the tables. Both halves are cut at the row that the reader's own transaction shows. Records at or
 below the archived sequence are visible to any transaction that can see the row; the rest are
 selected by the row's cursor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
@@ -17,14 +17,13 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog, check_links
-from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head, Origin
 from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.errors import ConfigurationError, ConflictError, LogForkedError
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
-from oplog.store import BrokenLink, EntryFilter, Store, StoredEntry, TablesLog
+from oplog.store import BrokenLink, EntryFilter, Store, StoredRecord, TablesLog
 from oplog.store.adopted import Turns, join_turns
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
@@ -53,7 +52,7 @@ class JoinedLog:
         return self.archived.read_log_id()
 
     def read_snapshot(self) -> str:
-        """The tables' snapshot: which entries it shows, archived or not."""
+        """The tables' snapshot: which records it shows, archived or not."""
         return self._tables.read_snapshot()
 
     def list_types(self) -> list[Shape]:
@@ -64,10 +63,10 @@ class JoinedLog:
         """Check values of data keys by key id."""
         return self._tables.list_keys()
 
-    # -- entries --------------------------------------------------------------------------
+    # -- records --------------------------------------------------------------------------
 
-    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
-        """Pages of entries that fit: the archive's in their sequence, then by position."""
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredRecord]]:
+        """Pages of records that fit: the archive's in their sequence, then by position."""
         # With nothing from the archive the tables must have all.
         whole = self.archived.whole or self.archived.first_sequence == self.archived.sequence + 1
         chain = ChainCheck(whole=whole) if filter.takes_all else None
@@ -81,7 +80,7 @@ class JoinedLog:
         # A page may have been removed before it was read, unless all is read from one moment.
         self._check_seam()
 
-    def _iterate_rest(self, filter: EntryFilter, snapshot: str) -> Iterator[list[StoredEntry]]:
+    def _iterate_rest(self, filter: EntryFilter, snapshot: str) -> Iterator[list[StoredRecord]]:
         unseen = replace(filter, unseen=read_seen(self._cursor))
         if snapshot != ALL_VISIBLE:
             # By the index on transactions: all that is archived and not pruned may lie before.
@@ -98,19 +97,13 @@ class JoinedLog:
         pruned = PruningStore(self.schema).read_watermark(self._tables.connection)
         if pruned is not None and pruned.sequence > self.archived.sequence:
             raise ConflictError(
-                "entries were pruned while they were read",
+                "records were pruned while they were read",
                 hint="read again, or in a REPEATABLE READ transaction, to which they stay visible",
             )
 
     def find_sequence(self, position: int) -> int | None:
-        """The sequence of an entry of the page given last, if that came from the archive."""
+        """The sequence of a record of the page given last, if that came from the archive."""
         return None if self._from_tables else self.archived.find_sequence(position)
-
-    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
-        """Metadata pairs in their order, by transaction position, of the page given last."""
-        if self._from_tables:
-            return self._tables.read_metadata(positions)
-        return self.archived.read_metadata(positions)
 
     # -- what is found by index -----------------------------------------------------------
 
@@ -130,7 +123,7 @@ class JoinedLog:
         return join_turns([*found.items(), *live.items()])
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
-        """Broken links of the tables' entries; those of the archive are checked while read."""
+        """Broken links of the tables' records; those of the archive are checked while read."""
         return self._tables.list_broken_links(limit=limit)
 
 
@@ -169,7 +162,7 @@ def check_row(archive: Archive, head: Head, row: ArchiveRow) -> None:
     """Raise `LogForkedError` unless the archive has what this database has published to it."""
     if not is_on_history(archive, head, sequence=row.sequence, chain=bytes.fromhex(row.chain)):
         raise LogForkedError(
-            f"this database has published {row.sequence} entries to {archive.url}, which has gone "
+            f"this database has published {row.sequence} records to {archive.url}, which has gone "
             f"on without some of them in generation {head.generation}",
             hint="another server was promoted, or the archive was set back: see oplog fork inspect",
             sequence=row.sequence,

@@ -16,7 +16,7 @@ from oplog.errors import ConfigurationError, KeyUnavailableError, PrunedError
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.upcast import Upcaster
 from oplog.reading.joined_log import join_log
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader
 from oplog.reading.shape_table import ShapeTable
 from oplog.store import LogSource, Store, TablesLog
 from oplog.store.removal import PruningStore
@@ -44,7 +44,7 @@ class LogOpener:
         *,
         revisions: Mapping[str, int] | None = None,
         whole: bool = True,
-    ) -> EntryReader:
+    ) -> RecordReader:
         """A reader of the log, after checking schema, server and keyring.
 
         Without a connection the archive is read alone. Raises `PrunedError` if the log must be
@@ -56,11 +56,11 @@ class LogOpener:
 
     def open_source(
         self, source: LogSource, *, revisions: Mapping[str, int] | None = None
-    ) -> EntryReader:
+    ) -> RecordReader:
         """A reader of `source`, with the keys and codecs of this log."""
         types = ShapeTable(source)
         lifts = self.catalog.has_steps or revisions
-        return EntryReader(
+        return RecordReader(
             source,
             sealer=self.sealer,
             codec=self.codec,
@@ -100,12 +100,12 @@ class LogOpener:
 def check_keyring(source: LogSource, keyring: Keyring | None) -> Mapping[str, bytes]:
     """The check values of the log's keys; `KeyUnavailableError` if it has keys and none is given.
 
-    That a key is the right one is checked against these values when an entry is opened.
+    That a key is the right one is checked against these values when a record is opened.
     """
     known = source.list_keys()
     if known and keyring is None:
         raise KeyUnavailableError(
-            f"entries of this log are sealed with {', '.join(sorted(known))}; no keyring is given",
+            f"records of this log are sealed with {', '.join(sorted(known))}; no keyring is given",
             hint="give the keyring: Oplog(..., keyring=Keyring.from_env())",
         )
     return known

@@ -1,37 +1,40 @@
-"""Opens stored entries: checks their hashes, unseals and decodes them.
+"""Opens stored records: checks their hashes, unseals and decodes them.
 
-The one place where sealed bytes become effects, whichever source they come from. An entry whose
+The one place where sealed bytes become effects, whichever source they come from. A record whose
 bytes do not match its hash is refused before it is unsealed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from uuid import UUID
 
-from oplog.crypto.hashing import hash_body, hash_entry, hash_metadata
-from oplog.crypto.seal import SealContext, Sealer
-from oplog.entry import LoggedEntry
-from oplog.errors import ChainBrokenError, OplogError
+from oplog.crypto.hashing import hash_body, hash_record
+from oplog.crypto.seal import Sealer, name_part
+from oplog.entry import LoggedEntry, Operation
+from oplog.errors import ChainBrokenError, DecodeError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
 from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
-from oplog.store import EntryFilter, LogSource, StoredEntry
-from oplog.store.whole_transactions import TransactionGroups
+from oplog.store import EntryFilter, LogSource, StoredRecord
+
+_read_ordinal = attrgetter("ordinal")
 
 
 @dataclass(slots=True)
-class OpenedEntry:
-    """An entry whose bytes were checked and opened."""
+class OpenedRecord:
+    """A record whose bytes were checked and opened; effects are in the order they happened."""
 
-    stored: StoredEntry
+    stored: StoredRecord
     effects: list[Effect]
 
 
-class EntryReader:
-    """Opens the entries of one log; made by `LogOpener`."""
+class RecordReader:
+    """Opens the records of one log; made by `LogOpener`."""
 
     def __init__(
         self,
@@ -52,125 +55,165 @@ class EntryReader:
         self._key_checks = key_checks
         self._upcaster = upcaster
 
-    def open(self, stored: StoredEntry, *, find_keys: FindKeys | None = None) -> OpenedEntry:
-        """Check, unseal and decode one entry; any error names its position.
+    def open(
+        self,
+        stored: StoredRecord,
+        *,
+        find_keys: FindKeys | None = None,
+        aggregates: Collection[str] | None = None,
+    ) -> OpenedRecord:
+        """Check, unseal and decode one record; any error names its position.
 
-        With `find_keys`, adopted rows under other keys may be left out.
+        With `find_keys`, rows of blocks and runs under other keys may be left out; with
+        `aggregates`, effects on others.
         """
         check_hashes(stored)
         if stored.format == FORMAT_MARK:
             # Written by the database, which holds no key: it can say that, but never rows.
-            return OpenedEntry(stored, [])
-        context = SealContext(self._log_id, stored.aggregate, stored.entry_id)
+            return OpenedRecord(stored, [])
+        numbers: Iterable[int] = range(len(stored.parts))
+        if aggregates is not None and len(stored.parts) > 1:
+            numbers = choose_parts(stored, aggregates)
         try:
-            payload = self._sealer.open(
-                stored.data,
-                context,
-                format=stored.format,
-                key_id=stored.key_id,
-                check_value=self._key_checks.get(stored.key_id),
-            )
-            effects = self._codec.decode(payload, self.types, find_keys=find_keys)
+            effects: list[Effect] = []
+            for number in numbers:
+                effects += self._open_part(stored, number, find_keys)
+            if len(stored.parts) > 1:
+                effects.sort(key=_read_ordinal)
             if self._upcaster is not None:
                 effects = [self._upcaster.convert(effect) for effect in effects]
-            return OpenedEntry(stored, effects)
+            return OpenedRecord(stored, effects)
         except OplogError as error:
             error.add_note(f"at position {stored.position}, {describe(stored)}")
             raise
 
-    def iterate_transactions(
-        self, snapshot: str, *, after: int = 0, through: int | None = None
-    ) -> Iterator[list[OpenedEntry]]:
-        """Whole transactions in causal order, from one snapshot of the log.
+    def _open_part(
+        self, stored: StoredRecord, number: int, find_keys: FindKeys | None
+    ) -> list[Effect]:
+        part = stored.parts[number]
+        payload = self._sealer.open(
+            part.data,
+            name_part(self._log_id, stored.record_id, number),
+            format=stored.format,
+            key_id=stored.key_id,
+            check_value=self._key_checks.get(stored.key_id),
+        )
+        effects = self._codec.decode(payload, self.types, first=part.first, find_keys=find_keys)
+        most = len(stored.aggregates)
+        if any(effect.place >= most for effect in effects):
+            raise DecodeError(
+                f"part {number} of record {stored.record_id} has an effect on an aggregate beyond "
+                f"the {most} of the record",
+                hint="the record is damaged or written by a newer library; upgrade and run verify",
+            )
+        return effects
 
-        `through` takes every transaction that began to write at or before that position,
-        whole: half a transaction is a state that never was. `after` is a position.
-        """
-        groups = TransactionGroups[OpenedEntry]()
+    def iterate_records(
+        self, snapshot: str, *, after: int = 0, through: int | None = None
+    ) -> Iterator[OpenedRecord]:
+        """Opened records in causal order, from one snapshot of the log; bounds are positions."""
         for page in self.source.iterate(EntryFilter(after=after), snapshot=snapshot):
-            past = through is not None and page[0].position > through
-            if past and self.source.ordered and not groups:
+            if through is not None and self.source.ordered and page[0].position > through:
                 return
             for stored in page:
-                if through is not None and stored.transaction_position > through:
-                    continue
-                whole = groups.add(stored, self.open(stored))
-                if whole is not None:
-                    yield whole
-        groups.require_complete(
-            hint="rows of oplog_entry are missing; compare with a backup or the archive"
-        )
+                if through is None or stored.position <= through:
+                    yield self.open(stored)
 
     def read(self, filter: EntryFilter, *, snapshot: str) -> Iterator[LoggedEntry]:
         """Entries for people, in causal order, from one snapshot."""
+        wanted = list_aggregates(filter)
         for page in self.source.iterate(filter, snapshot=snapshot):
-            yield from self.present(page)
+            yield from self.present(page, aggregates=wanted)
 
-    def present(self, page: Iterable[StoredEntry]) -> Iterator[LoggedEntry]:
-        """Opened entries with Python values and their metadata, which is checked as well."""
-        entries = list(page)
-        for stored, pairs in zip(entries, self.read_metadata(entries), strict=True):
-            opened = self.open(stored)
-            yield LoggedEntry(
-                position=stored.position,
-                sequence=self.source.find_sequence(stored.position),
-                aggregate=stored.aggregate,
-                version=stored.version,
-                operations=tuple(effect_to_operation(e) for e in opened.effects),
-                metadata=pairs,
-                transaction_id=stored.transaction_id,
-                transaction_position=stored.transaction_position,
-                entry_id=stored.entry_id,
-                entry_hash=stored.entry_hash,
-                recorded_at=stored.recorded_at,
-            )
-
-    def read_metadata(self, entries: Sequence[StoredEntry]) -> Iterator[dict[str, list[str]]]:
-        """The metadata of each entry's transaction; `ChainBrokenError` if it was altered."""
-        metadata = self.source.read_metadata(e.transaction_position for e in entries)
-        for stored in entries:
-            pairs = metadata.get(stored.transaction_position, [])
-            if hash_metadata(pairs) != stored.metadata_hash:
-                raise ChainBrokenError(
-                    f"the metadata of position {stored.position} ({describe(stored)}) is not "
-                    "what was written",
-                    hint="rows of oplog_metadata were altered or are missing; compare with a "
-                    "backup or the archive",
+    def present(
+        self, page: Iterable[StoredRecord], *, aggregates: Collection[str] | None = None
+    ) -> Iterator[LoggedEntry]:
+        """The entries of records, or those of some aggregates, with Python values."""
+        for stored in page:
+            opened = self.open(stored, aggregates=aggregates)
+            operations: dict[int, list[Operation]] = {}
+            for effect in opened.effects:
+                operations.setdefault(effect.place, []).append(effect_to_operation(effect))
+            metadata = group_pairs(stored.metadata)
+            for place, aggregate in enumerate(stored.aggregates):
+                if aggregates is not None and aggregate not in aggregates:
+                    continue
+                yield LoggedEntry(
+                    position=stored.position,
+                    sequence=self.source.find_sequence(stored.position),
+                    aggregate=aggregate,
+                    version=stored.versions[place],
+                    operations=tuple(operations.get(place, ())),
+                    metadata=metadata,
+                    transaction_id=stored.transaction_id,
+                    entry_id=stored.record_id,
+                    entry_hash=stored.record_hash,
+                    recorded_at=stored.recorded_at,
                 )
-            yield _group_pairs(pairs)
 
 
-def check_hashes(stored: StoredEntry) -> None:
-    """Raise `ChainBrokenError` unless the entry's bytes and header match its hash."""
+def list_aggregates(filter: EntryFilter) -> frozenset[str] | None:
+    """The aggregates whose entries a filter takes; None for all."""
+    if filter.aggregate is None and not filter.aggregates:
+        return None
+    if filter.aggregate is None:
+        return frozenset(filter.aggregates)
+    one = {filter.aggregate}
+    return frozenset(one & set(filter.aggregates) if filter.aggregates else one)
+
+
+def choose_parts(stored: StoredRecord, aggregates: Collection[str]) -> list[int]:
+    """Numbers of the parts that may hold effects on some of a record's aggregates.
+
+    An aggregate may go on in the part that begins with it.
+    """
+    places = [n for n, name in enumerate(stored.aggregates) if name in aggregates]
+    ends = [after.first for _, after in pairwise(stored.parts)] + [len(stored.aggregates)]
+    return [
+        number
+        for number, (part, end) in enumerate(zip(stored.parts, ends, strict=True))
+        if any(part.first <= place <= end for place in places)
+    ]
+
+
+def check_hashes(stored: StoredRecord) -> None:
+    """Raise `ChainBrokenError` unless the record's bytes and header match its hash."""
     body_hash = hash_body(
         format=stored.format,
-        entry_id=stored.entry_id,
-        aggregate=stored.aggregate,
+        record_id=stored.record_id,
         key_id=stored.key_id,
-        metadata_hash=stored.metadata_hash,
-        transaction_size=stored.transaction_size,
+        metadata=stored.metadata,
         idempotency_key=stored.idempotency_key,
-        data=stored.data,
+        aggregates=stored.aggregates,
+        parts=stored.parts,
     )
-    found = hash_entry(
-        prev_hash=stored.prev_hash,
-        version=stored.version,
-        recorded_at=stored.recorded_at,
+    fits = len(stored.versions) == len(stored.prev_hashes) == len(stored.aggregates)
+    found = fits and hash_record(
         body_hash=body_hash,
+        position=stored.position,
+        recorded_at=stored.recorded_at,
+        versions=stored.versions,
+        prev_hashes=stored.prev_hashes,
     )
-    if found != stored.entry_hash:
+    if found != stored.record_hash:
         raise ChainBrokenError(
             f"position {stored.position} ({describe(stored)}) does not match its hash",
-            hint="the row in oplog_entry was altered; compare with a backup or the archive",
+            hint="rows of oplog_record or oplog_part were altered; compare with a backup or the "
+            "archive",
         )
 
 
-def describe(stored: StoredEntry) -> str:
-    """The entry as an operator would look it up."""
-    return f"aggregate {stored.aggregate!r} version {stored.version}"
+def describe(stored: StoredRecord) -> str:
+    """The record as an operator would look it up."""
+    if not stored.aggregates or not stored.versions:
+        return f"record {stored.record_id}"
+    first = f"aggregate {stored.aggregates[0]!r} version {stored.versions[0]}"
+    more = len(stored.aggregates) - 1
+    return f"{first} and {more} more" if more else first
 
 
-def _group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Metadata as people read it: values by key."""
     grouped: dict[str, list[str]] = {}
     for key, value in pairs:
         grouped.setdefault(key, []).append(value)

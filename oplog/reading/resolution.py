@@ -2,9 +2,8 @@
 
 Runs on a connection of its own. ABORTED must stay true: a COMMIT that the network delays may
 arrive long after its client died. So a missing transaction is not only reported, it is fenced off:
-while its ticket is held, a row is written that makes the database refuse the transaction if it
-comes yet. The status of a transaction id is not asked for: after a crash the id may be given to
-another transaction.
+its record's id is used up, so that the database refuses the transaction if it comes yet. The status
+of a transaction id is not asked for: after a crash the id may be given to another transaction.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ def resolve_on(
 ) -> Resolution:
     """The outcome of the transaction with these receipts, or under this idempotency key.
 
-    `connection` is in no transaction. Raises `ConfigurationError` on a standby, `PrunedError`
-    where only an archive can tell.
+    `connection` is in no transaction. Raises `ConfigurationError` on a standby.
     """
     require_driver(connection)
     # Each statement must see what was committed while the one before it waited.
@@ -91,39 +89,32 @@ def _resolve_receipts(
     wait_seconds: float,
 ) -> Resolution:
     deadline = time.monotonic() + wait_seconds
-    # All entries of a transaction share its fate: one ticket is enough.
+    # All entries of a transaction are in one record.
     receipt = receipts[0]
+    _check_one_record(receipts)
     _await_process(connection, receipt, store=store, deadline=deadline)
     try:
-        with connection.begin() as transaction:
+        with connection.begin():
             store.limit_wait(connection, max(_LEAST_SECONDS, deadline - time.monotonic()))
-            store.touch_ticket(connection, receipt.aggregate)
-            position = store.find_entry(connection, receipt)
-            if position is not None:
-                found = store.list_receipts(connection, position)
-                # Looking writes nothing that should stay.
-                transaction.rollback()
-                _check_one_transaction(receipts, found)
-                return Resolution(Outcome.COMMITTED, tuple(found))
-            if store.was_pruned(connection, receipt):
-                transaction.rollback()
-                return Resolution(Outcome.COMMITTED, tuple(receipts))
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
-            store.fence(connection, [(one.entry_id, one.aggregate) for one in receipts])
+            if store.declare_aborted(connection, receipt.record_id):
+                return Resolution(Outcome.ABORTED)
+            found = store.list_receipts(connection, receipt.record_id)
     except DBAPIError as error:
         if not _is_timeout(error):
             raise
         with connection.begin():
-            blockers = store.list_ticket_blockers(connection, receipt.aggregate)
+            blockers = store.list_append_blockers(connection)
         return Resolution(Outcome.PENDING, blockers=tuple(blockers))
-    return Resolution(Outcome.ABORTED)
+    # Of a record that was pruned, all that is known here may be that it was committed.
+    return Resolution(Outcome.COMMITTED, found or tuple(receipts))
 
 
-def _check_one_transaction(asked: Sequence[Receipt], found: Sequence[Receipt]) -> None:
-    others = {one.entry_id for one in asked} - {one.entry_id for one in found}
+def _check_one_record(asked: Sequence[Receipt]) -> None:
+    others = {one.record_id for one in asked} - {asked[0].record_id}
     if others:
         raise ConfigurationError(
-            f"of {len(asked)} receipts, {len(others)} are not of the transaction of the first",
+            f"of {len(asked)} receipts, some are not of the transaction of the first",
             hint="ask about one transaction at a time",
         )
 

@@ -1,6 +1,6 @@
 """What happened to one row: its changes, and the row as it was at a position or a time.
 
-A row's entries are found without reading the whole log where the name of its aggregate follows
+A row's records are found without reading the whole log where the name of its aggregate follows
 from its key, under every template that its type ever had.
 """
 
@@ -19,16 +19,15 @@ from oplog.entry import Change, OpType
 from oplog.errors import ConfigurationError
 from oplog.payload.codec import Effect, effect_to_operation
 from oplog.payload.shape import Shape
-from oplog.postgres.standby import ALL_VISIBLE
 from oplog.postgres.work import check_moment
-from oplog.reading.reader import EntryReader
-from oplog.store import EntryFilter, StoredEntry
+from oplog.reading.reader import RecordReader, group_pairs, list_aggregates
+from oplog.store import EntryFilter
 from oplog.store.adopted import name_adoption
 from oplog.value import UNSURE, Wire
 
 
 class _Origin(NamedTuple):
-    """The entry that an effect is in."""
+    """The record that an effect is in."""
 
     position: int
     metadata: Mapping[str, list[str]]
@@ -82,7 +81,7 @@ class _Row:
         return names
 
 
-def list_changes(reader: EntryReader, types: Sequence[DeclaredType], *, key: Any) -> list[Change]:
+def list_changes(reader: RecordReader, types: Sequence[DeclaredType], *, key: Any) -> list[Change]:
     """What happened to the row with this key, oldest first.
 
     `types` are those that hold the row (several for joined inheritance; their changes in one
@@ -93,14 +92,14 @@ def list_changes(reader: EntryReader, types: Sequence[DeclaredType], *, key: Any
     Reads only the row's aggregate if its name follows from the key, else the whole log.
     Raises `ConfigurationError` for a key that does not fit.
     """
-    # Before the types: those of every entry in the snapshot are stored by then.
+    # Before the types: those of every record in the snapshot are stored by then.
     snapshot = reader.source.read_snapshot()
     rows = _find_rows(reader, types, key)
     return [_merge(group) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
 
 
 def rebuild_row(
-    reader: EntryReader, types: Sequence[DeclaredType], *, key: Any, at: int | datetime
+    reader: RecordReader, types: Sequence[DeclaredType], *, key: Any, at: int | datetime
 ) -> dict[str, Any] | None:
     """The row's logged columns after the last transaction at or before `at`.
 
@@ -136,7 +135,7 @@ def rebuild_row(
 
 
 def _iterate_groups(
-    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
+    reader: RecordReader, rows: Sequence[_Row], *, snapshot: str
 ) -> Iterator[tuple[int, list[_Touch]]]:
     """What each transaction did to the row, in order, with the transaction's position."""
     found: dict[int, list[_Touch]] = {}
@@ -150,20 +149,23 @@ def _iterate_groups(
             keys += [] if key is None else [key]
         return keys
 
-    for page in _iterate_pages(reader, rows, snapshot=snapshot):
-        touching = []
+    filter = _find_filter(rows)
+    chain = None if filter.takes_all else ChainCheck()
+    wanted = list_aggregates(filter)
+    for page in reader.source.iterate(filter, snapshot=snapshot):
         for stored in page:
-            effects = reader.open(stored, find_keys=find_keys).effects
-            touched = [e for e in effects if any(row.matches(e) for row in rows)]
+            if chain is not None:
+                links = [link for link in stored.list_links() if link.aggregate in (wanted or ())]
+                chain.require(links, hint="rows of the log were altered or removed; run verify")
+            opened = reader.open(stored, find_keys=find_keys, aggregates=wanted)
+            touched = [e for e in opened.effects if any(row.matches(e) for row in rows)]
             if touched:
-                touching.append((stored, touched))
-        described = reader.read_metadata([stored for stored, _ in touching])
-        for (stored, effects), metadata in zip(touching, described, strict=True):
-            group = found.setdefault(stored.transaction_position, [])
-            origin = _Origin(stored.position, metadata, stored.recorded_at)
-            group += [(effect, origin) for effect in effects]
-    for transaction in sorted(found):
-        yield transaction, sorted(found[transaction], key=lambda pair: pair[0].ordinal)
+                metadata = group_pairs(stored.metadata)
+                origin = _Origin(stored.position, metadata, stored.recorded_at)
+                found[stored.position] = [(effect, origin) for effect in touched]
+    # An archive gives them in the order in which they were published.
+    for position in sorted(found):
+        yield position, found[position]
 
 
 def _merge(group: Sequence[_Touch]) -> Change:
@@ -193,38 +195,24 @@ def _net_kind(kinds: Sequence[OpType]) -> OpType:
     return OpType.CREATE if kinds[0] is OpType.CREATE else OpType.UPDATE
 
 
-# -- which entries ---------------------------------------------------------------------------
+# -- which records ---------------------------------------------------------------------------
 
 
-def _iterate_pages(
-    reader: EntryReader, rows: Sequence[_Row], *, snapshot: str
-) -> Iterator[list[StoredEntry]]:
+def _find_filter(rows: Sequence[_Row]) -> EntryFilter:
+    """What to read: the row's aggregates if their names follow from its key, else all."""
     names: set[str] = set()
     for row in rows:
         listed = row.list_aggregates()
         if listed is None:
-            yield from reader.source.iterate(EntryFilter(), snapshot=snapshot)
-            return
+            return EntryFilter()
         names |= listed | row.list_adoptions()
-    chosen = [EntryFilter(aggregate=name) for name in sorted(names)]
-    if snapshot == ALL_VISIBLE or not reader.source.ordered:
-        # Read one after another, each aggregate of a standby would show a moment of its own;
-        # and where there is no index on aggregates, each would take reading the whole log.
-        chosen = [EntryFilter(aggregates=tuple(sorted(names)))]
-    chain = ChainCheck()
-    for one in chosen:
-        for page in reader.source.iterate(one, snapshot=snapshot):
-            for stored in page:
-                chain.require(
-                    stored, hint="rows of oplog_entry were altered or removed; run verify"
-                )
-            yield page
+    return EntryFilter(aggregates=tuple(sorted(names)))
 
 
 # -- which row -------------------------------------------------------------------------------
 
 
-def _find_rows(reader: EntryReader, types: Sequence[DeclaredType], key: Any) -> list[_Row]:
+def _find_rows(reader: RecordReader, types: Sequence[DeclaredType], key: Any) -> list[_Row]:
     stored, newest = reader.types.shapes, reader.types.latest
     values = _list_values(types[0].table, key)
     rows = []

@@ -13,7 +13,7 @@ class ShapeTable:
     """Every stored revision of every type.
 
     Loaded when it is first asked. A reader takes its snapshot before that, so the types include
-    those of every entry in it. One that is not found is looked for in the log once more: outside
+    those of every record in it. One that is not found is looked for in the log once more: outside
     a REPEATABLE READ transaction a later page may have it.
     """
 
@@ -22,7 +22,7 @@ class ShapeTable:
         self._shapes: dict[tuple[str, int], Shape] = {}
 
     def find_shape(self, type_name: str, revision: int) -> Shape:
-        """The shape an entry was written with; `UnknownTypeError` if the log lacks it."""
+        """The shape that a record was written with; `UnknownTypeError` if the log lacks it."""
         found = self._shapes.get((type_name, revision))
         if found is None:
             self._load()

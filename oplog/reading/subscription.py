@@ -17,7 +17,7 @@ from oplog.errors import ConfigurationError, ConflictError
 from oplog.reading.log_opener import LogOpener
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed, check_consumer_name
-from oplog.store.rows import StoredEntry
+from oplog.store.rows import StoredRecord
 
 BATCH_ENTRIES = 4000
 """Entries in a batch, unless one transaction has more."""
@@ -27,7 +27,7 @@ class Batch(Sequence[LoggedEntry]):
     """Entries to be worked on and then committed, in causal order.
 
     Holds whole transactions: no entry of theirs is in another batch. Positions rise within a
-    batch; from one batch to the next they need not.
+    batch, and entries of one transaction share theirs; from one batch to the next they need not.
     """
 
     def __init__(
@@ -133,8 +133,8 @@ class Subscription:
             found = self._read_next(connection, cursor)
             if found is None:
                 return None
-            entries, reached = found
-            return Batch(self, list(reader.present(entries)), began_at=saved, cursor=reached)
+            records, reached = found
+            return Batch(self, list(reader.present(records)), began_at=saved, cursor=reached)
 
     def save(self, batch: Batch, connection: Connection | None = None) -> None:
         """What `Batch.commit` does."""
@@ -169,7 +169,7 @@ class Subscription:
 
     def _read_next(
         self, connection: Connection, cursor: Cursor
-    ) -> tuple[list[StoredEntry], Cursor] | None:
+    ) -> tuple[list[StoredRecord], Cursor] | None:
         while True:
             if cursor.target is None:
                 snapshot = self._feed.read_snapshot(connection)
@@ -180,7 +180,6 @@ class Subscription:
                 cursor = cursor.begin(goal, after=news.first_position - 1)
             page = self._feed.read_page(connection, cursor, limit=self._max_entries)
             reached = cursor.finish() if page.last is None else cursor.reach(page.last)
-            if page.entries:
-                return page.entries, reached
-            # Only the rest of transactions that were given with their first entry.
+            if page.records:
+                return page.records, reached
             cursor = reached

@@ -244,21 +244,6 @@ class Fold:
         for table in self.tables:
             table.clear()
 
-    def add_transaction(self, entries: Sequence[tuple[int, Sequence[Effect]]]) -> None:
-        """Fold one transaction's effects, given by entry as (position, effects).
-
-        Effects are folded by ordinal, which counts over the whole transaction: one entry may
-        delete the row that another creates.
-        """
-        if len(entries) == 1:
-            position, effects = entries[0]
-            self.add(sorted(effects, key=_ordinal), position=position)
-            return
-        merged = [(effect, position) for position, effects in entries for effect in effects]
-        merged.sort(key=lambda pair: pair[0].ordinal)
-        for effect, position in merged:
-            self.add((effect,), position=position)
-
     def add(self, effects: Iterable[Effect], *, position: int) -> None:
         """Fold effects in order; `ReplayError` for one that contradicts an earlier one."""
         last: Shape | None = None
@@ -308,10 +293,6 @@ class Fold:
 
 def _are_nan(*values: Wire | None) -> bool:
     return all(isinstance(value, float) and math.isnan(value) for value in values)
-
-
-def _ordinal(effect: Effect) -> int:
-    return effect.ordinal
 
 
 def describe_key(form: TableForm, key: Key) -> str:

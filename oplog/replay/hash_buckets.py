@@ -19,10 +19,10 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.postgres.work import Driver
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader
 from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
-from oplog.replay.rebuild import Applied, Progress, add_transaction, find_last
+from oplog.replay.rebuild import Applied, Progress, add_record, find_last
 from oplog.replay.table_comparison import Comparison, compare_table
 from oplog.replay.table_plan import TablePlan
 from oplog.replay.validity import FoldRules
@@ -143,7 +143,7 @@ class _Work:
 
     def __init__(
         self,
-        reader: EntryReader,
+        reader: RecordReader,
         plans: Sequence[TablePlan],
         *,
         driver: Driver,
@@ -197,8 +197,8 @@ class _Work:
         fold = Fold(by_type, rules=self._rules)
         applied = Applied()
         with pause_collector() as collect:
-            for number, entries in enumerate(self._reader.iterate_transactions(self._snapshot)):
-                add_transaction(fold, entries, applied)
+            for number, record in enumerate(self._reader.iterate_records(self._snapshot)):
+                add_record(fold, record, applied)
                 if len(fold) > self._most_rows:
                     raise _TooManyRowsError
                 if number % _REPORTED == 0:
@@ -235,7 +235,7 @@ class _Work:
 
 
 def compare_in_buckets(
-    reader: EntryReader,
+    reader: RecordReader,
     plans: Sequence[TablePlan],
     *,
     driver: Driver,

@@ -22,7 +22,7 @@ from oplog.postgres.quoting import (
 from oplog.postgres.standby import require_primary
 from oplog.postgres.work import Driver, check_moment, open_work
 from oplog.reading.log_opener import LogOpener
-from oplog.reading.reader import EntryReader, OpenedEntry
+from oplog.reading.reader import RecordReader, OpenedRecord
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
@@ -36,7 +36,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 BATCH_ROWS = 50_000
 """Net rows folded in memory before they are loaded."""
 BATCH_BYTES = 32 * 1024 * 1024
-"""Sealed bytes of the entries folded in memory before they are loaded."""
+"""Sealed bytes of the records folded in memory before they are loaded."""
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 _SHOWN_LINKS = 3
 
@@ -62,8 +62,9 @@ class ReplayReport:
 
 @dataclass(slots=True)
 class Applied:
-    """Entries folded so far, and their highest position."""
+    """Records folded so far, their entries, and their highest position."""
 
+    records: int = 0
     entries: int = 0
     position: int = 0
 
@@ -115,7 +116,7 @@ def replay_log(
 
 
 def read_reader_plans(
-    connection: Connection, reader: EntryReader, *, snapshot: str, through: int | None = None
+    connection: Connection, reader: RecordReader, *, snapshot: str, through: int | None = None
 ) -> list[TablePlan]:
     """Plans for the live tables of all types but those that were retired, up to `through`."""
     types = reader.types.latest.values()
@@ -123,7 +124,7 @@ def read_reader_plans(
     return read_plans(connection, types, retired=list_retired(types, turns))
 
 
-def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot: str) -> int | None:
+def find_limit(reader: RecordReader, through: int | datetime | None, *, snapshot: str) -> int | None:
     """`through` as a position: of a datetime, the last that was recorded by then."""
     if not isinstance(through, datetime):
         return through
@@ -131,7 +132,7 @@ def find_limit(reader: EntryReader, through: int | datetime | None, *, snapshot:
     return reader.source.find_position(moment, snapshot=snapshot)
 
 
-def check_links(reader: EntryReader) -> None:
+def check_links(reader: RecordReader) -> None:
     """Raise `ChainBrokenError` unless every aggregate's versions and hashes link up."""
     broken = reader.source.list_broken_links()
     if not broken:
@@ -150,7 +151,7 @@ def check_links(reader: EntryReader) -> None:
 
 
 def fold_log(
-    reader: EntryReader,
+    reader: RecordReader,
     loaders: Sequence[TableLoader],
     *,
     snapshot: str,
@@ -166,8 +167,8 @@ def fold_log(
         if progress is not None:
             progress(applied.position, max(last, applied.position))
 
-    return fold_transactions(
-        reader.iterate_transactions(snapshot, through=through),
+    return fold_records(
+        reader.iterate_records(snapshot, through=through),
         loaders,
         rules=rules,
         batch_rows=batch_rows,
@@ -175,15 +176,15 @@ def fold_log(
     )
 
 
-def fold_transactions(
-    transactions: Iterable[Sequence[OpenedEntry]],
+def fold_records(
+    records: Iterable[OpenedRecord],
     loaders: Sequence[TableLoader],
     *,
     rules: FoldRules,
     batch_rows: int = BATCH_ROWS,
     report: Callable[[Applied], None],
 ) -> Applied:
-    """Fold transactions, given in causal order, and load them batch by batch.
+    """Fold records, given in causal order, and load them batch by batch.
 
     The loaders' tables may have rows already. `report` is called after each batch.
     """
@@ -202,8 +203,8 @@ def fold_transactions(
 
     sealed = 0
     with pause_collector() as collect:
-        for entries in transactions:
-            sealed += add_transaction(fold, entries, applied)
+        for record in records:
+            sealed += add_record(fold, record, applied)
             if sealed > BATCH_BYTES or len(fold) >= batch_rows:
                 load()
                 collect()
@@ -212,15 +213,17 @@ def fold_transactions(
     return applied
 
 
-def add_transaction(fold: Fold, entries: Sequence[OpenedEntry], applied: Applied) -> int:
-    """Fold one transaction and count it in `applied`; return the size of its sealed data."""
-    fold.add_transaction([(entry.stored.position, entry.effects) for entry in entries])
-    applied.entries += len(entries)
-    applied.position = max(applied.position, *[entry.stored.position for entry in entries], 0)
-    return sum(len(entry.stored.data) for entry in entries)
+def add_record(fold: Fold, record: OpenedRecord, applied: Applied) -> int:
+    """Fold one record and count it in `applied`; return the size of its sealed parts."""
+    stored = record.stored
+    fold.add(record.effects, position=stored.position)
+    applied.records += 1
+    applied.entries += len(stored.aggregates)
+    applied.position = max(applied.position, stored.position)
+    return stored.sealed_bytes
 
 
-def find_last(reader: EntryReader, through: int | None = None, *, snapshot: str) -> int:
+def find_last(reader: RecordReader, through: int | None = None, *, snapshot: str) -> int:
     """The last position of the log, or `through` if that is lower."""
     last = reader.source.find_position(_END_OF_TIME, snapshot=snapshot)
     return last if through is None else min(last, through)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from oplog.errors import SchemaDriftError
 from oplog.payload.lineage import Break, find_breaks, group_shapes
 from oplog.payload.shape import Shape
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader
 from oplog.replay.table_plan import TablePlan
 from oplog.replay.validity import VALID, FoldRules, Validity
 from oplog.store.adopted import Turns
 
 
 def find_turns(
-    reader: EntryReader, *, snapshot: str, through: int | None = None
+    reader: RecordReader, *, snapshot: str, through: int | None = None
 ) -> Mapping[str, Turns]:
     """Adoptions and retirements of all types of a log, up to position `through`."""
     names = list(reader.types.latest)
@@ -28,7 +28,7 @@ def find_turns(
 
 
 def read_rules(
-    reader: EntryReader,
+    reader: RecordReader,
     plans: Sequence[TablePlan],
     *,
     snapshot: str,

@@ -16,7 +16,7 @@ from oplog.binding import list_unstored_shapes
 from oplog.postgres.standby import is_standby
 from oplog.postgres.work import Driver, open_snapshot
 from oplog.reading.log_opener import LogOpener
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader
 from oplog.replay.hash_buckets import compare_in_buckets
 from oplog.replay.rebuild import BATCH_ROWS, Progress, check_links, fold_log
 from oplog.replay.rebuilt_table import make_scratch
@@ -109,7 +109,7 @@ def verify_tables(
 
 
 def _compare_in_tables(
-    reader: EntryReader,
+    reader: RecordReader,
     plans: Sequence[TablePlan],
     *,
     driver: Driver,

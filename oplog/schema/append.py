@@ -1,9 +1,12 @@
-"""The two functions that redeem tickets and write entries, as DDL.
+"""The function that redeems tickets and writes a record, as DDL.
 
-They run with the rights of the log's owner and set time, position and transaction id themselves: a
-role that may call them needs no right to insert and cannot choose where or when an entry stands.
-Every ticket of a transaction is redeemed before the first entry id is drawn. Otherwise an effect
-could get a lower position than its cause, and replay would break foreign keys.
+It runs with the rights of the log's owner and sets time, position and transaction id itself: a role
+that may call it needs no right to insert and cannot choose where or when a record stands. Every
+ticket of a transaction is redeemed before the position is drawn. Otherwise an effect could get a
+lower position than its cause, and replay would break foreign keys.
+
+An aggregate that a transaction creates has no competitor but another creator, which the key of
+`oplog_entry` finds. So it has no ticket before its second version.
 """
 
 from __future__ import annotations
@@ -18,64 +21,19 @@ ASYNCHRONOUS_COMMIT = "OP005"
 """SQLSTATE of an append in a transaction that would not wait for its own durability."""
 FENCED = "OP006"
 """SQLSTATE of an append that arrives after its transaction was declared aborted."""
+SENT_TWICE = "OP008"
+"""SQLSTATE of an append under a record id that the log has."""
+HEAD_MISSING = "OP009"
+"""SQLSTATE of an append to an aggregate whose newest record was removed by hand."""
+_CREATED = -1
+"""What `oplog.store.rows.CREATED` is in SQL."""
+_LOOK_AHEAD = 1024
+"""One in so many positions looks whether the next partitions are there."""
 
 
 def create_append_statements(s: str, p: str) -> list[str]:
-    """Statements that create both, in the quoted schema `s` with settings' prefix `p`."""
-    return [_append_one_function(s, p), _append_function(s, p)]
-
-
-_HEAD = "pg_catalog.sha256('oplog/v1/entry'::bytea || '\\x00'::bytea"
-_ZERO = "'\\x" + "00" * 32 + "'::bytea"
-
-
-def _redeem(s: str, source: str, body: str) -> str:
-    """Raise the version of one ticket, or of many in the order `source` gives them.
-
-    A conflict means that the aggregate was written before; waiting for its row lock is the
-    queue of its writers.
-    """
-    return f"""INSERT INTO {s}.oplog_ticket AS t
-    (aggregate_name, version, prev_hash, head_hash, body_hash)
-  {source}
-  ON CONFLICT (aggregate_name) DO UPDATE SET
-    version = t.version + 1, prev_hash = t.head_hash, body_hash = excluded.body_hash,
-    head_hash = {_HEAD} || t.head_hash || pg_catalog.int8send(t.version + 1)
-                        || pg_catalog.timestamptz_send(v_now) || {body})"""
-
-
-def _first_hash(body: str) -> str:
-    return (
-        f"{_HEAD} || {_ZERO} || pg_catalog.int8send(1) "
-        f"|| pg_catalog.timestamptz_send(v_now) || {body})"
-    )
-
-
-def _raise_stale(aggregate: str, expected: str, version: str) -> str:
-    return f"""RAISE EXCEPTION USING errcode = '{STALE_TICKET}',
-        message = pg_catalog.concat('oplog: the ticket of aggregate ',
-          pg_catalog.quote_literal({aggregate}), ' was taken at version ', {expected},
-          ', it is now at version ', {version} - 1),
-        hint = 'run the whole transaction again';"""
-
-
-_METADATA = """INSERT INTO {s}.oplog_metadata (transaction_position, ordinal, key, value)
-    SELECT {position}, m.n, m.key, m.value
-    FROM ROWS FROM (pg_catalog.unnest(p_metadata_keys), pg_catalog.unnest(p_metadata_values))
-         WITH ORDINALITY AS m(key, value, n);"""
-
-
-_INSERT_MANY = """INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
-    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
-    created_at, idempotency_key)
-  SELECT CASE i.n WHEN 1 THEN v_first ELSE pg_catalog.nextval({sequence}) END,
-    i.entry_id, v_first, v_count, i.aggregate, i.version, p_format, i.data, p_key_id,
-    p_metadata_hash, i.prev_hash, i.entry_hash, v_now,
-    CASE i.n WHEN 1 THEN p_idempotency_key END
-  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_entry_ids),
-                  pg_catalog.unnest(p_data), pg_catalog.unnest(versions),
-                  pg_catalog.unnest(v_prev), pg_catalog.unnest(hashes))
-       WITH ORDINALITY AS i(aggregate, entry_id, data, version, prev_hash, entry_hash, n);"""
+    """Statements that create it, in the quoted schema `s` with settings' prefix `p`."""
+    return [_append_function(s, p)]
 
 
 def _refuse_asynchronous() -> str:
@@ -89,23 +47,18 @@ def _refuse_asynchronous() -> str:
 
 
 def _refuse_format() -> str:
-    # What pruning leaves has a format too: readers pass it over, so nobody may append it.
     known = f"{FORMAT_SEALED}, {FORMAT_PLAIN}, {FORMAT_MARK}"
     return f"""IF p_format IS NULL OR p_format NOT IN ({known}) THEN
     RAISE EXCEPTION USING errcode = '22023',
-      message = pg_catalog.concat('oplog: an entry of format ', p_format, ' cannot be appended');
+      message = pg_catalog.concat('oplog: a record of format ', p_format, ' cannot be appended');
   END IF;"""
 
 
-_AMONG_MANY = (
-    "EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name) "
-    "WHERE pg_catalog.starts_with(a.name, {0}))"
-)
-
-
-def _refuse_retirement(condition: str) -> str:
+def _refuse_retirement() -> str:
     # A mark there says that all rows of a type are gone: replay and restore go by it.
-    return f"""IF p_format = {FORMAT_MARK} AND {condition.format(f"'{ADOPTION_PREFIX}'")}
+    return f"""IF p_format = {FORMAT_MARK}
+    AND EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name)
+      WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}'))
     AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') THEN
     RAISE EXCEPTION USING errcode = '42501',
       message = 'oplog: only the owner of the log says that a type is gone',
@@ -113,115 +66,226 @@ def _refuse_retirement(condition: str) -> str:
   END IF;"""
 
 
-def _refuse_fenced(s: str, among: str) -> str:
-    """After redeeming: a fencing session holds the ticket, so that one of both sees the other."""
-    return f"""IF EXISTS (SELECT FROM {s}.oplog_fence f WHERE f.entry_id {among}) THEN
-    RAISE EXCEPTION USING errcode = '{FENCED}',
-      message = 'oplog: this transaction was declared aborted before its entry arrived',
-      hint = 'run the whole transaction again';
-  END IF;"""
-
-
-def _append_one_function(s: str, p: str) -> str:
-    sequence = _name_sequence(s)
-    source = f"VALUES (p_aggregate, 1, {_ZERO}, {_first_hash('p_body')}, p_body)"
-    return f"""CREATE FUNCTION {s}.oplog_append_one(
-  p_aggregate text, p_expected bigint, p_entry_id uuid, p_body bytea, p_data bytea,
-  p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
-  p_asynchronous boolean,
-  OUT o_version bigint, OUT o_hash bytea)
-LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
--- oplog_append for the usual transaction, which writes one aggregate: the same steps in the
--- same order, without arrays, at half the cost.
-DECLARE
-  v_set text;
-  v_now timestamptz := pg_catalog.clock_timestamp();
-  v_prev bytea;
-  v_position bigint;
-BEGIN
-  {_refuse_format()}
-  {_refuse_retirement("pg_catalog.starts_with(p_aggregate, {0})")}
-  {_refuse_asynchronous()}
-  IF p_tally IS NOT NULL THEN
-  {check_and_reset_tally(p)}
+def _refuse_disorder() -> str:
+    # Aggregates are locked in the order given: another order would be half of a deadlock.
+    return """IF v_count = 0 OR pg_catalog.cardinality(p_expected) <> v_count THEN
+    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a record needs aggregates';
   END IF;
-  {_redeem(s, source, "p_body")}
-  RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
-  IF p_expected <> o_version - 1 THEN
-    {_raise_stale("p_aggregate", "p_expected", "o_version")}
-  END IF;
-  {_refuse_fenced(s, "= p_entry_id")}
-  v_position := pg_catalog.nextval({sequence});
-  INSERT INTO {s}.oplog_entry (id, entry_id, transaction_position, transaction_size,
-    aggregate_name, version, format, data, key_id, metadata_hash, prev_hash, entry_hash,
-    created_at, idempotency_key)
-  VALUES (v_position, p_entry_id, v_position, 1, p_aggregate, o_version, p_format, p_data,
-    p_key_id, p_metadata_hash, v_prev, o_hash, v_now, p_idempotency_key);
-  IF p_metadata_keys IS NOT NULL THEN
-    {_METADATA.format(s=s, position="v_position")}
-  END IF;
-END $oplog_fn$"""
-
-
-def _append_function(s: str, p: str) -> str:
-    sequence = _name_sequence(s)
-    source = f"""SELECT i.aggregate, 1, {_ZERO}, {_first_hash("i.body")}, i.body
-  FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_bodies))
-       AS i(aggregate, body)
-  ORDER BY i.aggregate COLLATE \"C\""""
-    return f"""CREATE FUNCTION {s}.oplog_append(
-  p_aggregates text[], p_expected bigint[], p_entry_ids uuid[], p_bodies bytea[],
-  p_data bytea[], p_format smallint, p_key_id text, p_metadata_hash bytea,
-  p_metadata_keys text[], p_metadata_values text[], p_idempotency_key text, p_tally bigint,
-  p_asynchronous boolean,
-  OUT versions bigint[], OUT hashes bytea[])
-LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
--- Redeems the tickets of all aggregates (given in "C" order, one lock order for everybody),
--- then draws the ids, then writes the entries and the metadata. Raises {STALE_TICKET} when a
--- ticket was redeemed by somebody else since the version in p_expected (NULL is any version).
-DECLARE
-  v_set text;
-  v_count integer := pg_catalog.cardinality(p_aggregates);
-  v_now timestamptz := pg_catalog.clock_timestamp();
-  v_prev bytea[];
-  v_first bigint;
-BEGIN
-  {_refuse_format()}
-  {_refuse_retirement(_AMONG_MANY)}
-  {_refuse_asynchronous()}
-  IF p_tally IS NOT NULL THEN
-  {check_and_reset_tally(p)}
-  END IF;
-  WITH redeemed AS (
-  {_redeem(s, source, "excluded.body_hash")}
-  RETURNING t.aggregate_name, t.version, t.prev_hash, t.head_hash)
-  SELECT pg_catalog.array_agg(r.version ORDER BY r.aggregate_name),
-         pg_catalog.array_agg(r.prev_hash ORDER BY r.aggregate_name),
-         pg_catalog.array_agg(r.head_hash ORDER BY r.aggregate_name)
-    INTO versions, v_prev, hashes FROM redeemed r;
-  {_compare_tickets()}
-  {_refuse_fenced(s, "= ANY (p_entry_ids)")}
-  v_first := pg_catalog.nextval({sequence});
-  {_INSERT_MANY.format(s=s, sequence=sequence)}
-  IF p_metadata_keys IS NOT NULL THEN
-    {_METADATA.format(s=s, position="v_first")}
-  END IF;
-END $oplog_fn$"""
-
-
-def _compare_tickets() -> str:
-    return f"""FOR n IN 1 .. v_count LOOP
-    IF n > 1 AND p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
+  FOR n IN 2 .. v_count LOOP
+    IF p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
       RAISE EXCEPTION USING errcode = '22023',
         message = 'oplog: aggregates are not sorted or not distinct';
-    END IF;
-    IF p_expected[n] <> versions[n] - 1 THEN
-      {_raise_stale("p_aggregates[n]", "p_expected[n]", "versions[n]")}
     END IF;
   END LOOP;"""
 
 
+def _raise_stale(aggregate: str, expected: str, version: str) -> str:
+    return f"""RAISE EXCEPTION USING errcode = '{STALE_TICKET}',
+        message = pg_catalog.concat('oplog: the ticket of aggregate ',
+          pg_catalog.quote_literal({aggregate}), ' was taken at version ', {expected},
+          ', it is now at version ', {version}),
+        hint = 'run the whole transaction again';"""
+
+
+def _redeem(s: str, aggregate: str, expected: str) -> str:
+    """Raise the version of an aggregate by one, and find its newest record.
+
+    Sets `v_version`, and over 1 `v_hash`, which the next record continues, and `v_before`, where it
+    stands. Waiting for the ticket's row lock is the queue of the aggregate's writers.
+    """
+    return f"""UPDATE {s}.oplog_ticket SET version = version + 1 WHERE aggregate_name = {aggregate}
+        RETURNING version INTO v_version;
+      IF NOT FOUND THEN
+        INSERT INTO {s}.oplog_ticket AS t (aggregate_name, version)
+        VALUES ({aggregate}, coalesce((SELECT e.version FROM {s}.oplog_entry e
+          WHERE e.aggregate_name = {aggregate} ORDER BY e.version DESC LIMIT 1), 0) + 1)
+        ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version + 1
+        RETURNING t.version INTO v_version;
+      END IF;
+      IF {expected} <> v_version - 1 THEN
+        {_raise_stale(aggregate, expected, "v_version - 1")}
+      END IF;
+      IF v_version > 1 THEN
+        SELECT e.position INTO v_before FROM {s}.oplog_entry e
+          WHERE e.aggregate_name = {aggregate} AND e.version = v_version - 1;
+        SELECT r.record_hash INTO v_hash FROM {s}.oplog_record r WHERE r.position = v_before;
+        IF v_hash IS NULL THEN
+          SELECT t.head_hash INTO v_hash FROM {s}.oplog_ticket t
+            WHERE t.aggregate_name = {aggregate} AND t.head_version = v_version - 1;
+        END IF;
+        IF v_hash IS NULL THEN
+          {_refuse_headless(aggregate)}
+        END IF;
+      END IF;"""
+
+
+def _refuse_headless(aggregate: str) -> str:
+    return f"""RAISE EXCEPTION USING errcode = '{HEAD_MISSING}',
+            message = pg_catalog.concat('oplog: version ', v_version - 1, ' of aggregate ',
+              pg_catalog.quote_literal({aggregate}), ' is not in the log, and the next one '
+              'continues it'),
+            hint = 'rows of the log were removed by hand: run oplog verify, and bring them back '
+              'from the archive or a backup';"""
+
+
+def _take_tickets(s: str) -> str:
+    """Redeem what may have been written before; `v_hashes` gets the hashes to continue."""
+    return f"""IF p_expected IS NOT NULL THEN
+    FOR n IN 1 .. v_count LOOP
+      IF p_expected[n] = {_CREATED} THEN
+        o_versions[n] := 1;
+        CONTINUE;
+      END IF;
+      {_redeem(s, "p_aggregates[n]", "p_expected[n]")}
+      o_versions[n] := v_version;
+      IF v_version > 1 THEN v_hashes[n] := v_hash; END IF;
+    END LOOP;
+    IF v_hashes IS NULL THEN o_versions := NULL; END IF;
+  END IF;"""
+
+
+def _insert_outcome(s: str) -> str:
+    """Claim the record id. A resolver that declares it aborted waits here, or is waited for."""
+    return f"""INSERT INTO {s}.oplog_outcome (record_id, position, idempotency_key)
+    VALUES (p_record, v_position, p_idempotency_key) ON CONFLICT (record_id) DO NOTHING;
+  IF NOT FOUND THEN
+    -- Of a fence that this transaction's snapshot does not show, only that it is no record.
+    IF EXISTS (SELECT FROM {s}.oplog_outcome o
+        WHERE o.record_id = p_record AND o.position IS NOT NULL) THEN
+      RAISE EXCEPTION USING errcode = '{SENT_TWICE}',
+        message = 'oplog: a record with this id is in the log already';
+    END IF;
+    RAISE EXCEPTION USING errcode = '{FENCED}',
+      message = 'oplog: this transaction was declared aborted before its record arrived',
+      hint = 'run the whole transaction again';
+  END IF;"""
+
+
+def _insert_entries(s: str) -> str:
+    """Write the index of entries, and give aggregates that were there after all their version."""
+    return f"""IF v_count = 1 THEN
+    INSERT INTO {s}.oplog_entry (aggregate_name, version, position)
+    VALUES (p_aggregates[1], coalesce(o_versions[1], 1), v_position) ON CONFLICT DO NOTHING;
+  ELSIF o_versions IS NULL THEN
+    INSERT INTO {s}.oplog_entry (aggregate_name, version, position)
+    SELECT a.name, 1, v_position FROM pg_catalog.unnest(p_aggregates) AS a(name)
+    ON CONFLICT DO NOTHING;
+  ELSE
+    INSERT INTO {s}.oplog_entry (aggregate_name, version, position)
+    SELECT i.name, i.version, v_position
+    FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(o_versions))
+      AS i(name, version) ON CONFLICT DO NOTHING;
+  END IF;
+  GET DIAGNOSTICS v_made = ROW_COUNT;
+  IF v_made < v_count THEN
+    FOR n IN 1 .. v_count LOOP
+      CONTINUE WHEN EXISTS (SELECT FROM {s}.oplog_entry e WHERE e.position = v_position
+        AND e.aggregate_name = p_aggregates[n] AND e.version = coalesce(o_versions[n], 1));
+      IF p_expected IS NOT NULL AND p_expected[n] IS DISTINCT FROM {_CREATED} THEN
+        {_raise_stale("p_aggregates[n]", "coalesce(o_versions[n], 1) - 1", "coalesce(o_versions[n], 1)")}
+      END IF;
+      {_redeem(s, "p_aggregates[n]", "NULL::bigint")}
+      -- The position was drawn before this aggregate was waited for.
+      IF v_before > v_position THEN
+        {_raise_stale("p_aggregates[n]", "0", "v_version - 1")}
+      END IF;
+      IF o_versions IS NULL THEN
+        o_versions := pg_catalog.array_fill(1::bigint, ARRAY[v_count]);
+      END IF;
+      o_versions[n] := v_version;
+      v_hashes[n] := v_hash;
+      INSERT INTO {s}.oplog_entry (aggregate_name, version, position)
+      VALUES (p_aggregates[n], v_version, v_position);
+    END LOOP;
+  END IF;"""
+
+
+def _hash_record() -> str:
+    """`oplog.crypto.hashing.hash_record` in SQL."""
+    return """IF o_versions IS NOT NULL THEN
+    SELECT pg_catalog.string_agg(h.hash, ''::bytea ORDER BY h.n) INTO v_joined
+      FROM pg_catalog.unnest(v_hashes) WITH ORDINALITY AS h(hash, n);
+    SELECT pg_catalog.string_agg(pg_catalog.int8send(v.version), ''::bytea ORDER BY v.n)
+      INTO v_numbers FROM pg_catalog.unnest(o_versions) WITH ORDINALITY AS v(version, n);
+  END IF;
+  o_hash := pg_catalog.sha256('oplog/v1/record'::bytea || '\\x00'::bytea || p_body
+    || pg_catalog.int8send(v_position) || pg_catalog.timestamptz_send(v_now)
+    || v_numbers || v_joined);"""
+
+
+def _insert_record(s: str) -> str:
+    return f"""INSERT INTO {s}.oplog_record (position, record_id, format, key_id, data, parts,
+    aggregates, versions, prev_hashes, metadata, record_hash, created_at, idempotency_key)
+  VALUES (v_position, p_record, p_format, p_key_id, p_data,
+    1 + coalesce(pg_catalog.cardinality(p_more), 0), p_aggregates, o_versions,
+    CASE WHEN o_versions IS NOT NULL THEN v_joined END, p_metadata, o_hash, v_now,
+    p_idempotency_key);
+  IF p_more IS NOT NULL THEN
+    INSERT INTO {s}.oplog_part (position, number, first, data)
+    SELECT v_position, i.n, i.first, i.data
+    FROM ROWS FROM (pg_catalog.unnest(p_firsts), pg_catalog.unnest(p_more)) WITH ORDINALITY
+      AS i(first, data, n);
+  END IF;
+  IF p_metadata IS NOT NULL THEN
+    INSERT INTO {s}.oplog_token (token, position)
+    SELECT {state_token("p_metadata[n]", "p_metadata[n + 1]")}, v_position
+    FROM pg_catalog.generate_series(1, pg_catalog.cardinality(p_metadata), 2) AS n;
+  END IF;"""
+
+
+def state_token(key: str, value: str) -> str:
+    """What a metadata pair is looked up by, as an expression of type bigint.
+
+    A digest, not the value: a long value in a btree fails the application's transaction.
+    """
+    return f"""pg_catalog.hashtextextended(({key} || '=' || {value})::text COLLATE "C", 0)"""
+
+
+def _append_function(s: str, p: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_append(
+  p_record uuid, p_aggregates text[], p_expected bigint[], p_body bytea, p_data bytea,
+  p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
+  p_idempotency_key text, p_tally bigint, p_asynchronous boolean,
+  OUT o_versions bigint[], OUT o_hash bytea)
+LANGUAGE plpgsql {DEFINER}
+-- A plan for each call would plan the partitioned tables each time.
+SET plan_cache_mode = force_generic_plan AS $oplog_fn$
+-- p_aggregates are in "C" order, one lock order for everybody. p_expected has the version of each
+-- one's ticket, NULL for any, {_CREATED} for one that this transaction creates; it is NULL if all
+-- are created. o_versions is NULL if all are 1. Raises {STALE_TICKET} when somebody else has
+-- written an aggregate since its ticket was taken.
+DECLARE
+  v_set text;
+  v_count integer := pg_catalog.cardinality(p_aggregates);
+  v_now timestamptz := pg_catalog.clock_timestamp();
+  v_version bigint;
+  v_before bigint;
+  v_hash bytea;
+  v_hashes bytea[];
+  v_position bigint;
+  v_made integer;
+  v_joined bytea := ''::bytea;
+  v_numbers bytea := ''::bytea;
+BEGIN
+  {_refuse_format()}
+  {_refuse_retirement()}
+  {_refuse_asynchronous()}
+  {_refuse_disorder()}
+  IF p_tally IS NOT NULL THEN
+  {check_and_reset_tally(p)}
+  END IF;
+  {_take_tickets(s)}
+  v_position := pg_catalog.nextval({_name_sequence(s)});
+  IF v_position & {_LOOK_AHEAD - 1} = 0 THEN
+    PERFORM {s}.oplog_make_partitions(v_position);
+  END IF;
+  {_insert_outcome(s)}
+  {_insert_entries(s)}
+  {_hash_record()}
+  {_insert_record(s)}
+END $oplog_fn$"""
+
+
 def _name_sequence(s: str) -> str:
-    name = f"{s}.oplog_entry_id_seq".replace("'", "''")
+    name = f"{s}.oplog_position_seq".replace("'", "''")
     return f"'{name}'"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.crypto.sql_hashing import state_body_hash, state_metadata_hash
+from oplog.crypto.sql_hashing import state_mark_hash
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -26,7 +26,7 @@ from oplog.schema.touched_keys import (
 )
 
 FORMAT_MARK = 3
-"""Format number of an entry the database writes: no payload, only metadata."""
+"""Format number of a record that the database writes: no payload, only metadata."""
 ADOPTION_PREFIX = "adopted/"
 """How the aggregates begin that hold what is said of a type as a whole."""
 RETIRED = "retired"
@@ -109,27 +109,21 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 
 
 def _write_mark(s: str) -> str:
-    body_hash = state_body_hash(
-        format=str(FORMAT_MARK),
-        entry_id="v_id",
-        aggregate="p_aggregate",
-        key_id="''",
-        metadata_hash="v_metadata",
-        transaction_size="1",
-        idempotency_key="NULL::text",
-        data="''::bytea",
+    body_hash = state_mark_hash(
+        format=FORMAT_MARK, record_id="v_id", metadata="v_metadata", aggregate="p_aggregate"
     )
     return f"""CREATE FUNCTION {s}.oplog_write_mark(
   p_aggregate text, p_keys text[], p_values text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
--- An entry by the database itself: it has no key to seal with, so it has no payload.
+-- A record by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
   v_id uuid := gen_random_uuid();
-  v_metadata bytea := {state_metadata_hash(keys="p_keys", values="p_values")};
+  v_metadata text[] := ARRAY(SELECT t.text
+    FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n),
+    LATERAL (VALUES (1, m.key), (2, m.value)) AS t(place, text) ORDER BY m.n, t.place);
 BEGIN
-  PERFORM {s}.oplog_append_one(p_aggregate, NULL, v_id,
-    {body_hash},
-    ''::bytea, {FORMAT_MARK}::smallint, '', v_metadata, p_keys, p_values, NULL, NULL, true);
+  PERFORM {s}.oplog_append(v_id, ARRAY[p_aggregate], ARRAY[NULL]::bigint[], {body_hash},
+    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, true);
 END $oplog_fn$"""
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-CALLED_BY_APPLICATIONS = ("append_one", "append", "settle")
+from oplog.schema.partitions import PARTITION_PATTERN
+
+CALLED_BY_APPLICATIONS = ("append", "settle")
 """Functions that write the log for a role which may not. Any named role may be given them."""
 CALLED_BY_EVERYBODY = ("arm",)
 """Conditions of guards' triggers, which run with the rights of the role that writes the table."""
@@ -23,18 +25,18 @@ APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
     "type": ("INSERT",),
     "type_numbers": ("INSERT",),
     "key": ("INSERT",),
-    "fence": ("INSERT",),
-    # To ask what became of a COMMIT. The other columns are the append function's.
-    "ticket": ("INSERT", "UPDATE (version)"),
+    # To declare a transaction aborted whose COMMIT got no answer. The other columns, which say that
+    # it is not, are the append function's.
+    "outcome": ("INSERT (record_id)",),
     "image": ("DELETE",),
 }
 """What applications write themselves, consuming and adopting included."""
 _WRITES = {**APPLICATION_WRITES, **WORKER_WRITES}
 """What any role may be given; all other tables are written by functions and the owner."""
-SEQUENCES = ("oplog_entry_id_seq", "oplog_image_id_seq")
-"""Numbers of entries and images. Nobody but the owner moves them."""
+SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
+"""Positions of records, and numbers of images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT", "MAINTAIN")
-_TICKET = "oplog_ticket"
+_OUTCOME = "oplog_outcome"
 
 _GRANTED = """granted AS (
   SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
@@ -104,11 +106,11 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
   SELECT g.kind, g.object, g.spelled, coalesce(r.rolname::text, 'PUBLIC') AS role,
     coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee,
     pg_catalog.string_agg(DISTINCT g.privilege_type, ', ' ORDER BY g.privilege_type) AS privileges,
-    coalesce(bool_or(g.privilege_type = 'UPDATE' AND g.object = '{_TICKET}'
-      AND r.oid IS NOT NULL), false) AS stepped
+    coalesce(bool_or(g.privilege_type = 'INSERT' AND g.object = '{_OUTCOME}'
+      AND r.oid IS NOT NULL), false) AS declaring
   FROM granted g LEFT JOIN pg_catalog.pg_roles r ON r.oid = g.grantee
   WHERE g.grantee <> g.owner AND r.rolsuper IS NOT TRUE
-    AND g.object IN ({known})
+    AND (g.object IN ({known}) OR g.object ~ '{PARTITION_PATTERN}')
     AND CASE g.kind
       WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_functions(CALLED_BY_EVERYBODY)})
         OR r.oid IS NOT NULL AND g.object IN ({_list_functions(CALLED_BY_APPLICATIONS)}))
@@ -121,7 +123,7 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
 SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   'REVOKE ', e.privileges, ' ON ', e.kind, ' ', pg_catalog.quote_ident(log.nspname), '.',
   e.spelled, ' FROM ', e.grantee, ' CASCADE',
-  CASE WHEN e.stepped THEN pg_catalog.concat('; GRANT UPDATE (version) ON ',
+  CASE WHEN e.declaring THEN pg_catalog.concat('; GRANT INSERT (record_id) ON ',
     pg_catalog.quote_ident(log.nspname), '.', e.spelled, ' TO ', e.grantee) END) AS statement
 FROM excess e CROSS JOIN log ORDER BY 1, 2"""
 

@@ -18,20 +18,27 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.partitions import PARTITIONED, create_partition_statements
 from oplog.schema.progress_tables import PROGRESS_TABLES, create_progress_tables
 from oplog.schema.rights import create_rights_statements
-from oplog.schema.upgrade import list_changes, list_fillings, make_repeatable, require_first
+from oplog.schema.upgrade import make_repeatable, require_first
 
 VERSION = 1
 """Newest schema version this library knows."""
 
-IDEMPOTENCY_INDEX = "oplog_entry_idempotency"
+IDEMPOTENCY_INDEX = "oplog_outcome_idempotency"
 COMMENT_PREFIX = "oplog schema version "
 BEING_RESTORED = ", being restored"
 """Ends the comment with the version while a restore is under way, or was given up."""
 SCHEMA_COMMENT = "created for oplog"
 HOME_PREFIX = "oplog home: "
-"""Begins the comment that says which server's transaction ids the entries have."""
+"""Begins the comment that says which server's transaction ids the records have."""
+
+HIGHEST_POSITION = 1 << 62
+"""No record has this position or a higher one: half of what the type holds stays free."""
+_CATALOG_TABLES = ("type", "type_numbers", "key", "log")
+_PRUNED_PATTERN = "^oplog_(entry|(record|part|token)(_p[0-9]+)?)$"
+"""Names of the tables from which pruning deletes, as a regular expression of Postgres."""
 
 APPEND_ONLY = "OP002"
 """SQLSTATE of an attempt to change or remove what the log holds."""
@@ -54,10 +61,9 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
   THEN CREATE SCHEMA {s}; COMMENT ON SCHEMA {s} IS {quote_literal(SCHEMA_COMMENT)}; END IF;
 END $oplog_do$""",
         *definition,
-        *list_changes(s),
         *_list_rights(s, schema, definition=definition),
         home_statement(schema),
-        f"COMMENT ON TABLE {s}.oplog_entry IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
+        f"COMMENT ON TABLE {s}.oplog_record IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
 
 
@@ -80,8 +86,6 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     return [
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
         *(make_repeatable(statement, s) for statement in definition),
-        *list_changes(s),
-        *list_fillings(s),
         *_list_rights(s, schema, definition=definition),
         home_statement(schema),
     ]
@@ -112,12 +116,12 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     """Statements that remove the log and everything in it, and the schema if that empties it."""
     s = quote(schema)
     name = quote_literal(schema)
-    kept = ("entry", "metadata", "ticket", "fence", "type", "type_numbers", "key", "log", "pruned")
+    kept = (*PARTITIONED, "entry", "ticket", "outcome", *_CATALOG_TABLES, "pruned")
     return [
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
-        f"DROP FUNCTION {s}.oplog_append_one",
         f"DROP FUNCTION {s}.oplog_append",
+        f"DROP FUNCTION {s}.oplog_make_partitions",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
         # A schema that was there before (public, say) or is shared by now must survive.
         f"""DO $oplog_do$ BEGIN
@@ -171,13 +175,14 @@ def _define(s: str, schema: str) -> list[str]:
     """The tables, triggers and functions of a log, each with its own statement.
 
     A new table, index, trigger or function goes here, and existing databases get it by
-    `upgrade_statements`. A new column or constraint of a table goes into `list_changes`.
+    `upgrade_statements`.
     """
     return [
         *_catalog_tables(s),
-        *_entry_tables(s),
+        *_record_tables(s),
         *_indexes(s),
         *_append_only(s),
+        *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),
     ]
@@ -224,47 +229,65 @@ def _catalog_tables(s: str) -> list[str]:
     ]
 
 
-def _entry_tables(s: str) -> list[str]:
+def _record_tables(s: str) -> list[str]:
     return [
-        # Updated in place by every entry: room on the page keeps the updates HOT.
+        f"CREATE SEQUENCE {s}.oplog_position_seq AS bigint",
+        f"""CREATE TABLE {s}.oplog_record (
+  position bigint PRIMARY KEY,
+  record_id uuid NOT NULL,
+  transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+  format smallint NOT NULL,
+  key_id text COLLATE "C" NOT NULL,
+  data bytea NOT NULL,
+  parts integer NOT NULL,
+  aggregates text[] COLLATE "C" NOT NULL,
+  versions bigint[],
+  prev_hashes bytea,
+  metadata text[] COLLATE "C",
+  record_hash bytea NOT NULL,
+  created_at timestamptz NOT NULL,
+  idempotency_key text COLLATE "C",
+  -- Positions have room on both sides, so that no record uses up those after it; a time that is
+  -- not finite would be before or after all others.
+  CONSTRAINT oplog_record_bounds CHECK (position > 0 AND position < {HIGHEST_POSITION}
+    AND parts > 0 AND pg_catalog.isfinite(created_at))) PARTITION BY RANGE (position)""",
+        f"ALTER SEQUENCE {s}.oplog_position_seq OWNED BY {s}.oplog_record.position",
+        # Sealed bytes do not compress; trying costs time on every insert.
+        f"ALTER TABLE {s}.oplog_record ALTER COLUMN data SET STORAGE EXTERNAL",
+        f"""CREATE TABLE {s}.oplog_part (
+  position bigint NOT NULL,
+  number integer NOT NULL CHECK (number > 0),
+  first integer NOT NULL CHECK (first >= 0),
+  data bytea NOT NULL,
+  PRIMARY KEY (position, number)) PARTITION BY RANGE (position)""",
+        f"ALTER TABLE {s}.oplog_part ALTER COLUMN data SET STORAGE EXTERNAL",
+        f"""CREATE TABLE {s}.oplog_token (
+  token bigint NOT NULL,
+  position bigint NOT NULL) PARTITION BY RANGE (position)""",
+        # Which record is a version of an aggregate: an index, whose content the records have.
+        f"""CREATE TABLE {s}.oplog_entry (
+  aggregate_name text COLLATE "C" NOT NULL,
+  version bigint NOT NULL CHECK (version > 0),
+  position bigint NOT NULL,
+  PRIMARY KEY (aggregate_name, version))""",
+        # Updated in place by every record: room on the page keeps the updates HOT. The head is the
+        # newest record of an aggregate that has none here any more.
         f"""CREATE TABLE {s}.oplog_ticket (
   aggregate_name text COLLATE "C" PRIMARY KEY,
   version bigint NOT NULL CHECK (version >= 0),
-  prev_hash bytea NOT NULL,
-  head_hash bytea NOT NULL,
-  body_hash bytea NOT NULL) WITH (fillfactor = 50)""",
-        # Entries that were declared aborted while their COMMIT might still have been on its way.
-        f"""CREATE TABLE {s}.oplog_fence (
-  entry_id uuid PRIMARY KEY,
-  aggregate_name text COLLATE "C" NOT NULL,
-  created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
-        f"CREATE SEQUENCE {s}.oplog_entry_id_seq AS bigint",
-        f"""CREATE TABLE {s}.oplog_entry (
-  id bigint PRIMARY KEY,
-  entry_id uuid NOT NULL,
-  transaction_id xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-  transaction_position bigint NOT NULL,
-  transaction_size integer NOT NULL,
-  aggregate_name text COLLATE "C" NOT NULL,
-  version bigint NOT NULL,
-  format smallint NOT NULL,
-  data bytea NOT NULL,
-  key_id text COLLATE "C" NOT NULL,
-  metadata_hash bytea NOT NULL,
-  prev_hash bytea NOT NULL,
-  entry_hash bytea NOT NULL,
-  created_at timestamptz NOT NULL,
+  head_version bigint,
+  head_hash bytea) WITH (fillfactor = 50)""",
+        # Every record id that was ever used. Without a position it was declared aborted while its
+        # COMMIT might still have been on its way. The last four columns are what has to be known
+        # for ever of a record that was pruned.
+        f"""CREATE TABLE {s}.oplog_outcome (
+  record_id uuid PRIMARY KEY,
+  position bigint,
   idempotency_key text COLLATE "C",
-  UNIQUE (aggregate_name, version))""",
-        f"ALTER SEQUENCE {s}.oplog_entry_id_seq OWNED BY {s}.oplog_entry.id",
-        # Sealed bytes do not compress; trying costs time on every insert.
-        f"ALTER TABLE {s}.oplog_entry ALTER COLUMN data SET STORAGE EXTERNAL",
-        f"""CREATE TABLE {s}.oplog_metadata (
-  transaction_position bigint NOT NULL,
-  ordinal integer NOT NULL,
-  key text COLLATE "C" NOT NULL,
-  value text COLLATE "C" NOT NULL,
-  PRIMARY KEY (transaction_position, ordinal))""",
+  aggregates text[] COLLATE "C",
+  versions bigint[],
+  record_hash bytea,
+  metadata text[] COLLATE "C")""",
         *create_progress_tables(s),
         _pruned_table(s),
     ]
@@ -288,13 +311,13 @@ def _pruned_table(s: str) -> str:
 def _indexes(s: str) -> list[str]:
     return [
         # "What is new since this cursor" in time proportional to what is new.
-        f"CREATE INDEX oplog_entry_transaction ON {s}.oplog_entry (transaction_id, id)",
-        f"CREATE INDEX oplog_entry_created ON {s}.oplog_entry USING brin (created_at)",
-        f"""CREATE UNIQUE INDEX {IDEMPOTENCY_INDEX} ON {s}.oplog_entry (idempotency_key)
+        f"CREATE INDEX oplog_record_transaction ON {s}.oplog_record (transaction_id, position)",
+        f"CREATE INDEX oplog_record_created ON {s}.oplog_record USING brin (created_at)",
+        f"CREATE INDEX oplog_token_token ON {s}.oplog_token (token, position)",
+        f"""CREATE UNIQUE INDEX {IDEMPOTENCY_INDEX} ON {s}.oplog_outcome (idempotency_key)
   WHERE idempotency_key IS NOT NULL""",
-        # A digest, not the value: a long value in a btree fails the application's transaction.
-        f"""CREATE INDEX oplog_metadata_value
-  ON {s}.oplog_metadata (key, pg_catalog.hashtextextended(value, 0))""",
+        f"""CREATE INDEX oplog_outcome_kept ON {s}.oplog_outcome (position)
+  WHERE aggregates IS NOT NULL""",
     ]
 
 
@@ -304,13 +327,14 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 BEGIN
   -- Only a member of the owner prunes, in the very transaction that declares what goes. Its id
   -- alone would not do: in a copy of the log on another server it is another transaction's.
-  IF (tg_op = 'INSERT' OR tg_op = 'DELETE' AND tg_table_name IN ('oplog_entry', 'oplog_metadata')
+  IF (tg_op = 'INSERT' OR (tg_op = 'DELETE' AND tg_table_name ~ '{_PRUNED_PATTERN}'
+        OR tg_op = 'UPDATE' AND tg_table_name IN ('oplog_outcome', 'oplog_ticket'))
       AND EXISTS (SELECT FROM {s}.oplog_pruned p
         WHERE p.transaction_id = pg_current_xact_id_if_assigned()
           AND p.xmin = p.transaction_id::xid))
     AND pg_has_role(current_user,
       (SELECT c.relowner FROM pg_class c WHERE c.oid = tg_relid), 'MEMBER')
-  THEN RETURN NULL; END IF;
+  THEN RETURN NEW; END IF;
   RAISE EXCEPTION USING errcode = '{APPEND_ONLY}',
     message = pg_catalog.concat('oplog: ', tg_op, ' on ', pg_catalog.quote_ident(tg_table_schema),
       '.', pg_catalog.quote_ident(tg_table_name), ' is refused: the log is append-only'),
@@ -320,7 +344,8 @@ END $oplog_fn$"""
 
 def _append_only(s: str) -> list[str]:
     statements = [_refuse_function(s)]
-    for table in ("entry", "metadata", "fence", "type", "type_numbers", "log", "pruned"):
+    whole = ("type", "type_numbers", "log", "pruned", "outcome")
+    for table in (*PARTITIONED, "entry", *whole):
         statements += _always(
             s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
         )
@@ -335,16 +360,16 @@ def _append_only(s: str) -> list[str]:
         f"BEFORE INSERT ON {s}.oplog_pruned FOR EACH STATEMENT",
         suffix="_declare",
     )
-    # A ticket only moves forward by one, linked to where it was, or is touched as it is, to
-    # lock it; a key only gets re-wrapped.
+    # A ticket only moves forward by one; a key only gets re-wrapped.
     # WHEN is evaluated without calling the function, so the ordinary redeem pays nothing.
     statements += _always(
         s,
         "ticket",
         f"""BEFORE UPDATE ON {s}.oplog_ticket FOR EACH ROW
-  WHEN ((NEW.aggregate_name IS DISTINCT FROM OLD.aggregate_name
+  WHEN (NEW.aggregate_name IS DISTINCT FROM OLD.aggregate_name
     OR NEW.version IS DISTINCT FROM OLD.version + 1
-    OR NEW.prev_hash IS DISTINCT FROM OLD.head_hash) AND NEW.* IS DISTINCT FROM OLD.*)""",
+    OR NEW.head_version IS DISTINCT FROM OLD.head_version
+    OR NEW.head_hash IS DISTINCT FROM OLD.head_hash)""",
         suffix="_step",
     )
     statements += _always(

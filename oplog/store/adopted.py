@@ -1,7 +1,7 @@
 """SQL of adoption: which types were adopted or retired, and how far a running adoption came.
 
 Progress is kept in `oplog_adoption`, outside the log, and can be lost. So whether an adoption
-ended is read from the entries.
+ended is read from the records.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED, RETIRED_REVISION)
 class Turns(NamedTuple):
     """Positions at which what the log knew of a type was replaced as a whole.
 
-    `began`: an adoption did. `ended` is the last entry of the newest one that ended, which
+    `began`: an adoption did. `ended` is the last record of the newest one that ended, which
     logged every row that there was, in `revision` if that is known; `retired` the newest mark
     that the table is gone, when `retired_revision` was the type's newest.
     """
@@ -57,7 +57,7 @@ class Turns(NamedTuple):
 
 
 def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
-    """What one entry of an adoption's aggregate says, by its metadata."""
+    """What one record of an adoption's aggregate says, by its metadata."""
     known = {key: value for key, value in metadata if key in _KEYS}
     ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
     return Turns(
@@ -80,7 +80,7 @@ def name_adoption(type_name: str) -> str:
 
 
 def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
-    """By type, what several entries say together."""
+    """By type, what several records say together."""
     joined: dict[str, Turns] = {}
     for name, turns in found:
         if turns != Turns():
@@ -118,20 +118,24 @@ class AdoptionStore:
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
         names = {name_adoption(name): name for name in types}
-        # The metadata of the entries that end something, and of one that began.
+        # A record that was pruned leaves what it said of a type with its outcome.
         rows = connection.exec_driver_sql(
-            "SELECT DISTINCT ON (e.aggregate_name, m.key) e.aggregate_name, e.id, ARRAY(SELECT "
-            f"ARRAY[r.key, r.value] FROM {self._s}.oplog_metadata r "
-            "WHERE r.transaction_position = e.transaction_position ORDER BY r.ordinal) "
-            f"FROM {self._s}.oplog_entry e "
-            f"JOIN {self._s}.oplog_metadata m ON m.transaction_position = e.transaction_position "
-            "AND m.key = ANY(%s::text[]) WHERE e.aggregate_name = ANY(%s::text[]) "
-            "AND (%s::bigint IS NULL OR e.id <= %s) "
-            "AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot) "
-            "ORDER BY e.aggregate_name, m.key, e.id DESC",
-            ([ADOPTED, ADOPTED_ROWS, RETIRED], list(names), through, through, snapshot),
+            "SELECT x.aggregate_name, r.position, r.metadata "
+            f"FROM {self._s}.oplog_entry x JOIN {self._s}.oplog_record r "
+            "ON r.position = x.position WHERE x.aggregate_name = ANY(%s::text[]) "
+            "AND (%s::bigint IS NULL OR r.position <= %s) "
+            "AND pg_catalog.pg_visible_in_snapshot(r.transaction_id, %s::pg_snapshot) "
+            "UNION ALL SELECT a.name, o.position, o.metadata "
+            f"FROM {self._s}.oplog_outcome o CROSS JOIN pg_catalog.unnest(o.aggregates) AS a(name) "
+            "WHERE o.aggregates IS NOT NULL AND a.name = ANY(%s::text[]) "
+            "AND (%s::bigint IS NULL OR o.position <= %s)",
+            (list(names), through, through, snapshot, list(names), through, through),
         )
-        return join_turns((names[row[0]], read_turns(row[1], row[2])) for row in rows)
+        return join_turns(
+            (names[name], read_turns(position, zip(flat[::2], flat[1::2], strict=True)))
+            for name, position, flat in rows
+            if flat is not None
+        )
 
     def lock_progress(self, connection: Connection, type_name: str) -> Reached | None:
         """The saved progress of a type's adoption, None if it has not begun.

@@ -1,19 +1,18 @@
 """SQL that finds what became of a transaction, and locks for idempotency keys and aggregates.
 
-An append travels together with its COMMIT: a session whose answer was lost may not hold its ticket
-yet, so looking is not enough. An entry that is not there is fenced off, in the transaction that
-looked. `oplog.reading.resolution` decides the answer.
+An append travels together with its COMMIT: a session whose answer was lost may not have begun it, so
+looking is not enough. A record's id is claimed by whoever is first, the append or the resolver: the
+unique key makes each wait for the other at every isolation level, and none is given up by mistake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import PrunedError
 from oplog.outcome import Blocker
 from oplog.postgres.quoting import (
     quote,
@@ -38,6 +37,25 @@ class LoggedRequest:
 
     receipts: tuple[Receipt, ...]
     fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is known of a committed record."""
+
+    record_id: UUID
+    aggregates: tuple[str, ...]
+    versions: tuple[int, ...]
+    record_hash: bytes
+    metadata: tuple[tuple[str, str], ...]
+
+    def make_receipts(self) -> tuple[Receipt, ...]:
+        """One for each aggregate."""
+        versions = dict(zip(self.aggregates, self.versions, strict=True))
+        return tuple(
+            Receipt(self.record_id, name, version, self.record_hash, versions=versions)
+            for name, version in versions.items()
+        )
 
 
 class OutcomeStore:
@@ -109,125 +127,65 @@ class OutcomeStore:
 
     def find_request(self, connection: Connection, key: str) -> LoggedRequest | None:
         """The transaction that was logged under an idempotency key."""
-        position = connection.exec_driver_sql(
-            f"SELECT transaction_position FROM {self._s}.oplog_entry WHERE idempotency_key = %s",
-            (key,),
+        record_id = connection.exec_driver_sql(
+            f"SELECT record_id FROM {self._s}.oplog_outcome WHERE idempotency_key = %s", (key,)
         ).scalar()
-        if position is None:
+        if record_id is None:
             return None
-        fingerprint = connection.exec_driver_sql(
-            f"SELECT value FROM {self._s}.oplog_metadata WHERE transaction_position = %s "
-            "AND key = %s ORDER BY ordinal DESC LIMIT 1",
-            (position, REQUEST),
-        ).scalar()
-        return LoggedRequest(tuple(self.list_receipts(connection, position)), fingerprint)
+        found = self._read_record(connection, record_id)
+        fingerprint = dict(found.metadata).get(REQUEST)
+        return LoggedRequest(found.make_receipts(), fingerprint)
 
-    def find_entry(self, connection: Connection, receipt: Receipt) -> int | None:
-        """The position of the transaction that wrote the entry, if it is there."""
-        where = "e.aggregate_name = %s AND e.entry_id = %s"
-        parameters: list[object] = [receipt.aggregate, receipt.entry_id]
-        if receipt.version:
-            where += " AND e.version = %s"
-            parameters.append(receipt.version)
+    def list_receipts(self, connection: Connection, record_id: UUID) -> tuple[Receipt, ...]:
+        """Receipts of a committed record, by aggregate; empty if it was pruned."""
+        return self._read_record(connection, record_id).make_receipts()
+
+    def _read_record(self, connection: Connection, record_id: UUID) -> _Kept:
+        """What is known of a record: all of it, or what was kept when it was pruned."""
         found = connection.exec_driver_sql(
-            f"SELECT e.transaction_position FROM {self._s}.oplog_entry e WHERE {where} "
-            "ORDER BY e.version DESC LIMIT 1",
-            tuple(parameters),
-        ).scalar()
-        return None if found is None else int(found)
-
-    def list_receipts(self, connection: Connection, position: int) -> list[Receipt]:
-        """Receipts of all entries of the transaction at a position, sorted by aggregate."""
-        # By the index on (transaction_id, id): positions of others lie in between.
-        rows = connection.exec_driver_sql(
-            f"SELECT e.entry_id, e.aggregate_name, e.version, e.entry_hash "
-            f"FROM {self._s}.oplog_entry f JOIN {self._s}.oplog_entry e "
-            "ON e.transaction_id = f.transaction_id AND e.id >= f.id "
-            "AND e.transaction_position = f.id WHERE f.id = %s "
-            "ORDER BY e.aggregate_name",
-            (position,),
+            "SELECT coalesce(r.aggregates, o.aggregates), CASE WHEN r.position IS NULL "
+            "THEN o.versions ELSE r.versions END, coalesce(r.record_hash, o.record_hash), "
+            "CASE WHEN r.position IS NULL THEN o.metadata ELSE r.metadata END "
+            f"FROM {self._s}.oplog_outcome o LEFT JOIN {self._s}.oplog_record r "
+            "ON r.position = o.position WHERE o.record_id = %s",
+            (record_id,),
+        ).one()
+        aggregates, versions, record_hash, metadata = found
+        names = tuple(aggregates or ())
+        flat = metadata or []
+        return _Kept(
+            record_id,
+            names,
+            (1,) * len(names) if versions is None else tuple(versions),
+            record_hash=bytes(record_hash or b""),
+            metadata=tuple(zip(flat[::2], flat[1::2], strict=True)),
         )
-        return [Receipt(row[0], row[1], row[2], bytes(row[3])) for row in rows]
-
-    def was_pruned(self, connection: Connection, receipt: Receipt) -> bool:
-        """Whether a transaction that is not there was pruned, and so was committed.
-
-        Raises `PrunedError` where nothing here can tell.
-        """
-        url = connection.exec_driver_sql(
-            f"SELECT url FROM {self._s}.oplog_pruned ORDER BY number DESC LIMIT 1"
-        ).scalar()
-        if url is None:
-            return False
-        known = self._read_missing(connection, receipt.aggregate)
-        if receipt.version:
-            known = {v: linked for v, linked in known.items() if v == receipt.version}
-        if not known:
-            return False
-        if receipt.version and receipt.entry_hash and known[receipt.version] is not None:
-            return known[receipt.version] == receipt.entry_hash
-        raise PrunedError(
-            f"whether entry {receipt.entry_id} of aggregate {receipt.aggregate!r} was committed "
-            "is not known here any more: entries of the aggregate were pruned",
-            hint=f"look for it in {url}: log.read(connection, aggregate=..., "
-            f"archive=open_archive({url!r})) has it if it was committed",
-        )
-
-    def _read_missing(self, connection: Connection, aggregate: str) -> Mapping[int, bytes | None]:
-        """Versions of an aggregate that are not there; their hashes, where they are known."""
-        rows = connection.exec_driver_sql(
-            "SELECT v.version, coalesce(n.prev_hash, "
-            "CASE WHEN v.version = t.version THEN t.head_hash END) "
-            f"FROM {self._s}.oplog_ticket t "
-            "CROSS JOIN LATERAL pg_catalog.generate_series(1, t.version) AS v(version) "
-            f"LEFT JOIN {self._s}.oplog_entry n ON n.aggregate_name = t.aggregate_name "
-            "AND n.version = v.version + 1 "
-            f"WHERE t.aggregate_name = %s AND NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
-            "WHERE e.aggregate_name = t.aggregate_name AND e.version = v.version)",
-            (aggregate,),
-        )
-        return {row[0]: None if row[1] is None else bytes(row[1]) for row in rows}
 
     # -- deciding -------------------------------------------------------------------------
 
-    def touch_ticket(self, connection: Connection, aggregate: str) -> None:
-        """Lock a ticket, which is made if there is none, and leave a new version of its row.
+    def declare_aborted(self, connection: Connection, record_id: UUID) -> bool:
+        """Refuse a record for ever, unless it is there; whether that is so now.
 
-        Waits for a session that redeems or makes it. A transaction that took its snapshot before
-        this cannot redeem the ticket after it, once this one has committed.
+        Waits for a session that appends the record.
         """
         connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_ticket AS t "
-            "(aggregate_name, version, prev_hash, head_hash, body_hash) "
-            "SELECT %s, 0, z, z, z FROM pg_catalog.decode(pg_catalog.repeat('00', 32), 'hex') z "
-            "ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version",
-            (aggregate,),
+            f"INSERT INTO {self._s}.oplog_outcome (record_id) VALUES (%s) ON CONFLICT DO NOTHING",
+            (record_id,),
         )
-
-    def fence(self, connection: Connection, entries: Sequence[tuple[UUID, str]]) -> None:
-        """Refuse these entries for ever; their tickets are held."""
-        for entry_id, aggregate in entries:
-            connection.exec_driver_sql(
-                f"INSERT INTO {self._s}.oplog_fence (entry_id, aggregate_name) VALUES (%s, %s) "
-                "ON CONFLICT DO NOTHING",
-                (entry_id, aggregate),
-            )
+        position = connection.exec_driver_sql(
+            f"SELECT position FROM {self._s}.oplog_outcome WHERE record_id = %s", (record_id,)
+        ).scalar_one()
+        return position is None
 
     # -- who is in the way ----------------------------------------------------------------
 
-    def list_ticket_blockers(self, connection: Connection, aggregate: str) -> list[Blocker]:
-        """Backends that hold the ticket; for an uncommitted one, backends that write any."""
-        exact = self._list_blockers(
-            connection,
-            f"l.locktype = 'transactionid' AND l.transactionid = (SELECT t.xmax FROM {self._s}."
-            "oplog_ticket t WHERE t.aggregate_name = %s AND t.xmax::text <> '0')",
-            (aggregate,),
-        )
-        return exact or self._list_blockers(
+    def list_append_blockers(self, connection: Connection) -> list[Blocker]:
+        """Backends that have appended a record, and not ended their transaction."""
+        return self._list_blockers(
             connection,
             f"l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND {_HERE} "
             "AND l.relation = pg_catalog.to_regclass(%s)",
-            (f"{quote(self.schema)}.oplog_ticket",),
+            (f"{quote(self.schema)}.oplog_outcome",),
         )
 
     def list_key_blockers(self, connection: Connection, key: str) -> list[Blocker]:

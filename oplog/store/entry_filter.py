@@ -4,37 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from oplog.store.rows import FORMAT_PRUNED, EntryFilter
+from oplog.schema.append import state_token
+from oplog.store.rows import EntryFilter
 from oplog.store.seen import bind_unseen
 
 
 def bind_filter(s: str, filter: EntryFilter) -> tuple[str, list[Any]]:
-    """Conditions on entry `e` of the quoted schema `s`, and their parameters; not on `after`.
-
-    What is left of a pruned entry answers questions about outcomes, and is never read.
-    """
-    conditions = [f"e.format <> {FORMAT_PRUNED}"]
+    """Conditions on record `r` of the quoted schema `s`, and their parameters; not on `after`."""
+    conditions = ["true"]
     values: list[Any] = []
     if filter.unseen is not None:
         condition, parameters = bind_unseen(filter.unseen)
         conditions.append(condition)
         values += parameters
     if filter.through is not None:
-        conditions.append("e.id <= %s")
+        conditions.append("r.position <= %s")
         values.append(filter.through)
     if filter.aggregate is not None:
-        conditions.append("e.aggregate_name = %s")
+        conditions.append(_has_entry(s, "= %s"))
         values.append(filter.aggregate)
     if filter.aggregates:
-        conditions.append("e.aggregate_name = ANY(%s::text[])")
+        conditions.append(_has_entry(s, "= ANY(%s::text[])"))
         values.append(list(filter.aggregates))
     for key, value in filter.metadata:
+        # By the digest first, which has an index; another pair may have the same.
         conditions.append(
-            f"EXISTS (SELECT FROM {s}.oplog_metadata m WHERE "
-            "m.transaction_position = e.transaction_position AND m.key = %s AND "
-            # The index has the value's hash: a value may be longer than an index entry.
-            "pg_catalog.hashtextextended(m.value, 0) = pg_catalog.hashtextextended("
-            '%s::text COLLATE "C", 0) AND m.value = %s)'
+            f"EXISTS (SELECT FROM {s}.oplog_token t WHERE t.position = r.position "
+            f"AND t.token = {state_token('%s::text', '%s::text')}) "
+            "AND EXISTS (SELECT FROM pg_catalog.generate_series(1, "
+            "pg_catalog.cardinality(r.metadata), 2) AS n "
+            "WHERE r.metadata[n] = %s AND r.metadata[n + 1] = %s)"
         )
-        values += [key, value, value]
+        values += [key, value, key, value]
     return " AND ".join(conditions), values
+
+
+def _has_entry(s: str, named: str) -> str:
+    # An array is made first. Joined, the planner may walk the whole log in the order of positions
+    # for the entries of one aggregate.
+    return (
+        "r.position = ANY (ARRAY(SELECT x.position "
+        f"FROM {s}.oplog_entry x WHERE x.aggregate_name {named}))"
+    )

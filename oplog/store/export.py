@@ -1,7 +1,7 @@
 """The SQL of publishing: what is new, what was published, and which process may publish.
 
-The row that says what is published is written in the very transaction that read the entries. It
-travels with the database: a server that lost entries has lost the row as well, and so notices.
+The row that says what is published is written in the very transaction that read the records. It
+travels with the database: a server that lost records has lost the row as well, and so notices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from oplog.postgres.quoting import (
 from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.new_transactions import read_new_rows
-from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
+from oplog.store.records import read_records
+from oplog.store.rows import SIZE, StoredRecord
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 _PATIENCE_MINUTES = 5
@@ -58,18 +59,17 @@ class ArchiveRow:
 
 
 class Novelty(NamedTuple):
-    """An entry to be published, without its bytes."""
+    """A record to be published, without its bytes; `entries` is how many aggregates it has."""
 
-    transaction_position: int
     position: int
-    transaction_size: int
+    entries: int
     sealed_bytes: int
 
 
 class NewPage(NamedTuple):
-    """Entries of whole transactions, sorted, and the cursor after them."""
+    """Records by rising position, and the cursor after them."""
 
-    entries: list[Novelty]
+    records: list[Novelty]
     cursor: Cursor
 
 
@@ -173,34 +173,30 @@ class ExportStore:
     def read_new(
         self, connection: Connection, cursor: Cursor, *, limit: int, most_bytes: int
     ) -> NewPage:
-        """The next whole transactions on the cursor's way to its target.
+        """The next records on the cursor's way to its target.
 
-        About `limit` entries and `most_bytes` sealed bytes, more only to complete a transaction.
+        About `limit` entries and `most_bytes` sealed bytes, more only for a single larger record.
         """
         rows, last = read_new_rows(
             connection,
             cursor,
             s=self._s,
-            columns="e.transaction_position, e.id, e.transaction_size, octet_length(e.data)",
+            columns=f"r.position, pg_catalog.cardinality(r.aggregates), {SIZE}",
             limit=limit,
             most_bytes=most_bytes,
         )
         reached = cursor.finish() if last is None else cursor.reach(last)
-        return NewPage(sorted(Novelty(*row) for row in rows), reached)
+        return NewPage([Novelty(*row) for row in rows], reached)
 
-    def read_entries(self, connection: Connection, positions: Sequence[int]) -> list[StoredEntry]:
-        """Entries by their positions, sorted by (transaction position, position)."""
-        rows = connection.exec_driver_sql(
-            f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e WHERE e.id = ANY (%s::bigint[]) "
-            "ORDER BY e.transaction_position, e.id",
-            (list(positions),),
-        )
-        return [make_stored(row) for row in rows]
+    def read_records(self, connection: Connection, positions: Sequence[int]) -> list[StoredRecord]:
+        """Records by their positions, sorted by position."""
+        return read_records(connection, self._s, positions)
 
     def find_hashes(self, connection: Connection, positions: Sequence[int]) -> dict[int, bytes]:
-        """Entry hashes by position; what is not there is left out."""
+        """Record hashes by position; what is not there is left out."""
         rows = connection.exec_driver_sql(
-            f"SELECT id, entry_hash FROM {self._s}.oplog_entry WHERE id = ANY (%s::bigint[])",
+            f"SELECT position, record_hash FROM {self._s}.oplog_record "
+            "WHERE position = ANY (%s::bigint[])",
             (list(positions),),
         )
         return {row[0]: bytes(row[1]) for row in rows}
@@ -208,10 +204,10 @@ class ExportStore:
     def list_published(
         self, connection: Connection, snapshot: str, *, after: int, limit: int
     ) -> list[int]:
-        """Positions over `after` of the entries in a snapshot, rising; none that was pruned."""
+        """Positions over `after` of the records in a snapshot, rising."""
         rows = connection.exec_driver_sql(
-            f"SELECT e.id FROM {self._s}.oplog_entry e WHERE e.id > %s AND {VISIBLE} "
-            f"AND e.format <> {FORMAT_PRUNED} ORDER BY e.id LIMIT %s",
+            f"SELECT r.position FROM {self._s}.oplog_record r WHERE r.position > %s AND {VISIBLE} "
+            "ORDER BY r.position LIMIT %s",
             (after, snapshot, limit),
         )
         return [row[0] for row in rows]
@@ -227,17 +223,18 @@ class ExportStore:
     def measure_lag(
         self, connection: Connection, cursor: Cursor, *, most: int
     ) -> tuple[int, float]:
-        """How many entries are not published yet, counted up to `most`, and an age in seconds.
+        """How many entries are not published yet, and an age in seconds.
 
-        The age is that of the oldest of those counted.
+        Up to `most` records are counted; the age is that of the oldest of them.
         """
         count, seconds = connection.exec_driver_sql(
-            "SELECT count(*), coalesce(extract(epoch FROM pg_catalog.clock_timestamp() - "
-            "min(n.created_at)), 0)::float8 FROM (SELECT e.created_at "
-            f"FROM {self._s}.oplog_entry e WHERE NOT {VISIBLE} "
-            "AND (e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
-            "OR e.transaction_id = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip("
-            "%s::pg_snapshot)))) AND (e.id > %s OR NOT %s::boolean) LIMIT %s) n",
+            "SELECT coalesce(sum(n.entries), 0)::bigint, coalesce(extract(epoch FROM "
+            "pg_catalog.clock_timestamp() - min(n.created_at)), 0)::float8 "
+            "FROM (SELECT r.created_at, pg_catalog.cardinality(r.aggregates) AS entries "
+            f"FROM {self._s}.oplog_record r WHERE NOT {VISIBLE} "
+            "AND (r.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            "OR r.transaction_id = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip("
+            "%s::pg_snapshot)))) AND (r.position > %s OR NOT %s::boolean) LIMIT %s) n",
             (
                 cursor.snapshot or EVERYTHING,
                 cursor.snapshot or EVERYTHING,

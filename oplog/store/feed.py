@@ -1,7 +1,6 @@
 """The SQL of consumers: what is new since a cursor, and where each consumer is.
 
-A page costs what is new, whatever the log's size and however long a transaction stays open, and
-has whole transactions although their ids interleave.
+A page costs what is new, whatever the log's size and however long a transaction stays open.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.store.cursor import Cursor
-from oplog.store.entries import PAGE_BYTES
+from oplog.store.records import PAGE_BYTES, complete_records
 from oplog.store.new_transactions import read_new_rows
-from oplog.store.rows import ENTRY_COLUMNS, FORMAT_PRUNED, StoredEntry, make_stored
+from oplog.store.rows import RECORD_COLUMNS, StoredRecord
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 
@@ -37,9 +36,9 @@ class News(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Entries in causal order; `last` is where the next page begins, None at the target."""
+    """Records in causal order; `last` is where the next page begins, None at the target."""
 
-    entries: list[StoredEntry]
+    records: list[StoredRecord]
     last: int | None
 
 
@@ -86,34 +85,33 @@ class Feed:
         """Where what `snapshot` shows beyond the cursor begins; None when there is nothing."""
         old = cursor.snapshot or EVERYTHING
         select = (
-            f"SELECT e.id, e.transaction_id FROM {self._s}.oplog_entry e "
-            f"WHERE e.format <> {FORMAT_PRUNED} AND {VISIBLE}"
+            f"SELECT r.position, r.transaction_id FROM {self._s}.oplog_record r WHERE {VISIBLE}"
         )
         first, newest = connection.exec_driver_sql(
-            "SELECT min(n.id), max(n.transaction_id::text::bigint) FROM ("
-            f"{select} AND e.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
-            "AND e.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
-            f"UNION ALL {select} AND e.transaction_id = "
+            "SELECT min(n.position), max(n.transaction_id::text::bigint) FROM ("
+            f"{select} AND r.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            "AND r.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            f"UNION ALL {select} AND r.transaction_id = "
             "ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot)))) n",
             (snapshot, old, snapshot, snapshot, old),
         ).one()
         return None if first is None else News(first, newest)
 
     def read_page(self, connection: Connection, cursor: Cursor, *, limit: int) -> Page:
-        """The next whole transactions on the cursor's way to its target.
+        """The next records on the cursor's way to its target.
 
-        About `limit` entries and `PAGE_BYTES` of sealed bytes, more only to complete what
-        began: a transaction belongs to the page in which its first entry lies.
+        About `limit` entries and `PAGE_BYTES` of sealed bytes, more only for a single larger
+        record.
         """
         rows, last = read_new_rows(
             connection,
             cursor,
             s=self._s,
-            columns=ENTRY_COLUMNS,
+            columns=RECORD_COLUMNS,
             limit=limit,
             most_bytes=PAGE_BYTES,
         )
-        return Page([make_stored(row) for row in rows], last)
+        return Page(complete_records(connection, self._s, rows), last)
 
     # -- checkpoints ----------------------------------------------------------------------
 

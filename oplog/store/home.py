@@ -1,4 +1,4 @@
-"""Which server's transaction ids the entries of a log have, and which database this is.
+"""Which server's transaction ids the records of a log have, and which database this is.
 
 A copied log looks like any other: ids of another server's transactions may lie in the future here,
 or belong to running transactions. So the log names its home, and code that compares ids asks
@@ -16,7 +16,6 @@ from oplog.errors import ForeignServerError, SchemaVersionError
 from oplog.postgres.quoting import (
     quote,
 )
-from oplog.schema.progress_tables import OLD_TABLE
 from oplog.schema.tables import (
     HOME_PREFIX,
     VERSION,
@@ -55,23 +54,21 @@ class Homing(NamedTuple):
     version: str
     home: Home | None
     here: Identity
-    outdated: bool = False
-    """A table is there that the present definition has split."""
 
 
 def read_homing(connection: Connection, schema: str) -> Homing:
     """What the log in `schema` says of itself, and this database."""
     s = quote(schema)
-    version, home, identifier, database, outdated = connection.exec_driver_sql(
+    version, home, identifier, database = connection.exec_driver_sql(
         "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class'), "
         "pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class'), "
-        "c.system_identifier::text, d.oid::bigint, pg_catalog.to_regclass(%s) IS NOT NULL "
+        "c.system_identifier::text, d.oid::bigint "
         "FROM pg_catalog.pg_control_system() c, "
         "pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()",
-        (f"{s}.oplog_entry", f"{s}.oplog_log", f"{s}.{OLD_TABLE}"),
+        (f"{s}.oplog_record", f"{s}.oplog_log"),
     ).one()
     here = Identity(identifier, database)
-    return Homing(str(version or ""), parse_home(home or ""), here, outdated=outdated)
+    return Homing(str(version or ""), parse_home(home or ""), here)
 
 
 def parse_home(comment: str) -> Home | None:
@@ -87,7 +84,7 @@ def require_home(connection: Connection, schema: str) -> Identity:
     if home.system_identifier != here.system_identifier:
         raise ForeignServerError(
             f"this log was written on server {home.system_identifier}, and this is server "
-            f"{here.system_identifier}: the transaction ids of its entries mean nothing here, so "
+            f"{here.system_identifier}: the transaction ids of its records mean nothing here, so "
             "which of them are visible cannot be told",
             hint=f"the database came from a dump, or was upgraded; writing goes on. {REMEDIES}",
         )
@@ -102,16 +99,10 @@ def require_defined(connection: Connection, schema: str) -> None:
 def _require_defined(connection: Connection, schema: str) -> tuple[Homing, Identity]:
     found = read_homing(connection, schema)
     require_version(found.version, schema)
-    if found.home is None or found.outdated:
-        # The first definition named no home; each table that came later is missing as well.
+    if found.home is None:
         where = "" if schema == "oplog" else f", schema={schema!r}"
-        missing = (
-            "it does not say which server it was written on, nor where columns are"
-            if found.home is None
-            else f"it keeps in {OLD_TABLE} what has tables of its own now"
-        )
         raise SchemaVersionError(
-            f"the log in schema {schema!r} was created by an earlier library: {missing}",
+            f"the log in schema {schema!r} does not say which server it was written on",
             hint=f"add this line to a migration: op.upgrade_oplog(version={VERSION}{where})",
         )
     return found, found.home.identity

@@ -1,19 +1,16 @@
-"""SQL of a restore on the log's own tables: the mark, the entries, the tickets, the places.
+"""SQL of a restore on the log's own tables: the mark, the records, the tickets, the places.
 
-Triggers refuse most of these statements; the caller disables them. A ticket also holds the body
-hash of its newest entry, which no entry row has: it is computed in SQL.
+Triggers refuse most of these statements; the caller disables them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.crypto.hashing import ZERO_HASH
-from oplog.crypto.sql_hashing import state_body_hash
 from oplog.postgres.quoting import (
     double_percent,
     quote,
@@ -21,16 +18,26 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import VERSION
-from oplog.store.links import IS_BROKEN, LINK_COLUMNS, LINK_WINDOW, SAY_BROKEN
-from oplog.store.rows import BrokenLink, StoredEntry
+from oplog.schema.append import state_token
+from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED
+from oplog.store.heads import select_heads
+from oplog.store.links import (
+    IS_BROKEN,
+    LINK_COLUMNS,
+    LINK_WINDOW,
+    SAY_BROKEN,
+    ZERO,
+    select_links,
+)
+from oplog.store.rows import BrokenLink, StoredRecord, flatten_metadata, join_hashes
 from oplog.store.version import write_comment
 from oplog.value import copy_field
 
 _EMPTY = (
+    *PARTITIONED,
     "entry",
-    "metadata",
     "ticket",
-    "fence",
+    "outcome",
     "type",
     "type_numbers",
     "key",
@@ -40,13 +47,12 @@ _EMPTY = (
 LOG_TABLES = (*_EMPTY, "log")
 """Those that a restore writes or must find empty."""
 RESTORED_ID = "3"
-"""The transaction id of restored entries: that of a transaction which ended before all others.
+"""The transaction id of restored records: that of a transaction which ended before all others.
 
 What every snapshot shows, no consumer's cursor takes for news."""
 RESTORED_SNAPSHOT = "4:4:"
-"""The snapshot that shows restored entries and no other."""
-_TICKETS = "pg_temp.oplog_snapshot_ticket"
-_ZERO = "'\\x" + "00" * 32 + "'::bytea"
+"""The snapshot that shows restored records and no other."""
+_HEADS = "pg_temp.oplog_snapshot_head"
 _PLACE = "generation, sequence, chain, position"
 _MOVED = (
     f"({_PLACE}) = ROW (excluded.generation, excluded.sequence, excluded.chain, "
@@ -91,6 +97,13 @@ class RestorationStore:
     def list_tables(self) -> list[str]:
         """Qualified names of the tables that a restore writes."""
         return [f"{quote(self.schema)}.oplog_{name}" for name in LOG_TABLES]
+
+    def make_partitions(self, connection: Connection, positions: Iterable[int]) -> None:
+        """Make the partitions that records at these positions go to."""
+        for position in sorted({one // PARTITION_POSITIONS for one in positions}):
+            connection.exec_driver_sql(
+                f"SELECT {self._s}.oplog_make_partitions(%s)", (position * PARTITION_POSITIONS,)
+            )
 
     def count_rows(self, connection: Connection) -> dict[str, int]:
         """How many rows there are in tables that must have none, by table; those with any."""
@@ -153,39 +166,64 @@ class RestorationStore:
         )
 
     def find_stranger(self, connection: Connection, position: int) -> int | None:
-        """The first entry over a position: one that did not come from elsewhere."""
+        """The first record over a position: one that did not come from elsewhere."""
         found = connection.exec_driver_sql(
-            f"SELECT min(id) FROM {self._s}.oplog_entry WHERE id > %s", (position,)
+            f"SELECT min(position) FROM {self._s}.oplog_record WHERE position > %s", (position,)
         ).scalar()
         return None if found is None else int(found)
 
     def read_heads(
         self, connection: Connection, aggregates: Sequence[str]
     ) -> dict[str, tuple[int, bytes]]:
-        """Version and hash of each aggregate's last entry; one never written is left out."""
+        """Version and hash of each aggregate's newest record; one never written is left out."""
+        heads = select_heads(self._s, among="h.aggregate_name = ANY(%s::text[])")
+        names = list(aggregates)
         rows = connection.exec_driver_sql(
-            f"SELECT aggregate_name, version, head_hash FROM {self._s}.oplog_ticket "
-            "WHERE aggregate_name = ANY(%s::text[])",
-            (list(aggregates),),
+            f"SELECT aggregate_name, version, head_hash FROM {heads} h", (names, names)
         )
         return {name: (version, bytes(head)) for name, version, head in rows}
 
     def clear(self, connection: Connection) -> None:
         """Remove everything that a restore brings; consumers keep their checkpoints."""
-        for name in ("entry", "metadata", "ticket", "fence", "type", "key", "pruned"):
+        for name in (*PARTITIONED, "entry", "ticket", "outcome", "type", "key", "pruned"):
             connection.exec_driver_sql(f"DELETE FROM {self._s}.oplog_{name}")
 
     # -- rows -----------------------------------------------------------------------------
 
     @property
-    def copy_entries(self) -> str:
-        """The statement that takes `print_entries`; a percent sign means itself."""
-        return f"COPY {quote(self.schema)}.oplog_entry FROM STDIN"
+    def copy_records(self) -> str:
+        """The statement that takes `print_records`; a percent sign means itself."""
+        return f"COPY {quote(self.schema)}.oplog_record FROM STDIN"
 
     @property
-    def copy_metadata(self) -> str:
-        """The statement that takes `print_metadata`; a percent sign means itself."""
-        return f"COPY {quote(self.schema)}.oplog_metadata FROM STDIN"
+    def copy_parts(self) -> str:
+        """The statement that takes `print_parts`; a percent sign means itself."""
+        return f"COPY {quote(self.schema)}.oplog_part FROM STDIN"
+
+    def index_records(self, connection: Connection, positions: Sequence[int]) -> None:
+        """Write what is looked up by of records that were copied: entries, ids, metadata."""
+        values = (list(positions),)
+        copied = f"FROM {self._s}.oplog_record r"
+        chosen = "WHERE r.position = ANY(%s::bigint[])"
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_entry (aggregate_name, version, position) "
+            f"SELECT a.name, coalesce(a.version, 1), r.position {copied} CROSS JOIN LATERAL "
+            "ROWS FROM (pg_catalog.unnest(r.aggregates), pg_catalog.unnest(r.versions)) "
+            f"AS a(name, version) {chosen}",
+            values,
+        )
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_outcome (record_id, position, idempotency_key) "
+            f"SELECT r.record_id, r.position, r.idempotency_key {copied} {chosen}",
+            values,
+        )
+        token = state_token("r.metadata[n]", "r.metadata[n + 1]")
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_token (token, position) SELECT {token}, r.position "
+            f"{copied} CROSS JOIN LATERAL pg_catalog.generate_series("
+            f"1, pg_catalog.cardinality(r.metadata), 2) AS n {chosen}",
+            values,
+        )
 
     def read_transaction_id(self, connection: Connection) -> str:
         """This transaction's own id."""
@@ -193,139 +231,135 @@ class RestorationStore:
         return str(found.scalar_one())
 
     def write_log_id(self, connection: Connection, log_id: UUID) -> None:
-        """Give the log its identity back, which every sealed entry is bound to."""
+        """Give the log its identity back, which every sealed part is bound to."""
         connection.exec_driver_sql(f"UPDATE {self._s}.oplog_log SET log_id = %s", (log_id,))
 
-    def write_tickets(
-        self, connection: Connection, aggregates: Sequence[str] | None = None
-    ) -> None:
-        """Tickets of all aggregates, or of these, as of their last entries.
+    def advance_tickets(self, connection: Connection, aggregates: Sequence[str]) -> None:
+        """Bring tickets of aggregates that have one up to their newest records."""
+        names = list(aggregates)
+        heads = select_heads(self._s, among="h.aggregate_name = ANY(%s::text[])")
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_ticket t SET version = h.version FROM {heads} h "
+            "WHERE t.aggregate_name = h.aggregate_name AND t.version <> h.version",
+            (names, names),
+        )
 
-        What a ticket holds besides is its last entry's body hash, which no entry has.
+    def stage_heads(self, connection: Connection) -> str:
+        """A temporary table for the heads of a snapshot, and its columns."""
+        connection.exec_driver_sql(
+            'CREATE TEMPORARY TABLE oplog_snapshot_head (aggregate_name text COLLATE "C" '
+            "PRIMARY KEY, version bigint NOT NULL, head_hash bytea NOT NULL) ON COMMIT DROP"
+        )
+        return f"{_HEADS} (aggregate_name, version, head_hash)"
+
+    def keep_heads(self, connection: Connection) -> None:
+        """Make tickets of staged heads whose records are not kept any more.
+
+        The next record of such an aggregate continues the head.
         """
-        body_hash = state_body_hash(
-            format="e.format",
-            entry_id="e.entry_id",
-            aggregate="e.aggregate_name",
-            key_id="e.key_id",
-            metadata_hash="e.metadata_hash",
-            transaction_size="e.transaction_size",
-            idempotency_key="e.idempotency_key",
-            data="e.data",
-        )
-        among = "" if aggregates is None else "WHERE aggregate_name = ANY(%s::text[])"
         connection.exec_driver_sql(
-            f"""INSERT INTO {self._s}.oplog_ticket AS t
-  (aggregate_name, version, prev_hash, head_hash, body_hash)
-SELECT e.aggregate_name, e.version, e.prev_hash, e.entry_hash, {body_hash}
-FROM (SELECT aggregate_name, max(version) AS version
-  FROM {self._s}.oplog_entry {among} GROUP BY 1) l
-JOIN {self._s}.oplog_entry e ON e.aggregate_name = l.aggregate_name AND e.version = l.version
-ON CONFLICT (aggregate_name) DO UPDATE SET version = excluded.version,
-  prev_hash = excluded.prev_hash, head_hash = excluded.head_hash, body_hash = excluded.body_hash""",
-            () if aggregates is None else (list(aggregates),),
-        )
-
-    def stage_tickets(self, connection: Connection) -> str:
-        """A temporary table for a snapshot's tickets, with the columns of the real one."""
-        connection.exec_driver_sql(
-            f"CREATE TEMPORARY TABLE oplog_snapshot_ticket ON COMMIT DROP AS "
-            f"SELECT * FROM {self._s}.oplog_ticket WITH NO DATA"
-        )
-        return f"{_TICKETS} (aggregate_name, version, prev_hash, head_hash, body_hash)"
-
-    def keep_tickets(self, connection: Connection) -> None:
-        """Staged tickets of aggregates whose entries are not kept any more."""
-        connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_ticket SELECT * FROM {_TICKETS} ON CONFLICT DO NOTHING"
+            f"INSERT INTO {self._s}.oplog_ticket (aggregate_name, version, head_version, head_hash) "
+            f"SELECT g.aggregate_name, g.version, g.version, g.head_hash FROM {_HEADS} g "
+            f"WHERE NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
+            "WHERE e.aggregate_name = g.aggregate_name)"
         )
 
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the restored chains.
 
-        A chain begins at version 1, or at any if a staged ticket vouches for what was before.
+        A chain begins at version 1, or at any if a staged head vouches for what was before.
         """
         # Filled in this transaction, both are empty to the planner, which would then compare
-        # every entry with every ticket: hours for a million.
-        connection.exec_driver_sql(f"ANALYZE {self._s}.oplog_entry, {_TICKETS}")
+        # every record with every head: hours for a million.
+        connection.exec_driver_sql(f"ANALYZE {self._s}.oplog_record, {_HEADS}")
         rows = connection.exec_driver_sql(
-            f"""WITH links AS (
-  SELECT id, aggregate_name, version, prev_hash, entry_hash, {LINK_COLUMNS}
-  FROM {self._s}.oplog_entry WINDOW {LINK_WINDOW})
-SELECT l.aggregate_name, l.version, l.id,
-  CASE WHEN t.version = l.version AND t.head_hash <> l.entry_hash
+            f"""WITH raw AS ({select_links(self._s)}),
+links AS (
+  SELECT position, aggregate_name, version, prev_hash, record_hash, {LINK_COLUMNS}
+  FROM raw WINDOW {LINK_WINDOW})
+SELECT l.aggregate_name, l.version, l.position,
+  CASE WHEN t.version = l.version AND t.head_hash <> l.record_hash
       THEN 'the snapshot has another hash for it'
     WHEN l.before IS NULL THEN 'what was before it is not known'
     {SAY_BROKEN} END
-FROM links l LEFT JOIN {_TICKETS} t ON t.aggregate_name = l.aggregate_name
-WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash <> {_ZERO})
+FROM links l LEFT JOIN {_HEADS} t ON t.aggregate_name = l.aggregate_name
+WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash IS DISTINCT FROM {ZERO})
     AND coalesce(t.version < l.version - 1
-      OR (t.version = l.version - 1 AND t.head_hash <> l.prev_hash), true))
+      OR (t.version = l.version - 1 AND t.head_hash IS DISTINCT FROM l.prev_hash), true))
   OR {IS_BROKEN}
-  OR (t.version = l.version AND t.head_hash <> l.entry_hash)
+  OR (t.version = l.version AND t.head_hash <> l.record_hash)
 ORDER BY 1, 2 LIMIT {int(limit)}"""
         )
         return [BrokenLink(*row) for row in rows]
 
-    def list_lost_tickets(self, connection: Connection) -> list[str]:
-        """Aggregates that a staged ticket says were written further than the entries go."""
+    def list_lost_heads(self, connection: Connection) -> list[str]:
+        """Aggregates that a staged head says were written further than the records go."""
         rows = connection.exec_driver_sql(
-            f"SELECT t.aggregate_name FROM {_TICKETS} t JOIN {self._s}.oplog_ticket r "
-            "ON r.aggregate_name = t.aggregate_name WHERE r.version < t.version ORDER BY 1 LIMIT 3"
+            f"SELECT g.aggregate_name FROM {_HEADS} g CROSS JOIN LATERAL (SELECT e.version "
+            f"FROM {self._s}.oplog_entry e WHERE e.aggregate_name = g.aggregate_name "
+            "ORDER BY e.version DESC LIMIT 1) l WHERE l.version < g.version ORDER BY 1 LIMIT 3"
         )
         return list(rows.scalars())
 
     def write_position(self, connection: Connection, position: int) -> None:
-        """Draw the next entry's id after this one, or after the highest that there is."""
-        name = f"{quote(self.schema)}.oplog_entry_id_seq"
+        """Draw the next position after this one, or after the highest that there is."""
+        name = f"{quote(self.schema)}.oplog_position_seq"
         connection.exec_driver_sql(
             "SELECT pg_catalog.setval(%s::regclass, greatest(%s::bigint, q.last_value)) "
-            f"FROM {self._s}.oplog_entry_id_seq q WHERE %s::bigint > 0",
+            f"FROM {self._s}.oplog_position_seq q WHERE %s::bigint > 0",
             (name, position, position),
         )
+        self.make_partitions(connection, [position + 1])
 
 
 # -- COPY text ----------------------------------------------------------------------------
 
 
-def print_entries(entries: Iterable[tuple[StoredEntry, str]]) -> Iterator[str]:
-    """Rows for `COPY oplog_entry`, each with its transaction id."""
-    for entry, transaction_id in entries:
+def print_records(records: Iterable[tuple[StoredRecord, str]]) -> Iterator[str]:
+    """Rows for `COPY oplog_record`, each with its transaction id."""
+    for record, transaction_id in records:
+        plain = all(version == 1 for version in record.versions)
+        hashes = join_hashes(record)
         fields = [
-            str(entry.position),
-            str(entry.entry_id),
+            str(record.position),
+            str(record.record_id),
             transaction_id,
-            str(entry.transaction_position),
-            str(entry.transaction_size),
-            copy_field(entry.aggregate),
-            str(entry.version),
-            str(entry.format),
-            _print_bytes(entry.data),
-            copy_field(entry.key_id),
-            _print_bytes(entry.metadata_hash),
-            _print_bytes(entry.prev_hash),
-            _print_bytes(entry.entry_hash),
-            entry.recorded_at.isoformat(),
-            copy_field(entry.idempotency_key),
+            str(record.format),
+            copy_field(record.key_id),
+            _print_bytes(record.parts[0].data),
+            str(len(record.parts)),
+            copy_field(_print_array(record.aggregates)),
+            copy_field(None if plain else _print_array(map(str, record.versions))),
+            r"\N" if hashes is None else _print_bytes(hashes),
+            copy_field(None if not record.metadata else _print_pairs(record.metadata)),
+            _print_bytes(record.record_hash),
+            record.recorded_at.isoformat(),
+            copy_field(record.idempotency_key),
         ]
         yield "\t".join(fields) + "\n"
 
 
-def print_metadata(metadata: Mapping[int, Sequence[tuple[str, str]]]) -> Iterator[str]:
-    """Rows for `COPY oplog_metadata`."""
-    for position, pairs in metadata.items():
-        for ordinal, (key, value) in enumerate(pairs, start=1):
-            yield f"{position}\t{ordinal}\t{copy_field(key)}\t{copy_field(value)}\n"
+def print_parts(records: Iterable[StoredRecord]) -> Iterator[str]:
+    """Rows for `COPY oplog_part`: all parts but the first of each record."""
+    for record in records:
+        for number, part in enumerate(record.parts[1:], start=1):
+            fields = (str(record.position), str(number), str(part.first), _print_bytes(part.data))
+            yield "\t".join(fields) + "\n"
 
 
-def print_ticket(aggregate: str, version: int, *, head_hash: bytes) -> str:
-    """A row for the stage of tickets.
+def print_head(aggregate: str, version: int, *, head_hash: bytes) -> str:
+    """A row for the stage of heads."""
+    return "\t".join([copy_field(aggregate), str(version), _print_bytes(head_hash)]) + "\n"
 
-    The hashes that say how the newest came about are zeros, until the next entry sets them, or
-    the aggregate's last one is restored as well.
-    """
-    hashes = [_print_bytes(value) for value in (ZERO_HASH, head_hash, ZERO_HASH)]
-    return "\t".join([copy_field(aggregate), str(version), *hashes]) + "\n"
+
+def _print_pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return _print_array(flatten_metadata(pairs) or ())
+
+
+def _print_array(texts: Iterable[str]) -> str:
+    """The text of an array without NULLs."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _print_bytes(data: bytes) -> str:

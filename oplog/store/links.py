@@ -1,33 +1,53 @@
 """Whether the aggregates' chains are whole, asked in SQL.
 
-Compares stored hashes only; that each is the hash of its entry's bytes is checked when an entry
-is read.
+Compares stored hashes only; that each is the hash of its record's bytes is checked when a record is
+read.
 """
 
 from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
+from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.store.rows import FORMAT_PRUNED, BrokenLink
+from oplog.store.rows import BrokenLink
 
-LINK_COLUMNS = "lag(version) OVER w AS before, lag(entry_hash) OVER w AS linked"
-"""Version and hash of the aggregate's entry before this one; NULL for the first."""
-LINK_WINDOW = "w AS (PARTITION BY aggregate_name ORDER BY version)"
+ZERO = f"'\\x{ZERO_HASH.hex()}'::bytea"
+"""The hash before an aggregate's first record, in SQL."""
+LINK_COLUMNS = "lag(version) OVER w AS before, lag(record_hash) OVER w AS linked"
+"""Version and hash of the aggregate's record before this one; NULL for the first."""
+LINK_WINDOW = "w AS (PARTITION BY aggregate_name ORDER BY version, position)"
 """The window that `LINK_COLUMNS` are computed over."""
-IS_BROKEN = "(l.version <> l.before + 1 OR l.prev_hash <> l.linked)"
-"""Whether `l` does not follow the entry before; `oplog.crypto.aggregate_chain` in SQL."""
+IS_BROKEN = "(l.version <> l.before + 1 OR l.prev_hash IS DISTINCT FROM l.linked)"
+"""Whether `l` does not follow the record before; `oplog.crypto.aggregate_chain` in SQL."""
 SAY_BROKEN = (
     "WHEN l.version <> l.before + 1 THEN 'version ' || l.before + 1 || ' is missing before it' "
-    "WHEN l.prev_hash <> l.linked THEN 'its prev_hash is not the hash of the version before'"
+    "WHEN l.prev_hash IS DISTINCT FROM l.linked "
+    "THEN 'its prev_hash is not the hash of the version before'"
 )
 """Cases of a `CASE` that say why `l` is broken."""
 
 
+def select_links(s: str) -> str:
+    """A query for all links of the quoted schema `s`.
+
+    Columns: position, aggregate_name, version, prev_hash, record_hash. What a damaged row lacks is
+    NULL.
+    """
+    return f"""SELECT r.position, i.aggregate_name, i.version, r.record_hash,
+    CASE WHEN i.version = 1 THEN {ZERO} ELSE pg_catalog.substr(r.prev_hashes,
+      (i.place * {HASH_BYTES} - {HASH_BYTES - 1})::integer, {HASH_BYTES}) END AS prev_hash
+  FROM {s}.oplog_record r CROSS JOIN LATERAL (
+    SELECT a.aggregate_name, coalesce(a.version, 1) AS version,
+      count(*) FILTER (WHERE a.version <> 1) OVER (ORDER BY a.n) AS place
+    FROM ROWS FROM (pg_catalog.unnest(r.aggregates), pg_catalog.unnest(r.versions))
+      WITH ORDINALITY AS a(aggregate_name, version, n)) i"""
+
+
 def list_broken_links(connection: Connection, schema: str, *, limit: int) -> list[BrokenLink]:
-    """Gaps and false links, and tickets that disagree with the chains, at most `limit` of them.
+    """Gaps and false links, and tickets and entries that disagree with them, at most `limit`.
 
     Of a pruned log an aggregate may begin at any version, and what is missing in all must be as
     many entries as were pruned.
@@ -37,33 +57,41 @@ def list_broken_links(connection: Connection, schema: str, *, limit: int) -> lis
     rows = connection.exec_driver_sql(
         f"""WITH pruned AS (
   SELECT coalesce(max(entries), 0) AS entries FROM {s}.oplog_pruned),
+raw AS ({select_links(s)}),
 links AS (
-  SELECT id, aggregate_name, version, prev_hash, entry_hash, {LINK_COLUMNS},
+  SELECT position, aggregate_name, version, prev_hash, record_hash, {LINK_COLUMNS},
     lead(version) OVER w IS NULL AS newest
-  FROM {s}.oplog_entry WHERE format <> {FORMAT_PRUNED}
-  WINDOW {LINK_WINDOW}),
+  FROM raw WINDOW {LINK_WINDOW}),
 chained AS (
-  SELECT l.id, l.aggregate_name, l.version, l.prev_hash, l.entry_hash, l.newest,
+  SELECT l.position, l.aggregate_name, l.version, l.prev_hash, l.record_hash, l.newest,
     coalesce(l.before, CASE p.entries WHEN 0 THEN 0 ELSE l.version - 1 END) AS before,
     coalesce(l.linked, CASE WHEN p.entries > 0 AND l.version > 1 THEN l.prev_hash
-      ELSE decode(repeat('00', 32), 'hex') END) AS linked
+      ELSE {ZERO} END) AS linked
   FROM links l CROSS JOIN pruned p),
+ends AS (
+  SELECT l.aggregate_name, l.version FROM links l WHERE l.newest
+  UNION ALL SELECT t.aggregate_name, t.head_version FROM {s}.oplog_ticket t
+  WHERE t.head_version IS NOT NULL
+    AND NOT EXISTS (SELECT FROM raw l WHERE l.aggregate_name = t.aggregate_name)),
 missing AS (
-  SELECT (SELECT coalesce(sum(version), 0) FROM {s}.oplog_ticket)
-    - (SELECT count(*) FROM {s}.oplog_entry WHERE format <> {FORMAT_PRUNED})
-    - p.entries AS count FROM pruned p)
-SELECT coalesce(l.aggregate_name, t.aggregate_name), coalesce(l.version, t.version), l.id,
-  CASE WHEN t.aggregate_name IS NULL THEN 'the aggregate has no ticket'
-    WHEN l.aggregate_name IS NULL THEN 'the ticket has no entry'
-    {SAY_BROKEN}
-    WHEN l.newest AND t.version <> l.version
-      THEN 'its ticket is at version ' || t.version
-    ELSE 'its ticket holds another head hash' END
-FROM chained l FULL JOIN {s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
-WHERE t.aggregate_name IS NULL
-  OR (l.aggregate_name IS NULL AND t.version > 0 AND (SELECT entries FROM pruned) = 0)
-  OR {IS_BROKEN}
-  OR (l.newest AND (t.version <> l.version OR t.head_hash <> l.entry_hash))
+  SELECT (SELECT coalesce(sum(version), 0) FROM ends) - (SELECT count(*) FROM raw) - p.entries
+    AS count FROM pruned p)
+SELECT l.aggregate_name, l.version, l.position,
+  CASE {SAY_BROKEN} ELSE 'its ticket is at version ' || t.version END
+FROM chained l LEFT JOIN {s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
+WHERE {IS_BROKEN} OR (l.newest AND t.version <> l.version)
+UNION ALL SELECT t.aggregate_name, t.version, NULL, 'the ticket has no entry'
+FROM {s}.oplog_ticket t
+WHERE t.version > 0 AND t.version IS DISTINCT FROM t.head_version
+  AND NOT EXISTS (SELECT FROM raw l WHERE l.aggregate_name = t.aggregate_name)
+UNION ALL SELECT coalesce(l.aggregate_name, e.aggregate_name), coalesce(l.version, e.version),
+  coalesce(l.position, e.position), CASE
+    WHEN e.position IS NULL THEN 'its row in oplog_entry is missing'
+    WHEN l.position IS NULL THEN 'oplog_entry names a record that is not there'
+    ELSE 'oplog_entry names position ' || e.position || ' for it' END
+FROM raw l FULL JOIN {s}.oplog_entry e
+  ON e.aggregate_name = l.aggregate_name AND e.version = l.version
+WHERE e.position IS DISTINCT FROM l.position
 UNION ALL SELECT '', 0, NULL, m.count || ' more entries are missing than were pruned'
 FROM missing m CROSS JOIN pruned p WHERE p.entries > 0 AND m.count <> 0
 ORDER BY 1, 2 LIMIT {int(limit)}"""

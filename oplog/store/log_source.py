@@ -2,20 +2,20 @@
 
 The tables (`TablesLog`), an archive (`ArchivedLog`) and both together (`JoinedLog`) have it, so
 that one reader and one replay serve all three. A source is bound to what it needs, such as a
-connection, when it is made. Every source gives entries after those that they depend on; only the
+connection, when it is made. Every source gives records after those that they depend on; only the
 tables give them by rising position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import Turns
-from oplog.store.rows import BrokenLink, EntryFilter, StoredEntry
+from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
 
 class LogSource(Protocol):
@@ -31,15 +31,14 @@ class LogSource(Protocol):
 
     @property
     def ordered(self) -> bool:
-        """Whether entries come by rising position.
+        """Whether records come by rising position.
 
-        If not, they come in another causal order: the entries of a transaction follow each
-        other, and a low position may come after a high one.
+        If not, they come in another causal order: a low position may come after a high one.
         """
         ...
 
     def read_log_id(self) -> UUID:
-        """The identity of the log, bound into every sealed entry."""
+        """The identity of the log, bound into every sealed part."""
         ...
 
     def read_snapshot(self) -> str:
@@ -54,16 +53,12 @@ class LogSource(Protocol):
         """Check values of data keys by key id."""
         ...
 
-    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
-        """Pages of entries in causal order; no page is empty."""
-        ...
-
-    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, list[tuple[str, str]]]:
-        """Metadata pairs in their order, by transaction position; left out where there are none."""
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredRecord]]:
+        """Pages of records that have an entry which fits, in causal order; no page is empty."""
         ...
 
     def find_sequence(self, position: int) -> int | None:
-        """The sequence of an entry of the page given last; None where it has none yet."""
+        """The sequence of a record of the page given last; None where it has none yet."""
         ...
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
@@ -82,22 +77,20 @@ class LogSource(Protocol):
 
 
 class SequencedPage(NamedTuple):
-    """Entries that follow one another in a log's sequence, with their metadata.
+    """Records that follow one another in a log's sequence.
 
-    `first` is the sequence of the first; the others count up from it. `metadata` has the pairs
-    of their transactions, by transaction position.
+    `first` is the sequence of the first; the others count up from it.
     """
 
     first: int
-    entries: list[StoredEntry]
-    metadata: Mapping[int, list[tuple[str, str]]]
+    records: list[StoredRecord]
 
 
 class SequencedLog(LogSource, Protocol):
-    """A log whose entries are numbered without gaps, in the order in which it gives them.
+    """A log whose records are numbered without gaps, in the order in which it gives them.
 
     It is the log of one generation: after a fork, two generations use the same sequences for
-    different entries. Transactions are whole, and their entries follow each other.
+    different records.
     """
 
     @property
@@ -107,12 +100,12 @@ class SequencedLog(LogSource, Protocol):
 
     @property
     def first_sequence(self) -> int:
-        """Sequence of the oldest entry that is kept: 1 unless older ones were given up."""
+        """Sequence of the oldest record that is kept: 1 unless older ones were given up."""
         ...
 
     @property
     def sequence(self) -> int:
-        """Sequence of the newest entry; 0 for an empty log."""
+        """Sequence of the newest record; 0 for an empty log."""
         ...
 
     def find_chain(self, sequence: int) -> bytes | None:
@@ -120,5 +113,5 @@ class SequencedLog(LogSource, Protocol):
         ...
 
     def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
-        """Pages, none empty, of the entries whose sequence is over `after`."""
+        """Pages, none empty, of the records whose sequence is over `after`."""
         ...

@@ -1,7 +1,8 @@
-"""SQL of pruning: which entries are only in an archive, which may go there, and their removal.
+"""SQL of pruning: which records are only in an archive, which may go there, and their removal.
 
-Used idempotency keys and ended adoptions must be known for ever. The rows of such transactions
-stay, without their payload, under the same unique index.
+Used idempotency keys and ended adoptions must be known for ever. What is asked of such records stays
+with their outcome. The newest record of an aggregate stays with its ticket: the next one continues
+it. A partition of which nothing is left is dropped.
 """
 
 from __future__ import annotations
@@ -16,30 +17,34 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import PrunedError
 from oplog.postgres.quoting import (
+    double_percent,
     quote,
     quote_for_driver,
 )
-from oplog.store.adopted import ADOPTED, ADOPTED_ROWS
+from oplog.schema.guard import RETIRED, RETIRED_REVISION
+from oplog.schema.partitions import PARTITION_PATTERN, PARTITION_POSITIONS
+from oplog.store.adopted import ADOPTED, ADOPTED_REVISION, ADOPTED_ROWS
 from oplog.store.commit_lookup import REQUEST
 from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
-from oplog.store.rows import FORMAT_PRUNED, read_microseconds
+from oplog.store.rows import read_microseconds
 from oplog.store.seen import bind_unseen, read_seen
 
-KEPT_METADATA = (REQUEST, ADOPTED, ADOPTED_ROWS)
-"""Metadata of transactions whose rows stay: what they are asked for."""
-_COLUMNS = (
-    "id, entry_id, transaction_id, transaction_position, transaction_size, aggregate_name, "
-    "version, key_id, metadata_hash, prev_hash, entry_hash, created_at, idempotency_key"
+KEPT_METADATA = (
+    REQUEST,
+    ADOPTED,
+    ADOPTED_ROWS,
+    ADOPTED_REVISION,
+    RETIRED,
+    RETIRED_REVISION,
 )
-
-
+"""Metadata of records that must be known for ever: what they are asked for."""
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """How far a log was pruned: what was up to `sequence` is in the archive, and only there.
 
-    `chain` is the archive's after that entry, `position` the highest of what went, `entries` how
+    `chain` is the archive's after that record, `position` the highest of what went, `entries` how
     many went in all.
     """
 
@@ -105,28 +110,19 @@ class PruningStore:
         return read_microseconds(microseconds) - keep
 
     def is_owner(self, connection: Connection) -> bool:
-        """Whether this role may prune: it is a member of the owner of the entries."""
+        """Whether this role may prune: it is a member of the owner of the records."""
         return bool(
             connection.exec_driver_sql(
                 "SELECT pg_catalog.pg_has_role(c.relowner, 'MEMBER') FROM pg_catalog.pg_class c "
                 "WHERE c.oid = pg_catalog.to_regclass(%s)",
-                (f"{quote(self._schema)}.oplog_entry",),
+                (f"{quote(self._schema)}.oplog_record",),
             ).scalar_one()
         )
-
-    def find_hashes(self, connection: Connection, positions: Sequence[int]) -> dict[int, bytes]:
-        """Entry hashes by position, of entries that are there with their payload."""
-        rows = connection.exec_driver_sql(
-            f"SELECT id, entry_hash FROM {self._s}.oplog_entry "
-            f"WHERE id = ANY (%s::bigint[]) AND format <> {FORMAT_PRUNED}",
-            (list(positions),),
-        )
-        return {row[0]: bytes(row[1]) for row in rows}
 
     def list_behind(
         self, connection: Connection, positions: Sequence[int], *, archive_id: UUID
     ) -> list[HeldBack]:
-        """Consumers and other archives that have not seen all of these entries."""
+        """Consumers and other archives that have not seen all of these records."""
         origin = Feed(self._schema).read_origin(connection)
         behind = []
         for name, cursor in self._list_cursors(connection, archive_id):
@@ -136,8 +132,8 @@ class PruningStore:
             else:
                 condition, values = bind_unseen(read_seen(cursor))
                 count = connection.exec_driver_sql(
-                    f"SELECT count(*) FROM {self._s}.oplog_entry e "
-                    f"WHERE e.id = ANY (%s::bigint[]) AND {condition}",
+                    f"SELECT count(*) FROM {self._s}.oplog_record r "
+                    f"WHERE r.position = ANY (%s::bigint[]) AND {condition}",
                     (list(positions), *values),
                 ).scalar_one()
             if count:
@@ -194,29 +190,78 @@ class PruningStore:
         )
 
     def remove(
-        self,
-        connection: Connection,
-        positions: Sequence[int],
-        *,
-        transactions: Sequence[int],
-        kept: Sequence[int],
+        self, connection: Connection, positions: Sequence[int], *, kept: Sequence[int]
     ) -> int:
-        """Remove entries and their transactions' metadata; how many entries there were.
+        """Remove records and what is found by them; how many records there were.
 
-        Of the transactions at the positions `kept` all rows stay, without their payload.
+        Of those at the positions `kept` there stays what is asked of them.
         """
+        self._keep_outcomes(connection, kept)
+        self._keep_heads(connection, positions)
+        gone = list(positions)
+        for table in ("part", "token"):
+            connection.exec_driver_sql(
+                f"DELETE FROM {self._s}.oplog_{table} WHERE position = ANY (%s::bigint[])", (gone,)
+            )
+        # Entries have no index on positions: those of a record are found by its aggregates.
         connection.exec_driver_sql(
-            f"DELETE FROM {self._s}.oplog_metadata WHERE transaction_position = "
-            "ANY (%s::bigint[]) AND NOT (transaction_position = ANY (%s::bigint[]) "
-            "AND key = ANY (%s::text[]))",
-            (list(transactions), list(kept), list(KEPT_METADATA)),
+            f"DELETE FROM {self._s}.oplog_entry x USING {self._s}.oplog_record r "
+            "CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(r.aggregates), "
+            "pg_catalog.unnest(r.versions)) AS a(name, version) "
+            "WHERE r.position = ANY (%s::bigint[]) AND x.aggregate_name = a.name "
+            "AND x.version = coalesce(a.version, 1)",
+            (gone,),
         )
-        # Each row is deleted before the one that takes its place is checked to be unique.
         removed = connection.exec_driver_sql(
-            f"WITH gone AS (DELETE FROM {self._s}.oplog_entry WHERE id = ANY (%s::bigint[]) "
-            f"RETURNING *), left_over AS (INSERT INTO {self._s}.oplog_entry "
-            f"({_COLUMNS}, format, data) SELECT {_COLUMNS}, {FORMAT_PRUNED}, ''::bytea FROM gone "
-            "WHERE transaction_position = ANY (%s::bigint[])) SELECT count(*) FROM gone",
-            (list(positions), list(kept)),
-        ).scalar_one()
-        return int(removed)
+            f"DELETE FROM {self._s}.oplog_record WHERE position = ANY (%s::bigint[])", (gone,)
+        )
+        return removed.rowcount
+
+    def _keep_outcomes(self, connection: Connection, kept: Sequence[int]) -> None:
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_outcome o SET aggregates = r.aggregates, "
+            "versions = r.versions, record_hash = r.record_hash, metadata = ARRAY("
+            "SELECT t.text FROM pg_catalog.generate_series(1, "
+            "pg_catalog.cardinality(r.metadata), 2) AS n CROSS JOIN LATERAL "
+            "(VALUES (0, r.metadata[n]), (1, r.metadata[n + 1])) AS t(place, text) "
+            "WHERE r.metadata[n] = ANY (%s::text[]) ORDER BY n, t.place) "
+            f"FROM {self._s}.oplog_record r WHERE r.position = ANY (%s::bigint[]) "
+            "AND o.record_id = r.record_id",
+            (list(KEPT_METADATA), list(kept)),
+        )
+
+    def _keep_heads(self, connection: Connection, positions: Sequence[int]) -> None:
+        """Leave with its ticket the newest record of each aggregate that has no later one."""
+        connection.exec_driver_sql(
+            f"INSERT INTO {self._s}.oplog_ticket AS t "
+            "(aggregate_name, version, head_version, head_hash) "
+            "SELECT a.name, coalesce(a.version, 1), coalesce(a.version, 1), r.record_hash "
+            f"FROM {self._s}.oplog_record r CROSS JOIN LATERAL ROWS FROM ("
+            "pg_catalog.unnest(r.aggregates), pg_catalog.unnest(r.versions)) "
+            "AS a(name, version) WHERE r.position = ANY (%s::bigint[]) "
+            f"AND NOT EXISTS (SELECT FROM {self._s}.oplog_entry n "
+            "WHERE n.aggregate_name = a.name AND n.version > coalesce(a.version, 1)) "
+            'ORDER BY a.name COLLATE "C" '
+            "ON CONFLICT (aggregate_name) DO UPDATE SET head_version = excluded.head_version, "
+            "head_hash = excluded.head_hash",
+            (list(positions),),
+        )
+
+    def drop_partitions(self, connection: Connection, *, through: int) -> list[str]:
+        """Drop partitions that are empty and end at or below position `through`; their names."""
+        names = connection.exec_driver_sql(
+            "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            f"WHERE n.nspname = %s AND c.relispartition AND c.relname ~ '{PARTITION_PATTERN}' "
+            "AND (pg_catalog.substring(c.relname::text, '_p([0-9]+)$')::bigint + 1) "
+            f"* {PARTITION_POSITIONS} <= %s ORDER BY c.relname",
+            (self._schema, through),
+        ).scalars()
+        dropped = []
+        for name in list(names):
+            quoted = double_percent(name)
+            filled = connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {quoted})").scalar_one()
+            if not filled:
+                connection.exec_driver_sql(f"DROP TABLE {quoted}")
+                dropped.append(name)
+        return dropped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -10,15 +10,15 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
-from oplog.store.entries import Store
-from oplog.store.rows import BrokenLink, EntryFilter, StoredEntry
+from oplog.store.records import Store
+from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
 
 class TablesLog:
     """The log in the tables of `store`, as `connection` and its transaction see it.
 
     Each method runs its statements on that connection. It takes no snapshot by itself: outside a
-    REPEATABLE READ transaction two methods may see different moments, except for entries, which
+    REPEATABLE READ transaction two methods may see different moments, except for records, which
     are read as of the snapshot that is given.
     """
 
@@ -45,16 +45,12 @@ class TablesLog:
         """Check values of data keys by key id."""
         return self._store.list_keys(self.connection)
 
-    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredEntry]]:
-        """Pages of entries by rising position, from one snapshot."""
+    def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredRecord]]:
+        """Pages of records by rising position, from one snapshot."""
         return self._store.iterate(self.connection, filter, snapshot=snapshot)
 
-    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, list[tuple[str, str]]]:
-        """Metadata pairs in their order, by transaction position."""
-        return self._store.read_metadata(self.connection, positions)
-
     def find_sequence(self, position: int) -> None:
-        """None: the tables number entries by position only."""
+        """None: the tables number records by position only."""
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""

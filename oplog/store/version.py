@@ -1,4 +1,4 @@
-"""The comment on the entry table: the schema's version, and whether a restore is under way.
+"""The comment on the record table: the schema's version, and whether a restore is under way.
 
 A restore must be visible to every application before its first row is there, and the transaction
 that ends it removes the mark.
@@ -24,7 +24,7 @@ def read_comment(connection: Connection, schema: str) -> str:
     """The comment; empty where there is no table, or nothing is said of it."""
     comment = connection.exec_driver_sql(
         "SELECT pg_catalog.obj_description(pg_catalog.to_regclass(%s), 'pg_class')",
-        (f"{quote(schema)}.oplog_entry",),
+        (f"{quote(schema)}.oplog_record",),
     ).scalar()
     return str(comment or "")
 
@@ -34,7 +34,7 @@ def list_log_schemas(connection: Connection) -> list[str]:
     rows = connection.exec_driver_sql(
         "SELECT n.nspname::text FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relname = 'oplog_entry' AND c.relkind IN ('r', 'p') AND pg_catalog.starts_with("
+        "WHERE c.relname = 'oplog_record' AND c.relkind IN ('r', 'p') AND pg_catalog.starts_with("
         "pg_catalog.obj_description(c.oid, 'pg_class'), %s::text) ORDER BY 1",
         (COMMENT_PREFIX,),
     )
@@ -107,6 +107,6 @@ def write_comment(connection: Connection, schema: str, *, version: int, restorin
     """Say which version the tables have, and whether they are being restored."""
     text = f"{COMMENT_PREFIX}{version}{BEING_RESTORED if restoring else ''}"
     connection.exec_driver_sql(
-        f"COMMENT ON TABLE {quote(schema)}.oplog_entry IS {quote_literal(text)}",
+        f"COMMENT ON TABLE {quote(schema)}.oplog_record IS {quote_literal(text)}",
         execution_options={"no_parameters": True},
     )

@@ -1,4 +1,4 @@
-"""Writing and reading the log: schema, types, keys, entries, tickets, checkpoints.
+"""Writing and reading the log: schema, types, keys, records, tickets.
 
 Takes a SQLAlchemy connection and plain values, gives back plain values. Statements go
 through `exec_driver_sql`: an ORM-level execute would re-enter the session's own events.
@@ -6,7 +6,7 @@ through `exec_driver_sql`: an ORM-level execute would re-enter the session's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -20,11 +20,11 @@ from oplog.postgres.binary_message import (
     BYTEA,
     BYTEA_ARRAY,
     INT2,
+    INT4_ARRAY,
     INT8,
     INT8_ARRAY,
     TEXT,
     TEXT_ARRAY,
-    UUID_ARRAY,
     UUID_OID,
     Message,
     Parameter,
@@ -32,33 +32,37 @@ from oplog.postgres.binary_message import (
 from oplog.postgres.driver import require_driver
 from oplog.postgres.quoting import quote, quote_for_driver, quote_literal
 from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
+from oplog.schema.partitions import PARTITION_PATTERN
 from oplog.store.entry_filter import bind_filter
 from oplog.store.home import Identity, require_defined, require_home
+from oplog.store.heads import select_heads
 from oplog.store.links import list_broken_links
 from oplog.store.name_check import compare_names
 from oplog.store.revisions import insert_type, list_types
 from oplog.store.rows import (
-    ENTRY_COLUMNS,
+    CREATED,
+    RECORD_COLUMNS,
+    SIZE,
     BrokenLink,
     EntryFilter,
-    NewEntry,
-    StoredEntry,
+    NewRecord,
+    Part,
+    StoredRecord,
+    flatten_metadata,
     make_stored,
     read_microseconds,
 )
 from oplog.store.version import parse_version, read_comment
 
 PAGE_ENTRIES = 4000
-"""Most entries read at once."""
-_ONE = (TEXT, INT8, UUID_OID, BYTEA, BYTEA)
-_MANY = (TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY)
-"""Types of the members of `NewEntry`, of one and of many."""
-_PLACES = ", ".join(f"${number}" for number in range(1, 12))
-_ANSWER_ONE = "SELECT ARRAY[o_version], ARRAY[o_hash]"
-_ANSWER_MANY = "SELECT versions, hashes"
-_ANSWER_NONE = "SELECT ARRAY[]::bigint[], ARRAY[]::bytea[]"
+"""Most entries read at once, more only for a single larger record."""
 PAGE_BYTES = 8 * 1024 * 1024
-"""Sealed bytes read at once, more only for a single larger entry."""
+"""Sealed bytes read at once, more only for a single larger record."""
+_PARTS = StoredRecord._fields.index("parts") + 1
+"""Where `RECORD_COLUMNS` have the number of parts, after the first one."""
+_PLACES = ", ".join(f"${number}" for number in range(1, 12))
+_ANSWER = "SELECT o_versions, o_hash"
+_ANSWER_NONE = "SELECT NULL::bigint[], NULL::bytea"
 
 
 class Store:
@@ -70,8 +74,7 @@ class Store:
         self._s = quote_for_driver(schema)
         # A message knows no percent signs.
         s = quote(schema)
-        self._append = f"{_ANSWER_MANY} FROM {s}.oplog_append("
-        self._append_one = f"{_ANSWER_ONE} FROM {s}.oplog_append_one("
+        self._append = f"{_ANSWER} FROM {s}.oplog_append("
         self._settle = f"{_ANSWER_NONE} FROM {s}.oplog_settle("
 
     # -- schema ---------------------------------------------------------------------------
@@ -91,7 +94,7 @@ class Store:
     def require_home(self, connection: Connection) -> Identity:
         """`require_current`, and `ForeignServerError` where transaction ids mean something else.
 
-        Required where entries are chosen by which transactions are visible; writing does not.
+        Required where records are chosen by which transactions are visible; writing does not.
         Gives the identity of this database, which may be a copy on the server that the log was
         written on.
         """
@@ -99,7 +102,7 @@ class Store:
         return require_home(connection, self.schema)
 
     def read_log_id(self, connection: Connection) -> UUID:
-        """The identity of this log, bound into every sealed entry."""
+        """The identity of this log, bound into every sealed part."""
         found = connection.exec_driver_sql(f"SELECT log_id FROM {self._s}.oplog_log").scalars()
         ids: list[UUID] = list(found)
         if len(ids) != 1:
@@ -144,38 +147,35 @@ class Store:
 
     def bind_append(
         self,
-        entries: Sequence[NewEntry],
+        record: NewRecord,
         *,
-        format: int,
-        key_id: str,
-        metadata: Sequence[tuple[str, str]],
-        metadata_hash: bytes,
-        idempotency_key: str | None = None,
         tally: int | None = None,
         named: Sequence[tuple[str, int]] = (),
     ) -> Message:
-        """The message that redeems and appends; entries sorted by aggregate.
+        """The message that redeems and appends.
 
-        It answers with versions and hashes, in the same order. `tally` is what the guards of
-        the tables must have counted; None if there are none. Unless each of `named`, a quoted
-        name of a table and its oid, means that table when the statement runs, it raises: the
-        tally is then `OTHER_TABLE`.
+        It answers with versions, NULL if all are 1, and the record's hash. `tally` is what the
+        guards of the tables must have counted; None if there are none. Unless each of `named`, a
+        quoted name of a table and its oid, means that table when the statement runs, it raises:
+        the tally is then `OTHER_TABLE`.
         """
-        one = len(entries) == 1
-        columns = entries[0] if one else zip(*entries, strict=True)
-        oids = _ONE if one else _MANY
+        created = all(version == CREATED for version in record.expected)
+        more = record.parts[1:]
         parameters = (
-            *map(Parameter, oids, columns),
-            Parameter(INT2, format),
-            Parameter(TEXT, key_id),
-            Parameter(BYTEA, metadata_hash),
-            Parameter(TEXT_ARRAY, [key for key, _ in metadata] or None),
-            Parameter(TEXT_ARRAY, [value for _, value in metadata] or None),
-            Parameter(TEXT, idempotency_key),
+            Parameter(UUID_OID, record.record_id),
+            Parameter(TEXT_ARRAY, record.aggregates),
+            Parameter(INT8_ARRAY, None if created else record.expected),
+            Parameter(BYTEA, record.body_hash),
+            Parameter(BYTEA, record.parts[0].data),
+            Parameter(INT4_ARRAY, [part.first for part in more] or None),
+            Parameter(BYTEA_ARRAY, [part.data for part in more] or None),
+            Parameter(INT2, record.format),
+            Parameter(TEXT, record.key_id),
+            Parameter(TEXT_ARRAY, flatten_metadata(record.metadata)),
+            Parameter(TEXT, record.idempotency_key),
         )
-        function = self._append_one if one else self._append
         return _bind(
-            f"{function}{_PLACES}, ",
+            f"{self._append}{_PLACES}, ",
             parameters,
             tally=tally,
             named=named,
@@ -189,11 +189,14 @@ class Store:
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""
         rows = connection.exec_driver_sql(
-            f"SELECT aggregate_name, version FROM {self._s}.oplog_ticket "
-            "WHERE aggregate_name = ANY(%s::text[])",
+            "SELECT a.name, coalesce(t.version, (SELECT e.version "
+            f"FROM {self._s}.oplog_entry e WHERE e.aggregate_name = a.name "
+            "ORDER BY e.version DESC LIMIT 1)) AS version "
+            "FROM pg_catalog.unnest(%s::text[]) AS a(name) "
+            f"LEFT JOIN {self._s}.oplog_ticket t ON t.aggregate_name = a.name",
             (list(aggregates),),
         )
-        return {row[0]: row[1] for row in rows}
+        return {name: version for name, version in rows if version}
 
     # -- reading --------------------------------------------------------------------------
 
@@ -208,48 +211,27 @@ class Store:
 
     def read_page(
         self, connection: Connection, filter: EntryFilter, *, snapshot: str, after: int
-    ) -> list[StoredEntry]:
-        """Entries visible in `snapshot` with a position over `after`, in causal order.
+    ) -> list[StoredRecord]:
+        """Records visible in `snapshot` with a position over `after`, in causal order.
 
         Bounded in entries and bytes; an empty page is the end.
         """
         where, values = bind_filter(self._s, filter)
-        inner = (
-            f"SELECT {ENTRY_COLUMNS}, sum(octet_length(e.data)) OVER (ORDER BY e.id) AS bytes "
-            f"FROM {self._s}.oplog_entry e WHERE e.id > %s "
-            f"AND pg_catalog.pg_visible_in_snapshot(e.transaction_id, %s::pg_snapshot) AND {where} "
-            f"ORDER BY e.id LIMIT {PAGE_ENTRIES}"
-        )
-        return self._page(connection, inner, (max(after, filter.after or 0), snapshot, *values))
-
-    def _page(
-        self, connection: Connection, inner: str, values: tuple[Any, ...]
-    ) -> list[StoredEntry]:
         rows = connection.exec_driver_sql(
-            f"SELECT * FROM ({inner}) p WHERE p.bytes - octet_length(p.data) < {PAGE_BYTES} "
-            "ORDER BY p.id",
-            values,
+            f"SELECT p.* FROM (SELECT {RECORD_COLUMNS}, {BEFORE} FROM {self._s}.oplog_record r "
+            "WHERE r.position > %s "
+            "AND pg_catalog.pg_visible_in_snapshot(r.transaction_id, %s::pg_snapshot) "
+            f"AND {where} WINDOW w AS (ORDER BY r.position) "
+            f"ORDER BY r.position LIMIT {PAGE_ENTRIES}) p WHERE p.bytes_before < {PAGE_BYTES} "
+            f"AND p.entries_before < {PAGE_ENTRIES} ORDER BY p.position",
+            (max(after, filter.after or 0), snapshot, *values),
         )
-        return [make_stored(row[:-1]) for row in rows.fetchall()]
-
-    def read_metadata(
-        self, connection: Connection, positions: Iterable[int]
-    ) -> dict[int, list[tuple[str, str]]]:
-        """Metadata pairs in their order, by transaction position."""
-        found: dict[int, list[tuple[str, str]]] = {}
-        rows = connection.exec_driver_sql(
-            f"SELECT transaction_position, key, value FROM {self._s}.oplog_metadata "
-            "WHERE transaction_position = ANY(%s::bigint[]) ORDER BY transaction_position, ordinal",
-            (sorted(set(positions)),),
-        )
-        for position, key, value in rows:
-            found.setdefault(position, []).append((key, value))
-        return found
+        return complete_records(connection, self._s, [row[:-2] for row in rows.fetchall()])
 
     def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
         """The highest position recorded at or before `at`; 0 when there is none."""
         found = connection.exec_driver_sql(
-            f"SELECT max(id) FROM {self._s}.oplog_entry WHERE created_at <= %s "
+            f"SELECT max(position) FROM {self._s}.oplog_record WHERE created_at <= %s "
             "AND pg_catalog.pg_visible_in_snapshot(transaction_id, %s::pg_snapshot)",
             (at, snapshot),
         ).scalar()
@@ -260,22 +242,26 @@ class Store:
     def list_broken_links(self, connection: Connection, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them.
 
-        Compares stored hashes only; that each matches its entry's bytes is checked when it
+        Compares stored hashes only; that each matches its record's bytes is checked when it
         is read. Of a pruned log an aggregate may begin at any version, and what is missing
         must be as many entries as were pruned; which ones, only the archive tells.
         """
         return list_broken_links(connection, self.schema, limit=limit)
 
     def read_status(self, connection: Connection) -> Mapping[str, Any]:
-        """Counts and sizes for an operator: entries, aggregates, last position, bytes, age."""
-        name = quote_literal(f"{self._s}.oplog_entry")
+        """Counts and sizes for an operator: records, aggregates, last position, bytes, age."""
         row = connection.exec_driver_sql(
-            f"""SELECT (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
-  (SELECT count(*) FROM {self._s}.oplog_ticket WHERE version > 0) AS aggregates,
-  (SELECT coalesce(max(id), 0) FROM {self._s}.oplog_entry) AS position,
+            f"""SELECT (SELECT count(*) FROM {self._s}.oplog_record) AS records,
+  (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
+  (SELECT count(*) FROM {select_heads(self._s)} h) AS aggregates,
+  (SELECT coalesce(max(position), 0) FROM {self._s}.oplog_record) AS position,
   (SELECT (extract(epoch FROM max(created_at)) * 1000000)::bigint
-   FROM {self._s}.oplog_entry) AS recorded_at,
-  pg_catalog.pg_total_relation_size({name}::regclass) AS entry_bytes,
+   FROM {self._s}.oplog_record) AS recorded_at,
+  (SELECT sum(pg_catalog.pg_total_relation_size(c.oid))::bigint FROM pg_catalog.pg_class c
+   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+   WHERE n.nspname = {quote_literal(self.schema).replace("%", "%%")} AND c.relkind = 'r'
+     AND (c.relname ~ '{PARTITION_PATTERN}'
+       OR c.relname IN ('oplog_entry', 'oplog_ticket', 'oplog_outcome'))) AS entry_bytes,
   (SELECT count(*) FROM {self._s}.oplog_type) AS type_revisions,
   (SELECT log_id FROM {self._s}.oplog_log) AS log_id"""
         )
@@ -286,8 +272,8 @@ class Store:
 
     def iterate(
         self, connection: Connection, filter: EntryFilter, *, snapshot: str
-    ) -> Iterator[list[StoredEntry]]:
-        """Pages of entries in causal order, from one snapshot."""
+    ) -> Iterator[list[StoredRecord]]:
+        """Pages of records in causal order, from one snapshot."""
         if snapshot == ALL_VISIBLE:
             yield from self._iterate_on_standby(connection, filter)
             return
@@ -298,28 +284,56 @@ class Store:
 
     def _iterate_on_standby(
         self, connection: Connection, filter: EntryFilter
-    ) -> Iterator[list[StoredEntry]]:
+    ) -> Iterator[list[StoredRecord]]:
         where, values = bind_filter(self._s, filter)
-        # With a sum the order cannot come from the index on ids, which a cursor is otherwise
-        # planned to walk, all of it, for the entries of a few aggregates.
-        narrow = filter.aggregate is not None or filter.aggregates
-        order = "e.id + 0" if narrow else "e.id"
         pages = iterate_positions(
             connection,
-            f"SELECT e.id, octet_length(e.data) FROM {self._s}.oplog_entry e "
-            f"WHERE e.id > %s AND {where} ORDER BY {order}",
+            f"SELECT r.position, {SIZE} FROM {self._s}.oplog_record r "
+            f"WHERE r.position > %s AND {where} ORDER BY r.position",
             (filter.after or 0, *values),
             most=PAGE_ENTRIES,
             most_bytes=PAGE_BYTES,
         )
         for positions in pages:
-            # Entries never change: a later statement shows the same ones.
-            rows = connection.exec_driver_sql(
-                f"SELECT {ENTRY_COLUMNS} FROM {self._s}.oplog_entry e "
-                "WHERE e.id = ANY(%s::bigint[]) ORDER BY e.id",
-                (positions,),
-            )
-            yield [make_stored(row) for row in rows]
+            # Records never change: a later statement shows the same ones.
+            yield read_records(connection, self._s, positions)
+
+
+BEFORE = (
+    f"(sum({SIZE}) OVER w - {SIZE})::bigint AS bytes_before, "
+    "sum(pg_catalog.cardinality(r.aggregates)) OVER w - pg_catalog.cardinality(r.aggregates) "
+    "AS entries_before"
+)
+"""Sealed bytes and entries of the records before `r` in window `w`."""
+
+
+def read_records(
+    connection: Connection, s: str, positions: Sequence[int]
+) -> list[StoredRecord]:
+    """Records by their positions, sorted by position; those that are not there are left out."""
+    rows = connection.exec_driver_sql(
+        f"SELECT {RECORD_COLUMNS} FROM {s}.oplog_record r "
+        "WHERE r.position = ANY (%s::bigint[]) ORDER BY r.position",
+        (list(positions),),
+    )
+    return complete_records(connection, s, rows.fetchall())
+
+
+def complete_records(
+    connection: Connection, s: str, rows: Sequence[Sequence[Any]]
+) -> list[StoredRecord]:
+    """Records of rows with `RECORD_COLUMNS`, with the parts that are not in their rows."""
+    split = [row[0] for row in rows if row[_PARTS] > 1]
+    more: dict[int, list[Part]] = {}
+    if split:
+        found = connection.exec_driver_sql(
+            f"SELECT position, first, data FROM {s}.oplog_part "
+            "WHERE position = ANY (%s::bigint[]) ORDER BY position, number",
+            (split,),
+        )
+        for position, first, data in found:
+            more.setdefault(position, []).append(Part(first, bytes(data)))
+    return [make_stored(row, more) for row in rows]
 
 
 def _bind(

@@ -1,0 +1,72 @@
+"""Partitions of the log's large tables, by position, as DDL.
+
+A log grows at one end and is pruned at the other: a partition goes in a moment, whatever is in it.
+The next one is made ahead, by whoever appends or by `oplog maintain`. `ATTACH PARTITION` waits for
+no writer and lets none wait; `CREATE TABLE ... PARTITION OF` would.
+"""
+
+from __future__ import annotations
+
+from oplog.postgres.quoting import quote_literal
+
+PARTITIONED = ("record", "part", "token")
+"""Tables that are partitioned, without the prefix `oplog_`."""
+PARTITION_POSITIONS = 1 << 22
+"""Positions of one partition."""
+AHEAD = 2
+"""How many partitions there are, at least, from the one of the newest position on."""
+PARTITION_PATTERN = "^oplog_(record|part|token)_p[0-9]+$"
+"""What the names of partitions match, as a regular expression of Postgres."""
+
+
+def create_partition_statements(s: str) -> list[str]:
+    """The function that makes partitions, in the quoted schema `s`, and the first of them."""
+    return [_make_partitions(s), f"SELECT {s}.oplog_make_partitions(1)"]
+
+
+def _make_partitions(s: str) -> str:
+    tables = ", ".join(f"'oplog_{name}'" for name in PARTITIONED)
+    literal = s.replace("'", "''")
+    lock = quote_literal(f"oplog partitions {s}")
+    return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Makes the partition of a position and the next, where they are missing; how many it made. Nobody
+-- but the owner has rights on a partition: everybody else goes through the whole table.
+DECLARE
+  v_table text;
+  v_number bigint;
+  v_name text;
+  v_grantee text;
+  v_made integer := 0;
+BEGIN
+  IF NOT EXISTS (SELECT FROM unnest(ARRAY[{tables}]) AS t(name),
+      generate_series(0, {AHEAD - 1}) AS ahead(n) WHERE to_regclass(concat('{literal}.', t.name,
+        '_p', p_position / {PARTITION_POSITIONS} + ahead.n)) IS NULL) THEN
+    RETURN 0;
+  END IF;
+  -- Of two at once one makes them, and the other need not wait: they are made long before they are
+  -- needed.
+  IF NOT pg_try_advisory_xact_lock(hashtextextended({lock}, 0)) THEN RETURN 0; END IF;
+  FOREACH v_table IN ARRAY ARRAY[{tables}] LOOP
+    FOR v_number IN SELECT p_position / {PARTITION_POSITIONS} + n
+        FROM generate_series(0, {AHEAD - 1}) AS n LOOP
+      v_name := concat('{literal}.', v_table, '_p', v_number);
+      CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
+      EXECUTE concat('CREATE TABLE ', v_name, ' (LIKE {literal}.', v_table, ' INCLUDING ALL)');
+      FOR v_grantee IN SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC')
+          FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
+          LEFT JOIN pg_roles r ON r.oid = x.grantee
+          WHERE c.oid = v_name::regclass AND x.grantee <> c.relowner LOOP
+        EXECUTE concat('REVOKE ALL ON ', v_name, ' FROM ', v_grantee);
+      END LOOP;
+      EXECUTE concat('CREATE TRIGGER oplog_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ',
+        v_name, ' FOR EACH STATEMENT EXECUTE FUNCTION {literal}.oplog_refuse_change()');
+      EXECUTE concat('ALTER TABLE ', v_name, ' ENABLE ALWAYS TRIGGER oplog_append_only');
+      EXECUTE concat('ALTER TABLE {literal}.', v_table, ' ATTACH PARTITION ', v_name,
+        ' FOR VALUES FROM (', v_number * {PARTITION_POSITIONS}, ') TO (',
+        (v_number + 1) * {PARTITION_POSITIONS}, ')');
+      v_made := v_made + 1;
+    END LOOP;
+  END LOOP;
+  RETURN v_made;
+END $oplog_fn$"""
