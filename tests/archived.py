@@ -1,6 +1,6 @@
-"""Archives made by hand: entries, segments and heads as a publisher would write them.
+"""Archives made by hand: records, segments and heads as a publisher would write them.
 
-No database: entries are hashed and linked as the log's own are. Shared by the tests of the
+No database: records are hashed and linked as the log's own are. Shared by the tests of the
 archive's bytes and of reading it.
 """
 
@@ -13,16 +13,16 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from oplog.archive.format.body import Pairs, compute_hash
+from oplog.archive.format.body import compute_hash
 from oplog.archive.format.head import Head, Origin, TypesRef, make_first
 from oplog.archive.format.index import Item, Levels, add_item, make_item
 from oplog.archive.format.path import BLOB, LATEST, name_content, name_head
 from oplog.archive.format.segment import SegmentHeader, encode_segment, start_chain
 from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
-from oplog.crypto.hashing import ZERO_HASH, hash_metadata
+from oplog.crypto.hashing import ZERO_HASH
 from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
-from oplog.store.rows import StoredEntry, read_microseconds
+from oplog.store.rows import Part, StoredRecord, read_microseconds
 from oplog.value import Kind
 
 LOG_ID = UUID("0191e0a0-7f5c-7000-8000-0123456789ab")
@@ -32,120 +32,129 @@ MOMENT = 1_700_000_000_000_000
 TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=8)
 
 
-def seal_entry(entry: StoredEntry) -> StoredEntry:
-    """The entry with the hash that its other columns give."""
-    return entry._replace(entry_hash=compute_hash(entry) or b"")
+def seal_record(record: StoredRecord) -> StoredRecord:
+    """The record with the hash that its other columns give."""
+    return record._replace(record_hash=compute_hash(record) or b"")
 
 
-def make_entry(
-    position: int, heads: dict[str, tuple[int, bytes]], *, pairs: Pairs, **given: Any
-) -> StoredEntry:
-    """An entry that follows its aggregate's newest one in `heads`, which is moved on."""
-    aggregate = given.pop("aggregate", "account/1")
-    version, head = heads.get(aggregate, (0, ZERO_HASH))
+def make_record(
+    position: int,
+    heads: dict[str, tuple[int, bytes]],
+    *,
+    aggregates: Sequence[str] = ("account/1",),
+    **given: Any,
+) -> StoredRecord:
+    """A record that follows its aggregates' newest ones in `heads`, which are moved on."""
+    before = [heads.get(aggregate, (0, ZERO_HASH)) for aggregate in aggregates]
     values: dict[str, Any] = {
-        "entry_id": UUID(int=position),
+        "record_id": UUID(int=position),
         "transaction_id": 700 + position,
-        "transaction_position": position,
-        "transaction_size": 1,
         "format": 1,
-        "data": b"sealed %d" % position,
         "key_id": "k1",
+        "parts": (Part(0, b"sealed %d" % position),),
+        "metadata": (),
         "recorded_at": read_microseconds(MOMENT + position),
         "idempotency_key": None,
     } | given
-    entry = StoredEntry(
-        position=position,
-        aggregate=aggregate,
-        version=version + 1,
-        metadata_hash=hash_metadata(pairs),
-        prev_hash=head,
-        entry_hash=b"",
-        **values,
+    record = seal_record(
+        StoredRecord(
+            position=position,
+            aggregates=tuple(aggregates),
+            versions=tuple(version + 1 for version, _ in before),
+            prev_hashes=tuple(head for _, head in before),
+            record_hash=b"",
+            **values,
+        )
     )
-    entry = seal_entry(entry)
-    heads[aggregate] = (entry.version, entry.entry_hash)
-    return entry
+    for aggregate, (version, _) in zip(aggregates, before, strict=True):
+        heads[aggregate] = (version + 1, record.record_hash)
+    return record
 
 
-def make_entries(count: int, *, first: int = 1) -> list[StoredEntry]:
-    """Plain entries of transactions of their own, at positions from `first`."""
+def make_records(count: int, *, first: int = 1, **given: Any) -> list[StoredRecord]:
+    """Plain records of one aggregate, at positions from `first`."""
     heads: dict[str, tuple[int, bytes]] = {}
-    return [make_entry(position, heads, pairs=[]) for position in range(first, first + count)]
+    return [make_record(position, heads, **given) for position in range(first, first + count)]
+
+
+NAMES = ("account/1", "account/2", "adopted/account", "b", "\N{SNOWMAN}/\N{PILE OF POO}")
 
 
 @st.composite
-def logs(draw: st.DrawFn) -> tuple[list[StoredEntry], dict[int, Pairs]]:
-    """Entries as a log may hold them, in order of sequence, and their metadata.
+def logs(draw: st.DrawFn) -> list[StoredRecord]:
+    """Records as a log may hold them, in order of sequence.
 
-    Transactions of several entries whose positions interleave, some begun in an earlier
-    segment, some with columns that were altered in the database.
+    Of one or several aggregates, in one or several parts, at positions that rise and fall, some
+    with columns that were altered in the database.
     """
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
-    owners = draw(st.permutations([n for n, size in enumerate(sizes) for _ in range(size)]))
-    start = draw(st.integers(1, 1 << 40))
-    gaps = draw(st.lists(st.integers(1, 1000), min_size=len(owners), max_size=len(owners)))
-    places: dict[int, list[int]] = {}
-    position = start
-    for owner, gap in zip(owners, gaps, strict=True):
-        places.setdefault(owner, []).append(position)
-        position += gap
-    metadata: dict[int, Pairs] = {}
-    heads: dict[str, tuple[int, bytes]] = {}
-    entries: list[StoredEntry] = []
-    for number, owner in enumerate(sorted(places, key=places.__getitem__)):
-        pairs = draw(st.lists(st.tuples(TEXT, TEXT), max_size=3))
-        begun = number == 0 and draw(st.booleans())
-        began = places[owner][0] - begun
-        if pairs and not begun:
-            metadata[began] = pairs
-        transaction = {
-            "transaction_id": draw(st.integers(3, (1 << 63) - 1)),
-            "transaction_position": began,
-            "transaction_size": sizes[owner] + begun,
-        }
-        for place in places[owner]:
-            given = draw(_columns()) | transaction
-            entry = make_entry(place, heads, pairs=pairs, **given)
-            entries.append(draw(_altered(entry)) if draw(st.booleans()) else entry)
-    return entries, metadata
+    positions = draw(
+        st.lists(st.integers(1, 1 << 40), min_size=1, max_size=8, unique=True), label="positions"
+    )
+    # Where the segment begins, aggregates may have records before.
+    heads = draw(
+        st.dictionaries(
+            st.sampled_from(NAMES),
+            st.tuples(st.integers(1, 1 << 40), st.binary(min_size=32, max_size=32)),
+            max_size=2,
+        )
+    )
+    records = []
+    for position in positions:
+        record = make_record(position, heads, **draw(_columns()))
+        records.append(draw(_altered(record)) if draw(st.booleans()) else record)
+    return records
+
+
+def _parts() -> st.SearchStrategy[tuple[Part, ...]]:
+    part = st.builds(Part, st.integers(0, (1 << 31) - 1), st.binary(max_size=40))
+    return st.lists(part, min_size=1, max_size=3).map(tuple)
+
+
+def _pairs() -> st.SearchStrategy[tuple[tuple[str, str], ...]]:
+    return st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple)
 
 
 def _columns() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
-            "entry_id": st.uuids(),
-            "aggregate": st.sampled_from(("account/1", "account/2", "\N{SNOWMAN}/\N{PILE OF POO}")),
+            "record_id": st.uuids(),
+            "transaction_id": st.integers(3, (1 << 63) - 1),
+            "aggregates": st.sets(st.sampled_from(NAMES), min_size=1, max_size=4).map(sorted),
             "format": st.sampled_from((1, 2, 3)),
-            "data": st.binary(max_size=40),
+            "parts": _parts(),
             "key_id": st.sampled_from(("", "k1")),
+            "metadata": _pairs(),
             "recorded_at": st.integers(-(1 << 50), 1 << 52).map(read_microseconds),
             "idempotency_key": st.none() | TEXT,
         }
     )
 
 
-def _altered(entry: StoredEntry) -> st.SearchStrategy[StoredEntry]:
+def _altered(record: StoredRecord) -> st.SearchStrategy[StoredRecord]:
     """One column is not what the hashes say."""
-    hashes = st.binary(min_size=32, max_size=32)
+    count = len(record.aggregates)
+
+    def each(one: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+        return st.lists(one, min_size=count, max_size=count).map(tuple)
+
+    hashes = st.binary(min_size=32, max_size=32) | st.binary(max_size=40)
     columns: Mapping[str, st.SearchStrategy[Any]] = {
-        "data": st.binary(max_size=4),
-        "version": st.integers(1, (1 << 63) - 1),
-        "transaction_id": st.integers(3, 1 << 40),
-        "transaction_size": st.integers(1, 1 << 20),
+        "parts": _parts() | st.just(()),
+        "aggregates": each(st.sampled_from(NAMES)),
+        "versions": each(st.sampled_from((1, 2)) | st.integers(0, (1 << 63) - 1)),
+        "prev_hashes": each(hashes | st.just(ZERO_HASH)),
+        "metadata": _pairs(),
+        "record_id": st.uuids(),
+        "transaction_id": st.integers(0, 1 << 40),
         "format": st.integers(0, 32767),
-        "metadata_hash": hashes,
-        "prev_hash": hashes,
-        "entry_hash": hashes,
+        "record_hash": hashes,
     }
     return st.sampled_from(sorted(columns)).flatmap(
-        lambda name: columns[name].map(lambda value: entry._replace(**{name: value}))
+        lambda name: columns[name].map(lambda value: record._replace(**{name: value}))
     )
 
 
-def encode_entries(
-    entries: Sequence[StoredEntry], metadata: Mapping[int, Pairs] | None = None, **given: Any
-) -> tuple[bytes, SegmentHeader]:
+def encode_records(records: Sequence[StoredRecord], **given: Any) -> tuple[bytes, SegmentHeader]:
     """A segment of this archive."""
     values: dict[str, Any] = {
         "log_id": LOG_ID,
@@ -153,7 +162,7 @@ def encode_entries(
         "first": 1,
         "chain_before": start_chain(LOG_ID),
     }
-    return encode_segment(entries, metadata or {}, **values | given)
+    return encode_segment(records, **values | given)
 
 
 def make_shape(name: str = "account", revision: int = 1) -> Shape:
@@ -187,11 +196,11 @@ class HandMade:
     published: Head | None = None
 
     def add_segment(self, count: int = 2, **given: Any) -> Item:
-        """One more segment of `count` entries, in the levels of the head that comes next."""
+        """One more segment of `count` records, in the levels of the head that comes next."""
         first = self.head.sequence + 1
-        entries = make_entries(count, first=first)
+        records = make_records(count, first=first, metadata=(("actor", "ada"),))
         given = {"first": first, "chain_before": self.head.chain} | given
-        data, header = encode_entries(entries, {first: [("actor", "ada")]}, **given)
+        data, header = encode_records(records, **given)
         item = make_item(header, data)
         self.store.put(item.path, data)
         self.items.append(item)

@@ -14,6 +14,7 @@ from hashlib import sha256
 from itertools import count
 
 from oplog.archive.claim import check_follows, decode_item
+from oplog.archive.format.canonical_json import MAX_DOCUMENT_BYTES
 from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.archive.format.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
 from oplog.archive.format.index import (
@@ -53,6 +54,8 @@ from oplog.errors import (
 
 READ_AHEAD = 4
 """Segments fetched before they are asked for."""
+_READ_AHEAD_BYTES = 64 * 1024 * 1024
+"""As stored, unless one alone is larger: several of the largest would not fit into memory."""
 _CACHED_NODES = 256
 _LONGEST_WALK = 32
 """Heads looked at one after the other before the store is asked for a list."""
@@ -328,7 +331,14 @@ class Archive:
         items = self.iterate_items(levels, after=after, through=through)
         before: SegmentHeader | None = None
         # The index is read by this thread alone; the others only fetch.
-        for item, segment in read_ahead(items, self.read_segment, threads=self._read_ahead):
+        ahead = read_ahead(
+            items,
+            self.read_segment,
+            threads=self._read_ahead,
+            most_bytes=_READ_AHEAD_BYTES,
+            measure=lambda item: item.size_bytes,
+        )
+        for item, segment in ahead:
             if before is not None:
                 check_follows(before, segment, item.path)
             before = segment.header
@@ -338,7 +348,8 @@ class Archive:
         """The types and key check values of the log, as of a head."""
         if head.types is None:
             return LoggedTypes((), {})
-        return decode_types(self.read_content(head.types.path), what=head.types.path)
+        data = self.read_content(head.types.path, most=MAX_DOCUMENT_BYTES)
+        return decode_types(data, what=head.types.path)
 
     def read_manifest(self, snapshot: SnapshotRef) -> SnapshotManifest:
         """A snapshot's manifest; `ManifestInvalidError` unless it is what `snapshot` says."""

@@ -1,4 +1,4 @@
-"""An archive as a log to be read: the entries of one head, in the order of their sequence.
+"""An archive as a log to be read: the records of one head, in the order of their sequence.
 
 What a database finds by index is found by the index's items, which say the positions, times and
 adoptions of a segment, so that the archive need not be read whole for it.
@@ -6,25 +6,20 @@ adoptions of a segment, so that the archive need not be read whole for it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head
 from oplog.archive.format.index import Item
 from oplog.archive.format.segment import Segment
 from oplog.archive.history import read_chain_at
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
-from oplog.store import BrokenLink, EntryFilter, SequencedPage, StoredEntry
+from oplog.store import BrokenLink, EntryFilter, SequencedPage
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
-from oplog.store.rows import write_microseconds
-
-_REMEMBERED = 8
-"""Segments whose metadata is kept after their entries were given."""
+from oplog.store.rows import StoredRecord, write_microseconds
 
 
 class ArchivedLog:
@@ -44,8 +39,8 @@ class ArchivedLog:
         self.schema = schema
         self._through = head.sequence if through is None else through
         self._types = archive.read_types(head)
-        self._metadata: OrderedDict[int, Mapping[int, Pairs]] = OrderedDict()
-        self._first: dict[int, int] = {}
+        self._sequences: dict[int, int] = {}
+        """By position, of the page given last."""
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -56,17 +51,17 @@ class ArchivedLog:
 
     @property
     def first_sequence(self) -> int:
-        """Sequence of the oldest entry that is kept."""
+        """Sequence of the oldest record that is kept."""
         return self.head.first_sequence
 
     @property
     def sequence(self) -> int:
-        """Sequence of the newest entry; 0 for an empty log."""
+        """Sequence of the newest record; 0 for an empty log."""
         return self._through
 
     @property
     def whole(self) -> bool:
-        """Whether the log's first entry is kept."""
+        """Whether the log's first record is kept."""
         return self.first_sequence == 1
 
     def find_chain(self, sequence: int) -> bytes | None:
@@ -80,7 +75,7 @@ class ArchivedLog:
         return self.head.log_id
 
     def read_snapshot(self) -> str:
-        """The head's name: all of its entries are one snapshot."""
+        """The head's name: all of its records are one snapshot."""
         return f"head {self.head.number}"
 
     @property
@@ -96,13 +91,13 @@ class ArchivedLog:
         """Check values of data keys by key id."""
         return self._types.key_checks
 
-    # -- entries --------------------------------------------------------------------------
+    # -- records --------------------------------------------------------------------------
 
     def iterate_sequence(self, *, after: int = 0) -> Iterator[SequencedPage]:
-        """Pages of the entries whose sequence is over `after`."""
-        for item, entries, metadata in self._iterate(self._iterate_all(after)):
+        """Pages of the records whose sequence is over `after`."""
+        for item, records in self._iterate(self._iterate_all(after)):
             skip = max(0, after + 1 - item.first)
-            yield SequencedPage(item.first + skip, list(entries[skip:]), metadata)
+            yield SequencedPage(item.first + skip, list(records[skip:]))
 
     def iterate(
         self,
@@ -110,11 +105,11 @@ class ArchivedLog:
         *,
         snapshot: str = "",
         chain: ChainCheck | None = None,
-    ) -> Iterator[list[StoredEntry]]:
-        """Pages of entries that fit, none empty, in the order of their sequence.
+    ) -> Iterator[list[StoredRecord]]:
+        """Pages of records with an entry that fits, none empty, in the order of their sequence.
 
         Links are checked if all are read, with `chain` if it is given: what comes after these
-        entries can then be held to them.
+        records can then be held to them.
         """
         links = (chain or ChainCheck(whole=self.whole)) if filter.takes_all else None
         chosen = (item for item in self._list_items() if _may_hold(item, filter))
@@ -123,10 +118,10 @@ class ArchivedLog:
             if links is not None
             else ((item, self.archive.read_segment(item)) for item in chosen)
         )
-        for _, entries, metadata in self._iterate(segments):
+        for _, records in self._iterate(segments):
             if links is not None:
-                check_links(entries, links)
-            page = [entry for entry in entries if _fits(entry, filter, metadata)]
+                check_links(records, links)
+            page = [record for record in records if _fits(record, filter)]
             if page:
                 yield page
 
@@ -138,52 +133,22 @@ class ArchivedLog:
         after = self.head.first_sequence - 1
         return self.archive.iterate_items(self.head.levels, after=after, through=self._through)
 
-    def _cut(self, item: Item, segment: Segment) -> Sequence[StoredEntry]:
-        return segment.entries[: self._through + 1 - item.first]
+    def _cut(self, item: Item, segment: Segment) -> Sequence[StoredRecord]:
+        return segment.records[: self._through + 1 - item.first]
 
     def _iterate(
         self, segments: Iterable[tuple[Item, Segment]]
-    ) -> Iterator[tuple[Item, Sequence[StoredEntry], Mapping[int, Pairs]]]:
-        """Segments' entries with all their transactions' metadata, also of one begun before."""
-        carried: dict[int, Pairs] = {}
+    ) -> Iterator[tuple[Item, Sequence[StoredRecord]]]:
         for item, segment in segments:
-            metadata = {**carried, **segment.metadata}
-            last = segment.entries[-1].transaction_position
-            carried = {last: metadata.get(last, [])} if item.missing else {}
-            self._metadata[item.first] = metadata
-            entries = self._cut(item, segment)
-            self._first = {
-                entry.position: sequence for sequence, entry in enumerate(entries, item.first)
+            records = self._cut(item, segment)
+            self._sequences = {
+                record.position: sequence for sequence, record in enumerate(records, item.first)
             }
-            if len(self._metadata) > _REMEMBERED:
-                self._metadata.popitem(last=False)
-            yield item, entries, metadata
+            yield item, records
 
     def find_sequence(self, position: int) -> int | None:
-        """The sequence of an entry of the page given last."""
-        return self._first.get(position)
-
-    def read_metadata(self, positions: Iterable[int]) -> Mapping[int, Pairs]:
-        """Metadata pairs in their order, by transaction position; left out where there are none."""
-        found: dict[int, Pairs] = {}
-        for position in set(positions):
-            pairs = self._find_metadata(position)
-            if pairs:
-                found[position] = pairs
-        return found
-
-    def _find_metadata(self, position: int) -> Pairs:
-        for metadata in reversed(self._metadata.values()):
-            if position in metadata:
-                return metadata[position]
-        for item in self._list_items():
-            if item.first in self._metadata:
-                continue
-            if item.first_position <= position <= item.last_position:
-                metadata = self.archive.read_segment(item).metadata
-                if position in metadata:
-                    return metadata[position]
-        return []
+        """The sequence of a record of the page given last."""
+        return self._sequences.get(position)
 
     # -- what a database finds by index ---------------------------------------------------
 
@@ -197,9 +162,9 @@ class ArchivedLog:
             if item.last_recorded <= moment and item.last <= self._through:
                 found = item.last_position
                 continue
-            for entry in self._cut(item, self.archive.read_segment(item)):
-                if entry.recorded_at <= at:
-                    found = max(found, entry.position)
+            for record in self._cut(item, self.archive.read_segment(item)):
+                if record.recorded_at <= at:
+                    found = max(found, record.position)
         return found
 
     def find_adoptions(
@@ -208,26 +173,26 @@ class ArchivedLog:
         """Types that were adopted or retired, and when, up to position `through`."""
         names = {name_adoption(name): name for name in types}
         return join_turns(
-            (names[entry.aggregate], read_turns(entry.position, pairs))
+            (names[aggregate], read_turns(record.position, record.metadata))
             for item in self._list_items()
             if item.adopted
-            for segment in [self.archive.read_segment(item)]
-            for entry in self._cut(item, segment)
-            if entry.aggregate in names and (through is None or entry.position <= through)
-            for pairs in [segment.metadata.get(entry.transaction_position, [])]
+            for record in self._cut(item, self.archive.read_segment(item))
+            if through is None or record.position <= through
+            for aggregate in record.aggregates
+            if aggregate in names
         )
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
-        """None: links are checked while entries are read, and a broken one is an error there."""
+        """None: links are checked while records are read, and a broken one is an error there."""
         return []
 
 
-def check_links(entries: Iterable[StoredEntry], chain: ChainCheck) -> None:
-    """Raise `ChainBrokenError` where an entry does not follow those that `chain` has met."""
-    for entry in entries:
+def check_links(records: Iterable[StoredRecord], chain: ChainCheck) -> None:
+    """Raise `ChainBrokenError` where a record does not follow those that `chain` has met."""
+    for record in records:
         chain.require(
-            entry,
-            hint="rows of oplog_entry were altered or removed, in the database or before they "
+            record.list_links(),
+            hint="rows of oplog_record were altered or removed, in the database or before they "
             "were archived: run verify on the database",
         )
 
@@ -238,14 +203,16 @@ def _may_hold(item: Item, filter: EntryFilter) -> bool:
     return after and through
 
 
-def _fits(entry: StoredEntry, filter: EntryFilter, metadata: Mapping[int, Pairs]) -> bool:
-    if filter.after is not None and entry.position <= filter.after:
+def _fits(record: StoredRecord, filter: EntryFilter) -> bool:
+    if filter.after is not None and record.position <= filter.after:
         return False
-    if filter.through is not None and entry.position > filter.through:
+    if filter.through is not None and record.position > filter.through:
         return False
-    if filter.aggregate is not None and entry.aggregate != filter.aggregate:
+    if filter.aggregate is not None and filter.aggregate not in record.aggregates:
         return False
-    if filter.aggregates and entry.aggregate not in filter.aggregates:
-        return False
-    pairs = metadata.get(entry.transaction_position, [])
-    return all(pair in pairs for pair in filter.metadata)
+    if filter.aggregates:
+        # One entry has to fit both conditions.
+        named = record.aggregates if filter.aggregate is None else (filter.aggregate,)
+        if not any(aggregate in filter.aggregates for aggregate in named):
+            return False
+    return all(pair in record.metadata for pair in filter.metadata)

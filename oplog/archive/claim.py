@@ -15,8 +15,8 @@ def decode_item(data: bytes, item: Item) -> Segment:
     """The segment in `data`; `ManifestInvalidError` unless it is what `item` says."""
     segment = decode_segment(data, what=item.path)
     header = segment.header
-    said = (item.first, item.last, item.chain, item.missing, item.adopted)
-    found = (header.first, header.last, header.chain, header.missing, header.adopted)
+    said = (item.first, item.last, item.chain, item.adopted)
+    found = (header.first, header.last, header.chain, header.adopted)
     said_range = (item.first_position, item.last_position, item.first_recorded, item.last_recorded)
     found_range = (
         header.first_position,

@@ -34,7 +34,7 @@ def check_pruned(archive: Archive, head: Head, pruned: Watermark | None) -> None
     ):
         return
     raise PrunedError(
-        f"entries up to sequence {pruned.sequence} were pruned from this log, and "
+        f"records up to sequence {pruned.sequence} were pruned from this log, and "
         f"{archive.url} does not have them in that place",
         hint=f"they are in {pruned.url}: give that archive, or a copy of all its objects",
     )
@@ -58,7 +58,7 @@ def adopt_cursor(row: ArchiveRow, origin: Origin) -> Cursor:
 
 
 def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
-    """The chain after an entry, from the archive."""
+    """The chain after a record, from the archive."""
     if sequence == head.sequence:
         return head.chain
     if sequence == 0:
@@ -67,7 +67,7 @@ def read_chain_at(archive: Archive, head: Head, sequence: int) -> bytes:
     if item.last == sequence:
         return item.chain
     segment = archive.read_segment(item)
-    within = segment.entries[: sequence - item.first + 1]
+    within = segment.records[: sequence - item.first + 1]
     return extend_chain(segment.header.chain_before, within, first=item.first)
 
 

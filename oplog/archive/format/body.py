@@ -1,4 +1,4 @@
-"""The body of a segment: entries and their transactions' metadata, as bytes and back.
+"""The body of a segment: records as bytes, and back.
 
 What follows from the rest (hashes, mostly, which do not compress) is left out and computed again
 when the segment is read; so reading is checking. A row that was altered in the database is
@@ -9,185 +9,211 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 from uuid import UUID
 
 from google.protobuf import message
 
 from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive.format.container import corrupt
-from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH, hash_body, hash_entry, hash_metadata
+from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_record
 from oplog.errors import DecodeError, EntryError
-from oplog.store.rows import StoredEntry, read_microseconds, write_microseconds
+from oplog.store.rows import Part, StoredRecord, read_microseconds, write_microseconds
 
-MAX_ENTRIES = 1_000_000
+MAX_RECORDS = 1_000_000
+MAX_ITEMS = 4_000_000
+"""Aggregates in all records of a segment; and so many pairs, hashes or parts."""
+MAX_PARTS = 65_536
+"""Parts of one record, many times what the log takes."""
 MAX_PAIRS = 100_000
-"""Pairs of metadata of one transaction, many times what the log takes."""
-
-Pairs: TypeAlias = list[tuple[str, str]]
+"""Pairs of metadata of one record, many times what the log takes."""
 
 _LENGTH = struct.Struct(">I")
-_METADATA_TAG, _ENTRIES_TAG = 0x22, 0x2A
-_WITH_LENGTH = frozenset((_METADATA_TAG, _ENTRIES_TAG, 0x32))
-_FIELDS = _WITH_LENGTH | {0x08, 0x10, 0x18}
-"""First bytes of the fields of `ArchivedTransaction`: number and kind of each."""
+_PAIRS, _AGGREGATES, _VERSIONS, _PREV_HASHES, _PARTS = 0x3A, 0x4A, 0x52, 0x5A, 0x62
+_REPEATED = frozenset((_PAIRS, _AGGREGATES, _PREV_HASHES, _PARTS))
+_WITH_LENGTH = _REPEATED | {_VERSIONS, 0x12, 0x2A, 0x42, 0x6A}
+_FIELDS = _WITH_LENGTH | {0x08, 0x18, 0x20, 0x30}
+"""First bytes of the fields of `ArchivedRecord`: number and kind of each."""
+_LAST_IN_NUMBER = 0x80
+"""A byte below is the last one of a number."""
+_GOES_ON = bytes(range(_LAST_IN_NUMBER, 256))
 
 
-def encode_body(entries: Sequence[StoredEntry], metadata: Mapping[int, Pairs]) -> list[bytes]:
-    """The parts of a body, to be joined; entries are sorted by (transaction position, position)."""
-    parts: list[bytes] = []
-    hashes: dict[str, bytes] = {}
-    position = recorded = 0
-    group: archive_pb2.ArchivedTransaction | None = None
-    group_hash = b""
-    for entry in entries:
-        if group is None or not _belongs(entry, group):
-            if group is not None:
-                parts += _frame(group)
-            group, group_hash = _begin_transaction(entry, metadata)
-        archived = group.entries.add()
-        _write_entry(archived, entry, group_hash, hashes.get(entry.aggregate))
-        moment = write_microseconds(entry.recorded_at)
-        archived.position_step = entry.position - position
-        archived.recorded_step = moment - recorded
-        position, recorded = entry.position, moment
-        hashes[entry.aggregate] = entry.entry_hash
-    if group is not None:
-        parts += _frame(group)
-    return parts
-
-
-def _belongs(entry: StoredEntry, group: archive_pb2.ArchivedTransaction) -> bool:
-    # All three: of an altered row each may be another than its neighbours', and is to stay so.
-    return (entry.transaction_position, entry.transaction_id, entry.transaction_size) == (
-        group.transaction_position,
-        group.transaction_id,
-        group.transaction_size,
-    )
-
-
-def _frame(group: archive_pb2.ArchivedTransaction) -> tuple[bytes, bytes]:
-    data = group.SerializeToString(deterministic=True)
-    return _LENGTH.pack(len(data)), data
-
-
-def _begin_transaction(
-    entry: StoredEntry, metadata: Mapping[int, Pairs]
-) -> tuple[archive_pb2.ArchivedTransaction, bytes]:
-    group = archive_pb2.ArchivedTransaction(
-        transaction_id=entry.transaction_id,
-        transaction_position=entry.transaction_position,
-        transaction_size=entry.transaction_size,
-    )
-    if entry.position != entry.transaction_position:
-        group.metadata_hash = entry.metadata_hash
-        return group, entry.metadata_hash
-    pairs = metadata.get(entry.transaction_position, [])
-    for key, value in pairs:
-        group.metadata.add(key=key, value=value)
-    return group, hash_metadata(pairs)
-
-
-def _write_entry(
-    archived: archive_pb2.ArchivedEntry,
-    entry: StoredEntry,
-    metadata_hash: bytes,
-    hash_before: bytes | None,
-) -> None:
-    archived.entry_id = entry.entry_id.bytes
-    archived.aggregate = entry.aggregate
-    archived.version = entry.version
-    archived.format = entry.format
-    archived.key_id = entry.key_id
-    archived.data = entry.data
-    if entry.idempotency_key is not None:
-        archived.idempotency_key = entry.idempotency_key
-    if entry.prev_hash != _expect_prev(entry.version, hash_before):
-        archived.prev_hash = entry.prev_hash
-    if entry.metadata_hash != metadata_hash:
-        archived.metadata_hash = entry.metadata_hash
-    if entry.entry_hash != compute_hash(entry):
-        archived.entry_hash = entry.entry_hash
-
-
-def _expect_prev(version: int, hash_before: bytes | None) -> bytes | None:
-    return ZERO_HASH if version == 1 else hash_before
-
-
-def compute_hash(entry: StoredEntry) -> bytes | None:
-    """The hash that the entry's bytes and header give; None where they cannot have one."""
+def compute_hash(record: StoredRecord) -> bytes | None:
+    """The hash that the record's bytes and header give; None where they cannot have one."""
     try:
         body = hash_body(
-            format=entry.format,
-            entry_id=entry.entry_id,
-            aggregate=entry.aggregate,
-            key_id=entry.key_id,
-            metadata_hash=entry.metadata_hash,
-            transaction_size=entry.transaction_size,
-            idempotency_key=entry.idempotency_key,
-            data=entry.data,
+            format=record.format,
+            record_id=record.record_id,
+            key_id=record.key_id,
+            metadata=record.metadata,
+            idempotency_key=record.idempotency_key,
+            aggregates=record.aggregates,
+            parts=record.parts,
         )
-        return hash_entry(
-            prev_hash=entry.prev_hash,
-            version=entry.version,
-            recorded_at=entry.recorded_at,
+        return hash_record(
             body_hash=body,
+            position=record.position,
+            recorded_at=record.recorded_at,
+            versions=record.versions,
+            prev_hashes=record.prev_hashes,
         )
     except (DecodeError, EntryError):
         return None
 
 
-def decode_body(body: bytes, what: str, *, most: int) -> tuple[list[StoredEntry], dict[int, Pairs]]:
-    """At most `most` entries in order, and metadata by transaction position.
+# -- encoding -----------------------------------------------------------------------------
 
-    Raises `SegmentCorruptError`, or what the values of an entry raise.
+
+def encode_body(records: Sequence[StoredRecord]) -> list[bytes]:
+    """The pieces of a body, to be joined, of records in the order of their sequence.
+
+    Raises `DecodeError` for a record that no log has, `SegmentCorruptError` for more than a
+    segment holds.
     """
-    entries: list[StoredEntry] = []
-    metadata: dict[int, Pairs] = {}
+    pieces: list[bytes] = []
     hashes: dict[str, bytes] = {}
+    room = _make_room()
+    position = recorded = 0
+    for record in records:
+        moment = write_microseconds(record.recorded_at)
+        try:
+            archived = _write_record(record, hashes)
+            archived.position_step = record.position - position
+            archived.recorded_step = moment - recorded
+        except ValueError as cause:
+            raise _refuse_row(record, str(cause)) from cause
+        data = archived.SerializeToString(deterministic=True)
+        _check_fields(memoryview(data), room, "a segment to be written")
+        pieces += (_LENGTH.pack(len(data)), data)
+        position, recorded = record.position, moment
+        hashes.update(dict.fromkeys(record.aggregates, record.record_hash))
+    return pieces
+
+
+def _write_record(record: StoredRecord, hashes: Mapping[str, bytes]) -> archive_pb2.ArchivedRecord:
+    """All but its steps; `hashes` are those of the records before, by aggregate."""
+    counts = {len(record.aggregates), len(record.versions), len(record.prev_hashes)}
+    if len(counts) != 1:
+        raise _refuse_row(
+            record, "it does not have a version and a previous hash for each aggregate"
+        )
+    archived = archive_pb2.ArchivedRecord(
+        record_id=record.record_id.bytes,
+        transaction_id=record.transaction_id,
+        format=record.format,
+        key_id=record.key_id,
+        idempotency_key=record.idempotency_key,
+        aggregates=record.aggregates,
+    )
+    for key, value in record.metadata:
+        archived.metadata.add(key=key, value=value)
+    for part in record.parts:
+        archived.parts.add(first=part.first, data=part.data)
+    if any(version != 1 for version in record.versions):
+        archived.versions.extend(record.versions)
+    expected = _expect_prev(record.aggregates, record.versions, hashes)
+    for number, prev_hash in enumerate(record.prev_hashes):
+        if prev_hash != expected[number]:
+            archived.prev_hashes.add(aggregate=number, hash=prev_hash)
+    if record.record_hash != compute_hash(record):
+        archived.record_hash = record.record_hash
+    return archived
+
+
+def _expect_prev(
+    aggregates: Sequence[str], versions: Sequence[int], hashes: Mapping[str, bytes]
+) -> list[bytes | None]:
+    """The hash before each aggregate's version, as far as it follows from what came before."""
+    return [
+        ZERO_HASH if version == 1 else hashes.get(aggregate)
+        for aggregate, version in zip(aggregates, versions, strict=True)
+    ]
+
+
+def _refuse_row(record: StoredRecord, why: str) -> DecodeError:
+    return DecodeError(
+        f"the record at position {record.position} cannot be archived: {why}",
+        hint="its row in oplog_record was altered: restore it from a backup",
+    )
+
+
+# -- decoding -----------------------------------------------------------------------------
+
+
+def decode_body(body: bytes, what: str, *, most: int) -> list[StoredRecord]:
+    """At most `most` records, in order.
+
+    Raises `SegmentCorruptError`, or what the values of a record raise.
+    """
+    records: list[StoredRecord] = []
+    hashes: dict[str, bytes] = {}
+    room = _make_room()
     view = memoryview(body)
     place = 0
     while place < len(view):
+        if len(records) == most:
+            raise corrupt(what, f"its body holds more than the {most} records that it claims")
         if place + _LENGTH.size > len(view):
             raise corrupt(what, "its body is cut short")
         (length,) = _LENGTH.unpack_from(view, place)
         place += _LENGTH.size
         if length > len(view) - place:
             raise corrupt(what, "its body is cut short")
-        _count_parts(view[place : place + length], what, most=most - len(entries))
-        group = archive_pb2.ArchivedTransaction()
+        data = view[place : place + length]
+        _check_fields(data, room, what)
+        archived = archive_pb2.ArchivedRecord()
         try:
-            group.ParseFromString(bytes(view[place : place + length]))
+            archived.ParseFromString(bytes(data))
         except message.DecodeError as cause:
-            raise corrupt(what, f"a transaction cannot be parsed: {cause}") from cause
+            raise corrupt(what, f"a record cannot be parsed: {cause}") from cause
+        record = _read_record(archived, records[-1] if records else None, hashes=hashes)
+        records.append(record)
+        hashes.update(dict.fromkeys(record.aggregates, record.record_hash))
         place += length
-        if group.HasField("metadata_hash") and group.metadata:
-            raise corrupt(what, "a transaction has metadata and was begun in an earlier segment")
-        _read_transaction(group, entries, metadata, hashes)
-    return entries, metadata
+    return records
 
 
-def _count_parts(data: memoryview, what: str, *, most: int) -> None:
-    """Look at the outermost fields of a transaction before they are parsed.
+def _make_room() -> dict[int, int]:
+    """How many items of each kind a body may hold."""
+    return dict.fromkeys((*_REPEATED, _VERSIONS), MAX_ITEMS)
 
-    Two bytes are an entry, or a pair of metadata, to the parser, and cost it a hundred times
-    that: without a limit a few kilobytes, well compressed, would take gigabytes.
+
+def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
+    """Look at the outermost fields of a record before they are parsed; `room` becomes less.
+
+    Two bytes are an aggregate, or a part, to the parser, and cost it many times that: without a
+    limit a few kilobytes, well compressed, would take gigabytes.
     """
-    place = entries = pairs = 0
+    left = dict(room)
+    left[_PAIRS] = min(left[_PAIRS], MAX_PAIRS)
+    left[_PARTS] = min(left[_PARTS], MAX_PARTS)
+    allowed = dict(left)
+    single: set[int] = set()
+    place = 0
     while place < len(data):
         tag = data[place]
-        if tag not in _FIELDS:
-            raise corrupt(what, f"a transaction has an unknown field ({tag:#04x})")
+        if tag not in _FIELDS or tag in single:
+            raise corrupt(what, f"a record has an unknown field, or one twice ({tag:#04x})")
         value, place = _read_varint(data, place + 1, what)
+        start = place
         if tag in _WITH_LENGTH:
             place += value
-            entries += tag == _ENTRIES_TAG
-            pairs += tag == _METADATA_TAG
-        if entries > most or pairs > MAX_PAIRS or place > len(data):
-            raise corrupt(what, "a transaction is cut short, or holds more than its segment claims")
-    if not entries:
-        # A body of nothing but these would take a minute.
-        raise corrupt(what, "a transaction holds no entry")
+            if place > len(data):
+                raise corrupt(what, "a record is cut short")
+        if tag in _REPEATED:
+            left[tag] -= 1
+        else:
+            single.add(tag)
+            if tag == _VERSIONS:
+                left[tag] -= _count_numbers(data[start:place])
+        if left.get(tag, 0) < 0:
+            raise corrupt(what, f"it holds more than a segment may ({tag:#04x})")
+    for tag, before in allowed.items():
+        room[tag] -= before - left[tag]
+
+
+def _count_numbers(data: memoryview) -> int:
+    return len(bytes(data).translate(None, _GOES_ON))
 
 
 def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
@@ -198,61 +224,66 @@ def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
         byte = data[place]
         place += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 - the last byte of a number has no bit 7
+        if byte < _LAST_IN_NUMBER:
             return value, place
-    raise corrupt(what, "a number in a transaction has no end")
+    raise corrupt(what, "a number in a record has no end")
 
 
-def _read_transaction(
-    group: archive_pb2.ArchivedTransaction,
-    entries: list[StoredEntry],
-    metadata: dict[int, Pairs],
-    hashes: dict[str, bytes],
-) -> None:
-    continued = group.HasField("metadata_hash")
-    pairs = [(pair.key, pair.value) for pair in group.metadata]
-    group_hash = group.metadata_hash if continued else hash_metadata(pairs)
-    if pairs and not continued:
-        metadata[group.transaction_position] = pairs
-    before = entries[-1] if entries else None
-    position = before.position if before else 0
+def _read_record(
+    archived: archive_pb2.ArchivedRecord,
+    before: StoredRecord | None,
+    *,
+    hashes: Mapping[str, bytes],
+) -> StoredRecord:
+    position = (before.position if before else 0) + archived.position_step
     recorded = write_microseconds(before.recorded_at) if before else 0
-    for archived in group.entries:
-        position += archived.position_step
-        recorded += archived.recorded_step
-        entry = StoredEntry(
-            position=position,
-            entry_id=UUID(bytes=archived.entry_id),
-            transaction_id=group.transaction_id,
-            transaction_position=group.transaction_position,
-            transaction_size=group.transaction_size,
-            aggregate=archived.aggregate,
-            version=archived.version,
-            format=archived.format,
-            data=archived.data,
-            key_id=archived.key_id,
-            metadata_hash=_take_hash(archived, "metadata_hash", group_hash),
-            prev_hash=_take_hash(
-                archived,
-                "prev_hash",
-                _expect_prev(archived.version, hashes.get(archived.aggregate)),
-            ),
-            entry_hash=b"",
-            recorded_at=read_microseconds(recorded),
-            idempotency_key=archived.idempotency_key
-            if archived.HasField("idempotency_key")
-            else None,
-        )
-        entry = entry._replace(entry_hash=_take_hash(archived, "entry_hash", compute_hash(entry)))
-        hashes[entry.aggregate] = entry.entry_hash
-        entries.append(entry)
+    aggregates = tuple(archived.aggregates)
+    versions = tuple(archived.versions) or (1,) * len(aggregates)
+    if len(versions) != len(aggregates):
+        raise _refuse_record(position, f"{len(versions)} versions of {len(aggregates)} aggregates")
+    record = StoredRecord(
+        position=position,
+        record_id=UUID(bytes=archived.record_id),
+        transaction_id=archived.transaction_id,
+        format=archived.format,
+        key_id=archived.key_id,
+        parts=tuple([Part(part.first, part.data) for part in archived.parts]),
+        aggregates=aggregates,
+        versions=versions,
+        prev_hashes=_read_prev(archived, _expect_prev(aggregates, versions, hashes), position),
+        metadata=tuple([(pair.key, pair.value) for pair in archived.metadata]),
+        record_hash=archived.record_hash,
+        recorded_at=read_microseconds(recorded + archived.recorded_step),
+        idempotency_key=archived.idempotency_key if archived.HasField("idempotency_key") else None,
+    )
+    if archived.HasField("record_hash"):
+        return record
+    computed = compute_hash(record)
+    if computed is None:
+        raise _refuse_record(position, "no hash, and it can have none")
+    return record._replace(record_hash=computed)
 
 
-def _take_hash(archived: archive_pb2.ArchivedEntry, name: str, expected: bytes | None) -> bytes:
-    found: bytes | None = getattr(archived, name) if archived.HasField(name) else expected
-    if found is None or len(found) != HASH_BYTES:
-        raise DecodeError(
-            f"the {name} of {archived.aggregate!r:.80} version {archived.version} is missing",
-            hint="the segment was altered: run oplog check",
+def _read_prev(
+    archived: archive_pb2.ArchivedRecord, expected: list[bytes | None], position: int
+) -> tuple[bytes, ...]:
+    last = -1
+    for one in archived.prev_hashes:
+        if not last < one.aggregate < len(expected):
+            raise _refuse_record(position, f"a hash before aggregate {one.aggregate}, out of place")
+        last = one.aggregate
+        expected[last] = one.hash
+    found = tuple([prev_hash for prev_hash in expected if prev_hash is not None])
+    if len(found) != len(expected):
+        number = expected.index(None)
+        raise _refuse_record(
+            position, f"no hash before aggregate {number}, which follows from none"
         )
     return found
+
+
+def _refuse_record(position: int, what: str) -> DecodeError:
+    return DecodeError(
+        f"the record at position {position} has {what}",
+        hint="the segment was altered: run oplog check",
+    )

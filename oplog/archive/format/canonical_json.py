@@ -21,6 +21,8 @@ from msgspec import Meta, Struct
 
 from oplog.errors import ManifestInvalidError
 
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""Largest document that is an object by itself."""
 MAX_DEPTH = 16
 """Deepest nesting of a document."""
 MAX_INTEGER = (1 << 63) - 1

@@ -19,8 +19,9 @@ from oplog.errors import SegmentCorruptError
 
 MAX_HEADER_BYTES = 1024 * 1024
 """Room for the names of as many columns as a table can have."""
-MAX_OBJECT_BYTES = 64 * 1024 * 1024
-"""Largest object: no store needs it sent in parts."""
+MAX_OBJECT_BYTES = 260 * 1024 * 1024
+"""Largest object: a segment of the largest body, which may not compress. No store needs it sent in
+parts."""
 
 _PREFIX = struct.Struct(">8sI")
 

@@ -81,7 +81,7 @@ class TypesRef(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Entries that were published and that the database no longer had.
+    """Records that were published and that the database no longer had.
 
     They follow `sequence` (whose chain is `chain`) in `generation`, and end at `last`. `head`
     was the last that had them. `levels` hold their segments; the first may begin before.
@@ -100,7 +100,7 @@ class Head:
     """Everything an archive holds, as of one publication.
 
     `sequence`, `chain`, `position` (the highest) and `recorded_at` (microseconds, the highest)
-    describe the last entry. `cursor` is the place in the database that was read up to: for
+    describe the last record. `cursor` is the place in the database that was read up to: for
     information, since only the database's own row says where to go on. `first_sequence` is the
     oldest that is promised to be here. `horizon` is the lowest number of a blob that a writer may
     still be about to use.
@@ -239,7 +239,7 @@ def _check_head(head: Head, what: str) -> None:
     if last is None:
         if head.sequence >= head.first_sequence:
             raise invalid(what, f"it claims sequence {head.sequence} and names no segment")
-    elif (last.last, last.chain, last.missing) != (head.sequence, head.chain, 0):
+    elif (last.last, last.chain) != (head.sequence, head.chain):
         raise invalid(what, f"it claims sequence {head.sequence}, its segments end at {last.last}")
     elif items[0].first > head.first_sequence:
         raise invalid(what, f"its segments begin after sequence {head.first_sequence}")

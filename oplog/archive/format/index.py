@@ -3,7 +3,7 @@
 A head lists the newest segments itself. Whenever a level holds `FANOUT` items they move into one
 node, an object of its own, and an item for it goes one level up. So a head stays small however
 long the log is, and publishing writes a constant amount. The tree can be cut at any sequence,
-for a fork or to drop the oldest entries, without rewriting the rest.
+for a fork or to drop the oldest records, without rewriting the rest.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ class Item:
     """A segment, or a node of the index, and what is in it.
 
     Sequences `first` to `last`; the lowest and highest position and time in microseconds;
-    `size_bytes` of all segments in it as stored; `chain` after its last entry. `missing` entries
-    of its last transaction follow in later segments.
+    `size_bytes` of all segments in it as stored; `chain` after its last record.
     """
 
     path: str
@@ -57,9 +56,8 @@ class Item:
     last_recorded: int
     size_bytes: int
     chain: bytes
-    missing: int = 0
     adopted: bool = False
-    """Whether rows that the log met are among its entries."""
+    """Whether there are records of rows that the log met."""
 
 
 Levels: TypeAlias = tuple[tuple[Item, ...], ...]
@@ -81,7 +79,6 @@ class ItemJson(Document, frozen=True):
     last_recorded: Moment
     size_bytes: Positive = field(name="bytes")
     chain: Sha256Text
-    missing: Natural
     adopted: Flag
 
 
@@ -114,7 +111,6 @@ def make_item(header: SegmentHeader, data: bytes) -> Item:
         last_recorded=header.last_recorded,
         size_bytes=len(data),
         chain=header.chain,
-        missing=header.missing,
         adopted=header.adopted,
     )
 
@@ -153,7 +149,7 @@ def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
     data = encode_document(NodeJson(level=level, items=tuple(write_item(item) for item in items)))
     last = items[-1]
     return data, Item(
-        # By its last sequence: a node that reaches back before the oldest kept entry must not look
+        # By its last sequence: a node that reaches back before the oldest kept record must not look
         # like garbage while the head that needs it is being made.
         path=name_content(INDEX, last.last, data=data),
         first=items[0].first,
@@ -164,7 +160,6 @@ def encode_node(items: Sequence[Item], *, level: int) -> tuple[bytes, Item]:
         last_recorded=max(item.last_recorded for item in items),
         size_bytes=sum(item.size_bytes for item in items),
         chain=last.chain,
-        missing=last.missing,
         adopted=any(item.adopted for item in items),
     )
 

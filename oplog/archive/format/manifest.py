@@ -15,6 +15,7 @@ from uuid import UUID
 from msgspec import Meta, Struct, field
 
 from oplog.archive.format.canonical_json import (
+    MAX_DOCUMENT_BYTES,
     Document,
     Format,
     Integer,
@@ -38,7 +39,7 @@ from oplog.archive.format.snapshot_chunk import (
     check_names,
 )
 
-MAX_MANIFEST_BYTES = MAX_OBJECT_BYTES
+MAX_MANIFEST_BYTES = MAX_DOCUMENT_BYTES
 MAX_CHUNKS = 1_000_000
 """Of one base or layer: four terabytes of rows."""
 MAX_LAYERS = 64
@@ -132,7 +133,7 @@ class SnapshotManifest:
     """The tables at one place of the log.
 
     `sequence`, `chain` and `position` are the place; `recorded_at`, in microseconds since
-    1970, is when the newest entry before it was written. `mint` is this manifest's own number.
+    1970, is when the newest record before it was written. `mint` is this manifest's own number.
     `revisions` are those that Alembic had recorded in the database. `tickets` has every
     aggregate's version and head hash.
     """

@@ -1,11 +1,11 @@
-r"""Segments: a run of sealed entries in the order of their sequence.
+r"""Segments: a run of sealed records in the order of their sequence.
 
 Sealed bytes pass as they are. Once the body is decoded, everything that the header claims is
 compared with it.
 
     chain of nothing  = sha256('oplog/v1/archive\0' || log id)
-    chain of an entry = sha256('oplog/v1/sequence\0' || chain before || sequence || position
-                               || transaction position || entry hash)       numbers in 8 bytes
+    chain of a record = sha256('oplog/v1/sequence\0' || chain before || sequence || position
+                               || record hash)                              numbers in 8 bytes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uuid import UUID
 
 from msgspec import Meta, field
 
-from oplog.archive.format.body import MAX_ENTRIES, Pairs, decode_body, encode_body
+from oplog.archive.format.body import MAX_RECORDS, decode_body, encode_body
 from oplog.archive.format.canonical_json import (
     Document,
     Flag,
@@ -42,12 +42,16 @@ from oplog.archive.format.container import (
 )
 from oplog.errors import DecodeError, EntryError
 from oplog.schema.guard import ADOPTION_PREFIX
-from oplog.store.rows import StoredEntry, write_microseconds
+from oplog.store.rows import StoredRecord, write_microseconds
 
 MAGIC = b"oplogseg"
-MAX_BODY_BYTES = 48 * 1024 * 1024
-"""Largest body before compression: a full segment, and one entry of the largest size."""
-_NUMBERS = struct.Struct(">qqq")
+MAX_BODY_BYTES = 256 * 1024 * 1024
+"""Largest body before compression: a full segment, and one record of the largest size.
+
+That is 16 MiB, `oplog.entry.MAX_RECORD_BYTES`, and the rest for what is not sealed: names of
+aggregates, their versions and hashes, metadata.
+"""
+_NUMBERS = struct.Struct(">qq")
 _START_LABEL = b"oplog/v1/archive\0"
 _CHAIN_LABEL = b"oplog/v1/sequence\0"
 
@@ -56,17 +60,14 @@ _CHAIN_LABEL = b"oplog/v1/sequence\0"
 class SegmentHeader:
     """What a segment says of itself without its body being read.
 
-    `first` to `last` are sequences. `missing` counts the entries of its last transaction that
-    are in the segments after it: 0 but for transactions larger than a segment. `adopted`
-    says that there are entries of rows that existed before the log did.
+    `first` to `last` are sequences. `adopted` says that there are records of rows that existed
+    before the log did.
     """
 
     log_id: UUID
     generation: int
     first: int
     last: int
-    transactions: int
-    missing: int
     chain_before: bytes
     chain: bytes
     first_position: int
@@ -79,27 +80,22 @@ class SegmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A decoded segment: entries in the order of their sequence, which begins at its first.
-
-    `metadata` is by transaction position; the one of a transaction that began in an earlier
-    segment is there.
-    """
+    """A decoded segment: records in the order of their sequence, which begins at its first."""
 
     header: SegmentHeader
-    entries: Sequence[StoredEntry]
-    metadata: Mapping[int, Pairs]
+    records: Sequence[StoredRecord]
 
 
 def start_chain(log_id: UUID) -> bytes:
-    """The chain of an archive that holds no entry yet."""
+    """The chain of an archive that holds no record yet."""
     return sha256(_START_LABEL + log_id.bytes).digest()
 
 
-def extend_chain(chain: bytes, entries: Iterable[StoredEntry], *, first: int) -> bytes:
-    """The chain after `entries`, which begin with sequence `first`."""
-    for sequence, entry in enumerate(entries, first):
-        numbers = _NUMBERS.pack(sequence, entry.position, entry.transaction_position)
-        chain = sha256(b"".join((_CHAIN_LABEL, chain, numbers, entry.entry_hash))).digest()
+def extend_chain(chain: bytes, records: Iterable[StoredRecord], *, first: int) -> bytes:
+    """The chain after `records`, which begin with sequence `first`."""
+    for sequence, record in enumerate(records, first):
+        numbers = _NUMBERS.pack(sequence, record.position)
+        chain = sha256(b"".join((_CHAIN_LABEL, chain, numbers, record.record_hash))).digest()
     return chain
 
 
@@ -107,51 +103,50 @@ def extend_chain(chain: bytes, entries: Iterable[StoredEntry], *, first: int) ->
 
 
 def encode_segment(
-    entries: Sequence[StoredEntry],
-    metadata: Mapping[int, Pairs],
+    records: Sequence[StoredRecord],
     *,
     log_id: UUID,
     generation: int,
     first: int,
     chain_before: bytes,
-    missing: int = 0,
 ) -> tuple[bytes, SegmentHeader]:
-    """The object's bytes and its header; the same entries always give the same bytes.
+    """The object's bytes and its header; the same records always give the same bytes.
 
-    `entries` are sorted by (transaction position, position), and only the first and the last
-    transaction may be in other segments as well; `missing` entries of the last one are.
+    `records` are in the order of their sequence, at least one. Raises `DecodeError` for a record
+    that no log has, `SegmentCorruptError` for what could not be read back.
     """
-    body = b"".join(encode_body(entries, metadata))
-    if len(body) > MAX_BODY_BYTES or len(entries) > MAX_ENTRIES:
-        raise corrupt("a segment to be written", f"{len(entries)} entries have {len(body)} bytes")
-    recorded = [write_microseconds(entry.recorded_at) for entry in entries]
-    positions = [entry.position for entry in entries]
+    body = b"".join(encode_body(records))
+    if len(body) > MAX_BODY_BYTES or len(records) > MAX_RECORDS:
+        raise corrupt("a segment to be written", f"{len(records)} records have {len(body)} bytes")
+    recorded = [write_microseconds(record.recorded_at) for record in records]
+    positions = [record.position for record in records]
     header = SegmentHeader(
         log_id=log_id,
         generation=generation,
         first=first,
-        last=first + len(entries) - 1,
-        transactions=len({entry.transaction_position for entry in entries}),
-        missing=missing,
+        last=first + len(records) - 1,
         chain_before=chain_before,
-        chain=extend_chain(chain_before, entries, first=first),
+        chain=extend_chain(chain_before, records, first=first),
         first_position=min(positions),
         last_position=max(positions),
         first_recorded=min(recorded),
         last_recorded=max(recorded),
         body_bytes=len(body),
-        adopted=_find_adopted(entries),
+        adopted=_find_adopted(records),
     )
     return encode_container(MAGIC, _write_header(header), body=compress(body)), header
 
 
-def _find_adopted(entries: Iterable[StoredEntry]) -> bool:
-    return any(entry.aggregate.startswith(ADOPTION_PREFIX) for entry in entries)
+def _find_adopted(records: Iterable[StoredRecord]) -> bool:
+    return any(
+        aggregate.startswith(ADOPTION_PREFIX)
+        for record in records
+        for aggregate in record.aggregates
+    )
 
 
-# Limits stand in aliases, which are evaluated now: msgspec looks at annotations when it first
+# A limit stands in an alias, which is evaluated now: msgspec looks at annotations when it first
 # decodes.
-_Transactions: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_ENTRIES)]
 _BodyBytes: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_BODY_BYTES)]
 
 
@@ -162,8 +157,6 @@ class HeaderJson(Document, frozen=True, tag=1, tag_field="format"):
     generation: Natural
     first: Positive
     last: Positive
-    transactions: _Transactions
-    missing: Natural
     chain_before: Sha256Text
     chain: Sha256Text
     first_position: Positive
@@ -193,7 +186,7 @@ def _read_header(document: HeaderJson, what: str) -> SegmentHeader:
         "adopted": bool(document.adopted),
     }
     header = SegmentHeader(**list_members(document, HeaderJson) | changed)
-    if not header.transactions <= header.last - header.first + 1 <= MAX_ENTRIES:
+    if not 1 <= header.last - header.first + 1 <= MAX_RECORDS:
         raise corrupt(what, f"it claims sequences {header.first} to {header.last}")
     return header
 
@@ -214,31 +207,29 @@ def decode_segment(data: bytes, *, what: str = "a segment") -> Segment:
     header = read_document(container.header, SEGMENT_FORMATS, most=MAX_HEADER_BYTES, what=what)
     body = decompress(container.body, size=header.body_bytes, most=MAX_BODY_BYTES, what=what)
     try:
-        entries, metadata = decode_body(body, what, most=header.last - header.first + 1)
-        _check_claims(header, entries, what)
+        records = decode_body(body, what, most=header.last - header.first + 1)
+        _check_claims(header, records, what)
     except (DecodeError, EntryError, OverflowError, ValueError, struct.error) as cause:
-        raise corrupt(what, f"its entries cannot be read: {cause}") from cause
-    return Segment(header, entries, metadata)
+        raise corrupt(what, f"its records cannot be read: {cause}") from cause
+    return Segment(header, records)
 
 
-def _check_claims(header: SegmentHeader, entries: Sequence[StoredEntry], what: str) -> None:
+def _check_claims(header: SegmentHeader, records: Sequence[StoredRecord], what: str) -> None:
     """Hold the header to what the body has."""
     claimed = header.last - header.first + 1
-    if len(entries) != claimed:
-        raise corrupt(what, f"it claims {claimed} entries and holds {len(entries)}")
-    positions = [entry.position for entry in entries]
-    recorded = [write_microseconds(entry.recorded_at) for entry in entries]
+    if len(records) != claimed:
+        raise corrupt(what, f"it claims {claimed} records and holds {len(records)}")
+    positions = [record.position for record in records]
+    recorded = [write_microseconds(record.recorded_at) for record in records]
     found = (
-        len({entry.transaction_position for entry in entries}),
         min(positions),
         max(positions),
         min(recorded),
         max(recorded),
-        extend_chain(header.chain_before, entries, first=header.first),
-        _find_adopted(entries),
+        extend_chain(header.chain_before, records, first=header.first),
+        _find_adopted(records),
     )
     said = (
-        header.transactions,
         header.first_position,
         header.last_position,
         header.first_recorded,
@@ -247,4 +238,4 @@ def _check_claims(header: SegmentHeader, entries: Sequence[StoredEntry], what: s
         header.adopted,
     )
     if found != said:
-        raise corrupt(what, "its header does not say what its entries say")
+        raise corrupt(what, "its header does not say what its records say")

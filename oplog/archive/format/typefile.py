@@ -1,4 +1,4 @@
-"""Types and key check values as an object: all that is needed to read entries besides the keys.
+"""Types and key check values as an object: all that is needed to read records besides the keys.
 
 It has every stored revision of every type, descriptors included, so that an archive can be read
 without the database it came from. It has no wrapped keys: with a copy of the archive, only a
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from oplog.archive.format.canonical_json import (
+    MAX_DOCUMENT_BYTES,
     Document,
     Format,
     HexText,
@@ -25,7 +26,6 @@ from oplog.archive.format.canonical_json import (
     invalid,
     read_document,
 )
-from oplog.archive.format.container import MAX_OBJECT_BYTES
 from oplog.errors import DecodeError
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.shape import Shape
@@ -102,7 +102,7 @@ def encode_types(types: LoggedTypes) -> bytes:
 
 def decode_types(data: bytes, *, what: str) -> LoggedTypes:
     """The inverse of `encode_types`; `ManifestInvalidError` for anything else."""
-    types = read_document(data, TYPES_FORMATS, most=MAX_OBJECT_BYTES, what=what)
+    types = read_document(data, TYPES_FORMATS, most=MAX_DOCUMENT_BYTES, what=what)
     names = {(shape.type_name, shape.revision) for shape in types.shapes}
     # The order of types, and the spelling of a kind, are not seen by the document alone.
     if len(names) != len(types.shapes) or encode_types(types) != data:
