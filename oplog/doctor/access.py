@@ -14,9 +14,9 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.rights import CALLED_BY_APPLICATIONS
 from oplog.schema.tables import (
+    RECORD_ID_INDEX,
     VERSION,
 )
-from oplog.schema.upgrade import ENTRY_ID_INDEX
 
 
 def spell_upgrade(schema: str) -> str:
@@ -58,12 +58,12 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
             f"{one.subscription} REFRESH PUBLICATION; or write the changes through an attached "
             "session",
         )
-    if not access.entries_unique:
+    if not access.records_unique:
         yield make_problem(
             "log-index-missing",
-            f"{schema}.{ENTRY_ID_INDEX}",
-            message="nothing keeps an old entry from being appended once more: the unique index "
-            "on entry ids is not here",
+            f"{schema}.{RECORD_ID_INDEX}",
+            message="nothing keeps an old record from being appended once more: the unique index "
+            "on record ids is not here",
             hint=f"{upgrade} in a migration",
         )
 
@@ -73,7 +73,7 @@ def _judge_excess(excess: Excess, schema: str) -> Finding:
     allowed = {f"oplog_{name}" for name in CALLED_BY_APPLICATIONS}
     if excess.privileges == "EXECUTE":
         reason = (
-            "any role can write entries into the log"
+            "any role can write records into the log"
             if excess.name in allowed
             else "a function of the log that only its owner needs"
         )

@@ -17,7 +17,7 @@ from oplog.postgres.quoting import (
 from oplog.schema.expected import list_log_functions, list_log_tables
 from oplog.schema.guard import make_prefix
 from oplog.schema.rights import CALLED_BY_EVERYBODY, select_excess
-from oplog.schema.upgrade import ENTRY_ID_INDEX
+from oplog.schema.tables import RECORD_ID_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Access:
     """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
     subscribed: Sequence[Subscribed] = ()
-    entries_unique: bool = True
-    """Whether the unique index on entry ids exists."""
+    records_unique: bool = True
+    """Whether the unique index on record ids exists."""
 
 
 _CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
@@ -111,7 +111,7 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
 WHERE n.nspname = %s AND x.relname = %s AND i.indisunique AND i.indisvalid
-  AND i.indrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.oplog_entry'))"""
+  AND i.indrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.oplog_outcome'))"""
 
 
 def read_access(connection: Connection, schema: str) -> Access:
@@ -126,5 +126,5 @@ def read_access(connection: Connection, schema: str) -> Access:
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
-        entries_unique=bool(connection.exec_driver_sql(_UNIQUE, (schema, ENTRY_ID_INDEX)).scalar()),
+        records_unique=bool(connection.exec_driver_sql(_UNIQUE, (schema, RECORD_ID_INDEX)).scalar()),
     )

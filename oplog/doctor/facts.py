@@ -121,9 +121,9 @@ class LogFacts:
 
     @property
     def readable(self) -> bool:
-        """Whether the log's types and entries can be read."""
+        """Whether the log's types and records can be read."""
         lacking = {*self.missing_tables, *self.unreadable_tables}
-        needed = {"oplog_type", "oplog_type_numbers", "oplog_entry", "oplog_metadata"}
+        needed = {"oplog_type", "oplog_type_numbers", "oplog_entry", "oplog_record"}
         return self.usable and self.version == VERSION and not lacking & needed
 
 
@@ -216,7 +216,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
         shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),
-        bypasses=_read_bypasses(connection, schema) if can_read("entry", "metadata") else None,
+        bypasses=_read_bypasses(connection, schema) if can_read("entry", "record") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
         access=Access() if version is None else read_access(connection, schema),
         # An unlogged table cannot be read on a standby.
@@ -250,21 +250,17 @@ ORDER BY 1, 2""",
 def _read_bypasses(connection: Connection, schema: str) -> Bypasses | None:
     s = quote_for_driver(schema)
     row = connection.exec_driver_sql(
-        f"""SELECT e.version, e.created_at,
-  pg_catalog.jsonb_object_agg(m.key, m.value) FILTER (WHERE m.key IS NOT NULL)
-FROM {s}.oplog_entry e
-LEFT JOIN {s}.oplog_metadata m ON m.transaction_position = e.transaction_position
-  AND m.key IN ('oplog.bypass', 'oplog.role', 'oplog.changes')
-WHERE e.id = (SELECT l.id FROM {s}.oplog_entry l WHERE l.aggregate_name = %s
-              ORDER BY l.version DESC LIMIT 1)
-GROUP BY e.version, e.created_at""",
+        f"SELECT e.version, r.created_at, r.metadata FROM {s}.oplog_entry e "
+        f"JOIN {s}.oplog_record r ON r.position = e.position WHERE e.aggregate_name = %s "
+        "ORDER BY e.version DESC LIMIT 1",
         (BYPASS_AGGREGATE,),
     ).one_or_none()
     if row is None:
         return None
-    metadata = row[2] or {}
+    count, recorded_at, flat = row
+    metadata = dict(zip(flat[::2], flat[1::2], strict=True))
     texts = [metadata.get(f"oplog.{key}", "") for key in ("bypass", "role", "changes")]
-    return Bypasses(row[0], row[1], *texts)
+    return Bypasses(count, recorded_at, *texts)
 
 
 def _read_images(connection: Connection, schema: str) -> dict[str, int]:

@@ -113,17 +113,23 @@ def find_tail_start(
 ) -> int | None:
     """The position after which the last `count` entries of `filter` begin; None is the start.
 
-    Scans the index backwards, so that the cost does not grow with the log.
+    Records count whole: there may be more entries. Scans the index backwards, so that the cost
+    does not grow with the log.
     """
     s = quote_for_driver(schema)
     where, parameters = bind_filter(s, filter)
+    some = filter.aggregate is not None or filter.aggregates
+    weight = "1" if some else "pg_catalog.cardinality(r.aggregates)"
     found = connection.exec_driver_sql(
         # Identifiers are quoted, values are parameters.
-        f"SELECT e.id FROM {s}.oplog_entry e WHERE e.id > %s AND {where} "
-        "ORDER BY e.id DESC OFFSET %s LIMIT 1",
-        (filter.after or 0, *parameters, count),
+        "SELECT p.position FROM (SELECT r.position, "
+        f"sum({weight}) OVER (ORDER BY r.position DESC) AS entries "
+        f"FROM {s}.oplog_record r WHERE r.position > %s AND {where} "
+        "ORDER BY r.position DESC LIMIT %s) p WHERE p.entries >= %s "
+        "ORDER BY p.position DESC LIMIT 1",
+        (filter.after or 0, *parameters, count, count),
     ).scalar()
-    return filter.after if found is None else int(found)
+    return filter.after if found is None else int(found) - 1
 
 
 def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:

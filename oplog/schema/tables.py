@@ -27,6 +27,8 @@ VERSION = 1
 """Newest schema version this library knows."""
 
 IDEMPOTENCY_INDEX = "oplog_outcome_idempotency"
+RECORD_ID_INDEX = "oplog_outcome_pkey"
+"""Unique, so that no record is appended a second time."""
 COMMENT_PREFIX = "oplog schema version "
 BEING_RESTORED = ", being restored"
 """Ends the comment with the version while a restore is under way, or was given up."""
