@@ -1,12 +1,12 @@
-"""The build step of COMMIT: from a transaction's effects to entries that are ready to be sent.
+"""The build step of COMMIT: from a transaction's effects to a record that is ready to be sent.
 
 Pure: encodes, seals and hashes, without a connection and without SQL. The result depends only
-on the arguments, the ids that `draw_id` returns and the sealer's randomness.
+on the arguments, the id that `draw_id` returns and the sealer's randomness.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from uuid import UUID
 
@@ -14,22 +14,22 @@ from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
-from oplog.crypto.hashing import hash_body, hash_metadata
-from oplog.crypto.seal import SealContext, Sealer
+from oplog.crypto.hashing import hash_body
+from oplog.crypto.seal import Sealer, name_part
 from oplog.entry import check_metadata_count
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
+from oplog.payload.parts import cut_parts
 from oplog.schema.guard import FORMAT_MARK
-from oplog.store.rows import NewEntry
+from oplog.store.rows import CREATED, NewRecord, Part
 
-_NO_METADATA = hash_metadata([])
 REQUEST_AGGREGATE = "oplog/request"
 """Names the aggregate of a keyed transaction that changed no tracked row, with a digest."""
 
 
-class EntryBuilder:
-    """Builds the entries of one log; holds what is the same for every transaction."""
+class RecordBuilder:
+    """Builds the records of one log; holds what is the same for every transaction."""
 
     def __init__(
         self, sealer: Sealer, codec: PayloadCodec, *, draw_id: Callable[[], UUID] = draw_ordered_id
@@ -39,112 +39,117 @@ class EntryBuilder:
         self._draw_id = draw_id
 
     def build(self, gathered: GatheredWork) -> Draft | None:
-        """The entries of a transaction, sorted by aggregate.
+        """The record of a transaction; its effects get their places in it.
 
-        A draft without entries if the transaction changed nothing in the end and guards
+        A draft without a record if the transaction changed nothing in the end and guards
         counted something, which they have to be told. None if not even that is to be sent.
         Raises `IdempotencyConflictError` for a transaction that writes under a key that was
-        used before.
+        used before, `InvalidMetadataError` for too much metadata, and `EntryTooLargeError` for
+        a row or a transaction over its limit.
         """
         claim, tally = gathered.work.claim, gathered.tally
         if claim is not None and claim.receipts and (gathered.effects or tally is not None):
             raise refuse_repeat(claim)
+        record: NewRecord | None
         if gathered.effects:
-            return self._build_entries(gathered)
-        if claim is not None and not claim.receipts:
+            record = self._build_record(gathered)
+        elif claim is not None and not claim.receipts:
             # The idempotency key is used up by a transaction that changed nothing, too.
-            return self._build_mark(gathered, claim)
-        return None if tally is None else Draft((), tally=tally, named=gathered.named)
+            record = self._build_mark(gathered.work, claim)
+        elif tally is None:
+            return None
+        else:
+            record = None
+        return Draft(record, claim=claim, tally=tally, named=gathered.named)
 
-    def _build_entries(self, gathered: GatheredWork) -> Draft:
-        work, claim = gathered.work, gathered.work.claim
-        metadata_hash = _hash_metadata(work)
-        entries: list[NewEntry] = []
-        for aggregate in order_aggregates(gathered.effects):
-            entry = self._seal(
-                work,
-                aggregate,
-                effects=gathered.effects[aggregate],
-                metadata_hash=metadata_hash,
-                size=len(gathered.effects),
-                # The key on the first entry stands for the whole transaction.
-                idempotency_key=None if claim is None or entries else claim.key,
-            )
-            entries.append(entry)
-        return Draft(
-            entries,
+    def _build_record(self, gathered: GatheredWork) -> NewRecord:
+        log = gathered.work.log
+        record_id = self._draw_id()
+        aggregates = order_aggregates(gathered.effects)
+        payloads = cut_parts(self._codec, place_effects(gathered.effects, aggregates))
+        seal = self._sealer.seal
+        parts = [
+            Part(first, seal(payload, name_part(log.log_id, record_id, n), key_id=log.key_id))
+            for n, (first, payload) in enumerate(payloads)
+        ]
+        return _finish(
+            gathered.work,
+            record_id,
+            aggregates=aggregates,
+            expected=expect_versions(gathered, aggregates),
+            parts=parts,
             format=self._sealer.format,
-            key_id=work.log.key_id,
-            metadata=work.metadata,
-            metadata_hash=metadata_hash,
-            claim=claim,
-            tally=gathered.tally,
-            named=gathered.named,
-        )
-
-    def _build_mark(self, gathered: GatheredWork, claim: Claim) -> Draft:
-        """An entry without a payload, for a key whose work changed no tracked row."""
-        metadata_hash = _hash_metadata(gathered.work)
-        aggregate = f"{REQUEST_AGGREGATE}/{sha256(claim.key.encode()).hexdigest()[:32]}"
-        entry_id = self._draw_id()
-        body_hash = hash_body(
-            format=FORMAT_MARK,
-            entry_id=entry_id,
-            aggregate=aggregate,
-            key_id="",
-            metadata_hash=metadata_hash,
-            transaction_size=1,
-            idempotency_key=claim.key,
-            data=b"",
-        )
-        entry = NewEntry(
-            aggregate=aggregate, expected=None, entry_id=entry_id, body_hash=body_hash, data=b""
-        )
-        return Draft(
-            [entry],
-            format=FORMAT_MARK,
-            metadata=gathered.work.metadata,
-            metadata_hash=metadata_hash,
-            claim=claim,
-            tally=gathered.tally,
-            named=gathered.named,
-        )
-
-    def _seal(
-        self,
-        work: RecordedWork,
-        aggregate: str,
-        *,
-        effects: Sequence[Effect],
-        metadata_hash: bytes,
-        size: int,
-        idempotency_key: str | None,
-    ) -> NewEntry:
-        log, ticket = work.log, work.tickets.get(aggregate)
-        payload = self._codec.encode(effects, aggregate=aggregate)
-        entry_id = self._draw_id()
-        context = SealContext(log.log_id, aggregate, entry_id)
-        data = self._sealer.seal(payload, context, key_id=log.key_id)
-        body_hash = hash_body(
-            format=self._sealer.format,
-            entry_id=entry_id,
-            aggregate=aggregate,
             key_id=log.key_id,
-            metadata_hash=metadata_hash,
-            transaction_size=size,
-            idempotency_key=idempotency_key,
-            data=data,
         )
-        return NewEntry(
-            aggregate=aggregate,
-            expected=None if ticket is None else ticket.version,
-            entry_id=entry_id,
-            body_hash=body_hash,
-            data=data,
+
+    def _build_mark(self, work: RecordedWork, claim: Claim) -> NewRecord:
+        """A record without a payload, for a key whose work changed no tracked row."""
+        digest = sha256(claim.key.encode()).hexdigest()[:32]
+        return _finish(
+            work,
+            self._draw_id(),
+            aggregates=[f"{REQUEST_AGGREGATE}/{digest}"],
+            expected=[None],
+            parts=[Part(0, b"")],
+            format=FORMAT_MARK,
+            key_id="",
         )
 
 
-def _hash_metadata(work: RecordedWork) -> bytes:
-    """The hash of the transaction's metadata; `InvalidMetadataError` if they are too many."""
+def place_effects(
+    effects: Mapping[str, Sequence[Effect]], aggregates: Sequence[str]
+) -> list[Effect]:
+    """All effects, by aggregate in this order; each gets the number of its aggregate."""
+    placed: list[Effect] = []
+    for place, aggregate in enumerate(aggregates):
+        for effect in effects[aggregate]:
+            effect.place = place
+            placed.append(effect)
+    return placed
+
+
+def expect_versions(gathered: GatheredWork, aggregates: Sequence[str]) -> list[int | None]:
+    """What the transaction knows or believes of each aggregate, as `NewRecord.expected`."""
+    tickets, created = gathered.work.tickets, gathered.created
+    expected: list[int | None] = [CREATED if name in created else None for name in aggregates]
+    if tickets:
+        for number, name in enumerate(aggregates):
+            ticket = tickets.get(name)
+            if ticket is not None:
+                expected[number] = ticket.version
+    return expected
+
+
+def _finish(
+    work: RecordedWork,
+    record_id: UUID,
+    *,
+    aggregates: Sequence[str],
+    expected: Sequence[int | None],
+    parts: Sequence[Part],
+    format: int,
+    key_id: str,
+) -> NewRecord:
+    """The record of these parts, with its hash; `InvalidMetadataError` for too much metadata."""
     check_metadata_count(len(work.metadata))
-    return hash_metadata(work.metadata) if work.metadata else _NO_METADATA
+    idempotency_key = None if work.claim is None else work.claim.key
+    body_hash = hash_body(
+        format=format,
+        record_id=record_id,
+        key_id=key_id,
+        metadata=work.metadata,
+        idempotency_key=idempotency_key,
+        aggregates=aggregates,
+        parts=parts,
+    )
+    return NewRecord(
+        record_id=record_id,
+        aggregates=aggregates,
+        expected=expected,
+        body_hash=body_hash,
+        parts=parts,
+        format=format,
+        key_id=key_id,
+        metadata=work.metadata,
+        idempotency_key=idempotency_key,
+    )

@@ -44,7 +44,9 @@ def gather_work(
     groups = group_effects(work, rows)
     _check_idle(connection, work, groups=groups, read_tickets=read_tickets)
     tally = work.tally + measure(images)
-    return GatheredWork(work, groups.effects, tally=tally or None, named=named)
+    return GatheredWork(
+        work, groups.effects, created=groups.created, tally=tally or None, named=named
+    )
 
 
 def _read_rows(
@@ -70,7 +72,7 @@ def _check_idle(
 ) -> None:
     """Raise `TicketConflictError` unless the tickets of idle aggregates hold.
 
-    No entry redeems them. Of two transactions that read 0 and wrote 1, the second changes
+    No record redeems them. Of two transactions that read 0 and wrote 1, the second changes
     nothing; unless its ticket is compared here, it is a lost update.
     """
     taken = {name: work.tickets[name].version for name in groups.idle if name in work.tickets}

@@ -25,6 +25,10 @@ class Groups:
 
     effects: Mapping[str, list[Effect]]
     """Ordinals count over the whole transaction. Aggregates are in no particular order."""
+    created: frozenset[str]
+    """Aggregates that the transaction believes to create: each is that of a single row of its
+    table, and begins with the create of a row that was not there before. A row that was deleted
+    in an earlier transaction makes the belief wrong, as do two tables with one template."""
     idle: frozenset[str]
     """Aggregates that have no effect, although some of their rows were written: every column
     was set to the value that it had. Listed only for a transaction that holds tickets."""
@@ -32,7 +36,8 @@ class Groups:
 
 def order_aggregates(names: Iterable[str]) -> list[str]:
     """Names in the order in which everybody locks them, which is that of collation C."""
-    return sorted(names, key=lambda name: name.encode())
+    # Code points are in the order of their bytes in UTF-8.
+    return sorted(names)
 
 
 def name_aggregate(bound: TrackedType, key: Key, values: Values | None) -> str:
@@ -44,12 +49,15 @@ def name_aggregate(bound: TrackedType, key: Key, values: Values | None) -> str:
     if not template.columns:
         # One name for the whole table, checked when it was declared.
         return template.constant
-    known: dict[str, Wire | None] = dict(values or {})
-    known.update(zip(shape.key_names, key, strict=True))
-    texts = {
-        name: None if (wire := known[name]) is None else shape.codecs[name].to_text(wire)
-        for name in template.columns
-    }
+    codecs = shape.codecs
+    texts: dict[str, str | None] = {}
+    for name, wire in zip(shape.key_names, key, strict=True):
+        texts[name] = None if wire is None else codecs[name].to_text(wire)
+    if bound.regroups:
+        for name in template.columns:
+            if name not in texts:
+                wire = (values or {})[name]
+                texts[name] = None if wire is None else codecs[name].to_text(wire)
     return check_aggregate_name(template.render(texts))
 
 
@@ -63,6 +71,7 @@ def find_aggregate(bound: TrackedType, key: Key, values: Values | None) -> str |
 def group_effects(work: RecordedWork, rows: Iterable[NetRow]) -> Groups:
     """Effects of the entries built by hand, then of the net rows, grouped by aggregate."""
     effects: dict[str, list[Effect]] = {}
+    created: list[str] = []
     idle: set[str] = set()
     ordinal = 0
     for entry in work.entries:
@@ -74,11 +83,23 @@ def group_effects(work: RecordedWork, rows: Iterable[NetRow]) -> Groups:
     for row in rows:
         told = list_effects(row, ordinal=ordinal)
         for aggregate, effect in told:
-            effects.setdefault(aggregate, []).append(effect)
+            before = effects.get(aggregate)
+            if before is not None:
+                before.append(effect)
+            else:
+                effects[aggregate] = [effect]
+                if effect.complete and not row.existed and _has_own_aggregate(row.bound):
+                    created.append(aggregate)
             ordinal = effect.ordinal + 1
         if not told and work.tickets and (name := find_idle_aggregate(row)) is not None:
             idle.add(name)
-    return Groups(effects, frozenset(idle.difference(effects)))
+    return Groups(effects, frozenset(created), idle=frozenset(idle.difference(effects)))
+
+
+def _has_own_aggregate(bound: TrackedType) -> bool:
+    """Whether the template's columns are those of the primary key, neither less nor more."""
+    columns, key = bound.template.columns, bound.shape.key_names
+    return bool(columns) and (columns == key or set(columns) == set(key))
 
 
 def list_effects(row: NetRow, *, ordinal: int) -> list[tuple[str, Effect]]:
@@ -131,33 +152,15 @@ def find_idle_aggregate(row: NetRow) -> str | None:
 
 
 def _create(row: NetRow, values: Values, ordinal: int) -> Effect:
-    return Effect(
-        kind=OpType.CREATE,
-        shape=row.bound.shape,
-        key=row.key,
-        values=values,
-        complete=True,
-        ordinal=ordinal,
-    )
+    shape = row.bound.shape
+    return Effect(OpType.CREATE, shape, row.key, values, complete=True, ordinal=ordinal)
 
 
 def _update(row: NetRow, ordinal: int) -> Effect:
-    return Effect(
-        kind=OpType.UPDATE,
-        shape=row.bound.shape,
-        key=row.key,
-        values=row.values,
-        complete=False,
-        ordinal=ordinal,
-    )
+    shape = row.bound.shape
+    return Effect(OpType.UPDATE, shape, row.key, row.values, complete=False, ordinal=ordinal)
 
 
 def _delete(row: NetRow, ordinal: int) -> Effect:
-    return Effect(
-        kind=OpType.DELETE,
-        shape=row.bound.shape,
-        key=row.key,
-        values={},
-        complete=False,
-        ordinal=ordinal,
-    )
+    shape = row.bound.shape
+    return Effect(OpType.DELETE, shape, row.key, {}, complete=False, ordinal=ordinal)

@@ -1,7 +1,7 @@
 """What one transaction did, as values that are handed from step to step of COMMIT.
 
 The recorder hands over `RecordedWork`. The gather step adds what the database knows and hands
-over `GatheredWork`, from which the build step makes the entries. Both are frozen: nothing is
+over `GatheredWork`, from which the build step makes the record. Both are frozen: nothing is
 recorded for them after they were made.
 """
 
@@ -23,7 +23,7 @@ class WritableLog(Protocol):
 
     @property
     def log_id(self) -> UUID:
-        """The id of the log, which its entries are sealed for."""
+        """The id of the log, which its records are sealed for."""
         ...
 
     @property
@@ -60,6 +60,8 @@ class GatheredWork:
 
     work: RecordedWork
     effects: Mapping[str, Sequence[Effect]]
+    created: frozenset[str] = frozenset()
+    """Aggregates that the transaction believes to create. The append finds out."""
     tally: int | None = None
     """What the guards must have counted of the whole transaction; None if it is nothing."""
     named: Sequence[tuple[str, int]] = ()

@@ -20,7 +20,7 @@ from oplog.value.kind import text_as_wire
 RowKey: TypeAlias = tuple[Wire | None, ...]
 
 MAX_BLOCK_ROWS: Final = 131_072
-"""Most rows of one entry. Without this limit, 16 MiB of very short rows would decode to
+"""Most rows of one part. Without this limit, 16 MiB of very short rows would decode to
 millions of Python objects."""
 _BARE = "\b\v\f\r"
 """Characters that COPY escapes, besides those that end a field or a row."""
@@ -39,21 +39,23 @@ def read_block(
     fields: Sequence[int],
     row_count: int,
     first_ordinal: int,
+    place: int = 0,
     keys: Collection[RowKey] | None = None,
 ) -> list[Effect]:
     """Return the creates in a block, or only those of rows under one of `keys`.
 
-    `fields` are the field numbers of the rows' columns. Raises `DecodeError` unless they are
-    all columns of the shape, there are `row_count` rows, and each row is one that COPY writes.
+    `fields` are the field numbers of the rows' columns, `place` is the number of the rows'
+    aggregate in the record. Raises `DecodeError` unless the fields are all columns of the shape,
+    there are `row_count` rows, and each row is one that COPY writes.
     """
     columns = _find_columns(shape, fields)
     _check_count(shape, rows, row_count)
     if keys is None:
-        return _read_rows(shape, columns, rows, first=first_ordinal)
+        return _read_rows(shape, columns, rows, first=first_ordinal, place=place)
     prefixes = _print_keys(columns, shape, keys)
     if prefixes is None:
         # A value may have several texts (1 and 1.0 of a float): decode every row and compare.
-        found = _read_rows(shape, columns, rows, first=first_ordinal)
+        found = _read_rows(shape, columns, rows, first=first_ordinal, place=place)
         wanted = set(keys)
         return [effect for effect in found if effect.key in wanted]
     effects: list[Effect] = []
@@ -61,17 +63,17 @@ def read_block(
     for prefix in prefixes:
         for start, end in _find_lines(rows, prefix + (b"\n" if whole else b"\t")):
             ordinal = first_ordinal + rows.count(b"\n", 0, start)
-            effects += _read_rows(shape, columns, rows[start:end], first=ordinal)
+            effects += _read_rows(shape, columns, rows[start:end], first=ordinal, place=place)
     return effects
 
 
 def check_total(row_counts: Iterable[int]) -> None:
-    """Raise `DecodeError` for an entry whose blocks claim more rows than any entry has."""
+    """Raise `DecodeError` for a part whose blocks claim more rows than any part has."""
     total = sum(row_counts)
     if total > MAX_BLOCK_ROWS:
         raise DecodeError(
-            f"an entry's blocks claim {total} rows; the limit is {MAX_BLOCK_ROWS}",
-            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+            f"a part's blocks claim {total} rows; the limit is {MAX_BLOCK_ROWS}",
+            hint="the record is damaged or written by a newer library; upgrade and run verify",
         )
 
 
@@ -94,7 +96,9 @@ def _check_count(shape: Shape, rows: bytes, row_count: int) -> None:
 # -- all rows ---------------------------------------------------------------------------------
 
 
-def _read_rows(shape: Shape, columns: Sequence[Column], rows: bytes, *, first: int) -> list[Effect]:
+def _read_rows(
+    shape: Shape, columns: Sequence[Column], rows: bytes, *, first: int, place: int
+) -> list[Effect]:
     if not rows:
         return []
     try:
@@ -121,6 +125,7 @@ def _read_rows(shape: Shape, columns: Sequence[Column], rows: bytes, *, first: i
             complete=True,
             ordinal=ordinal,
             adopted=True,
+            place=place,
         )
         for ordinal, (key, row) in enumerate(zip(keys, whole, strict=True), first)
     ]
@@ -203,5 +208,5 @@ def _damaged(shape: Shape, why: str) -> DecodeError:
     return DecodeError(
         f"a block of rows of type {shape.type_name!r} revision {shape.revision} cannot be read: "
         f"{why}",
-        hint="the entry is damaged or written by a newer library; upgrade and run verify",
+        hint="the record is damaged or written by a newer library; upgrade and run verify",
     )

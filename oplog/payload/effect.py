@@ -21,8 +21,9 @@ class Effect:
 
     `key` is the primary key before the operation, in the order of `shape.key_columns`.
     `values` maps written columns to wire values; `complete` says that they are all logged
-    columns. `adopted` marks the create of a row that adoption found in the table: it replaces
-    everything that the log had under that key before.
+    columns. `ordinal` counts over the whole record. `adopted` marks the create of a row that
+    adoption found in the table: it replaces everything that the log had under that key before.
+    `place` is the number of the effect's aggregate in the record.
     """
 
     kind: OpType
@@ -32,6 +33,7 @@ class Effect:
     complete: bool
     ordinal: int
     adopted: bool = False
+    place: int = 0
 
 
 def effect_to_operation(effect: Effect) -> Operation:

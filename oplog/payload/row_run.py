@@ -7,8 +7,9 @@ message of the application's own have no runs: its rows stay readable with that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, repeat
+from operator import sub
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -24,38 +25,46 @@ from oplog.value import Wire
 LEAST_ROWS: Final = 4
 """From this many rows on a run is smaller than its operations."""
 MAX_RUN_ROWS: Final = 131_072
-"""Most rows in an entry's runs. Without this limit 16 MiB of NULLs would decode to many millions
+"""Most rows in a part's runs. Without this limit 16 MiB of NULLs would decode to many millions
 of Python objects."""
+MAX_NUMBER: Final = 2**32 - 1
+"""Largest ordinal, and largest number of an aggregate in a part: what operations can hold."""
 _KINDS = {kind.value: kind for kind in OpType}
 
 
-def split_runs(effects: Sequence[Effect]) -> Iterator[tuple[Sequence[Effect], bool]]:
-    """The effects in parts, in their order, each with whether it can be a run."""
-    if not effects:
-        return
-    start = taken = 0
-    ends = [n for n, (a, b) in enumerate(pairwise(effects), 1) if not _alike(a, b)]
-    for end in (*ends, len(effects)):
-        part = effects[start:end]
-        fits = len(part) >= LEAST_ROWS and taken + len(part) <= MAX_RUN_ROWS
-        runs = fits and _is_runnable(effects[start]) and not any(None in one.key for one in part)
-        taken += len(part) if runs else 0
-        yield part, runs
-        start = end
+def split_runs(effects: Sequence[Effect]) -> list[tuple[Sequence[Effect], bool]]:
+    """The effects by what they have in common, each group with whether it can be a run.
+
+    Effects of one kind on one shape that write the same columns are one group, wherever they
+    stand. The order within a group is that of `effects`.
+    """
+    if len(effects) < LEAST_ROWS:
+        return [((effect,), False) for effect in effects]
+    groups: dict[tuple[object, ...], list[Effect]] = {}
+    shape, kind, complete = None, None, False
+    for effect in effects:
+        # Complete rows next to one another are alike most often, and are told so with less.
+        if not (complete and effect.complete and effect.kind is kind and effect.shape is shape):
+            shape, kind, complete = effect.shape, effect.kind, effect.complete
+            # Columns of complete rows are those of the shape, in whatever order.
+            columns = None if complete else tuple(effect.values)
+            group = groups.setdefault((id(shape), kind, columns), [])
+        group.append(effect)
+    taken = 0
+    split: list[tuple[Sequence[Effect], bool]] = []
+    for group in groups.values():
+        fits = LEAST_ROWS <= len(group) <= MAX_RUN_ROWS - taken
+        runs = fits and _is_runnable(group)
+        taken += len(group) if runs else 0
+        split.append((group, runs))
+    return split
 
 
-def _alike(before: Effect, after: Effect) -> bool:
-    return (
-        before.shape is after.shape
-        and before.kind is after.kind
-        and before.complete is after.complete
-        and before.values.keys() == after.values.keys()
-    )
-
-
-def _is_runnable(effect: Effect) -> bool:
-    shape = effect.shape
-    return bool(shape.key_names) and shape.message_name.startswith(f"{DERIVED}.")
+def _is_runnable(group: Sequence[Effect]) -> bool:
+    shape = group[0].shape
+    if not shape.key_names or not shape.message_name.startswith(f"{DERIVED}."):
+        return False
+    return not any(None in column for column in zip(*[effect.key for effect in group], strict=True))
 
 
 class RunCodec:
@@ -68,29 +77,34 @@ class RunCodec:
 
     # -- encoding -------------------------------------------------------------------------
 
-    def encode(self, effects: Sequence[Effect], *, use: int) -> record_pb2.RowRun:
+    def encode(self, effects: Sequence[Effect], *, use: int, first: int) -> record_pb2.RowRun:
         """The run of effects that `split_runs` found to be one; `use` is the type's index.
 
-        Raises `EntryError` for a value that does not fit its field.
+        `first` is the number of the part's first aggregate. Raises `EntryError` for a value
+        that does not fit its field.
         """
-        first = effects[0]
+        one = effects[0]
         run = record_pb2.RowRun(
-            kind=first.kind,  # type: ignore[arg-type]
+            kind=one.kind,  # type: ignore[arg-type]
             type=use,
             row_count=len(effects),
-            complete=first.complete,
-            first_ordinal=first.ordinal,
+            complete=one.complete,
+            first_ordinal=one.ordinal,
+            first_aggregate=one.place - first,
         )
-        steps = [b.ordinal - a.ordinal for a, b in pairwise(effects)]
-        if any(step != 1 for step in steps):
-            run.ordinal_steps.extend(steps)
-        if not self._holds_key(first.kind, complete=first.complete):
+        run.ordinal_steps.extend(_list_steps([effect.ordinal for effect in effects]))
+        places = [effect.place for effect in effects]
+        if places.count(one.place) == len(places):
+            run.one_aggregate = True
+        else:
+            run.aggregate_steps.extend(_list_steps(places))
+        if not self._holds_key(one.kind, complete=one.complete):
             columns = zip(*[effect.key for effect in effects], strict=True)
             run.keys = self._pack(dict(zip(self.shape.key_names, columns, strict=True)))
-        if first.values:
+        if one.values:
             rows = [effect.values for effect in effects]
-            names = list(first.values)
-            if not first.complete:
+            names = list(one.values)
+            if not one.complete:
                 run.fields.extend([self.shape.by_name[name].number for name in names])
             run.values = self._pack_values(run, {n: [row[n] for row in rows] for n in names})
         return run
@@ -125,11 +139,12 @@ class RunCodec:
     # -- decoding -------------------------------------------------------------------------
 
     def decode(
-        self, run: record_pb2.RowRun, *, keys: Collection[RowKey] | None = None
+        self, run: record_pb2.RowRun, *, first: int = 0, keys: Collection[RowKey] | None = None
     ) -> list[Effect]:
         """The effects of a run, or only those on rows under one of `keys`.
 
-        Raises `DecodeError` unless every column has a value or a NULL for each row.
+        `first` is the number of the part's first aggregate. Raises `DecodeError` unless every
+        column has a value or a NULL for each row, and every row its ordinal and its aggregate.
         """
         kind = _KINDS.get(run.kind)
         if kind is None:
@@ -144,7 +159,8 @@ class RunCodec:
         if not key_columns or any(None in column for column in key_columns):
             raise self._damage("a row has no key")
         chosen = zip(
-            _list_ordinals(run, self._damage),
+            self._list_ordinals(run),
+            self._list_places(run, first),
             zip(*key_columns, strict=True),
             zip(*columns.values(), strict=True) if columns else repeat(()),
             strict=False,
@@ -158,8 +174,9 @@ class RunCodec:
                 dict(zip(names, row, strict=True)),
                 complete=run.complete,
                 ordinal=ordinal,
+                place=place,
             )
-            for ordinal, key, row in chosen
+            for ordinal, place, key, row in chosen
             if keys is None or key in keys
         ]
 
@@ -208,6 +225,34 @@ class RunCodec:
         flags = f"{number:0{row_count}b}"[::-1]
         return [None if flag == "1" else next(given) for flag in flags]
 
+    def _list_ordinals(self, run: record_pb2.RowRun) -> Sequence[int]:
+        return self._list_numbers(
+            run.first_ordinal, run.ordinal_steps, count=run.row_count, what="an ordinal"
+        )
+
+    def _list_places(self, run: record_pb2.RowRun, first: int) -> Iterable[int]:
+        if run.one_aggregate:
+            if run.aggregate_steps:
+                raise self._damage("it is of one aggregate and has steps to others")
+            return repeat(first + run.first_aggregate)
+        numbers = self._list_numbers(
+            run.first_aggregate, run.aggregate_steps, count=run.row_count, what="an aggregate"
+        )
+        return [first + number for number in numbers]
+
+    def _list_numbers(
+        self, start: int, steps: Sequence[int], *, count: int, what: str
+    ) -> Sequence[int]:
+        if steps and len(steps) != count - 1:
+            raise self._damage(f"it has not one step to {what} for each row but the first")
+        numbers: Sequence[int] = list(accumulate(steps, initial=start))
+        lowest, highest = min(numbers), max(numbers)
+        if not steps:
+            numbers, highest = range(start, start + count), start + count - 1
+        if lowest < 0 or highest > MAX_NUMBER:
+            raise self._damage(f"{what} is out of range")
+        return numbers
+
     def _find(self, number: int) -> Column:
         column = self.shape.by_number.get(number)
         if column is None:
@@ -218,30 +263,24 @@ class RunCodec:
         return DecodeError(
             f"a run of rows of type {self.shape.type_name!r} revision {self.shape.revision} "
             f"cannot be read: {why}",
-            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+            hint="the record is damaged or written by a newer library; upgrade and run verify",
         )
 
 
 def check_run_rows(counts: Sequence[int]) -> None:
-    """Raise `DecodeError` for an entry whose runs claim more rows than any entry has."""
+    """Raise `DecodeError` for a part whose runs claim more rows than any part has."""
     total = sum(counts)
     if total > MAX_RUN_ROWS:
         raise DecodeError(
-            f"an entry's runs claim {total} rows; the limit is {MAX_RUN_ROWS}",
-            hint="the entry is damaged or written by a newer library; upgrade and run verify",
+            f"a part's runs claim {total} rows; the limit is {MAX_RUN_ROWS}",
+            hint="the record is damaged or written by a newer library; upgrade and run verify",
         )
 
 
-def _list_ordinals(run: record_pb2.RowRun, damage: Any) -> Sequence[int]:
-    first = run.first_ordinal
-    if not run.ordinal_steps:
-        return range(first, first + run.row_count)
-    if len(run.ordinal_steps) != run.row_count - 1:
-        raise damage("it has not one step for each row but the first")
-    ordinals = list(accumulate(chain([first], run.ordinal_steps)))
-    if min(ordinals) < 0:
-        raise damage("an ordinal is negative")
-    return ordinals
+def _list_steps(numbers: Sequence[int]) -> Sequence[int]:
+    """What each number adds to the one before; empty if that is always 1."""
+    steps = list(map(sub, numbers[1:], numbers))
+    return () if steps.count(1) == len(steps) else steps
 
 
 def _write_bits(values: Sequence[Wire | None]) -> bytes:
