@@ -40,10 +40,10 @@ _CHECK_HOURS = 24.0
     help="With --follow: time between two passes when nothing wakes the worker.",
 )
 @click.option(
-    "--snapshot-entries",
+    "--snapshot-records",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --follow: take a snapshot after N entries.",
+    help="With --follow: take a snapshot after N records.",
 )
 @click.option(
     "--snapshot-hours",
@@ -83,7 +83,7 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
                 archive,
                 fork=fork,
                 interval_seconds=options["interval"],
-                snapshots=_read_policy(options["snapshot_entries"], options["snapshot_hours"]),
+                snapshots=_read_policy(options["snapshot_records"], options["snapshot_hours"]),
                 check_hours=options["check_hours"] or None,
                 on_pass=tally.add,
             )
@@ -107,9 +107,9 @@ def _refuse_worker_options() -> None:
             raise click.UsageError(f"{parameter.opts[0]} is for --follow")
 
 
-def _read_policy(entries: int | None, hours: float | None) -> SnapshotPolicy | None:
+def _read_policy(records: int | None, hours: float | None) -> SnapshotPolicy | None:
     """None, which takes no snapshots, unless one of both was asked for."""
-    return None if entries is None and hours is None else SnapshotPolicy(entries, hours)
+    return None if records is None and hours is None else SnapshotPolicy(records, hours)
 
 
 class _Tally:

@@ -34,7 +34,7 @@ from oplog.recovery.lost import (
     iterate_lost,
     open_branch,
 )
-from oplog.store import StoredEntry
+from oplog.store import StoredRecord
 from oplog.store.export import ExportStore
 from oplog.store.guard_state import count_images
 from oplog.store.intake import RestorationStore
@@ -106,7 +106,7 @@ class Forks:
         )
 
     def open_branch(self, archive: Archive, *, generation: int | None = None) -> ArchivedLog:
-        """The entries that a generation lost (the newest, unless it is given), as a log."""
+        """The records that a generation lost (the newest, unless it is given), as a log."""
         head = archive.read_head()
         return open_branch(archive, head, find_branch(head, generation), schema=self._log.schema)
 
@@ -170,7 +170,7 @@ class Forks:
                     succession.add_refused(transaction)
                 else:
                     heads |= {
-                        link.aggregate: (link.version, link.entry_hash)
+                        link.aggregate: (link.version, link.record_hash)
                         for link in transaction.links
                     }
         return ReplayLostReport(generation, len(lost) - len(refused), refused)
@@ -180,9 +180,9 @@ class Forks:
         with engine.connect() as connection:
             reader = self._reading.open_reader(connection, source=source)
 
-            def is_lost(entry: StoredEntry) -> bool:
-                found = store.find_hashes(connection, [entry.position])
-                return found.get(entry.position) != entry.entry_hash
+            def is_lost(stored: StoredRecord) -> bool:
+                found = store.find_hashes(connection, [stored.position])
+                return found.get(stored.position) != stored.record_hash
 
             return list(iterate_lost(source, reader, is_lost=is_lost))
 

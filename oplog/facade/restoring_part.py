@@ -42,11 +42,11 @@ class Restoring:
     ) -> RestoreReport:
         """Bring an empty, migrated database back from `archive`, as of `through`.
 
-        `through` is a position or an aware datetime and takes transactions whole. Rows, entries,
-        tickets and sequences come in one transaction; until it commits, applications are refused.
+        `through` is a position or an aware datetime. Rows, records, versions and sequences come in
+        one transaction; until it commits, applications are refused.
         In an open transaction everything is in that, which the caller commits.
         Afterwards they go on writing, and a worker goes on publishing to the same archive
-        (where it finds a fork, if `through` left published entries out). Raises
+        (where it finds a fork, if `through` left published records out). Raises
         `ConfigurationError` for a database that is not empty.
         """
         source = self.open_source(archive)

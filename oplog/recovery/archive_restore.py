@@ -32,7 +32,7 @@ def restore_archive(
 ) -> RestoreReport:
     """`restore_log` from the head that `source` reads, and record it in `oplog_archive`.
 
-    `through` is a position. New entries get positions above all in the archive.
+    `through` is a position. New records get positions above all in the archive.
     """
 
     def finish(inside: Connection, report: RestoreReport) -> None:

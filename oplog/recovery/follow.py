@@ -1,4 +1,4 @@
-"""Keeps a second database up to date from a log: rows, entries and tickets, batch by batch.
+"""Keeps a second database up to date from a log: rows, records and tickets, batch by batch.
 
 The place in the log is saved in the transaction that reaches it, with a hash over everything
 before. So a log with another past is recognised, and not taken for one that went on.
@@ -25,7 +25,7 @@ from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
 from oplog.recovery.log_loader import LogLoader
-from oplog.recovery.merging import find_extremes, merge_transactions
+from oplog.recovery.merging import find_extremes, merge_records
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
@@ -33,13 +33,12 @@ from oplog.recovery.sequences import advance_sequences
 from oplog.replay.rebuild import read_reader_plans
 from oplog.replay.rules import read_rules
 from oplog.snapshot.base import SnapshotReader
-from oplog.store import SequencedLog, SequencedPage, Store, StoredEntry
+from oplog.store import SequencedLog, SequencedPage, Store, StoredRecord
 from oplog.store.feed import check_consumer_name
 from oplog.store.intake import LogPlace, RestorationStore
-from oplog.store.whole_transactions import TransactionGroups
 
 BATCH_ENTRIES = 1000
-"""Entries applied in one transaction, unless one transaction of the log has more."""
+"""Entries applied in one transaction, unless one record of the log has more."""
 BATCH_BYTES = 16 * 1024 * 1024
 """Sealed bytes applied in one transaction, with the same exception."""
 
@@ -49,7 +48,7 @@ class FollowReport:
     """What one call did: `entries` applied, and the database's place in the log now.
 
     `rebuilt`: everything was restored, because the database was empty, because the log was
-    forked before its place, or because entries that it lacked were pruned.
+    forked before its place, or because records that it lacked were pruned.
     """
 
     entries: int
@@ -90,12 +89,12 @@ def follow_log(
     reach: Callable[[int], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> FollowReport:
-    """Apply the entries of `source` that this database lacks, and return.
+    """Apply the records of `source` that this database lacks, and return.
 
-    `connection` is in no transaction; each batch of whole transactions of the log is one. An
+    `connection` is in no transaction; each batch of records is one. An
     empty database is restored first, from `snapshot` if one is given; a restored one continues
     from where the restore ended. Everything is replaced, in one transaction, if a later
-    generation of the log no longer has this database's entries, or if entries that it lacks
+    generation of the log no longer has this database's records, or if records that it lacks
     were pruned (then a `snapshot` is needed). Its place in the log is kept in `oplog_follower`
     under `name`. After each batch, `reach` is called with its last sequence, and the call ends
     if `stop` returns True.
@@ -117,7 +116,7 @@ def follow_log(
     pages = source.iterate_sequence(after=place.sequence)
     for page in cut_batches(pages, most=batch_entries):
         place = _apply(work, place, page)
-        entries += len(page.entries)
+        entries += _count_entries(page)
         reach(place.sequence)
         if stop():
             break
@@ -229,14 +228,15 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         suspended = suspend_switches(work.driver, oids)
         # The tables are locked now: any other write has been committed and is visible.
         _check_only_writer(store, connection, place)
-        _check_chains(store.read_heads(connection, _list_aggregates(page)), page)
+        aggregates = _list_aggregates(page)
+        _check_chains(store.read_heads(connection, aggregates), page)
         log_loader = LogLoader(work.driver, reader, store=store, after=page.first - 1, as_new=True)
-        transactions = list(log_loader.run([page]))
+        records = list(log_loader.run([page]))
         rules = read_rules(reader, plans, snapshot=visible, same_database=False, from_empty=False)
-        merge_transactions(work.driver, plans, transactions, rules=rules)
-        advance_sequences(connection, find_extremes(plans, transactions))
-        store.write_tickets(connection, _list_aggregates(page))
-        reached = page.first + len(page.entries) - 1
+        merge_records(work.driver, plans, records, rules=rules)
+        advance_sequences(connection, find_extremes(plans, records))
+        store.advance_tickets(connection, aggregates)
+        reached = page.first + len(page.records) - 1
         chain = source.find_chain(reached)
         if chain is None:
             raise HeadRolledBackError(
@@ -253,40 +253,37 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
 
 
 def _list_aggregates(page: SequencedPage) -> list[str]:
-    return sorted({entry.aggregate for entry in page.entries})
+    return sorted({name for record in page.records for name in record.aggregates})
+
+
+def _count_entries(page: SequencedPage) -> int:
+    return sum(len(record.aggregates) for record in page.records)
 
 
 def _check_chains(heads: Mapping[str, tuple[int, bytes]], page: SequencedPage) -> None:
-    """Raise `ChainBrokenError` unless each entry follows the one before in its aggregate."""
+    """Raise `ChainBrokenError` unless each record follows the ones before in its aggregates."""
     chain = ChainCheck(heads={name: ChainHead(*head) for name, head in heads.items()})
-    for stored in page.entries:
-        chain.require(stored, hint="the log that is followed was altered, or is another one")
+    for stored in page.records:
+        chain.require(
+            stored.list_links(), hint="the log that is followed was altered, or is another one"
+        )
 
 
 def cut_batches(
     pages: Iterable[SequencedPage], *, most: int, most_bytes: int = BATCH_BYTES
 ) -> Iterator[SequencedPage]:
-    """The same entries on pages of whole transactions, which end at `most` entries or bytes."""
-    first = 0
-    batch: list[StoredEntry] = []
-    metadata: dict[int, list[tuple[str, str]]] = {}
-    groups = TransactionGroups[StoredEntry]()
-    size = 0
+    """The same records on pages that end at `most` entries or at so many sealed bytes."""
+    first = entries = size = 0
+    batch: list[StoredRecord] = []
     for page in pages:
-        for number, stored in enumerate(page.entries, start=page.first):
-            if not batch and not groups:
+        for number, stored in enumerate(page.records, start=page.first):
+            if not batch:
                 first = number
-            whole = groups.add(stored, stored)
-            size += len(stored.data)
-            if stored.transaction_position in page.metadata:
-                position = stored.transaction_position
-                metadata[position] = page.metadata[position]
-            if whole is None:
-                continue
-            batch += whole
-            if len(batch) >= most or size >= most_bytes:
-                yield SequencedPage(first, batch, metadata)
-                batch, metadata, size = [], {}, 0
-    groups.require_complete(hint="the log that is followed lacks entries")
+            batch.append(stored)
+            entries += len(stored.aggregates)
+            size += stored.sealed_bytes
+            if entries >= most or size >= most_bytes:
+                yield SequencedPage(first, batch)
+                batch, entries, size = [], 0, 0
     if batch:
-        yield SequencedPage(first, batch, metadata)
+        yield SequencedPage(first, batch)

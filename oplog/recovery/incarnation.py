@@ -36,10 +36,10 @@ class IncarnationReport:
     """What became of a copied log.
 
     It belongs to `database` (an oid) of `server` (a system identifier) now, and belonged to the
-    `previous_` ones before: 0 and empty if none was recorded. `entries` got other transaction
-    ids. `consumers` go on from their places. The places of `strangers` belong to another
-    history and stay unchanged: each is refused until somebody resets it. `archives` are the
-    URLs that this database goes on with, or, for a copy, has forgotten.
+    `previous_` ones before: 0 and empty if none was recorded. The records of `entries` entries
+    got other transaction ids. `consumers` go on from their places. The places of `strangers`
+    belong to another history and stay unchanged: each is refused until somebody resets it.
+    `archives` are the URLs that this database goes on with, or, for a copy, has forgotten.
     """
 
     replaces_original: bool
@@ -64,8 +64,8 @@ def incarnate_log(
 
     With `replaces_original` it takes over the archives that it knows from the database that
     published last; without, it forgets them. Writers and readers wait. On the server that it was
-    written on, and after an upgrade of that, transaction ids stay; elsewhere every entry gets
-    an id lower than any that the server assigns. Raises
+    written on, and after an upgrade of that, transaction ids stay; elsewhere every record
+    gets an id lower than any that the server assigns. Raises
     `ConfigurationError` for a role that does not own the log, on a standby, and in a transaction;
     `ConflictError` while a restore is under way.
     """
@@ -92,7 +92,7 @@ class _Incarnation:
         self._check()
         lock = RestorationStore(self._schema)
         take_lock(self._connection, lock)
-        # Transactions that write entries have ended or wait: all entries can be renumbered.
+        # Transactions that write records have ended or wait: all of them can be renumbered.
         lock.lock_tables(self._connection)
         found = read_homing(self._connection, self._schema)
         home = found.home or Home(found.here, "")
@@ -121,7 +121,7 @@ class _Incarnation:
         for row in self._exports.list_rows(self._connection):
             taken = replace(row, origin=here, owner=None)
             if row.archive_id in strangers:
-                # Its content is then compared with the log, entry by entry.
+                # Its content is then compared with the log, record by record.
                 taken = replace(taken, sequence=0, chain="", cursor=None)
             self._exports.rewrite_row(self._connection, taken)
 
@@ -157,7 +157,7 @@ class _Incarnation:
         return cursors, [reader for reader in known if reader not in cursors]
 
     def _rebase(self, home: Home, origin: Origin, cursors: Mapping[Reader, Cursor]) -> int:
-        """Make entries and cursors valid on this server; return the number of changed entries."""
+        """Make records and cursors valid on this server; return how many entries changed."""
         if home.identity.system_identifier == origin.system_identifier:
             return 0
         if self._has_original_files(home):

@@ -1,4 +1,4 @@
-"""Applies the transactions of a lost branch again, as new entries; only the archive has them.
+"""Applies the transactions of a lost branch again, as new records; only the archive has them.
 
 Changes go through a session that is logged. A transaction is applied only if each of its
 aggregates is still as the transaction found it; otherwise it is skipped and reported. Each has an
@@ -8,7 +8,7 @@ idempotency key of its own, so that none is applied twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -27,44 +27,37 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError, ReplayError, UnknownTypeError
 from oplog.payload.codec import effect_to_operation
-from oplog.reading.reader import EntryReader
+from oplog.reading.reader import RecordReader, group_pairs
 from oplog.receipt import Receipt
-from oplog.store import StoredEntry
+from oplog.store import StoredRecord
 from oplog.store.guard_state import ImageCount
-from oplog.store.whole_transactions import TransactionGroups
+from oplog.store.rows import Link
 
 REPLAYED = "oplog.replayed"
-"""Metadata key of a reapplied transaction: generation and sequence of its first lost entry."""
+"""Metadata key of a reapplied transaction: generation and sequence of the lost one."""
 _OWN_PREFIX = "oplog/"
 """Prefix of the aggregates in which the log writes its own marks, which belong to no row."""
 Heads = Mapping[str, tuple[int, bytes]]
-"""Version and hash of the newest entry of each aggregate that the database has."""
-
-
-@dataclass(frozen=True, slots=True)
-class LostLink:
-    """Where an entry of a lost transaction stood in the chain of its aggregate."""
-
-    aggregate: str
-    version: int
-    prev_hash: bytes
-    entry_hash: bytes
+"""Version and hash of the newest record of each aggregate that the database has."""
 
 
 @dataclass(frozen=True, slots=True)
 class LostTransaction:
-    """A transaction of a lost branch: its first sequence, entries, metadata, operations."""
+    """A transaction of a lost branch: the sequence of its record, and what that says.
+
+    `entries` is how many aggregates the record has; `links` are those that belong to rows.
+    """
 
     generation: int
     sequence: int
     entries: int
     metadata: Mapping[str, list[str]]
     operations: tuple[Operation, ...]
-    links: tuple[LostLink, ...] = ()
+    links: tuple[Link, ...] = ()
 
     @property
     def aggregates(self) -> list[str]:
-        """The aggregates of its entries."""
+        """The aggregates of its links."""
         return [link.aggregate for link in self.links]
 
     @property
@@ -112,7 +105,7 @@ def find_branch(head: Head, generation: int | None) -> Branch:
 
 
 def open_branch(archive: Archive, head: Head, branch: Branch, *, schema: str) -> ArchivedLog:
-    """A lost branch as a log to read; its first segment may have earlier entries too."""
+    """A lost branch as a log to read; its first segment may have earlier records too."""
     items = [item for row in reversed(branch.levels) for item in row]
     lost = replace(
         head,
@@ -129,60 +122,56 @@ def open_branch(archive: Archive, head: Head, branch: Branch, *, schema: str) ->
 
 
 def iterate_lost(
-    source: ArchivedLog, reader: EntryReader, *, is_lost: Callable[[StoredEntry], bool]
+    source: ArchivedLog, reader: RecordReader, *, is_lost: Callable[[StoredRecord], bool]
 ) -> Iterator[LostTransaction]:
-    """Transactions of a branch with an entry that `is_lost`, in the branch's order."""
-    groups = TransactionGroups[StoredEntry]()
-    first = 0
+    """Transactions of a branch whose record `is_lost`, in the branch's order."""
     for page in source.iterate_sequence(after=source.first_sequence - 1):
-        for sequence, entry in enumerate(page.entries, page.first):
-            first = first if groups else sequence
-            group = groups.add(entry, entry)
-            if group is not None and any(is_lost(one) for one in group):
-                yield _open(source, reader, group, first)
+        for sequence, stored in enumerate(page.records, page.first):
+            if is_lost(stored):
+                yield _open(source, reader, stored, sequence)
 
 
 def _open(
-    source: ArchivedLog, reader: EntryReader, group: Sequence[StoredEntry], first: int
+    source: ArchivedLog, reader: RecordReader, stored: StoredRecord, sequence: int
 ) -> LostTransaction:
-    effects = [effect for one in group for effect in reader.open(one).effects]
-    effects.sort(key=lambda effect: effect.ordinal)
+    effects = reader.open(stored).effects
     return LostTransaction(
         generation=source.generation,
-        sequence=first,
-        entries=len(group),
-        metadata=next(iter(reader.read_metadata(group[:1]))),
+        sequence=sequence,
+        entries=len(stored.aggregates),
+        metadata=group_pairs(stored.metadata),
         operations=tuple(effect_to_operation(effect) for effect in effects),
         links=tuple(
-            LostLink(one.aggregate, one.version, one.prev_hash, one.entry_hash)
-            for one in group
-            if not one.aggregate.startswith(_OWN_PREFIX)
+            link for link in stored.list_links() if not link.aggregate.startswith(_OWN_PREFIX)
         ),
     )
 
 
 class Succession:
-    """The new entry for each lost entry whose transaction was applied again.
+    """The new record for each lost record whose transaction was applied again.
 
     A lost transaction that follows an earlier lost one is applied only on top of that one's new
-    entries.
+    record.
     """
 
     def __init__(self) -> None:
-        self._renewed: dict[bytes, bytes] = {}
-        self._refused: dict[bytes, int] = {}
+        # By aggregate and hash: one record is a link of several aggregates, and which of them the
+        # new record has is a question of its own.
+        self._renewed: dict[tuple[str, bytes], bytes] = {}
+        self._refused: dict[tuple[str, bytes], int] = {}
 
     def check(self, transaction: LostTransaction, heads: Heads) -> None:
         """Raise `ReplayError` unless all its aggregates are as the transaction found them."""
         for link in transaction.links:
             version, found = heads.get(link.aggregate, (0, ZERO_HASH))
+            expected = link.aggregate, link.prev_hash
             if link.version == 1:
                 fits = version == 0
             else:
-                fits = found == self._renewed.get(link.prev_hash, link.prev_hash)
+                fits = found == self._renewed.get(expected, link.prev_hash)
             if fits:
                 continue
-            before = self._refused.get(link.prev_hash)
+            before = self._refused.get(expected)
             if before is not None:
                 why = f"it goes on from sequence {before}, which was not done again"
             elif version < link.version - 1:
@@ -196,11 +185,12 @@ class Succession:
         written = {one.aggregate: one.entry_hash for one in receipts}
         for link in transaction.links:
             if written.get(link.aggregate):
-                self._renewed[link.entry_hash] = written[link.aggregate]
+                self._renewed[link.aggregate, link.record_hash] = written[link.aggregate]
 
     def add_refused(self, transaction: LostTransaction) -> None:
         """Note that the transaction was skipped; those that follow it are refused."""
-        self._refused |= {link.entry_hash: transaction.sequence for link in transaction.links}
+        for link in transaction.links:
+            self._refused[link.aggregate, link.record_hash] = transaction.sequence
 
 
 def check_extent(

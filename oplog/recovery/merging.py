@@ -1,4 +1,4 @@
-"""Merges a batch of entries into live tables that have rows, without touching other rows.
+"""Merges a batch of records into live tables that have rows, without touching other rows.
 
 The rows of the batch are copied into temporary tables, changed there, and written back. Foreign
 keys and unique names that hold before and after a batch need not hold between two of its
@@ -21,10 +21,10 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.suspension import list_references, resume_tables, suspend_tables
 from oplog.postgres.work import Driver
-from oplog.reading.reader import OpenedEntry
+from oplog.reading.reader import OpenedRecord
 from oplog.replay.fold import Fold, Key, TableFold
 from oplog.replay.loader import TableLoader, print_column
-from oplog.replay.rebuild import Applied, add_transaction
+from oplog.replay.rebuild import Applied, add_record
 from oplog.replay.rebuilt_table import make_scratch
 from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.replay.validity import FoldRules
@@ -61,14 +61,14 @@ class _StagedTable:
         )
 
 
-def merge_transactions(
+def merge_records(
     driver: Driver,
     plans: Sequence[TablePlan],
-    transactions: Iterable[Sequence[OpenedEntry]],
+    records: Iterable[OpenedRecord],
     *,
     rules: FoldRules,
 ) -> Applied:
-    """Apply the transactions to the live tables; triggers must be disabled.
+    """Apply the records to the live tables; triggers must be disabled.
 
     `ReplayError` if rows are not as the log says, or break a constraint after the batch.
     """
@@ -77,8 +77,8 @@ def merge_transactions(
     by_type = {name: folds[id(one)] for one in loaders for name in one.plan.types}
     fold = Fold(by_type, rules=rules)
     applied = Applied()
-    for entries in transactions:
-        add_transaction(fold, entries, applied)
+    for record in records:
+        add_record(fold, record, applied)
     touched = []
     for number, loader in enumerate(loaders):
         net = folds[id(loader)]
@@ -229,22 +229,19 @@ def _insert_new(driver: Driver, table: _StagedTable) -> int:
     return done.rowcount
 
 
-def find_extremes(
-    plans: Sequence[TablePlan], transactions: Iterable[Sequence[OpenedEntry]]
-) -> Extremes:
-    """The lowest and the highest whole number that the transactions wrote, by column."""
+def find_extremes(plans: Sequence[TablePlan], records: Iterable[OpenedRecord]) -> Extremes:
+    """The lowest and the highest whole number that the records wrote, by column."""
     oids = {name: plan.live.oid for plan in plans for name in plan.types}
     found: dict[tuple[int, str], tuple[int, int]] = {}
-    for entries in transactions:
-        for entry in entries:
-            for effect in entry.effects:
-                oid = oids.get(effect.shape.type_name)
-                if oid is None:
-                    # A retired type has no table.
-                    continue
-                for name, value in effect.values.items():
-                    if effect.shape.codecs[name].kind is Kind.INT and isinstance(value, int):
-                        place = (oid, name)
-                        low, high = found.get(place, (value, value))
-                        found[place] = (min(low, value), max(high, value))
+    for record in records:
+        for effect in record.effects:
+            oid = oids.get(effect.shape.type_name)
+            if oid is None:
+                # A retired type has no table.
+                continue
+            for name, value in effect.values.items():
+                if effect.shape.codecs[name].kind is Kind.INT and isinstance(value, int):
+                    place = (oid, name)
+                    low, high = found.get(place, (value, value))
+                    found[place] = (min(low, value), max(high, value))
     return found

@@ -32,6 +32,7 @@ def take_lock(connection: Connection, store: RestorationStore) -> None:
             "another restore into this database is under way, or another process follows",
             hint="wait for its end",
         )
+    store.lock_partitions(connection)
 
 
 def describe_rows(driver: Driver, store: RestorationStore, plans: Sequence[TablePlan]) -> str:
@@ -54,8 +55,8 @@ def describe_rows(driver: Driver, store: RestorationStore, plans: Sequence[Table
 
 
 def is_in_use(connection: Connection, tables: Iterable[Table], *, schema: str) -> bool:
-    """Whether there is an entry, or a row in one of the tables; missing tables are empty."""
-    names = [f"{quote(schema)}.oplog_entry"]
+    """Whether there is a record, or a row in one of the tables; missing tables are empty."""
+    names = [f"{quote(schema)}.oplog_record"]
     for table in tables:
         names += qualify([table.name], table.schema)
     for name in names:
@@ -78,7 +79,7 @@ def refuse_filled(found: str) -> ConfigurationError:
 
 
 def check_snapshot(source: SequencedLog, snapshot: SnapshotReader | None) -> None:
-    """Raise `ConfigurationError` unless the kept entries continue the snapshot, or are all."""
+    """Raise `ConfigurationError` unless the kept records continue the snapshot, or are all."""
     known = source.first_sequence - 1 if snapshot is None else snapshot.sequence
     fits = source.first_sequence - 1 <= known <= source.sequence
     if fits and (snapshot is not None or known == 0):
@@ -86,5 +87,5 @@ def check_snapshot(source: SequencedLog, snapshot: SnapshotReader | None) -> Non
     what = "no snapshot is given" if snapshot is None else f"the snapshot is at {known}"
     raise ConfigurationError(
         f"the log is kept from sequence {source.first_sequence} to {source.sequence}, and {what}",
-        hint="give a snapshot from which the kept entries go on",
+        hint="give a snapshot from which the kept records go on",
     )

@@ -20,6 +20,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.log_opener import LogOpener
+from oplog.recovery.heads import restore_heads
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.preconditions import (
     check_snapshot,
@@ -30,7 +31,6 @@ from oplog.recovery.preconditions import (
 from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.row_loader import load_snapshot, move_rows
 from oplog.recovery.sequences import move_sequences
-from oplog.recovery.tickets import restore_tickets
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuild import (
     BATCH_ROWS,
@@ -39,7 +39,7 @@ from oplog.replay.rebuild import (
     digest_tables,
     find_last,
     find_limit,
-    fold_transactions,
+    fold_records,
     read_reader_plans,
 )
 from oplog.replay.rebuilt_table import make_scratch
@@ -60,7 +60,7 @@ class RestoreStep(StrEnum):
     EMPTIED = "emptied"
     """Tables are locked and empty; triggers and foreign keys are suspended."""
     FOLDED = "folded"
-    """All entries are in the log, all rows in temporary tables."""
+    """All records are in the log, all rows in temporary tables."""
     FILLED = "filled"
     """All rows are in their tables."""
     RESUMED = "resumed"
@@ -73,9 +73,9 @@ class RestoreStep(StrEnum):
 class RestoreReport:
     """What was restored: `rows` in all logged tables, `entries`, and their highest `position`.
 
-    `digest` is that of a replay of the same log through the same position. Up to `sequence` of
-    `generation` all entries were restored. Later ones with positions low enough were restored
-    too, and count as new to every consumer.
+    A record has an entry for each of its aggregates. `digest` is that of a replay of the same
+    log through the same position. Up to `sequence` of `generation` all records were restored.
+    Later ones with positions low enough were restored too, and count as new to every consumer.
     """
 
     rows: int
@@ -110,7 +110,7 @@ class _Request:
     progress: Progress | None = None
     reach: Callable[[RestoreStep], None] = lambda _: None
     replace_rows: bool = False
-    """Existing rows are deleted first, in the same transaction, and entries count as new."""
+    """Existing rows are deleted first, in the same transaction, and records count as new."""
 
     @property
     def connection(self) -> Connection:
@@ -135,14 +135,14 @@ def restore_log(
     finish: Finish = lambda *_: None,
     reach: Callable[[RestoreStep], None] = lambda _: None,
 ) -> RestoreReport:
-    """Fill an empty, migrated database from `source`, whose entries `log` opens.
+    """Fill an empty, migrated database from `source`, whose records `log` opens.
 
-    `schema` is that of the log's tables there. `through` is a position or an aware datetime;
-    transactions are restored whole. With a `snapshot`, only later entries are folded, into its
-    rows. New entries get positions above `least_position`. Everything is one transaction; a
-    mark, committed before it, refuses applications (`SchemaVersionError`) until it commits. An
-    interrupted restore leaves nothing but the mark, and can be run again. A connection that is
-    in a transaction keeps it: there is no mark, the caller commits, and applications wait.
+    `schema` is that of the log's tables there. `through` is a position or an aware datetime.
+    With a `snapshot`, only later records are folded, into its rows. New records get positions
+    above `least_position`. Everything is one transaction; a mark, committed before it, refuses
+    applications (`SchemaVersionError`) until it commits. An interrupted restore leaves nothing
+    but the mark, and can be run again. A connection that is in a transaction keeps it: there is
+    no mark, the caller commits, and applications wait.
 
     Raises `ConfigurationError` for a target whose log or logged tables have rows, and for a
     snapshot that does not fit; `ConflictError` while another restore is under way;
@@ -223,7 +223,7 @@ def rebuild_log(
     """`restore_log` into a database that has rows already, which are deleted first.
 
     All rows of logged tables are deleted, also those that are not from the log. One
-    transaction: readers see the old state until it commits. Every entry counts as new to
+    transaction: readers see the old state until it commits. Every record counts as new to
     consumers of this database.
     """
     request = _Request(
@@ -298,7 +298,7 @@ def _restore(request: _Request) -> RestoreReport:
     for loader in loaders:
         move_rows(driver, loader)
     request.reach(RestoreStep.FILLED)
-    restore_tickets(driver, store, snapshot=request.snapshot)
+    restore_heads(driver, store, snapshot=request.snapshot)
     store.write_position(connection, max(log_loader.position, request.least_position))
     recorded = {} if request.snapshot is None else request.snapshot.sequences
     move_sequences(driver, oids, recorded=recorded)
@@ -327,7 +327,7 @@ def _restore(request: _Request) -> RestoreReport:
 
 
 def _load_log(request: _Request, loaders: Sequence[TableLoader]) -> LogLoader:
-    """Write the log's entries to its tables, and fold its rows into those of `loaders`."""
+    """Write the log's records to its tables, and fold its rows into those of `loaders`."""
     source, driver = request.source, request.driver
     reader = request.log.open(request.connection)
     plans = [loader.plan for loader in loaders]
@@ -353,7 +353,7 @@ def _load_log(request: _Request, loaders: Sequence[TableLoader]) -> LogLoader:
         if request.progress is not None:
             request.progress(applied.position, max(last, applied.position))
 
-    fold_transactions(
+    fold_records(
         log_loader.run(source.iterate_sequence(after=before)),
         loaders,
         rules=rules,
@@ -362,8 +362,8 @@ def _load_log(request: _Request, loaders: Sequence[TableLoader]) -> LogLoader:
     )
     if limit is None and log_loader.sequence < source.sequence:
         raise ChainBrokenError(
-            f"the log says that it has {source.sequence} entries, and gave {log_loader.sequence}",
-            hint="entries are missing at its end",
+            f"the log says that it has {source.sequence} records, and gave {log_loader.sequence}",
+            hint="records are missing at its end",
         )
     return log_loader
 
@@ -381,7 +381,7 @@ def _write_identity(request: _Request, plans: Sequence[TablePlan]) -> None:
 
 def _write_place(request: _Request, log_loader: LogLoader) -> None:
     chain = request.source.find_chain(log_loader.sequence)
-    # With entries after a gap there is no sequence from which to follow without repetition.
+    # With records after a gap there is no sequence from which to follow without repetition.
     if log_loader.complete and chain is not None:
         place = LogPlace(request.source.generation, log_loader.sequence, chain, log_loader.position)
         request.store.write_restored(request.connection, place)

@@ -1,4 +1,4 @@
-"""Fills live tables with the rows of a log: a snapshot's rows, then later entries' changes.
+"""Fills live tables with the rows of a log: a snapshot's rows, then later records' changes.
 
 Rows are collected in temporary tables without constraints and moved into the live ones at once.
 Only the last state is sure to satisfy constraints: before it, two rows may have swapped a unique

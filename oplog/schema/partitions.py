@@ -24,10 +24,15 @@ def create_partition_statements(s: str) -> list[str]:
     return [_make_partitions(s), f"SELECT {s}.oplog_make_partitions(1)"]
 
 
+def name_partition_lock(s: str) -> str:
+    """What whoever makes a partition holds an advisory lock on, in the quoted schema `s`."""
+    return f"oplog partitions {s}"
+
+
 def _make_partitions(s: str) -> str:
     tables = ", ".join(f"'oplog_{name}'" for name in PARTITIONED)
     literal = s.replace("'", "''")
-    lock = quote_literal(f"oplog partitions {s}")
+    lock = quote_literal(name_partition_lock(s))
     return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- Makes the partition of a position and the next, where they are missing; how many it made. Nobody

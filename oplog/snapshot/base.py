@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 from oplog.payload.shape import Shape
 
 
-class TicketRow(NamedTuple):
-    """An aggregate's ticket at the snapshot's sequence: the version and hash of its last entry."""
+class HeadRow(NamedTuple):
+    """An aggregate's newest record at the snapshot's sequence: its version of it, and its hash."""
 
     aggregate: str
     version: int
@@ -64,16 +64,16 @@ class SnapshotTable(Protocol):
 
 
 class SnapshotReader(Protocol):
-    """All logged tables as the entries up to `sequence` made them."""
+    """All logged tables as the records up to `sequence` made them."""
 
     @property
     def sequence(self) -> int:
-        """The sequence of the last entry whose effects are in the rows."""
+        """The sequence of the last record whose effects are in the rows."""
         ...
 
     @property
     def position(self) -> int:
-        """The highest position of the entries up to there."""
+        """The highest position of the records up to there."""
         ...
 
     @property
@@ -85,6 +85,6 @@ class SnapshotReader(Protocol):
         """One item for each table that has rows; others may be left out."""
         ...
 
-    def tickets(self) -> Iterable[TicketRow]:
-        """The tickets of all aggregates that have entries, also of pruned ones."""
+    def heads(self) -> Iterable[HeadRow]:
+        """The newest record of each aggregate that was written, also if it is kept no more."""
         ...

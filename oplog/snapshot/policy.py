@@ -20,33 +20,33 @@ MAX_KEPT_LAYERS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPolicy:
-    """A snapshot is due after so many `entries`, or so many `hours` with at least one entry.
+    """A snapshot is due after so many `records`, or so many `hours` with at least one record.
 
     None leaves that trigger out; with both None a snapshot is never due. Raises
     `ConfigurationError` for numbers that are not positive.
     """
 
-    entries: int | None = 100_000
+    records: int | None = 100_000
     hours: float | None = 24.0
 
     def __post_init__(self) -> None:
-        for name, value in (("entries", self.entries), ("hours", self.hours)):
+        for name, value in (("records", self.records), ("hours", self.hours)):
             if value is not None and not value > 0:
                 raise ConfigurationError(
                     f"{name}={value} cannot say when a snapshot is due",
                     hint="give a positive number, or None to leave this trigger out",
                 )
 
-    def is_due(self, *, entries: int, age: timedelta | None) -> bool:
-        """Whether to take a snapshot, `entries` after the last one, which has this `age`.
+    def is_due(self, *, records: int, age: timedelta | None) -> bool:
+        """Whether to take a snapshot, `records` after the last one, which has this `age`.
 
-        `age` is None if there is none yet: then it is due as soon as there is an entry.
+        `age` is None if there is none yet: then it is due as soon as there is a record.
         """
-        if entries <= 0 or (self.entries is None and self.hours is None):
+        if records <= 0 or (self.records is None and self.hours is None):
             return False
         if age is None:
             return True
-        if self.entries is not None and entries >= self.entries:
+        if self.records is not None and records >= self.records:
             return True
         return self.hours is not None and age >= timedelta(hours=self.hours)
 

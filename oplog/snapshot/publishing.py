@@ -1,4 +1,4 @@
-"""Takes and publishes a snapshot of the tables at exactly the archive's newest entry.
+"""Takes and publishes a snapshot of the tables at exactly the archive's newest record.
 
 One transaction publishes what it sees and then copies the tables, so that snapshot and log agree
 while others go on writing.
@@ -6,7 +6,7 @@ while others go on writing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from oplog.archive.step import Step
 from oplog.crypto.seal import Sealer
 from oplog.finding import Finding
 from oplog.reading.log_opener import LogOpener
-from oplog.reading.reader import OpenedEntry
+from oplog.reading.reader import OpenedRecord
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
@@ -67,11 +67,11 @@ def publish_snapshot(
     policy: SnapshotPolicy | None = None,
     full: bool = False,
 ) -> SnapshotReport:
-    """Publish new entries, and a snapshot of the tables at the last of them.
+    """Publish new records, and a snapshot of the tables at the last of them.
 
     With a `policy`, only if a snapshot is due. `full` writes all tables anew instead of layers.
     `check` is called in the transaction that reads the tables, and returns the report's
-    `problems`. No entries are published while the snapshot is taken. Raises what publishing,
+    `problems`. No records are published while the snapshot is taken. Raises what publishing,
     `check` and `take_snapshot` raise.
     """
     archive = exporter.archive
@@ -132,7 +132,7 @@ def _take(
     full: bool,
 ) -> SnapshotManifest | None:
     previous = None if full or not head.snapshots else archive.read_manifest(head.snapshots[-1])
-    changes: Iterator[Sequence[OpenedEntry]] = iter(())
+    changes: Iterator[OpenedRecord] = iter(())
     if previous is not None:
         source = ArchivedLog(archive, head, schema=schema)
         reader = log.open_source(source)
@@ -162,9 +162,9 @@ def _is_due(head: Head | None, policy: SnapshotPolicy) -> bool:
         return False
     newest = head.snapshots[-1] if head.snapshots else None
     if newest is None:
-        return policy.is_due(entries=head.sequence, age=None)
+        return policy.is_due(records=head.sequence, age=None)
     age = datetime.now(UTC) - (_EPOCH + timedelta(microseconds=newest.recorded_at))
-    return policy.is_due(entries=head.sequence - newest.sequence, age=age)
+    return policy.is_due(records=head.sequence - newest.sequence, age=age)
 
 
 def _describe(archive: Archive, head: Head | None) -> SnapshotReport:

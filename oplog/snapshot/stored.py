@@ -1,4 +1,4 @@
-"""Reads a stored snapshot: tables' rows, layers and tickets, downloaded ahead.
+"""Reads a stored snapshot: tables' rows, layers and heads, downloaded ahead.
 
 Implements the interface in `oplog.snapshot.base`. Objects come, verified, through a callable. A
 few threads fetch, open and decompress chunks, no further ahead than a few of them: COPY must be
@@ -25,8 +25,8 @@ from oplog.payload.shape import Column, Shape
 from oplog.postgres.quoting import (
     quote,
 )
-from oplog.snapshot.base import TicketRow
-from oplog.store.ticketing import TICKET_COLUMNS
+from oplog.snapshot.base import HeadRow
+from oplog.store.heads import HEAD_COLUMNS
 from oplog.value import Kind, codec_for, read_copy_field
 
 GetObject: TypeAlias = Callable[[str], bytes]
@@ -233,12 +233,12 @@ class StoredSnapshot:
 
     @property
     def sequence(self) -> int:
-        """The sequence of the last entry whose effects are in the rows."""
+        """The sequence of the last record whose effects are in the rows."""
         return self.manifest.sequence
 
     @property
     def position(self) -> int:
-        """The highest position of the entries up to there."""
+        """The highest position of the records up to there."""
         return self.manifest.position
 
     @property
@@ -265,21 +265,21 @@ class StoredSnapshot:
                 shapes=shapes,
             )
 
-    def tickets(self) -> Iterator[TicketRow]:
-        """The ticket of each aggregate that has entries, once."""
-        dataset = self.manifest.tickets
-        if dataset.names != tuple(name for name, _ in TICKET_COLUMNS):
+    def heads(self) -> Iterator[HeadRow]:
+        """The head of each aggregate that was written, once."""
+        dataset = self.manifest.heads
+        if dataset.names != tuple(name for name, _ in HEAD_COLUMNS):
             raise ManifestInvalidError(
-                "the snapshot's tickets have other columns than this library knows",
+                "the snapshot's heads have other columns than this library knows",
                 hint="it was written by a newer version: upgrade the library",
             )
         refs = [ref for layer in dataset.layers for ref in layer]
-        newer: dict[str, TicketRow] = {}
+        newer: dict[str, HeadRow] = {}
         for chunk in self._source.iterate(dataset, refs):
-            newer.update((ticket.aggregate, ticket) for ticket in _read_tickets(chunk))
+            newer.update((head.aggregate, head) for head in _read_heads(chunk))
         for chunk in self._source.iterate(dataset, dataset.base):
-            for ticket in _read_tickets(chunk):
-                yield newer.pop(ticket.aggregate, ticket)
+            for head in _read_heads(chunk):
+                yield newer.pop(head.aggregate, head)
         yield from newer.values()
 
 
@@ -338,10 +338,10 @@ def _pick(lines: bytes, places: Sequence[int]) -> bytes:
     return b"\n".join(picked) + b"\n"
 
 
-def _read_tickets(chunk: OpenedChunk) -> Iterator[TicketRow]:
+def _read_heads(chunk: OpenedChunk) -> Iterator[HeadRow]:
     if not chunk.rows:
         return
     for line in chunk.rows[:-1].decode().split("\n"):
         texts = [read_copy_field(field) or "" for field in line.split("\t")]
         aggregate, version, head_hash = texts
-        yield TicketRow(aggregate, int(version), bytes.fromhex(head_hash[2:]))
+        yield HeadRow(aggregate, int(version), bytes.fromhex(head_hash[2:]))

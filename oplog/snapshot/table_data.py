@@ -6,7 +6,7 @@ The text must give the same value when another database reads it later.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,23 +22,20 @@ from oplog.postgres.work import Driver
 from oplog.replay.fold import Key
 from oplog.replay.loader import print_column
 from oplog.replay.table_plan import TablePlan, list_quoted
-from oplog.store.ticketing import (
-    REDEEMED,
-    TICKET_COLUMNS,
-    TICKET_KEY,
-    TICKET_TABLE,
-    name_tickets,
-)
+from oplog.store.heads import HEAD_COLUMNS, HEAD_KEY, HEAD_TABLES, select_heads
 from oplog.value import ValueCodec, codec_for
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
 """Text of rows in one chunk. Smaller ones compress worse, larger ones take more memory."""
+HEADS: Final = "oplog_head"
+"""What a snapshot calls the heads of aggregates, as the name of a table."""
 _INTERVAL = re.compile(r"interval\b")
 _LEAST_INTERVAL = "'-2562047788:00:54.775808'", "'-9223372036854775808us'"
 """The lowest time of an interval as Postgres prints it and cannot read it, and as it can."""
 
 # How many tables and columns a migration changed since this transaction's MVCC snapshot: catalog
-# tables are read through that snapshot, catalog functions answer from the newest state.
+# tables are read through that snapshot, catalog functions answer from the newest state. A partition
+# that was added since counts unless $2.
 _COUNT_MIGRATED = """
 WITH RECURSIVE seen AS (
   SELECT $1::regclass::oid AS oid
@@ -48,8 +45,8 @@ now AS (
   UNION SELECT relid::oid FROM pg_catalog.pg_partition_tree($1::regclass))
 SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog.pg_class c
     ON c.oid = seen.oid
-  WHERE seen.oid IS NULL OR now.oid IS NULL OR c.oid IS NULL
-    OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid))
+  WHERE CASE WHEN seen.oid IS NULL THEN NOT $2::boolean ELSE now.oid IS NULL OR c.oid IS NULL
+    OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) END)
   + (SELECT count(*) FROM seen JOIN pg_catalog.pg_attribute a ON a.attrelid = seen.oid
   WHERE a.attnum > 0 AND NOT a.attisdropped
     AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') IS NULL)
@@ -58,7 +55,7 @@ SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog
 
 @dataclass(frozen=True, slots=True)
 class LiveData:
-    """One table to take a snapshot of.
+    """One table to take a snapshot of, or rows that a query makes of others.
 
     `key` has the primary key's columns in the log's order, `order` in that of their index.
     """
@@ -71,8 +68,17 @@ class LiveData:
     key: tuple[str, ...]
     order: tuple[str, ...]
     relation: str
+    """What the rows are selected from, in SQL."""
+    tables: Mapping[str, str]
+    """The tables that the rows come from: what to lock, by quoted name."""
     codecs: Mapping[str, ValueCodec] = field(compare=False, repr=False)
-    condition: str = "true"
+    narrow: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
+    """Gives for a stage's name a relation that has all rows whose keys are in it.
+
+    None if the condition that they are makes the query cheap by itself.
+    """
+    growing: bool = False
+    """Whether partitions may come meanwhile, for rows that this transaction does not see."""
 
     def lock_against_migrations(self, driver: Driver) -> None:
         """Lock the table, and raise `SchemaDriftError` if a migration changed it before the lock.
@@ -80,27 +86,23 @@ class LiveData:
         To this transaction's MVCC snapshot, a table that was rewritten after the snapshot was
         taken looks empty, and a replaced column has other values: both would go unnoticed.
         """
-        driver.execute(f"LOCK TABLE {self.relation} IN ACCESS SHARE MODE")
-        found = driver.query(_COUNT_MIGRATED, (self.qualified,)).fetchone()
-        if found is None or found[0]:
-            raise SchemaDriftError(
-                f"table {self.schema}.{self.table} was changed by a migration while a snapshot was "
-                "being taken",
-                hint="take the snapshot again",
-            )
-
-    @property
-    def qualified(self) -> str:
-        """The table's quoted name."""
-        return f"{quote(self.schema)}.{quote(self.table)}"
+        driver.execute(f"LOCK TABLE {', '.join(self.tables.values())} IN ACCESS SHARE MODE")
+        for name in self.tables:
+            found = driver.query(_COUNT_MIGRATED, (name, self.growing)).fetchone()
+            if found is None or found[0]:
+                raise SchemaDriftError(
+                    f"table {name} was changed by a migration while a snapshot was being taken",
+                    hint="take the snapshot again",
+                )
 
     def stream_rows(self, driver: Driver, *, stage: str | None = None) -> Iterator[bytes]:
         """COPY text of the rows in key order; with `stage`, only of those whose keys are in it."""
-        chosen = "" if stage is None else f" AND EXISTS (SELECT FROM {stage} s WHERE {self._match})"
+        chosen = (
+            "" if stage is None else f" WHERE EXISTS (SELECT FROM {stage} s WHERE {self._match})"
+        )
         return driver.stream_out(
-            f"COPY (SELECT {self._selected} FROM {self.relation} t "
-            f"WHERE {self.condition}{chosen} ORDER BY {list_quoted(self.order, prefix='t.')}) "
-            "TO STDOUT",
+            f"COPY (SELECT {self._selected} FROM {self._select(stage)} t{chosen} "
+            f"ORDER BY {list_quoted(self.order, prefix='t.')}) TO STDOUT",
             enough=CHUNK_BYTES,
         )
 
@@ -110,17 +112,18 @@ class LiveData:
         ordered = ", ".join(f"s.k{n}" for n in range(len(self.key)))
         return driver.stream_out(
             f"COPY (SELECT {names} FROM (SELECT DISTINCT {ordered} FROM {stage} s) s "
-            f"WHERE NOT EXISTS (SELECT FROM {self.relation} t "
-            f"WHERE {self.condition} AND {self._match}) ORDER BY {ordered}) TO STDOUT",
+            f"WHERE NOT EXISTS (SELECT FROM {self._select(stage)} t WHERE {self._match}) "
+            f"ORDER BY {ordered}) TO STDOUT",
             enough=CHUNK_BYTES,
         )
 
     def count_rows(self, driver: Driver) -> int:
         """The number of rows."""
-        found = driver.execute(
-            f"SELECT count(*) FROM {self.relation} t WHERE {self.condition}"
-        ).fetchone()
+        found = driver.execute(f"SELECT count(*) FROM {self.relation} t").fetchone()
         return int(found[0]) if found else 0
+
+    def _select(self, stage: str | None) -> str:
+        return self.relation if stage is None or self.narrow is None else self.narrow(stage)
 
     @property
     def _match(self) -> str:
@@ -185,6 +188,7 @@ def describe_table(
 ) -> LiveData:
     """A logged table with its logged columns; `revisions` are the newest by type."""
     live = plan.live
+    relation = f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}"
     return LiveData(
         schema=live.schema,
         table=live.name,
@@ -193,25 +197,35 @@ def describe_table(
         columns=tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
         key=plan.key_names,
         order=_read_key_order(connection, live.oid),
-        relation=f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}",
+        relation=relation,
+        tables={live.qualified: relation},
         codecs=plan.codecs,
     )
 
 
-def describe_tickets(schema: str) -> LiveData:
-    """The tickets of the log in `schema`."""
-    columns = tuple(ColumnType(*column) for column in TICKET_COLUMNS)
+def describe_heads(schema: str) -> LiveData:
+    """The newest record of each aggregate of the log in `schema`; no table has them."""
+    s = quote(schema)
+    columns = tuple(ColumnType(*column) for column in HEAD_COLUMNS)
+    tables = [f"{s}.{name}" for name in HEAD_TABLES]
+
+    def narrow(stage: str) -> str:
+        # Newest ones of all aggregates would be found before the condition is looked at.
+        return select_heads(s, among=f"EXISTS (SELECT FROM {stage} k WHERE k.k0 = h.{HEAD_KEY})")
+
     return LiveData(
         schema=schema,
-        table=TICKET_TABLE,
+        table=HEADS,
         types=(),
         revisions=(),
         columns=columns,
-        key=(TICKET_KEY,),
-        order=(TICKET_KEY,),
-        relation=name_tickets(schema),
+        key=(HEAD_KEY,),
+        order=(HEAD_KEY,),
+        relation=select_heads(s),
+        tables={name: name for name in tables},
         codecs={name: codec_for(pg_type) for name, pg_type in columns},
-        condition=REDEEMED,
+        narrow=narrow,
+        growing=True,
     )
 
 

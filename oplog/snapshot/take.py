@@ -1,8 +1,8 @@
 """Takes a snapshot of all logged tables, whole or as layers over an earlier one.
 
 Runs inside one transaction, whose state it records, and writes chunks through a callable. A layer
-is right only if the log has every change since the snapshot below it. So entries are counted
-against sequences, and rows against what the entries say; a table that does not add up gets a new
+is right only if the log has every change since the snapshot below it. So records are counted
+against sequences, and rows against what the records say; a table that does not add up gets a new
 base.
 """
 
@@ -23,15 +23,15 @@ from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidEr
 from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.work import Driver, pin_settings
-from oplog.reading.reader import OpenedEntry
+from oplog.reading.reader import OpenedRecord
 from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.snapshot.policy import is_merge_due
 from oplog.snapshot.schema_state import read_revisions, read_sequences
 from oplog.snapshot.table_data import (
     LiveData,
     Stage,
+    describe_heads,
     describe_table,
-    describe_tickets,
     list_present,
 )
 from oplog.snapshot.touched_rows import TouchedRows, collect_touched
@@ -76,6 +76,8 @@ class _Table:
     previous: Dataset | None
     touched: TouchedRows | None = None
     stage: Stage | None = None
+    added: int | None = None
+    """Rows that came since `previous`, where they need not be counted; none went then."""
 
 
 def take_snapshot(
@@ -88,20 +90,20 @@ def take_snapshot(
     sealer: Sealer,
     put: PutChunk,
     previous: SnapshotManifest | None = None,
-    changes: Iterable[Sequence[OpenedEntry]] = (),
+    changes: Iterable[OpenedRecord] = (),
     version_table: str = "alembic_version",
 ) -> SnapshotManifest | None:
     """Store the rows of all logged tables as this transaction sees them.
 
     The transaction must be REPEATABLE READ or SERIALIZABLE on a primary, and its state the
-    one at `point`: it sees exactly the entries up to that sequence. `schema` is the log's,
+    one at `point`: it sees exactly the records up to that sequence. `schema` is the log's,
     `types` its stored types. With `previous`, a snapshot of the same branch of the log, only
-    rows that `changes` touch are stored: whole transactions, in causal order, of the entries
-    after it up to `point`. Returns None if nothing is different from `previous`.
+    rows that `changes` touch are stored: the records after it up to `point`, in causal order.
+    Returns None if nothing is different from `previous`.
 
     What `put` raises passes through; chunks stored by then are garbage. Raises
     `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
-    `changes` are not all entries in between, `ManifestInvalidError` for a `previous` that is
+    `changes` are not all records in between, `ManifestInvalidError` for a `previous` that is
     not before `point`, and `EntryTooLargeError` for a row that fits into no object.
     """
     _check_isolation(connection)
@@ -125,7 +127,7 @@ def take_snapshot(
             revisions=revisions,
             sequences=read_sequences(connection, oids=oids, schemas=schemas),
             tables=tuple(datasets[:-1]),
-            tickets=datasets[-1],
+            heads=datasets[-1],
         )
         return None if previous is not None and _is_same(previous, manifest) else manifest
 
@@ -183,10 +185,10 @@ class _Work:
         *,
         schema: str,
         previous: SnapshotManifest | None,
-        changes: Iterable[Sequence[OpenedEntry]],
+        changes: Iterable[OpenedRecord],
         point: SnapshotPoint,
     ) -> list[Dataset]:
-        """All tables' datasets, that of the tickets last."""
+        """All tables' datasets, that of the heads last."""
         before = {} if previous is None else {(t.schema, t.table): t for t in previous.tables}
         revisions = {name: shapes[-1].revision for name, shapes in self.stored.items()}
         tables = [
@@ -194,13 +196,11 @@ class _Work:
             for plan in plans
             for live in [describe_table(self.connection, plan, revisions=revisions)]
         ]
-        live = describe_tickets(schema)
-        tickets = _Table(
-            live, None, _find_same(None if previous is None else previous.tickets, live)
-        )
+        live = describe_heads(schema)
+        heads = _Table(live, None, _find_same(None if previous is None else previous.heads, live))
         if previous is not None:
-            self._collect(tables, tickets, changes, wanted=point.sequence - previous.sequence)
-        return [self._write(table) for table in (*tables, tickets)]
+            self._collect(tables, heads, changes, wanted=point.sequence - previous.sequence)
+        return [self._write(table) for table in (*tables, heads)]
 
     def _find_base(self, before: Dataset | None, live: LiveData) -> Dataset | None:
         """`before`, if a layer may go over it: the columns are the same by name and by number."""
@@ -216,8 +216,8 @@ class _Work:
     def _collect(
         self,
         tables: Sequence[_Table],
-        tickets: _Table,
-        changes: Iterable[Sequence[OpenedEntry]],
+        heads: _Table,
+        changes: Iterable[OpenedRecord],
         *,
         wanted: int,
     ) -> None:
@@ -228,13 +228,16 @@ class _Work:
             table.stage = Stage(self.driver, table.live, number)
             table.touched = TouchedRows(table.plan, table.stage)
             types.update(dict.fromkeys(table.live.types, table.touched))
-        tickets.stage = Stage(self.driver, tickets.live, 0)
+        heads.stage = Stage(self.driver, heads.live, 0)
         touched = [table.touched for table in tables if table.touched is not None]
-        found = collect_touched(changes, touched, types=types, tickets=tickets.stage)
-        if found != wanted:
+        found = collect_touched(changes, touched, types=types, heads=heads.stage)
+        # Counting them would read all entries of the log. An aggregate's head stays for ever.
+        heads.added = found.begun
+        if found.records != wanted:
             raise ChainBrokenError(
-                f"{found} entries were found since the last snapshot, and sequences count {wanted}",
-                hint="entries are missing in the database or in the archive: run oplog check; "
+                f"{found.records} records were found since the last snapshot, and sequences count "
+                f"{wanted}",
+                hint="records are missing in the database or in the archive: run oplog check; "
                 "until then take a whole snapshot",
             )
 
@@ -254,7 +257,7 @@ class _Work:
         if not stage.count:
             return previous
         live.lock_against_migrations(self.driver)
-        rows = live.count_rows(self.driver)
+        rows = live.count_rows(self.driver) if table.added is None else previous.rows + table.added
         if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
             # Rows came or went without the log: a layer would bring them back, or lose them.
             return self._write_base(live)
@@ -305,11 +308,11 @@ def _find_same(before: Dataset | None, live: LiveData) -> Dataset | None:
 
 
 def _is_same(previous: SnapshotManifest, manifest: SnapshotManifest) -> bool:
-    # Sequences also advance without an entry; that alone is no reason for a snapshot.
+    # Sequences also advance without a record; that alone is no reason for a snapshot.
     return (
         manifest.sequence == previous.sequence
         and manifest.tables == previous.tables
-        and manifest.tickets == previous.tickets
+        and manifest.heads == previous.heads
         and manifest.revisions == previous.revisions
     )
 

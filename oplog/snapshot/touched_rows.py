@@ -1,4 +1,4 @@
-"""Finds the keys of rows that entries between two snapshots have touched.
+"""Finds the keys of rows that records between two snapshots have touched.
 
 Keys are staged in the database beyond a limit: there may be as many as there are rows.
 """
@@ -6,13 +6,12 @@ Keys are staged in the database beyond a limit: there may be as many as there ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-from oplog.reading.reader import EntryReader, OpenedEntry
+from oplog.reading.reader import OpenedRecord, RecordReader
 from oplog.replay.fold import Fold, Key, Row, TableFold, TableForm
 from oplog.snapshot.table_data import Stage
 from oplog.store import SequencedLog
-from oplog.store.whole_transactions import TransactionGroups
 from oplog.value import Wire
 
 _HELD_KEYS: Final = 20_000
@@ -73,46 +72,50 @@ class TouchedRows(TableFold):
 
 
 def iterate_changes(
-    reader: EntryReader, log: SequencedLog, *, after: int, through: int
-) -> Iterator[list[OpenedEntry]]:
-    """Whole transactions of the entries after sequence `after` up to `through`, opened.
+    reader: RecordReader, log: SequencedLog, *, after: int, through: int
+) -> Iterator[OpenedRecord]:
+    """The records after sequence `after` up to `through`, opened.
 
-    Both sequences end a transaction. Entries that the log lacks are not noticed: the caller
-    counts.
+    Records that the log lacks are not noticed: the caller counts.
     """
-    groups = TransactionGroups[OpenedEntry]()
     for page in log.iterate_sequence(after=after):
-        for sequence, stored in enumerate(page.entries, page.first):
+        for sequence, stored in enumerate(page.records, page.first):
             if sequence > through:
                 return
-            whole = groups.add(stored, reader.open(stored))
-            if whole is not None:
-                yield whole
+            yield reader.open(stored)
+
+
+class Changes(NamedTuple):
+    """How many records there were, and how many aggregates have their first one among them."""
+
+    records: int
+    begun: int
 
 
 def collect_touched(
-    changes: Iterable[Sequence[OpenedEntry]],
+    changes: Iterable[OpenedRecord],
     touched: Sequence[TouchedRows],
     *,
     types: Mapping[str, TouchedRows],
-    tickets: Stage,
-) -> int:
-    """Stage the keys of all effects in `types`, and all aggregates; return the entries' number."""
+    heads: Stage,
+) -> Changes:
+    """Stage the keys of all effects in `types`, and all aggregates; count the records."""
     fold = Fold(types)
     aggregates: dict[Key, None] = {}
-    entries = 0
-    for transaction in changes:
-        entries += len(transaction)
-        for entry in transaction:
-            aggregates[entry.stored.aggregate,] = None
-            effects = [effect for effect in entry.effects if effect.shape.type_name in types]
-            fold.add(effects, position=entry.stored.position)
+    records = begun = 0
+    for record in changes:
+        stored = record.stored
+        records += 1
+        begun += stored.versions.count(1)
+        aggregates |= dict.fromkeys((name,) for name in stored.aggregates)
+        effects = [effect for effect in record.effects if effect.shape.type_name in types]
+        fold.add(effects, position=stored.position)
         if len(aggregates) >= _HELD_KEYS:
-            tickets.add(aggregates)
+            heads.add(aggregates)
             aggregates.clear()
-    tickets.add(aggregates)
+    heads.add(aggregates)
     for one in touched:
         one.flush()
         one.stage.analyze()
-    tickets.analyze()
-    return entries
+    heads.analyze()
+    return Changes(records, begun)

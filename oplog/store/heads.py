@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 HEAD_KEY = "aggregate_name"
+HEAD_TABLES = ("oplog_entry", "oplog_record", "oplog_ticket")
+"""The tables that `select_heads` reads."""
 HEAD_COLUMNS = (
     (HEAD_KEY, "text"),
     ("version", "bigint"),

@@ -1,4 +1,4 @@
-"""SQL of a restore on the log's own tables: the mark, the records, the tickets, the places.
+"""SQL of a restore on the log's own tables: the mark, the records, the heads, the places.
 
 Triggers refuse most of these statements; the caller disables them.
 """
@@ -16,10 +16,10 @@ from oplog.postgres.quoting import (
     quote,
     quote_for_driver,
 )
-from oplog.schema.progress_tables import PROGRESS_TABLES
-from oplog.schema.tables import VERSION
 from oplog.schema.append import state_token
-from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED
+from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED, name_partition_lock
+from oplog.schema.progress_tables import PROGRESS_TABLES
+from oplog.schema.tables import HIGHEST_POSITION, VERSION
 from oplog.store.heads import select_heads
 from oplog.store.links import (
     IS_BROKEN,
@@ -89,6 +89,16 @@ class RestorationStore:
         ).scalar()
         return bool(found)
 
+    def lock_partitions(self, connection: Connection) -> None:
+        """Keep others from making partitions, which would keep `make_partitions` from it.
+
+        To be called before any table is locked: who makes one may wait for a table meanwhile.
+        """
+        connection.exec_driver_sql(
+            "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%s, 0))",
+            (name_partition_lock(quote(self.schema)),),
+        )
+
     def lock_tables(self, connection: Connection) -> None:
         """Keep everybody else out of the log until the transaction ends."""
         names = double_percent(", ".join(self.list_tables()))
@@ -99,10 +109,14 @@ class RestorationStore:
         return [f"{quote(self.schema)}.oplog_{name}" for name in LOG_TABLES]
 
     def make_partitions(self, connection: Connection, positions: Iterable[int]) -> None:
-        """Make the partitions that records at these positions go to."""
-        for position in sorted({one // PARTITION_POSITIONS for one in positions}):
+        """Make the partitions that records at these positions go to.
+
+        A position that no record can have gets none.
+        """
+        numbers = {one // PARTITION_POSITIONS for one in positions if 0 < one < HIGHEST_POSITION}
+        for number in sorted(numbers):
             connection.exec_driver_sql(
-                f"SELECT {self._s}.oplog_make_partitions(%s)", (position * PARTITION_POSITIONS,)
+                f"SELECT {self._s}.oplog_make_partitions(%s)", (number * PARTITION_POSITIONS,)
             )
 
     def count_rows(self, connection: Connection) -> dict[str, int]:
@@ -258,7 +272,8 @@ class RestorationStore:
         The next record of such an aggregate continues the head.
         """
         connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_ticket (aggregate_name, version, head_version, head_hash) "
+            f"INSERT INTO {self._s}.oplog_ticket "
+            "(aggregate_name, version, head_version, head_hash) "
             f"SELECT g.aggregate_name, g.version, g.version, g.head_hash FROM {_HEADS} g "
             f"WHERE NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
             "WHERE e.aggregate_name = g.aggregate_name)"

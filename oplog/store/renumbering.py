@@ -51,9 +51,9 @@ class Evidence(NamedTuple):
 
 
 class Renumbering(NamedTuple):
-    """How many records have another id now, and each reader's new snapshot."""
+    """How many entries' records have another id now, and each reader's new snapshot."""
 
-    records: int
+    entries: int
     snapshots: Mapping[Reader, str]
 
 
@@ -112,20 +112,22 @@ class IncarnationStore:
                 f"{len(names)} consumers are at too many different places to keep them all",
                 hint="delete the rows in oplog_consumer of consumers that are given up",
             )
-        records = 0
+        entries = 0
         if groups:
             ids = ", ".join(
                 f"(%s::boolean[], '{number}'::xid8)"
                 for number in range(FIRST_ID, FIRST_ID + len(groups))
             )
-            records = connection.exec_driver_sql(
-                f"UPDATE {self._s}.oplog_record r SET transaction_id = g.id "
+            entries = connection.exec_driver_sql(
+                f"WITH changed AS (UPDATE {self._s}.oplog_record r SET transaction_id = g.id "
                 f"FROM (VALUES {ids}) g(seen, id) "
-                f"WHERE {seen} = g.seen AND r.transaction_id <> g.id",
+                f"WHERE {seen} = g.seen AND r.transaction_id <> g.id "
+                "RETURNING pg_catalog.cardinality(r.aggregates) AS entries) "
+                "SELECT coalesce(sum(entries), 0)::bigint FROM changed",
                 (*groups, *values),
-            ).rowcount
+            ).scalar_one()
         return Renumbering(
-            records,
+            entries,
             {name: _write_snapshot([g[place] for g in groups]) for place, name in enumerate(names)},
         )
 

@@ -50,7 +50,7 @@ def iterate_chunk_jobs(
             if fresh:
                 message = f"{snapshot.path} {why}"
                 note(ArchiveProblem(snapshot.path, what, message, snapshot.sequence))
-        for dataset in (*manifest.tables, manifest.tickets):
+        for dataset in (*manifest.tables, manifest.heads):
             for ref in dataset.iterate_chunks():
                 if enter(ref.path, ref.stored_bytes):
                     yield ChunkJob(manifest, dataset, ref)

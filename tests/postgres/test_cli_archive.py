@@ -200,7 +200,7 @@ def test_status_knows_an_archive_of_another_log(shop: Shop, spare_database: Fres
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_ends_on_a_signal_with_what_it_made(shop: Shop, number: signal.Signals) -> None:
     process = shop.start(
-        *("sync", "--follow", "--json", "--interval", "0.05", "--snapshot-entries", "100")
+        *("sync", "--follow", "--json", "--interval", "0.05", "--snapshot-records", "100")
     )
     wait_until(process, lambda: find_snapshot(shop) == 5)
     shop.write()

@@ -125,7 +125,7 @@ def test_version(run: Run) -> None:
         (["sync", "--interval", "2"], "--interval is for --follow"),
         (["sync", "--snapshot-hours", "1"], "--snapshot-hours is for --follow"),
         (["sync", "--follow", "--interval", "0"], "0.0 is not in the range"),
-        (["sync", "--follow", "--snapshot-entries", "0"], "0 is not in the range"),
+        (["sync", "--follow", "--snapshot-records", "0"], "0 is not in the range"),
         (["status", "--max-lag", "-1"], "-1.0 is not in the range"),
         (["restore", "--through", "1.5"], "neither a position nor a time"),
         (["prune"], "Missing option '--keep'"),

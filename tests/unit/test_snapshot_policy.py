@@ -16,24 +16,24 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
-    ("policy", "entries", "age", "due"),
+    ("policy", "records", "age", "due"),
     [
         (SnapshotPolicy(), 0, None, False),
         (SnapshotPolicy(), 1, None, True),
-        (SnapshotPolicy(entries=10, hours=2), 9, HOUR, False),
-        (SnapshotPolicy(entries=10, hours=2), 10, timedelta(0), True),
-        (SnapshotPolicy(entries=10, hours=2), 1, 2 * HOUR, True),
-        (SnapshotPolicy(entries=10, hours=2), 0, 9 * HOUR, False),
-        (SnapshotPolicy(entries=None, hours=2), 10**9, HOUR, False),
-        (SnapshotPolicy(entries=10, hours=None), 9, 999 * HOUR, False),
-        (SnapshotPolicy(entries=None, hours=None), 9, None, False),
+        (SnapshotPolicy(records=10, hours=2), 9, HOUR, False),
+        (SnapshotPolicy(records=10, hours=2), 10, timedelta(0), True),
+        (SnapshotPolicy(records=10, hours=2), 1, 2 * HOUR, True),
+        (SnapshotPolicy(records=10, hours=2), 0, 9 * HOUR, False),
+        (SnapshotPolicy(records=None, hours=2), 10**9, HOUR, False),
+        (SnapshotPolicy(records=10, hours=None), 9, 999 * HOUR, False),
+        (SnapshotPolicy(records=None, hours=None), 9, None, False),
     ],
 )
-def test_due(policy: SnapshotPolicy, entries: int, age: timedelta | None, *, due: bool) -> None:
-    assert policy.is_due(entries=entries, age=age) is due
+def test_due(policy: SnapshotPolicy, records: int, age: timedelta | None, *, due: bool) -> None:
+    assert policy.is_due(records=records, age=age) is due
 
 
-@pytest.mark.parametrize("values", [{"entries": 0}, {"hours": -1.0}, {"hours": float("nan")}])
+@pytest.mark.parametrize("values", [{"records": 0}, {"hours": -1.0}, {"hours": float("nan")}])
 def test_numbers_that_are_not_positive_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="cannot say when"):
         SnapshotPolicy(**values)  # type: ignore[arg-type]

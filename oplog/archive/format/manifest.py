@@ -134,8 +134,8 @@ class SnapshotManifest:
 
     `sequence`, `chain` and `position` are the place; `recorded_at`, in microseconds since
     1970, is when the newest record before it was written. `mint` is this manifest's own number.
-    `revisions` are those that Alembic had recorded in the database. `tickets` has every
-    aggregate's version and head hash.
+    `revisions` are those that Alembic had recorded in the database. `heads` has every
+    aggregate's version and the hash of its newest record.
     """
 
     log_id: UUID
@@ -148,11 +148,11 @@ class SnapshotManifest:
     revisions: tuple[str, ...]
     sequences: tuple[SequenceState, ...]
     tables: tuple[Dataset, ...]
-    tickets: Dataset
+    heads: Dataset
 
     def iterate_chunks(self) -> Iterator[ChunkRef]:
         """All chunks that the snapshot needs."""
-        for dataset in (*self.tables, self.tickets):
+        for dataset in (*self.tables, self.heads):
             yield from dataset.iterate_chunks()
 
     @property
@@ -225,14 +225,14 @@ class ManifestJson(Document, frozen=True, tag=1, tag_field="format"):
     revisions: _Texts
     sequences: Annotated[tuple[SequenceState, ...], Meta(max_length=_MAX_TABLES)]
     tables: Annotated[tuple[DatasetJson, ...], Meta(max_length=_MAX_TABLES)]
-    tickets: DatasetJson
+    heads: DatasetJson
 
 
 def _write_manifest(manifest: SnapshotManifest) -> ManifestJson:
     changed: dict[str, Any] = {
         "chain": manifest.chain.hex(),
         "tables": tuple(_write_dataset(dataset) for dataset in manifest.tables),
-        "tickets": _write_dataset(manifest.tickets),
+        "heads": _write_dataset(manifest.heads),
     }
     return ManifestJson(**list_members(manifest, ManifestJson) | changed)
 
@@ -241,7 +241,7 @@ def _read_manifest(document: ManifestJson, what: str) -> SnapshotManifest:
     changed = {
         "chain": bytes.fromhex(document.chain),
         "tables": tuple(_read_dataset(one, what) for one in document.tables),
-        "tickets": _read_dataset(document.tickets, what),
+        "heads": _read_dataset(document.heads, what),
     }
     manifest = SnapshotManifest(**list_members(document, ManifestJson) | changed)
     check_names(manifest.revisions, name="revisions", what=what)

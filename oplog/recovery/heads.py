@@ -1,7 +1,7 @@
-"""Tickets of a restored log: made from its entries and compared with a snapshot's tickets.
+"""Heads of a restored log: its records are compared with a snapshot's heads, which may be kept.
 
-If the archive no longer has the beginning of the log, the snapshot's tickets are the only record
-of what the first entries follow.
+If the archive no longer has the beginning of the log, the snapshot's heads are the only record of
+what the first records follow.
 """
 
 from __future__ import annotations
@@ -12,38 +12,37 @@ from oplog.errors import ChainBrokenError
 from oplog.postgres.work import Driver
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import BrokenLink
-from oplog.store.intake import RestorationStore, print_ticket
+from oplog.store.intake import RestorationStore, print_head
 
 
-def restore_tickets(
+def restore_heads(
     driver: Driver, store: RestorationStore, *, snapshot: SnapshotReader | None
 ) -> None:
-    """Write the tickets of restored entries, and a snapshot's tickets of aggregates without any.
+    """Check restored records, and keep a snapshot's heads of aggregates that have none.
 
-    `ChainBrokenError` if entries do not follow one another or the snapshot's ticket, or if the
-    snapshot has a later ticket.
+    `ChainBrokenError` if records do not follow one another or the snapshot's head, or if the
+    snapshot has a later head.
     """
     connection = driver.connection
-    stage = store.stage_tickets(connection)
+    stage = store.stage_heads(connection)
     if snapshot is not None:
         driver.copy(
             f"COPY {stage} FROM STDIN",
             (
-                print_ticket(ticket.aggregate, ticket.version, head_hash=ticket.head_hash)
-                for ticket in snapshot.tickets()
+                print_head(head.aggregate, head.version, head_hash=head.head_hash)
+                for head in snapshot.heads()
             ),
         )
     broken = store.list_broken_links(connection)
     if broken:
         raise _report_broken(broken)
-    store.write_tickets(connection)
-    lost = store.list_lost_tickets(connection)
+    lost = store.list_lost_heads(connection)
     if lost:
         raise ChainBrokenError(
             f"entries of {', '.join(map(repr, lost))} are missing: the snapshot knows later ones",
             hint="the log or the snapshot was altered",
         )
-    store.keep_tickets(connection)
+    store.keep_heads(connection)
 
 
 def _report_broken(broken: Sequence[BrokenLink]) -> ChainBrokenError:
