@@ -33,7 +33,7 @@ _RECORD_LABEL = b"oplog/v1/record\0"
 _LENGTH = struct.Struct(">I")
 _BODY_START = struct.Struct(">I16s")
 _RECORD_NUMBERS = struct.Struct(">qq")
-_NUMBER = struct.Struct(">q")
+_AT_ONCE = 1024
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 """Epoch of Postgres' timestamps."""
@@ -70,14 +70,19 @@ def hash_body(
             head.append(b"\1")
             _add_text(head, idempotency_key, "idempotency key")
         head.append(_LENGTH.pack(len(aggregates)))
-        for aggregate in aggregates:
-            _add_text(head, aggregate, "aggregate name")
-        head.append(_LENGTH.pack(len(parts)))
+        digest = sha256(b"".join(head))
+        # A few at a time: a record may have millions.
+        for start in range(0, len(aggregates), _AT_ONCE):
+            names: list[bytes] = []
+            for aggregate in aggregates[start : start + _AT_ONCE]:
+                _add_text(names, aggregate, "aggregate name")
+            digest.update(b"".join(names))
+        digest.update(_LENGTH.pack(len(parts)))
         for first, data in parts:
-            head += (_LENGTH.pack(first), sha256(data).digest())
+            digest.update(_LENGTH.pack(first) + sha256(data).digest())
     except struct.error as cause:
         raise _out_of_range(f"format {format}, or where a part begins") from cause
-    return sha256(b"".join(head)).digest()
+    return digest.digest()
 
 
 def _add_text(head: list[bytes], text: str, what: str) -> None:
@@ -111,7 +116,7 @@ def hash_record(
     try:
         hashed = [_RECORD_LABEL, body_hash, _RECORD_NUMBERS.pack(position, microseconds)]
         if any(version != 1 for version in versions):
-            hashed += [_NUMBER.pack(version) for version in versions]
+            hashed.append(struct.pack(f">{len(versions)}q", *versions))
             for version, prev_hash in zip(versions, prev_hashes, strict=True):
                 if version != 1:
                     if len(prev_hash) != HASH_BYTES:

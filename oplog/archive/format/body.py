@@ -36,6 +36,7 @@ _FIELDS = _WITH_LENGTH | {0x08, 0x18, 0x20, 0x30}
 _LAST_IN_NUMBER = 0x80
 """A byte below is the last one of a number."""
 _GOES_ON = bytes(range(_LAST_IN_NUMBER, 256))
+_MOST_BITS = 70
 
 
 def compute_hash(record: StoredRecord) -> bytes | None:
@@ -188,44 +189,39 @@ def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
     left[_PAIRS] = min(left[_PAIRS], MAX_PAIRS)
     left[_PARTS] = min(left[_PARTS], MAX_PARTS)
     allowed = dict(left)
-    single: set[int] = set()
-    place = 0
-    while place < len(data):
+    single = set(_FIELDS - _REPEATED)
+    place, end = 0, len(data)
+    while place < end:
         tag = data[place]
-        if tag not in _FIELDS or tag in single:
-            raise corrupt(what, f"a record has an unknown field, or one twice ({tag:#04x})")
-        value, place = _read_varint(data, place + 1, what)
-        start = place
-        if tag in _WITH_LENGTH:
-            place += value
-            if place > len(data):
-                raise corrupt(what, "a record is cut short")
+        value, start = _read_varint(data, place + 1, what)
+        place = start + value if tag in _WITH_LENGTH else start
+        if place > end:
+            raise corrupt(what, "a record is cut short")
         if tag in _REPEATED:
             left[tag] -= 1
-        else:
-            single.add(tag)
+        elif tag in single:
+            single.remove(tag)
             if tag == _VERSIONS:
-                left[tag] -= _count_numbers(data[start:place])
+                # As many numbers as bytes that end one.
+                left[tag] -= len(bytes(data[start:place]).translate(None, _GOES_ON))
+        else:
+            raise corrupt(what, f"a record has an unknown field, or one twice ({tag:#04x})")
         if left.get(tag, 0) < 0:
             raise corrupt(what, f"it holds more than a segment may ({tag:#04x})")
     for tag, before in allowed.items():
         room[tag] -= before - left[tag]
 
 
-def _count_numbers(data: memoryview) -> int:
-    return len(bytes(data).translate(None, _GOES_ON))
-
-
 def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(data):
-            break
+    """A number, and where it ends."""
+    value = shift = 0
+    while place < len(data) and shift < _MOST_BITS:
         byte = data[place]
         place += 1
-        value |= (byte & 0x7F) << shift
         if byte < _LAST_IN_NUMBER:
-            return value, place
+            return value | byte << shift, place
+        value |= (byte & 0x7F) << shift
+        shift += 7
     raise corrupt(what, "a number in a record has no end")
 
 
