@@ -22,7 +22,7 @@ from oplog.postgres.work import Driver
 from oplog.replay.fold import Key
 from oplog.replay.loader import print_column
 from oplog.replay.table_plan import TablePlan, list_quoted
-from oplog.store.heads import HEAD_COLUMNS, HEAD_KEY, HEAD_TABLES, select_heads
+from oplog.store.heads import HEAD_COLUMNS, HEAD_KEY, HEAD_TABLES, select_heads, select_heads_of
 from oplog.value import ValueCodec, codec_for
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -75,7 +75,7 @@ class LiveData:
     narrow: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
     """Gives for a stage's name a relation that has all rows whose keys are in it.
 
-    None if the condition that they are makes the query cheap by itself.
+    None if a condition on `relation` is as cheap.
     """
     growing: bool = False
     """Whether partitions may come meanwhile, for rows that this transaction does not see."""
@@ -209,10 +209,6 @@ def describe_heads(schema: str) -> LiveData:
     columns = tuple(ColumnType(*column) for column in HEAD_COLUMNS)
     tables = [f"{s}.{name}" for name in HEAD_TABLES]
 
-    def narrow(stage: str) -> str:
-        # Newest ones of all aggregates would be found before the condition is looked at.
-        return select_heads(s, among=f"EXISTS (SELECT FROM {stage} k WHERE k.k0 = h.{HEAD_KEY})")
-
     return LiveData(
         schema=schema,
         table=HEADS,
@@ -224,7 +220,7 @@ def describe_heads(schema: str) -> LiveData:
         relation=select_heads(s),
         tables={name: name for name in tables},
         codecs={name: codec_for(pg_type) for name, pg_type in columns},
-        narrow=narrow,
+        narrow=lambda stage: select_heads_of(s, f"(SELECT DISTINCT k.k0 FROM {stage} k)"),
         growing=True,
     )
 

@@ -1,10 +1,13 @@
-"""The newest record of each aggregate, which the next one continues. Text of SQL only."""
+"""The newest record of each aggregate, which the next one continues. Text of SQL only.
+
+An aggregate may have millions of records: none of these queries compares them with one another.
+"""
 
 from __future__ import annotations
 
 HEAD_KEY = "aggregate_name"
 HEAD_TABLES = ("oplog_entry", "oplog_record", "oplog_ticket")
-"""The tables that `select_heads` reads."""
+"""The tables that heads are read from."""
 HEAD_COLUMNS = (
     (HEAD_KEY, "text"),
     ("version", "bigint"),
@@ -13,17 +16,31 @@ HEAD_COLUMNS = (
 """Names and types of the columns of `select_heads`."""
 
 
-def select_heads(s: str, *, among: str = "") -> str:
+def select_heads(s: str) -> str:
     """A subquery with `HEAD_COLUMNS`, in brackets; one row for each aggregate that was written.
 
-    `s` is the quoted schema. `among` is a condition on column `aggregate_name` of table `h`; for
-    few aggregates it is much cheaper than a condition on the subquery.
+    `s` is the quoted schema. It reads all entries; for some aggregates, `select_heads_of`.
     """
-    condition = f" AND {among}" if among else ""
     return f"""(SELECT h.aggregate_name, h.version, r.record_hash AS head_hash
-FROM {s}.oplog_entry h JOIN {s}.oplog_record r ON r.position = h.position
-WHERE NOT EXISTS (SELECT FROM {s}.oplog_entry n
-  WHERE n.aggregate_name = h.aggregate_name AND n.version > h.version){condition}
-UNION ALL SELECT h.aggregate_name, h.head_version, h.head_hash FROM {s}.oplog_ticket h
-WHERE h.head_version IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_entry n
-  WHERE n.aggregate_name = h.aggregate_name){condition})"""
+FROM (SELECT e.aggregate_name, max(e.version) AS version FROM {s}.oplog_entry e
+  GROUP BY e.aggregate_name) n
+JOIN {s}.oplog_entry h ON h.aggregate_name = n.aggregate_name AND h.version = n.version
+JOIN {s}.oplog_record r ON r.position = h.position
+UNION ALL SELECT t.aggregate_name, t.head_version, t.head_hash FROM {s}.oplog_ticket t
+WHERE t.head_version IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_entry e
+  WHERE e.aggregate_name = t.aggregate_name))"""
+
+
+def select_heads_of(s: str, names: str) -> str:
+    """The rows of `select_heads` for some aggregates.
+
+    `names` is a relation with one column, and no name in it twice.
+    """
+    return f"""(SELECT a.aggregate_name, coalesce(h.version, t.head_version) AS version,
+  coalesce(r.record_hash, t.head_hash) AS head_hash
+FROM {names} AS a(aggregate_name)
+LEFT JOIN LATERAL (SELECT e.version, e.position FROM {s}.oplog_entry e
+  WHERE e.aggregate_name = a.aggregate_name ORDER BY e.version DESC LIMIT 1) h ON true
+LEFT JOIN {s}.oplog_record r ON r.position = h.position
+LEFT JOIN {s}.oplog_ticket t ON t.aggregate_name = a.aggregate_name AND h.version IS NULL
+WHERE r.position IS NOT NULL OR t.head_version IS NOT NULL)"""

@@ -20,7 +20,7 @@ from oplog.schema.append import state_token
 from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED, name_partition_lock
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import HIGHEST_POSITION, VERSION
-from oplog.store.heads import select_heads
+from oplog.store.heads import select_heads_of
 from oplog.store.links import (
     IS_BROKEN,
     LINK_COLUMNS,
@@ -52,6 +52,7 @@ RESTORED_ID = "3"
 What every snapshot shows, no consumer's cursor takes for news."""
 RESTORED_SNAPSHOT = "4:4:"
 """The snapshot that shows restored records and no other."""
+_NAMES = "(SELECT DISTINCT pg_catalog.unnest(%s::text[]))"
 _HEADS = "pg_temp.oplog_snapshot_head"
 _PLACE = "generation, sequence, chain, position"
 _MOVED = (
@@ -190,10 +191,9 @@ class RestorationStore:
         self, connection: Connection, aggregates: Sequence[str]
     ) -> dict[str, tuple[int, bytes]]:
         """Version and hash of each aggregate's newest record; one never written is left out."""
-        heads = select_heads(self._s, among="h.aggregate_name = ANY(%s::text[])")
-        names = list(aggregates)
+        heads = select_heads_of(self._s, _NAMES)
         rows = connection.exec_driver_sql(
-            f"SELECT aggregate_name, version, head_hash FROM {heads} h", (names, names)
+            f"SELECT aggregate_name, version, head_hash FROM {heads} h", (list(aggregates),)
         )
         return {name: (version, bytes(head)) for name, version, head in rows}
 
@@ -250,12 +250,11 @@ class RestorationStore:
 
     def advance_tickets(self, connection: Connection, aggregates: Sequence[str]) -> None:
         """Bring tickets of aggregates that have one up to their newest records."""
-        names = list(aggregates)
-        heads = select_heads(self._s, among="h.aggregate_name = ANY(%s::text[])")
+        heads = select_heads_of(self._s, _NAMES)
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_ticket t SET version = h.version FROM {heads} h "
             "WHERE t.aggregate_name = h.aggregate_name AND t.version <> h.version",
-            (names, names),
+            (list(aggregates),),
         )
 
     def stage_heads(self, connection: Connection) -> str:

@@ -78,9 +78,9 @@ MANIFEST = SnapshotManifest(
             ),
         ),
     ),
-    tickets=Dataset(
+    heads=Dataset(
         "oplog",
-        "oplog_ticket",
+        "oplog_head",
         (),
         (),
         (ColumnType("aggregate_name", "text"), ColumnType("version", "bigint")),

@@ -43,9 +43,9 @@ ACCOUNTS = Dataset(
     base=(make_ref(1, rows=10), make_ref(2, rows=5)),
     layers=((make_ref(3, rows=3, tombstones=2), make_ref(4, rows=0, tombstones=1)),),
 )
-TICKETS = Dataset(
+HEADS = Dataset(
     "oplog",
-    "oplog_ticket",
+    "oplog_head",
     (),
     (),
     (ColumnType("aggregate_name", "text"),),
@@ -72,7 +72,7 @@ MANIFEST = SnapshotManifest(
         SequenceState("public", "free", None, -1, is_called=False),
     ),
     tables=(ACCOUNTS,),
-    tickets=TICKETS,
+    heads=HEADS,
 )
 DATA = encode_manifest(MANIFEST)
 
