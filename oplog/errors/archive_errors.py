@@ -69,9 +69,9 @@ class ArchiveLagError(ArchiveError):
 class LogForkedError(ArchiveError):
     """The database no longer holds commits that were already published.
 
-    `position` and `sequence` are those of the first published entry that is missing or differs,
+    `position` and `sequence` are those of the first published record that is missing or differs,
     `archived_hash` is its hash in the archive, `stored_hash` the hash in the database at that
-    position (None without an entry). `lost` describes the lost entries (the first ones, if there
+    position (None without a record). `lost` describes the lost records (the first ones, if there
     are many), `lost_count` counts them. `common_sequence` is the last sequence that both have.
     """
 

@@ -1,4 +1,4 @@
-"""The part of `Oplog` that publishes to an archive: entries, snapshots, and waiting for them."""
+"""The part of `Oplog` that publishes to an archive: records, snapshots, and waiting for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from oplog.store import TablesLog
 from oplog.sync.exporter import Exporter, SyncReport
 from oplog.sync.fork import ForkPolicy
 from oplog.sync.lag import ArchiveLag, measure_lag
-from oplog.sync.waiting import wait_for_entries
+from oplog.sync.waiting import wait_for_records
 from oplog.sync.wake import call_worker
 
 
@@ -59,7 +59,7 @@ class Publishing:
         """Publish everything that is new and committed now; needs no keys.
 
         A pass with nothing new writes nothing. `fork` says what to do when the database lost
-        entries that were published: "stop" raises `LogForkedError` before anything is written,
+        records that were published: "stop" raises `LogForkedError` before anything is written,
         "fork" begins a new generation and keeps the lost branch readable. Raises
         `LeaseHeldError` while another worker publishes, `LeaseLostError` when one took over,
         `StoreUnavailableError` and `StorageConfigError` for the store, `ConfigurationError` on a
@@ -80,15 +80,15 @@ class Publishing:
         timeout: float = 10.0,
         engine: Engine | None = None,
     ) -> int:
-        """Return when the receipts' entries are published, with the highest of their sequences.
+        """Return when the receipts' records are published, with the highest of their sequences.
 
         With an `engine` of the log's database, its worker is woken at once. `timeout` is in
-        seconds, after which `ArchiveLagError` is raised: the entries are committed all the same.
+        seconds, after which `ArchiveLagError` is raised: the records are committed all the same.
         """
         receipts = [receipt] if isinstance(receipt, Receipt) else list(receipt)
         if engine is not None:
             call_worker(engine)
-        return wait_for_entries(archive, receipts, timeout_seconds=timeout)
+        return wait_for_records(archive, receipts, timeout_seconds=timeout)
 
     def measure_lag(self, engine: Engine, archive: Archive) -> ArchiveLag:
         """How many committed entries are not published yet, and for how long."""

@@ -1,89 +1,44 @@
-"""Batches of new entries cut into segments, and segments put behind a head.
+"""Batches of new records cut into segments, and segments put behind a head.
 
-A transaction larger than a segment goes on in the next one, and no head is published that ends
-inside it.
+A record is a whole transaction, so that no head ends inside one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from oplog.archive.format.body import Pairs
 from oplog.archive.format.head import Head
 from oplog.archive.format.index import Levels, add_item, make_item
 from oplog.archive.format.segment import SegmentHeader, encode_segment
 from oplog.archive.step import Step
-from oplog.store import StoredEntry
+from oplog.store import StoredRecord
 from oplog.store.export import Novelty
-from oplog.store.whole_transactions import TransactionGroups
 from oplog.sync.publisher import Publisher
 
 
-def cut_entries(entries: Sequence[Novelty], most_bytes: int) -> Iterator[tuple[list[int], int]]:
-    """Positions for each segment, and how many entries its last transaction lacks then.
-
-    Transactions stay whole where they fit.
-    """
+def cut_records(records: Sequence[Novelty], most_bytes: int) -> Iterator[list[int]]:
+    """Positions for each segment: at most `most_bytes` sealed bytes, or one record with more."""
     positions: list[int] = []
     size = 0
-    for start, end, group_bytes in _iterate_groups(entries):
-        if positions and size + group_bytes > most_bytes:
-            yield positions, 0
+    for record in records:
+        if positions and size + record.sealed_bytes > most_bytes:
+            yield positions
             positions, size = [], 0
-        for place in range(start, end):
-            if positions and size + entries[place].sealed_bytes > most_bytes:
-                yield positions, end - place
-                positions, size = [], 0
-            positions.append(entries[place].position)
-            size += entries[place].sealed_bytes
+        positions.append(record.position)
+        size += record.sealed_bytes
     if positions:
-        yield positions, 0
+        yield positions
 
 
-def _iterate_groups(entries: Sequence[Novelty]) -> Iterator[tuple[int, int, int]]:
-    """Transactions: where each begins and ends, and its bytes."""
-    start = 0
-    while start < len(entries):
-        end, size = start, 0
-        while (
-            end < len(entries)
-            and entries[end].transaction_position == entries[start].transaction_position
-        ):
-            size += entries[end].sealed_bytes
-            end += 1
-        yield start, end, size
-        start = end
-
-
-def check_whole(entries: Sequence[Novelty]) -> None:
-    """Raise `ChainBrokenError` for a transaction of which the database lacks entries."""
-    groups = TransactionGroups[None]()
-    for entry in entries:
-        groups.add(entry, None)
-    groups.require_complete(
-        hint="rows of oplog_entry are missing; nothing was published. Compare with a "
-        "backup before anything else is written"
-    )
-
-
-def put_segment(
-    publisher: Publisher,
-    head: Head,
-    entries: Sequence[StoredEntry],
-    *,
-    metadata: Mapping[int, Pairs],
-    missing: int,
-) -> Head:
-    """Put a segment of the entries after `head`'s last one; the head with it."""
+def put_segment(publisher: Publisher, head: Head, records: Sequence[StoredRecord]) -> Head:
+    """Put a segment of the records after `head`'s last one; the head with it."""
     data, header = encode_segment(
-        entries,
-        metadata,
+        records,
         log_id=head.log_id,
         generation=head.generation,
         first=head.sequence + 1,
         chain_before=head.chain,
-        missing=missing,
     )
     item = make_item(header, data)
     publisher.put_content(item.path, data, step=Step.PUT_SEGMENT)

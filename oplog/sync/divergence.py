@@ -1,6 +1,6 @@
 """How a database differs from its archive: in step, behind on its receipt, or forked.
 
-The newest head is compared with the database's own row; where they differ, every entry after
+The newest head is compared with the database's own row; where they differ, every record after
 the last common one is looked up. This happens in the transaction that will publish: a server
 that was promoted in between would answer for another history.
 """
@@ -30,16 +30,20 @@ from oplog.errors import (
 from oplog.store.cursor import Cursor
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.removal import PruningStore
-from oplog.store.rows import StoredEntry
+from oplog.store.rows import StoredRecord
 
 MOST_LOST = 20
-"""Lost entries that an error describes."""
+"""Lost records that an error describes."""
 _LOOKED_UP = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class LostEntry:
-    """An entry that the archive has and the database has not, or has otherwise."""
+    """A record that the archive has and the database has not, or has otherwise.
+
+    `aggregate` and `version` are those of its first entry, `entry_hash` is the record's hash;
+    `stored_hash` is that of the record in its place, None if there is none.
+    """
 
     sequence: int
     position: int
@@ -49,7 +53,7 @@ class LostEntry:
     stored_hash: bytes | None
 
     def to_json(self) -> dict[str, Any]:
-        """The entry's identity as one JSON object."""
+        """The record's identity as one JSON object."""
         return {
             "sequence": self.sequence,
             "position": self.position,
@@ -62,10 +66,10 @@ class LostEntry:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """What to go on from: the last entry that both have, and the database's own place.
+    """What to go on from: the last record that both have, and the database's own place.
 
-    Entries after `cursor` are new but for those at the positions `published`, which are among
-    the archive's up to `sequence`. `lost` counts entries that follow there and that the database
+    Records after `cursor` are new but for those at the positions `published`, which are among
+    the archive's up to `sequence`. `lost` counts records that follow there and that the database
     does not have; unless it is 0, going on makes a new generation.
     """
 
@@ -132,24 +136,24 @@ def _look_up(
     published: set[int] = set()
     common, lost = known, 0
     first: list[LostEntry] = []
-    entries = compare_entries(
+    records = compare_records(
         connection, archive, store=store, levels=head.levels, after=known, through=head.sequence
     )
-    for sequence, entry, stored in entries:
-        if stored == entry.entry_hash:
+    for sequence, record, stored in records:
+        if stored == record.record_hash:
             if not lost:
                 common = sequence
-                published.add(entry.position)
+                published.add(record.position)
             continue
         lost += 1
         if len(first) < MOST_LOST:
             first.append(
                 LostEntry(
                     sequence=sequence,
-                    position=entry.position,
-                    aggregate=entry.aggregate,
-                    version=entry.version,
-                    entry_hash=entry.entry_hash,
+                    position=record.position,
+                    aggregate=record.aggregates[0],
+                    version=record.versions[0],
+                    entry_hash=record.record_hash,
                     stored_hash=stored,
                 )
             )
@@ -182,7 +186,7 @@ def refuse_fork(archive: Archive, divergence: Divergence, *, same: bool) -> LogF
         "fork replay-lost writes them into this database, if they belong there"
     )
     return LogForkedError(
-        f"the database has lost {divergence.lost} entries that are published in {archive.url}: the "
+        f"the database has lost {divergence.lost} records that are published in {archive.url}: the "
         f"first is sequence {first.sequence}, position {first.position} (aggregate "
         f"{first.aggregate!r} version {first.version}), hash {first.entry_hash.hex()} there and "
         f"{'nothing' if first.stored_hash is None else first.stored_hash.hex()} here",
@@ -200,7 +204,7 @@ def refuse_fork(archive: Archive, divergence: Divergence, *, same: bool) -> LogF
 # -- what both have -----------------------------------------------------------------------
 
 
-def compare_entries(
+def compare_records(
     connection: Connection,
     archive: Archive,
     *,
@@ -208,14 +212,14 @@ def compare_entries(
     levels: Levels,
     after: int,
     through: int,
-) -> Iterator[tuple[int, StoredEntry, bytes | None]]:
-    """Archived entries in order: sequence, entry, and the hash the database has in its place."""
+) -> Iterator[tuple[int, StoredRecord, bytes | None]]:
+    """Archived records in order: sequence, record, and the hash the database has in its place."""
     segments = archive.iterate_segments(levels, after=after, through=through)
     for item, segment in segments:
-        numbered = list(enumerate(segment.entries, item.first))
-        chosen = [(n, entry) for n, entry in numbered if after < n <= through]
+        numbered = list(enumerate(segment.records, item.first))
+        chosen = [(n, record) for n, record in numbered if after < n <= through]
         for start in range(0, len(chosen), _LOOKED_UP):
             part = chosen[start : start + _LOOKED_UP]
-            hashes = store.find_hashes(connection, [entry.position for _, entry in part])
-            for sequence, entry in part:
-                yield sequence, entry, hashes.get(entry.position)
+            hashes = store.find_hashes(connection, [record.position for _, record in part])
+            for sequence, record in part:
+                yield sequence, record, hashes.get(record.position)

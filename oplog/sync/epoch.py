@@ -1,6 +1,6 @@
 """The right to publish: one epoch after the other, and heads published under the newest.
 
-A head is created and its receipt written in the transaction that read the entries. Whatever
+A head is created and its receipt written in the transaction that read the records. Whatever
 dies in between, the next pass finds out from the newest head where it is.
 """
 

@@ -1,6 +1,6 @@
 """Passes from the database to the archive: what is new becomes segments and a head.
 
-In a pass entries are read, content and head are put, and the receipt is written in one
+In a pass records are read, content and head are put, and the receipt is written in one
 transaction: no other server can have answered in between.
 """
 
@@ -30,9 +30,9 @@ from oplog.sync.publish_context import Base, PublishContext, find_context
 from oplog.sync.publisher import Emit, make_hint
 
 PAGE_ENTRIES = 20_000
-"""Entries published by one head, unless one transaction has more."""
+"""Entries published by one head, unless one record has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""Sealed bytes of one segment, and of all that one head adds unless a transaction has more."""
+"""Sealed bytes of one segment, and of all that one head adds, unless one record has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,9 @@ class SyncReport:
     """What a pass published.
 
     `entries` in `segments`, `bytes` put into the store for them, `position` the highest that is
-    published now, `sequence` the last, in `generation`. `lost` counts entries that the database
-    no longer had and that a new generation left behind. `problems` are tables that are gone.
+    published now, `sequence` that of the last record, in `generation`. `lost` counts records that
+    the database lacked and that a new generation left behind. `problems` are tables that are
+    gone.
     """
 
     entries: int
@@ -152,7 +153,7 @@ class Exporter:
         if divergence.lost or (divergence.published and self.archive.single_writer):
             # Without a store's help another writer's head is never taken as it is.
             return True
-        if page.entries:
+        if page.records:
             return True
         return head.number > 0 and self.drafter.have_types_changed(connection, head)
 

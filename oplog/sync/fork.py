@@ -21,12 +21,12 @@ from oplog.sync.publisher import Publisher
 
 
 class ForkPolicy(StrEnum):
-    """What a worker does when the database lost entries that were published."""
+    """What a worker does when the database lost records that were published."""
 
     STOP = "stop"
     """Raise `LogForkedError` and write nothing."""
     FORK = "fork"
-    """Begin a new generation at the last common entry; the lost branch stays readable."""
+    """Begin a new generation at the last common record; the lost branch stays readable."""
 
 
 def make_fork(
@@ -82,19 +82,8 @@ def _split(
 ) -> Levels:
     """The part of a segment that lies before the cut, published as one of its own."""
     segment = archive.read_segment(item)
-    entries = segment.entries[: divergence.sequence - item.first + 1]
-    last = entries[-1]
-    held = sum(1 for one in entries if one.transaction_position == last.transaction_position)
-    if entries[0].transaction_position != last.transaction_position and (
-        held != last.transaction_size
-    ):
-        raise ManifestInvalidError(
-            f"sequence {divergence.sequence} is in the middle of a transaction",
-            hint="the database's row of the archive was altered: delete it, and try again",
-        )
     data, header = encode_segment(
-        entries,
-        segment.metadata,
+        segment.records[: divergence.sequence - item.first + 1],
         log_id=head.log_id,
         generation=head.generation + 1,
         first=item.first,

@@ -15,7 +15,7 @@ from oplog.archive.step import Step
 from oplog.store import Store
 from oplog.store.export import ExportStore, NewPage
 from oplog.store.feed import Feed
-from oplog.sync.batch import check_whole, cut_entries, put_segment
+from oplog.sync.batch import cut_records, put_segment
 from oplog.sync.divergence import Divergence
 from oplog.sync.news import read_page
 from oplog.sync.publisher import Emit, Publisher
@@ -23,7 +23,10 @@ from oplog.sync.publisher import Emit, Publisher
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """A draft of a head, and how many entries in how many segments were added to it."""
+    """A draft of a head, and how many entries in how many segments were added to it.
+
+    A record has as many entries as aggregates.
+    """
 
     head: Head
     entries: int = 0
@@ -35,7 +38,7 @@ class Drafter:
     """Adds what is new to drafts.
 
     A page has at most `page_entries` entries and `segment_bytes` sealed bytes, and a segment as
-    many bytes, unless one transaction has more.
+    many bytes, unless one record has more.
     """
 
     log: Store
@@ -61,16 +64,12 @@ class Drafter:
     ) -> Drafted:
         """The draft with a page of what is new, whose segments are put."""
         self.emit(Step.READ_NEWS, "", 0)
-        check_whole(page.entries)
-        segments = entries = 0
-        for positions, missing in cut_entries(page.entries, self.segment_bytes):
-            stored = self.store.read_entries(connection, positions)
-            metadata = self.log.read_metadata(
-                connection, {entry.transaction_position for entry in stored}
-            )
-            head = put_segment(publisher, head, stored, metadata=metadata, missing=missing)
+        segments = 0
+        for positions in cut_records(page.records, self.segment_bytes):
+            stored = self.store.read_records(connection, positions)
+            head = put_segment(publisher, head, stored)
             segments += 1
-            entries += len(positions)
+        entries = sum(record.entries for record in page.records)
         return Drafted(replace(head, cursor=page.cursor.to_json()), entries, segments)
 
     def add_all(
@@ -78,7 +77,7 @@ class Drafter:
     ) -> Head:
         """The draft with all that the transaction sees, and the log's types."""
         page = self.read_page(connection, divergence)
-        while page.entries:
+        while page.records:
             head = self.add_page(connection, head, page, publisher=publisher).head
             page = self.read_page(connection, Divergence(head.sequence, head.chain, page.cursor))
         draft = replace(head, cursor=page.cursor.to_json())

@@ -1,4 +1,4 @@
-"""One head that holds something else than new entries: a snapshot, a repair, a retention.
+"""One head that holds something else than new records: a snapshot, a repair, a retention.
 
 Goes through an exporter, so that lease, epoch, comparison and receipt are those of every other
 publication. An update decides about the very head that it is published on.
@@ -41,9 +41,9 @@ def publish_update(
 
     `update` gets the transaction (REPEATABLE READ), a head and a publisher. It puts what is to
     be referred to, and gives the head back as it should be, or None to publish nothing. With
-    `catch_up` the head that it gets is a draft that has every entry the transaction sees;
+    `catch_up` the head that it gets is a draft that has every record the transaction sees;
     otherwise it is the newest one (caught up as well where a receipt was lost). It is not
-    called for an archive without entries. `base` is taken for the newest head unless there is
+    called for an archive without records. `base` is taken for the newest head unless there is
     one after it. The answer is None when nothing was published. Raises as
     `Exporter.publish_page`, and `LogForkedError` under every policy.
     """

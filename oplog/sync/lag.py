@@ -22,8 +22,8 @@ MOST_COUNTED = 100_000
 class ArchiveLag:
     """What is committed and not published.
 
-    `entries` (at most 100,000 are counted), and the age of the oldest in `lag_seconds`.
-    `sequence` is the last that is published.
+    `entries` (those of at most 100,000 records are counted), and the age of the oldest record in
+    `lag_seconds`. `sequence` is that of the last record that is published.
     """
 
     entries: int

@@ -1,6 +1,6 @@
-"""What is new to an archive: pages of entries that its database has and it has not.
+"""What is new to an archive: pages of records that its database has and it has not.
 
-Entries that were published without a receipt lie after the database's own place too. They are
+Records that were published without a receipt lie after the database's own place too. They are
 passed over one by one.
 """
 
@@ -26,15 +26,15 @@ def read_page(
     """What is new and not published, and the cursor after that and all that is published."""
     left = set(divergence.published)
     page = NewPage([], divergence.cursor)
-    while left or not page.entries:
-        # A page may hold nothing but the rest of transactions that were published before it.
+    while left or not page.records:
+        # A page may hold nothing but what was published.
         aimed = _aim(connection, page.cursor, feed)
         if aimed.target is None:
-            return NewPage(page.entries, aimed)
+            return NewPage(page.records, aimed)
         more = store.read_new(connection, aimed, limit=most_entries, most_bytes=most_bytes)
-        found = [entry for entry in more.entries if entry.position not in left]
-        left.difference_update(entry.position for entry in more.entries)
-        page = NewPage(sorted([*page.entries, *found]), more.cursor)
+        found = [record for record in more.records if record.position not in left]
+        left.difference_update(record.position for record in more.records)
+        page = NewPage(sorted([*page.records, *found]), more.cursor)
     return page
 
 

@@ -113,7 +113,7 @@ def _make_first(
         if row.head:
             raise HeadRolledBackError(
                 f"{archive.url} is empty, and the database has published "
-                f"{row.sequence} entries there",
+                f"{row.sequence} records there",
                 hint="the bucket was emptied or is another one: bring the objects back, or "
                 "begin a new archive under another prefix",
             )

@@ -1,7 +1,7 @@
-"""Waiting until an entry is published, for writes that must be off-site before they count.
+"""Waiting until a record is published, for writes that must be off-site before they count.
 
 Only the archive is read, so no permission in the database is needed. Segments recorded long ago
-are left out: otherwise an entry that is not there yet would cost the whole archive.
+are left out: otherwise a record that is not there yet would cost the whole archive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from oplog.receipt import Receipt
 _RECENT_MICROSECONDS = 24 * 3600 * 1_000_000
 
 
-def wait_for_entries(
+def wait_for_records(
     archive: Archive,
     receipts: Iterable[Receipt],
     *,
@@ -27,12 +27,17 @@ def wait_for_entries(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Return the highest sequence of the receipts' entries, once all are published.
+    """Return the highest sequence of the receipts' records, once all are published.
 
-    Looks at entries recorded within a day before the newest. Raises `ArchiveLagError` when they
-    are not there in time, `ChainBrokenError` when an entry is there with another hash.
+    Looks at records written within a day before the newest. Raises `ArchiveLagError` when they
+    are not there in time, `ChainBrokenError` when a record is there with another hash.
     """
-    wanted = {receipt.entry_id: receipt for receipt in receipts}
+    wanted: dict[UUID, set[bytes]] = {}
+    for receipt in receipts:
+        hashes = wanted.setdefault(receipt.record_id, set())
+        # A receipt whose answer was lost may not know its hash.
+        if receipt.entry_hash:
+            hashes.add(receipt.entry_hash)
     if not wanted:
         raise ConfigurationError(
             "no receipt was given", hint="give log.receipts(session) after the commit"
@@ -60,7 +65,7 @@ def wait_for_entries(
         pause = next(pauses, None)
         if pause is None:
             raise ArchiveLagError(
-                f"{len(wanted)} entries are not in {archive.url} after {timeout_seconds:g} s: "
+                f"{len(wanted)} records are not in {archive.url} after {timeout_seconds:g} s: "
                 f"{', '.join(str(one) for one in list(wanted)[:3])}",
                 hint="they are committed; see that a worker runs (oplog sync --follow) and how "
                 "far it is behind (oplog status)",
@@ -68,20 +73,19 @@ def wait_for_entries(
         backoff.sleep(pause)
 
 
-def _look(archive: Archive, head: Head, wanted: dict[UUID, Receipt], *, after: int) -> int:
-    """Take what is found out of `wanted`; the highest sequence of it."""
+def _look(archive: Archive, head: Head, wanted: dict[UUID, set[bytes]], *, after: int) -> int:
+    """Take what is found out of `wanted`, hashes by record id; the highest sequence of it."""
     highest = 0
     for item in archive.iterate_newest(head.levels, after=after):
         if item.last_recorded < head.recorded_at - _RECENT_MICROSECONDS:
             break
-        for sequence, entry in enumerate(archive.read_segment(item).entries, item.first):
-            receipt = wanted.pop(entry.entry_id, None)
-            if receipt is None:
+        for sequence, record in enumerate(archive.read_segment(item).records, item.first):
+            hashes = wanted.pop(record.record_id, None)
+            if hashes is None:
                 continue
-            # A receipt whose answer was lost may not know its hash.
-            if receipt.entry_hash and receipt.entry_hash != entry.entry_hash:
+            if hashes - {record.record_hash}:
                 raise ChainBrokenError(
-                    f"entry {entry.entry_id} is archived as sequence {sequence} with another "
+                    f"record {record.record_id} is archived as sequence {sequence} with another "
                     "hash than its receipt has",
                     hint="it was altered in the database before it was archived: run verify",
                 )

@@ -2,7 +2,7 @@
 
 Writers do not notify: NOTIFY takes one lock of the whole server at COMMIT, and they would wait for
 each other. A caller that waits for the archive notifies, in a transaction of its own. Where
-notifications do not arrive (behind a pooler, say), the worker finds new entries by itself.
+notifications do not arrive (behind a pooler, say), the worker finds new records by itself.
 """
 
 from __future__ import annotations
