@@ -21,8 +21,8 @@ MOST_EFFECTS: Final = 65_536
 _UNMEASURED = 1024
 """Up to so many effects are encoded without an estimate of their size."""
 _SAMPLED = 32
-_AIM = PART_BYTES * 15 // 16
-"""A part that was estimated to be so large seldom comes out over the limit."""
+_FILLED = 15 / 16
+"""A part that was estimated to be filled so far seldom comes out over the limit."""
 
 
 def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int, bytes]]:
@@ -32,11 +32,13 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
     it is that of a single effect. Raises `EntryTooLargeError` for an effect over `MAX_PART_BYTES`
     and for payloads that have over `MAX_RECORD_BYTES` together.
     """
+    sums: list[int] | None = None
     if len(effects) <= _UNMEASURED:
         payload = codec.encode(effects)
         if len(payload) <= PART_BYTES:
             return [(0, payload)]
-        length = _find_cut(effects, len(payload))
+        sums = _sum_weights(effects)
+        length = _reach(sums, 0, rate=len(payload) / sums[-1])
     else:
         sample = effects[:: len(effects) // _SAMPLED]
         length = _fit(len(sample), len(codec.encode(sample)))
@@ -44,43 +46,55 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
     start = total = 0
     while start < len(effects):
         chunk = effects[start : start + length]
-        payload = codec.encode(chunk, first=chunk[0].place)
-        while len(payload) > PART_BYTES and len(chunk) > 1:
-            chunk = chunk[: _find_cut(chunk, len(payload))]
-            payload = codec.encode(chunk, first=chunk[0].place)
-        total += len(payload)
-        _check_size(chunk, len(payload), total=total)
-        parts.append((chunk[0].place, payload))
-        start += len(chunk)
-        if len(payload) <= PART_BYTES:
-            length = _fit(len(chunk), len(payload))
+        first, end = chunk[0].place, start + len(chunk)
+        payload = codec.encode(chunk, first=first)
+        size = len(payload)
+        too_large = size > PART_BYTES and len(chunk) > 1
+        if too_large and sums is None:
+            # A guess by number has failed, so it may be rows of many sizes: guess by size.
+            sums = _sum_weights(effects)
+        rate = None if sums is None else size / (sums[end] - sums[start])
+        if not too_large:
+            total += size
+            _check_size(chunk[0], size, total=total)
+            parts.append((first, payload))
+            start = end
+        if sums is None or rate is None:
+            length = _fit(len(chunk), size)
+        else:
+            length = _reach(sums, start, rate=rate)
+            if too_large:
+                length = min(length, len(chunk) - 1)
     return parts
 
 
 def _fit(count: int, size: int) -> int:
     """How many effects fill a part if so many have so many bytes."""
-    return min(max(count * _AIM // size, 1), MOST_EFFECTS)
+    return min(max(int(count * PART_BYTES * _FILLED / size), 1), MOST_EFFECTS)
 
 
-def _find_cut(effects: Sequence[Effect], size: int) -> int:
-    """How many of the effects, which have `size` bytes together, fill a part.
+def _reach(sums: Sequence[int], start: int, *, rate: float) -> int:
+    """How many effects from `start` on fill a part.
 
-    At least one, and not all if there are several.
+    `sums` are the weights of all effects before each, `rate` is the bytes for each of them.
     """
-    sums = list(accumulate([_weigh(effect) for effect in effects]))
-    fitting = bisect_right(sums, sums[-1] * _AIM // size)
-    return max(min(fitting, len(effects) - 1), 1)
+    end = bisect_right(sums, sums[start] + PART_BYTES * _FILLED / rate) - 1
+    return min(max(end - start, 1), MOST_EFFECTS)
+
+
+def _sum_weights(effects: Sequence[Effect]) -> list[int]:
+    return [0, *accumulate([_weigh(effect) for effect in effects])]
 
 
 def _weigh(effect: Effect) -> int:
-    """About how many bytes an effect has, in no certain unit."""
-    values = [*effect.key, *effect.values.values()]
-    return sum([len(value) + 2 if isinstance(value, str | bytes) else 4 for value in values])
+    """About how many bytes an effect has."""
+    sizes = [len(value) for value in effect.values.values() if isinstance(value, (str, bytes))]
+    sizes += [len(part) for part in effect.key if isinstance(part, (str, bytes))]
+    return sum(sizes, 4 * (len(effect.values) + len(effect.key)) + 1)
 
 
-def _check_size(chunk: Sequence[Effect], size: int, *, total: int) -> None:
+def _check_size(effect: Effect, size: int, *, total: int) -> None:
     if size > MAX_PART_BYTES:
-        effect = chunk[0]
         raise EntryTooLargeError(
             f"the {effect.kind.name.lower()} of a row of type {effect.shape.type_name!r} has "
             f"{size} bytes, the limit is {MAX_PART_BYTES}",

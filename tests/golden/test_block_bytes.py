@@ -41,9 +41,7 @@ def test_pinned_bytes_are_read() -> None:
 
 
 def test_writing_gives_the_pinned_bytes() -> None:
-    payload = PayloadCodec().encode_block(
-        Types().shape, ROWS, row_count=len(PINNED["values"]), aggregate="adopted/item"
-    )
+    payload = PayloadCodec().encode_block(Types().shape, ROWS, row_count=len(PINNED["values"]))
     assert payload.hex() == PINNED["payload"]
 
 

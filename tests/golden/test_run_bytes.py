@@ -45,6 +45,7 @@ def read_effect(pinned: dict[str, Any], shape: Shape) -> Effect:
         pinned["values"],
         complete=kind is OpType.CREATE,
         ordinal=pinned["ordinal"],
+        place=pinned["place"],
     )
 
 
@@ -54,41 +55,53 @@ def test_the_limits_are_the_documented_ones() -> None:
 
 def test_pinned_bytes_are_read() -> None:
     types = Types()
-    effects = PayloadCodec().decode(bytes.fromhex(PINNED["payload"]), types)
+    payload = bytes.fromhex(PINNED["payload"])
+    effects = PayloadCodec().decode(payload, types, first=PINNED["first"])
     assert effects == [read_effect(pinned, types.shape) for pinned in PINNED["effects"]]
 
 
 def test_writing_gives_the_pinned_bytes() -> None:
     shape = Types().shape
     effects = [read_effect(pinned, shape) for pinned in PINNED["effects"]]
-    assert PayloadCodec().encode(effects, aggregate="item").hex() == PINNED["payload"]
+    effects.sort(key=lambda effect: (effect.place, effect.ordinal))
+    payload = PayloadCodec().encode(effects, first=PINNED["first"])
+    assert payload.hex() == PINNED["payload"]
 
 
 def test_the_layout_is_the_documented_one() -> None:
-    """Written by hand, field by field: creates with a NULL, then deletes out of step."""
+    """Written by hand, field by field: creates with a NULL, deletes out of step, an update."""
     use = b"\x0a\x04item\x10\x03"
     # Fields 1 (note), 2 (id, zigzag, packed) and 5 (ok, packed).
     values = b"\x0a\x01a\x0a\x01c" + b"\x12\x03\x02\x04\x06" + b"\x2a\x03\x01\x00\x01"
     create = (
         *(b"\x08\x01", b"\x18\x03", b"\x20\x01"),
         *(b"\x3a" + bytes([len(values)]) + values, b"\x42\x05\x08\x01\x12\x01\x02"),
+        # All of one aggregate, the second of the part.
+        b"\x58\x01\x60\x01",
     )
     keys = b"\x12\x03\x02\x04\x06"
     delete = (
         *(b"\x08\x03", b"\x18\x03", b"\x32" + bytes([len(keys)]) + keys),
         *(b"\x48\x03", b"\x52\x02\x04\x02"),
+        # Aggregates 1, 3 and 2: steps of 2 and -1 (zigzag, packed).
+        *(b"\x58\x01", b"\x6a\x02\x04\x01"),
     )
-    runs = [b"".join(create), b"".join(delete)]
+    # An update of the row with key 9 that sets field 1, the eighth operation, of aggregate 4.
+    update = b"\x08\x02" + b"\x1a\x02\x10\x12" + b"\x22\x03\x0a\x01z" + b"\x40\x07" + b"\x48\x04"
     payload = b"\x0a" + bytes([len(use)]) + use
-    payload += b"".join(b"\x22" + bytes([len(run)]) + run for run in runs)
+    payload += b"\x12" + bytes([len(update)]) + update
+    payload += b"".join(
+        b"\x22" + bytes([len(run)]) + run for run in map(b"".join, (create, delete))
+    )
     assert payload.hex() == PINNED["short"]
-    effects = PayloadCodec().decode(payload, Types())
-    told = [(e.kind.name, e.key, e.values.get("note"), e.ordinal) for e in effects]
+    effects = PayloadCodec().decode(payload, Types(), first=10)
+    told = [(e.kind.name, e.key, e.values.get("note"), e.ordinal, e.place) for e in effects]
     assert told == [
-        ("CREATE", (1,), "a", 0),
-        ("CREATE", (2,), None, 1),
-        ("CREATE", (3,), "c", 2),
-        ("DELETE", (1,), None, 3),
-        ("DELETE", (2,), None, 5),
-        ("DELETE", (3,), None, 6),
+        ("CREATE", (1,), "a", 0, 11),
+        ("CREATE", (2,), None, 1, 11),
+        ("CREATE", (3,), "c", 2, 11),
+        ("DELETE", (1,), None, 3, 11),
+        ("DELETE", (2,), None, 5, 13),
+        ("DELETE", (3,), None, 6, 12),
+        ("UPDATE", (9,), "z", 7, 14),
     ]

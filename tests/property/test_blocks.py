@@ -70,9 +70,7 @@ def encode(rows: list[dict[str, Any]]) -> bytes:
     lines = [
         "\t".join(copy_field(print_text(name, row[name])) for name in names) + "\n" for row in rows
     ]
-    return PayloadCodec().encode_block(
-        SHAPE, "".join(lines).encode(), row_count=len(rows), aggregate="adopted/item"
-    )
+    return PayloadCodec().encode_block(SHAPE, "".join(lines).encode(), row_count=len(rows))
 
 
 @given(TEXT | st.none())

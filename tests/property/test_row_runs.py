@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,13 +49,23 @@ def draw_effects(draw: st.DrawFn) -> list[Effect]:
             values: dict[str, Any] = {} if kind is D else {n: draw(VALUES[n]) for n in names}
             if kind is C:
                 values |= dict(zip(ITEM.key_names, key, strict=True))
-            effects.append(Effect(kind, ITEM, key, values, complete=kind is C, ordinal=ordinal))
+            place = draw(st.integers(0, 3) | st.integers(0, 2**31 - 1))
+            effects.append(
+                Effect(kind, ITEM, key, values, complete=kind is C, ordinal=ordinal, place=place)
+            )
     return effects
 
 
-@given(draw_effects())
-def test_any_effects_come_back(effects: list[Effect]) -> None:
-    found = decode(encode(effects))
+def sort(effects: list[Effect]) -> list[Effect]:
+    """As a part has them."""
+    return sorted(effects, key=lambda effect: (effect.place, effect.ordinal))
+
+
+@given(draw_effects(), st.booleans())
+def test_any_effects_come_back(effects: list[Effect], sorted_: bool) -> None:
+    lowest = min(effect.place for effect in effects)
+    payload = encode(sort(effects) if sorted_ else effects, first=lowest)
+    found = decode(payload, first=lowest)
     assert found == effects
     # Equality takes 0.0 for -0.0.
     assert [repr(sorted(one.values.items())) for one in found] == [
@@ -65,7 +76,7 @@ def test_any_effects_come_back(effects: list[Effect]) -> None:
 @given(draw_effects(), st.data())
 def test_rows_by_key_are_those_among_all(effects: list[Effect], data: st.DataObject) -> None:
     wanted = data.draw(st.sampled_from(effects)).key
-    found = decode(encode(effects), find_keys=lambda _: [wanted])
+    found = decode(encode(sort(effects)), find_keys=lambda _: [wanted])
     assert [one for one in found if one.key == wanted] == [
         one for one in effects if one.key == wanted
     ]
@@ -74,7 +85,8 @@ def test_rows_by_key_are_those_among_all(effects: list[Effect], data: st.DataObj
 @given(st.data())
 def test_altered_bytes_are_refused_or_read(data: st.DataObject) -> None:
     """Nothing else than an error of the log's comes of any bytes."""
-    whole = PayloadCodec().encode([update(n, note="n", x=0.5) for n in range(5)], aggregate="item")
+    rows = [update(n, note="n", x=0.5) for n in range(5)]
+    whole = PayloadCodec().encode([replace(row, place=n * n) for n, row in enumerate(rows)])
     place = data.draw(st.integers(0, len(whole) - 1))
     altered = bytearray(whole)
     altered[place] = data.draw(st.integers(0, 255))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from oplog._proto.oplog.v1 import record_pb2
-from oplog.entry import MAX_ENTRY_BYTES, OpType
+from oplog.entry import MAX_PART_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError, UnknownTypeError
 from oplog.payload.block import MAX_BLOCK_ROWS, order_columns
 from oplog.payload.codec import Effect, PayloadCodec, effect_to_operation
@@ -56,7 +56,7 @@ class Types:
 
 
 def encode(rows: bytes = ROWS, *, count: int = 3, shape: Shape = ITEM) -> bytes:
-    return PayloadCodec().encode_block(shape, rows, row_count=count, aggregate="adopted/item")
+    return PayloadCodec().encode_block(shape, rows, row_count=count)
 
 
 def decode(payload: bytes, **more: Any) -> list[Effect]:
@@ -106,17 +106,37 @@ def test_no_rows_are_a_block_too() -> None:
 
 def test_other_effects_are_not_marked() -> None:
     plain = Effect(OpType.CREATE, ITEM, (1,), dict.fromkeys(ITEM.names, None) | {"id": 1}, True, 0)  # noqa: FBT003
-    (effect,) = decode(PayloadCodec().encode([plain], aggregate="item/1"))
+    (effect,) = decode(PayloadCodec().encode([plain]))
     assert not effect.adopted
 
 
 def test_ordinals_count_on_from_the_first() -> None:
     assert [e.ordinal for e in decode(rewrite(first_ordinal=40))] == [40, 41, 42]
+    last = decode(rewrite(first_ordinal=2**32 - 3))
+    assert [e.ordinal for e in last] == [2**32 - 3, 2**32 - 2, 2**32 - 1]
+    with pytest.raises(DecodeError, match="begins at ordinal 4294967294"):
+        decode(rewrite(first_ordinal=2**32 - 2))
 
 
-def test_too_many_bytes_are_refused() -> None:
-    with pytest.raises(EntryTooLargeError, match="adopted/item"):
-        encode(b"1\t" + b"x" * MAX_ENTRY_BYTES + b"\ttrue\t\\N\n", count=1)
+def test_all_rows_are_of_one_aggregate() -> None:
+    assert [e.place for e in decode(encode())] == [0, 0, 0]
+    assert [e.place for e in decode(rewrite(aggregate=2), first=5)] == [7, 7, 7]
+    found = decode(rewrite(aggregate=2), first=5, find_keys=lambda _: [(9,)])
+    assert [e.place for e in found] == [7]
+    shape = make_shape(("x", "double precision"), ("n", "integer"), key=("x",))
+    payload = encode(b"0.5\t1\n", count=1, shape=shape)
+    (effect,) = PayloadCodec().decode(payload, Types(shape), first=3, find_keys=lambda _: [(0.5,)])
+    assert effect.place == 3
+
+
+def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EntryTooLargeError, match=f"'item' .* the limit is {MAX_PART_BYTES}"):
+        encode(b"1\t" + b"x" * MAX_PART_BYTES + b"\ttrue\t\\N\n", count=1)
+    monkeypatch.setattr("oplog.payload.codec.MAX_PART_BYTES", len(encode()))
+    assert decode(encode())
+    monkeypatch.setattr("oplog.payload.codec.MAX_PART_BYTES", len(encode()) - 1)
+    with pytest.raises(EntryTooLargeError):
+        encode()
 
 
 # -- by key -----------------------------------------------------------------------------------
@@ -131,7 +151,7 @@ def find(rows: bytes, *keys: tuple[Wire, ...], shape: Shape = ITEM) -> list[tupl
 def test_rows_are_found_by_key() -> None:
     assert find(ROWS, (7,)) == [((7,), 0)]
     assert find(ROWS, (-8,)) == [((-8,), 1)]
-    assert find(ROWS, (9,), (7,)) == [((9,), 2), ((7,), 0)]
+    assert find(ROWS, (9,), (7,)) == [((7,), 0), ((9,), 2)]
     assert find(ROWS, (8,)) == []
     assert find(ROWS) == []
     assert find(b"", (7,)) == []
@@ -237,7 +257,7 @@ def test_columns_may_be_in_any_order() -> None:
     assert [effect.key for effect in found] == [(5,)]
 
 
-def test_more_rows_than_an_entry_has_are_refused_before_they_are_read() -> None:
+def test_more_rows_than_a_part_has_are_refused_before_they_are_read() -> None:
     shape = make_shape(("id", "text"))
     payload = record_pb2.Payload()
     payload.types.add(name="item", revision=1)

@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2
 
 from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
-from oplog.errors import DecodeError, EntryError, EntryTooLargeError, UnknownTypeError
+from oplog.errors import DecodeError, EntryError, UnknownTypeError
 from oplog.payload.codec import Effect, PayloadCodec, RowCodec
 from oplog.payload.shape import Shape
 from tests.bound import make_shape
@@ -43,7 +43,7 @@ class Types:
 
 
 def encode(*effects: Effect) -> bytes:
-    return PayloadCodec().encode(effects, aggregate="item/1")
+    return PayloadCodec().encode(effects)
 
 
 def decode(payload: bytes, types: Types | None = None) -> list[Effect]:
@@ -77,11 +77,28 @@ def test_an_effect_comes_back(effect: Effect) -> None:
     assert decode(encode(effect)) == [effect]
 
 
+@pytest.mark.parametrize("effect", EFFECTS[:6], ids=lambda e: f"{e.kind.name} {e.ordinal}")
+def test_an_effect_comes_back_with_its_place(effect: Effect) -> None:
+    there = replace(effect, place=7)
+    payload = PayloadCodec().encode([there], first=5)
+    assert [operation.aggregate for operation in parse(payload).operations] == [2]
+    assert PayloadCodec().decode(payload, Types(), first=5) == [there]
+    assert PayloadCodec().decode(payload, Types()) == [replace(effect, place=2)]
+
+
 def test_all_of_them_come_back_in_order() -> None:
     payload = encode(*EFFECTS)
     assert decode(payload) == EFFECTS
     assert [use.name for use in parse(payload).types] == ["plain", "line", "single", "keyless"]
     assert [use.revision for use in parse(payload).types] == [1, 1, 1, 1]
+
+
+def test_effects_come_back_by_ordinal() -> None:
+    """However they were sorted: a part has them by aggregate."""
+    by_place = [replace(effect, place=n) for n, effect in enumerate(reversed(EFFECTS))]
+    found = decode(encode(*by_place))
+    assert found == by_place[::-1]
+    assert [effect.place for effect in found] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_a_shape_that_is_equal_is_another_use() -> None:
@@ -103,13 +120,14 @@ def test_defaults_of_fields_without_presence_are_named() -> None:
     effects = [
         Effect(U, shape, (0,), {"a": "", "b": "y"}, complete=False, ordinal=0),
         Effect(U, shape, (7,), {"b": ""}, complete=False, ordinal=1),
-        Effect(U, shape, (7,), {"a": None, "b": None}, complete=False, ordinal=1),
-        Effect(C, shape, (0,), {"id": 0, "a": "", "b": None}, complete=True, ordinal=2),
-        Effect(C, shape, (0,), {"id": 0, "b": ""}, complete=False, ordinal=3),
+        Effect(U, shape, (7,), {"a": None, "b": None}, complete=False, ordinal=2),
+        Effect(C, shape, (0,), {"id": 0, "a": "", "b": None}, complete=True, ordinal=3),
+        Effect(C, shape, (0,), {"id": 0, "b": ""}, complete=False, ordinal=4),
     ]
     payload = encode(*effects)
     assert decode(payload, Types([shape])) == effects
-    first, second, third, fourth, fifth = parse(payload).operations
+    operations = sorted(parse(payload).operations, key=lambda operation: int(operation.ordinal))
+    first, second, third, fourth, fifth = operations
     assert list(first.default_fields) == [2]
     assert list(second.default_fields) == [3]
     assert list(third.default_fields) == []
@@ -117,6 +135,21 @@ def test_defaults_of_fields_without_presence_are_named() -> None:
     assert list(fifth.default_fields) == [1, 3]
     assert list(third.null_fields) == [2, 3]
     assert first.key == b""
+
+
+def test_columns_may_have_other_names_than_their_fields() -> None:
+    shape = make_shape(
+        [("Clear", "integer"), ("big id", "bigint"), ("note", "text")], key=["big id"], name="odd"
+    )
+    assert [column.field for column in shape.columns] == ["column_1", "column_2", "note"]
+    effects = [
+        Effect(C, shape, (1,), {"Clear": 0, "big id": 1, "note": None}, complete=True, ordinal=0),
+        Effect(U, shape, (1,), {"Clear": None, "note": "n"}, complete=False, ordinal=1),
+        Effect(D, shape, (1,), {}, complete=False, ordinal=2),
+    ]
+    payload = encode(*effects)
+    assert decode(payload, Types([shape])) == effects
+    assert [list(o.null_fields) for o in parse(payload).operations] == [[3], [1], []]
 
 
 def test_a_message_may_track_presence_of_some_fields_only() -> None:
@@ -172,15 +205,6 @@ def test_a_value_that_does_not_fit_its_field_is_refused(value: Any) -> None:
         encode(effect)
 
 
-def test_an_entry_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    payload = encode(EFFECTS[0])
-    monkeypatch.setattr("oplog.payload.codec.MAX_ENTRY_BYTES", len(payload))
-    assert encode(EFFECTS[0]) == payload
-    monkeypatch.setattr("oplog.payload.codec.MAX_ENTRY_BYTES", len(payload) - 1)
-    with pytest.raises(EntryTooLargeError, match="'item/1' has"):
-        encode(EFFECTS[0])
-
-
 def rewrite(effect: Effect, **fields: Any) -> bytes:
     """The payload of one effect, with other contents."""
     payload = parse(encode(effect))
@@ -204,7 +228,7 @@ COMPLETE_UPDATE = Effect(U, PLAIN, (1,), {"id": 1, "a": "x", "b": "y"}, complete
         (rewrite(EFFECTS[2], row=b"\xff"), "row of type 'plain' cannot be parsed"),
         (rewrite(EFFECTS[2], key=b"\xff"), "row of type 'plain' cannot be parsed"),
         (rewrite(EFFECTS[0], type=1), "type index 1 of 1"),
-        (rewrite(EFFECTS[2], type=1), "type index 1 of 1"),
+        (rewrite(EFFECTS[2], type=1), "an operation has type index 1 of 1"),
         (rewrite(EFFECTS[0], kind=0), "kind 0"),
         (rewrite(EFFECTS[0], kind=9), "kind 9"),
         (rewrite(EFFECTS[0], null_fields=[4]), "field 4 is not in type 'plain' revision 1"),
@@ -232,4 +256,5 @@ def test_a_row_codec_reads_one_column_as_a_row() -> None:
     row, nulls, defaults = codec.encode_row({"id": "key"})
     assert (nulls, defaults) == ([], [])
     assert codec.decode_row(row, (), defaults=(), complete=True) == {"id": "key"}
-    assert codec.decode_create(row, (), ordinal=2).key == ("key",)
+    found = codec.decode_create(row, (), ordinal=2, place=4)
+    assert found == Effect(C, SINGLE, ("key",), {"id": "key"}, complete=True, ordinal=2, place=4)

@@ -42,7 +42,7 @@ def nest(depth: int) -> bytes:
 
 def change_rows(change: Callable[[bytes], bytes]) -> bytes:
     """The payload with the row of each operation changed."""
-    payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
+    payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS))
     for operation in payload.operations:
         operation.row = change(operation.row)
     return payload.SerializeToString()
@@ -56,18 +56,18 @@ def decode(payload: bytes) -> list[Effect] | OplogError:
 
 
 def test_what_was_written_is_read() -> None:
-    assert decode(CODEC.encode(EFFECTS, aggregate="item/7")) == EFFECTS
+    assert decode(CODEC.encode(EFFECTS)) == EFFECTS
 
 
 @pytest.mark.parametrize("depth", [101, 10_000, 100_000])
 def test_nesting_that_is_too_deep_is_refused(depth: int) -> None:
-    payload = CODEC.encode(EFFECTS, aggregate="item/7")
+    payload = CODEC.encode(EFFECTS)
     for altered in (payload + nest(depth), change_rows(lambda row: row + nest(depth))):
         assert isinstance(decode(altered), DecodeError)
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
-    payload = CODEC.encode(EFFECTS, aggregate="item/7")
+    payload = CODEC.encode(EFFECTS)
     for junk in (b"\x00", b"\x07", b"\x0a\xff", b"\xff" * 11, b"\x0a\x02\xff\xfe"):
         assert isinstance(decode(payload + junk), DecodeError)
     assert isinstance(decode(change_rows(lambda row: row + b"\x0a\x02\xff\xfe")), DecodeError)
@@ -75,7 +75,7 @@ def test_bytes_that_are_no_message_are_refused() -> None:
 
 def test_fields_of_a_newer_writer_disturb_nothing() -> None:
     """A change of meaning has to raise the format's number, which older readers refuse."""
-    payload = CODEC.encode(EFFECTS, aggregate="item/7")
+    payload = CODEC.encode(EFFECTS)
     assert decode(payload + UNKNOWN_FIELD) == EFFECTS
     assert decode(change_rows(lambda row: row + UNKNOWN_FIELD)) == EFFECTS
 
@@ -87,7 +87,7 @@ def test_a_type_or_a_kind_that_is_not_known_is_refused() -> None:
     ):
         assert isinstance(decode(altered.SerializeToString()), UnknownTypeError)
     for kind, use in ((0, 0), (1, 1), (2, 7), (99, 0)):
-        payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS, aggregate="item/7"))
+        payload = record_pb2.Payload.FromString(CODEC.encode(EFFECTS))
         del payload.operations[1:]
         payload.operations[0].kind = kind  # type: ignore[assignment]
         payload.operations[0].type = use
@@ -101,7 +101,7 @@ def test_an_empty_payload_and_rows_of_defaults() -> None:
         Effect(OpType.CREATE, only_key, (0,), {"id": 0}, complete=True, ordinal=0),
         Effect(OpType.DELETE, only_key, (0,), {}, complete=False, ordinal=1),
     ]
-    payload = CODEC.encode(effects, aggregate="item/0")
+    payload = CODEC.encode(effects)
     assert CODEC.decode(payload, Types(only_key)) == effects
     blank = Effect(
         OpType.CREATE,
@@ -111,4 +111,4 @@ def test_an_empty_payload_and_rows_of_defaults() -> None:
         complete=True,
         ordinal=0,
     )
-    assert decode(CODEC.encode([blank], aggregate="item/0")) == [blank]
+    assert decode(CODEC.encode([blank])) == [blank]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -33,18 +34,19 @@ COLUMNS = [
 ITEM = make_shape(COLUMNS, key=["id", "part"])
 
 
-def encode(effects: list[Effect]) -> Any:
-    return record_pb2.Payload.FromString(PayloadCodec().encode(effects, aggregate="item"))
+def encode(effects: list[Effect], **more: Any) -> Any:
+    return record_pb2.Payload.FromString(PayloadCodec().encode(effects, **more))
 
 
 def decode(payload: Any, shape: Shape = ITEM, **more: Any) -> list[Effect]:
     return PayloadCodec().decode(payload.SerializeToString(), Types(shape), **more)
 
 
-def create(number: int, *, ordinal: int | None = None, **values: Any) -> Effect:
+def create(number: int, *, ordinal: int | None = None, place: int = 0, **values: Any) -> Effect:
     row: dict[str, Any] = dict.fromkeys(ITEM.names) | {"id": number, "part": "p"} | values
-    place = number if ordinal is None else ordinal
-    return Effect(C, ITEM, (row["id"], row["part"]), row, complete=True, ordinal=place)
+    key = row["id"], row["part"]
+    order = number if ordinal is None else ordinal
+    return Effect(C, ITEM, key, row, complete=True, ordinal=order, place=place)
 
 
 def update(number: int, **values: Any) -> Effect:
@@ -75,7 +77,7 @@ def test_a_run_is_of_one_kind_and_of_the_same_columns() -> None:
         *(update(number, ok=True) for number in range(9, 14)),
         *(update(number, note=None, ok=True) for number in range(14, 18)),
         *(delete(number) for number in range(18, 23)),
-        update(23, note="alone"),
+        update(23, data=b"alone"),
     ]
     payload = encode(effects)
     assert [run.row_count for run in payload.runs] == [4, 5, 5, 4, 5]
@@ -83,7 +85,24 @@ def test_a_run_is_of_one_kind_and_of_the_same_columns() -> None:
     assert decode(payload) == effects
 
 
-def test_another_kind_type_or_extent_is_another_part() -> None:
+def test_a_run_has_what_is_alike_wherever_it_stands() -> None:
+    effects: list[Effect] = []
+    for number in range(5):
+        effects += [
+            create(number, ordinal=3 * number),
+            replace(update(number, note="n", ok=True), ordinal=3 * number + 1),
+            replace(update(number, ok=None), ordinal=3 * number + 2),
+        ]
+    effects += [replace(delete(n), ordinal=n) for n in (15, 16, 17)]
+    payload = encode(effects)
+    assert [run.row_count for run in payload.runs] == [5, 5, 5]
+    assert [run.first_ordinal for run in payload.runs] == [0, 1, 2]
+    assert all(list(run.ordinal_steps) == [3, 3, 3, 3] for run in payload.runs)
+    assert [operation.ordinal for operation in payload.operations] == [15, 16, 17]
+    assert decode(payload) == effects
+
+
+def test_another_kind_type_or_extent_is_another_group() -> None:
     whole = [replace(create(n), kind=U) for n in range(2)]
     twin = make_shape(COLUMNS, key=["id", "part"])
     parts = [
@@ -95,6 +114,17 @@ def test_another_kind_type_or_extent_is_another_part() -> None:
     ]
     effects = [effect for part in parts for effect in part]
     assert [list(part) for part, _ in split_runs(effects)] == parts
+    mixed = [part[0] for part in parts] + [part[1] for part in parts]
+    assert [list(part) for part, _ in split_runs(mixed)] == parts
+
+
+def test_the_columns_of_complete_rows_may_be_in_any_order() -> None:
+    turned = [
+        replace(one, values=dict(reversed(one.values.items()))) for one in map(create, range(2, 4))
+    ]
+    (run,) = encode([create(0), create(1), *turned]).runs
+    assert run.row_count == 4
+    assert decode(encode([create(0), create(1), *turned])) == [create(n) for n in range(4)]
 
 
 def test_nulls_are_where_they_were() -> None:
@@ -125,13 +155,49 @@ def test_rows_without_a_key_are_no_run() -> None:
         assert [is_run for _, is_run in split_runs(strange)] == [False]
 
 
-def test_places_that_do_not_follow_one_another_are_kept() -> None:
+def test_ordinals_that_do_not_follow_one_another_are_kept() -> None:
     for first in (0, 3):
-        places = [first + step for step in (0, 1, 6, 17, 18)]
-        effects = [create(number, ordinal=place) for number, place in enumerate(places)]
+        ordinals = [first + step for step in (0, 1, 6, 17, 18)]
+        effects = [create(number, ordinal=ordinal) for number, ordinal in enumerate(ordinals)]
         (run,) = encode(effects).runs
         assert (run.first_ordinal, list(run.ordinal_steps)) == (first, [1, 5, 11, 1])
         assert decode(encode(effects)) == effects
+
+
+def test_ordinals_that_go_back_are_kept() -> None:
+    """Rows of a run are by aggregate, whose names may sort in another order."""
+    effects = [create(n, ordinal=ordinal, place=n) for n, ordinal in enumerate([7, 2, 0, 9])]
+    (run,) = encode(effects).runs
+    assert (run.first_ordinal, list(run.ordinal_steps)) == (7, [-5, -2, 9])
+    assert decode(encode(effects)) == [effects[n] for n in (2, 1, 0, 3)]
+
+
+def test_rows_of_one_aggregate_name_it_once() -> None:
+    effects = [create(n, place=6) for n in range(5)]
+    (run,) = encode(effects, first=2).runs
+    assert (run.first_aggregate, run.one_aggregate) == (4, True)
+    assert not run.aggregate_steps
+    assert decode(encode(effects, first=2), first=2) == effects
+
+
+def test_rows_of_aggregates_that_follow_one_another_name_the_first() -> None:
+    effects = [create(n, place=6 + n) for n in range(5)]
+    (run,) = encode(effects, first=6).runs
+    assert (run.first_aggregate, run.one_aggregate) == (0, False)
+    assert not run.aggregate_steps
+    assert decode(encode(effects, first=6), first=6) == effects
+    assert [one.place for one in decode(encode(effects, first=6))] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("places", [[0, 0, 0, 1], [0, 1, 2, 4], [3, 3, 4, 9], [5, 2, 2, 2]])
+def test_places_that_do_not_follow_one_another_are_kept(places: list[int]) -> None:
+    effects = [create(n, place=place) for n, place in enumerate(places)]
+    (run,) = encode(effects).runs
+    assert (run.first_aggregate, run.one_aggregate) == (places[0], False)
+    assert list(run.aggregate_steps) == [b - a for a, b in pairwise(places)]
+    assert decode(encode(effects)) == effects
+    found = decode(encode(effects), find_keys=lambda _: [(2, "p")])
+    assert found == [effects[2]]
 
 
 def test_a_thousand_rows_take_less_than_as_operations() -> None:
@@ -180,6 +246,15 @@ def _clear(name: str) -> Callable[[Any], None]:
     return lambda run: run.ClearField(name)
 
 
+def _begin(what: str, first: int, *steps: int) -> Callable[[Any], None]:
+    def change(run: Any) -> None:
+        run.one_aggregate = False
+        setattr(run, f"first_{what}", first)
+        getattr(run, f"{what}_steps").extend(steps)
+
+    return change
+
+
 DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
     "one row more": (_claim(6), "NULL|claims 6"),
     "one row less": (_claim(4), "NULL|claims 4|others"),
@@ -199,8 +274,24 @@ DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
     "more nulls": (lambda run: setattr(run.nulls[0], "rows", b"\x1f"), "values where it has NULL"),
     "longer nulls": (lambda run: setattr(run.nulls[0], "rows", b"\x05\x00"), "bits for others"),
     "nulls behind": (lambda run: setattr(run.nulls[0], "rows", b"\x25"), "bits for others"),
-    "few steps": (lambda run: run.ordinal_steps.append(1), "one step for each row"),
-    "steps back": (lambda run: run.ordinal_steps.extend([-9, 1, 1, 1]), "ordinal is negative"),
+    "few steps": (lambda run: run.ordinal_steps.append(1), "one step to an ordinal for each row"),
+    "steps back": (lambda run: run.ordinal_steps.extend([1, 1, -3, 5]), "ordinal is out of range"),
+    "a far ordinal": (_begin("ordinal", 2**32 - 4), "ordinal is out of range"),
+    "a far step": (_begin("ordinal", 2**31, 2**31 - 1, 1, 0, 0), "ordinal is out of range"),
+    "few places": (
+        _begin("aggregate", 0, 1, 1, 1),
+        "one step to an aggregate for each row",
+    ),
+    "places back": (_begin("aggregate", 1, 1, -3, 1, 9), "aggregate is out of range"),
+    "a far place": (_begin("aggregate", 2**32 - 4), "aggregate is out of range"),
+    "a far place step": (
+        _begin("aggregate", 2**31, 2**31 - 1, 1, 0, 0),
+        "aggregate is out of range",
+    ),
+    "one place and steps": (
+        lambda run: (setattr(run, "one_aggregate", True), run.aggregate_steps.extend([1] * 4)),
+        "of one aggregate and has steps",
+    ),
 }
 
 
@@ -212,6 +303,17 @@ def test_a_run_that_says_nonsense_is_refused(damage: Callable[[Any], None], name
     damage(run)
     with pytest.raises(DecodeError, match=named):
         decode(payload)
+
+
+def test_the_last_numbers_that_operations_can_hold_are_read() -> None:
+    payload = encode([delete(number) for number in range(4)])
+    (run,) = payload.runs
+    run.one_aggregate, run.first_aggregate, run.first_ordinal = False, 2**32 - 4, 2**32 - 4
+    found = decode(payload, first=9)
+    assert [one.ordinal for one in found] == [2**32 - n for n in (4, 3, 2, 1)]
+    assert [one.place for one in found] == [2**32 + 9 - n for n in (4, 3, 2, 1)]
+    run.aggregate_steps.extend([-(2**31), -(2**31) + 4, 2**31 - 1])
+    assert [one.place for one in decode(payload)] == [2**32 - 4, 2**31 - 4, 0, 2**31 - 1]
 
 
 def test_runs_that_claim_too_many_rows_are_refused_before_any_is_decoded() -> None:
