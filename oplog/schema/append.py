@@ -67,9 +67,15 @@ def _refuse_retirement() -> str:
 
 
 def _refuse_disorder() -> str:
-    # Aggregates are locked in the order given: another order would be half of a deadlock.
-    return """IF v_count = 0 OR pg_catalog.cardinality(p_expected) <> v_count THEN
+    # Aggregates are locked in the order given: another order would be half of a deadlock. What has
+    # another form could be stored, and no reader would understand it.
+    return """IF v_count = 0 OR pg_catalog.cardinality(p_expected) <> v_count
+      OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']') THEN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a record needs aggregates';
+  END IF;
+  IF pg_catalog.cardinality(p_metadata) % 2 <> 0
+      OR pg_catalog.array_position(p_metadata, NULL) IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: metadata are pairs of texts';
   END IF;
   FOR n IN 2 .. v_count LOOP
     IF p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
@@ -179,10 +185,11 @@ def _insert_entries(s: str) -> str:
   GET DIAGNOSTICS v_made = ROW_COUNT;
   IF v_made < v_count THEN
     FOR n IN 1 .. v_count LOOP
+      v_version := coalesce(o_versions[n], 1);
       CONTINUE WHEN EXISTS (SELECT FROM {s}.oplog_entry e WHERE e.position = v_position
-        AND e.aggregate_name = p_aggregates[n] AND e.version = coalesce(o_versions[n], 1));
-      IF p_expected IS NOT NULL AND p_expected[n] IS DISTINCT FROM {_CREATED} THEN
-        {_raise_stale("p_aggregates[n]", "coalesce(o_versions[n], 1) - 1", "coalesce(o_versions[n], 1)")}
+        AND e.aggregate_name = p_aggregates[n] AND e.version = v_version);
+      IF p_expected[n] >= 0 THEN
+        {_raise_stale("p_aggregates[n]", "p_expected[n]", "v_version")}
       END IF;
       {_redeem(s, "p_aggregates[n]", "NULL::bigint")}
       -- The position was drawn before this aggregate was waited for.

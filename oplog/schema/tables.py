@@ -266,11 +266,13 @@ def _record_tables(s: str) -> list[str]:
         f"""CREATE TABLE {s}.oplog_token (
   token bigint NOT NULL,
   position bigint NOT NULL) PARTITION BY RANGE (position)""",
-        # Which record is a version of an aggregate: an index, whose content the records have.
+        # Which record is a version of an aggregate: an index, whose content the records have. The
+        # first version stays when its record is pruned, with position 0, and is there without
+        # one if the record is in a snapshot only: nobody creates the aggregate a second time.
         f"""CREATE TABLE {s}.oplog_entry (
   aggregate_name text COLLATE "C" NOT NULL,
   version bigint NOT NULL CHECK (version > 0),
-  position bigint NOT NULL,
+  position bigint NOT NULL CHECK (position >= 0),
   PRIMARY KEY (aggregate_name, version))""",
         # Updated in place by every record: room on the page keeps the updates HOT. The head is the
         # newest record of an aggregate that has none here any more.
@@ -330,7 +332,7 @@ BEGIN
   -- Only a member of the owner prunes, in the very transaction that declares what goes. Its id
   -- alone would not do: in a copy of the log on another server it is another transaction's.
   IF (tg_op = 'INSERT' OR (tg_op = 'DELETE' AND tg_table_name ~ '{_PRUNED_PATTERN}'
-        OR tg_op = 'UPDATE' AND tg_table_name IN ('oplog_outcome', 'oplog_ticket'))
+        OR tg_op = 'UPDATE' AND tg_table_name IN ('oplog_entry', 'oplog_outcome', 'oplog_ticket'))
       AND EXISTS (SELECT FROM {s}.oplog_pruned p
         WHERE p.transaction_id = pg_current_xact_id_if_assigned()
           AND p.xmin = p.transaction_id::xid))

@@ -5,8 +5,8 @@ what is new for a consumer, `rows` has the plain values, `log_source` is the int
 everything that a log can be read from. Nothing here opens or ends a transaction.
 """
 
-from oplog.store.records import Store
 from oplog.store.log_source import LogSource, SequencedLog, SequencedPage
+from oplog.store.records import Store
 from oplog.store.rows import BrokenLink, EntryFilter, NewRecord, StoredRecord
 from oplog.store.tables_log import TablesLog
 

@@ -14,8 +14,8 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.store.cursor import Cursor
-from oplog.store.records import PAGE_BYTES, complete_records
 from oplog.store.new_transactions import read_new_rows
+from oplog.store.records import PAGE_BYTES, complete_records
 from oplog.store.rows import RECORD_COLUMNS, StoredRecord
 from oplog.store.seen import EVERYTHING, VISIBLE
 

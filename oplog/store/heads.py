@@ -28,7 +28,7 @@ JOIN {s}.oplog_entry h ON h.aggregate_name = n.aggregate_name AND h.version = n.
 JOIN {s}.oplog_record r ON r.position = h.position
 UNION ALL SELECT t.aggregate_name, t.head_version, t.head_hash FROM {s}.oplog_ticket t
 WHERE t.head_version IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_entry e
-  WHERE e.aggregate_name = t.aggregate_name))"""
+  WHERE e.aggregate_name = t.aggregate_name AND e.position > 0))"""
 
 
 def select_heads_of(s: str, names: str) -> str:
@@ -40,7 +40,8 @@ def select_heads_of(s: str, names: str) -> str:
   coalesce(r.record_hash, t.head_hash) AS head_hash
 FROM {names} AS a(aggregate_name)
 LEFT JOIN LATERAL (SELECT e.version, e.position FROM {s}.oplog_entry e
-  WHERE e.aggregate_name = a.aggregate_name ORDER BY e.version DESC LIMIT 1) h ON true
+  WHERE e.aggregate_name = a.aggregate_name AND e.position > 0
+  ORDER BY e.version DESC LIMIT 1) h ON true
 LEFT JOIN {s}.oplog_record r ON r.position = h.position
 LEFT JOIN {s}.oplog_ticket t ON t.aggregate_name = a.aggregate_name AND h.version IS NULL
 WHERE r.position IS NOT NULL OR t.head_version IS NOT NULL)"""

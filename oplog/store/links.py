@@ -89,7 +89,7 @@ UNION ALL SELECT coalesce(l.aggregate_name, e.aggregate_name), coalesce(l.versio
     WHEN e.position IS NULL THEN 'its row in oplog_entry is missing'
     WHEN l.position IS NULL THEN 'oplog_entry names a record that is not there'
     ELSE 'oplog_entry names position ' || e.position || ' for it' END
-FROM raw l FULL JOIN {s}.oplog_entry e
+FROM raw l FULL JOIN (SELECT * FROM {s}.oplog_entry x WHERE x.position > 0) e
   ON e.aggregate_name = l.aggregate_name AND e.version = l.version
 WHERE e.position IS DISTINCT FROM l.position
 UNION ALL SELECT '', 0, NULL, m.count || ' more entries are missing than were pruned'

@@ -34,8 +34,8 @@ from oplog.postgres.quoting import quote, quote_for_driver, quote_literal
 from oplog.postgres.standby import ALL_VISIBLE, iterate_positions
 from oplog.schema.partitions import PARTITION_PATTERN
 from oplog.store.entry_filter import bind_filter
-from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.heads import select_heads
+from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
 from oplog.store.name_check import compare_names
 from oplog.store.revisions import insert_type, list_types
@@ -252,7 +252,7 @@ class Store:
         """Counts and sizes for an operator: records, aggregates, last position, bytes, age."""
         row = connection.exec_driver_sql(
             f"""SELECT (SELECT count(*) FROM {self._s}.oplog_record) AS records,
-  (SELECT count(*) FROM {self._s}.oplog_entry) AS entries,
+  (SELECT count(*) FROM {self._s}.oplog_entry WHERE position > 0) AS entries,
   (SELECT count(*) FROM {select_heads(self._s)} h) AS aggregates,
   (SELECT coalesce(max(position), 0) FROM {self._s}.oplog_record) AS position,
   (SELECT (extract(epoch FROM max(created_at)) * 1000000)::bigint
@@ -307,9 +307,7 @@ BEFORE = (
 """Sealed bytes and entries of the records before `r` in window `w`."""
 
 
-def read_records(
-    connection: Connection, s: str, positions: Sequence[int]
-) -> list[StoredRecord]:
+def read_records(connection: Connection, s: str, positions: Sequence[int]) -> list[StoredRecord]:
     """Records by their positions, sorted by position; those that are not there are left out."""
     rows = connection.exec_driver_sql(
         f"SELECT {RECORD_COLUMNS} FROM {s}.oplog_record r "

@@ -204,12 +204,21 @@ class PruningStore:
                 f"DELETE FROM {self._s}.oplog_{table} WHERE position = ANY (%s::bigint[])", (gone,)
             )
         # Entries have no index on positions: those of a record are found by its aggregates.
-        connection.exec_driver_sql(
-            f"DELETE FROM {self._s}.oplog_entry x USING {self._s}.oplog_record r "
+        of_these = (
             "CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(r.aggregates), "
             "pg_catalog.unnest(r.versions)) AS a(name, version) "
             "WHERE r.position = ANY (%s::bigint[]) AND x.aggregate_name = a.name "
-            "AND x.version = coalesce(a.version, 1)",
+            "AND x.version = coalesce(a.version, 1)"
+        )
+        # A first version stays: whoever believes that the aggregate is new has to meet it.
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_entry x SET position = 0 FROM {self._s}.oplog_record r "
+            f"{of_these} AND x.version = 1",
+            (gone,),
+        )
+        connection.exec_driver_sql(
+            f"DELETE FROM {self._s}.oplog_entry x USING {self._s}.oplog_record r "
+            f"{of_these} AND x.version > 1",
             (gone,),
         )
         removed = connection.exec_driver_sql(
