@@ -199,7 +199,11 @@ class HandMade:
         """One more segment of `count` records, in the levels of the head that comes next."""
         first = self.head.sequence + 1
         records = make_records(count, first=first, metadata=(("actor", "ada"),))
-        given = {"first": first, "chain_before": self.head.chain} | given
+        return self.add_records(records, **given)
+
+    def add_records(self, records: Sequence[StoredRecord], **given: Any) -> Item:
+        """One more segment, in the levels of the head that comes next."""
+        given = {"first": self.head.sequence + 1, "chain_before": self.head.chain} | given
         data, header = encode_records(records, **given)
         item = make_item(header, data)
         self.store.put(item.path, data)
@@ -209,8 +213,8 @@ class HandMade:
             levels=add_item(self.head.levels, item, put=self.store.put),
             sequence=item.last,
             chain=item.chain,
-            position=item.last_position,
-            recorded_at=item.last_recorded,
+            position=max(self.head.position, item.last_position),
+            recorded_at=max(self.head.recorded_at, item.last_recorded),
         )
         return item
 

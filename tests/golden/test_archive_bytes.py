@@ -18,7 +18,6 @@ import pytest
 import zstandard
 
 from oplog._proto.oplog.v1 import archive_pb2
-from oplog.archive.format.body import Pairs
 from oplog.archive.format.canonical_json import encode_document
 from oplog.archive.format.head import (
     Branch,
@@ -34,39 +33,56 @@ from oplog.archive.format.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, 
 from oplog.archive.format.segment import decode_segment, start_chain
 from oplog.archive.format.typefile import LoggedTypes, decode_types, encode_types
 from oplog.payload.column_numbers import Numbers
-from oplog.store.rows import StoredEntry
-from tests.archived import ARCHIVE_ID, LOG_ID, MOMENT, encode_entries, make_entry, make_shape
+from oplog.store.rows import Part, StoredRecord
+from tests.archived import ARCHIVE_ID, LOG_ID, MOMENT, encode_records, make_record, make_shape
 
 pytestmark = pytest.mark.golden
 
+SECONDS_TO_2000 = 946_684_800
+
 PINNED = json.loads((Path(__file__).parent / "data/archive_v1.json").read_text(encoding="utf-8"))
-PAIRS: Pairs = [("actor", "ada"), ("reason", "größer")]
+PAIRS = (("actor", "ada"), ("reason", "größer"))
 SEGMENT = bytes.fromhex(PINNED["segment"])
 
 
-def make_log() -> list[StoredEntry]:
-    """Two transactions, plain and sealed, a mark, and one row that was altered."""
+def make_log() -> list[StoredRecord]:
+    """Records sealed and plain, of one and several aggregates and parts; two rows were altered."""
     heads: dict[str, tuple[int, bytes]] = {}
-    two: dict[str, Any] = {"transaction_id": 801, "transaction_position": 11, "transaction_size": 2}
-    first = [
-        make_entry(11, heads, pairs=PAIRS, idempotency_key="request-1", **two),
-        make_entry(13, heads, pairs=PAIRS, aggregate="account/2", format=2, key_id="", **two),
+    first = make_record(
+        11,
+        heads,
+        aggregates=("account/1", "account/2", "account/3"),
+        parts=(Part(0, b"part 0"), Part(2, b"part 1")),
+        metadata=PAIRS,
+        idempotency_key="request-1",
+    )
+    # A lower position, and a transaction id that another record has too.
+    second = make_record(
+        10, heads, aggregates=("account/2", "account/4"), format=2, key_id="", transaction_id=711
+    )
+    third = make_record(14, heads, format=3)
+    altered = make_record(15, heads, aggregates=("account/1", "account/4"))
+    last = make_record(16, heads, aggregates=("account/4",))
+    return [
+        first,
+        second,
+        third,
+        altered._replace(
+            parts=(Part(0, b"altered"),), prev_hashes=(altered.prev_hashes[0], bytes(32))
+        ),
+        last,
     ]
-    alone: dict[str, Any] = {"transaction_id": 800}
-    second = make_entry(12, heads, pairs=[], format=3, **alone)
-    third = make_entry(14, heads, pairs=[], aggregate="account/2", **alone)
-    return [*first, second, third._replace(data=b"altered")]
 
 
-ENTRIES = make_log()
+RECORDS = make_log()
 ITEM = Item(
     path=name_content(LOG, 1, data=SEGMENT),
     first=1,
-    last=4,
-    first_position=11,
-    last_position=14,
-    first_recorded=MOMENT + 11,
-    last_recorded=MOMENT + 14,
+    last=5,
+    first_position=10,
+    last_position=16,
+    first_recorded=MOMENT + 10,
+    last_recorded=MOMENT + 16,
     size_bytes=len(SEGMENT),
     chain=bytes.fromhex(PINNED["chain"]),
 )
@@ -82,33 +98,66 @@ HEAD = Head(
     writer="host:42",
     origin=Origin("7312345678901234567", 2, 16384),
     cursor='{"snapshot": "805:805:"}',
-    sequence=4,
+    sequence=5,
     chain=ITEM.chain,
-    position=14,
-    recorded_at=MOMENT + 14,
+    position=16,
+    recorded_at=MOMENT + 16,
     first_sequence=1,
     horizon=3 << 32 | 1,
     created_at=MOMENT + 99,
     levels=((ITEM,),),
     types=TypesRef(name_content(BLOB, 3 << 32, data=TYPES), 1, 1),
-    snapshots=(SnapshotRef(name_content(SNAPSHOT, 4, data=b"manifest"), 4, 14, MOMENT + 14, 1234),),
-    branches=(Branch(0, 2, sha256(b"chain").digest(), 4, 5, ((ITEM,),)),),
+    snapshots=(SnapshotRef(name_content(SNAPSHOT, 5, data=b"manifest"), 5, 16, MOMENT + 16, 1234),),
+    branches=(Branch(0, 2, sha256(b"chain").digest(), 5, 5, ((ITEM,),)),),
 )
 
 
 def test_pinned_segment_is_read() -> None:
     found = decode_segment(SEGMENT)
-    assert list(found.entries) == ENTRIES
-    assert found.metadata == {11: PAIRS}
+    assert list(found.records) == RECORDS
     assert make_item(found.header, SEGMENT) == ITEM
 
 
 def test_a_segment_is_written_as_pinned() -> None:
-    data, _ = encode_entries(ENTRIES, {11: PAIRS})
+    data, _ = encode_records(RECORDS)
     length = struct.unpack(">I", SEGMENT[8:12])[0]
     # Another release of zstd may compress to other bytes; what is before them may not change.
     assert data[: 12 + length] == SEGMENT[: 12 + length]
     assert zstandard.decompress(data[12 + length :]).hex() == PINNED["body"]
+
+
+def number(value: int) -> bytes:
+    return struct.pack(">I", value)
+
+
+def sized(text: str) -> bytes:
+    return number(len(text.encode())) + text.encode()
+
+
+def hash_message(
+    message: Any, position: int, recorded: int, links: list[tuple[int, bytes]]
+) -> bytes:
+    """The record's hash, from the description alone."""
+    key = message.idempotency_key if message.HasField("idempotency_key") else None
+    body = sha256(
+        b"oplog/v1/record-body\0"
+        + number(message.format)
+        + message.record_id
+        + sized(message.key_id)
+        + number(len(message.metadata))
+        + b"".join(sized(pair.key) + sized(pair.value) for pair in message.metadata)
+        + (b"\0" if key is None else b"\1" + sized(key))
+        + number(len(message.aggregates))
+        + b"".join(map(sized, message.aggregates))
+        + number(len(message.parts))
+        + b"".join(number(part.first) + sha256(part.data).digest() for part in message.parts)
+    ).digest()
+    moment = recorded - SECONDS_TO_2000 * 1_000_000
+    hashed = b"oplog/v1/record\0" + body + struct.pack(">qq", position, moment)
+    if any(version != 1 for version, _ in links):
+        hashed += b"".join(struct.pack(">q", version) for version, _ in links)
+        hashed += b"".join(prev_hash for version, prev_hash in links if version != 1)
+    return sha256(hashed).digest()
 
 
 def test_the_segment_is_what_the_documentation_says() -> None:
@@ -121,27 +170,38 @@ def test_the_segment_is_what_the_documentation_says() -> None:
     log_id = UUID(header["log"])
     chain = sha256(b"oplog/v1/archive\0" + log_id.bytes).digest()
     assert chain.hex() == header["chain_before"]
-    place, position, sequence, hashes = 0, 0, header["first"], list[bytes]()
-    given = [entry.entry_hash for entry in ENTRIES]
+    place = position = recorded = 0
+    sequence = header["first"]
+    hashes: dict[str, bytes] = {}
+    altered = []
     while place < len(body):
         size = int.from_bytes(body[place : place + 4], "big")
-        group = archive_pb2.ArchivedTransaction.FromString(body[place + 4 : place + 4 + size])
+        message = archive_pb2.ArchivedRecord.FromString(body[place + 4 : place + 4 + size])
         place += 4 + size
-        for entry in group.entries:
-            position += entry.position_step
-            hashes.append(given[len(hashes)])
-            chain = sha256(
-                b"oplog/v1/sequence\0"
-                + chain
-                + struct.pack(">qqq", sequence, position, group.transaction_position)
-                + hashes[-1]
-            ).digest()
-            sequence += 1
+        position += message.position_step
+        recorded += message.recorded_step
+        given = {one.aggregate: one.hash for one in message.prev_hashes}
+        versions = list(message.versions) or [1] * len(message.aggregates)
+        links = []
+        for at, (name, version) in enumerate(zip(message.aggregates, versions, strict=True)):
+            follows = bytes(32) if version == 1 else hashes.get(name)
+            links.append((version, given.get(at, follows)))
+        record_hash = message.record_hash
+        if message.HasField("record_hash"):
+            altered.append(sequence)
+        else:
+            record_hash = hash_message(message, position, recorded, links)
+        hashes |= dict.fromkeys(message.aggregates, record_hash)
+        chain = sha256(
+            b"oplog/v1/sequence\0" + chain + struct.pack(">qq", sequence, position) + record_hash
+        ).digest()
+        sequence += 1
     assert (chain.hex(), sequence - 1) == (header["chain"], header["last"])
+    assert altered == [4]
 
 
 def test_node_of_the_index() -> None:
-    second = replace(ITEM, first=5, last=9, path=name_content(LOG, 5, data=b""), adopted=True)
+    second = replace(ITEM, first=6, last=9, path=name_content(LOG, 6, data=b""), adopted=True)
     data, item = encode_node([ITEM, second], level=0)
     assert data.decode() == PINNED["node"]
     assert item.path == PINNED["node_path"]

@@ -18,6 +18,8 @@ from oplog.archive.format import (
     segment,
     snapshot_chunk,
 )
+from oplog.entry import MAX_RECORD_BYTES
+from oplog.sync.exporter import SEGMENT_BYTES
 
 pytestmark = pytest.mark.golden
 
@@ -25,19 +27,33 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def test_documents() -> None:
+    assert canonical_json.MAX_DOCUMENT_BYTES == 64 * MIB
     assert canonical_json.MAX_DEPTH == 16
     assert canonical_json.MAX_INTEGER == (1 << 63) - 1
 
 
 def test_containers() -> None:
     assert container.MAX_HEADER_BYTES == MIB
-    assert container.MAX_OBJECT_BYTES == 64 * MIB
+    assert container.MAX_OBJECT_BYTES == 260 * MIB
 
 
 def test_segments() -> None:
-    assert segment.MAX_BODY_BYTES == 48 * MIB
-    assert body.MAX_ENTRIES == 1_000_000
+    assert segment.MAX_BODY_BYTES == 256 * MIB
+    assert body.MAX_RECORDS == 1_000_000
+    assert body.MAX_ITEMS == 4_000_000
+    assert body.MAX_PARTS == 65_536
     assert body.MAX_PAIRS == 100_000
+
+
+def test_the_largest_record_fits_beside_a_full_segment() -> None:
+    # Parts of one record: plaintext, and what sealing adds to each.
+    sealed = MAX_RECORD_BYTES + body.MAX_PARTS * 128
+    # Names, metadata, versions and hashes of one record.
+    clear = 96 * MIB
+    assert SEGMENT_BYTES + sealed + clear <= segment.MAX_BODY_BYTES
+    # What does not compress becomes larger by a 256th at most.
+    most = segment.MAX_BODY_BYTES * 257 // 256
+    assert most + container.MAX_HEADER_BYTES < container.MAX_OBJECT_BYTES
 
 
 def test_the_tree_of_segments() -> None:

@@ -233,13 +233,10 @@ WRONG: dict[str, Change] = {
     "format": lambda h: replace(h, types=TypesRef("BLOB/x", 1, 1)),
     "types elsewhere": lambda h: replace(h, types=TypesRef(LAST.path, 1, 1)),
     "no segments": lambda h: replace(h, levels=((),)),
-    "one entry and no segments": lambda h: replace(h, levels=((),), sequence=1, snapshots=()),
+    "one record and no segments": lambda h: replace(h, levels=((),), sequence=1, snapshots=()),
     "ends early": lambda h: replace(h, levels=(LEVELS[0][:-1], *LEVELS[1:])),
     "ends late": lambda h: replace(h, sequence=h.sequence - 1),
     "other chain": lambda h: replace(h, chain=bytes(32)),
-    "unfinished": lambda h: replace(
-        h, levels=((*LEVELS[0][:-1], replace(LAST, missing=1)), *LEVELS[1:])
-    ),
     "begins late": lambda h: replace(h, levels=(LEVELS[0], ())),
     "hole": lambda h: replace(h, levels=((LEVELS[0][0], *LEVELS[0][2:]), *LEVELS[1:])),
     "twice": lambda h: replace(h, levels=((LEVELS[0][0], *LEVELS[0]), *LEVELS[1:])),

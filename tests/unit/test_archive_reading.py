@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from oplog.archive import archive as archives
 from oplog.archive.archive import Archive
 from oplog.archive.claim import decode_item
 from oplog.archive.format import index
@@ -24,7 +25,7 @@ from oplog.errors import (
     SegmentCorruptError,
     SegmentMissingError,
 )
-from tests.archived import LOG_ID, HandMade, encode_entries, make_entries
+from tests.archived import LOG_ID, HandMade, encode_records, make_records
 
 pytestmark = pytest.mark.unit
 
@@ -528,6 +529,29 @@ def test_segments_come_in_order_and_within_bounds() -> None:
     assert [*archive.iterate_newest(levels, after=114)] == made.items[:-3:-1]
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_segments_are_not_fetched_ahead_of_the_memory_for_them(
+    ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = HandMade()
+    for _ in range(9):
+        made.add_segment(1)
+    most = max(item.size_bytes for item in made.items)
+    # Less than one, which is fetched all the same; or so many, beside the one that is given.
+    monkeypatch.setattr(archives, "_READ_AHEAD_BYTES", most * (1 + ahead) if ahead else 1)
+    fetched: set[str] = set()
+
+    def note(call: Call) -> None:
+        if not call.done:
+            fetched.add(call.path)
+
+    made.store.on_call = note
+    for place, (item, _) in enumerate(Archive(made.store).iterate_segments(made.head.levels)):
+        assert item == made.items[place]
+        assert len(fetched) <= place + 1 + ahead
+    assert fetched == {item.path for item in made.items}
+
+
 def test_what_is_beyond_the_bound_is_not_read() -> None:
     made = HandMade()
     for _ in range(40):
@@ -584,7 +608,6 @@ def test_a_segment_that_is_not_what_its_item_says_is_refused() -> None:
     for change in (
         {"last": 3},
         {"chain": bytes(32)},
-        {"missing": 1},
         {"first_position": 2},
         {"last_position": 9},
         {"first_recorded": 1},
@@ -625,10 +648,9 @@ def test_errors_of_the_store_pass() -> None:
         Archive(made.store).find_head()
 
 
-def test_entries_are_those_that_were_written() -> None:
+def test_records_are_those_that_were_written() -> None:
     made = HandMade()
     item = made.add_segment(4)
-    assert list(Archive(made.store).read_segment(item).entries) == make_entries(4)
-    assert (
-        read(made.store, item.path) == encode_entries(make_entries(4), {1: [("actor", "ada")]})[0]
-    )
+    records = make_records(4, metadata=(("actor", "ada"),))
+    assert list(Archive(made.store).read_segment(item).records) == records
+    assert read(made.store, item.path) == encode_records(records)[0]
