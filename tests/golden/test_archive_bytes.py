@@ -184,8 +184,9 @@ def test_the_segment_is_what_the_documentation_says() -> None:
         versions = list(message.versions) or [1] * len(message.aggregates)
         links = []
         for at, (name, version) in enumerate(zip(message.aggregates, versions, strict=True)):
-            follows = bytes(32) if version == 1 else hashes.get(name)
-            links.append((version, given.get(at, follows)))
+            if at not in given:
+                given[at] = bytes(32) if version == 1 else hashes[name]
+            links.append((version, given[at]))
         record_hash = message.record_hash
         if message.HasField("record_hash"):
             altered.append(sequence)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.body import compute_hash
 from oplog.archive.format.head import HeadLink, Origin, TypesRef, decode_head, make_first
 from oplog.archive.format.index import add_item, make_item
 from oplog.archive.format.path import BLOB, HEAD, LATEST, LOG, PIN, name_content, name_head
@@ -17,42 +15,18 @@ from oplog.archive.format.segment import encode_segment
 from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
-from oplog.crypto.hashing import ZERO_HASH, hash_metadata
-from oplog.store.rows import StoredEntry
+from oplog.store.rows import StoredRecord
 from oplog.sync.batch import extend_head
 from oplog.upkeep.check import check_archive
+from tests.archived import make_record, seal_record
 from tests.sampling import Sample
 
 pytestmark = pytest.mark.unit
 
 LOG_ID = UUID(int=7)
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def make_entry(
-    position: int, aggregate: str, version: int, *, prev: bytes, size: int = 1, group: int = 0
-) -> StoredEntry:
-    entry = StoredEntry(
-        position=position,
-        entry_id=UUID(int=position),
-        transaction_id=3,
-        transaction_position=group or position,
-        transaction_size=size,
-        aggregate=aggregate,
-        version=version,
-        format=1,
-        data=b"payload",
-        key_id="",
-        metadata_hash=hash_metadata([]),
-        prev_hash=prev,
-        entry_hash=b"",
-        recorded_at=MOMENT,
-        idempotency_key=None,
-    )
-    return entry._replace(entry_hash=compute_hash(entry) or b"")
-
-
-def build(entries: list[list[StoredEntry]], missing: tuple[int, ...] = ()) -> dict[str, bytes]:
+def build(segments: list[list[StoredRecord]]) -> dict[str, bytes]:
     """A head for each segment."""
     store = MemoryStore("hand")
     head = replace(make_first(UUID(int=8), LOG_ID, Origin("1", 1, 5)), horizon=9)
@@ -60,15 +34,13 @@ def build(entries: list[list[StoredEntry]], missing: tuple[int, ...] = ()) -> di
     types = LoggedTypes([], {"k": b"\1"})
     blob = name_content(BLOB, 1, data=encode_types(types))
     store.put(blob, encode_types(types))
-    for number, group in enumerate(entries, 1):
+    for number, records in enumerate(segments, 1):
         data, header = encode_segment(
-            group,
-            {},
+            records,
             log_id=LOG_ID,
             generation=0,
             first=head.sequence + 1,
             chain_before=head.chain,
-            missing=missing[number - 1] if missing else 0,
         )
         item = make_item(header, data)
         store.put(item.path, data)
@@ -80,9 +52,8 @@ def build(entries: list[list[StoredEntry]], missing: tuple[int, ...] = ()) -> di
             nonce=f"{number}",
             types=TypesRef(blob, 0, 1),
         )
-        if not item.missing:
-            store.put(name_head(number), head.encode())
-            link = head.link()
+        store.put(name_head(number), head.encode())
+        link = head.link()
     store.put(f"{PIN}/p-{head.number:016x}", head.encode())
     store.put(LATEST, f"{0:016x}\n{head.number:016x}\n".encode())
     return {info.path: store.get(info.path, most=1 << 20) or b"" for info in store.list("")}
@@ -95,14 +66,10 @@ def open_objects(objects: dict[str, bytes]) -> Archive:
     return Archive(store, verdict=Verdict.ATOMIC)
 
 
-def make_history(count: int = 3) -> list[list[StoredEntry]]:
-    entries: list[list[StoredEntry]] = []
-    prev = ZERO_HASH
-    for version in range(1, count + 1):
-        entry = make_entry(version, "a:1", version, prev=prev)
-        entries.append([entry])
-        prev = entry.entry_hash
-    return entries
+def make_history(count: int = 3, names: tuple[str, ...] = ("a:1",)) -> list[list[StoredRecord]]:
+    """Segments of one record each, of all aggregates in `names`."""
+    heads: dict[str, tuple[int, bytes]] = {}
+    return [[make_record(n, heads, aggregates=names)] for n in range(1, count + 1)]
 
 
 def list_problems(objects: dict[str, bytes]) -> list[tuple[str, str]]:
@@ -115,6 +82,11 @@ def test_sound() -> None:
     assert list_problems(objects) == []
     report = check_archive(open_objects(objects))
     assert (report.entries, report.sequence, report.head) == (20, 20, 20)
+
+
+def test_what_is_counted_are_entries() -> None:
+    report = check_archive(open_objects(build(make_history(4, ("a:1", "b:1", "c:1")))))
+    assert (report.ok, report.entries, report.sequence) == (True, 12, 4)
 
 
 @pytest.mark.sampled
@@ -137,37 +109,19 @@ def test_every_byte_of_every_object(sample: Sample) -> None:
     assert refused > 0
 
 
-def test_an_entry_that_does_not_follow_is_named() -> None:
-    history = make_history(3)
-    history[2] = [make_entry(3, "a:1", 4, prev=history[1][0].entry_hash)]
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_record_that_does_not_follow_in_one_aggregate_is_named(place: int) -> None:
+    history = make_history(3, ("a:1", "b:1", "c:1"))
+    [record] = history[2]
+    changed = list(record.versions)
+    changed[place] += 1
+    history[2] = [seal_record(record._replace(versions=tuple(changed)))]
     objects = build(history)
     third = sorted(path for path in objects if path.startswith(LOG))[2]
     assert list_problems(objects) == [(third, "chain")]
 
 
-def test_an_incomplete_transaction_is_named() -> None:
-    history = make_history(2)
-    history[1] = [make_entry(2, "b:1", 1, prev=ZERO_HASH, size=2)]
-    objects = build(history)
-    second = sorted(path for path in objects if path.startswith(LOG))[1]
-    assert list_problems(objects) == [(second, "count")]
-
-
-def test_a_transaction_may_go_on_in_the_next_segment() -> None:
-    begun = make_entry(2, "b:1", 1, prev=ZERO_HASH, size=2)
-    ended = make_entry(3, "c:1", 1, prev=ZERO_HASH, size=2, group=2)
-    history = [*make_history(1), [begun], [ended]]
-    objects = build(history, missing=(0, 1, 0))
-    heads = sorted(path for path in objects if path.startswith(HEAD))
-    # No head ends inside it: the last is numbered after the first.
-    last = decode_head(objects.pop(heads[1]), what="the last")
-    objects = {path: data for path, data in objects.items() if not path.startswith(PIN)}
-    objects[name_head(2)] = replace(last, number=2).encode()
-    objects[LATEST] = f"{0:016x}\n{2:016x}\n".encode()
-    assert list_problems(objects) == []
-
-
-def test_entries_after_damage_are_not_accused() -> None:
+def test_records_after_damage_are_not_accused() -> None:
     objects = build(make_history(5))
     second = sorted(path for path in objects if path.startswith(LOG))[1]
     assert list_problems({**objects, second: b"?"}) == [(second, "corrupt")]
@@ -180,7 +134,6 @@ def test_an_object_of_another_log_is_named() -> None:
     head = decode_head(objects[name_head(3)], what="h")
     data, header = encode_segment(
         make_history(2)[1],
-        {},
         log_id=UUID(int=99),
         generation=0,
         first=2,
