@@ -27,6 +27,8 @@ HEAD_MISSING = "OP009"
 """SQLSTATE of an append to an aggregate whose newest record was removed by hand."""
 _CREATED = -1
 """What `oplog.store.rows.CREATED` is in SQL."""
+_FEW = 32
+"""So many aggregates are looked up one by one."""
 _LOOK_AHEAD = 1024
 """One in so many positions looks whether the next partitions are there."""
 
@@ -73,7 +75,7 @@ def _refuse_disorder() -> str:
       OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']') THEN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a record needs aggregates';
   END IF;
-  IF pg_catalog.cardinality(p_metadata) % 2 <> 0
+  IF pg_catalog.cardinality(p_metadata) & 1 <> 0
       OR pg_catalog.array_position(p_metadata, NULL) IS NOT NULL THEN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: metadata are pairs of texts';
   END IF;
@@ -135,19 +137,67 @@ def _refuse_headless(aggregate: str) -> str:
 
 
 def _take_tickets(s: str) -> str:
-    """Redeem what may have been written before; `v_hashes` gets the hashes to continue."""
+    """Redeem what may have been written before; `v_hashes` gets the hashes to continue.
+
+    A look-up for each is the cheapest for few aggregates, statements over all of them for many.
+    """
     return f"""IF p_expected IS NOT NULL THEN
-    FOR n IN 1 .. v_count LOOP
-      IF p_expected[n] = {_CREATED} THEN
-        o_versions[n] := 1;
-        CONTINUE;
-      END IF;
-      {_redeem(s, "p_aggregates[n]", "p_expected[n]")}
-      o_versions[n] := v_version;
-      IF v_version > 1 THEN v_hashes[n] := v_hash; END IF;
-    END LOOP;
+    IF v_count > {_FEW} AND (SELECT count(*) FROM pg_catalog.unnest(p_expected) AS e(version)
+        WHERE e.version IS DISTINCT FROM {_CREATED}) > {_FEW} THEN
+      {_redeem_many(s)}
+    ELSE
+      FOR n IN 1 .. v_count LOOP
+        IF p_expected[n] = {_CREATED} THEN
+          o_versions[n] := 1;
+          CONTINUE;
+        END IF;
+        {_redeem(s, "p_aggregates[n]", "p_expected[n]")}
+        o_versions[n] := v_version;
+        IF v_version > 1 THEN v_hashes[n] := v_hash; END IF;
+      END LOOP;
+    END IF;
     IF v_hashes IS NULL THEN o_versions := NULL; END IF;
   END IF;"""
+
+
+def _redeem_many(s: str) -> str:
+    """`_redeem` for all that are not created, in their order.
+
+    Hashes are read by a later statement than the one that waits for tickets: at READ COMMITTED it
+    sees what was committed meanwhile.
+    """
+    given = "ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(p_expected))"
+    return f"""WITH given AS MATERIALIZED (
+        SELECT g.name, g.expected, g.n FROM {given} WITH ORDINALITY AS g(name, expected, n)),
+      redeemed AS (
+        INSERT INTO {s}.oplog_ticket AS t (aggregate_name, version)
+        SELECT g.name, coalesce((SELECT e.version FROM {s}.oplog_entry e
+          WHERE e.aggregate_name = g.name ORDER BY e.version DESC LIMIT 1), 0) + 1
+        FROM given g WHERE g.expected IS DISTINCT FROM {_CREATED} ORDER BY g.n
+        ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version + 1
+        RETURNING t.aggregate_name, t.version)
+      SELECT pg_catalog.array_agg(coalesce(r.version, 1) ORDER BY g.n) INTO o_versions
+      FROM given g LEFT JOIN redeemed r ON r.aggregate_name = g.name;
+      FOR n IN 1 .. v_count LOOP
+        IF p_expected[n] <> {_CREATED} AND p_expected[n] <> o_versions[n] - 1 THEN
+          {_raise_stale("p_aggregates[n]", "p_expected[n]", "o_versions[n] - 1")}
+        END IF;
+      END LOOP;
+      SELECT pg_catalog.array_agg(coalesce(r.record_hash, t.head_hash) ORDER BY w.n),
+        count(*) FILTER (WHERE w.version > 1 AND coalesce(r.record_hash, t.head_hash) IS NULL),
+        min(w.n) FILTER (WHERE w.version > 1 AND coalesce(r.record_hash, t.head_hash) IS NULL),
+        count(*) FILTER (WHERE w.version > 1)
+      INTO v_hashes, v_made, v_before, v_version
+      FROM ROWS FROM (pg_catalog.unnest(p_aggregates), pg_catalog.unnest(o_versions))
+        WITH ORDINALITY AS w(name, version, n)
+      LEFT JOIN {s}.oplog_entry e ON e.aggregate_name = w.name AND e.version = w.version - 1
+      LEFT JOIN {s}.oplog_record r ON r.position = e.position
+      LEFT JOIN {s}.oplog_ticket t ON t.aggregate_name = w.name AND t.head_version = w.version - 1;
+      IF v_made > 0 THEN
+        v_version := o_versions[v_before];
+        {_refuse_headless("p_aggregates[v_before]")}
+      END IF;
+      IF v_version = 0 THEN v_hashes := NULL; END IF;"""
 
 
 def _insert_outcome(s: str) -> str:
