@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.keyfile import KeyRecord
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import SealContext, Sealer
+from oplog.crypto.seal import Sealer, name_part
 from oplog.crypto.secret import Secret
 from oplog.errors import ConfigurationError, KeyUnavailableError, SealError
 
@@ -246,12 +246,12 @@ def test_an_oversized_file_is_in_no_frame(path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["generated", "read"])
-def test_no_key_is_in_a_frame_of_an_entry_that_does_not_open(path: Path, source: str) -> None:
+def test_no_key_is_in_a_frame_of_a_part_that_does_not_open(path: Path, source: str) -> None:
     keyring = Keyring.generate()
     if source == "read":
         keyring.save(path)
         keyring = Keyring.from_file(path)
-    sealer, context = Sealer(keyring), SealContext(UUID(int=1), "a/1", UUID(int=2))
+    sealer, context = Sealer(keyring), name_part(UUID(int=1), UUID(int=2), 0)
     data = sealer.seal(b"x" * 50, context)
     known = keyring.check_value(keyring.current_key_id)
     key = keyring.data_key(keyring.current_key_id)

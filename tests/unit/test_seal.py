@@ -1,4 +1,4 @@
-"""Sealing: what goes in comes out, and nothing that was not sealed for this entry does."""
+"""Sealing: what goes in comes out, and nothing that was not sealed for this part does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer
-from oplog.entry import MAX_ENTRY_BYTES
+from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer, name_part
+from oplog.entry import MAX_PART_BYTES
 from oplog.errors import (
     DecodeError,
     EntryError,
@@ -26,7 +26,7 @@ from oplog.errors import (
 
 pytestmark = pytest.mark.unit
 
-CONTEXT = SealContext(UUID(int=1), "account/42", UUID(int=2))
+CONTEXT = name_part(UUID(int=1), UUID(int=2), 3)
 KEYRING = Keyring.generate()
 KEY_ID = KEYRING.current_key_id
 CHECK = KEYRING.check_value(KEY_ID)
@@ -53,21 +53,21 @@ def open_plain(data: bytes) -> bytes:
     payload=st.one_of(
         st.binary(max_size=600), st.binary(min_size=1, max_size=9).map(lambda part: part * 200)
     ),
-    aggregate=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=60),
+    name=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=60),
     log_id=st.uuids(),
-    entry_id=st.uuids(),
+    object_id=st.uuids(),
 )
 def test_what_was_sealed_is_what_opens(
-    payload: bytes, aggregate: str, log_id: UUID, entry_id: UUID
+    payload: bytes, name: str, log_id: UUID, object_id: UUID
 ) -> None:
-    context = SealContext(log_id, aggregate, entry_id)
+    context = SealContext(log_id, name, object_id)
     for sealer in (SEALER, PLAIN):
         stored = sealer.seal(payload, context)
         opened = sealer.open(stored, context, format=sealer.format, key_id=sealer.key_id)
         assert opened == payload
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 100_000, MAX_ENTRY_BYTES])
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 100_000, MAX_PART_BYTES])
 @pytest.mark.parametrize("compressible", [True, False])
 def test_every_size_up_to_the_limit_round_trips(size: int, compressible: bool) -> None:
     payload = bytes(size) if compressible else os.urandom(size)
@@ -75,8 +75,8 @@ def test_every_size_up_to_the_limit_round_trips(size: int, compressible: bool) -
 
 
 def test_payload_over_the_limit_is_refused_before_sealing() -> None:
-    with pytest.raises(EntryTooLargeError, match=str(MAX_ENTRY_BYTES + 1)):
-        SEALER.seal(bytes(MAX_ENTRY_BYTES + 1), CONTEXT)
+    with pytest.raises(EntryTooLargeError, match=str(MAX_PART_BYTES + 1)):
+        SEALER.seal(bytes(MAX_PART_BYTES + 1), CONTEXT)
 
 
 def test_sealed_bytes_show_nothing_of_the_payload() -> None:
@@ -89,10 +89,10 @@ def test_the_same_payload_is_never_sealed_to_the_same_bytes() -> None:
     assert len({data[:24] for data in sealed}) == 50
 
 
-def test_repeated_salt_still_gives_every_entry_its_own_key_stream() -> None:
+def test_repeated_salt_still_gives_every_record_its_own_key_stream() -> None:
     stuck = Sealer(KEYRING, draw_salt=lambda count: b"\7" * count)
     first = stuck.seal(bytes(64), CONTEXT)
-    second = stuck.seal(bytes(64), dataclasses.replace(CONTEXT, entry_id=UUID(int=3)))
+    second = stuck.seal(bytes(64), dataclasses.replace(CONTEXT, object_id=UUID(int=3)))
     assert first[:24] == second[:24]
     assert first[24:56] != second[24:56]
     same = sum(a == b for a, b in zip(first[56:], second[56:], strict=True))
@@ -139,7 +139,7 @@ def test_bytes_before_or_after_are_refused(extra: bytes) -> None:
             open_sealed(data)
 
 
-def test_parts_of_two_sealed_entries_do_not_combine() -> None:
+def test_pieces_of_two_sealed_parts_do_not_combine() -> None:
     one, two = SEALER.seal(b"payload 1", CONTEXT), SEALER.seal(b"payload 2", CONTEXT)
     for cut in (24, 56):
         with pytest.raises(SealError):
@@ -148,30 +148,32 @@ def test_parts_of_two_sealed_entries_do_not_combine() -> None:
 
 def test_oversized_bytes_are_refused_without_decrypting_them() -> None:
     with pytest.raises(DecodeError, match="cannot have"):
-        open_sealed(bytes(SHORTEST + MAX_ENTRY_BYTES + 1))
+        open_sealed(bytes(SHORTEST + MAX_PART_BYTES + 1))
 
 
 @pytest.mark.parametrize(
     "other",
     [
         dataclasses.replace(CONTEXT, log_id=UUID(int=9)),
-        dataclasses.replace(CONTEXT, aggregate="account/43"),
-        dataclasses.replace(CONTEXT, aggregate=""),
-        dataclasses.replace(CONTEXT, entry_id=UUID(int=9)),
-        SealContext(CONTEXT.entry_id, CONTEXT.aggregate, CONTEXT.log_id),
+        name_part(CONTEXT.log_id, CONTEXT.object_id, 4),
+        name_part(CONTEXT.log_id, CONTEXT.object_id, 33),
+        dataclasses.replace(CONTEXT, name="part"),
+        dataclasses.replace(CONTEXT, name=""),
+        dataclasses.replace(CONTEXT, object_id=UUID(int=9)),
+        SealContext(CONTEXT.object_id, CONTEXT.name, CONTEXT.log_id),
     ],
 )
-def test_entry_moved_elsewhere_does_not_open(other: SealContext) -> None:
+def test_a_part_moved_elsewhere_does_not_open(other: SealContext) -> None:
     sealed = SEALER.seal(b"payload", CONTEXT)
-    with pytest.raises(SealError, match="another entry, aggregate or log") as refusal:
+    with pytest.raises(SealError, match="another record, place or log") as refusal:
         open_sealed(sealed, context=other)
     assert type(refusal.value) is SealError
 
 
-def test_boundary_between_aggregate_and_key_id_is_bound() -> None:
-    # Without lengths in front, ("a" + entry id + "b...", "") could pass for another split.
+def test_boundary_between_name_and_key_id_is_bound() -> None:
+    # Without lengths in front, ("a" + object id + "b...", "") could pass for another split.
     sealed = SEALER.seal(b"payload", CONTEXT)
-    shifted = dataclasses.replace(CONTEXT, aggregate=CONTEXT.aggregate + KEY_ID)
+    shifted = dataclasses.replace(CONTEXT, name=CONTEXT.name + KEY_ID)
     with pytest.raises(SealError):
         open_sealed(sealed, context=shifted)
 
@@ -208,7 +210,7 @@ def test_wrong_key_is_told_from_damage_by_the_check_value() -> None:
 
 def test_without_a_check_value_both_possibilities_are_named() -> None:
     sealed = SEALER.seal(b"payload", CONTEXT)
-    with pytest.raises(WrongKeyError, match=r"either the key is wrong, or the entry was altered"):
+    with pytest.raises(WrongKeyError, match=r"either the key is wrong, or the part was altered"):
         _same_id_other_key().open(sealed, CONTEXT, format=FORMAT_SEALED, key_id=KEY_ID)
     with pytest.raises(WrongKeyError, match="or moved"):
         open_sealed(bytes([sealed[0] ^ 1]) + sealed[1:], check_value=None)
@@ -230,12 +232,12 @@ def test_unknown_key_id_names_the_ids_there_are() -> None:
         SEALER.seal(b"payload", CONTEXT, key_id="elsewhere")
 
 
-def test_sealed_entry_without_a_keyring() -> None:
+def test_a_sealed_part_without_a_keyring() -> None:
     with pytest.raises(KeyUnavailableError, match="no keyring"):
         PLAIN.open(SEALER.seal(b"x", CONTEXT), CONTEXT, format=FORMAT_SEALED, key_id=KEY_ID)
 
 
-def test_entries_sealed_before_and_after_a_rotation_open() -> None:
+def test_parts_sealed_before_and_after_a_rotation_open() -> None:
     keyring = Keyring.generate()
     sealer = Sealer(keyring)
     old = sealer.key_id
@@ -271,7 +273,7 @@ def test_unknown_format_is_never_guessed(number: int) -> None:
     assert "upgrade" in refusal.value.hint
 
 
-def test_plaintext_is_refused_where_entries_are_sealed() -> None:
+def test_plaintext_is_refused_where_parts_are_sealed() -> None:
     forged = PLAIN.seal(b"forged", CONTEXT)
     with pytest.raises(SealError, match="plaintext"):
         SEALER.open(forged, CONTEXT, format=FORMAT_PLAIN, key_id="")
@@ -291,7 +293,13 @@ def test_sealed_bytes_do_not_open_as_plaintext() -> None:
             open_plain(SEALER.seal(b"payload", CONTEXT))
 
 
-@pytest.mark.parametrize("aggregate", ["nul\0", "surrogate \ud800"])
-def test_aggregate_that_could_not_be_stored_is_refused(aggregate: str) -> None:
-    with pytest.raises(EntryError, match="aggregate name"):
-        SEALER.seal(b"x", SealContext(uuid4(), aggregate, uuid4()))
+@pytest.mark.parametrize("name", ["nul\0", "surrogate \ud800"])
+def test_a_name_that_could_not_be_stored_is_refused(name: str) -> None:
+    with pytest.raises(EntryError, match="name of what is sealed"):
+        SEALER.seal(b"x", SealContext(uuid4(), name, uuid4()))
+
+
+def test_a_context_says_what_it_is_of() -> None:
+    assert str(CONTEXT) == f"part 3 of record {UUID(int=2)}"
+    long = SealContext(UUID(int=1), "x" * 500, UUID(int=2))
+    assert str(long) == f"{'x' * 80} {UUID(int=2)}"

@@ -1,4 +1,4 @@
-"""What is inside a sealed entry: compression, lengths, and hostile input to both."""
+"""What is inside a sealed part: compression, lengths, and hostile input to both."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.crypto.seal import FORMAT_PLAIN, SealContext, Sealer
-from oplog.entry import MAX_ENTRY_BYTES
+from oplog.crypto.seal import FORMAT_PLAIN, Sealer, name_part
+from oplog.entry import MAX_PART_BYTES
 from oplog.errors import DecodeError
 
 pytestmark = pytest.mark.unit
 
-CONTEXT = SealContext(UUID(int=1), "account/42", UUID(int=2))
+CONTEXT = name_part(UUID(int=1), UUID(int=2), 0)
 PLAIN = Sealer(None)
 MEBIBYTE = 1 << 20
 
@@ -73,7 +73,7 @@ def test_no_compressor_is_used_by_two_threads(monkeypatch: pytest.MonkeyPatch) -
         (frame(0, 3, b"ab"), "claims 3 bytes and has 2"),
         (frame(0, 3, b"abcd"), "claims 3 bytes and has 4"),
         (frame(0, 0, b"a"), "claims 0 bytes and has 1"),
-        (frame(0, MAX_ENTRY_BYTES + 1, b"a"), "over 16777216"),
+        (frame(0, MAX_PART_BYTES + 1, b"a"), "over 16777216"),
         (frame(2, 1, b"a"), "unknown compression number 2"),
         (frame(255, 1, b"a"), "unknown compression number 255"),
         (frame(1, 0, b""), "it claims 0 bytes, and is compressed"),
@@ -112,7 +112,7 @@ def test_zstd_frame_must_be_alone_whole_and_of_the_claimed_size() -> None:
         open_plain(frame(1, 600, without_size))
 
 
-@pytest.mark.parametrize("claimed", [100, MAX_ENTRY_BYTES, 64 * MEBIBYTE])
+@pytest.mark.parametrize("claimed", [100, MAX_PART_BYTES, 64 * MEBIBYTE])
 @pytest.mark.parametrize("declares_size", [True, False])
 def test_decompression_bomb_is_refused_in_bounded_memory(claimed: int, declares_size: bool) -> None:
     size = 64 * MEBIBYTE
