@@ -61,11 +61,9 @@ def _fold_log(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
     rows: dict[tuple[str, str], Row] = {}
     reader = log.open_reader(connection)
     adopting = _find_adopting(log, connection)
-    for transaction in reader.iterate_transactions(log.store.read_snapshot(connection)):
-        effects = [
-            (effect, entry.stored.position) for entry in transaction for effect in entry.effects
-        ]
-        for effect, position in sorted(effects, key=lambda pair: pair[0].ordinal):
+    for record in reader.iterate_records(log.store.read_snapshot(connection)):
+        position = record.stored.position
+        for effect in record.effects:
             where = (f"{effect.shape.schema}.{effect.shape.table}", repr(effect.key))
             values = {name: repr(value) for name, value in effect.values.items()}
             if effect.adopted:

@@ -88,7 +88,7 @@ def group_effects(work: RecordedWork, rows: Iterable[NetRow]) -> Groups:
                 before.append(effect)
             else:
                 effects[aggregate] = [effect]
-                if effect.complete and not row.existed and _has_own_aggregate(row.bound):
+                if effect.complete and not row.existed and has_own_aggregate(row.bound):
                     created.append(aggregate)
             ordinal = effect.ordinal + 1
         if not told and work.tickets and (name := find_idle_aggregate(row)) is not None:
@@ -96,7 +96,7 @@ def group_effects(work: RecordedWork, rows: Iterable[NetRow]) -> Groups:
     return Groups(effects, frozenset(created), idle=frozenset(idle.difference(effects)))
 
 
-def _has_own_aggregate(bound: TrackedType) -> bool:
+def has_own_aggregate(bound: TrackedType) -> bool:
     """Whether the template's columns are those of the primary key, neither less nor more."""
     columns, key = bound.template.columns, bound.shape.key_names
     return bool(columns) and (columns == key or set(columns) == set(key))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
-from oplog.capture.grouping import find_aggregate, order_aggregates
+from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
 from oplog.capture.record import RecordedWork
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange
-from oplog.entry import Entry, Ticket
+from oplog.entry import Entry, OpType, Ticket
 from oplog.errors import (
     ConfigurationError,
     NotCapturableError,
@@ -42,6 +42,8 @@ class Frame:
     claim: Claim | None = None
     ticketed: int = 0
     """How many of the changes `list_unticketed` has looked at already."""
+    created: set[str] = field(default_factory=set)
+    """Aggregates that `list_unticketed` found to begin with the create of their only row."""
     statements: set[object] = field(default_factory=set)
     """Statements that were sent and whose effect was not observed yet."""
     tally: int = 0
@@ -119,6 +121,7 @@ class Recorder:
             outer.entries += frame.entries
             for aggregate, ticket in frame.tickets.items():
                 outer.tickets.setdefault(aggregate, ticket)
+            outer.created |= frame.created
             outer.metadata.update(frame.metadata)
             outer.failure = outer.failure or frame.failure
             outer.claim = outer.claim or frame.claim
@@ -219,15 +222,20 @@ class Recorder:
 
         Each with the outermost frame that wrote it, because rolling back a savepoint inside
         that frame must not take the ticket away. A change whose aggregate is not known yet is
-        left out: its ticket is redeemed at whatever version it has then.
+        left out: its ticket is redeemed at whatever version it has then. So is an aggregate
+        that this transaction creates: there is nothing that could have been read of it.
         """
         names: dict[str, Frame] = {}
         for frame in self.frames:
             for change in frame.changes[frame.ticketed :]:
                 group = change.group or change.values
                 name = find_aggregate(change.bound, change.key, group)
-                if name is not None and self.find_ticket(name) is None:
-                    names.setdefault(name, frame)
+                if name is None or name in names or self.find_ticket(name) is not None:
+                    continue
+                if change.kind is OpType.CREATE and has_own_aggregate(change.bound):
+                    frame.created.add(name)
+                elif not any(name in one.created for one in self.frames):
+                    names[name] = frame
             frame.ticketed = len(frame.changes)
         return {name: names[name] for name in order_aggregates(names)}
 

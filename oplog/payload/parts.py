@@ -95,9 +95,11 @@ def _weigh(effect: Effect) -> int:
 
 def _check_size(effect: Effect, size: int, *, total: int) -> None:
     if size > MAX_PART_BYTES:
+        named = zip(effect.shape.key_names, effect.key, strict=True)
+        key = ", ".join(f"{name}={part!r:.80}" for name, part in named)
         raise EntryTooLargeError(
-            f"the {effect.kind.name.lower()} of a row of type {effect.shape.type_name!r} has "
-            f"{size} bytes, the limit is {MAX_PART_BYTES}",
+            f"the {effect.kind.name.lower()} of a row of type {effect.shape.type_name!r} ({key}) "
+            f"has {size} bytes, the limit is {MAX_PART_BYTES}",
             hint="keep large values outside the logged tables, or exclude their column from "
             "the log",
         )

@@ -154,10 +154,10 @@ def _iterate_groups(
     wanted = list_aggregates(filter)
     for page in reader.source.iterate(filter, snapshot=snapshot):
         for stored in page:
+            opened = reader.open(stored, find_keys=find_keys, aggregates=wanted)
             if chain is not None:
                 links = [link for link in stored.list_links() if link.aggregate in (wanted or ())]
                 chain.require(links, hint="rows of the log were altered or removed; run verify")
-            opened = reader.open(stored, find_keys=find_keys, aggregates=wanted)
             touched = [e for e in opened.effects if any(row.matches(e) for row in rows)]
             if touched:
                 metadata = group_pairs(stored.metadata)

@@ -159,14 +159,17 @@ def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> Store
     """A row as selected; `more` has the other parts of records with several, by position."""
     position, record_id, transaction_id, format, key_id, data, count, *rest = row
     aggregates, versions, prev_hashes, metadata, record_hash, created, idempotency_key = rest
-    first = Part(0, bytes(data))
+    parts = (Part(0, bytes(data)), *(more.get(position, ()) if count > 1 else ()))
+    if len(parts) != count:
+        # Altered: with a part that no record has, its hash will not fit.
+        parts = (*parts, Part(0, b""))
     return StoredRecord(
         position=position,
         record_id=record_id,
         transaction_id=transaction_id,
         format=format,
         key_id=key_id,
-        parts=(first,) if count == 1 else (first, *more.get(position, ())),
+        parts=parts,
         aggregates=tuple(aggregates),
         versions=(1,) * len(aggregates) if versions is None else tuple(versions),
         prev_hashes=_spread_hashes(versions, prev_hashes, count=len(aggregates)),
@@ -181,12 +184,18 @@ def _spread_hashes(
     versions: Sequence[int] | None, stored: bytes | None, *, count: int
 ) -> tuple[bytes, ...]:
     """One hash for each aggregate; stored are those of versions over 1, joined."""
-    if versions is None:
+    if versions is None and stored is None:
         return (ZERO_HASH,) * count
     joined = bytes(stored or b"")
     found = iter([joined[n : n + HASH_BYTES] for n in range(0, len(joined), HASH_BYTES)])
     # A row that lacks some was altered; its hash will not fit.
-    return tuple([ZERO_HASH if version == 1 else next(found, b"") for version in versions])
+    known = (1,) * count if versions is None else versions
+    spread = [ZERO_HASH if version == 1 else next(found, b"") for version in known]
+    surplus = b"".join(found)
+    if surplus and spread:
+        # Altered as well: left out, it would go unnoticed.
+        spread[-1] += surplus
+    return tuple(spread)
 
 
 def join_hashes(record: StoredRecord) -> bytes | None:

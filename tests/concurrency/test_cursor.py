@@ -125,6 +125,9 @@ def test_positions_rise_with_the_versions_of_every_aggregate(
     """A writer waits for a ticket, another appends: the first draws its position after it."""
     with sessions.begin() as session:
         session.add_all(Member(id=n, team=team) for n, team in enumerate("mz"))
+    with sessions.begin() as session:
+        # From its second version on an aggregate has a ticket.
+        session.get_one(Member, 0).points = 5
 
     def change() -> None:
         with sessions.begin() as session:
@@ -145,7 +148,7 @@ def test_positions_rise_with_the_versions_of_every_aggregate(
 
     with engine.connect() as connection:
         entries = list(log.read(connection, aggregate="team/m"))
-    assert [entry.version for entry in entries] == [1, 2, 3]
+    assert [entry.version for entry in entries] == [1, 2, 3, 4]
 
 
 # -- two-phase commit -----------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import pytest
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,7 +10,15 @@ from oplog import Oplog
 from oplog.errors import ConfigurationError, ConflictError
 from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
-from tests.concurrency.workload import COPY, add_customer, apply_entries, consume, list_rows, tail
+from tests.concurrency.workload import (
+    COPY,
+    Customer,
+    add_customer,
+    apply_entries,
+    consume,
+    list_rows,
+    tail,
+)
 
 pytestmark = [pytest.mark.postgres, pytest.mark.concurrency]
 
@@ -83,13 +89,26 @@ def test_iterating_without_committing_is_refused(
         next(batches)
 
 
-@pytest.mark.parametrize("max_entries", [1, 2, 3, 4, 100])
-def test_interleaved_transactions_are_delivered_whole(
-    engine: Engine, log: Oplog, max_entries: int
+SIZES = [3, 2, 1, 3]
+"""Aggregates of records at positions from 1."""
+
+
+@pytest.mark.parametrize(
+    ("max_entries", "expected"),
+    [
+        (1, [[1], [2], [3], [4]]),
+        (3, [[1], [2, 3], [4]]),
+        (4, [[1, 2], [3, 4]]),
+        (5, [[1, 2], [3, 4]]),
+        (6, [[1, 2, 3], [4]]),
+        (100, [[1, 2, 3, 4]]),
+    ],
+)
+def test_records_are_delivered_whole(
+    engine: Engine, log: Oplog, max_entries: int, expected: list[list[int]]
 ) -> None:
-    """Positions of transactions that write many aggregates at once may alternate."""
-    groups = [[1, 3, 8], [2, 5], [4], [6, 7, 9]]
-    insert_entries(engine, groups)
+    """A page ends with the record that fills it, however many entries that has."""
+    insert_records(engine, SIZES)
     feed, cursor = Feed("oplog"), START
     pages: list[list[int]] = []
     with engine.connect() as connection:
@@ -100,30 +119,36 @@ def test_interleaved_transactions_are_delivered_whole(
         cursor = cursor.begin(goal, after=news.first_position - 1)
         while cursor.target is not None:
             page = feed.read_page(connection, cursor, limit=max_entries)
-            pages.append([entry.position for entry in page.entries])
+            pages.append([record.position for record in page.records])
             cursor = cursor.finish() if page.last is None else cursor.reach(page.last)
         assert feed.find_news(connection, cursor, snapshot=snapshot) is None
-    assert sorted(chain.from_iterable(pages)) == list(range(1, 10))
-    for page_positions in pages:
-        assert page_positions == sorted(page_positions)
-        assert all(set(group) & set(page_positions) in (set(), set(group)) for group in groups)
-    # A later page never begins before an earlier one: causes stay first.
-    begins = [min(page_positions) for page_positions in pages if page_positions]
-    assert begins == sorted(begins)
+    assert pages == expected
 
 
-def insert_entries(engine: Engine, groups: list[list[int]]) -> None:
-    """Entries with these positions, one transaction a group, as concurrency might place them."""
-    for group in groups:
+def insert_records(engine: Engine, sizes: list[int]) -> None:
+    """Records with so many aggregates, at positions from 1, each in a transaction of its own."""
+    for position, size in enumerate(sizes, start=1):
         with engine.begin() as connection:
-            for position in group:
-                connection.exec_driver_sql(
-                    "INSERT INTO oplog.oplog_entry (id, entry_id, transaction_position, "
-                    "transaction_size, aggregate_name, version, format, data, key_id, "
-                    "metadata_hash, prev_hash, entry_hash, created_at) VALUES (%s, "
-                    "gen_random_uuid(), %s, %s, %s, 1, 1, '', '', '', '', '', now())",
-                    (position, group[0], len(group), f"a/{position}"),
-                )
+            connection.exec_driver_sql(
+                "INSERT INTO oplog.oplog_record (position, record_id, format, key_id, data, parts, "
+                "aggregates, record_hash, created_at) "
+                "VALUES (%s, gen_random_uuid(), 1, '', '', 1, %s::text[], '', now())",
+                (position, [f"a/{position}/{number}" for number in range(size)]),
+            )
+
+
+def test_entries_of_one_transaction_share_a_position_and_a_batch(
+    engine: Engine, log: Oplog, sessions: sessionmaker[Session]
+) -> None:
+    for first in (1, 10):
+        with sessions.begin() as session:
+            session.add_all(Customer(id=first + n, name="new") for n in range(5))
+    batches: list[list[str]] = []
+    for batch in log.subscribe(engine, name="c", max_entries=2):
+        assert len({(entry.position, entry.entry_id) for entry in batch}) == 1
+        batches.append([entry.aggregate for entry in batch])
+        batch.commit()
+    assert batches == [sorted(f"customer/{first + n}" for n in range(5)) for first in (1, 10)]
 
 
 def test_a_consumer_resumes_inside_a_long_way(

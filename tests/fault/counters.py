@@ -7,6 +7,7 @@ operation read, `value` what it wrote, so that a lost update shows in the log an
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import OplogError
-from tests.fault.history import KeptEntry, State
+from tests.fault.history import NO_HASH, KeptEntry, State
 from tests.logged import track
 from tests.support import install_log
 
@@ -76,26 +77,26 @@ def create_tables(engine: Engine) -> None:
 
 
 def read_entries(log: Oplog, connection: Connection, *, after: int = 0) -> list[KeptEntry]:
-    """Entries as the log and its table have them, in the order of positions."""
+    """Entries as the log and its tables have them, in the order of positions."""
     rows = connection.exec_driver_sql(
-        "SELECT entry_id::text, encode(prev_hash, 'hex'), encode(sha256(data), 'hex'), "
-        "idempotency_key FROM oplog.oplog_entry WHERE id > %s",
+        "SELECT position, aggregates, versions, encode(prev_hashes, 'hex'), "
+        "encode(sha256(data), 'hex'), idempotency_key FROM oplog.oplog_record WHERE position > %s",
         (after,),
     )
     stored = {row[0]: row[1:] for row in rows}
     kept = []
     for entry in log.read(connection, after=after):
-        prev_hash, digest, key = stored[str(entry.entry_id)]
+        aggregates, versions, hashes, digest, key = stored[entry.position]
         (operation,) = entry.operations
         kept.append(
             KeptEntry(
-                entry_id=str(entry.entry_id),
+                record_id=str(entry.entry_id),
                 aggregate=entry.aggregate,
                 version=entry.version,
-                entry_hash=entry.entry_hash.hex(),
-                prev_hash=prev_hash,
+                record_hash=entry.entry_hash.hex(),
+                prev_hash=_spread_hashes(aggregates, versions, hashes)[entry.aggregate],
                 digest=digest,
-                transaction=entry.transaction_position,
+                position=entry.position,
                 operation=entry.metadata[OPERATION][0],
                 key=key,
                 seen=operation.fields["seen"],
@@ -105,7 +106,18 @@ def read_entries(log: Oplog, connection: Connection, *, after: int = 0) -> list[
     return kept
 
 
-def read_state(log: Oplog, engine: Engine, *, earlier: dict[str, KeptEntry]) -> State:
+def _spread_hashes(
+    aggregates: list[str], versions: list[int] | None, hashes: str | None
+) -> dict[str, str]:
+    """The hash that each aggregate follows: the row has those of versions over 1, joined."""
+    joined = iter(re.findall("." * len(NO_HASH), hashes or ""))
+    return {
+        name: NO_HASH if version == 1 else next(joined)
+        for name, version in zip(aggregates, versions or [1] * len(aggregates), strict=True)
+    }
+
+
+def read_state(log: Oplog, engine: Engine, *, earlier: dict[tuple[str, str], KeptEntry]) -> State:
     """The database once all is quiet, and what the product's own checks say of it."""
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     with snapshot.connect() as connection:
@@ -130,11 +142,9 @@ def _verify(log: Oplog, engine: Engine) -> list[str]:
     return [str(difference) for difference in report.differences] or ["verify is not ok"]
 
 
-def _read_tickets(connection: Connection) -> dict[str, tuple[int, str]]:
-    rows = connection.exec_driver_sql(
-        "SELECT aggregate_name, version, encode(head_hash, 'hex') FROM oplog.oplog_ticket"
-    )
-    return {name: (version, head) for name, version, head in rows}
+def _read_tickets(connection: Connection) -> dict[str, int]:
+    rows = connection.exec_driver_sql("SELECT aggregate_name, version FROM oplog.oplog_ticket")
+    return {row.aggregate_name: row.version for row in rows}
 
 
 def _read_rows(connection: Connection) -> dict[str, int]:

@@ -24,17 +24,22 @@ ABORTED = "ABORTED"
 PENDING = "PENDING"
 
 NO_HASH = "00" * 32
-"""What the first entry of an aggregate follows."""
+"""What the first record of an aggregate follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
     """A receipt as a client holds it; version 0 and no hash where the answer was lost."""
 
-    entry_id: str
+    record_id: str
     aggregate: str
     version: int
-    entry_hash: str
+    record_hash: str
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """The record and which of its entries."""
+        return self.record_id, self.aggregate
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +62,29 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class KeptEntry:
-    """An entry as the database holds it in the end.
+    """An entry as the database holds it in the end, with what it shares with its record.
 
-    `digest` stands for its sealed bytes; `operation` is the metadata that its writer gave it;
-    `seen` and `value` are what it read of its counter and what it wrote.
+    `digest` stands for the record's sealed bytes; `position` is that of the transaction;
+    `operation` is the metadata that its writer gave it; `seen` and `value` are what it read of
+    its counter and what it wrote.
     """
 
-    entry_id: str
+    record_id: str
     aggregate: str
     version: int
-    entry_hash: str
+    record_hash: str
     prev_hash: str
     digest: str
-    transaction: int
+    position: int
     operation: str
     key: str | None
     seen: int
     value: int
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """The record and which of its entries."""
+        return self.record_id, self.aggregate
 
 
 @dataclass(frozen=True)
@@ -81,13 +92,13 @@ class State:
     """The database at the end; `earlier` are entries as they were read on the way."""
 
     entries: list[KeptEntry]
-    tickets: Mapping[str, tuple[int, str]]
-    """Version and head hash by aggregate."""
+    tickets: Mapping[str, int]
+    """Version by aggregate; one that was created and not changed after has none."""
     rows: Mapping[str, int]
     """What the application's own tables count, by aggregate."""
     complaints: list[str] = field(default_factory=list)
     """What `log.verify` and the product's own check of links found."""
-    earlier: Mapping[str, KeptEntry] = field(default_factory=dict)
+    earlier: Mapping[tuple[str, str], KeptEntry] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,18 +155,17 @@ class Case:
 
     history: History
     state: State
-    by_id: Mapping[str, KeptEntry]
+    by_id: Mapping[tuple[str, str], KeptEntry]
     by_operation: Mapping[str, list[KeptEntry]]
     by_aggregate: Mapping[str, list[KeptEntry]]
     """In the order of versions."""
 
     def is_promised(self, promise: Promise) -> bool:
         """The database holds what the receipt says, as far as it says anything."""
-        kept = self.by_id.get(promise.entry_id)
+        kept = self.by_id.get(promise.entry)
         return kept is not None and (
-            kept.aggregate == promise.aggregate
-            and (not promise.version or kept.version == promise.version)
-            and (not promise.entry_hash or kept.entry_hash == promise.entry_hash)
+            (not promise.version or kept.version == promise.version)
+            and (not promise.record_hash or kept.record_hash == promise.record_hash)
         )
 
 
@@ -166,7 +176,7 @@ def open_case(history: History, state: State) -> Case:
     for entry in sorted(state.entries, key=lambda e: e.version):
         by_operation[entry.operation].append(entry)
         by_aggregate[entry.aggregate].append(entry)
-    by_id = {entry.entry_id: entry for entry in state.entries}
+    by_id = {entry.entry: entry for entry in state.entries}
     return Case(history, state, by_id, by_operation, by_aggregate)
 
 
@@ -183,48 +193,56 @@ def check_versions(case: Case) -> Iterator[Violation]:
 
 
 def check_tickets(case: Case) -> Iterator[Violation]:
-    """A ticket's version is the number of entries. One of version 0 may stand alone."""
+    """A ticket's version is the number of entries; from the second one on there is a ticket."""
     for aggregate in case.by_aggregate.keys() | case.state.tickets.keys():
         entries = case.by_aggregate.get(aggregate, [])
-        version = case.state.tickets.get(aggregate, (0, ""))[0]
+        version = case.state.tickets.get(aggregate, min(1, len(entries)))
         if version != len(entries):
             text = f"the ticket is at {version}, there are {len(entries)} entries"
             yield Violation("tickets", aggregate, text)
 
 
 def check_links(case: Case) -> Iterator[Violation]:
-    """Each entry follows the hash of the one before it, and the ticket holds the last."""
+    """Each entry follows the hash of the one before it."""
     for aggregate, entries in case.by_aggregate.items():
         before = NO_HASH
         for entry in entries:
             if entry.prev_hash != before:
                 text = f"version {entry.version} does not follow the one before it"
                 yield Violation("links", aggregate, text)
-            before = entry.entry_hash
-        head = case.state.tickets.get(aggregate, (0, before))[1]
-        if head != before:
-            yield Violation("links", aggregate, "the ticket holds another head")
+            before = entry.record_hash
+
+
+def check_records(case: Case) -> Iterator[Violation]:
+    """Entries with one record id have one record: one position, hash, content and key."""
+    records: defaultdict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for entry in case.state.entries:
+        shared = entry.position, entry.record_hash, entry.digest, entry.key
+        records[entry.record_id].add(shared)
+    for record_id, found in records.items():
+        if len(found) > 1:
+            yield Violation("records", record_id, f"is {len(found)} records")
 
 
 def check_whole(case: Case) -> Iterator[Violation]:
-    """An operation happens once: its entries are those of one transaction, which is its own."""
+    """An operation happens once: its entries are those of one record, which is its own."""
     owners: dict[int, str] = {}
     for operation, entries in case.by_operation.items():
         if operation not in case.history.accounts:
             yield Violation("whole", operation, "is in the log and nobody invoked it")
-        transactions = sorted({entry.transaction for entry in entries})
-        if len(transactions) > 1:
-            yield Violation("whole", operation, f"happened in transactions {transactions}")
-        for transaction in transactions:
-            other = owners.setdefault(transaction, operation)
+        positions = sorted({entry.position for entry in entries})
+        if len(positions) > 1:
+            yield Violation("whole", operation, f"happened at positions {positions}")
+        for position in positions:
+            other = owners.setdefault(position, operation)
             if other != operation:
-                yield Violation("whole", operation, f"shares a transaction with {other}")
+                yield Violation("whole", operation, f"shares a record with {other}")
 
 
 def check_stable(case: Case) -> Iterator[Violation]:
     """What was read once is there for ever, byte for byte."""
-    for entry_id, earlier in case.state.earlier.items():
-        kept = case.by_id.get(entry_id)
+    for place, earlier in case.state.earlier.items():
+        kept = case.by_id.get(place)
         if kept != earlier:
             fate = "is gone" if kept is None else "is another now"
             yield Violation("stable", earlier.aggregate, f"version {earlier.version} {fate}")
@@ -251,9 +269,9 @@ def check_acknowledged(case: Case) -> Iterator[Violation]:
             if not case.is_promised(promise):
                 text = f"version {promise.version} of {promise.aggregate} is not what was promised"
                 yield Violation("acknowledged", operation, text)
-        promised = {promise.entry_id for promise in receipts}
+        promised = {promise.entry for promise in receipts}
         for entry in case.by_operation.get(operation, []):
-            if entry.entry_id not in promised:
+            if entry.entry not in promised:
                 yield Violation("acknowledged", operation, f"no receipt for {entry.aggregate}")
 
 
@@ -298,20 +316,20 @@ def check_keys(case: Case) -> Iterator[Violation]:
 
     A key goes with one request: no two requests under one key are both acknowledged.
     """
-    transactions: defaultdict[str, set[int]] = defaultdict(set)
+    positions: defaultdict[str, set[int]] = defaultdict(set)
     for entry in case.state.entries:
         if entry.key is not None:
-            transactions[entry.key].add(entry.transaction)
-    for key, found in transactions.items():
+            positions[entry.key].add(entry.position)
+    for key, found in positions.items():
         if len(found) > 1:
-            yield Violation("keys", key, f"has effects in transactions {sorted(found)}")
+            yield Violation("keys", key, f"has effects at positions {sorted(found)}")
     uses: defaultdict[str, list[Account]] = defaultdict(list)
     for account in case.history.accounts.values():
         if account.invoked.key is not None and account.acknowledged:
             uses[account.invoked.key].append(account)
     for key, accounts in uses.items():
         ends = [account.end for account in accounts if account.end is not None]
-        if len({tuple(sorted(p.entry_id for p in end.receipts)) for end in ends}) > 1:
+        if len({tuple(sorted(p.entry for p in end.receipts)) for end in ends}) > 1:
             yield Violation("keys", key, "was acknowledged with different receipts")
         if len({account.invoked.request for account in accounts}) > 1:
             yield Violation("keys", key, "was acknowledged for different requests")
@@ -329,7 +347,7 @@ def check_order(case: Case) -> Iterator[Violation]:
         for event in (account.end, *account.verdicts):
             if event is not None and (event.what == ACKNOWLEDGED or event.verdict == COMMITTED):
                 for promise in event.receipts:
-                    known[promise.entry_id] = min(event.at, known.get(promise.entry_id, event.at))
+                    known[promise.record_id] = min(event.at, known.get(promise.record_id, event.at))
     for aggregate, entries in case.by_aggregate.items():
         earliest: tuple[int, int] | None = None  # of all higher versions, and which one it is
         for entry in reversed(entries):
@@ -337,7 +355,7 @@ def check_order(case: Case) -> Iterator[Violation]:
             if earliest is not None and writer is not None and earliest[0] < writer.invoked.at:
                 text = f"version {earliest[1]} was known before version {entry.version} began"
                 yield Violation("order", aggregate, text)
-            at = known.get(entry.entry_id)
+            at = known.get(entry.record_id)
             if at is not None and (earliest is None or at < earliest[0]):
                 earliest = (at, entry.version)
 
@@ -373,6 +391,7 @@ LAWS: tuple[Callable[[Case], Iterator[Violation]], ...] = (
     check_versions,
     check_tickets,
     check_links,
+    check_records,
     check_whole,
     check_stable,
     check_complaints,

@@ -42,7 +42,7 @@ class Journal:
         line: dict[str, Any] = {"what": what, "operation": operation, "at": time.monotonic_ns()}
         if receipts:
             line["receipts"] = [
-                (str(r.entry_id), r.aggregate, r.version, r.entry_hash.hex()) for r in receipts
+                (str(r.record_id), r.aggregate, r.version, r.entry_hash.hex()) for r in receipts
             ]
         line |= {name: value for name, value in details.items() if value is not None}
         os.write(self._file, json.dumps(line).encode() + b"\n")

@@ -87,7 +87,7 @@ class Run:
     seats: list[Seat]
     journals: Journals
     done: Counter[str] = field(default_factory=Counter)
-    earlier: dict[str, KeptEntry] = field(default_factory=dict)
+    earlier: dict[tuple[str, str], KeptEntry] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
     # -- waiting ----------------------------------------------------------------------------
@@ -129,11 +129,11 @@ class Run:
 
     def observe(self) -> None:
         """Remember what can be read now: it must be there in the end."""
-        after = max((entry.transaction for entry in self.earlier.values()), default=0)
+        after = max((entry.position for entry in self.earlier.values()), default=0)
         snapshot = self.engine.execution_options(isolation_level="REPEATABLE READ")
         with snapshot.connect() as connection:
             for entry in read_entries(self.log, connection, after=after):
-                self.earlier[entry.entry_id] = entry
+                self.earlier[entry.entry] = entry
 
     def kill_client(self) -> None:
         """Kill one and let another take its seat."""
@@ -192,5 +192,7 @@ def count_fences(engine: Engine) -> int:
     """How many lost transactions the resolver has shut out."""
     with engine.connect() as connection:
         return int(
-            connection.execute(sa.text("SELECT count(*) FROM oplog.oplog_fence")).scalar_one()
+            connection.execute(
+                sa.text("SELECT count(*) FROM oplog.oplog_outcome WHERE position IS NULL")
+            ).scalar_one()
         )

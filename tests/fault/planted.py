@@ -18,52 +18,57 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from oplog.capture.draft import Draft
-from oplog.capture.writer import EntryWriter
+from oplog.capture.writer import RecordWriter
 from oplog.errors import TicketConflictError
 from oplog.receipt import Receipt
-from oplog.schema.append import STALE_TICKET
-from oplog.store import NewEntry
+from oplog.schema.append import HEAD_MISSING, STALE_TICKET
+from oplog.store import NewRecord
 
 NO_COMPARE_AND_SWAP = "no compare-and-swap"
 """The ticket is raised whatever version it was taken at."""
 REFUSAL_UNCHECKED = "refusal unchecked"
-"""A stale ticket leaves everything as it is, and nobody looks: the rows commit without entry."""
+"""A stale ticket leaves everything as it is, and nobody looks: the rows commit without record."""
 OWN_TRANSACTION = "redeemed in its own transaction"
-"""The ticket is raised and committed first, rows and entry after it."""
+"""The ticket is raised and committed first, rows and record after it."""
 
-_STALE = "IF p_expected <> o_version - 1 THEN"
+_STALE = "IF p_expected[n] <> v_version - 1 THEN"
 _REDEEM = re.compile(
-    r"(INSERT INTO \"oplog\"\.oplog_ticket AS t.*?)"
-    r"RETURNING t\.version, t\.prev_hash, t\.head_hash INTO o_version, v_prev, o_hash;",
+    r"IF p_expected IS NOT NULL THEN\s+FOR n IN .*? END LOOP;"
+    r"\s+IF v_hashes IS NULL THEN o_versions := NULL; END IF;\s+END IF;",
     re.DOTALL,
 )
 _UNCHECKED = """
 BEGIN
-  PERFORM FROM oplog.oplog_ticket t WHERE t.aggregate_name = p_aggregate FOR UPDATE;
-  IF p_expected <> (SELECT t.version FROM oplog.oplog_ticket t
-                    WHERE t.aggregate_name = p_aggregate) THEN
-    o_version := p_expected + 1;
+  PERFORM FROM oplog.oplog_ticket t WHERE t.aggregate_name = p_aggregates[1] FOR UPDATE;
+  IF p_expected[1] <> coalesce(
+      (SELECT t.version FROM oplog.oplog_ticket t WHERE t.aggregate_name = p_aggregates[1]),
+      (SELECT max(e.version) FROM oplog.oplog_entry e WHERE e.aggregate_name = p_aggregates[1]),
+      0) THEN
+    o_versions := ARRAY[p_expected[1] + 1];
     o_hash := p_body;
     RETURN;
   END IF;
 """
 
 _REDEEMED = """CREATE TABLE planted_redeemed (
-  body bytea PRIMARY KEY, version bigint, prev_hash bytea, head_hash bytea, at timestamptz)"""
+  body bytea PRIMARY KEY, versions bigint[], hashes bytea[])"""
 _REDEEM_ALONE = """CREATE FUNCTION planted_redeem(
-  p_aggregate text, p_expected bigint, p_body bytea) RETURNS void LANGUAGE plpgsql AS $planted$
-DECLARE v_now timestamptz := clock_timestamp(); o_version bigint; v_prev bytea; o_hash bytea;
+  p_aggregates text[], p_expected bigint[], p_body bytea) RETURNS void
+LANGUAGE plpgsql AS $planted$
+DECLARE
+  v_count integer := cardinality(p_aggregates);
+  v_version bigint;
+  v_before bigint;
+  v_hash bytea;
+  v_hashes bytea[];
+  o_versions bigint[];
 BEGIN
   {redeem}
-  RETURNING t.version, t.prev_hash, t.head_hash INTO o_version, v_prev, o_hash;
-  IF p_expected <> o_version - 1 THEN
-    RAISE EXCEPTION USING errcode = '{stale}', message = 'planted: stale';
-  END IF;
-  INSERT INTO planted_redeemed VALUES (p_body, o_version, v_prev, o_hash, v_now);
+  INSERT INTO planted_redeemed VALUES (p_body, o_versions, v_hashes);
 END $planted$"""
 # The append function looks for nothing in public by itself.
-_TAKE_REDEEMED = """SELECT r.version, r.prev_hash, r.head_hash, r.at
-    INTO o_version, v_prev, o_hash, v_now FROM public.planted_redeemed r WHERE r.body = p_body;"""
+_TAKE_REDEEMED = """SELECT r.versions, r.hashes INTO o_versions, v_hashes
+    FROM public.planted_redeemed r WHERE r.body = p_body;"""
 
 DIES_AFTER = 15
 """Redeemed tickets after which a client with the third bug dies, before its COMMIT."""
@@ -81,9 +86,8 @@ def plant_in_database(engine: Engine, bug: str) -> None:
             redeem = _REDEEM.search(definition)
             assert redeem is not None, "the append function does not redeem as it did"
             _execute(connection, _REDEEMED)
-            _execute(connection, _REDEEM_ALONE.format(redeem=redeem[1], stale=STALE_TICKET))
+            _execute(connection, _REDEEM_ALONE.format(redeem=redeem[0]))
             definition = _replace_once(definition, redeem[0], _TAKE_REDEEMED)
-            definition = _replace_once(definition, _STALE, "IF false THEN")
         else:
             raise ValueError(f"no such bug: {bug}")
         _execute(connection, definition)
@@ -92,7 +96,7 @@ def plant_in_database(engine: Engine, bug: str) -> None:
 def _read_append(connection: Connection) -> str:
     return str(
         connection.exec_driver_sql(
-            "SELECT pg_get_functiondef('oplog.oplog_append_one'::regproc)"
+            "SELECT pg_get_functiondef('oplog.oplog_append'::regproc)"
         ).scalar_one()
     )
 
@@ -110,32 +114,33 @@ def plant_in_client(bug: str) -> None:
     """Alter this process, where a bug needs that."""
     if bug != OWN_TRANSACTION:
         return
-    send_honestly = EntryWriter.send
+    send_honestly = RecordWriter.send
     redeemed = 0
 
     def send(
-        self: EntryWriter, connection: Connection, draft: Draft, *, commit: bool
+        self: RecordWriter, connection: Connection, draft: Draft, *, commit: bool
     ) -> list[Receipt]:
         nonlocal redeemed
-        for entry in draft.entries:
-            _redeem_alone(connection.engine, entry)
+        if draft.record is not None:
+            _redeem_alone(connection.engine, draft.record)
             redeemed += 1
             if redeemed == DIES_AFTER:
                 os.kill(os.getpid(), signal.SIGKILL)
         return send_honestly(self, connection, draft, commit=commit)
 
-    patch.object(EntryWriter, "send", send).start()
+    patch.object(RecordWriter, "send", send).start()
 
 
-def _redeem_alone(engine: Engine, entry: NewEntry) -> None:
+def _redeem_alone(engine: Engine, record: NewRecord) -> None:
     alone = sa.create_engine(engine.url, poolclass=NullPool)
     try:
         with alone.begin() as connection:
             connection.exec_driver_sql(
-                "SELECT planted_redeem(%s, %s::bigint, %b)",
-                (entry.aggregate, entry.expected, entry.body_hash),
+                "SELECT planted_redeem(%s::text[], %s::bigint[], %b)",
+                (list(record.aggregates), list(record.expected), record.body_hash),
             )
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != STALE_TICKET:
+        # A version that another client has redeemed and not written yet has no record.
+        if getattr(error.orig, "sqlstate", None) not in {STALE_TICKET, HEAD_MISSING}:
             raise
-        raise TicketConflictError(f"planted: the ticket of {entry.aggregate} is stale") from error
+        raise TicketConflictError(f"planted: a ticket of {record.aggregates} is stale") from error

@@ -237,7 +237,7 @@ def _list_questions(account: Account) -> Iterator[tuple[str | list[Receipt], lis
         return
     if account.end is not None and account.end.receipts:
         receipts = [
-            Receipt(UUID(p.entry_id), p.aggregate, p.version, bytes.fromhex(p.entry_hash))
+            Receipt(UUID(p.record_id), p.aggregate, p.version, bytes.fromhex(p.record_hash))
             for p in account.end.receipts
         ]
         yield receipts, receipts

@@ -41,13 +41,13 @@ def twin(server_url: URL, template: str) -> Iterator[Engine]:
     administer(server_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def test_a_ticket_of_another_database_is_not_in_the_way(bench: Bench, twin: Engine) -> None:
+async def test_an_append_of_another_database_is_not_in_the_way(bench: Bench, twin: Engine) -> None:
     async with bench.open_async_sessions(apart=True) as sessions:
         bench.plan(Fault.HOLD_REQUEST, at=COMMIT)
         with pytest.raises(CommitOutcomeUnknownError) as caught:
             await commit_async(sessions, 1, work=write_new)
         with twin.begin() as other:
-            other.execute(sa.text("LOCK TABLE oplog.oplog_ticket IN ROW EXCLUSIVE MODE"))
+            other.execute(sa.text("LOCK TABLE oplog.oplog_outcome IN ROW EXCLUSIVE MODE"))
             resolution = bench.log.inquire(caught.value, bench.engine, wait_seconds=0.1)
         assert resolution.outcome is Outcome.PENDING
         found = [blocker.process_id for blocker in resolution.blockers]

@@ -108,7 +108,7 @@ def assert_whole(db: LoggedDatabase, *, rows: int) -> None:
     db.assert_replays()
 
 
-@pytest.mark.parametrize("full", ["picture", "oplog.oplog_entry"])
+@pytest.mark.parametrize("full", ["picture", "oplog.oplog_record_p0"])
 def test_full_of_data(disk: SmallDisk, full: str) -> None:
     """What is refused is the flush, or COMMIT with the entry; it is certain and leaves nothing."""
     with EmbeddedServer() as server:

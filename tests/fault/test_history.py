@@ -34,10 +34,12 @@ class Story:
 
     events: list[Event] = field(default_factory=list)
     entries: list[KeptEntry] = field(default_factory=list)
-    tickets: dict[str, tuple[int, str]] = field(default_factory=dict)
+    tickets: dict[str, int] = field(default_factory=dict)
+    heads: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Version and hash of the newest record, by aggregate."""
     rows: dict[str, int] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
-    earlier: dict[str, KeptEntry] = field(default_factory=dict)
+    earlier: dict[tuple[str, str], KeptEntry] = field(default_factory=dict)
 
     def invoke(self, operation: str, *, key: str | None = None, request: str | None = None) -> None:
         self.say(INVOKED, operation, key=key, request=request)
@@ -55,30 +57,33 @@ class Story:
         at = len(self.events) * 10
         self.events.append(Event(what, operation, at, receipts, key, request, verdict))
 
-    def store(self, operation: str, *aggregates: str, key: str | None = None) -> list[Promise]:
+    def store(
+        self, operation: str, *aggregates: str, key: str | None = None, record_id: str = ""
+    ) -> list[Promise]:
         """One transaction that adds one to each counter, in the database."""
-        transaction = len(self.entries) + 1
+        position = len(self.entries) + 1
+        name = record_id or f"{operation}-{position}"
         promises = []
         for aggregate in aggregates:
-            version, head = self.tickets.get(aggregate, (0, NO_HASH))
-            name = f"{operation}-{aggregate}"
+            version, head = self.heads.get(aggregate, (0, NO_HASH))
             self.entries.append(
                 KeptEntry(
-                    entry_id=name,
+                    record_id=name,
                     aggregate=aggregate,
                     version=version + 1,
-                    entry_hash=f"hash of {name}",
+                    record_hash=f"hash of {name}",
                     prev_hash=head,
                     digest=f"bytes of {name}",
-                    transaction=transaction,
+                    position=position,
                     operation=operation,
                     key=key,
                     seen=version,
                     value=version + 1,
                 )
             )
-            key = None  # only the first entry of a transaction carries it
-            self.tickets[aggregate] = (version + 1, f"hash of {name}")
+            self.heads[aggregate] = (version + 1, f"hash of {name}")
+            if version:
+                self.tickets[aggregate] = version + 1
             self.rows[aggregate] = version + 1
             promises.append(Promise(name, aggregate, version + 1, f"hash of {name}"))
         return promises
@@ -107,11 +112,11 @@ def tell_story() -> Story:
     story.say(FAILED, "c1")
     story.invoke("d1")
     lost = tuple(story.store("d1", "counter/2"))
-    story.say(UNKNOWN, "d1", receipts=(replace(lost[0], version=0, entry_hash=""),))
+    story.say(UNKNOWN, "d1", receipts=(replace(lost[0], version=0, record_hash=""),))
     story.say(RESOLVED, "d1", receipts=lost, verdict=PENDING)
     story.say(RESOLVED, "d1", receipts=lost, verdict=COMMITTED)
     story.invoke("d2")
-    never = (Promise("d2-counter/2", "counter/2", 0, ""),)
+    never = (Promise("d2-0", "counter/2", 0, ""),)
     story.say(UNKNOWN, "d2", receipts=never)
     story.say(RESOLVED, "d2", receipts=never, verdict=ABORTED)
     story.say(RESOLVED, "d2", receipts=never, verdict=ABORTED)
@@ -131,8 +136,8 @@ def tell_story() -> Story:
 
 def test_nothing_is_wrong_with_a_good_story() -> None:
     story = tell_story()
-    story.tickets["counter/9"] = (0, NO_HASH)  # a resolver made it
-    story.earlier = {entry.entry_id: entry for entry in story.entries[:3]}
+    story.tickets["counter/9"] = 0
+    story.earlier = {entry.entry: entry for entry in story.entries[:3]}
     assert story.judge() == []
 
 
@@ -159,16 +164,12 @@ def repeat_version(story: Story) -> None:
     story.change(-1, version=1)
 
 
-def hold_another_head(story: Story) -> None:
-    story.tickets["counter/3"] = (2, "hash of nothing")
-
-
 def follow_another(story: Story) -> None:
     story.change(2, prev_hash="hash of nothing")
 
 
 def lag_ticket(story: Story) -> None:
-    story.tickets["counter/3"] = (1, story.tickets["counter/3"][1])
+    story.tickets["counter/3"] = 1
 
 
 def lose_ticket(story: Story) -> None:
@@ -176,7 +177,31 @@ def lose_ticket(story: Story) -> None:
 
 
 def leave_ticket_alone(story: Story) -> None:
-    story.tickets["counter/9"] = (1, NO_HASH)
+    story.tickets["counter/9"] = 1
+
+
+def find_both(story: Story) -> tuple[int, int]:
+    """Where the two entries of the only record with two are."""
+    first, second = (n for n, entry in enumerate(story.entries) if entry.operation == "b1")
+    return first, second
+
+
+def split_hash(story: Story) -> None:
+    _, second = find_both(story)
+    # What follows it follows the other hash, so that every link holds.
+    story.change(second, record_hash="hash of another")
+    story.change(second + 1, prev_hash="hash of another")
+    promises = story.events[find(story, "b1", ACKNOWLEDGED)].receipts
+    others = (promises[0], replace(promises[1], record_hash="hash of another"))
+    tell(story, "b1", ACKNOWLEDGED, receipts=others)
+
+
+def split_bytes(story: Story) -> None:
+    story.change(find_both(story)[1], digest="other bytes")
+
+
+def split_key(story: Story) -> None:
+    story.change(find_both(story)[1], key="another")
 
 
 def happen_twice(story: Story) -> None:
@@ -187,16 +212,18 @@ def happen_uninvited(story: Story) -> None:
     story.store("g1", "counter/3")
 
 
-def share_transaction(story: Story) -> None:
-    story.change(-1, transaction=story.entries[-2].transaction)
+def share_record(story: Story) -> None:
+    story.change(-1, position=story.entries[-2].position)
 
 
 def change_bytes(story: Story) -> None:
-    story.earlier["f1-counter/3"] = replace(story.entries[-1], digest="other bytes")
+    last = story.entries[-1]
+    story.earlier[last.entry] = replace(last, digest="other bytes")
 
 
 def lose_after_reading(story: Story) -> None:
-    story.earlier["gone"] = replace(story.entries[-1], entry_id="gone")
+    gone = replace(story.entries[-1], record_id="gone")
+    story.earlier[gone.entry] = gone
 
 
 def complain(story: Story) -> None:
@@ -205,13 +232,13 @@ def complain(story: Story) -> None:
 
 def lose_acknowledged(story: Story) -> None:
     story.invoke("g1")
-    promise = Promise("g1-counter/1", "counter/1", 5, "hash of g1")
+    promise = Promise("g1-0", "counter/1", 5, "hash of g1")
     story.say(ACKNOWLEDGED, "g1", receipts=(promise,))
 
 
 def promise_another_hash(story: Story) -> None:
     (promise,) = story.events[find(story, "a3", ACKNOWLEDGED)].receipts
-    tell(story, "a3", ACKNOWLEDGED, receipts=(replace(promise, entry_hash="other"),))
+    tell(story, "a3", ACKNOWLEDGED, receipts=(replace(promise, record_hash="other"),))
 
 
 def promise_another_version(story: Story) -> None:
@@ -242,12 +269,13 @@ def affirm_aborted(story: Story) -> None:
 
 
 def commit_after_verdict(story: Story) -> None:
-    story.store("d2", "counter/2")
+    story.store("d2", "counter/2", record_id="d2-0")
 
 
 def affirm_half(story: Story) -> None:
     story.invoke("g1")
-    half = (*story.store("g1", "counter/1"), Promise("g1-counter/2", "counter/2", 0, ""))
+    (there,) = story.store("g1", "counter/1")
+    half = (there, Promise(there.record_id, "counter/2", 0, ""))
     story.say(UNKNOWN, "g1", receipts=half)
     story.say(RESOLVED, "g1", receipts=half, verdict=COMMITTED)
 
@@ -335,11 +363,13 @@ BREACHES: list[tuple[str, Callable[[Story], None]]] = [
     ("tickets", lag_ticket),
     ("tickets", lose_ticket),
     ("tickets", leave_ticket_alone),
-    ("links", hold_another_head),
     ("links", follow_another),
+    ("records", split_hash),
+    ("records", split_bytes),
+    ("records", split_key),
     ("whole", happen_twice),
     ("whole", happen_uninvited),
-    ("whole", share_transaction),
+    ("whole", share_record),
     ("stable", change_bytes),
     ("stable", lose_after_reading),
     ("verify", complain),

@@ -33,6 +33,7 @@ from tests.fault.lost_commits import (
     name,
     open_bench,
     write_both,
+    write_known,
 )
 from tests.fault.proxy import Fault
 
@@ -193,19 +194,30 @@ async def test_a_serialization_failure_at_commit(noted: Bench) -> None:
 # -- A18: the ticket is not to be had in time --------------------------------------------------
 
 
-def hold_ticket(bench: Bench, work: Callable[[], None]) -> None:
-    """Do it while another transaction holds a ticket."""
-    with bench.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "SELECT FROM oplog.oplog_ticket WHERE aggregate_name = 'customer/1' FOR UPDATE"
-        )
+HOLDS = {
+    "taken": "SELECT FROM oplog.oplog_ticket WHERE aggregate_name = 'customer/1' FOR UPDATE",
+    "made": "INSERT INTO oplog.oplog_ticket (aggregate_name, version) VALUES ('customer/1', 1)",
+}
+holds = pytest.mark.parametrize("held", HOLDS)
+
+
+def hold_ticket(bench: Bench, held: str, work: Callable[[], None]) -> None:
+    """Do it while another transaction holds a ticket, or makes the one there is none of yet."""
+    if held == "taken":
+        with bench.open_sessions() as sessions:
+            commit(sessions, 7, work=write_known)
+    with bench.engine.connect() as connection:
+        connection.exec_driver_sql(HOLDS[held])
         work()
 
 
+@holds
 @pytest.mark.parametrize(
     ("limit", "state"), [("lock_timeout", LOCKED), ("statement_timeout", "57014")]
 )
-def test_a_ticket_that_is_not_to_be_had_in_time(bench: Bench, limit: str, state: str) -> None:
+def test_a_ticket_that_is_not_to_be_had_in_time(
+    bench: Bench, limit: str, state: str, held: str
+) -> None:
     def work(session: Session) -> None:
         write_both(session, 1)
         session.flush()
@@ -221,7 +233,7 @@ def test_a_ticket_that_is_not_to_be_had_in_time(bench: Bench, limit: str, state:
                     session.commit()
                 errors.append(caught.value)
 
-        hold_ticket(bench, fail)
+        hold_ticket(bench, held, fail)
         assert not bench.happened(1)
         commit(sessions, 2)
     assert [(get_state(e), is_retryable(e)) for e in errors] == [(state, state == LOCKED)]
@@ -229,22 +241,31 @@ def test_a_ticket_that_is_not_to_be_had_in_time(bench: Bench, limit: str, state:
     bench.assert_whole()
 
 
-def test_a_ticket_that_is_not_to_be_had_in_time_leaves_no_half(bench: Bench) -> None:
+TABLES = ("oplog.oplog_ticket", "oplog.oplog_entry", "oplog.oplog_outcome", "customer")
+
+
+def count_all(bench: Bench) -> list[int]:
+    with bench.engine.connect() as connection:
+        return [count(connection, table) for table in TABLES]
+
+
+@holds
+def test_a_ticket_that_is_not_to_be_had_in_time_leaves_no_half(bench: Bench, held: str) -> None:
     """Tickets of other aggregates, redeemed before in the same statement, are as they were."""
+    counts: list[list[int]] = []
     with bench.open_sessions(connect_args={"options": "-c lock_timeout=50ms"}) as sessions:
 
         def fail() -> None:
+            counts.append(count_all(bench))
             with sessions() as session:
+                bench.log.take_ticket(session, "customer/0")
                 session.add(Customer(id=0, name="sorts before"))
                 write_both(session, 1)
                 with pytest.raises(OperationalError):
                     session.commit()
 
-        hold_ticket(bench, fail)
-        with bench.engine.connect() as connection:
-            assert count(connection, "oplog.oplog_ticket") == 1
-            assert count(connection, "oplog.oplog_entry") == 1
-            assert count(connection, "customer") == 1
+        hold_ticket(bench, held, fail)
+        assert [count_all(bench)] == counts
     bench.assert_whole()
 
 

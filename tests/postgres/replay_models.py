@@ -125,8 +125,10 @@ class Bench:
     def last_position(self) -> int:
         """The highest position of the log."""
         with self.engine.connect() as connection:
-            found = connection.exec_driver_sql("SELECT max(id) FROM oplog.oplog_entry").scalar()
-        return int(found or 0)
+            found = connection.exec_driver_sql(
+                "SELECT coalesce(max(position), 0) FROM oplog.oplog_record"
+            )
+            return int(found.scalar_one())
 
 
 def make_bench(engine: Engine, keyring: Keyring | None = None) -> Bench:

@@ -209,7 +209,7 @@ def test_two_logs_of_one_session_commit_together(db: LoggedDatabase) -> None:
     session.get_one(Account, 1).owner = "lost"
     with sessionmaker(db.engine)() as raw, raw.begin():
         raw.connection().exec_driver_sql(
-            "UPDATE second.oplog_ticket SET version = version + 1, prev_hash = head_hash"
+            "INSERT INTO second.oplog_ticket (aggregate_name, version) VALUES ('account/1', 2)"
         )
     with pytest.raises(TicketConflictError):
         session.commit()

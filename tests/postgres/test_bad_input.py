@@ -187,7 +187,7 @@ def test_an_oversize_entry(db: LoggedDatabase) -> None:
     session = db.sessions()
     session.add(Account(id=2, owner="x" * (17 * 1024 * 1024), balance=Decimal(0)))
     session.add(Account(id=3, owner="small", balance=Decimal(0)))
-    with pytest.raises(EntryTooLargeError, match="account/2") as caught:
+    with pytest.raises(EntryTooLargeError, match=r"'account' \(id=2\) has") as caught:
         session.commit()
     assert caught.value.hint
     session.rollback()
@@ -294,8 +294,8 @@ def test_another_keyring_cannot_read(db: LoggedDatabase) -> None:
 
 def tamper(db: LoggedDatabase, assignment: str) -> None:
     db.execute(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
-        f"UPDATE oplog.oplog_entry SET {assignment}",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        f"UPDATE oplog.oplog_record SET {assignment}",
     )
 
 
@@ -306,9 +306,19 @@ def tamper(db: LoggedDatabase, assignment: str) -> None:
         "data = substr(data, 1, octet_length(data) - 1)",
         "data = ''",
         "data = set_byte(data, 0, get_byte(data, 0) # 1)",
-        "aggregate_name = 'account/7'",
-        "version = 2",
-        "prev_hash = sha256('x')",
+        "parts = 2",
+        "aggregates = '{account/7}'",
+        "aggregates = '{account/1,account/7}'",
+        "aggregates = '{}'",
+        "versions = '{2}'",
+        "versions = '{2}', prev_hashes = sha256('x')",
+        "versions = '{1,1}'",
+        "prev_hashes = sha256('x')",
+        "metadata = '{who,me}'",
+        "record_id = gen_random_uuid()",
+        "idempotency_key = 'k'",
+        "created_at = created_at + interval '1 microsecond'",
+        "record_hash = sha256('x')",
         "key_id = 'other'",
     ],
 )
@@ -326,8 +336,8 @@ def test_a_truncated_payload_is_refused(db: LoggedDatabase) -> None:
     codec = db.log._log.codec
     with db.engine.connect() as connection:
         reader = db.log.open_reader(connection)
-        (transaction,) = reader.iterate_transactions(db.log.store.read_snapshot(connection))
-    effects = transaction[0].effects
+        (record,) = reader.iterate_records(db.log.store.read_snapshot(connection))
+    effects = record.effects
 
     def decode(payload: bytes) -> list[Effect] | OplogError:
         try:
@@ -335,7 +345,7 @@ def test_a_truncated_payload_is_refused(db: LoggedDatabase) -> None:
         except (DecodeError, UnknownTypeError) as error:
             return error
 
-    payload = codec.encode(effects, aggregate="account/1")
+    payload = codec.encode(effects)
     assert decode(payload) == effects
     for cut in range(len(payload)):
         told = decode(payload[:cut])

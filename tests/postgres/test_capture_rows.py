@@ -86,7 +86,7 @@ def test_a_transaction_writes_one_entry_for_each_aggregate(db: LoggedDatabase) -
     entries = db.read()
     assert [(e.aggregate, e.version) for e in entries] == [("order/1", 1), ("order/2", 1)]
     assert [len(e.operations) for e in entries] == [3, 2]
-    assert len({e.transaction_position for e in entries}) == 1
+    assert len({(e.position, e.entry_id, e.entry_hash) for e in entries}) == 1
     db.assert_replays()
 
 
@@ -99,7 +99,9 @@ def test_receipts_are_sorted_and_name_the_stored_entries(db: LoggedDatabase) -> 
     for receipt in receipts:
         entry = stored[receipt.aggregate]
         assert (receipt.entry_id, receipt.version) == (entry.entry_id, entry.version)
+        assert receipt.record_id == receipt.entry_id
         assert receipt.entry_hash == entry.entry_hash
+        assert receipt.versions == {e.aggregate: e.version for e in stored.values()}
     db.assert_replays()
 
 

@@ -58,7 +58,7 @@ def test_with_catch_up_the_change_sees_everything(bench: Bench) -> None:
     seen: list[int] = []
 
     def note(connection: Connection, head: Head, _: Publisher) -> Head:
-        count = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_entry").scalar_one()
+        count = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_record").scalar_one()
         seen.extend((head.sequence, count))
         return head
 

@@ -39,9 +39,9 @@ def test_a_changed_entry_is_named(bench: Bench) -> None:
     write_history(bench)
     unlock(
         bench,
-        "oplog_entry",
-        "UPDATE oplog.oplog_entry SET data = set_byte(data, 60, get_byte(data, 60) # 1) "
-        "WHERE id = 3",
+        "oplog_record",
+        "UPDATE oplog.oplog_record SET data = set_byte(data, 60, get_byte(data, 60) # 1) "
+        "WHERE position = 3",
     )
     with bench.engine.connect() as connection, pytest.raises(ChainBrokenError, match="position 3"):
         bench.log.replay(connection)
@@ -49,10 +49,24 @@ def test_a_changed_entry_is_named(bench: Bench) -> None:
 
 def test_a_missing_entry_is_named(bench: Bench) -> None:
     write_history(bench)
+    unlock(
+        bench,
+        "oplog_record",
+        "DELETE FROM oplog.oplog_record WHERE aggregates @> ARRAY['node/2']",
+    )
+    with (
+        bench.engine.connect() as connection,
+        pytest.raises(ChainBrokenError, match=r"'node/2' version 1 .*a record that is not there"),
+    ):
+        bench.log.replay(connection)
+
+
+def test_a_missing_entry_of_the_index_is_named(bench: Bench) -> None:
+    write_history(bench)
     unlock(bench, "oplog_entry", "DELETE FROM oplog.oplog_entry WHERE aggregate_name = 'node/2'")
     with (
         bench.engine.connect() as connection,
-        pytest.raises(ChainBrokenError, match=r"'node/2' version 2 .*no entry"),
+        pytest.raises(ChainBrokenError, match=r"'node/2' version 1 .*oplog_entry is missing"),
     ):
         bench.log.replay(connection)
 

@@ -73,8 +73,8 @@ def test_history_reads_one_aggregate_where_the_key_names_it(bench: Bench) -> Non
     bench.write(lambda s: s.add(Task(id=1, project="p")))
     unlock(
         bench,
-        "oplog_entry",
-        "UPDATE oplog.oplog_entry SET data = '' WHERE aggregate_name NOT IN ('order/1')",
+        "oplog_record",
+        "UPDATE oplog.oplog_record SET data = '' WHERE NOT aggregates @> ARRAY['order/1']",
     )
     with bench.engine.connect() as connection:
         for key in ((1, "a/b"), {"number": "a/b", "order_id": 1}):
@@ -135,8 +135,9 @@ def test_history_notices_a_missing_entry(bench: Bench) -> None:
     write_history(bench)
     unlock(
         bench,
-        "oplog_entry",
-        "DELETE FROM oplog.oplog_entry WHERE aggregate_name = 'account/1' AND version = 2",
+        "oplog_record",
+        "DELETE FROM oplog.oplog_record WHERE position = (SELECT position FROM oplog.oplog_entry "
+        "WHERE aggregate_name = 'account/1' AND version = 2)",
     )
     with (
         bench.engine.connect() as connection,

@@ -216,7 +216,8 @@ def test_small_batches_find_the_same(bench: Bench, batch_rows: int) -> None:
 def test_broken_chains_come_before_any_verdict(bench: Bench) -> None:
     bench.tamper(
         "ALTER TABLE oplog.oplog_ticket DISABLE TRIGGER ALL",
-        "UPDATE oplog.oplog_ticket SET version = 7 WHERE aggregate_name = 'account/2'",
+        "INSERT INTO oplog.oplog_ticket (aggregate_name, version) VALUES ('account/2', 7) "
+        "ON CONFLICT (aggregate_name) DO UPDATE SET version = 7",
     )
     with (
         bench.engine.connect() as connection,

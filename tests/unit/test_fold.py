@@ -142,23 +142,14 @@ def test_an_impossible_effect_is_an_alarm(effects: list[Effect], what: str) -> N
         fold(*effects)
 
 
-def test_ordinals_decide_within_a_transaction_not_its_entries() -> None:
+def test_effects_of_one_record_are_folded_in_the_order_given() -> None:
     table = TableFold(Form(ITEM))
-    moved = [
-        (11, [effect(C, 1, {"name": "moved"}, ordinal=1)]),
-        (12, [effect(D, 1, ordinal=0), effect(C, 2, ordinal=2)]),
-    ]
-    Fold({"item": table}).add_transaction(moved)
-    assert table.gone == {(1,): 12}
+    moved = [effect(D, 1, ordinal=0), effect(C, 1, {"name": "moved"}, ordinal=1)]
+    Fold({"item": table}).add(moved, position=11)
+    assert table.gone == {(1,): 11}
     assert table.created[1,][2] == 11
-    assert table.created[2,][2] == 12
-
-
-def test_ordinals_decide_within_one_entry() -> None:
-    table = TableFold(Form(ITEM))
-    swapped = [effect(C, 1, ordinal=1), effect(D, 1, ordinal=0)]
-    Fold({"item": table}).add_transaction([(5, swapped)])
-    assert set(table.gone) == set(table.created) == {(1,)}
+    with pytest.raises(ReplayError, match="position 12 creates a row that is already there"):
+        Fold({"item": TableFold(Form(ITEM))}).add([moved[1], moved[1]], position=12)
 
 
 def test_clear_begins_a_batch_that_knows_nothing() -> None:
