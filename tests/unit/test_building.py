@@ -1,4 +1,4 @@
-"""From gathered work to entries, without a database: order, hashes, seals and keys."""
+"""From gathered work to a record, without a database: order, hashes, seals and keys."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from uuid import UUID
 
 import pytest
 
-from oplog.capture.building import EntryBuilder
+from oplog.capture.building import RecordBuilder
 from oplog.capture.draft import Draft
 from oplog.capture.grouping import group_effects
 from oplog.capture.net_row import fold_changes
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange, TrackedType
-from oplog.crypto.hashing import hash_body, hash_metadata
+from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import SealContext, Sealer
-from oplog.entry import Entry, Operation, OpType, Ticket
-from oplog.errors import IdempotencyConflictError, InvalidMetadataError
+from oplog.crypto.seal import Sealer, name_part
+from oplog.entry import PART_BYTES, Entry, Operation, OpType, Ticket
+from oplog.errors import EntryTooLargeError, IdempotencyConflictError, InvalidMetadataError
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.receipt import Receipt
 from oplog.schema.guard import FORMAT_MARK
-from oplog.store.rows import NewEntry
+from oplog.store.rows import CREATED, NewRecord, Part
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit
@@ -68,19 +68,27 @@ class Sealing:
 def gather(*changes: RowChange, tally: int | None = None, **recorded: Any) -> GatheredWork:
     """What the gather step hands over where the database adds nothing."""
     work = RecordedWork(**{"log": Log(), "changes": changes, **recorded})
-    effects = group_effects(work, fold_changes(work.changes)).effects
-    return GatheredWork(work, effects, tally=tally, named=[("account", 7)])
+    groups = group_effects(work, fold_changes(work.changes))
+    return GatheredWork(
+        work, groups.effects, created=groups.created, tally=tally, named=[("account", 7)]
+    )
 
 
-def make_builder(sealer: Any) -> EntryBuilder:
+def make_builder(sealer: Any) -> RecordBuilder:
     ids = iter(UUID(int=n) for n in range(100, 200))
-    return EntryBuilder(cast("Sealer", sealer), PayloadCodec(), draw_id=lambda: next(ids))
+    return RecordBuilder(cast("Sealer", sealer), PayloadCodec(), draw_id=lambda: next(ids))
 
 
-def build(gathered: GatheredWork, sealer: Any = None) -> Draft:
-    draft = make_builder(sealer or Sealing()).build(gathered)
-    assert draft is not None
-    return draft
+def draft(gathered: GatheredWork, sealer: Any = None) -> Draft:
+    made = make_builder(sealer or Sealing()).build(gathered)
+    assert made is not None
+    return made
+
+
+def build(gathered: GatheredWork, sealer: Any = None) -> NewRecord:
+    record = draft(gathered, sealer).record
+    assert record is not None
+    return record
 
 
 def build_nothing(gathered: GatheredWork) -> bool:
@@ -91,20 +99,36 @@ def created(bound: Any, id: int, team: str) -> RowChange:
     return RowChange(OpType.CREATE, bound, (id,), {"id": id, "team": team, "points": 0})
 
 
-def decode(payload: bytes) -> list[Effect]:
+def decode(payload: bytes, *, first: int = 0) -> list[Effect]:
     types = SimpleNamespace(find_shape=lambda name, _revision: TYPES[name].shape)
-    return PayloadCodec().decode(payload, cast("Any", types))
+    return PayloadCodec().decode(payload, cast("Any", types), first=first)
 
 
-def unseal(entry: NewEntry) -> list[Effect]:
+def unseal(record: NewRecord) -> list[Effect]:
     """What `Sealing` was given."""
-    return decode(entry.data[1 : entry.data.rindex(b">")])
+    return [
+        effect
+        for part in record.parts
+        for effect in decode(part.data[1 : part.data.rindex(b">")], first=part.first)
+    ]
 
 
-# -- entries ------------------------------------------------------------------------------
+def hash_again(record: NewRecord) -> bytes:
+    return hash_body(
+        format=record.format,
+        record_id=record.record_id,
+        key_id=record.key_id,
+        metadata=record.metadata,
+        idempotency_key=record.idempotency_key,
+        aggregates=record.aggregates,
+        parts=record.parts,
+    )
 
 
-def test_a_transaction_becomes_entries_sorted_by_aggregate() -> None:
+# -- records ------------------------------------------------------------------------------
+
+
+def test_a_transaction_becomes_one_record_sorted_by_aggregate() -> None:
     by_hand = Operation.update("thing", key={"id": 9}, fields={"points": 1})
     metadata = [("actor", "ada"), ("actor", "bob")]
     gathered = gather(
@@ -118,37 +142,84 @@ def test_a_transaction_becomes_entries_sorted_by_aggregate() -> None:
         tally=5,
     )
     sealing = Sealing()
-    draft = build(gathered, sealing)
-    assert draft.aggregates == ["team/b", "team/\uffff", "team/\U0001f600"]
-    assert [entry.expected for entry in draft.entries] == [4, None, None]
-    assert [entry.entry_id for entry in draft.entries] == [UUID(int=n) for n in (100, 101, 102)]
-    effects = [unseal(entry) for entry in draft.entries]
-    assert [[e.ordinal for e in part] for part in effects] == [[0, 1, 2, 5], [4], [3]]
-    metadata_hash = hash_metadata(metadata)
-    assert (draft.format, draft.key_id, draft.tally) == (3, "key", 5)
-    assert (draft.metadata, draft.metadata_hash) == (metadata, metadata_hash)
-    assert (draft.claim, draft.named) == (None, [("account", 7)])
-    for entry in draft.entries:
-        assert entry.data.endswith(b">key")
-        assert entry.body_hash == hash_body(
-            format=3,
-            entry_id=entry.entry_id,
-            aggregate=entry.aggregate,
-            key_id="key",
-            metadata_hash=metadata_hash,
-            transaction_size=3,
-            idempotency_key=None,
-            data=entry.data,
-        )
-    assert [(c.log_id, c.aggregate, c.entry_id) for c in sealing.contexts] == [
-        (UUID(int=5), entry.aggregate, entry.entry_id) for entry in draft.entries
+    made = draft(gathered, sealing)
+    assert (made.claim, made.named, made.tally) == (None, [("account", 7)], 5)
+    assert made.aggregates == ["team/b", "team/\uffff", "team/\U0001f600"]
+    record = made.record
+    assert record is not None
+    assert (list(record.aggregates), list(record.expected)) == (made.aggregates, [4, None, None])
+    assert (record.record_id, record.format, record.key_id) == (UUID(int=100), 3, "key")
+    assert (record.metadata, record.idempotency_key) == (metadata, None)
+    assert [(effect.place, effect.ordinal) for effect in unseal(record)] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (2, 3),
+        (1, 4),
+        (0, 5),
     ]
+    (part,) = record.parts
+    assert part.first == 0
+    assert part.data.endswith(b">key")
+    assert record.body_hash == hash_again(record)
+    assert sealing.contexts == [name_part(LOG_ID, UUID(int=100), 0)]
+
+
+def test_the_hash_is_that_of_the_documented_bytes() -> None:
+    def framed(text: str) -> bytes:
+        return len(text).to_bytes(4, "big") + text.encode()
+
+    record = build(gather(created(BY_KEY, 1, "a"), metadata=[("k", "v")]))
+    body = b"oplog/v1/record-body\0" + (3).to_bytes(4, "big") + UUID(int=100).bytes
+    body += framed("key") + (1).to_bytes(4, "big") + framed("k") + framed("v") + b"\0"
+    body += (1).to_bytes(4, "big") + framed("item/1")
+    body += (1).to_bytes(4, "big") + bytes(4) + hashlib.sha256(record.parts[0].data).digest()
+    assert record.body_hash == hashlib.sha256(body).digest()
 
 
 def test_without_metadata_and_guards() -> None:
-    draft = build(gather(created(BY_KEY, 1, "a")))
-    assert draft.metadata_hash == hash_metadata([])
-    assert (draft.metadata, draft.tally) == ((), None)
+    made = draft(gather(created(BY_KEY, 1, "a")))
+    assert made.tally is None
+    assert build(gather(created(BY_KEY, 1, "a"))).metadata == ()
+
+
+def test_what_is_expected_of_each_aggregate() -> None:
+    """The ticket's version, if one was taken; else the belief that it is created; else any."""
+    gathered = gather(
+        created(BY_KEY, 1, "a"),
+        created(BY_KEY, 2, "a"),
+        RowChange(OpType.UPDATE, BY_KEY, (3,), {"points": 1}),
+        RowChange(OpType.UPDATE, BY_KEY, (4,), {"points": 1}),
+        tickets={"item/2": Ticket("item/2", 0), "item/4": Ticket("item/4", 6)},
+    )
+    assert gathered.created == {"item/1", "item/2"}
+    assert list(build(gathered).expected) == [CREATED, 0, None, 6]
+
+
+def test_a_large_transaction_has_several_parts_that_are_sealed_by_number() -> None:
+    changes = [created(BY_TEAM, n, f"{n % 40:02d}") for n in range(2000)]
+    for change in changes:
+        change.values["team"] = f"{change.values['team']}{'x' * 400}"
+    sealing = Sealing()
+    record = build(gather(*changes), sealing)
+    count = len(record.parts)
+    assert count > 2
+    assert sealing.contexts == [name_part(LOG_ID, UUID(int=100), n) for n in range(count)]
+    assert all(len(part.data) <= PART_BYTES + 5 for part in record.parts)
+    firsts = [part.first for part in record.parts]
+    assert (firsts, firsts[0]) == (sorted(firsts), 0)
+    assert record.body_hash == hash_again(record)
+    effects = sorted(unseal(record), key=lambda effect: effect.ordinal)
+    assert [effect.key for effect in effects] == [change.key for change in changes]
+    assert all(effect.place == effect.ordinal % 40 for effect in effects)
+
+
+def test_a_row_over_the_limit_is_refused_before_anything_is_sealed() -> None:
+    large = created(BY_KEY, 1, "x" * (17 << 20))
+    sealing = Sealing()
+    with pytest.raises(EntryTooLargeError):
+        build(gather(created(BY_KEY, 0, "a"), large), sealing)
+    assert sealing.contexts == []
 
 
 def test_nothing_recorded_is_no_draft() -> None:
@@ -157,7 +228,7 @@ def test_nothing_recorded_is_no_draft() -> None:
 
 
 def test_nothing_left_is_told_to_the_guards() -> None:
-    assert build(gather(tally=12)) == Draft((), tally=12, named=[("account", 7)])
+    assert draft(gather(tally=12)) == Draft(None, tally=12, named=[("account", 7)])
 
 
 def test_too_much_metadata_is_refused() -> None:
@@ -187,68 +258,74 @@ def mix(sealer: Sealer) -> GatheredWork:
 
 @pytest.mark.parametrize("sealer", [SEALED, PLAIN], ids=["sealed", "plain"])
 def test_the_same_work_gives_the_same_draft(sealer: Sealer) -> None:
-    draft = build(mix(sealer), sealer)
-    assert draft == build(mix(sealer), sealer)
-    assert (draft.format, draft.key_id) == (sealer.format, sealer.key_id)
+    record = build(mix(sealer), sealer)
+    assert draft(mix(sealer), sealer) == draft(mix(sealer), sealer)
+    assert (record.format, record.key_id) == (sealer.format, sealer.key_id)
+
+
+def test_building_again_gives_the_same_record() -> None:
+    gathered = mix(PLAIN)
+    assert build(gathered, PLAIN) == build(gathered, PLAIN)
 
 
 @pytest.mark.parametrize("sealer", [SEALED, PLAIN], ids=["sealed", "plain"])
-def test_an_entry_opens_where_it_belongs(sealer: Sealer) -> None:
-    for entry in build(mix(sealer), sealer).entries:
-        context = SealContext(LOG_ID, entry.aggregate, entry.entry_id)
-        payload = sealer.open(entry.data, context, format=sealer.format, key_id=sealer.key_id)
-        assert decode(payload)
+def test_a_part_opens_where_it_belongs(sealer: Sealer) -> None:
+    record = build(mix(sealer), sealer)
+    for number, part in enumerate(record.parts):
+        context = name_part(LOG_ID, record.record_id, number)
+        payload = sealer.open(part.data, context, format=sealer.format, key_id=sealer.key_id)
+        assert [effect.place for effect in decode(payload)] == [2, 1, 0]
 
 
 def test_the_bytes_of_a_plaintext_transaction() -> None:
     """Pinned: bytes that are built differently tomorrow have other hashes than today's."""
-    draft = build(mix(PLAIN), PLAIN)
-    digest = hashlib.sha256()
-    for entry in draft.entries:
-        digest.update(entry.aggregate.encode() + entry.body_hash + entry.data)
-    assert digest.hexdigest() == "ba15b838b1cd940e2be388f47ae7abd8943411e8ff905c67976ac85ea7a66934"
+    record = build(mix(PLAIN), PLAIN)
+    digest = hashlib.sha256(record.body_hash)
+    for part in record.parts:
+        digest.update(part.data)
+    assert digest.hexdigest() == "c718ceb805cf065b8305838641990f30f3632df36b542f1b32428aa9511a024a"
 
 
 # -- idempotency keys ---------------------------------------------------------------------
 
 
-def test_a_key_stands_on_the_first_entry() -> None:
+def test_a_key_stands_on_the_record() -> None:
     claim, metadata = Claim("k", "print"), [("oplog.request", "print")]
-    draft = build(
-        gather(created(BY_KEY, 1, "a"), created(BY_KEY, 2, "a"), claim=claim, metadata=metadata)
+    gathered = gather(
+        created(BY_KEY, 1, "a"), created(BY_KEY, 2, "a"), claim=claim, metadata=metadata
     )
-    assert draft.claim is claim
-    assert draft.aggregates == ["item/1", "item/2"]
-    for entry, key in zip(draft.entries, ["k", None], strict=True):
-        assert entry.body_hash == hash_body(
-            format=3,
-            entry_id=entry.entry_id,
-            aggregate=entry.aggregate,
-            key_id="key",
-            metadata_hash=hash_metadata(metadata),
-            transaction_size=2,
-            idempotency_key=key,
-            data=entry.data,
-        )
+    assert draft(gathered).claim is claim
+    record = build(gathered)
+    assert record.idempotency_key == "k"
+    assert record.body_hash == hash_again(record)
+    assert record.body_hash != hash_again(record._replace(idempotency_key=None))
 
 
 @pytest.mark.parametrize("tally", [None, 4])
 def test_a_key_is_used_up_by_a_transaction_that_changes_nothing(tally: int | None) -> None:
-    draft = build(gather(claim=Claim("k", None), tally=tally))
-    (entry,) = draft.entries
+    metadata, claim = [("oplog.request", "print")], Claim("k", None)
+    made = draft(gather(claim=claim, tally=tally, metadata=metadata))
+    assert (made.claim, made.tally, made.named) == (claim, tally, [("account", 7)])
+    record = made.record
+    assert record is not None
     digest = hashlib.sha256(b"k").hexdigest()[:32]
-    assert (entry.aggregate, entry.expected, entry.data) == (f"oplog/request/{digest}", None, b"")
-    assert (draft.format, draft.key_id, draft.tally) == (FORMAT_MARK, "", tally)
-    assert entry.body_hash == hash_body(
+    assert made.aggregates == [f"oplog/request/{digest}"]
+    assert record == NewRecord(
+        record_id=UUID(int=100),
+        aggregates=made.aggregates,
+        expected=[None],
+        body_hash=hash_again(record),
+        parts=[Part(0, b"")],
         format=FORMAT_MARK,
-        entry_id=UUID(int=100),
-        aggregate=entry.aggregate,
         key_id="",
-        metadata_hash=hash_metadata([]),
-        transaction_size=1,
+        metadata=metadata,
         idempotency_key="k",
-        data=b"",
     )
+
+
+def test_a_mark_with_too_much_metadata_is_refused() -> None:
+    with pytest.raises(InvalidMetadataError):
+        build(gather(claim=Claim("k", None), metadata=[("k", "v")] * 1000))
 
 
 def test_a_used_key_writes_nothing_again() -> None:
@@ -261,27 +338,3 @@ def test_a_used_key_refuses_rows(changes: Sequence[RowChange], tally: int | None
     with pytest.raises(IdempotencyConflictError) as caught:
         build(gathered)
     assert caught.value.receipts == list(USED)
-
-
-# -- receipts -----------------------------------------------------------------------------
-
-
-def test_receipts_have_what_the_append_answered() -> None:
-    draft = build(gather(created(BY_KEY, 1, "a"), created(BY_KEY, 2, "a")))
-    receipts = draft.make_receipts([5, 1], cast("Any", [memoryview(b"x"), b"y"]))
-    assert receipts == [
-        Receipt(UUID(int=100), "item/1", 5, b"x"),
-        Receipt(UUID(int=101), "item/2", 1, b"y"),
-    ]
-    assert Draft((), tally=1).make_receipts([], []) == []
-
-
-def test_what_is_known_of_receipts_when_the_answer_is_lost() -> None:
-    tickets = {"item/1": Ticket("item/1", 4)}
-    draft = build(gather(created(BY_KEY, 1, "a"), created(BY_KEY, 2, "a"), tickets=tickets))
-    receipts = draft.guess_receipts(77)
-    assert receipts == [
-        Receipt(UUID(int=100), "item/1", 5, b""),
-        Receipt(UUID(int=101), "item/2", 0, b""),
-    ]
-    assert [receipt.process_id for receipt in receipts] == [77, 77]

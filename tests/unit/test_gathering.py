@@ -1,4 +1,4 @@
-"""What the database is asked before entries are built, and in which order."""
+"""What the database is asked before a record is built, and in which order."""
 
 from __future__ import annotations
 
@@ -112,6 +112,7 @@ def test_rows_are_completed_before_they_are_grouped(database: Database, strict: 
     (effect,) = gathered.effects["item/1"]
     assert effect.values == {"id": 1, "team": "a", "points": 99}
     assert (gathered.tally, gathered.named) == (3, [("item", 7)])
+    assert gathered.created == {"item/1"}
 
 
 def test_rows_that_images_touched_are_told_by_the_images(database: Database) -> None:
@@ -128,6 +129,7 @@ def test_rows_that_images_touched_are_told_by_the_images(database: Database) -> 
 def test_nothing_is_no_effect_and_no_tally(database: Database) -> None:
     gathered = database.gather()
     assert (gathered.effects, gathered.tally) == ({}, None)
+    assert gathered.created == frozenset()
     assert database.order == ["complete"]
 
 

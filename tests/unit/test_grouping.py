@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from oplog.capture.grouping import (
     Groups,
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.unit
 
 COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer")]
 BY_KEY = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="item")
+BY_BOTH = make_bound(COLUMNS, key=["id", "team"], aggregate="seat/{team}/{id}", name="seat")
 BY_TEAM = make_bound(COLUMNS, key=["id"], aggregate="team/{team}", name="member")
+MIXED = make_bound(COLUMNS, key=["id"], aggregate="{id}/{team}", name="mixed")
 AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing")
 C, U, D = OpType.CREATE, OpType.UPDATE, OpType.DELETE
 WHOLE: dict[str, Any] = {"id": 1, "team": "a", "points": 5}
@@ -94,11 +98,14 @@ def test_names_are_made_of_the_stored_texts() -> None:
     assert name_aggregate(BY_KEY, (1,), None) == "item/1"
     assert name_aggregate(BY_KEY, (1,), {"id": 2}) == "item/1"
     assert name_aggregate(BY_TEAM, (1,), {"team": None}) == "team/null"
+    assert name_aggregate(BY_BOTH, (1, "a"), {"team": "b"}) == "seat/a/1"
+    assert name_aggregate(MIXED, (1,), {"id": 2, "team": "b"}) == "1/b"
     assert name_aggregate(AS_ONE, (1,), None) == "all"
     with pytest.raises(EntryError):
         name_aggregate(BY_TEAM, (1,), {"team": "x" * 5000})
-    with pytest.raises(KeyError):
-        name_aggregate(BY_TEAM, (1,), {"points": 1})
+    for values in ({"points": 1}, None):
+        with pytest.raises(KeyError):
+            name_aggregate(BY_TEAM, (1,), values)
 
 
 def test_a_name_that_is_not_known_is_none() -> None:
@@ -113,6 +120,11 @@ def test_a_name_that_is_not_known_is_none() -> None:
 def test_the_lock_order_is_that_of_bytes() -> None:
     names = ["b", "\U0001f600", "\uffff", "B"]
     assert order_aggregates(names) == ["B", "b", "\uffff", "\U0001f600"]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"))))
+def test_the_lock_order_of_any_names_is_that_of_bytes(names: list[str]) -> None:
+    assert order_aggregates(names) == sorted(names, key=str.encode)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +186,64 @@ def test_ordinals_count_over_entries_and_rows() -> None:
         "all": [(U, 5)],
     }
     assert groups.idle == frozenset()
+    assert groups.created == frozenset()
+
+
+def new(bound: Any, id: int, **more: Any) -> NetRow:
+    key = (id, "a") if bound is BY_BOTH else (id,)
+    return NetRow(bound, key, existed=False, values=WHOLE | {"id": id} | more)
+
+
+def test_rows_that_were_not_there_create_the_aggregates_that_are_theirs_alone() -> None:
+    rows = [new(BY_KEY, 1), new(BY_KEY, 2), new(BY_BOTH, 1)]
+    assert group_effects(RecordedWork(LOG), rows).created == {"item/1", "item/2", "seat/a/1"}
+
+
+def test_aggregates_of_several_rows_are_not_believed_to_be_created() -> None:
+    keyless = make_bound(COLUMNS, key=[], aggregate="all", name="keyless")
+    part = make_bound(COLUMNS, key=["id", "team"], aggregate="order/{id}", name="part")
+    rows = [
+        new(BY_TEAM, 1),
+        new(AS_ONE, 1),
+        new(MIXED, 1),
+        NetRow(keyless, (), existed=False, values=dict(WHOLE)),
+        NetRow(part, (1, "a"), existed=False, values=dict(WHOLE)),
+    ]
+    groups = group_effects(RecordedWork(LOG), rows)
+    assert set(groups.effects) == {"team/a", "all", "1/a", "order/1"}
+    assert groups.created == frozenset()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        NetRow(BY_KEY, (1,), existed=True, values={"points": 1}),
+        NetRow(BY_KEY, (1,), existed=True, exists=False),
+        NetRow(BY_KEY, (1,), existed=True, replaced=True, values=dict(WHOLE)),
+    ],
+)
+def test_rows_that_were_there_create_nothing(row: NetRow) -> None:
+    groups = group_effects(RecordedWork(LOG), [row])
+    assert (list(groups.effects), groups.created) == (["item/1"], frozenset())
+
+
+def test_what_moves_to_an_aggregate_does_not_create_it() -> None:
+    row = NetRow(BY_TEAM, (1,), existed=True, values=dict(WHOLE), group={"team": "b"})
+    groups = group_effects(RecordedWork(LOG), [row])
+    assert (set(groups.effects), groups.created) == ({"team/a", "team/b"}, frozenset())
+
+
+def test_only_the_first_effect_creates() -> None:
+    """An entry by hand and a row of another table may be on the aggregate before."""
+    by_hand = Operation.update("thing", key={"id": 9}, fields={"points": 1})
+    work = RecordedWork(LOG, entries=[Entry("item/1", [by_hand])])
+    assert group_effects(work, [new(BY_KEY, 1), new(BY_KEY, 2)]).created == {"item/2"}
+    twin = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="twin")
+    before = NetRow(twin, (1,), existed=True, values={"points": 1})
+    assert group_effects(RecordedWork(LOG), [before, new(BY_KEY, 1)]).created == frozenset()
+    after = group_effects(RecordedWork(LOG), [new(BY_KEY, 1), before])
+    assert after.created == {"item/1"}
+    assert tell_groups(after) == {"item/1": [(C, 0), (U, 1)]}
 
 
 def test_an_entry_of_an_unknown_type_is_refused() -> None:
