@@ -46,6 +46,7 @@ from oplog.sync.divergence import LostEntry
 from oplog.sync.exporter import SyncReport
 from oplog.sync.lag import ArchiveLag
 from oplog.upkeep.garbage import CollectionReport
+from oplog.upkeep.maintenance import MaintenanceReport
 from oplog.upkeep.pin import Pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
 from oplog.upkeep.prune import PruneReport
@@ -77,6 +78,7 @@ __all__ = [
     "Keyring",
     "LoggedEntry",
     "LostEntry",
+    "MaintenanceReport",
     "OpType",
     "Operation",
     "Oplog",

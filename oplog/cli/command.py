@@ -21,6 +21,7 @@ from oplog.cli.history_command import history
 from oplog.cli.incarnate_command import incarnate
 from oplog.cli.invocation import Invocation
 from oplog.cli.keys_command import keys
+from oplog.cli.maintain_command import maintain
 from oplog.cli.option import (
     accept_older_option,
     debug_option,
@@ -93,6 +94,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, incarnate, prune),
+    *(fork, grants, incarnate, prune, maintain),
 ):
     program.add_command(_command)

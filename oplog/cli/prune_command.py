@@ -11,11 +11,11 @@ import click
 from oplog.cli.argument import DURATION
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import archive_option, pass_invocation, standard_options
-from oplog.cli.presentation import show_count
+from oplog.cli.presentation import escape, show_count
 
 
 @click.command()
-@click.option("--keep", type=DURATION, required=True, help="Keep entries that are younger.")
+@click.option("--keep", type=DURATION, required=True, help="Keep records that are younger.")
 @click.option(
     "--force",
     metavar="NAME",
@@ -29,7 +29,7 @@ from oplog.cli.presentation import show_count
 def prune(
     invocation: Invocation, *, keep: timedelta, force: tuple[str, ...], dry_run: bool
 ) -> None:
-    """Remove entries from the database that are old and archived.
+    """Remove records from the database that are old and archived.
 
     What is in the archive is read and compared first. Interrupted, run it again. Needs no keys,
     and the role that owns the log. Afterwards tail, history, replay and verify need --archive.
@@ -46,6 +46,8 @@ def prune(
 def _show(document: Mapping[str, Any]) -> Iterator[str]:
     entries = show_count(document["entries"], "entry", many="entries")
     yield f"{entries} {'to be removed' if document['dry_run'] else 'removed'}"
+    if document["dropped"]:
+        yield f"dropped: {', '.join(map(escape, document['dropped']))}"
     if document["through_sequence"]:
         yield (
             f"in the archive only: through sequence {document['through_sequence']}, position "

@@ -296,6 +296,7 @@ class Oplog:
     unpin = PartMethod("_upkeep", Upkeep.unpin)
     list_pins = PartMethod("_upkeep", Upkeep.list_pins)
     prune = PartMethod("_upkeep", Upkeep.prune)
+    maintain = PartMethod("_upkeep", Upkeep.maintain)
 
     # -- examination
     diagnose = PartMethod("_examination", Examination.diagnose)

@@ -1,6 +1,7 @@
 """`SyncWorker`: the process that keeps an archive up to date.
 
-It runs the publishing loop, and between its passes the chores: snapshots, checks, collection.
+It runs the publishing loop, and between its passes the chores: partitions, snapshots, checks,
+collection.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from oplog.sync.exporter import SyncReport
 from oplog.sync.lag import ArchiveLag
 from oplog.sync.wake import Wake
 from oplog.sync.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
+from oplog.upkeep.maintenance import make_ahead
 from oplog.upkeep.problem import ProblemKind
 from oplog.upkeep.retention import Retention
 
 _LOOK_SECONDS = 60.0
-"""Between two looks at whether a snapshot is due."""
+"""Between two looks at whether a snapshot is due, or partitions are."""
 _HOUR_SECONDS = 3600.0
 _DAY_SECONDS = 24 * _HOUR_SECONDS
 
@@ -90,7 +92,10 @@ class SyncWorker:
         return self._log.measure_lag(self._engine, self._archive)
 
     def _list_chores(self, check_hours: float | None) -> list[Chore]:
-        chores = [Chore("look at the tables", _HOUR_SECONDS, self._look_at_tables)]
+        chores = [
+            Chore("partitions", _LOOK_SECONDS, self._make_partitions),
+            Chore("look at the tables", _HOUR_SECONDS, self._look_at_tables),
+        ]
         if self._policy is not None:
             chores.append(Chore("snapshot", _LOOK_SECONDS, self._take_snapshot))
         if check_hours is not None:
@@ -99,6 +104,11 @@ class SyncWorker:
         if self._retention is not None:
             chores.append(Chore("collection", _DAY_SECONDS, self._collect))
         return chores
+
+    def _make_partitions(self) -> None:
+        with self._engine.begin() as connection:
+            # Nothing is lost for a role that may not: appending makes them.
+            make_ahead(connection, schema=self._log.schema)
 
     def _take_snapshot(self) -> None:
         if self._policy is not None:

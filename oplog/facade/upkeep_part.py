@@ -1,4 +1,4 @@
-"""The part of `Oplog` that keeps archive and database in shape: check, repair, collect, prune."""
+"""The part of `Oplog` that keeps archive and database in shape."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from oplog.finding import Finding
 from oplog.payload.lineage import group_shapes
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
 from oplog.upkeep.garbage import GRACE_SECONDS, CollectionReport, collect_archive
+from oplog.upkeep.maintenance import MaintenanceReport, maintain_log
 from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.upkeep.prune import PruneReport, prune_log
@@ -132,9 +133,10 @@ class Upkeep:
     ) -> PruneReport:
         """Remove entries from the database that are older than `keep` and in `archive`.
 
-        Whole transactions, oldest first, each batch in a transaction of its own, after what is
-        in the archive was read and compared with the rows about to go. Interrupted, it is run
-        again. Used idempotency keys stay used. Afterwards `read`, `history`, `as_of`, `replay`
+        Whole records, oldest first, each batch in a transaction of its own, after what is in the
+        archive was read and compared with the rows about to go. A partition of which every
+        record goes is dropped. Interrupted, it is run again. Used idempotency keys stay used.
+        Afterwards `read`, `history`, `as_of`, `replay`
         and `verify` need the archive for what is gone. `dry_run` checks and removes nothing;
         `force` names consumers that need not have seen what goes. Needs no keys, and the role
         that owns the log. Raises `ConflictError` for a consumer that is behind and while another
@@ -144,3 +146,11 @@ class Upkeep:
         return prune_log(
             engine, archive, keep=keep, schema=self._log.schema, dry_run=dry_run, force=force
         )
+
+    def maintain(self, engine: Engine) -> MaintenanceReport:
+        """Make the partitions of the log's tables that are needed next.
+
+        Appending makes them too, in a transaction of the application. Needs no keys, and the role
+        that owns the log. Raises `ConfigurationError` for another role and on a standby.
+        """
+        return maintain_log(engine, schema=self._log.schema)

@@ -132,9 +132,11 @@ def join_log(connection: Connection, archive: Archive, *, store: Store) -> Joine
 
     Raises `ConfigurationError` for an archive that this database was not published to,
     `PrunedError` for one that lacks what was pruned, `LogForkedError` for one that went on
-    without what this database has published.
+    without what this database has published, `ConflictError` where records were pruned since the
+    transaction's snapshot was taken.
     """
     tables = TablesLog(store, connection)
+    PruningStore(store.schema).require_present(connection)
     # The row first: a head that is read after it has all that the row says.
     rows = {row.archive_id: row for row in ExportStore(store.schema).list_rows(connection)}
     pruned = PruningStore(store.schema).read_watermark(connection)

@@ -19,9 +19,12 @@ PARTITION_PATTERN = "^oplog_(record|part|token)_p[0-9]+$"
 """What the names of partitions match, as a regular expression of Postgres."""
 
 
-def create_partition_statements(s: str) -> list[str]:
-    """The function that makes partitions, in the quoted schema `s`, and the first of them."""
-    return [_make_partitions(s), f"SELECT {s}.oplog_make_partitions(1)"]
+def create_partition_statements(s: str, *, positions: int = PARTITION_POSITIONS) -> list[str]:
+    """The function that makes partitions, in the quoted schema `s`, and the first of them.
+
+    Each has so many `positions`.
+    """
+    return [_make_partitions(s, positions), f"SELECT {s}.oplog_make_partitions(1)"]
 
 
 def name_partition_lock(s: str) -> str:
@@ -29,14 +32,15 @@ def name_partition_lock(s: str) -> str:
     return f"oplog partitions {s}"
 
 
-def _make_partitions(s: str) -> str:
+def _make_partitions(s: str, positions: int) -> str:
     tables = ", ".join(f"'oplog_{name}'" for name in PARTITIONED)
     literal = s.replace("'", "''")
     lock = quote_literal(name_partition_lock(s))
     return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
--- Makes the partition of a position and the next, where they are missing; how many it made. Nobody
--- but the owner has rights on a partition: everybody else goes through the whole table.
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Makes the partition of a position and the next, where they are missing; how many tables it made.
+-- They belong to the log's owner, whoever calls. Nobody else has rights on a partition: everybody
+-- else goes through the whole table.
 DECLARE
   v_table text;
   v_number bigint;
@@ -46,14 +50,14 @@ DECLARE
 BEGIN
   IF NOT EXISTS (SELECT FROM unnest(ARRAY[{tables}]) AS t(name),
       generate_series(0, {AHEAD - 1}) AS ahead(n) WHERE to_regclass(concat('{literal}.', t.name,
-        '_p', p_position / {PARTITION_POSITIONS} + ahead.n)) IS NULL) THEN
+        '_p', p_position / {positions} + ahead.n)) IS NULL) THEN
     RETURN 0;
   END IF;
   -- Of two at once one makes them, and the other need not wait: they are made long before they are
   -- needed.
   IF NOT pg_try_advisory_xact_lock(hashtextextended({lock}, 0)) THEN RETURN 0; END IF;
   FOREACH v_table IN ARRAY ARRAY[{tables}] LOOP
-    FOR v_number IN SELECT p_position / {PARTITION_POSITIONS} + n
+    FOR v_number IN SELECT p_position / {positions} + n
         FROM generate_series(0, {AHEAD - 1}) AS n LOOP
       v_name := concat('{literal}.', v_table, '_p', v_number);
       CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
@@ -68,8 +72,8 @@ BEGIN
         v_name, ' FOR EACH STATEMENT EXECUTE FUNCTION {literal}.oplog_refuse_change()');
       EXECUTE concat('ALTER TABLE ', v_name, ' ENABLE ALWAYS TRIGGER oplog_append_only');
       EXECUTE concat('ALTER TABLE {literal}.', v_table, ' ATTACH PARTITION ', v_name,
-        ' FOR VALUES FROM (', v_number * {PARTITION_POSITIONS}, ') TO (',
-        (v_number + 1) * {PARTITION_POSITIONS}, ')');
+        ' FOR VALUES FROM (', v_number * {positions}, ') TO (',
+        (v_number + 1) * {positions}, ')');
       v_made := v_made + 1;
     END LOOP;
   END LOOP;

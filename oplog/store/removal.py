@@ -1,8 +1,8 @@
 """SQL of pruning: which records are only in an archive, which may go there, and their removal.
 
-Used idempotency keys and ended adoptions must be known for ever. What is asked of such records stays
-with their outcome. The newest record of an aggregate stays with its ticket: the next one continues
-it. A partition of which nothing is left is dropped.
+Used idempotency keys and ended adoptions must be known for ever. What is asked of such records
+stays with their outcome. The newest record of an aggregate stays with its ticket: the next one
+continues it.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import PrunedError
-from oplog.postgres.quoting import (
-    double_percent,
-    quote,
-    quote_for_driver,
-)
+from oplog.errors import ConflictError, PrunedError
+from oplog.postgres.quoting import quote, quote_for_driver
 from oplog.schema.guard import RETIRED, RETIRED_REVISION
-from oplog.schema.partitions import PARTITION_PATTERN, PARTITION_POSITIONS
 from oplog.store.adopted import ADOPTED, ADOPTED_REVISION, ADOPTED_ROWS
 from oplog.store.commit_lookup import REQUEST
 from oplog.store.cursor import Cursor
 from oplog.store.export import ExportStore
 from oplog.store.feed import Feed
+from oplog.store.partition_store import Partition, PartitionStore
 from oplog.store.rows import read_microseconds
 from oplog.store.seen import bind_unseen, read_seen
 
@@ -40,12 +35,14 @@ KEPT_METADATA = (
     RETIRED_REVISION,
 )
 """Metadata of records that must be known for ever: what they are asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Watermark:
     """How far a log was pruned: what was up to `sequence` is in the archive, and only there.
 
-    `chain` is the archive's after that record, `position` the highest of what went, `entries` how
-    many went in all.
+    `chain` is the archive's after that record, `position` the highest of the records that went,
+    `entries` how many entries went in all.
     """
 
     archive_id: UUID
@@ -54,13 +51,6 @@ class Watermark:
     sequence: int
     chain: bytes
     position: int
-    entries: int
-
-
-class HeldBack(NamedTuple):
-    """A consumer, or another archive (`archive/` and its id), that lacks so many entries."""
-
-    name: str
     entries: int
 
 
@@ -93,13 +83,29 @@ class PruningStore:
         )
 
     def require_whole(self, connection: Connection) -> None:
-        """Raise `PrunedError` for a log whose beginning is in an archive only."""
+        """Raise `PrunedError` for a log whose beginning is in an archive only.
+
+        And as `require_present`.
+        """
+        self.require_present(connection)
         pruned = self.read_watermark(connection)
         if pruned is not None:
             raise PrunedError(
                 f"{pruned.entries} entries of this log, up to position {pruned.position}, were "
                 f"pruned: they are in {pruned.url} only",
                 hint=f"give archive=open_archive({pruned.url!r}), or --archive {pruned.url}",
+            )
+
+    def require_present(self, connection: Connection) -> None:
+        """Raise `ConflictError` if records are gone that this transaction's snapshot shows.
+
+        In a transaction with one snapshot nothing else goes until it ends.
+        """
+        if PartitionStore(self._schema).has_dropped(connection):
+            raise ConflictError(
+                "records were pruned after this transaction began, which cannot see the rest of "
+                "the log as it was",
+                hint="do it again in a new transaction",
             )
 
     def read_cutoff(self, connection: Connection, keep: timedelta) -> datetime:
@@ -121,24 +127,56 @@ class PruningStore:
 
     def list_behind(
         self, connection: Connection, positions: Sequence[int], *, archive_id: UUID
-    ) -> list[HeldBack]:
-        """Consumers and other archives that have not seen all of these records."""
+    ) -> list[str]:
+        """Consumers and other archives that have not seen all of these records, by name.
+
+        An archive is named `archive/` and its id.
+        """
+        return self._list_behind(
+            connection, archive_id, "r.position = ANY (%s::bigint[])", (list(positions),)
+        )
+
+    def list_behind_partition(
+        self, connection: Connection, partition: Partition, *, archive_id: UUID
+    ) -> list[str]:
+        """`list_behind` for all records of a partition."""
+        bounds = (partition.first, partition.last)
+        return self._list_behind(connection, archive_id, "r.position BETWEEN %s AND %s", bounds)
+
+    def _list_behind(
+        self,
+        connection: Connection,
+        archive_id: UUID,
+        chosen: str,
+        values: tuple[object, ...],
+    ) -> list[str]:
         origin = Feed(self._schema).read_origin(connection)
         behind = []
         for name, cursor in self._list_cursors(connection, archive_id):
-            if cursor is None or (cursor.system_identifier, cursor.timeline) != origin:
-                # It was saved on another server: what it has seen of this one nobody can say.
-                count = len(positions)
-            else:
-                condition, values = bind_unseen(read_seen(cursor))
-                count = connection.exec_driver_sql(
-                    f"SELECT count(*) FROM {self._s}.oplog_record r "
-                    f"WHERE r.position = ANY (%s::bigint[]) AND {condition}",
-                    (list(positions), *values),
-                ).scalar_one()
-            if count:
-                behind.append(HeldBack(name, count))
+            if (
+                cursor is None
+                # What one saved on another server has seen of this one nobody can say.
+                or (cursor.system_identifier, cursor.timeline) != origin
+                or self._lacks(connection, cursor, chosen, values)
+            ):
+                behind.append(name)
         return behind
+
+    def _lacks(
+        self,
+        connection: Connection,
+        cursor: Cursor,
+        chosen: str,
+        values: tuple[object, ...],
+    ) -> bool:
+        condition, parameters = bind_unseen(read_seen(cursor))
+        return bool(
+            connection.exec_driver_sql(
+                f"SELECT EXISTS (SELECT FROM {self._s}.oplog_record r "
+                f"WHERE {chosen} AND {condition})",
+                (*values, *parameters),
+            ).scalar_one()
+        )
 
     def _list_cursors(
         self, connection: Connection, archive_id: UUID
@@ -196,19 +234,12 @@ class PruningStore:
 
         Of those at the positions `kept` there stays what is asked of them.
         """
-        self._keep_outcomes(connection, kept)
-        self._keep_heads(connection, positions)
         gone = list(positions)
-        for table in ("part", "token"):
-            connection.exec_driver_sql(
-                f"DELETE FROM {self._s}.oplog_{table} WHERE position = ANY (%s::bigint[])", (gone,)
-            )
+        self.keep_outcomes(connection, kept)
         # Entries have no index on positions: those of a record are found by its aggregates.
         of_these = (
-            "CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(r.aggregates), "
-            "pg_catalog.unnest(r.versions)) AS a(name, version) "
-            "WHERE r.position = ANY (%s::bigint[]) AND x.aggregate_name = a.name "
-            "AND x.version = coalesce(a.version, 1)"
+            f"CROSS JOIN LATERAL {_ENTRIES} WHERE r.position = ANY (%s::bigint[]) "
+            "AND x.aggregate_name = a.name AND x.version = coalesce(a.version, 1)"
         )
         # A first version stays: whoever believes that the aggregate is new has to meet it.
         connection.exec_driver_sql(
@@ -221,12 +252,36 @@ class PruningStore:
             f"{of_these} AND x.version > 1",
             (gone,),
         )
+        self._keep_heads(connection, "r.position = ANY (%s::bigint[])", (gone,))
+        for table in ("part", "token"):
+            connection.exec_driver_sql(
+                f"DELETE FROM {self._s}.oplog_{table} WHERE position = ANY (%s::bigint[])", (gone,)
+            )
         removed = connection.exec_driver_sql(
             f"DELETE FROM {self._s}.oplog_record WHERE position = ANY (%s::bigint[])", (gone,)
         )
         return removed.rowcount
 
-    def _keep_outcomes(self, connection: Connection, kept: Sequence[int]) -> None:
+    def give_up_partition(self, connection: Connection, partition: Partition) -> None:
+        """Remove what is found by the records of a partition, which is about to be dropped.
+
+        What is kept of their outcomes must be there already.
+        """
+        bounds = (partition.first, partition.last)
+        # The whole table is read, which costs less than finding each of so many.
+        connection.exec_driver_sql(
+            f"UPDATE {self._s}.oplog_entry SET position = 0 "
+            "WHERE position BETWEEN %s AND %s AND version = 1",
+            bounds,
+        )
+        connection.exec_driver_sql(
+            f"DELETE FROM {self._s}.oplog_entry WHERE position BETWEEN %s AND %s AND version > 1",
+            bounds,
+        )
+        self._keep_heads(connection, "r.position BETWEEN %s AND %s", bounds)
+
+    def keep_outcomes(self, connection: Connection, positions: Sequence[int]) -> None:
+        """Leave with their outcomes what is asked of the records at these positions."""
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_outcome o SET aggregates = r.aggregates, "
             "versions = r.versions, record_hash = r.record_hash, metadata = ARRAY("
@@ -236,41 +291,33 @@ class PruningStore:
             "WHERE r.metadata[n] = ANY (%s::text[]) ORDER BY n, t.place) "
             f"FROM {self._s}.oplog_record r WHERE r.position = ANY (%s::bigint[]) "
             "AND o.record_id = r.record_id",
-            (list(KEPT_METADATA), list(kept)),
+            (list(KEPT_METADATA), list(positions)),
         )
 
-    def _keep_heads(self, connection: Connection, positions: Sequence[int]) -> None:
-        """Leave with its ticket the newest record of each aggregate that has no later one."""
+    def _keep_heads(self, connection: Connection, chosen: str, values: tuple[object, ...]) -> None:
+        """Leave with its ticket the newest record of each aggregate that has no later one.
+
+        Of the records `r` that are `chosen`, whose entries are gone already: who writes to such an
+        aggregate waits from here on.
+        """
         connection.exec_driver_sql(
             f"INSERT INTO {self._s}.oplog_ticket AS t "
             "(aggregate_name, version, head_version, head_hash) "
-            "SELECT a.name, coalesce(a.version, 1), coalesce(a.version, 1), r.record_hash "
-            f"FROM {self._s}.oplog_record r CROSS JOIN LATERAL ROWS FROM ("
-            "pg_catalog.unnest(r.aggregates), pg_catalog.unnest(r.versions)) "
-            "AS a(name, version) WHERE r.position = ANY (%s::bigint[]) "
+            'SELECT DISTINCT ON (a.name COLLATE "C") a.name, coalesce(a.version, 1), '
+            f"coalesce(a.version, 1), r.record_hash FROM {self._s}.oplog_record r "
+            f"CROSS JOIN LATERAL {_ENTRIES} WHERE {chosen} "
             f"AND NOT EXISTS (SELECT FROM {self._s}.oplog_entry n "
             "WHERE n.aggregate_name = a.name AND n.version > coalesce(a.version, 1)) "
-            'ORDER BY a.name COLLATE "C" '
+            'ORDER BY a.name COLLATE "C", coalesce(a.version, 1) DESC '
             "ON CONFLICT (aggregate_name) DO UPDATE SET head_version = excluded.head_version, "
-            "head_hash = excluded.head_hash",
-            (list(positions),),
+            "head_hash = excluded.head_hash "
+            # Records of one transaction's pruning may come in any order.
+            "WHERE t.head_version IS NULL OR t.head_version < excluded.head_version",
+            values,
         )
 
-    def drop_partitions(self, connection: Connection, *, through: int) -> list[str]:
-        """Drop partitions that are empty and end at or below position `through`; their names."""
-        names = connection.exec_driver_sql(
-            "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c "
-            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-            f"WHERE n.nspname = %s AND c.relispartition AND c.relname ~ '{PARTITION_PATTERN}' "
-            "AND (pg_catalog.substring(c.relname::text, '_p([0-9]+)$')::bigint + 1) "
-            f"* {PARTITION_POSITIONS} <= %s ORDER BY c.relname",
-            (self._schema, through),
-        ).scalars()
-        dropped = []
-        for name in list(names):
-            quoted = double_percent(name)
-            filled = connection.exec_driver_sql(f"SELECT EXISTS (SELECT FROM {quoted})").scalar_one()
-            if not filled:
-                connection.exec_driver_sql(f"DROP TABLE {quoted}")
-                dropped.append(name)
-        return dropped
+
+_ENTRIES = (
+    "ROWS FROM (pg_catalog.unnest(r.aggregates), pg_catalog.unnest(r.versions)) AS a(name, version)"
+)
+"""Names and versions of the entries of record `r`; the version is NULL if all are 1."""

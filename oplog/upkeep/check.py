@@ -8,7 +8,7 @@ in the store's listing; what the listing leaves out is not reported as missing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -34,6 +34,8 @@ CheckProgress: TypeAlias = Callable[[int, int], None]
 """Told now and then: objects looked at, and bytes read."""
 
 _THREADS = 4
+_READ_AHEAD_BYTES = 64 * 1024 * 1024
+"""Of segments, as stored, unless one alone is larger."""
 
 
 def check_archive(
@@ -48,7 +50,7 @@ def check_archive(
     """Verify every object that the newest head reaches, and heads and pins.
 
     With `connection`, which has just begun a transaction, and the log's `store`, archive and log
-    are compared entry by entry as well; entries up to sequence `pruned_through` may be gone from
+    are compared record by record as well; records up to sequence `pruned_through` may be gone from
     the database. With `sample`, from 0 to 1, that part of the segments and chunks is read, drawn
     at random, and of the others only presence and size are looked at. Damage is reported, never
     raised; `StoreUnavailableError` and `StorageConfigError` say that nothing could be found out.
@@ -181,7 +183,7 @@ class _Check:
             note=self._note_once,
             on_node=lambda item, _: self._count_node(item),
         )
-        for place, found in read_ahead(places, self._read_segment, threads=_THREADS):
+        for place, found in self._read_segments(places):
             item = place.item
             if place.level:
                 self._hidden.append(item)
@@ -193,9 +195,21 @@ class _Check:
             continuity.add(item, segment)
             if segment is None:
                 continue
-            self._entries += len(segment.entries)
+            self._entries += sum(len(record.aggregates) for record in segment.records)
             if compare and self._comparison is not None:
                 self._comparison.add(item, segment)
+
+    def _read_segments(
+        self, places: Iterable[Place]
+    ) -> Iterator[tuple[Place, Segment | ArchiveProblem | None]]:
+        return read_ahead(
+            places,
+            self._read_segment,
+            threads=_THREADS,
+            most_bytes=_READ_AHEAD_BYTES,
+            # A node that hides its segments is not read again.
+            measure=lambda place: 0 if place.level else place.item.size_bytes,
+        )
 
     def _read_segment(self, place: Place) -> Segment | ArchiveProblem | None:
         """The segment, what is wrong with it, or None for one that was not read."""
@@ -265,7 +279,7 @@ class _Check:
             on_node=lambda item, _: self._count_node(item),
         )
         fresh = (place for place in places if not place.level and self._enter(place.item.path))
-        for _, found in read_ahead(fresh, self._read_segment, threads=_THREADS):
+        for _, found in self._read_segments(fresh):
             if isinstance(found, ArchiveProblem):
                 self._note_once(found)
         self._check_rest(pinned, lambda _: None)

@@ -2,7 +2,7 @@
 
 It takes about 150 bytes of memory for each aggregate. After damage it goes on: a segment that
 could not be read is known by what its item says, and what it may have changed is forgotten, so
-that no sound entry is reported.
+that no sound record is reported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from uuid import UUID
 from oplog.archive.format.index import Item
 from oplog.archive.format.segment import Segment, extend_chain, start_chain
 from oplog.crypto.aggregate_chain import BEGINNING, ChainHead, follows
-from oplog.store.rows import StoredEntry
+from oplog.store.rows import Link
 from oplog.upkeep.problem import ArchiveProblem, ProblemKind
 
 _SHORT = 8
@@ -24,7 +24,7 @@ class Continuity:
     """Segments in the order of their sequences, from `first` on.
 
     `wanted` are sequences whose chain is asked for later. A branch begins after the chain
-    `cut_chain`, maybe within its first segment. With `links`, entries of each aggregate are held
+    `cut_chain`, maybe within its first segment. With `links`, records of each aggregate are held
     to each other.
     """
 
@@ -43,14 +43,12 @@ class Continuity:
         self._wanted = wanted
         self._cut_chain = cut_chain
         self._links = links
-        self._whole = self._read_before = first == 1
+        self._whole = first == 1
         self._next = first
         self._fresh = True
         self._chain: bytes | None = start_chain(log_id) if first == 1 else None
         self._chains: dict[int, bytes] = {0: start_chain(log_id)}
         self._newest: dict[bytes, ChainHead] = {}
-        self._transaction: tuple[int, int] | None = None
-        """The transaction that goes on in the next segment, and how many entries are to come."""
 
     def find_chain(self, sequence: int) -> bytes | None:
         """The chain after a wanted sequence; None if it was not met."""
@@ -63,7 +61,6 @@ class Continuity:
             self._forget()
         else:
             self._check_segment(item, segment)
-            self._read_before = True
         self._chain = item.chain
         if item.last in self._wanted:
             self._chains[item.last] = item.chain
@@ -106,8 +103,7 @@ class Continuity:
     def _forget(self) -> None:
         """What follows is not held to what could not be read."""
         self._newest.clear()
-        self._whole = self._read_before = False
-        self._transaction = None
+        self._whole = False
 
     def _check_segment(self, item: Item, segment: Segment) -> None:
         header = segment.header
@@ -120,61 +116,39 @@ class Continuity:
             self._accuse(item, ProblemKind.CHAIN, "does not continue the chain before it")
         for sequence in self._wanted:
             if item.first - 1 <= sequence < item.last and sequence:
-                within = segment.entries[: sequence - item.first + 1]
+                within = segment.records[: sequence - item.first + 1]
                 found = extend_chain(header.chain_before, within, first=item.first)
                 self._chains[sequence] = found
         if self._cut_chain is not None and self._fresh:
-            within = segment.entries[: self._next - item.first]
+            within = segment.records[: self._next - item.first]
             found = extend_chain(header.chain_before, within, first=item.first)
             if found != self._cut_chain:
                 self._accuse(item, ProblemKind.CHAIN, "does not begin where its branch was left")
-        self._check_transactions(item, segment)
         if self._links:
-            for entry in segment.entries:
-                self._check_link(item, entry)
+            self._check_links(item, segment)
 
-    def _check_transactions(self, item: Item, segment: Segment) -> None:
-        """Every transaction has all its entries, here or in the segments around."""
-        counts: dict[int, list[int]] = {}
-        for entry in segment.entries:
-            count = counts.setdefault(entry.transaction_position, [0, entry.transaction_size])
-            count[0] += 1
-        places = list(counts)
-        begun, self._transaction = self._transaction, None
-        if begun is not None and begun[0] != places[0]:
-            self._accuse(item, ProblemKind.COUNT, f"lacks the rest of transaction {begun[0]}")
-        for place, (held, size) in counts.items():
-            missing = item.missing if place == places[-1] else 0
-            wanted = begun[1] if begun is not None and begun[0] == place else size
-            if begun is None and place == places[0] and not self._read_before:
-                # It may have begun in what was not read, or is not kept.
-                wanted = held + missing
-            if held + missing != wanted:
-                self._accuse(
-                    item,
-                    ProblemKind.COUNT,
-                    f"has {held} entries of transaction {place}, and {wanted - missing} belong",
-                )
-        if item.missing:
-            self._transaction = (places[-1], item.missing)
+    def _check_links(self, item: Item, segment: Segment) -> None:
+        for record in segment.records:
+            for link in record.list_links():
+                self._check_link(item, link)
 
-    def _check_link(self, item: Item, entry: StoredEntry) -> None:
-        key = sha256(entry.aggregate.encode()).digest()[:_SHORT]
+    def _check_link(self, item: Item, link: Link) -> None:
+        key = sha256(link.aggregate.encode()).digest()[:_SHORT]
         before = self._newest.get(key)
         if before is None:
             fits = not self._whole or follows(
-                BEGINNING, version=entry.version, prev_hash=entry.prev_hash
+                BEGINNING, version=link.version, prev_hash=link.prev_hash
             )
         else:
-            fits = follows(before, version=entry.version, prev_hash=entry.prev_hash[:_SHORT])
+            fits = follows(before, version=link.version, prev_hash=link.prev_hash[:_SHORT])
         if not fits:
             self._accuse(
                 item,
                 ProblemKind.CHAIN,
-                f"holds position {entry.position} (aggregate {entry.aggregate!r:.80} version "
-                f"{entry.version}), which does not follow version {(before or BEGINNING).version}",
+                f"holds position {link.position} (aggregate {link.aggregate!r:.80} version "
+                f"{link.version}), which does not follow version {(before or BEGINNING).version}",
             )
-        self._newest[key] = ChainHead(entry.version, entry.entry_hash[:_SHORT])
+        self._newest[key] = ChainHead(link.version, link.record_hash[:_SHORT])
 
     def _accuse(self, item: Item, what: ProblemKind, why: str) -> None:
         self._note(ArchiveProblem(item.path, what, f"{item.path} {why}", item.first))

@@ -58,7 +58,7 @@ class CollectionReport:
     """What went, or with `dry_run` would go: `paths`, of `bytes` in all.
 
     `head` is the number of the newest head, `snapshots` how many it no longer had because of
-    retention, `first_sequence` the oldest entry it holds. `notes` say what was left because it
+    retention, `first_sequence` the oldest record it holds. `notes` say what was left because it
     is not known whether it is needed; `refused` what the store did not let be deleted.
     """
 

@@ -1,6 +1,6 @@
-"""Archive and log compared, entry by entry, in one view of the database.
+"""Archive and log compared, record by record, in one view of the database.
 
-It takes 8 bytes of memory for each entry. The archive's head is read first and the database's view
+It takes 8 bytes of memory for each record. The archive's head is read first and the database's view
 begins after it. So whatever the head holds is in the view unless it was lost, and what the view
 has beyond the head is new, not damage.
 """
@@ -55,7 +55,7 @@ class LogComparison:
                 if known.url == archive.url and not known.url.startswith("memory:"):
                     self._accuse(
                         ProblemKind.BEHIND,
-                        f"the database has published {known.sequence} entries to {known.url}, "
+                        f"the database has published {known.sequence} records to {known.url}, "
                         "where no head is left",
                         known.sequence,
                     )
@@ -91,19 +91,19 @@ class LogComparison:
 
     def add(self, item: Item, segment: Segment) -> None:
         """The next segment of the archive."""
-        numbered = list(enumerate(segment.entries, item.first))
+        numbered = list(enumerate(segment.records, item.first))
         missing: list[int] = []
         other: list[int] = []
         for start in range(0, len(numbered), _LOOKED_UP):
             part = numbered[start : start + _LOOKED_UP]
-            positions = [entry.position for _, entry in part]
+            positions = [record.position for _, record in part]
             self._positions.extend(positions)
             hashes = self._store.find_hashes(self._connection, positions)
-            for sequence, entry in part:
-                stored = hashes.get(entry.position)
+            for sequence, record in part:
+                stored = hashes.get(record.position)
                 if stored is None and sequence > self._pruned:
                     missing.append(sequence)
-                elif stored is not None and stored != entry.entry_hash:
+                elif stored is not None and stored != record.record_hash:
                     other.append(sequence)
         for found, why in ((missing, "are not in the database"), (other, "are others there")):
             if found:
@@ -111,13 +111,13 @@ class LogComparison:
                     ArchiveProblem(
                         item.path,
                         ProblemKind.DIVERGED,
-                        f"{len(found)} entries of {item.path} {why}, from sequence {found[0]} on",
+                        f"{len(found)} records of {item.path} {why}, from sequence {found[0]} on",
                         found[0],
                     )
                 )
 
     def finish(self, *, complete: bool) -> None:
-        """Look for entries that were published, by the database's account, and are not there.
+        """Look for records that were published, by the database's account, and are not there.
 
         Without a `complete` archive it is known already that some are not.
         """
@@ -142,11 +142,11 @@ class LogComparison:
                 if place == len(archived) or archived[place] != position:
                     count += 1
                     lost += [position] if len(lost) < _MOST_NAMED else []
-        # Which entries were let go by retention is not known any more, only how many.
+        # Which records were let go by retention is not known any more, only how many.
         if count > self._let_go:
             self._accuse(
                 ProblemKind.DIVERGED,
-                f"{count - self._let_go} entries that were published are not in the archive; they "
+                f"{count - self._let_go} records that were published are not in the archive; they "
                 f"are among those at positions {lost} and on",
                 None,
             )

@@ -39,7 +39,7 @@ class ProblemKind(StrEnum):
     BEHIND = "behind"
     """The database, or the archive itself, knows of more than the archive holds."""
     DIVERGED = "diverged"
-    """Archive and database hold different entries."""
+    """Archive and database hold different records."""
     SCHEMA = "schema"
     """Every byte is right, and a restore would refuse the rows, or lose some."""
 
@@ -63,8 +63,9 @@ class ArchiveProblem:
 class ArchiveReport:
     """What a check found.
 
-    `objects` were looked at, `bytes` of them read; of `entries` all were compared. `head` is the
-    number of the head that was checked, which holds everything up to `sequence`; 0 for none.
+    `objects` were looked at, `bytes` of them read; `entries` are in the segments that were read.
+    `head` is the number of the head that was checked, which holds everything up to `sequence`; 0
+    for none.
     """
 
     problems: tuple[ArchiveProblem, ...]

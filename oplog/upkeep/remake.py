@@ -1,8 +1,8 @@
 """Damaged objects made again, byte by byte: segments from the log, nodes from segments.
 
-Nothing is written here, and whatever is made is compared with the hash in its name. Which entries
+Nothing is written here, and whatever is made is compared with the hash in its name. Which records
 a lost segment had is not recorded: its item says where positions begin and end and what the chain
-is after it, and entries of other segments lie in between.
+is after it, and records of other segments lie in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from oplog.archive.format.index import FANOUT, Item, encode_node, make_item
 from oplog.archive.format.path import LOG, parse_content
 from oplog.archive.format.segment import decode_segment, encode_segment, extend_chain, start_chain
 from oplog.errors import ArchiveError
-from oplog.store import Store, StoredEntry
+from oplog.store import StoredRecord
 from oplog.store.export import ExportStore
 from oplog.upkeep.tree_walk import walk_tree
 
@@ -49,7 +49,6 @@ class SegmentMaker:
         head: Head,
         *,
         store: ExportStore,
-        log: Store,
         snapshot: str,
         damaged: Collection[str],
     ) -> None:
@@ -57,12 +56,11 @@ class SegmentMaker:
         self._archive = archive
         self._head = head
         self._store = store
-        self._log = log
         self._snapshot = snapshot
         self._damaged = damaged
 
     def make_all(self) -> Iterator[Remade]:
-        """All damaged segments that the head leads to and the log has the entries of."""
+        """All damaged segments that the head leads to and the log has the records of."""
         run: list[tuple[Item, bytes]] = []
         chain = start_chain(self._head.log_id) if self._head.first_sequence == 1 else None
         for item, level in self._walk():
@@ -94,13 +92,13 @@ class SegmentMaker:
         while left and progress:
             progress = False
             for one in list(left):
-                entries = self._find_entries(one[0], one[1], free)
-                if entries is None:
+                records = self._find_records(one[0], one[1], free)
+                if records is None:
                     continue
-                free -= {entry.position for entry in entries}
+                free -= {record.position for record in records}
                 left.remove(one)
                 progress = True
-                yield self._encode(one[0], one[1], entries)
+                yield self._encode(one[0], one[1], records)
 
     def _list_free(self, low: int, high: int) -> set[int]:
         """Positions that were published and are in no segment that can be read."""
@@ -120,41 +118,36 @@ class SegmentMaker:
                 segment = self._archive.read_segment(item)
             except ArchiveError:
                 continue
-            free.difference_update(entry.position for entry in segment.entries)
+            free.difference_update(record.position for record in segment.records)
         return free
 
-    def _find_entries(
+    def _find_records(
         self, item: Item, chain_before: bytes, free: set[int]
-    ) -> list[StoredEntry] | None:
-        """The entries that make `item`'s chain; None if they are not to be found."""
+    ) -> list[StoredRecord] | None:
+        """The records that make `item`'s chain; None if they are not to be found."""
         inside = sorted(p for p in free if item.first_position <= p <= item.last_position)
         size = item.last - item.first + 1
         if not size <= len(inside) <= size + _MOST_TRIED:
             return None
-        entries = self._store.read_entries(self._connection, inside)
-        for start in range(len(entries) - size + 1):
-            window = entries[start : start + size]
-            positions = [entry.position for entry in window]
+        records = self._store.read_records(self._connection, inside)
+        for start in range(len(records) - size + 1):
+            window = records[start : start + size]
+            positions = [record.position for record in window]
             if (min(positions), max(positions)) != (item.first_position, item.last_position):
                 continue
             if extend_chain(chain_before, window, first=item.first) == item.chain:
                 return window
         return None
 
-    def _encode(self, item: Item, chain_before: bytes, entries: list[StoredEntry]) -> Remade:
-        metadata = self._log.read_metadata(
-            self._connection, {entry.transaction_position for entry in entries}
-        )
+    def _encode(self, item: Item, chain_before: bytes, records: list[StoredRecord]) -> Remade:
         # Which generation wrote it stands in its header alone.
         for generation in range(self._head.generation, -1, -1):
             data, header = encode_segment(
-                entries,
-                metadata,
+                records,
                 log_id=self._head.log_id,
                 generation=generation,
                 first=item.first,
                 chain_before=chain_before,
-                missing=item.missing,
             )
             made = make_item(header, data)
             if made.path == item.path:

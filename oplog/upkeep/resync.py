@@ -288,7 +288,6 @@ class _Resync:
             self._archive,
             head,
             store=self._exporter.store,
-            log=self._log,
             snapshot=self._find_snapshot(connection, head),
             damaged=damaged,
         )

@@ -1,7 +1,7 @@
 """What an archive goes on holding: snapshots by number and age, and the log back to them.
 
-This changes a head and deletes nothing. The newest snapshot always stays, and the log begins
-neither after the oldest snapshot that is kept nor inside a transaction.
+This changes a head and deletes nothing. The newest snapshot always stays, and the log begins with
+a segment, no later than after the oldest snapshot that is kept.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ def apply_retention(
 
 
 def _find_first(archive: Archive, head: Head, wanted: int) -> int:
-    """Where the last segment begins that begins at or before `wanted`, and with a transaction."""
-    first, missing = head.first_sequence, 0
-    for item in archive.iterate_items(head.levels, after=head.first_sequence - 1, through=wanted):
-        if missing == 0:
-            first = max(first, item.first)
-        missing = item.missing
-    return first
+    """Where the last segment begins that begins at or before `wanted`."""
+    last = min(wanted, head.sequence)
+    item = next(archive.iterate_items(head.levels, after=last - 1, through=last))
+    return max(head.first_sequence, item.first)

@@ -112,6 +112,7 @@ PUBLIC = {
         "Keyring",
         "LoggedEntry",
         "LostEntry",
+        "MaintenanceReport",
         "OpType",
         "Operation",
         "Oplog",
