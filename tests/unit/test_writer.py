@@ -15,7 +15,7 @@ from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
 from oplog.capture.sending import Append, bind_draft
-from oplog.capture.writer import EntryWriter
+from oplog.capture.writer import RecordWriter
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry, Operation, OpType
 from oplog.errors import OplogError, UnknownTypeError
@@ -23,7 +23,8 @@ from oplog.events import EntriesDrafted
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.receipt import Receipt
-from oplog.store import NewEntry, Store
+from oplog.store import NewRecord, Store
+from oplog.store.rows import Part
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit
@@ -61,8 +62,8 @@ class Binder:
 
     schema = "log"
 
-    def bind_append(self, entries: Any, **more: Any) -> Any:
-        return "append", (entries, more)
+    def bind_append(self, record: Any, **more: Any) -> Any:
+        return "append", (record, more)
 
     def bind_settle(self, tally: int, *, named: Any) -> Any:
         return "settle", (tally, *named)
@@ -81,7 +82,7 @@ class Bench:
     def __init__(self) -> None:
         self.events: list[Any] = []
         ids = iter(UUID(int=n) for n in range(100, 200))
-        self.writer = EntryWriter(
+        self.writer = RecordWriter(
             STORE,
             cast("Sealer", Sealing()),
             PayloadCodec(),
@@ -110,7 +111,7 @@ def test_a_writer_is_not_strict_unless_it_is_told_to_be(monkeypatch: pytest.Monk
     monkeypatch.setattr(writing, "gather_work", gather)
     ways: list[dict[str, Any]] = [{}, {"strict": False}, {"strict": True}]
     for told in ways:
-        writer = EntryWriter(STORE, cast("Sealer", Sealing()), PayloadCodec(), **told)
+        writer = RecordWriter(STORE, cast("Sealer", Sealing()), PayloadCodec(), **told)
         writer.gather(CONNECTION, work(), binding=cast("Any", Binding()))
     assert asked == [False, False, True]
 
@@ -153,15 +154,17 @@ def test_build_tells_what_it_built(bench: Bench) -> None:
     effects = {"item/1": [make_effect(0), make_effect(1)], "item/2": [make_effect(2)]}
     draft = bench.writer.build(GatheredWork(work(), effects))
     assert draft is not None
-    assert [entry.entry_id for entry in draft.entries] == [UUID(int=100), UUID(int=101)]
-    sealed = sum(len(entry.data) for entry in draft.entries)
+    assert draft.record is not None
+    assert draft.record.record_id == UUID(int=100)
+    sealed = sum(len(part.data) for part in draft.record.parts)
+    assert sealed > 0
     assert bench.events == [EntriesDrafted(entries=2, operations=3, sealed_bytes=sealed)]
 
 
 def test_nothing_built_is_told_to_nobody(bench: Bench) -> None:
     assert bench.writer.build(GatheredWork(work(), {})) is None
     settled = bench.writer.build(GatheredWork(work(), {}, tally=3))
-    assert settled == Draft((), tally=3)
+    assert settled == Draft(None, tally=3)
     assert bench.events == []
 
 
@@ -177,39 +180,29 @@ def test_send_appends_with_commit_or_without(
         return receipts
 
     monkeypatch.setattr(writing, "send", send)
-    assert bench.writer.send(CONNECTION, Draft((), tally=3), commit=commit) is receipts
-    assert sent == [(CONNECTION, bind_draft(STORE, Draft((), tally=3)), commit)]
+    assert bench.writer.send(CONNECTION, Draft(None, tally=3), commit=commit) is receipts
+    assert sent == [(CONNECTION, bind_draft(STORE, Draft(None, tally=3)), commit)]
 
 
 def test_a_draft_becomes_one_statement() -> None:
-    entry = NewEntry("a", 4, UUID(int=1), b"hash", b"data")
-    draft = Draft(
-        [entry],
+    record = NewRecord(
+        record_id=UUID(int=1),
+        aggregates=["a"],
+        expected=[4],
+        body_hash=b"hash",
+        parts=[Part(0, b"data")],
         format=3,
         key_id="key",
         metadata=[("actor", "ada")],
-        metadata_hash=b"m",
-        claim=Claim("k", None),
-        tally=5,
-        named=[("item", 7)],
+        idempotency_key="k",
     )
-    more = {
-        "format": 3,
-        "key_id": "key",
-        "metadata": [("actor", "ada")],
-        "metadata_hash": b"m",
-        "idempotency_key": "k",
-        "tally": 5,
-        "named": [("item", 7)],
-    }
-    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", ([entry], more))))
-    keyless = replace(draft, claim=None)
-    message: Any = bind_draft(STORE, keyless).message
-    assert message[1][1]["idempotency_key"] is None
+    draft = Draft(record, claim=Claim("k", None), tally=5, named=[("item", 7)])
+    more = {"tally": 5, "named": [("item", 7)]}
+    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", (record, more))))
 
 
-def test_a_draft_without_entries_is_told_to_the_guards() -> None:
-    draft = Draft((), tally=12, named=[("item", 7)])
+def test_a_draft_without_a_record_is_told_to_the_guards() -> None:
+    draft = Draft(None, tally=12, named=[("item", 7)])
     assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("settle", (12, ("item", 7)))))
 
 
