@@ -17,11 +17,12 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.postgres.work import Driver, pin_settings
-from oplog.reading.reader import OpenedEntry
+from oplog.reading.reader import OpenedRecord
 from oplog.recovery.row_loader import load_snapshot
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import make_scratch
 from oplog.replay.table_plan import list_quoted, read_plans
+from oplog.snapshot.base import HeadRow
 from oplog.snapshot.stored import StoredSnapshot
 from oplog.snapshot.table_data import describe_table, list_present
 from oplog.snapshot.take import SETTINGS, SnapshotPoint, take_snapshot
@@ -37,7 +38,7 @@ class Shelf:
         self.objects: dict[str, bytes] = {}
         self.previous: SnapshotManifest | None = None
         self.seen: set[int] = set()
-        """Positions of the entries in the last snapshot."""
+        """Positions of the records in the last snapshot."""
 
     def put(self, data: bytes) -> str:
         path = name_content(BLOB, len(self.objects) + 1, data=data)
@@ -64,15 +65,14 @@ class Shelf:
         self, connection: Connection, *, whole: bool = False
     ) -> SnapshotManifest | None:
         previous = None if whole else self.previous
-        transactions = self.read_log(connection)
-        entries = [entry for transaction in transactions for entry in transaction]
-        seen = {entry.stored.position for entry in entries}
+        records = self.read_log(connection)
+        seen = {record.stored.position for record in records}
         manifest = take_snapshot(
             connection,
             point=SnapshotPoint(
                 self.log.store.read_log_id(connection),
                 1,
-                len(entries),
+                len(records),
                 sha256(repr(sorted(seen)).encode()).digest(),
                 max(seen, default=0),
                 1_700_000_000_000_000,
@@ -83,7 +83,7 @@ class Shelf:
             sealer=self.sealer,
             put=self.put,
             previous=previous,
-            changes=[t for t in transactions if t[0].stored.position not in self.seen],
+            changes=[one for one in records if one.stored.position not in self.seen],
         )
         if manifest is not None:
             data = encode_manifest(manifest)
@@ -91,9 +91,9 @@ class Shelf:
             self.seen = seen
         return manifest
 
-    def read_log(self, connection: Connection) -> list[list[OpenedEntry]]:
+    def read_log(self, connection: Connection) -> list[OpenedRecord]:
         reader = self.log.open_reader(connection)
-        return list(reader.iterate_transactions(reader.source.read_snapshot()))
+        return list(reader.iterate_records(reader.source.read_snapshot()))
 
     def read_back(self, connection: Connection, manifest: SnapshotManifest) -> StoredSnapshot:
         return StoredSnapshot(
@@ -105,7 +105,7 @@ class Shelf:
         )
 
     def check(self, manifest: SnapshotManifest, connection: Connection | None = None) -> None:
-        """Raise `AssertionError` unless the snapshot gives the rows and tickets that there are."""
+        """Raise `AssertionError` unless the snapshot gives the rows and heads that there are."""
         if connection is None:
             with self.open() as opened:
                 self.check(manifest, opened)
@@ -123,13 +123,23 @@ class Shelf:
             for loader in loaders:
                 live = describe_table(connection, loader.plan, revisions=revisions).relation
                 assert dump(connection, loader, loader.target) == dump(connection, loader, live)
-        tickets = connection.exec_driver_sql(
-            "SELECT aggregate_name, version, head_hash "
-            f"FROM {quote(self.log.schema)}.oplog_ticket WHERE version > 0"
-        )
-        found = sorted(snapshot.tickets())
-        assert found == sorted(tuple(row) for row in tickets)
-        assert len(found) == manifest.tickets.rows
+        found = sorted(snapshot.heads())
+        assert found == list_heads(connection, self.log.schema)
+        assert len(found) == manifest.heads.rows
+
+
+def list_heads(connection: Connection, schema: str = "oplog") -> list[HeadRow]:
+    """The newest record of each aggregate, found without what the product finds it by."""
+    s = quote(schema).replace("%", "%%")
+    rows = connection.exec_driver_sql(
+        "SELECT a.name, coalesce(a.version, 1), r.record_hash "
+        f"FROM {s}.oplog_record r CROSS JOIN LATERAL ROWS FROM "
+        "(unnest(r.aggregates), unnest(r.versions)) AS a(name, version) "
+        "UNION ALL SELECT aggregate_name, head_version, head_hash "
+        f"FROM {s}.oplog_ticket WHERE head_version IS NOT NULL ORDER BY 1, 2"
+    )
+    heads = {name: HeadRow(name, version, bytes(head)) for name, version, head in rows}
+    return sorted(heads.values())
 
 
 def dump(connection: Connection, loader: TableLoader, relation: str) -> list[str]:

@@ -305,7 +305,7 @@ FROM links l LEFT JOIN {_HEADS} t ON t.aggregate_name = l.aggregate_name
 WHERE (l.before IS NULL AND (l.version <> 1 OR l.prev_hash IS DISTINCT FROM {ZERO})
     AND coalesce(t.version < l.version - 1
       OR (t.version = l.version - 1 AND t.head_hash IS DISTINCT FROM l.prev_hash), true))
-  OR {IS_BROKEN}
+  OR (l.before IS NOT NULL AND {IS_BROKEN})
   OR (t.version = l.version AND t.head_hash <> l.record_hash)
 ORDER BY 1, 2 LIMIT {int(limit)}"""
         )

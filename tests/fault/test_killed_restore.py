@@ -89,7 +89,7 @@ def test_a_killed_restore_is_run_again(
         session.add(Customer(id=5, name="too early"))
     # But for the mark it is as if nothing had happened.
     after = describe(spare_engine)
-    marked = [("comment", "oplog.oplog_entry", "", "oplog schema version 1, being restored")]
+    marked = [("comment", "oplog.oplog_record", "", "oplog schema version 1, being restored")]
     assert [row for row in after[2] if row not in before[2]] == marked  # type: ignore[attr-defined,operator]
     assert after[:2] == before[:2]
     assert run(engine, spare_engine, keyring, "none").returncode == 0

@@ -131,9 +131,7 @@ def test_parts_are_sealed_for_the_documented_context() -> None:
     for place, context in enumerate(seen):
         whole = b"oplog/v1/snapshot\0" + struct.pack(">I", len(text)) + text
         digest = sha256(whole + struct.pack(">I", place)).digest()
-        assert context == SealContext(
-            LOG_ID, "oplog/snapshot/public.Größe", UUID(bytes=digest[:16])
-        )
+        assert context == SealContext(LOG_ID, "chunk of public.Größe", UUID(bytes=digest[:16]))
 
 
 def test_the_pinned_sealed_chunk_opens(tmp_path: Path) -> None:

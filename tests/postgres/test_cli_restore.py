@@ -22,7 +22,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 def shop(tmp_path: Path, database_url: URL) -> Shop:
-    """A shop whose five entries are published."""
+    """A shop whose three records, of five entries, are published."""
     shop = replace(open_shop(tmp_path, database_url), archive=f"file://{tmp_path}/archive")
     shop.fill()
     shop.call("sync")
@@ -47,10 +47,10 @@ def spell(shop: Shop) -> str:
 def test_restore(shop: Shop, target: Shop) -> None:
     bare = replace(shop, archive="")
     report = bare.ask("restore", shop.archive, "--database", spell(target))
-    assert (report["rows"], report["entries"], report["position"]) == (2, 5, 5)
-    assert (report["sequence"], report["generation"]) == (5, 0)
+    assert (report["rows"], report["entries"], report["position"]) == (2, 5, 3)
+    assert (report["sequence"], report["generation"]) == (3, 0)
     assert report["digest"] == target.ask("replay")["digest"] == shop.ask("replay")["digest"]
-    # Restored entries count as written by nobody who runs here.
+    # Restored records count as written by nobody who runs here.
     assert [{**entry, "transaction_id": 3} for entry in shop.ask("tail")] == target.ask("tail")
     assert target.ask("verify")["ok"] is True
     target.write()
@@ -63,19 +63,19 @@ def test_restore_for_people(shop: Shop, target: Shop) -> None:
     lines = out.splitlines()
     assert lines[:2] == [
         "2 rows restored, with 5 entries",
-        "through position 5, sequence 5 of generation 0",
+        "through position 3, sequence 3 of generation 0",
     ]
     assert lines[2].startswith("digest ")
     assert err == NOISE + (
-        f"{shop.archive}: log {status['log_id']}, generation 0, sequence 5, last entry "
+        f"{shop.archive}: log {status['log_id']}, generation 0, sequence 3, last entry "
         f"{status['recorded_at']}\n"
     )
 
 
 def test_restore_through_a_place(shop: Shop, target: Shop, bare_database_url: URL) -> None:
     moment = shop.ask("tail", "-n", "2")[0]["recorded_at"]
-    assert target.ask("restore", "--through", moment)["position"] == 4
-    assert [entry["position"] for entry in target.ask("tail")] == [1, 2, 3, 4]
+    assert target.ask("restore", "--through", moment)["position"] == 2
+    assert [entry["position"] for entry in target.ask("tail")] == [1, 1, 1, 2]
 
 
 def test_a_target_that_is_not_empty_is_left_alone(shop: Shop) -> None:
@@ -139,7 +139,7 @@ def test_recover(shop: Shop, target: Shop) -> None:
     assert shop.ask("recover") == {"restored": False}
     assert target.ask("recover", f"file://{shop.directory}/nothing") == {"restored": False}
     report = target.ask("recover", shop.archive)
-    assert (report["restored"], report["rows"], report["position"]) == (True, 2, 5)
+    assert (report["restored"], report["rows"], report["position"]) == (True, 2, 3)
     out, err = target.call("recover")
     assert out == ""
     assert err == NOISE + "nothing to restore: the database is in use, or nothing was archived\n"
@@ -152,16 +152,16 @@ def test_follow_once(shop: Shop, target: Shop) -> None:
     report = target.ask("follow", "--once")
     assert report == {
         "entries": 5,
-        "sequence": 5,
+        "sequence": 3,
         "generation": 0,
-        "position": 5,
+        "position": 3,
         "rebuilt": True,
     }
     shop.write()
     shop.call("sync")
     bare = replace(shop, archive="")
     out, err = bare.call("follow", shop.archive, "--database", spell(target), "--once")
-    assert out == "1 entry applied\nthrough sequence 6 of generation 0, position 6\n"
+    assert out == "1 entry applied\nthrough sequence 4 of generation 0, position 4\n"
     assert err == NOISE
     assert target.ask("verify")["ok"] is True
     assert target.ask("replay")["digest"] == shop.ask("replay")["digest"]
@@ -178,22 +178,22 @@ def test_a_follower_ends_on_a_signal(
     shop: Shop, target: Shop, spare_engine: Engine, number: signal.Signals
 ) -> None:
     process = target.start("follow", "--interval", "0.05", "--json")
-    wait_until(process, lambda: count_entries(spare_engine) == 5)
+    wait_until(process, lambda: count_records(spare_engine) == 3)
     shop.write()
     shop.call("sync")
-    wait_until(process, lambda: count_entries(spare_engine) == 6)
+    wait_until(process, lambda: count_records(spare_engine) == 4)
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0, err
     report = json.loads(out)
-    assert (report["entries"], report["sequence"], report["rebuilt"]) == (6, 6, True)
+    assert (report["entries"], report["sequence"], report["rebuilt"]) == (6, 4, True)
     assert f"{number.name}: ending" in err
 
 
-def count_entries(engine: Engine) -> int:
+def count_records(engine: Engine) -> int:
     with engine.connect() as connection:
         return int(
-            connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_entry").scalar_one()
+            connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_record").scalar_one()
         )
 
 
@@ -204,14 +204,14 @@ def test_a_follower_waits_for_its_database(shop: Shop, target: Shop, spare_engin
     shop.write()
     shop.call("sync")
     with spare_engine.begin() as connection:
-        connection.exec_driver_sql("LOCK TABLE oplog.oplog_entry")
+        connection.exec_driver_sql("LOCK TABLE oplog.oplog_record")
         wait_until_blocked(spare_engine)
         connection.exec_driver_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND application_name = 'oplog'"
         )
     read_until(process, "trying again in")
-    wait_until(process, lambda: count_entries(spare_engine) == 6)
+    wait_until(process, lambda: count_records(spare_engine) == 4)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0

@@ -149,7 +149,7 @@ def test_rows_alone_do_not_come_into_a_log_that_is_there(
     if whole:
         # Nothing of it is there: the database is the empty one that it was.
         assert loaded.returncode != 0
-        assert (count(target, "task"), count(target, "oplog.oplog_entry")) == (0, 0)
+        assert (count(target, "task"), count(target, "oplog.oplog_record")) == (0, 0)
         return
     # Two logs in one: nobody reads, writes or publishes.
     assert count(target, "oplog.oplog_log") == 2

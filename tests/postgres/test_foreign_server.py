@@ -166,7 +166,7 @@ def test_a_copy_begins_a_life_of_its_own(bench: Bench, copy: Callable[[], Bench]
     assert there.log.sync(there.engine, reopen(new)).entries == 0
     assert verify(there)
     with pytest.raises(DBAPIError, match="append-only"), there.engine.begin() as connection:
-        connection.exec_driver_sql("DELETE FROM oplog.oplog_entry")
+        connection.exec_driver_sql("DELETE FROM oplog.oplog_record")
     # And the original knows nothing of it.
     write(bench, 1)
     assert bench.log.sync(bench.engine, reopen(archive)).entries == 1
@@ -286,7 +286,7 @@ def move(bench: Bench, archive: Archive | None = None) -> None:
     """As an upgrade leaves a database: the files are the same, the server has another name."""
     del archive
     with bench.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM FREEZE oplog.oplog_entry")
+        connection.exec_driver_sql("VACUUM FREEZE oplog.oplog_record")
     bench.tamper(
         *(
             f"UPDATE oplog.{table} SET cursor = replace(cursor::text, "
@@ -326,8 +326,8 @@ def test_after_an_upgrade_tables_may_have_been_rewritten(bench: Bench) -> None:
     write(bench, 2)
     seen = consume(bench, "mailer")
     bench.tamper(
-        "ALTER TABLE oplog.oplog_entry ADD COLUMN extra text DEFAULT clock_timestamp()::text",
-        "ALTER TABLE oplog.oplog_entry DROP COLUMN extra",
+        "ALTER TABLE oplog.oplog_record ADD COLUMN extra text DEFAULT clock_timestamp()::text",
+        "ALTER TABLE oplog.oplog_record DROP COLUMN extra",
     )
     write(bench, 2)
     move(bench)

@@ -122,8 +122,8 @@ def test_the_lost_branch_stays_readable(
     target.write(add(10))
     target.log.sync(target.engine, reopen(archive_of_lost))
     source = target.log.open_branch(reopen(archive_of_lost))
-    lost = [entry for page in source.iterate_sequence(after=2) for entry in page.entries]
-    assert [one.entry_hash for one in lost] == [one.entry_hash for one in read(bench)[2:]]
+    lost = [record for page in source.iterate_sequence(after=2) for record in page.records]
+    assert [one.record_hash for one in lost] == [one.entry_hash for one in read(bench)[2:]]
     foreseen = target.log.replay_lost(target.engine, reopen(archive_of_lost), dry_run=True)
     assert [one.sequence for one in foreseen.refused] == [3, 4, 5]
     report = target.log.inspect_fork(target.engine, reopen(archive_of_lost))
@@ -138,12 +138,8 @@ def test_the_new_generation_restores(bench: Bench, target: Bench, archive_of_los
         live = dump_tables(connection)
         source = target.log.open_source(reopen(archive_of_lost))
         reader = target.log.open_reader(connection, source=source)
-        entries = [
-            one.stored.entry_hash
-            for group in reader.iterate_transactions(source.read_snapshot())
-            for one in group
-        ]
-    assert entries == [entry.entry_hash for entry in read(target)]
+        records = [one.stored.record_hash for one in reader.iterate_records(source.read_snapshot())]
+    assert records == [entry.entry_hash for entry in read(target)]
     assert live["task"]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from uuid import UUID
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from oplog.crypto.hashing import hash_body, hash_metadata
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -21,11 +20,11 @@ from oplog.errors import (
     SchemaDriftError,
     SchemaVersionError,
 )
-from oplog.postgres.exchange import execute
 from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
-from oplog.schema.guard import FORMAT_MARK
-from oplog.store import NewEntry
+from oplog.schema.tables import HIGHEST_POSITION
+from oplog.store.rows import Part
+from tests.archived import seal_record
 from tests.kept import KeptLog, open_log
 from tests.postgres.replay_models import (
     Bench,
@@ -57,7 +56,7 @@ def add_task(bench: Bench) -> None:
     bench.write(lambda s: s.add(Task(id=1, project="p", title="x")))
 
 
-def state(target: Bench) -> object:
+def state(target: Bench) -> tuple[Any, Any, Any]:
     with target.engine.connect() as connection:
         described = describe_tables(connection)
         return dump_tables(connection), dump_log(connection), described
@@ -84,8 +83,8 @@ def fill_types(target: Bench) -> None:
 @pytest.mark.parametrize(
     ("fill", "named"),
     [
-        (fill_log, "oplog.oplog_entry has 1 row,.*public.task has 1 row"),
-        (fill_table, "oplog.oplog_entry has 1 row,.*public.task has 1 row"),
+        (fill_log, "oplog.oplog_record has 1 row,.*public.task has 1 row"),
+        (fill_table, "oplog.oplog_record has 1 row,.*public.task has 1 row"),
         (fill_types, "oplog.oplog_type has"),
     ],
 )
@@ -100,56 +99,6 @@ def test_a_target_with_rows_is_left_alone(
         restore(target, kept)
     assert state(target) == before
     target.write(lambda s: add_owner(s, "still works"))
-
-
-def use_up_positions(bench: Bench) -> None:
-    bench.tamper("SELECT setval('oplog.oplog_entry_id_seq', 4611686018427387904)")
-    add_task(bench)
-
-
-def append_twice(bench: Bench) -> None:
-    """Marks of two aggregates, right in every respect but that they are the same entry."""
-    entry_id, metadata_hash = UUID(int=7), hash_metadata([])
-    for name in ("one", "two"):
-        body = hash_body(
-            format=FORMAT_MARK,
-            entry_id=entry_id,
-            aggregate=name,
-            key_id="",
-            metadata_hash=metadata_hash,
-            transaction_size=1,
-            idempotency_key=None,
-            data=b"",
-        )
-        message = bench.log.store.bind_append(
-            [NewEntry(name, None, entry_id, body, b"")],
-            format=FORMAT_MARK,
-            key_id="",
-            metadata=[],
-            metadata_hash=metadata_hash,
-        )
-        with bench.engine.begin() as connection:
-            execute(connection, message)
-
-
-@pytest.mark.parametrize(
-    ("write", "named"),
-    [(use_up_positions, "a row that no entry can be"), (append_twice, "an entry twice")],
-)
-def test_what_an_earlier_definition_let_in_is_refused(
-    bench: Bench, target: Bench, write: Callable[[Bench], None], named: str
-) -> None:
-    bench.tamper(
-        "ALTER TABLE oplog.oplog_entry DROP CONSTRAINT oplog_entry_bounds",
-        "DROP INDEX oplog.oplog_entry_entry_id",
-    )
-    write(bench)
-    kept = keep(bench)
-    before = state(target)
-    with pytest.raises(ChainBrokenError, match=named) as refused:
-        restore(target, kept)
-    assert refused.value.hint
-    assert state(target)[0] == before[0]  # type: ignore[index]
 
 
 def test_a_table_that_the_source_never_logged_must_be_empty_too(
@@ -170,7 +119,7 @@ def test_whoever_wrote_after_the_mark_keeps_his_database(bench: Bench, target: B
             with target.engine.begin() as connection:
                 connection.exec_driver_sql("SELECT oplog.oplog_mark(ARRAY['a'], ARRAY['b'])")
 
-    with pytest.raises(ConfigurationError, match=r"oplog\.oplog_entry has 1 row"):
+    with pytest.raises(ConfigurationError, match=r"oplog\.oplog_record has 1 row"):
         restore(target, kept, reach=write)
     add_task(target)
 
@@ -211,7 +160,7 @@ def test_an_error_at_any_step_leaves_an_empty_marked_database(
     before = state(target)
     with pytest.raises(ZeroDivisionError):
         restore(target, kept, reach=stop)
-    target.tamper("COMMENT ON TABLE oplog.oplog_entry IS 'oplog schema version 1'")
+    target.tamper("COMMENT ON TABLE oplog.oplog_record IS 'oplog schema version 1'")
     assert state(target) == before
 
 
@@ -245,7 +194,7 @@ def test_in_an_open_transaction_the_caller_commits(bench: Bench, target: Bench) 
             assert connection.in_transaction()
             getattr(connection, end)()
         with target.engine.connect() as connection, bench.engine.connect() as source:
-            empty = not dump_log(connection)["entry"]
+            empty = not dump_log(connection)["record"]
             assert empty == (end == "rollback")
             # Triggers, constraints and the comment are as they were, either way.
             assert describe_tables(connection) == before
@@ -288,28 +237,35 @@ def test_a_schema_without_the_log_is_refused(bench: Bench, target: Bench) -> Non
 # -- what is wrong with the log -------------------------------------------------------------
 
 
+def alter(kept: KeptLog, place: int, **values: Any) -> None:
+    kept.records[place] = kept.records[place]._replace(**values)
+
+
 def alter_data(kept: KeptLog) -> None:
-    kept.entries[0] = kept.entries[0]._replace(data=kept.entries[0].data + b"x")
+    (part,) = kept.records[0].parts
+    alter(kept, 0, parts=(part._replace(data=part.data + b"x"),))
 
 
 def alter_metadata(kept: KeptLog) -> None:
-    kept.metadata[kept.entries[0].transaction_position] = [("actor", "eve")]
+    alter(kept, 0, metadata=(("actor", "eve"),))
 
 
 def lose_first(kept: KeptLog) -> None:
-    del kept.entries[0]
+    del kept.records[0]
 
 
 def lose_middle(kept: KeptLog) -> None:
-    del kept.entries[1]
+    del kept.records[1]
 
 
 def double(kept: KeptLog) -> None:
-    kept.entries.append(kept.entries[-1])
+    kept.records.append(kept.records[-1])
 
 
-def lose_half_of_a_transaction(kept: KeptLog) -> None:
-    del kept.entries[-1]
+def lose_an_aggregate(kept: KeptLog) -> None:
+    last = kept.records[-1]
+    assert last.aggregates == ("project/2", "project/3")
+    alter(kept, -1, aggregates=("project/2",), versions=(1,), prev_hashes=last.prev_hashes[:1])
 
 
 @pytest.mark.sampled(3)
@@ -317,11 +273,11 @@ def lose_half_of_a_transaction(kept: KeptLog) -> None:
     ("damage", "error", "said"),
     [
         (alter_data, ChainBrokenError, "does not match its hash"),
-        (alter_metadata, ChainBrokenError, "metadata of position 1 .* is not what was written"),
+        (alter_metadata, ChainBrokenError, "does not match its hash"),
         (lose_first, OplogError, "not known|not there"),
         (lose_middle, OplogError, "version 2 is missing|not there"),
         (double, OplogError, "twice|already there"),
-        (lose_half_of_a_transaction, ChainBrokenError, "has 1 of 2 entries"),
+        (lose_an_aggregate, ChainBrokenError, "does not match its hash"),
     ],
 )
 def test_an_altered_log_is_refused(
@@ -340,7 +296,7 @@ def test_an_altered_log_is_refused(
     with pytest.raises(error, match=said):
         restore(target, kept)
     with target.engine.connect() as connection:
-        assert dump_log(connection)["entry"] == []
+        assert dump_log(connection)["record"] == []
 
 
 def test_a_log_that_ends_early_is_refused(bench: Bench, target: Bench) -> None:
@@ -349,12 +305,12 @@ def test_a_log_that_ends_early_is_refused(bench: Bench, target: Bench) -> None:
     class Short(KeptLog):
         @property
         def sequence(self) -> int:
-            return len(self.entries) + 1
+            return len(self.records) + 1
 
     kept = Short(bench.log.store)
     with bench.engine.connect() as connection:
         kept.take(connection)
-    with pytest.raises(ChainBrokenError, match="has 2 entries, and gave 1"):
+    with pytest.raises(ChainBrokenError, match="has 2 records, and gave 1"):
         restore(target, kept)
 
 
@@ -364,6 +320,65 @@ def test_a_log_without_its_beginning_needs_a_snapshot(bench: Bench, target: Benc
     kept.first_sequence = 2
     with pytest.raises(ConfigurationError, match="no snapshot is given"):
         restore(target, kept)
+
+
+def reseal(kept: KeptLog, place: int, **values: Any) -> None:
+    """A record that whoever wrote the log gave a hash that fits."""
+    kept.records[place] = seal_record(kept.records[place]._replace(**values))
+
+
+def use_up_positions(kept: KeptLog) -> None:
+    reseal(kept, 1, position=HIGHEST_POSITION)
+
+
+def go_back_before_the_first_position(kept: KeptLog) -> None:
+    reseal(kept, 0, position=0)
+
+
+def use_an_id_twice(kept: KeptLog) -> None:
+    reseal(kept, 1, record_id=kept.records[0].record_id)
+
+
+def write_a_version_twice(kept: KeptLog) -> None:
+    reseal(kept, 1, versions=(1,), prev_hashes=(bytes(32),))
+
+
+def use_an_unknown_format(kept: KeptLog) -> None:
+    reseal(kept, 1, format=1 << 15)
+
+
+def begin_late(kept: KeptLog) -> None:
+    reseal(kept, 1, parts=tuple(Part(1, part.data) for part in kept.records[1].parts))
+
+
+def have_no_parts(kept: KeptLog) -> None:
+    reseal(kept, 1, parts=())
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (use_up_positions, "a row that no record can be"),
+        (go_back_before_the_first_position, "a row that no record can be"),
+        (use_an_unknown_format, "a row that no record can be"),
+        (use_an_id_twice, r"a record twice: .*\(record_id\)"),
+        (write_a_version_twice, r"a record twice: .*\(aggregate_name, version\)"),
+        (begin_late, "does not begin with its first aggregate"),
+        (have_no_parts, "does not begin with its first aggregate"),
+    ],
+)
+def test_records_that_no_log_takes_are_refused(
+    bench: Bench, target: Bench, damage: Callable[[KeptLog], None], said: str
+) -> None:
+    add_task(bench)
+    bench.write(lambda s: setattr(s.get_one(Task, 1), "title", "y"))
+    kept = keep(bench)
+    damage(kept)
+    before = state(target)
+    with pytest.raises(ChainBrokenError, match=said) as refused:
+        restore(target, kept)
+    assert refused.value.hint
+    assert state(target)[:2] == before[:2]
 
 
 # -- what is wrong with the tables ----------------------------------------------------------

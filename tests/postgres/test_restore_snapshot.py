@@ -1,4 +1,4 @@
-"""A restore from a snapshot and the entries after it gives what the whole log gives."""
+"""A restore from a snapshot and the records after it gives what the whole log gives."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from oplog.errors import ChainBrokenError, ConfigurationError
 from oplog.payload.shape import Shape
 from oplog.postgres.work import Driver
-from oplog.snapshot.base import TicketRow
+from oplog.snapshot.base import HeadRow
 from tests.postgres.replay_models import HISTORY, Bench, Owner, Task, check_law, make_bench
 from tests.postgres.restored import dump_log, keep, make_target, restore
 from tests.postgres.test_restore import dump
+from tests.shelf import list_heads
 
 pytestmark = pytest.mark.postgres
 
@@ -63,15 +64,15 @@ class Table:
 class Snapshot:
     sequence: int
     kept_tables: dict[str, Table]
-    kept_tickets: list[TicketRow]
+    kept_heads: list[HeadRow]
     sequences: dict[str, int] = field(default_factory=dict)
     position: int = 0
 
     def tables(self) -> list[Table]:
         return list(self.kept_tables.values())
 
-    def tickets(self) -> list[TicketRow]:
-        return self.kept_tickets
+    def heads(self) -> list[HeadRow]:
+        return self.kept_heads
 
 
 def merge_task(session: Session, title: str) -> None:
@@ -95,10 +96,8 @@ def take(bench: Bench) -> Snapshot:
         for name, (columns, keys) in COLUMNS.items()
     }
     with bench.engine.connect() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT aggregate_name, version, head_hash FROM oplog.oplog_ticket"
-        ).all()
-    return Snapshot(len(keep(bench).entries), tables, [TicketRow(*row) for row in rows])
+        heads = list_heads(connection)
+    return Snapshot(len(keep(bench).records), tables, heads)
 
 
 def add_layer(snapshot: Snapshot, bench: Bench) -> None:
@@ -115,7 +114,7 @@ def add_layer(snapshot: Snapshot, bench: Bench) -> None:
         gone = b"".join(b"\t".join(key) + b"\n" for key in sorted(known))
         table.kept_layers.append(Layer(gone, later.kept_tables[name].rows_text))
     snapshot.sequence = later.sequence
-    snapshot.kept_tickets = later.kept_tickets
+    snapshot.kept_heads = later.kept_heads
 
 
 @pytest.fixture
@@ -130,7 +129,7 @@ def target(spare_engine: Engine, bench: Bench) -> Bench:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("cut", [0, 3, 8, 12, len(HISTORY)])
-def test_a_snapshot_and_later_entries(bench: Bench, target: Bench, cut: int) -> None:
+def test_a_snapshot_and_later_records(bench: Bench, target: Bench, cut: int) -> None:
     for work in HISTORY[:cut]:
         bench.write(work)
     snapshot = take(bench)
@@ -173,10 +172,10 @@ def test_a_log_whose_beginning_was_given_up(bench: Bench, target: Bench) -> None
     report = restore(target, kept, snapshot=snapshot)
     with target.engine.connect() as there, bench.engine.connect() as here:
         logged, expected = dump_log(there), dump_log(here)
-    assert logged["ticket"] == expected["ticket"]
-    assert len(logged["entry"]) == len(expected["entry"]) - 4
+    assert logged["head"] == expected["head"]
+    assert len(logged["record"]) == len(expected["record"]) - 4
     assert dump(target)[0] == dump(bench)[0]
-    assert report.sequence == len(kept.entries)
+    assert report.sequence == len(kept.records)
     target.write(lambda s: setattr(s.get_one(Owner, 1), "motto", "goes on"))
     with target.engine.connect() as connection:
         tickets = target.log.store.read_tickets(connection, ["owner/1"])
@@ -209,25 +208,25 @@ def test_a_snapshot_with_other_chains_is_refused(bench: Bench, target: Bench, fi
     for title in "xyz":
         bench.write(partial(merge_task, title=title))
     snapshot = take(bench)
-    (ticket,) = snapshot.kept_tickets
+    (head,) = snapshot.kept_heads
     if first == 3:
         bench.write(partial(merge_task, title="last"))
     kept = keep(bench)
     kept.first_sequence = first
-    snapshot.kept_tickets = [ticket._replace(head_hash=bytes(32))]
+    snapshot.kept_heads = [head._replace(head_hash=bytes(32))]
     with pytest.raises(ChainBrokenError, match="the snapshot has another hash"):
         restore(target, kept, snapshot=snapshot)
-    snapshot.kept_tickets = [ticket._replace(version=9)]
+    snapshot.kept_heads = [head._replace(version=9)]
     with pytest.raises(ChainBrokenError, match="the snapshot knows later ones"):
         restore(target, kept, snapshot=snapshot)
 
 
-def test_entries_without_what_was_before_them_are_refused(bench: Bench, target: Bench) -> None:
+def test_records_without_what_was_before_them_are_refused(bench: Bench, target: Bench) -> None:
     for title in "xyz":
         bench.write(partial(merge_task, title=title))
     snapshot = take(bench)
     kept = keep(bench)
     kept.first_sequence = 3
-    snapshot.kept_tickets = []
+    snapshot.kept_heads = []
     with pytest.raises(ChainBrokenError, match="what was before it is not known"):
         restore(target, kept, snapshot=snapshot)

@@ -100,12 +100,9 @@ def test_a_snapshot_stands_for_the_log_before_it(bench: Bench, target: Bench, sh
     assert report.entries < 30
     with bench.engine.connect() as source, target.engine.connect() as copy:
         assert dump_tables(copy) == dump_tables(source)
-        # What an aggregate goes on from; how it came there is told by entries that are not here.
-        tickets = [
-            [(row[0], row[1], row[3]) for row in dump_log(one)["ticket"]] for one in (source, copy)
-        ]
-        assert tickets[0] == tickets[1]
-    # The application goes on: keys are new, tickets continue.
+        # What an aggregate goes on from; how it came there is told by records that are not here.
+        assert dump_log(copy)["head"] == dump_log(source)["head"]
+    # The application goes on: keys are new, versions continue.
     target.write(lambda s: s.add_all([Owner(name="new"), Car(id=900, maker="m", doors=1)]))
     target.write(lambda s: setattr(s.get_one(Node, 1), "label", "later"))
 
