@@ -62,6 +62,13 @@ def make_jsonb_codec(pg_type: str) -> ValueCodec:
 def print_jsonb(text: str) -> str | Unsure:
     """The text of the jsonb that Postgres makes of a document; `UNSURE` if it may refuse it."""
     try:
+        if len(text) <= _MAX_DIGITS and "\\u" not in text and text.isascii():
+            # Without fractions, long numbers and characters of several bytes, Python's own encoder
+            # writes what Postgres does, several times as fast.
+            return _ENCODER.encode(_arrange(_PLAIN_DECODER.decode(text)))
+    except (_UnpredictableError, RecursionError, ValueError):
+        pass
+    try:
         printed = _print(_DECODER.decode(text))
         printed.encode()  # raises for lone surrogates, which Postgres refuses
     except (_UnpredictableError, InvalidOperation, RecursionError, ValueError):
@@ -93,6 +100,19 @@ def _print_number(text: str) -> _Printed:
     if text[0] == "-" and not text.strip("-0."):
         return _Printed(text[1:])
     return _Printed(text)
+
+
+def _arrange(value: object) -> object:
+    """The same, keys in the order of jsonb: by their length, then by their bytes."""
+    if type(value) is dict:
+        keys = sorted(value)
+        keys.sort(key=len)
+        return {
+            key: _arrange(item) if type(item := value[key]) in _NESTED else item for key in keys
+        }
+    if type(value) is list:
+        return [_arrange(item) if type(item) in _NESTED else item for item in value]
+    return value
 
 
 def _print_object(pairs: list[tuple[str, Any]]) -> _Printed:
@@ -131,10 +151,15 @@ def _quote(text: str) -> str:
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    """NaN and Infinity, which Python's serializer writes, are no JSON."""
+    """NaN and Infinity, which Python's serializer writes, are no JSON; fractions have digits."""
     raise _UnpredictableError(text)
 
 
+_NESTED: Final = frozenset({dict, list})
+_PLAIN_DECODER: Final = json.JSONDecoder(
+    parse_float=_refuse_constant, parse_constant=_refuse_constant
+)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_print_object,
     parse_int=cast("Any", _print_number),
