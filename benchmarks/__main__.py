@@ -22,6 +22,7 @@ from benchmarks import writing
 from benchmarks.adopting import fill_table, measure_adoption
 from benchmarks.contending import compare_contention
 from benchmarks.database import fresh_database, say
+from benchmarks.growth import compare_growth
 from benchmarks.publishing import compare_export, compare_idle
 from benchmarks.readme import README, replace_costs
 from benchmarks.replaying import fill_log, measure_replay
@@ -43,9 +44,10 @@ class Extent:
     replay_rows: int = 100_000
     adopted_rows: int = 1_000_000
     archive_share: float = 1.0
+    grown_records: int = 10_000_000
 
 
-QUICK = Extent(writing.Settings(0.2, 4, 2, 2, 0.1), 10_000, 50_000, 0.01)
+QUICK = Extent(writing.Settings(0.2, 4, 2, 2, 0.1), 10_000, 50_000, 0.01, 100_000)
 
 
 def main() -> None:
@@ -56,8 +58,13 @@ def main() -> None:
         "--only", nargs="+", choices=SECTIONS, help="these sections; the others stay as recorded"
     )
     parser.add_argument("--rounds", type=int, help="rounds of turns for each ratio (20)")
+    parser.add_argument(
+        "--records", type=int, help="records of the long log of section growth (10,000,000)"
+    )
     chosen = parser.parse_args()
     extent = QUICK if chosen.quick else Extent()
+    if chosen.records:
+        extent = replace(extent, grown_records=chosen.records)
     if chosen.rounds:
         extent = replace(extent, writing=replace(extent.writing, rounds=chosen.rounds))
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if chosen.only else {}
@@ -197,6 +204,9 @@ SECTIONS: dict[str, Callable[[EmbeddedServer, Extent], Any]] = {
     "replay": lambda server, extent: list(compare_replay(server.url, extent.replay_rows)),
     "adoption": lambda server, extent: compare_adoption(server.url, extent.adopted_rows),
     "archive": lambda server, extent: compare_archive(server.url, extent.archive_share),
+    "growth": lambda server, extent: list(
+        compare_growth(server.url, extent.grown_records, extent.writing)
+    ),
 }
 """Name in the results -> how it is measured."""
 

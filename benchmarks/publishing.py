@@ -1,8 +1,8 @@
 """Cost of publishing: entries per second, bytes beside zstd, and a pass with nothing new.
 
-"The same entries" are all columns of `oplog_entry` in order, each row followed by its
-transaction's rows of `oplog_metadata`, as binary COPY gives them; zstd compresses them in one
-stream at level 3. The uploaded bytes are those of all objects in the store afterwards.
+"The same records" are all columns of `oplog_record` in order, each row followed by its rows of
+`oplog_part`, as binary COPY gives them; zstd compresses them in one stream at level 3. The uploaded
+bytes are those of all objects in the store afterwards.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import sessionmaker
 
 from benchmarks.database import fresh_database
+from benchmarks.filling import fill_records
 from benchmarks.workloads import MIXED, ONE, Base, Transfer, Turn, make_log, make_row
 from oplog import Keyring, Oplog, TypeCatalog, open_archive
 
 UPLOAD_TARGET = 1.1
 IDLE_TARGET = 1.5
 PASSES = 40
-CHUNK_ENTRIES = 10_000
-SAME_ENTRIES = (
-    # Metadata is written once for each transaction, after its first entry.
-    "COPY (SELECT e.*, (SELECT array_agg(m ORDER BY m.ordinal) FROM oplog.oplog_metadata m "
-    "WHERE m.transaction_position = e.id) FROM oplog.oplog_entry e ORDER BY e.id) "
+SAME_RECORDS = (
+    "COPY (SELECT r.*, (SELECT array_agg(p ORDER BY p.number) FROM oplog.oplog_part p "
+    "WHERE p.position = r.position) FROM oplog.oplog_record r ORDER BY r.position) "
     "TO STDOUT (FORMAT binary)"
 )
 
@@ -79,7 +78,7 @@ def _write_entries(engine: Engine, log: Oplog, entries: int) -> None:
 
 
 def _measure_export(engine: Engine, log: Oplog, place: Path) -> dict[str, Any]:
-    raw_bytes, zstd_bytes, zstd_seconds = _compress_entries(engine)
+    raw_bytes, zstd_bytes, zstd_seconds = _compress_records(engine)
     archive = open_archive((place / "archive").as_uri())
     begun = time.perf_counter()
     report = log.sync(engine, archive)
@@ -98,14 +97,14 @@ def _measure_export(engine: Engine, log: Oplog, place: Path) -> dict[str, Any]:
     }
 
 
-def _compress_entries(engine: Engine) -> tuple[int, int, float]:
-    """Bytes of the entries raw and compressed, and the seconds that took."""
+def _compress_records(engine: Engine) -> tuple[int, int, float]:
+    """Bytes of the records raw and compressed, and the seconds that took."""
     compressor = zstandard.ZstdCompressor(level=3).compressobj()
     raw_bytes = zstd_bytes = 0
     with engine.connect() as connection:
         raw: Any = connection.connection.driver_connection
         begun = time.perf_counter()
-        with raw.cursor() as cursor, cursor.copy(SAME_ENTRIES) as copy:
+        with raw.cursor() as cursor, cursor.copy(SAME_RECORDS) as copy:
             for chunk in copy:
                 raw_bytes += len(chunk)
                 zstd_bytes += len(compressor.compress(chunk))
@@ -146,7 +145,7 @@ def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
     """Fill a log and publish it; return a function that times one more pass."""
     engine = sa.create_engine(url)
     log = make_log(Keyring.generate())
-    _fill_log(engine, entries)
+    fill_records(engine, entries)
     exporter = log.make_exporter(open_archive(place.as_uri()))
     published = exporter.publish_all(engine).entries
     if published != entries:
@@ -161,22 +160,3 @@ def _prepare_idle(url: str, entries: int, place: Path) -> Callable[[], float]:
         return seconds
 
     return run
-
-
-def _fill_log(engine: Engine, entries: int) -> None:
-    """Insert entries with random contents, which are never opened."""
-    for first in range(1, entries + 1, CHUNK_ENTRIES):
-        last = min(entries, first + CHUNK_ENTRIES - 1)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(
-                "INSERT INTO oplog.oplog_entry (id, entry_id, transaction_position, "
-                "transaction_size, aggregate_name, version, format, data, key_id, metadata_hash, "
-                "prev_hash, entry_hash, created_at) SELECT n, gen_random_uuid(), n, 1, "
-                "'transfer/' || n, 1, 1, sha256(n::text::bytea) || sha256(('b' || n)::bytea), "
-                "'key', sha256(''), decode(repeat('00', 32), 'hex'), sha256(('e' || n)::bytea), "
-                "clock_timestamp() FROM generate_series(%s::bigint, %s::bigint) n",
-                (first, last),
-            )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("SELECT setval('oplog.oplog_entry_id_seq', %s)", (entries,))
-        connection.exec_driver_sql("VACUUM ANALYZE oplog.oplog_entry")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ Found = dict[tuple[str, str], Row]
 
 
 def render_costs(results: Mapping[str, Any]) -> str:
-    """The three tables, as Markdown."""
+    """The tables, as Markdown: three, and one of a growing log if that was measured."""
     alone = _index(row for row in results["writing"] if row["clients"] == 1)
     return "\n".join(
         (
             _render_rates(alone, _index(results["size"])),
             _render_cpu(alone),
             _render_further(results),
+            *([_render_growth(results["growth"])] if "growth" in results else []),
         )
     )
 
@@ -88,6 +89,16 @@ def _render_further(results: Mapping[str, Any]) -> str:
     title += f" (plain: {memory['plain']['peak_mb']:.0f})"
     rows.append([title, *(_show(memory.get(way), "peak_mb", 0) for way in LOGS)])
     return _render("further figures", ("an aggregate for each row", "one aggregate"), rows)
+
+
+def _render_growth(rows: Sequence[Row]) -> str:
+    """What takes how long with many records in the log, and as a ratio to few."""
+    few, many = rows[0]["records"]
+    return _render(
+        f"with {many:,} records in the log",
+        ("milliseconds", f"ratio to {few:,} records"),
+        [[row["work"], f"{row['milliseconds'][1]:.2f}", _show_ratio(row)] for row in rows],
+    )
 
 
 def _index(rows: Iterable[Row]) -> Found:

@@ -29,6 +29,10 @@ class Target:
         aim = "" if self.aim is None else f" ({self.aim:g})"
         return f"{sign} {self.must:g}{aim}"
 
+    def to_json(self, figure: float) -> dict[str, float | str | None]:
+        """The target as the results have it, with what a figure makes of it."""
+        return {"must": self.must, "aim": self.aim, "verdict": self.judge(figure)}
+
     def _reaches(self, figure: float, limit: float) -> bool:
         return figure <= limit if self.at_most else figure >= limit
 
@@ -63,6 +67,9 @@ MEMORY = Target(250, at_most=True)
 
 GUARDS = Target(0.93)
 """Logged transactions with guards, as a ratio to the same without guards."""
+
+GROWTH = Target(1.5, 1.1, at_most=True)
+"""What something takes with a hundred times as many records in the log, as a ratio."""
 
 MORE_CLIENTS = 0.05
 """How much lower a ratio may be with several clients than with one."""

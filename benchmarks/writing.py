@@ -286,4 +286,4 @@ def _tell(target: Target | None, figure: float) -> str:
 def _give_target(target: Target | None, figure: float) -> Row:
     if target is None:
         return {}
-    return {"must": target.must, "aim": target.aim, "verdict": target.judge(figure)}
+    return target.to_json(figure)

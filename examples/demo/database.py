@@ -37,7 +37,7 @@ class Database:
 
 
 def make_keys(directory: Path) -> None:
-    """Make the keys that entries are sealed with."""
+    """Make the keys that records are sealed with."""
     Keyring.generate().save(_key_file(directory))
 
 

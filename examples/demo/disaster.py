@@ -31,7 +31,11 @@ from examples.demo.publishing import Press
 from oplog import Archive, RestoreReport
 
 PATIENCE_SECONDS = 60.0
-LOG_TABLES = ("oplog_entry", "oplog_metadata", "oplog_ticket", "oplog_type", "oplog_log")
+LOG_TABLES = ("record", "part", "entry", "token", "outcome", "type", "log")
+"""Tables of the log that come back as they were, without the prefix `oplog_`.
+
+Tickets are not among them: an aggregate needs none before its next record.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ def prove_archived(press: Press) -> None:
     seconds = time.monotonic() - began
     lag = database.log.measure_lag(database.engine, press.archive)
     narrator.prove(
-        f"a write waited until it was archived: entry {sequence:,}, after {seconds:.2f} s",
+        f"a write waited until it was archived: record {sequence:,}, after {seconds:.2f} s",
         holds=lag.entries == 0 and sequence == press.archive.read_head().sequence,
         otherwise=f"{lag.entries} entries are not archived; this one has sequence {sequence}",
     )
@@ -85,7 +89,7 @@ def remember(database: Database) -> Remains:
             name: _hash_table(connection, name)
             for name in (
                 *(table.name for table in Base.metadata.sorted_tables),
-                *(f"{LOG_SCHEMA}.{name}" for name in LOG_TABLES),
+                *(f"{LOG_SCHEMA}.oplog_{name}" for name in LOG_TABLES),
             )
         }
         digest = database.log.replay(connection, into="remembered").digest
@@ -94,18 +98,18 @@ def remember(database: Database) -> Remains:
 
 
 def _hash_table(connection: sa.Connection, name: str) -> tuple[int, str]:
-    # Transaction numbers and times of arrival differ between servers. Unused tickets hold no
-    # information.
+    # Transaction numbers and times of arrival differ between servers. Of outcomes, an archive has
+    # those of records: a transaction that was declared aborted left none.
     row = (
         "to_jsonb(t) - 'transaction_id'"
-        if name.endswith("_entry")
+        if name.endswith("_record")
         else "to_jsonb(t) - 'created_at'"
     )
-    unused = "WHERE version > 0" if name.endswith("_ticket") else ""
+    archived = "WHERE position IS NOT NULL" if name.endswith("_outcome") else ""
     counted = connection.execute(
         sa.text(
             "SELECT count(*), coalesce(md5(string_agg(r, chr(10) ORDER BY r COLLATE \"C\")), '') "  # noqa: S608 - names of ours
-            f"FROM (SELECT ({row})::text AS r FROM {name} t {unused}) x"
+            f"FROM (SELECT ({row})::text AS r FROM {name} t {archived}) x"
         )
     ).one()
     return counted[0], counted[1]
@@ -198,7 +202,7 @@ def prove_continuation(restored: Database, narrator: Narrator, *, archive: Archi
         number = shipment.id
     report = restored.log.sync(restored.engine, archive)
     narrator.prove(
-        f"everybody goes on: shipment {number:,} is published as the next entry, "
+        f"everybody goes on: shipment {number:,} is published as the next record, "
         f"{report.sequence:,}, and nothing has forked",
         holds=(report.entries, report.sequence, report.generation)
         == (1, before.sequence + 1, before.generation),

@@ -38,11 +38,12 @@ def measure(database: Database) -> Figures:
     """Read the log once, replay it once, and ask the server for sizes."""
     with database.engine.begin() as connection:
         entries = changes = 0
-        transactions = set()
+        positions = set()
         for entry in database.log.read(connection):
             entries += 1
             changes += len(entry.operations)
-            transactions.add(entry.transaction_position)
+            # All entries of a transaction are in one record.
+            positions.add(entry.position)
         began = time.monotonic()
         database.log.replay(connection, into="measured")
         seconds = time.monotonic() - began
@@ -55,4 +56,4 @@ def measure(database: Database) -> Figures:
             ),
             {"schema": LOG_SCHEMA},
         )
-    return Figures(len(transactions), entries, changes, rows, int(size or 0), seconds)
+    return Figures(len(positions), entries, changes, rows, int(size or 0), seconds)

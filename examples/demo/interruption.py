@@ -21,8 +21,8 @@ from examples.demo.worker import PATIENCE_SECONDS, Worker
 WORDS = {
     "half": "with half its rows written",
     "flushed": "with all rows written, before its commit",
-    "drafted": "with its entry sealed and not yet sent",
-    "appended": "with its entry written, before it could hear of it",
+    "drafted": "with its record sealed and not yet sent",
+    "appended": "with its record written, before it could hear of it",
     None: "at a random moment",
 }
 POLL_SECONDS = 0.01

@@ -28,7 +28,7 @@ class Publisher:
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
-        """Report the first pass with nothing new; later entries come from the bank."""
+        """Report the first pass with nothing new; later records come from the bank."""
         if self._complete and not report.entries and not self._settled:
             self._settled = True
             send_message("settled", sequence=report.sequence)

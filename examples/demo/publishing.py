@@ -37,7 +37,7 @@ class Press:
         named = {item.path for item in self.archive.iterate_items(after.levels)}
         self.narrator.prove(
             f"a worker killed with a segment uploaded and not committed: the archive is still at "
-            f"entry {after.sequence:,}, as if it had never been sent",
+            f"record {after.sequence:,}, as if it had never been sent",
             holds=self.archive.store.head(path) is not None
             and path not in named
             and after == before,
@@ -50,10 +50,10 @@ class Press:
         settled = self.worker.expect("settled")
         snapshots = self.archive.read_head().snapshots
         self.narrator.prove(
-            f"another worker took over by itself, at entry {settled['sequence']:,} by now, and "
+            f"another worker took over by itself, at record {settled['sequence']:,} by now, and "
             "took a snapshot of the tables",
             holds=settled["sequence"] >= after.sequence and len(snapshots) == 1,
-            otherwise=f"it is at entry {settled['sequence']}, with {len(snapshots)} snapshots",
+            otherwise=f"it is at record {settled['sequence']}, with {len(snapshots)} snapshots",
         )
 
 
@@ -69,7 +69,7 @@ def publish(database: Database, narrator: Narrator) -> Iterator[Press]:
         settled = worker.expect("settled")
         narrator.say(
             f"A worker publishes the log to {Path(database.directory).name}/archive: "
-            f"{settled['sequence']:,} entries so far."
+            f"{settled['sequence']:,} records so far."
         )
         yield Press(database, narrator, archive, worker, stack)
 

@@ -82,8 +82,9 @@ def open_place(
         seconds = time.monotonic() - began
         tables = sa.inspect(database.engine).get_table_names(schema=database.log.schema)
         narrator.prove(
-            f"Alembic revision {revision} created the log's {len(tables)} tables ({seconds:.2f} s)",
-            holds="oplog_entry" in tables,
+            f"Alembic revision {revision} created the log's {len(tables)} tables and partitions "
+            f"({seconds:.2f} s)",
+            holds="oplog_record" in tables,
             otherwise=f"schema {database.log.schema} has the tables {tables}",
         )
         yield database

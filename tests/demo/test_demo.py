@@ -77,7 +77,7 @@ def test_everything_is_proved_and_nothing_left(place: Path) -> None:
         "another worker took over by itself",
         "a write waited until it was archived",
         "the restored database is the destroyed one",
-        "published as the next entry",
+        "published as the next record",
         "what replay gave there, exactly what git listed when it was recorded",
         "nothing is left behind",
     ):

@@ -197,7 +197,7 @@ def test_a_write_that_does_not_come_back_is_noticed(
     with opened.sessions.begin() as session:
         session.add(Shipment(id=1, destination="never published"))
     remains = disaster.remember(opened)
-    with pytest.raises(ProofFailedError, match=r"shipment, oplog\.oplog_entry, .* otherwise"):
+    with pytest.raises(ProofFailedError, match=r"shipment, oplog\.oplog_record, .* otherwise"):
         disaster.prove_return(restored, narrator, archive=archive, remains=remains)
 
 

@@ -1,0 +1,53 @@
+"""A log with many records, made by SQL: sealed parts of random bytes that nobody opens.
+
+Every record has a transaction's whole trace: its row, an entry of an aggregate of its own, its id
+and one pair of metadata, in all indexes. Many share a transaction id, which no reader minds.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Engine
+
+CHUNK_RECORDS = 50_000
+_MAKE = """CREATE TEMPORARY TABLE made ON COMMIT DROP AS
+SELECT n AS position, 'filled/' || n AS aggregate, 'clerk ' || mod(n, 1000) AS clerk,
+  -- Rises with the position and is random behind that, as ids of records are.
+  (lpad(to_hex(n), 12, '0') || substr(md5(n::text), 13))::uuid AS record_id
+FROM generate_series(%s::bigint, %s::bigint) n"""
+_INSERTS = (
+    """INSERT INTO oplog.oplog_record (position, record_id, format, key_id, data, parts,
+  aggregates, metadata, record_hash, created_at)
+SELECT position, record_id, 1, 'key', sha256(('a' || position)::bytea)
+  || sha256(('b' || position)::bytea) || sha256(('c' || position)::bytea), 1,
+  ARRAY[aggregate], ARRAY['actor', clerk], sha256(('r' || position)::bytea), clock_timestamp()
+FROM made ORDER BY position""",
+    """INSERT INTO oplog.oplog_entry (aggregate_name, version, position)
+SELECT aggregate, 1, position FROM made""",
+    """INSERT INTO oplog.oplog_outcome (record_id, position)
+SELECT record_id, position FROM made ORDER BY position""",
+    """INSERT INTO oplog.oplog_token (token, position)
+SELECT hashtextextended(('actor=' || clerk) COLLATE "C", 0), position FROM made""",
+)
+
+
+def fill_records(engine: Engine, count: int) -> None:
+    """Add so many records behind those that are there, and tidy up as autovacuum would."""
+    with engine.connect() as connection:
+        begin = connection.exec_driver_sql(
+            "SELECT coalesce(max(position), 0) + 1 FROM oplog.oplog_record"
+        ).scalar_one()
+    end = begin + count
+    for first in range(begin, end, CHUNK_RECORDS):
+        last = min(end, first + CHUNK_RECORDS) - 1
+        with engine.begin() as connection:
+            # The partition of `last` is this chunk's, or the next one, and both are made.
+            connection.exec_driver_sql("SELECT oplog.oplog_make_partitions(%s)", (first,))
+            connection.exec_driver_sql(_MAKE, (first, last))
+            for statement in _INSERTS:
+                connection.exec_driver_sql(statement)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SELECT setval('oplog.oplog_position_seq', %s)", (end - 1,))
+        # As an append does at these positions, for the records that come next.
+        connection.exec_driver_sql("SELECT oplog.oplog_make_partitions(%s)", (end,))
+        connection.exec_driver_sql("VACUUM ANALYZE")
+        connection.exec_driver_sql("CHECKPOINT")
