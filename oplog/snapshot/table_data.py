@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -53,6 +53,24 @@ SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog
 """
 
 
+class SourceTable(NamedTuple):
+    """A table that rows come from; with `only`, without those that inherit from it."""
+
+    schema: str
+    name: str
+    only: bool = False
+
+    @property
+    def qualified(self) -> str:
+        """The quoted name."""
+        return f"{quote(self.schema)}.{quote(self.name)}"
+
+    @property
+    def relation(self) -> str:
+        """What to select its rows from, and to lock."""
+        return f"{'ONLY ' if self.only else ''}{self.qualified}"
+
+
 @dataclass(frozen=True, slots=True)
 class LiveData:
     """One table to take a snapshot of, or rows that a query makes of others.
@@ -69,8 +87,7 @@ class LiveData:
     order: tuple[str, ...]
     relation: str
     """What the rows are selected from, in SQL."""
-    tables: Mapping[str, str]
-    """The tables that the rows come from: what to lock, by quoted name."""
+    sources: tuple[SourceTable, ...]
     codecs: Mapping[str, ValueCodec] = field(compare=False, repr=False)
     narrow: Callable[[str], str] | None = field(default=None, compare=False, repr=False)
     """Gives for a stage's name a relation that has all rows whose keys are in it.
@@ -81,17 +98,19 @@ class LiveData:
     """Whether partitions may come meanwhile, for rows that this transaction does not see."""
 
     def lock_against_migrations(self, driver: Driver) -> None:
-        """Lock the table, and raise `SchemaDriftError` if a migration changed it before the lock.
+        """Lock the sources, and raise `SchemaDriftError` if a migration changed one before that.
 
         To this transaction's MVCC snapshot, a table that was rewritten after the snapshot was
         taken looks empty, and a replaced column has other values: both would go unnoticed.
         """
-        driver.execute(f"LOCK TABLE {', '.join(self.tables.values())} IN ACCESS SHARE MODE")
-        for name in self.tables:
-            found = driver.query(_COUNT_MIGRATED, (name, self.growing)).fetchone()
+        locked = ", ".join(one.relation for one in self.sources)
+        driver.execute(f"LOCK TABLE {locked} IN ACCESS SHARE MODE")
+        for one in self.sources:
+            found = driver.query(_COUNT_MIGRATED, (one.qualified, self.growing)).fetchone()
             if found is None or found[0]:
                 raise SchemaDriftError(
-                    f"table {name} was changed by a migration while a snapshot was being taken",
+                    f"table {one.schema}.{one.name} was changed by a migration while a snapshot "
+                    "was being taken",
                     hint="take the snapshot again",
                 )
 
@@ -188,7 +207,7 @@ def describe_table(
 ) -> LiveData:
     """A logged table with its logged columns; `revisions` are the newest by type."""
     live = plan.live
-    relation = f"{'ONLY ' if live.kind == 'r' else ''}{live.qualified}"
+    source = SourceTable(live.schema, live.name, only=live.kind == "r")
     return LiveData(
         schema=live.schema,
         table=live.name,
@@ -197,8 +216,8 @@ def describe_table(
         columns=tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
         key=plan.key_names,
         order=_read_key_order(connection, live.oid),
-        relation=relation,
-        tables={live.qualified: relation},
+        relation=source.relation,
+        sources=(source,),
         codecs=plan.codecs,
     )
 
@@ -207,7 +226,6 @@ def describe_heads(schema: str) -> LiveData:
     """The newest record of each aggregate of the log in `schema`; no table has them."""
     s = quote(schema)
     columns = tuple(ColumnType(*column) for column in HEAD_COLUMNS)
-    tables = [f"{s}.{name}" for name in HEAD_TABLES]
 
     return LiveData(
         schema=schema,
@@ -218,7 +236,7 @@ def describe_heads(schema: str) -> LiveData:
         key=(HEAD_KEY,),
         order=(HEAD_KEY,),
         relation=select_heads(s),
-        tables={name: name for name in tables},
+        sources=tuple(SourceTable(schema, name) for name in HEAD_TABLES),
         codecs={name: codec_for(pg_type) for name, pg_type in columns},
         narrow=lambda stage: select_heads_of(s, f"(SELECT DISTINCT k.k0 FROM {stage} k)"),
         growing=True,
