@@ -7,7 +7,7 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
+from oplog.capture.prediction import list_rows, predict_columns
 from oplog.capture.readback import normalise_keys, read_rows
 from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import BoundColumn, StatementPlan
@@ -106,25 +107,26 @@ def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
     returned = context.returned_default_rows
     natural = _list_natural(plan, context) if returned else ()
     defaults = {c.name: c.has_default or bound.live.rewrites_rows for c in bound.live.columns}
-    nulls = {name: None for name in plan.absent if not defaults[name]}
+    absent = [name for name in plan.absent if not defaults[name]]
     asked = plan.unknown + tuple(name for name in plan.absent if defaults[name])
     foreign = _find_foreign(context.root_connection, plan.columns, parameters)
-    changes = []
-    for place, sent in enumerate(parameters):
-        values, unknown = _split(plan.columns, sent, foreign)
-        values.update(nulls)
-        unknown += asked
-        if natural and len(returned) == len(parameters):
+    written, columns = predict_columns(plan.columns, parameters, foreign)
+    written += [*absent, *bound.shape.key_names]
+    columns += [[None] * len(keys) for _ in absent]
+    columns += list(zip(*keys, strict=True))
+    rows = list_rows(written, columns)
+    if natural and len(returned) == len(parameters):
+        for (values, _), row in zip(rows, returned, strict=True):
             for column, name, to_wire in natural:
-                value = returned[place]._mapping[column]
+                value = row._mapping[column]
                 wire = None if value is None else to_wire(value)
                 if wire is not UNSURE:
                     values[name] = wire
-        values.update(zip(bound.shape.key_names, keys[place], strict=True))
-        if unknown:
-            unknown = tuple([name for name in unknown if name not in values])
-        change = RowChange(OpType.CREATE, bound, keys[place], values, unknown=unknown)
-        changes.append(change)
+    changes = []
+    for key, (values, unknown) in zip(keys, rows, strict=True):
+        names = (*unknown, *asked)
+        unread = tuple([name for name in names if name not in values]) if names else ()
+        changes.append(RowChange(OpType.CREATE, bound, key, values, unknown=unread))
     _check_in_place(plan, context, keys)
     return changes
 
@@ -151,9 +153,9 @@ def observe_update(
     if written.intersection(key_names).intersection(plan.unknown):
         raise _uncertain(bound, "its primary key is set by an SQL expression")
     foreign = _find_foreign(context.root_connection, plan.columns, parameters)
+    rows = list_rows(*predict_columns(plan.columns, parameters, foreign), count=len(parameters))
     changes = []
-    for place, sent in enumerate(parameters):
-        values, unknown = _split(plan.columns, sent, foreign)
+    for place, (values, unknown) in enumerate(rows):
         moved_to = None
         if moves:
             if any(name in key_names for name in unknown):
@@ -195,24 +197,6 @@ def _find_foreign(
     """Types whose values the application adapts itself: what is stored is anyone's guess."""
     names = [column.parameter for column in columns]
     return find_foreign(connection, [sent[name] for sent in parameters for name in names])
-
-
-def _split(
-    columns: Sequence[BoundColumn], sent: Mapping[str, Any], foreign: Collection[type]
-) -> tuple[dict[str, Wire | None], tuple[str, ...]]:
-    values: dict[str, Wire | None] = {}
-    unknown: tuple[str, ...] = ()
-    for column in columns:
-        value = sent[column.parameter]
-        if value is None:
-            values[column.name] = None
-            continue
-        wire = UNSURE if foreign and type(value) in foreign else column.to_wire(value)
-        if wire is UNSURE:
-            unknown += (column.name,)
-        else:
-            values[column.name] = wire
-    return values, unknown
 
 
 def _was_suppressed(context: Any, sent: int) -> bool:
