@@ -159,7 +159,9 @@ class RunCodec:
         if not key_columns or any(None in column for column in key_columns):
             raise self._damage("a row has no key")
         chosen = zip(
-            self._list_ordinals(run),
+            self._count_on(
+                run.first_ordinal, run.ordinal_steps, count=run.row_count, what="an ordinal"
+            ),
             self._list_places(run, first),
             zip(*key_columns, strict=True),
             zip(*columns.values(), strict=True) if columns else repeat(()),
@@ -225,30 +227,27 @@ class RunCodec:
         flags = f"{number:0{row_count}b}"[::-1]
         return [None if flag == "1" else next(given) for flag in flags]
 
-    def _list_ordinals(self, run: record_pb2.RowRun) -> Sequence[int]:
-        return self._list_numbers(
-            run.first_ordinal, run.ordinal_steps, count=run.row_count, what="an ordinal"
-        )
-
     def _list_places(self, run: record_pb2.RowRun, first: int) -> Iterable[int]:
-        if run.one_aggregate:
-            if run.aggregate_steps:
-                raise self._damage("it is of one aggregate and has steps to others")
-            return repeat(first + run.first_aggregate)
-        numbers = self._list_numbers(
-            run.first_aggregate, run.aggregate_steps, count=run.row_count, what="an aggregate"
-        )
-        return [first + number for number in numbers]
+        start, steps = run.first_aggregate, run.aggregate_steps
+        if not run.one_aggregate:
+            places = self._count_on(start, steps, count=run.row_count, what="an aggregate")
+            return [first + place for place in places] if first else places
+        if steps:
+            raise self._damage("it is of one aggregate and has steps to others")
+        return repeat(first + start)
 
-    def _list_numbers(
+    def _count_on(
         self, start: int, steps: Sequence[int], *, count: int, what: str
     ) -> Sequence[int]:
-        if steps and len(steps) != count - 1:
-            raise self._damage(f"it has not one step to {what} for each row but the first")
-        numbers: Sequence[int] = list(accumulate(steps, initial=start))
-        lowest, highest = min(numbers), max(numbers)
+        """So many numbers from `start` on, each with its step from the one before, or with 1."""
         if not steps:
-            numbers, highest = range(start, start + count), start + count - 1
+            numbers: Sequence[int] = range(start, start + count)
+            lowest, highest = start, start + count - 1
+        elif len(steps) == count - 1:
+            numbers = list(accumulate(steps, initial=start))
+            lowest, highest = min(numbers), max(numbers)
+        else:
+            raise self._damage(f"it has not one step to {what} for each row but the first")
         if lowest < 0 or highest > MAX_NUMBER:
             raise self._damage(f"{what} is out of range")
         return numbers
