@@ -135,9 +135,10 @@ class Reading:
             through=end,
             archive=archive,
         )
-        if last is None or archive is None:
+        if last is None:
             return entries
-        # What the database has no longer cannot be counted from its end.
+        # A record comes whole, with more entries than were asked for; and what the database has
+        # no longer cannot be counted from its end.
         return deque(entries, maxlen=last)
 
     def _find_position(
