@@ -77,17 +77,6 @@ class PruneReport:
         """The report as one JSON object."""
         return asdict(self)
 
-    def add(self, batch: Batch) -> PruneReport:
-        """The report with one more batch."""
-        return replace(
-            self,
-            entries=self.entries + batch.entries,
-            kept=self.kept + sum(len(record.aggregates) for record in batch.list_kept()),
-            through_sequence=batch.last,
-            through_position=max(self.through_position, *batch.positions),
-            total_entries=self.total_entries + batch.entries,
-        )
-
 
 def prune_log(
     engine: Engine,
@@ -232,7 +221,15 @@ class _Work:
 
     @staticmethod
     def _add(batch: Batch, report: PruneReport, chain: bytes) -> tuple[PruneReport, bytes]:
-        return report.add(batch), extend_chain(chain, batch.records, first=batch.after + 1)
+        added = replace(
+            report,
+            entries=report.entries + batch.entries,
+            kept=report.kept + sum(len(record.aggregates) for record in batch.list_kept()),
+            through_sequence=batch.last,
+            through_position=max(report.through_position, *batch.positions),
+            total_entries=report.total_entries + batch.entries,
+        )
+        return added, extend_chain(chain, batch.records, first=batch.after + 1)
 
     def _declare(self, head: Head, report: PruneReport, chain: bytes) -> None:
         mark = Watermark(
