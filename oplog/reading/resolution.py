@@ -88,10 +88,9 @@ def _resolve_receipts(
     store: OutcomeStore,
     wait_seconds: float,
 ) -> Resolution:
-    deadline = time.monotonic() + wait_seconds
-    # All entries of a transaction are in one record.
-    receipt = receipts[0]
     _check_one_record(receipts)
+    deadline = time.monotonic() + wait_seconds
+    receipt = receipts[0]
     _await_process(connection, receipt, store=store, deadline=deadline)
     try:
         with connection.begin():
@@ -111,11 +110,12 @@ def _resolve_receipts(
 
 
 def _check_one_record(asked: Sequence[Receipt]) -> None:
-    others = {one.record_id for one in asked} - {asked[0].record_id}
+    others = sum(one.record_id != asked[0].record_id for one in asked)
     if others:
         raise ConfigurationError(
-            f"of {len(asked)} receipts, some are not of the transaction of the first",
-            hint="ask about one transaction at a time",
+            f"of {len(asked)} receipts, {others} are not of the record of the first",
+            hint="ask about one transaction at a time; where one wrote to several logs, ask each "
+            "log about its own record",
         )
 
 

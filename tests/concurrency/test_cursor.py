@@ -221,7 +221,7 @@ def test_transaction_ids_issued_again_after_a_crash_are_not_skipped() -> None:
             return 0
         goal = cursor.advance(snapshot, [news.newest_transaction])
         way = cursor.begin(goal, after=news.first_position - 1)
-        return len(feed.read_page(connection, way, limit=100).entries)
+        return len(feed.read_page(connection, way, limit=100).records)
 
     with logged_server() as (server, engine, _, sessions):
         add_customer(sessions, 1)

@@ -33,8 +33,8 @@ OWN_TRANSACTION = "redeemed in its own transaction"
 
 _STALE = "IF p_expected[n] <> v_version - 1 THEN"
 _REDEEM = re.compile(
-    r"IF p_expected IS NOT NULL THEN\s+FOR n IN .*? END LOOP;"
-    r"\s+IF v_hashes IS NULL THEN o_versions := NULL; END IF;\s+END IF;",
+    r"IF p_expected IS NOT NULL THEN\s.*?"
+    r"\sIF v_hashes IS NULL THEN o_versions := NULL; END IF;\s+END IF;",
     re.DOTALL,
 )
 _UNCHECKED = """
@@ -59,6 +59,7 @@ DECLARE
   v_count integer := cardinality(p_aggregates);
   v_version bigint;
   v_before bigint;
+  v_made integer;
   v_hash bytea;
   v_hashes bytea[];
   o_versions bigint[];

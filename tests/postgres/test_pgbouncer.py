@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Oplog, Outcome
 from oplog.errors import TicketConflictError
+from oplog.events import EntriesAppended, Event
 from tests.concurrency.workload import Base, Customer, Invoice, Member, consume, make_log
 from tests.logged import track
 from tests.pgbouncer import open_pgbouncer
@@ -45,8 +46,14 @@ def pooled(engine: Engine) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def log(engine: Engine, pooled: Engine) -> Iterator[Oplog]:
-    log = make_log()
+def events() -> list[Event]:
+    """What the log has reported."""
+    return []
+
+
+@pytest.fixture
+def log(engine: Engine, pooled: Engine, events: list[Event]) -> Iterator[Oplog]:
+    log = make_log(on_event=events.append)
     yield log
     # Through PgBouncer, and beside it.
     assert_replays(log, pooled)
@@ -177,7 +184,7 @@ def test_a_lost_answer_is_resolved(
 
 
 def test_a_transaction_that_is_still_open_is_not_called_aborted(
-    log: Oplog, pooled: Engine, sessions: sessionmaker[Session]
+    log: Oplog, pooled: Engine, sessions: sessionmaker[Session], events: list[Event]
 ) -> None:
     with sessions.begin() as session:
         session.add(Customer(id=1, name="new"))
@@ -186,11 +193,19 @@ def test_a_transaction_that_is_still_open_is_not_called_aborted(
     log.attach(prepared)
     with prepared() as open_session:
         open_session.get_one(Customer, 1).name = "open"
-        # Its entry is written and its ticket locked; no server process belongs to it any more.
+        # Its record is written and not visible; no server process belongs to it any more.
         open_session.prepare()
+        appended = events[-1]
+        assert isinstance(appended, EntriesAppended)
+        still_open = replace(kept, entry_id=appended.record_id)
+        resolution = log.inquire(still_open, pooled, wait_seconds=0.2)
+        assert resolution.outcome is Outcome.PENDING
+        assert [blocker.state for blocker in resolution.blockers] == ["prepared transaction"]
+        # Another one is not kept waiting by it.
         other = replace(kept, entry_id=uuid4())
-        assert log.resolve(other, pooled, wait_seconds=0.2) is Outcome.PENDING
+        assert log.resolve(other, pooled) is Outcome.ABORTED
         open_session.commit()
+    assert log.resolve(still_open, pooled) is Outcome.COMMITTED
     assert log.resolve(other, pooled) is Outcome.ABORTED
 
 

@@ -20,8 +20,9 @@ from oplog.store.commit_lookup import LoggedRequest
 
 pytestmark = pytest.mark.unit
 
-ONE, TWO = (Receipt(UUID(int=n), name, 0, b"", process_id=9) for n, name in ((1, "a"), (2, "b")))
-WHOLE = [Receipt(UUID(int=1), "a", 4, b"h"), Receipt(UUID(int=2), "b", 1, b"i")]
+RECORD = UUID(int=1)
+ONE, TWO = (Receipt(RECORD, name, 0, b"", process_id=9) for name in ("a", "b"))
+WHOLE = (Receipt(RECORD, "a", 4, b"h"), Receipt(RECORD, "b", 1, b"h"))
 BLOCKERS = [Blocker(5, "active", "app", "", 1.0)]
 
 
@@ -56,8 +57,8 @@ class Server:
         self.standby = False
         self.under_way = 0
         self.look_seconds = 1.0
-        self.position: int | None = None
-        self.pruned = False
+        self.committed = False
+        self.receipts = WHOLE
         self.request: LoggedRequest | None = None
         self.refusal: DBAPIError | None = None
         self.open = False
@@ -77,9 +78,6 @@ class Server:
             yield self
         finally:
             self.open = False
-
-    def rollback(self) -> None:
-        self.tell("rollback")
 
     def exec_driver_sql(self, statement: str) -> None:
         self.tell(statement)
@@ -103,41 +101,32 @@ class Server:
     def limit_wait(self, _connection: Any, seconds: float) -> None:
         self.tell("limit", seconds)
 
-    def touch_ticket(self, _connection: Any, aggregate: str) -> None:
-        self.tell("touch", aggregate)
+    def declare_aborted(self, _connection: Any, record_id: UUID) -> bool:
+        self.tell("declare", record_id)
         if self.refusal is not None:
             raise self.refusal
+        return not self.committed
 
     def lock_key(self, _connection: Any, key: str) -> None:
         self.tell("lock", key)
         if self.refusal is not None:
             raise self.refusal
 
-    def find_entry(self, _connection: Any, receipt: Receipt) -> int | None:
-        self.tell("find", receipt.aggregate)
-        return self.position
-
-    def was_pruned(self, _connection: Any, receipt: Receipt) -> bool:
-        assert self.open
-        assert receipt == ONE
-        return self.pruned
-
     def find_request(self, _connection: Any, key: str) -> LoggedRequest | None:
         self.tell("find", key)
         return self.request
 
-    def list_receipts(self, _connection: Any, position: int) -> list[Receipt]:
-        assert position == self.position
-        return WHOLE
+    def list_receipts(self, _connection: Any, record_id: UUID) -> tuple[Receipt, ...]:
+        self.tell("list", record_id)
+        return self.receipts
 
-    def fence(self, _connection: Any, entries: Any) -> None:
-        self.tell("fence", entries)
-
-    def list_ticket_blockers(self, _connection: Any, aggregate: str) -> list[Blocker]:
-        self.tell("blockers", aggregate)
+    def list_append_blockers(self, _connection: Any) -> list[Blocker]:
+        self.tell("blockers")
         return BLOCKERS
 
-    list_key_blockers = list_ticket_blockers
+    def list_key_blockers(self, _connection: Any, key: str) -> list[Blocker]:
+        self.tell("blockers", key)
+        return BLOCKERS
 
 
 @pytest.fixture
@@ -158,47 +147,44 @@ def resolve(server: Server, question: Any, **more: Any) -> Resolution:
     return found
 
 
-FENCE = ("fence", [(UUID(int=1), "a"), (UUID(int=2), "b")])
+DURABLE = ("SET LOCAL synchronous_commit = on",)
 
 
-def test_an_entry_that_is_there_was_committed(server: Server) -> None:
-    server.position = 0
-    assert resolve(server, [ONE, TWO]) == Resolution(Outcome.COMMITTED, tuple(WHOLE))
+def test_a_record_that_is_there_was_committed(server: Server) -> None:
+    server.committed = True
+    assert resolve(server, [ONE, TWO]) == Resolution(Outcome.COMMITTED, WHOLE)
     assert server.told == [
         ("look", 9, 0.0),
         ("limit", 9.0),
-        ("touch", "a"),
-        ("find", "a"),
-        ("rollback",),
+        DURABLE,
+        ("declare", RECORD),
+        ("list", RECORD),
     ]
 
 
-def test_an_entry_that_is_not_there_is_fenced_off_with_all_of_its_transaction(
-    server: Server,
-) -> None:
+def test_by_one_receipt_all_of_the_transaction_s_are_found(server: Server) -> None:
+    server.committed = True
+    assert resolve(server, [TWO]) == Resolution(Outcome.COMMITTED, WHOLE)
+
+
+def test_a_record_that_is_not_there_is_declared_aborted_durably(server: Server) -> None:
     assert resolve(server, [ONE, TWO], wait_seconds=5.0) == Resolution(Outcome.ABORTED)
-    assert server.told == [
-        ("look", 9, 0.0),
-        ("limit", 4.0),
-        ("touch", "a"),
-        ("find", "a"),
-        ("SET LOCAL synchronous_commit = on",),
-        FENCE,
-    ]
+    assert server.told == [("look", 9, 0.0), ("limit", 4.0), DURABLE, ("declare", RECORD)]
 
 
-def test_an_entry_that_was_pruned_was_committed_and_is_not_fenced_off(server: Server) -> None:
-    server.pruned = True
+def test_a_record_that_was_pruned_was_committed_as_its_receipts_say(server: Server) -> None:
+    server.committed, server.receipts = True, ()
     assert resolve(server, [ONE, TWO]) == Resolution(Outcome.COMMITTED, (ONE, TWO))
-    assert server.told[-2:] == [("find", "a"), ("rollback",)]
 
 
-def test_receipts_of_two_transactions_are_refused(server: Server) -> None:
-    server.position = 0
+@pytest.mark.parametrize("committed", [True, False])
+def test_receipts_of_two_transactions_are_refused(server: Server, committed: bool) -> None:
+    server.committed = committed
     other = Receipt(UUID(int=3), "c", 1, b"")
-    with pytest.raises(ConfigurationError, match="of 2 receipts, 1 are not of the transaction"):
+    with pytest.raises(ConfigurationError, match="of 2 receipts, 1 are not of the record"):
         resolve(server, [ONE, other])
-    assert resolve(server, [ONE]).outcome is Outcome.COMMITTED
+    assert not [told for told in server.told if told[0] == "declare"]
+    assert resolve(server, [ONE]).outcome is not Outcome.PENDING
 
 
 def test_a_session_under_way_is_waited_for(server: Server) -> None:
@@ -220,15 +206,14 @@ def test_not_for_longer_than_was_said(server: Server) -> None:
 
 
 def test_without_a_process_nobody_is_looked_at(server: Server) -> None:
-    resolve(server, [Receipt(UUID(int=1), "a", 0, b"")], wait_seconds=2.0)
+    resolve(server, [Receipt(RECORD, "a", 0, b"")], wait_seconds=2.0)
     assert server.told[0] == ("limit", 2.0)
 
 
-def test_a_ticket_that_is_not_to_be_had_leaves_it_pending(server: Server) -> None:
+def test_a_record_that_is_being_appended_is_pending(server: Server) -> None:
     server.refusal = failed("55P03")
     assert resolve(server, [ONE]) == Resolution(Outcome.PENDING, blockers=tuple(BLOCKERS))
-    assert server.told[-1] == ("blockers", "a")
-    assert FENCE not in server.told
+    assert server.told[-2:] == [("declare", RECORD), ("blockers",)]
 
 
 @pytest.mark.parametrize("question", [[ONE], "key"])
@@ -255,8 +240,8 @@ def test_another_driver_is_not_asked_with(server: Server, question: Any) -> None
 
 
 def test_a_key_that_was_used_was_committed(server: Server) -> None:
-    server.request = LoggedRequest(tuple(WHOLE), None)
-    assert resolve(server, "key", wait_seconds=3.0) == Resolution(Outcome.COMMITTED, tuple(WHOLE))
+    server.request = LoggedRequest(WHOLE, None)
+    assert resolve(server, "key", wait_seconds=3.0) == Resolution(Outcome.COMMITTED, WHOLE)
     assert server.told == [("limit", 3.0), ("lock", "key"), ("find", "key")]
 
 
@@ -268,6 +253,7 @@ def test_a_key_that_was_not_used_was_aborted(server: Server) -> None:
 def test_a_key_that_is_held_leaves_it_pending(server: Server) -> None:
     server.refusal = failed("55P03")
     assert resolve(server, "key") == Resolution(Outcome.PENDING, blockers=tuple(BLOCKERS))
+    assert server.told[-1] == ("blockers", "key")
 
 
 # -- questions ----------------------------------------------------------------------------
