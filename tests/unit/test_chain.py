@@ -155,7 +155,13 @@ def test_the_body_is_hashed_in_the_documented_form(key: str | None, tail: bytes)
 
 
 def test_an_empty_body_is_hashed_in_the_documented_form() -> None:
-    body = {"key_id": "", "metadata": [], "idempotency_key": None, "aggregates": [], "parts": []}
+    body: dict[str, Any] = {
+        "key_id": "",
+        "metadata": [],
+        "idempotency_key": None,
+        "aggregates": [],
+        "parts": [],
+    }
     pieces = b"oplog/v1/record-body\0" + number(1) + UUID(int=7).bytes + number(0) + number(0)
     assert hash_body(**{**BODY, **body}) == sha256(pieces + b"\0" + number(0) + number(0))
 

@@ -52,7 +52,9 @@ def delete(number: int) -> Effect:
     return Effect(OpType.DELETE, ITEM, (number,), {}, complete=False, ordinal=number, place=number)
 
 
-def check(effects: Sequence[Effect]) -> tuple[list[tuple[int, bytes]], Counting]:
+def check(
+    effects: Sequence[Effect], *, limit: int = PART_BYTES
+) -> tuple[list[tuple[int, bytes]], Counting]:
     """The parts of these effects, after everything that holds for any parts."""
     codec = Counting()
     parts = cut_parts(codec, effects)
@@ -60,7 +62,7 @@ def check(effects: Sequence[Effect]) -> tuple[list[tuple[int, bytes]], Counting]
     for first, payload in parts:
         decoded = PayloadCodec().decode(payload, Types(ITEM), first=first)
         assert min(effect.place for effect in decoded) == first
-        assert len(payload) <= cutting.PART_BYTES or len(decoded) == 1
+        assert len(payload) <= limit or len(decoded) == 1
         assert len(decoded) <= MOST_EFFECTS
         found += sorted(decoded, key=lambda effect: (effect.place, effect.ordinal))
     assert found == list(effects)
@@ -190,4 +192,4 @@ def test_any_rows_are_cut(sizes: list[int], rows: int, unmeasured: int) -> None:
         limits: dict[str, Any] = {"PART_BYTES": 400, "_UNMEASURED": unmeasured, "_SAMPLED": 3}
         for name, value in limits.items():
             patch.setattr(cutting, name, value)
-        check(effects)
+        check(effects, limit=400)

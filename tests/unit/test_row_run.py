@@ -120,7 +120,8 @@ def test_another_kind_type_or_extent_is_another_group() -> None:
 
 def test_the_columns_of_complete_rows_may_be_in_any_order() -> None:
     turned = [
-        replace(one, values=dict(reversed(one.values.items()))) for one in map(create, range(2, 4))
+        replace(one, values=dict(reversed(list(one.values.items()))))
+        for one in map(create, range(2, 4))
     ]
     (run,) = encode([create(0), create(1), *turned]).runs
     assert run.row_count == 4
@@ -289,7 +290,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
         "aggregate is out of range",
     ),
     "one place and steps": (
-        lambda run: (setattr(run, "one_aggregate", True), run.aggregate_steps.extend([1] * 4)),
+        lambda run: run.aggregate_steps.extend([1] * 4),
         "of one aggregate and has steps",
     ),
 }
