@@ -40,10 +40,29 @@ def test_a_page_without_marks_is_refused(results: dict[str, Any]) -> None:
         replace_costs("# oplog\n", results)
 
 
-def test_the_rows_of_a_table_have_its_columns(results: dict[str, Any]) -> None:
-    tables = render_costs(results).strip().split("\n\n")
-    assert [len({line.count(" | ") for line in table.splitlines()}) for table in tables] == [1] * 3
+GROWTH = [
+    {"work": work, "records": [5, 500], "milliseconds": [1, 2.345], "ratio": 1.5}
+    | {"quartiles": [1.25, 1.75]}
+    for work in ("reading", "writing", "asking", "waiting")
+]
+
+
+@pytest.mark.parametrize(("growth", "count"), [({}, 3), ({"growth": GROWTH}, 4)])
+def test_the_rows_of_a_table_have_its_columns(
+    results: dict[str, Any], growth: dict[str, Any], count: int
+) -> None:
+    kept = {name: found for name, found in results.items() if name != "growth"}
+    tables = render_costs(kept | growth).strip().split("\n\n")
+    columns = [{line.count(" | ") for line in table.splitlines()} for table in tables]
+    assert [len(counts) for counts in columns] == [1] * count
     assert all(len(table.splitlines()) >= 2 + len(NAMES) for table in tables)
+
+
+def test_a_growing_log_has_a_table_where_it_was_measured(results: dict[str, Any]) -> None:
+    table = render_costs({**results, "growth": GROWTH}).strip().split("\n\n")[-1].splitlines()
+    assert table[0] == "| with 500 records in the log | milliseconds | ratio to 5 records |"
+    assert table[2] == "| reading | 2.35 | 1.50 (1.25 to 1.75) |"
+    assert len(table) == 2 + len(GROWTH)
 
 
 def test_a_server_whose_processes_cannot_be_seen_has_no_cpu(results: dict[str, Any]) -> None:

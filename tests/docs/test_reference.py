@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 import oplog
 from oplog import entry, errors
 from oplog.schema import append, tables
+from oplog.schema.partitions import PARTITION_PATTERN
 from tests.docs.pages import DOCS, list_code_words, split_sections
 
 pytestmark = pytest.mark.docs
@@ -63,7 +64,8 @@ def test_limits_are_those_of_the_code() -> None:
         f"{entry.MAX_METADATA_KEY_BYTES} bytes",
         f"{entry.MAX_METADATA_VALUE_BYTES} bytes",
         f"{entry.MAX_METADATA_VALUES} values",
-        f"{entry.MAX_ENTRY_BYTES // 1024 // 1024} MiB",
+        f"{entry.MAX_PART_BYTES // 1024 // 1024} MiB",
+        f"{entry.MAX_RECORD_BYTES // 1024 // 1024} MiB",
     ):
         assert limit in text
 
@@ -72,7 +74,8 @@ def test_columns_are_documented(engine: Engine) -> None:
     with engine.connect() as connection:
         rows = connection.exec_driver_sql(
             "SELECT table_name, column_name FROM information_schema.columns "
-            "WHERE table_schema = 'oplog'"
+            "WHERE table_schema = 'oplog' AND NOT table_name ~ %s",
+            (PARTITION_PATTERN,),
         ).all()
     sections = split_sections(SCHEMA)
     documented = {
@@ -91,11 +94,14 @@ def test_functions_indexes_and_triggers_are_documented(engine: Engine) -> None:
                 "SELECT proname FROM pg_proc WHERE pronamespace = 'oplog'::regnamespace "
                 "UNION SELECT tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
                 "WHERE c.relnamespace = 'oplog'::regnamespace AND NOT tgisinternal "
-                "UNION SELECT indexname FROM pg_indexes WHERE schemaname = 'oplog' "
+                # Of a partitioned table, the one on all partitions.
+                "UNION SELECT relname FROM pg_class WHERE relkind IN ('i', 'I') "
+                "AND NOT relispartition AND relnamespace = 'oplog'::regnamespace "
                 "UNION SELECT sequencename FROM pg_sequences WHERE schemaname = 'oplog'"
             )
         ).all()
     keys = {n for n in names if n.endswith(("_pkey", "_key"))}
     assert set(names) - keys - list_code_words(SCHEMA) == set()
     states = {append.STALE_TICKET, append.ASYNCHRONOUS_COMMIT, append.FENCED, tables.APPEND_ONLY}
+    states |= {append.SENT_TWICE, append.HEAD_MISSING}
     assert states <= list_code_words(SCHEMA)
