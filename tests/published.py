@@ -1,7 +1,7 @@
 """What must hold of an archive, whatever happened to those who published.
 
 Judges by the objects themselves: heads in a row, each on the one before it, everything that the
-newest one refers to present and unaltered, and the entries those of the database, once each.
+newest one refers to present and unaltered, and the records those of the database, once each.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.crypto.aggregate_chain import ChainCheck
-from oplog.store import EntryFilter, Store, StoredEntry
+from oplog.store import EntryFilter, Store, StoredRecord
 from tests.concurrency.workload import Base, Customer, make_log
 from tests.databases import FreshDatabase
 from tests.logged import LoggedDatabase
 
 MOST = 1 << 26
-Pairs = dict[int, list[tuple[str, str]]]
 
 
 def open_workload(database: FreshDatabase, **options: Any) -> LoggedDatabase:
@@ -87,29 +86,15 @@ def list_reachable(archive: Archive, head: Head) -> dict[str, bytes]:
     return found
 
 
-def read_log(archive: Archive, head: Head) -> tuple[list[StoredEntry], Pairs]:
-    """All entries in the order of their sequence, and the metadata of their transactions."""
-    entries: list[StoredEntry] = []
-    metadata: Pairs = {}
+def read_log(archive: Archive, head: Head) -> list[StoredRecord]:
+    """All records in the order of their sequence."""
+    records: list[StoredRecord] = []
     for page in ArchivedLog(archive, head).iterate_sequence():
-        assert page.first == len(entries) + 1
-        entries += page.entries
-        metadata |= {place: list(pairs) for place, pairs in page.metadata.items() if pairs}
-    assert len(entries) == head.sequence
-    check_links(entries, ChainCheck())
-    check_order(entries)
-    return entries, metadata
-
-
-def check_order(entries: list[StoredEntry]) -> None:
-    """Transactions whole and in one piece, positions rising in each."""
-    place = 0
-    while place < len(entries):
-        group = entries[place : place + entries[place].transaction_size]
-        assert len({entry.transaction_position for entry in group}) == 1
-        assert len(group) == group[0].transaction_size
-        assert [e.position for e in group] == sorted(e.position for e in group)
-        place += len(group)
+        assert page.first == len(records) + 1
+        records += page.records
+    assert len(records) == head.sequence
+    check_links(records, ChainCheck())
+    return records
 
 
 def check_heads(store: ObjectStore, *, contiguous: bool = True) -> Head | None:
@@ -145,39 +130,35 @@ def read_head_at(store: ObjectStore, number: int) -> Head:
     return decode_head(data, what=path)
 
 
-def check_whole(store: ObjectStore, *, contiguous: bool = True) -> list[StoredEntry]:
-    """Everything that a reader would find now is there; its entries."""
+def check_whole(store: ObjectStore, *, contiguous: bool = True) -> list[StoredRecord]:
+    """Everything that a reader would find now is there; its records."""
     head = check_heads(store, contiguous=contiguous)
     if head is None:
         return []
     archive = open_fresh(store, single_writer=not contiguous)
     list_reachable(archive, head)
-    return read_log(archive, head)[0]
+    return read_log(archive, head)
 
 
-def read_database(engine: Engine, *, schema: str = "oplog") -> tuple[list[StoredEntry], Pairs]:
-    """All entries by position, and the metadata of their transactions."""
+def read_database(engine: Engine, *, schema: str = "oplog") -> list[StoredRecord]:
+    """All records by position."""
     store = Store(schema)
     with engine.connect() as connection:
         snapshot = store.read_snapshot(connection)
         pages = store.iterate(connection, EntryFilter(), snapshot=snapshot)
-        entries = sorted(entry for page in pages for entry in page)
-        found = store.read_metadata(connection, [entry.transaction_position for entry in entries])
-    return entries, {place: list(pairs) for place, pairs in found.items() if pairs}
+        return sorted(record for page in pages for record in page)
 
 
 def check_archive(
     store: ObjectStore, engine: Engine, *, contiguous: bool = True, **changed: Any
 ) -> Head:
-    """The archive has what the database has: every entry, once, with its metadata."""
+    """The archive has what the database has: every record, once."""
     head = check_heads(store, contiguous=contiguous)
     assert head is not None
     archive = open_fresh(store, single_writer=not contiguous)
     list_reachable(archive, head)
-    archived, metadata = read_log(archive, head)
-    stored, pairs = read_database(engine)
-    assert [entry._replace(**changed) for entry in sorted(archived)] == [
-        entry._replace(**changed) for entry in stored
+    archived, stored = sorted(read_log(archive, head)), read_database(engine)
+    assert [record._replace(**changed) for record in archived] == [
+        record._replace(**changed) for record in stored
     ]
-    assert metadata == pairs
     return head

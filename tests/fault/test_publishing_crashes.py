@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 
 import pytest
@@ -28,7 +29,7 @@ from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.step import Step
 from oplog.errors import StoreUnavailableError
-from oplog.store import StoredEntry
+from oplog.store import StoredRecord
 from oplog.sync.exporter import Exporter
 from tests.concurrency.workload import Customer, Invoice, Member
 from tests.databases import FreshDatabase
@@ -63,7 +64,7 @@ WRITES = {"create", "put", "delete"}
 FAULTS = 1
 """Requests drawn for each kind of fault."""
 SMALL = 300
-"""Sealed bytes of a segment: two or three entries."""
+"""Sealed bytes of a segment: two or three records."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,14 @@ def change_types(logged: LoggedDatabase) -> list[Callable[[], None]]:
 
 
 def grow(logged: LoggedDatabase) -> list[Callable[[], None]]:
-    """A transaction that is larger than a page and larger than five segments, among others."""
+    """A record that is larger than a page and larger than five segments, among others."""
 
     def work() -> None:
         add_customers(logged, 4, 4)
-        write(logged, add(*(Customer(id=n, name=f"many {n}") for n in range(10, 24))))
-        add_customers(logged, 30, 31)
+        # Names that do not compress.
+        names = {n: sha256(b"%d" % n).hexdigest() for n in range(10, 70)}
+        write(logged, add(*(Customer(id=n, name=name) for n, name in names.items())))
+        add_customers(logged, 80, 81)
 
     return [lambda: add_customers(logged, 1, 3), work]
 
@@ -157,10 +160,13 @@ SCRIPTS: dict[str, tuple[Script, int, Reach]] = {
     "first pass": (begin, 2, lambda _, head: head.number == 2),
     "a node becomes full": (fill_node, 1, lambda _, head: len(head.levels) == 2),
     "new types": (change_types, 2, lambda _, head: head.types is not None and head.types.types > 1),
-    "a huge transaction": (
+    "a huge record": (
         grow,
         4,
-        lambda archive, head: sum(1 for i in archive.iterate_items(head.levels) if i.missing) > 3,
+        lambda archive, head: any(
+            record.sealed_bytes > 5 * SMALL and len(record.aggregates) > 4
+            for record in read_log(archive, head)
+        ),
     ),
 }
 
@@ -190,7 +196,7 @@ class Undisturbed:
     log: dict[str, bytes]
     sequence: int
     chain: bytes
-    entries: list[StoredEntry]
+    records: list[StoredRecord]
     calls: list[tuple[int, str]]
 
 
@@ -204,14 +210,14 @@ def run_undisturbed(scene: Scene) -> Undisturbed:
     log = choose_log(copy_objects(store.inner))
     # Nothing was put that is not used.
     assert log == list_reachable(open_fresh(store.inner), head)
-    entries, _ = read_log(open_fresh(store.inner), head)
-    return Undisturbed(log, head.sequence, head.chain, entries, calls)
+    records = read_log(open_fresh(store.inner), head)
+    return Undisturbed(log, head.sequence, head.chain, records, calls)
 
 
 def finish(scene: Scene, store: MemoryStore, expected: Undisturbed) -> None:
     """A new process goes on; then everything is as if nothing had happened."""
     published = check_whole(store)
-    assert published == expected.entries[: len(published)]
+    assert published == expected.records[: len(published)]
     scene.make_exporter(store).publish_all(scene.logged.engine)
     head = check_archive(store, scene.logged.engine)
     assert (head.sequence, head.chain) == (expected.sequence, expected.chain)
@@ -294,7 +300,7 @@ def test_readers_find_everything_at_every_moment(scene: Scene) -> None:
     inner.on_call = lambda _: None
     assert seen == sorted(seen)
     assert len(set(seen)) > 1
-    # A transaction is never seen in part: `check_whole` would have found that.
+    # A record is never seen in part: `check_whole` would have found that.
     check_archive(inner, scene.logged.engine)
 
 

@@ -73,7 +73,7 @@ class Place:
 
     def wait_until_published(self) -> None:
         """Until the archive has what the log has now."""
-        count = len(read_database(self.logged.engine)[0])
+        count = len(read_database(self.logged.engine))
         wait_until(lambda: self.count() >= count)
 
     def count(self) -> int:

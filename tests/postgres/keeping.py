@@ -27,7 +27,7 @@ def fill(bench: Bench, archive: Archive, *, snapshots: bool = True) -> None:
 
 
 def add_task(session: Session) -> None:
-    """One more entry, whenever."""
+    """One more record, whenever."""
     session.add(Task(id=random.randrange(10_000, 1_000_000_000), project="p", title="t"))
 
 

@@ -98,7 +98,7 @@ def test_all_objects_of_a_kind_come_back(
     assert copy(archive) == objects
 
 
-def test_unpublished_entries_do_not_get_into_old_segments(
+def test_unpublished_records_do_not_get_into_old_segments(
     bench: Bench, objects: dict[str, bytes]
 ) -> None:
     bench.write(add_task)
@@ -133,8 +133,8 @@ def test_what_the_database_lost_stays_lost(bench: Bench, objects: dict[str, byte
     path = max(one for one in objects if one.startswith(LOG))
     archive = rebuild({**objects, path: b""})
     bench.tamper(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
-        f"DELETE FROM oplog.oplog_entry WHERE id = {last}",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        f"DELETE FROM oplog.oplog_record WHERE position = {last}",
     )
     report = bench.log.resync(bench.engine, archive)
     assert not report.ok
@@ -205,7 +205,7 @@ def test_a_damaged_head_is_followed_by_a_sound_one(
     assert dump_all(target) == dump_all(bench)
 
 
-def test_a_damaged_head_with_entries_is_followed_by_one_that_has_them(bench: Bench) -> None:
+def test_a_damaged_head_with_records_is_followed_by_one_that_has_them(bench: Bench) -> None:
     archive = open_memory()
     fill(bench, archive, snapshots=False)
     for _ in range(2):

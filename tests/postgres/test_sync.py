@@ -58,6 +58,10 @@ def read_entries(bench: Bench) -> list[LoggedEntry]:
         return list(bench.log.read(connection))
 
 
+def count_records(bench: Bench) -> int:
+    return len({entry.position for entry in read_entries(bench)})
+
+
 def add_task(number: int) -> Callable[[Session], None]:
     def work(session: Session) -> None:
         session.add(Task(id=number, project="p", title=f"task {number}"))
@@ -70,7 +74,8 @@ def test_what_was_written_comes_back(bench: Bench, target: Bench) -> None:
     write_history(bench)
     report = bench.log.sync(bench.engine, archive)
     entries = read_entries(bench)
-    assert report.entries == len(entries) == report.sequence
+    assert report.entries == len(entries)
+    assert report.sequence == count_records(bench) < len(entries)
     assert report.position == max(entry.position for entry in entries)
     restored = restore_into(target, reopen(archive))
     assert dump_all(target) == dump_all(bench)
@@ -95,7 +100,7 @@ def test_each_pass_adds_what_is_new(bench: Bench, target: Bench) -> None:
         bench.write(work)
         report = publish(bench.log, bench.engine, reopen(archive), page_entries=2)
         total += report.entries
-        assert report.sequence == total
+        assert report.sequence == count_records(bench)
     assert total == len(read_entries(bench))
     restore_into(target, archive)
     assert dump_all(target) == dump_all(bench)
@@ -140,7 +145,7 @@ def test_a_fork_goes_on_in_a_new_generation(bench: Bench, target: Bench) -> None
     assert report.lost > 0
     head = archive.read_head()
     assert head.fork is not None
-    assert head.fork.last == len(read_entries(bench))
+    assert head.fork.last == count_records(bench)
     # Again and again nothing is new.
     assert target.log.sync(target.engine, reopen(archive)).entries == 0
 
@@ -170,12 +175,12 @@ def test_small_segments_and_many_heads_yield_the_same_log(bench: Bench) -> None:
     with bench.engine.connect() as connection:
         logs = [list(bench.log.open_source(a).iterate_sequence()) for a in (one, many)]
         del connection
-    flat = [[entry for page in pages for entry in page.entries] for pages in logs]
+    flat = [[record for page in pages for record in page.records] for pages in logs]
     assert flat[0] == flat[1]
     assert len(logs[1]) > len(logs[0])
 
 
-def test_the_same_entries_give_the_same_objects(bench: Bench) -> None:
+def test_the_same_records_give_the_same_objects(bench: Bench) -> None:
     write_history(bench)
     names = []
     for _ in range(2):
@@ -224,7 +229,7 @@ def test_restores_at_every_position_equal_the_replay_there(bench: Bench, target:
             bench.log.snapshot(bench.engine, archive)
     with bench.engine.connect() as connection:
         whole = dump_log(connection)
-    for position in random.Random(5).sample(range(1, bench.last_position() + 1), 20):
+    for position in range(1, bench.last_position() + 1):
         with bench.engine.connect() as connection:
             report = bench.log.replay(connection, through=position)
             replayed = dump_tables(connection, "replayed")
@@ -239,9 +244,10 @@ def test_restores_at_every_position_equal_the_replay_there(bench: Bench, target:
             assert dump_tables(connection) == replayed
             restored_log = dump_log(connection)
             assert target.log.verify(connection).ok
-        # The third column is the position of the entry's transaction.
-        assert restored_log["entry"] == [row for row in whole["entry"] if row[2] <= position]
-        assert restored_log["metadata"] == [row for row in whole["metadata"] if row[0] <= position]
+        # Where each table has the position.
+        for table, place in {"record": 0, "part": 0, "entry": 2, "token": 1, "outcome": 1}.items():
+            expected = [row for row in whole[table] if row[place] <= position]
+            assert restored_log[table] == expected, table
         empty(target)
 
 
@@ -260,7 +266,7 @@ def test_recovery_at_start_up(bench: Bench, target: Bench) -> None:
     assert target.log.recover(archive, target.engine) is None
 
 
-def test_waiting_until_an_entry_is_archived(bench: Bench) -> None:
+def test_waiting_until_a_record_is_archived(bench: Bench) -> None:
     archive = open_memory()
     write_history(bench)
     bench.log.sync(bench.engine, archive)
@@ -272,6 +278,10 @@ def test_waiting_until_an_entry_is_archived(bench: Bench) -> None:
         bench.log.wait_until_archived(receipts, reopen(archive), timeout=0.05)
     report = bench.log.sync(bench.engine, archive)
     assert bench.log.wait_until_archived(receipts, reopen(archive)) == report.sequence
-    altered = [dataclasses.replace(receipts[0], entry_hash=bytes(32))]
-    with pytest.raises(ChainBrokenError):
-        bench.log.wait_until_archived(altered, reopen(archive))
+    altered = dataclasses.replace(receipts[0], entry_hash=bytes(32))
+    for wanted in ([altered], [altered, *receipts], [*receipts, altered]):
+        with pytest.raises(ChainBrokenError):
+            bench.log.wait_until_archived(wanted, reopen(archive))
+    unknown = dataclasses.replace(receipts[0], entry_hash=b"")
+    found = bench.log.wait_until_archived([unknown, *receipts], reopen(archive))
+    assert found == report.sequence
