@@ -1,6 +1,6 @@
 """`oplog fork inspect`, `replay-lost` and `abandon`: commands for the day after a failover.
 
-The operator decides about lost entries by choosing a command. `inspect` writes nothing.
+The operator decides about lost records by choosing a command. `inspect` writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from oplog.facade import ForkReport
 @click.group()
 @standard_options
 def fork() -> None:
-    """Handle entries that were published and that the database has lost."""
+    """Handle records that were published and that the database has lost."""
 
 
 @fork.command()
@@ -34,7 +34,7 @@ def fork() -> None:
 @standard_options
 @pass_invocation
 def inspect(invocation: Invocation) -> int:
-    """List the published entries that the database does not have.
+    """List the published records that the database does not have.
 
     Writes nothing. Exit code 3 when there are any.
     """
@@ -48,11 +48,11 @@ def inspect(invocation: Invocation) -> int:
 
 
 def _show(report: ForkReport) -> Iterator[str]:
-    for entry in report.lost:
-        other = ", the database has another one there" if entry.stored_hash else ""
+    for one in report.lost:
+        other = ", the database has another one there" if one.stored_hash else ""
         yield (
-            f"lost: sequence {entry.sequence}, position {entry.position}, "
-            f"{escape(entry.aggregate)} version {entry.version}{other}"
+            f"lost: sequence {one.sequence}, position {one.position}, "
+            f"{escape(one.aggregate)} version {one.version}{other}"
         )
     untold = report.lost_count - len(report.lost)
     if untold > 0:
@@ -63,7 +63,7 @@ def _show(report: ForkReport) -> Iterator[str]:
             f"{branch.last}"
         )
     if report.forked:
-        lost = show_count(report.lost_count, "entry", many="entries")
+        lost = show_count(report.lost_count, "record")
         yield (
             f"FORKED: the database lost {lost} after sequence {report.common_sequence}; the "
             f"archive is at sequence {report.sequence} of generation {report.generation}"
@@ -77,7 +77,7 @@ def _show(report: ForkReport) -> Iterator[str]:
     "--generation",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Generation that lost entries; the default is the newest.",
+    help="Generation that lost records; the default is the newest.",
 )
 @click.option("--dry-run", is_flag=True, help="Count the transactions, and write nothing.")
 @archive_option
@@ -115,7 +115,7 @@ def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
 @standard_options
 @pass_invocation
 def abandon(invocation: Invocation) -> None:
-    """Continue without the lost entries, in a new generation.
+    """Continue without the lost records, in a new generation.
 
     The lost branch stays in the archive, readable, and can be done again later.
     """

@@ -147,13 +147,13 @@ def store_deadline_option(function: F) -> F:
 
 
 def fork_option(function: F) -> F:
-    """`--fork`: what to do when the database lost entries that were published."""
+    """`--fork`: what to do when the database lost records that were published."""
     return click.option(
         "--fork",
         type=click.Choice(["stop", "fork"]),
         default="stop",
         show_default=True,
-        help="Stop, or begin a new generation, when the database lost published entries.",
+        help="Stop, or begin a new generation, when the database lost published records.",
     )(function)
 
 

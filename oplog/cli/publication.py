@@ -20,7 +20,7 @@ def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "nothing new"
     if document["lost"]:
-        lost = show_count(document["lost"], "entry", many="entries")
+        lost = show_count(document["lost"], "record")
         yield f"{lost} that the database lost left behind by a new generation"
     if document["sequence"]:
         yield (

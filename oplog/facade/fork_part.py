@@ -1,4 +1,4 @@
-"""The part of `Oplog` that finds entries which a failover lost, and writes them again."""
+"""The part of `Oplog` that finds records which a failover lost, and writes them again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from oplog.sync.divergence import LostEntry
 class ForkReport:
     """How a database and its archive differ.
 
-    `lost` describes published entries that the database does not have (the first ones; they are
+    `lost` describes published records that the database does not have (the first ones; they are
     `lost_count` in all), which follow `common_sequence`. `branches` are those that the archive
     keeps from forks before.
     """
@@ -66,7 +66,7 @@ class ForkReport:
             "sequence": self.sequence,
             "common_sequence": self.common_sequence,
             "lost_count": self.lost_count,
-            "lost": [entry.to_json() for entry in self.lost],
+            "lost": [one.to_json() for one in self.lost],
             "branches": [
                 {
                     "generation": branch.generation,

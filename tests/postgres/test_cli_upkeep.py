@@ -19,7 +19,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 def shop(tmp_path: Path, database_url: URL) -> Shop:
-    """A shop whose five entries are published."""
+    """A shop whose five entries, in three records, are published."""
     shop = replace(open_shop(tmp_path, database_url), archive=f"file://{tmp_path}/archive")
     shop.fill()
     shop.call("snapshot")
@@ -42,10 +42,10 @@ def damage(shop: Shop) -> str:
 def test_check(shop: Shop) -> None:
     report = shop.ask("check")
     assert (report["ok"], report["compared"], report["problems"]) == (True, True, [])
-    assert (report["entries"], report["sequence"], report["generation"]) == (5, 5, 0)
+    assert (report["entries"], report["sequence"], report["generation"]) == (5, 3, 0)
     out, err = shop.call("check", "--alone", "--sample", "50%")
     assert out.startswith("sound: ")
-    assert out.endswith("through sequence 5 of generation 0, not compared with a database\n")
+    assert out.endswith("through sequence 3 of generation 0, not compared with a database\n")
     assert err == NOISE
     # What is not read is not taken for lost.
     assert shop.ask("check", "--sample", "0%")["ok"] is True
@@ -72,8 +72,8 @@ def test_damage_is_3_and_is_repaired(shop: Shop) -> None:
 
 def test_an_archive_and_another_log_are_3(shop: Shop) -> None:
     shop.execute(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER oplog_append_only",
-        "UPDATE oplog.oplog_entry SET entry_hash = prev_hash WHERE id = 3",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER oplog_append_only",
+        "UPDATE oplog.oplog_record SET record_hash = prev_hashes WHERE position = 2",
     )
     assert shop.ask("check", "--alone")["ok"] is True
     assert shop.ask("check", code=3)["problems"][0]["what"] == "diverged"
@@ -119,7 +119,7 @@ def test_prune(shop: Shop) -> None:
     assert (would["dry_run"], would["entries"]) == (True, 5)
     assert shop.ask("tail") == before
     out, err = shop.call("prune", "--keep", "0s")
-    assert out.startswith("5 entries removed\n")
+    assert out.startswith("5 entries removed\nin the archive only: through sequence 3, position 3\n")
     assert err == NOISE
     assert shop.ask("tail") == []
     assert shop.ask("verify", code=2)["error"] == "PrunedError"
@@ -139,24 +139,24 @@ def test_prune(shop: Shop) -> None:
 
 @pytest.fixture
 def earlier(shop: Shop, spare_database: FreshDatabase) -> Shop:
-    """The same log on a server that lost the last entry, which is published."""
+    """The same log on a server that lost the last record, which is published."""
     earlier = replace(shop, url=spare_database.url)
     earlier.make_tables()
-    earlier.call("restore", "--through", "4")
+    earlier.call("restore", "--through", "2")
     return earlier
 
 
 def test_a_fork_is_inspected(shop: Shop, earlier: Shop) -> None:
     assert shop.ask("fork", "inspect")["forked"] is False
-    assert shop.call("fork", "inspect")[0] == "no fork: generation 0 goes on from sequence 5\n"
+    assert shop.call("fork", "inspect")[0] == "no fork: generation 0 goes on from sequence 3\n"
     report = earlier.ask("fork", "inspect", code=3)
-    assert (report["forked"], report["common_sequence"], report["lost_count"]) == (True, 4, 1)
+    assert (report["forked"], report["common_sequence"], report["lost_count"]) == (True, 2, 1)
     (lost,) = report["lost"]
-    assert (lost["position"], lost["aggregate"], lost["stored_hash"]) == (5, "account/2", None)
+    assert (lost["position"], lost["aggregate"], lost["stored_hash"]) == (3, "account/2", None)
     assert lost["archived_hash"] == shop.ask("tail", "-n", "1")[0]["entry_hash"]
     out, err = earlier.call("fork", "inspect", code=3)
-    assert "lost: sequence 5, position 5, account/2 version 2\n" in out
-    assert "FORKED: the database lost 1 entry after sequence 4" in out
+    assert "lost: sequence 3, position 3, account/2 version 2\n" in out
+    assert "FORKED: the database lost 1 record after sequence 2" in out
     assert "replay-lost" in err
 
 
@@ -175,7 +175,7 @@ def test_what_was_lost_is_abandoned(earlier: Shop) -> None:
     report = earlier.ask("fork", "abandon")
     assert (report["lost"], report["generation"]) == (1, 1)
     assert earlier.ask("fork", "inspect")["branches"] == [
-        {"generation": 0, "common_sequence": 4, "last_sequence": 5, "head": 2}
+        {"generation": 0, "common_sequence": 2, "last_sequence": 3, "head": 2}
     ]
     assert earlier.ask("fork", "replay-lost", "--dry-run")["dry_run"] is True
     assert earlier.ask("fork", "replay-lost", "--generation", "7", code=2)
@@ -228,7 +228,7 @@ def test_an_application_and_an_auditor_need_what_is_granted(shop: Shop, role: st
     application.write()
     assert len(auditor.ask("tail")) == 7
     with pytest.raises(Exception, match="permission denied"):
-        application.execute("UPDATE oplog.oplog_entry SET data = data")
+        application.execute("UPDATE oplog.oplog_record SET data = data")
 
 
 def test_grants_are_quoted(shop: Shop) -> None:
