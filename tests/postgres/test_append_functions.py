@@ -1,4 +1,4 @@
-"""The functions that redeem tickets and write entries, called as the store calls them."""
+"""The function that redeems tickets and writes a record, called as the store calls it."""
 
 from __future__ import annotations
 
@@ -10,51 +10,33 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from oplog.crypto.hashing import ZERO_HASH, hash_entry
-from oplog.postgres.binary_message import read_array, read_numbers
+from oplog.crypto.hashing import ZERO_HASH
 from oplog.postgres.exchange import execute
-from oplog.store import NewEntry, Store
-from oplog.store.rows import EntryFilter, StoredEntry
+from oplog.schema.tables import IDEMPOTENCY_INDEX
+from oplog.store import Store
+from oplog.store.commit_lookup import OutcomeStore
+from oplog.store.rows import CREATED, Part
 from tests.concurrency.workload import waiting_for_lock
+from tests.postgres.appending import (
+    STORE,
+    append,
+    append_apart,
+    append_names,
+    assert_whole,
+    compute_hash,
+    make_record,
+    name_many,
+    read_all,
+    sqlstate,
+)
 
 pytestmark = pytest.mark.postgres
 
-STORE = Store("oplog")
 ONE, TWO = ["a"], ["a", "b"]
 # In "C" order; another collation sorts "a" before "B".
 MANY = ["B", "a", "a/é", "c"]
-
-
-def make_entry(aggregate: str, expected: int | None = None) -> NewEntry:
-    entry_id = uuid4()
-    return NewEntry(aggregate, expected, entry_id, entry_id.bytes * 2, entry_id.bytes)
-
-
-def append(
-    connection: Connection,
-    entries: Sequence[NewEntry],
-    *,
-    store: Store = STORE,
-    metadata: Sequence[tuple[str, str]] = (),
-    **more: Any,
-) -> list[tuple[int, bytes]]:
-    """Versions and hashes, as the function tells them."""
-    message = store.bind_append(
-        entries, format=2, key_id="k", metadata=metadata, metadata_hash=b"m" * 32, **more
-    )
-    versions, hashes = execute(connection, message)
-    return list(zip(read_numbers(versions), read_array(hashes), strict=True))
-
-
-def read(connection: Connection) -> list[StoredEntry]:
-    snapshot = STORE.read_snapshot(connection)
-    return STORE.read_page(connection, EntryFilter(), snapshot=snapshot, after=0)
-
-
-def sqlstate(error: pytest.ExceptionInfo[DBAPIError]) -> str | None:
-    return getattr(error.value.orig, "sqlstate", None)
 
 
 @pytest.fixture
@@ -63,72 +45,114 @@ def connection(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize("names", [ONE, MANY])
-def test_entries_are_chained_as_the_library_computes_it(
-    connection: Connection, names: list[str]
+def read_tickets(connection: Connection) -> dict[str, int]:
+    rows = connection.exec_driver_sql("SELECT aggregate_name, version FROM oplog.oplog_ticket")
+    return {row[0]: row[1] for row in rows}
+
+
+# -- what is written ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [ONE, MANY, name_many(1500)], ids=["one", "many", "1500"])
+@pytest.mark.parametrize("first", [None, 0, CREATED])
+def test_records_are_chained_as_the_library_computes_it(
+    connection: Connection, names: list[str], first: int | None
 ) -> None:
-    given = [[make_entry(name) for name in names] for _ in range(3)]
-    told = [append(connection, entries) for entries in given]
+    for version in range(1, 4):
+        told = append(connection, make_record(names, expected=None if version > 1 else first))
+        assert told == dict.fromkeys(names, version)
     connection.commit()
-    found = {(e.aggregate, e.version): e for e in read(connection)}
-    heads = dict.fromkeys(names, ZERO_HASH)
-    for version, (entries, answers) in enumerate(zip(given, told, strict=True), 1):
-        for entry, answer in zip(entries, answers, strict=True):
-            stored = found.pop((entry.aggregate, version))
-            head = hash_entry(
-                prev_hash=heads[entry.aggregate],
-                version=version,
-                recorded_at=stored.recorded_at,
-                body_hash=entry.body_hash,
-            )
-            assert answer == (version, head)
-            assert (stored.prev_hash, stored.entry_hash) == (heads[entry.aggregate], head)
-            assert (stored.entry_id, stored.data) == (entry.entry_id, entry.data)
-            assert (stored.format, stored.key_id) == (2, "k")
-            assert stored.metadata_hash == b"m" * 32
-            heads[entry.aggregate] = head
-    assert found == {}
-    rows = connection.exec_driver_sql("SELECT * FROM oplog.oplog_ticket").all()
-    assert {row.aggregate_name: (row.version, row.head_hash) for row in rows} == {
-        name: (3, head) for name, head in heads.items()
-    }
-    bodies = {entry.aggregate: entry.body_hash for entry in given[-1]}
-    assert {row.aggregate_name: row.body_hash for row in rows} == bodies
-    assert STORE.list_broken_links(connection) == []
+    heads = [ZERO_HASH] * 3
+    for version, record in enumerate(assert_whole(connection), 1):
+        assert record.aggregates == tuple(names)
+        assert record.versions == (version,) * len(names)
+        assert record.prev_hashes == tuple(heads[-1:] * len(names))
+        heads.append(record.record_hash)
+    assert read_tickets(connection) == dict.fromkeys(names, 3)
 
 
-@pytest.mark.parametrize("names", [ONE, MANY])
-def test_a_transaction_is_one_whole(connection: Connection, names: list[str]) -> None:
-    metadata = [("actor", "ada"), ("actor", "bob"), ("why", "")]
-    append(connection, [make_entry("z")])
-    entries = [make_entry(name) for name in names]
-    append(connection, entries, metadata=metadata, idempotency_key="key")
+def test_what_is_stored_is_what_was_given(connection: Connection) -> None:
+    metadata = [("actor", "ada"), ("actor", "bob"), ("", ""), ("why", "'\"\\{},%s")]
+    given = make_record(MANY, metadata=metadata, idempotency_key="key", format=1, key_id="é")
+    before = connection.exec_driver_sql("SELECT pg_current_xact_id()::text::bigint").scalar()
+    append(connection, given)
+    now = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
+    begun = connection.exec_driver_sql("SELECT transaction_timestamp()").scalar_one()
     connection.commit()
-    _, *stored = read(connection)
-    assert [e.aggregate for e in stored] == names
-    assert [e.position for e in stored] == sorted(e.position for e in stored)
-    assert {e.transaction_position for e in stored} == {stored[0].position}
-    assert {e.transaction_size for e in stored} == {len(names)}
-    assert [e.idempotency_key for e in stored] == ["key", *[None] * (len(names) - 1)]
-    positions = [e.position for e in read(connection)]
-    assert STORE.read_metadata(connection, positions) == {stored[0].position: metadata}
+    (record,) = read_all(connection)
+    assert record.record_id == given.record_id
+    assert (record.format, record.key_id, record.idempotency_key) == (1, "é", "key")
+    assert record.metadata == tuple(metadata)
+    assert record.parts == tuple(given.parts)
+    assert record.transaction_id == before
+    assert record.record_hash == compute_hash(record)
+    assert begun <= record.recorded_at <= now
 
 
-@pytest.mark.parametrize("names", [ONE, TWO])
-@pytest.mark.parametrize("form", [0, 4, 5, -1])
-def test_only_formats_that_readers_read(
-    connection: Connection, names: list[str], form: int
-) -> None:
-    """Of format 4 is what pruning leaves: readers would pass it over in silence."""
-    message = STORE.bind_append(
-        [make_entry(name) for name in names],
-        format=form,
-        key_id="k",
-        metadata=[],
-        metadata_hash=b"m" * 32,
+def test_nothing_is_stored_of_what_is_usual(connection: Connection) -> None:
+    """No versions, hashes and metadata of what creates all its aggregates, and no tickets."""
+    append(connection, make_record(MANY, expected=CREATED))
+    row = connection.exec_driver_sql(
+        "SELECT versions, prev_hashes, metadata, idempotency_key, parts FROM oplog.oplog_record"
+    ).one()
+    assert tuple(row) == (None, None, None, None, 1)
+    for table in ("ticket", "token", "part"):
+        count = connection.exec_driver_sql(f"SELECT count(*) FROM oplog.oplog_{table}")
+        assert count.scalar() == 0, table
+
+
+def test_a_record_has_parts(connection: Connection) -> None:
+    parts = [Part(0, b"zero"), Part(0, b""), Part(1, b"\x00one"), Part(3, b"three" * 1000)]
+    append(connection, make_record(MANY, parts=parts))
+    append(connection, make_record(MANY))
+    connection.commit()
+    first, second = assert_whole(connection)
+    assert first.parts == tuple(parts)
+    assert len(second.parts) == 1
+    rows = connection.exec_driver_sql(
+        "SELECT position, number, first, data FROM oplog.oplog_part ORDER BY number"
     )
+    assert [(p, n, f, bytes(d)) for p, n, f, d in rows] == [
+        (first.position, n, *parts[n]) for n in (1, 2, 3)
+    ]
+
+
+def test_metadata_are_found_by_tokens(connection: Connection) -> None:
+    """One for each pair, whatever characters it has, and however long it is."""
+    pairs = [("actor", "ada"), ("a=", "b"), ("a", "=b"), ("", ""), ("k", "é" * 100_000)]
+    append(connection, make_record(ONE, metadata=pairs))
+    connection.commit()
+    (record,) = read_all(connection)
+    rows = connection.exec_driver_sql("SELECT token, position FROM oplog.oplog_token")
+    found = {tuple(row) for row in rows}
+    asked = connection.exec_driver_sql(
+        "SELECT hashtextextended((k || '=' || v) COLLATE \"C\", 0) "
+        "FROM unnest(%s::text[], %s::text[]) AS m(k, v)",
+        ([key for key, _ in pairs], [value for _, value in pairs]),
+    )
+    assert found == {(token, record.position) for token in asked.scalars()}
+
+
+def test_versions_may_differ(connection: Connection) -> None:
+    """Hashes are those of versions over 1 only, in the order of the aggregates."""
+    append_names(connection, "b", "bd", "abcde", "e")
+    *_, third, _ = assert_whole(connection)
+    assert third.versions == (1, 3, 1, 2, 1)
+    assert third.prev_hashes[0] == third.prev_hashes[2] == third.prev_hashes[4] == ZERO_HASH
+    size = "SELECT octet_length(prev_hashes) FROM oplog.oplog_record WHERE position = %s"
+    assert connection.exec_driver_sql(size, (third.position,)).scalar() == 64
+    # Who does not claim to create an aggregate takes a ticket of its first version, too.
+    assert read_tickets(connection) == {"a": 1, "b": 3, "c": 1, "d": 2, "e": 2}
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [0, 4, 5, -1])
+def test_only_formats_that_readers_read(connection: Connection, form: int) -> None:
+    record = make_record(ONE)._replace(format=form)
     with pytest.raises(DBAPIError, match=f"format {form} cannot be appended") as refused:
-        execute(connection, message)
+        append(connection, record)
     assert sqlstate(refused) == "22023"
 
 
@@ -137,54 +161,101 @@ def test_the_version_a_ticket_was_taken_at_is_expected(
     connection: Connection, names: list[str]
 ) -> None:
     for version in range(3):
-        append(connection, [make_entry(name, version) for name in names])
+        append(connection, make_record(names, expected=version))
         connection.commit()
     for stale in (0, 2, 4):
         for place in range(len(names)):
-            entries = [make_entry(name, 3) for name in names]
-            entries[place] = make_entry(names[place], stale)
-            with pytest.raises(DBAPIError, match=f"at version {stale}, it is now at") as caught:
-                append(connection, entries)
-            assert sqlstate(caught) == "OP001"
+            expected: list[int | None] = [3] * len(names)
+            expected[place] = stale
+            with pytest.raises(DBAPIError, match=f"version {stale}, it is now at version 3") as no:
+                append(connection, make_record(names, expected=expected))
+            assert sqlstate(no) == "OP001"
+            assert f"'{names[place]}'" in str(no.value.orig)
             connection.rollback()
-    assert [answer[0] for answer in append(connection, [make_entry(n, 3) for n in names])] == [
-        4 for _ in names
-    ]
+    assert append(connection, make_record(names, expected=3)) == dict.fromkeys(names, 4)
 
 
-@pytest.mark.parametrize("names", [["b", "a"], ["a", "a"], ["a", "B"], ["a", "c", "b"]])
+@pytest.mark.parametrize(
+    "names", [["b", "a"], ["a", "a"], ["a", "B"], ["a", "c", "b"], []], ids=str
+)
 def test_aggregates_out_of_order_are_refused(connection: Connection, names: list[str]) -> None:
-    with pytest.raises(DBAPIError) as caught:
-        append(connection, [make_entry(name) for name in names])
-    # Postgres itself refuses to touch a ticket twice in one statement.
-    assert sqlstate(caught) in {"22023", "21000"}
+    """Another order would be half of a deadlock, also where all of them are new."""
+    for expected in (None, CREATED):
+        with pytest.raises(DBAPIError) as caught:
+            append(connection, make_record(names, expected=expected))
+        assert sqlstate(caught) == "22023"
+        connection.rollback()
 
 
-def test_an_aggregate_given_twice_is_refused_also_when_it_is_new(connection: Connection) -> None:
-    with pytest.raises(DBAPIError):
-        append(connection, [make_entry("a"), make_entry("a")])
+CALL: dict[str, str] = {
+    "p_record": "gen_random_uuid()",
+    "p_aggregates": "ARRAY['a', 'b']",
+    "p_expected": "NULL::bigint[]",
+    "p_body": "sha256('')",
+    "p_data": "'data'::bytea",
+    "p_firsts": "NULL::integer[]",
+    "p_more": "NULL::bytea[]",
+    "p_format": "2::smallint",
+    "p_key_id": "'k'",
+    "p_metadata": "NULL::text[]",
+    "p_idempotency_key": "NULL",
+    "p_tally": "NULL",
+    "p_asynchronous": "true",
+}
+NONSENSE: dict[str, dict[str, str]] = {
+    "no aggregates": {"p_aggregates": "NULL"},
+    "an aggregate without a name": {"p_aggregates": "ARRAY['a', NULL]"},
+    "a square of aggregates": {"p_aggregates": "ARRAY[['a', 'b'], ['c', 'd']]"},
+    "aggregates from 0 on": {"p_aggregates": "'[0:1]={a,b}'::text[]"},
+    "too few versions": {"p_expected": "ARRAY[1]"},
+    "too many versions": {"p_expected": "ARRAY[1, 1, 1]"},
+    "no format": {"p_format": "NULL"},
+    "no data": {"p_data": "NULL"},
+    "no key id": {"p_key_id": "NULL"},
+    "no id": {"p_record": "NULL"},
+    "no body": {"p_body": "NULL"},
+    "half a pair": {"p_metadata": "ARRAY['a', 'b', 'c']"},
+    "a key without a value": {"p_metadata": "ARRAY['a', NULL]"},
+    "a part without data": {"p_firsts": "ARRAY[1]", "p_more": "ARRAY[NULL]::bytea[]"},
+    "a part without a place": {"p_firsts": "NULL", "p_more": "ARRAY['x'::bytea]"},
+    "more parts than places": {"p_firsts": "ARRAY[1]", "p_more": "ARRAY['x', 'y']::bytea[]"},
+    "a part before the first": {"p_firsts": "ARRAY[-1]", "p_more": "ARRAY['x'::bytea]"},
+}
+
+
+def call(connection: Connection, **changed: str) -> None:
+    arguments = ", ".join(f"{name} => {value}" for name, value in {**CALL, **changed}.items())
+    connection.exec_driver_sql(f"SELECT oplog.oplog_append({arguments})")
+
+
+@pytest.mark.parametrize("changed", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nothing_is_stored_that_nobody_could_read(
+    connection: Connection, changed: dict[str, str]
+) -> None:
+    """Whoever may call the function may call it with anything."""
+    call(connection)
+    connection.commit()
+    with pytest.raises(DBAPIError) as refused:
+        call(connection, **changed)
+    assert sqlstate(refused) in {"22023", "22004", "23502", "23514"}
+    connection.rollback()
+    assert len(read_all(connection)) == 1
 
 
 @pytest.mark.parametrize("names", [ONE, TWO])
-def test_an_entry_that_was_fenced_off_is_refused(connection: Connection, names: list[str]) -> None:
-    for place in range(len(names)):
-        entries = [make_entry(name) for name in names]
-        fence(connection, entries[place].entry_id, names[place])
+def test_a_record_that_was_declared_aborted_is_refused(
+    connection: Connection, names: list[str]
+) -> None:
+    record = make_record(names)
+    assert OutcomeStore("oplog").declare_aborted(connection, record.record_id) is True
+    connection.commit()
+    for _ in range(2):
         with pytest.raises(DBAPIError) as caught:
-            append(connection, entries)
+            append(connection, record)
         assert sqlstate(caught) == "OP006"
         connection.rollback()
-    append(connection, [make_entry(name) for name in names])
-    connection.commit()
-    assert len(read(connection)) == len(names)
-
-
-def fence(connection: Connection, entry_id: UUID, aggregate: str) -> None:
-    connection.exec_driver_sql(
-        "INSERT INTO oplog.oplog_fence (entry_id, aggregate_name) VALUES (%s, %s)",
-        (entry_id, aggregate),
-    )
-    connection.commit()
+    append_names(connection, *names)
+    assert len(assert_whole(connection)) == len(names)
 
 
 @pytest.mark.parametrize("names", [ONE, TWO])
@@ -194,46 +265,72 @@ def test_a_transaction_must_wait_for_its_durability(
     connection.exec_driver_sql("SET synchronous_commit = off")
     connection.commit()
     with pytest.raises(DBAPIError) as caught:
-        append(connection, [make_entry(name) for name in names])
+        append(connection, make_record(names))
     assert sqlstate(caught) == "OP005"
     connection.rollback()
-    willing = Store("oplog", asynchronous_commit=True)
-    append(connection, [make_entry(name) for name in names], store=willing)
+    append(connection, make_record(names), store=Store("oplog", asynchronous_commit=True))
 
 
 @pytest.mark.parametrize("names", [ONE, TWO])
 def test_what_the_guards_counted_is_settled(connection: Connection, names: list[str]) -> None:
     with pytest.raises(DBAPIError) as caught:
-        append(connection, [make_entry(name) for name in names], tally=12)
+        append(connection, make_record(names), tally=12)
     assert sqlstate(caught) == "OP003"
 
 
+def test_an_idempotency_key_is_used_once(connection: Connection) -> None:
+    append_names(connection, "a", idempotency_key="key")
+    with pytest.raises(IntegrityError) as refused:
+        append_names(connection, "b", idempotency_key="key")
+    original: Any = refused.value.orig
+    assert original.diag.constraint_name == IDEMPOTENCY_INDEX
+    connection.rollback()
+    append_names(connection, "b", idempotency_key="")
+    append_names(connection, "c", idempotency_key=None)
+    append_names(connection, "d", idempotency_key=None)
+    found = [record.idempotency_key for record in assert_whole(connection)]
+    assert found == ["key", "", None, None]
+
+
+@pytest.mark.parametrize("expected", [None, 2])
+def test_a_head_that_was_removed_by_hand_is_missed(
+    connection: Connection, expected: int | None
+) -> None:
+    append_names(connection, "ab", "ab")
+    connection.exec_driver_sql("ALTER TABLE oplog.oplog_record DISABLE TRIGGER USER")
+    connection.exec_driver_sql("DELETE FROM oplog.oplog_record WHERE versions IS NOT NULL")
+    connection.commit()
+    for names, missed in (["a"], "a"), (["b"], "b"), (["0", "b"], "b"):
+        with pytest.raises(DBAPIError, match=f"version 2 of aggregate '{missed}'") as refused:
+            append(connection, make_record(names, expected=[None] * (len(names) - 1) + [expected]))
+        assert sqlstate(refused) == "OP009"
+        connection.rollback()
+
+
+# -- locks --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("names", [ONE, TWO])
-def test_an_id_is_drawn_when_the_tickets_are_held(engine: Engine, names: list[str]) -> None:
+def test_a_position_is_drawn_when_the_tickets_are_held(engine: Engine, names: list[str]) -> None:
     """Who waited for a ticket comes after whoever wrote meanwhile."""
-    with engine.begin() as connection:
-        append(connection, [make_entry(names[-1])])
+    for _ in range(2):
+        append_apart(engine, names[-1:])
     with ThreadPoolExecutor(1) as pool, engine.connect() as holder:
         holder.exec_driver_sql("SELECT FROM oplog.oplog_ticket FOR UPDATE")
         with waiting_for_lock(engine):
-            waiter = pool.submit(_append_apart, engine, names)
-        with engine.begin() as connection:
-            append(connection, [make_entry("meanwhile")])
+            waiter = pool.submit(append_apart, engine, names)
+        append_apart(engine, ["meanwhile"])
         holder.rollback()
         waiter.result()
     with engine.connect() as connection:
-        assert [e.aggregate for e in read(connection)] == [names[-1], "meanwhile", *names]
-
-
-def _append_apart(engine: Engine, names: list[str]) -> None:
-    with engine.begin() as connection:
-        append(connection, [make_entry(name) for name in names])
+        told = [list(record.aggregates) for record in assert_whole(connection)]
+    assert told == [names[-1:], names[-1:], ["meanwhile"], names]
 
 
 def test_tickets_are_redeemed_in_the_order_of_their_names(engine: Engine) -> None:
     """Whoever waits for the first holds no later one, or two of them would deadlock."""
-    with engine.begin() as connection:
-        append(connection, [make_entry(name) for name in TWO])
+    for _ in range(2):
+        append_apart(engine, TWO)
     with ThreadPoolExecutor(1) as pool, engine.connect() as holder:
         first = sa.text("SELECT FROM oplog.oplog_ticket WHERE aggregate_name = 'a' FOR UPDATE")
         second = sa.text(
@@ -241,7 +338,59 @@ def test_tickets_are_redeemed_in_the_order_of_their_names(engine: Engine) -> Non
         )
         holder.execute(first)
         with waiting_for_lock(engine):
-            waiter = pool.submit(_append_apart, engine, TWO)
+            waiter = pool.submit(append_apart, engine, TWO)
         holder.execute(second)
         holder.rollback()
         waiter.result()
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_append_and_declaration_wait_for_each_other(engine: Engine, *, commits: bool) -> None:
+    record = make_record(ONE)
+    with ThreadPoolExecutor(1) as pool, engine.connect() as appending:
+        append(appending, record)
+        with waiting_for_lock(engine):
+            declared = pool.submit(_declare, engine, record.record_id)
+        (appending.commit if commits else appending.rollback)()
+        assert declared.result() is not commits
+    with ThreadPoolExecutor(1) as pool, engine.connect() as declaring:
+        other = make_record(["z"])
+        OutcomeStore("oplog").declare_aborted(declaring, other.record_id)
+        with waiting_for_lock(engine):
+            appended = pool.submit(_try_append, engine, other)
+        (declaring.commit if commits else declaring.rollback)()
+        assert appended.result() == ("OP006" if commits else None)
+
+
+def _declare(engine: Engine, record_id: UUID) -> bool:
+    with engine.begin() as connection:
+        return OutcomeStore("oplog").declare_aborted(connection, record_id)
+
+
+def _try_append(engine: Engine, record: Any) -> str | None:
+    try:
+        with engine.begin() as connection:
+            append(connection, record)
+    except DBAPIError as refused:
+        return sqlstate(refused)
+    return None
+
+
+def test_the_function_is_planned_once(connection: Connection) -> None:
+    """A plan for each call would plan the partitioned tables each time."""
+    for n in range(8):
+        append(connection, make_record([f"a{n}"]))
+    settings: Sequence[str] = connection.exec_driver_sql(
+        "SELECT proconfig FROM pg_proc WHERE oid = 'oplog.oplog_append'::regproc"
+    ).scalar_one()
+    assert "plan_cache_mode=force_generic_plan" in settings
+    assert connection.exec_driver_sql("SHOW plan_cache_mode").scalar() == "auto"
+
+
+def test_it_is_one_statement(connection: Connection) -> None:
+    """What the store binds is the call, whatever the record holds."""
+    record = make_record(MANY, metadata=[("k", "v")], parts=[Part(0, b"a"), Part(1, b"b")])
+    message = STORE.bind_append(record._replace(record_id=uuid4()))
+    assert message.statement.count("oplog_append(") == 1
+    assert message.statement.startswith("SELECT o_versions, o_hash FROM ")
+    execute(connection, message)

@@ -1,0 +1,402 @@
+"""Aggregates that a transaction believes it creates: without tickets, unless somebody was faster.
+
+The key of `oplog_entry` decides who was. Whoever was wrong goes the way of the tickets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from oplog.store.intake import RestorationStore
+from oplog.store.removal import PruningStore, Watermark
+from oplog.store.rows import CREATED
+from tests.concurrency.workload import waiting_for_lock
+from tests.postgres.appending import (
+    STORE,
+    append,
+    append_apart,
+    append_names,
+    assert_whole,
+    make_record,
+    name_many,
+    read_all,
+    sqlstate,
+)
+
+pytestmark = pytest.mark.postgres
+
+HIGHER = ["REPEATABLE READ", "SERIALIZABLE"]
+
+
+@pytest.fixture
+def connection(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        yield connection
+
+
+def create(engine: Engine, *names: str, isolation: str = "READ COMMITTED") -> dict[str, int]:
+    return append_apart(engine, names, expected=CREATED, isolation=isolation)
+
+
+@contextmanager
+def beside(engine: Engine, work: Callable[[], object]) -> Iterator[Future[object]]:
+    """Let somebody else work, who waits for a lock when the block begins and gets it there."""
+    with ThreadPoolExecutor(1) as pool:
+        with waiting_for_lock(engine):
+            working = pool.submit(work)
+        yield working
+
+
+# -- alone --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("versions", [1, 2, 3])
+def test_what_is_there_already_takes_the_next_version(
+    connection: Connection, names: str, versions: int
+) -> None:
+    """With a ticket or, at its first version, without one."""
+    for _ in range(versions):
+        append_names(connection, "b", expected=CREATED)
+    told = append(connection, make_record(list(names), expected=CREATED))
+    assert told == {**dict.fromkeys(names, 1), "b": versions + 1}
+    connection.commit()
+    record = assert_whole(connection)[-1]
+    assert record.versions == tuple(told.values())
+
+
+def test_knowledge_and_belief_in_one_record(connection: Connection) -> None:
+    """Each aggregate by what is known of it, in all combinations, right and wrong."""
+    append_names(connection, *"bbdef", "e", expected=None)
+    names = list("abcdefg")
+    expected = [CREATED, 2, None, CREATED, None, 1, CREATED]
+    told = append(connection, make_record(names, expected=expected))
+    assert told == {"a": 1, "b": 3, "c": 1, "d": 2, "e": 3, "f": 2, "g": 1}
+    connection.commit()
+    assert_whole(connection)
+
+
+def test_a_known_version_that_is_wrong_is_refused_among_created_ones(
+    connection: Connection,
+) -> None:
+    append_names(connection, "ab", expected=CREATED)
+    with pytest.raises(DBAPIError, match="aggregate 'b' was taken at version 2") as refused:
+        append(connection, make_record(list("abc"), expected=[CREATED, 2, CREATED]))
+    assert sqlstate(refused) == "OP001"
+
+
+@pytest.mark.parametrize("known", [0, None])
+def test_a_first_ticket_is_one_for_what_is_new(connection: Connection, known: int | None) -> None:
+    append(connection, make_record(list("ab"), expected=[known, CREATED]))
+    append(connection, make_record(list("bc"), expected=[CREATED, known]))
+    connection.commit()
+    first, second = assert_whole(connection)
+    assert (first.versions, second.versions) == ((1, 1), (2, 1))
+
+
+# -- after pruning, and in a restored log -------------------------------------------------------
+
+
+def prune(connection: Connection, *numbers: int) -> None:
+    """Remove records by their number, in the open transaction."""
+    records = read_all(connection)
+    positions = [records[n].position for n in numbers]
+    store = PruningStore("oplog")
+    gone = sum(len(records[n].aggregates) for n in numbers)
+    store.write_watermark(
+        connection,
+        Watermark(uuid4(), "memory:", 0, len(numbers), b"", position=positions[-1], entries=gone),
+    )
+    assert store.remove(connection, positions, kept=[]) == len(positions)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("names", ["b", "abc"])
+def test_what_was_pruned_is_not_created_again(
+    connection: Connection, names: str, kept: int
+) -> None:
+    """Its head is continued, whether it is in the log or with the ticket."""
+    append_names(connection, "b", "b", "b", "x", expected=CREATED)
+    head = read_all(connection)[2]
+    prune(connection, *range(3 - kept))
+    told = append(connection, make_record(list(names), expected=CREATED))
+    connection.commit()
+    assert told == {**dict.fromkeys(names, 1), "b": 4}
+    *_, record = read_all(connection)
+    assert record.prev_hashes[names.index("b")] == head.record_hash
+    assert STORE.list_broken_links(connection) == []
+    assert STORE.read_status(connection)["entries"] == kept + 1 + len(names)
+    assert STORE.read_status(connection)["aggregates"] == 1 + len(names)
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", *HIGHER])
+def test_what_is_being_pruned_is_not_created_again(engine: Engine, isolation: str) -> None:
+    for _ in range(2):
+        create(engine, "b")
+    with engine.connect() as pruning:
+        prune(pruning, 0, 1)
+        with beside(engine, lambda: try_create(engine, "b", isolation=isolation)) as told:
+            pruning.commit()
+            assert told.result() == ({"b": 3} if isolation == "READ COMMITTED" else "40001")
+    assert create(engine, "b") == {"b": 3 if told.result() == "40001" else 4}
+    with engine.connect() as connection:
+        assert STORE.list_broken_links(connection) == []
+
+
+def test_what_only_a_snapshot_had_is_not_created_again(connection: Connection) -> None:
+    append_names(connection, "a", expected=CREATED)
+    store = RestorationStore("oplog")
+    stage = store.stage_heads(connection)
+    hashes = {"a": read_all(connection)[0].record_hash, "b": b"b" * 32, "c": b"c" * 32}
+    for name, version in ("a", 1), ("b", 1), ("c", 7):
+        connection.exec_driver_sql(
+            f"INSERT INTO {stage} VALUES (%s, %s, %b)", (name, version, hashes[name])
+        )
+    store.keep_heads(connection)
+    told = append(connection, make_record(list("abcd"), expected=CREATED))
+    assert told == {"a": 2, "b": 2, "c": 8, "d": 1}
+    connection.commit()
+    record = read_all(connection)[-1]
+    assert record.prev_hashes[:3] == tuple(hashes.values())
+
+
+# -- two at once --------------------------------------------------------------------------------
+
+
+def try_create(
+    engine: Engine, *names: str, isolation: str = "READ COMMITTED"
+) -> dict[str, int] | str | None:
+    """The versions, or the SQLSTATE of the refusal."""
+    try:
+        return create(engine, *names, isolation=isolation)
+    except DBAPIError as refused:
+        return sqlstate(refused)
+
+
+@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("commits", [True, False])
+def test_of_two_creators_the_second_waits(engine: Engine, names: str, *, commits: bool) -> None:
+    with engine.connect() as first:
+        append(first, make_record(["b"], expected=CREATED))
+        with beside(engine, lambda: create(engine, *names)) as second:
+            (first.commit if commits else first.rollback)()
+            assert second.result() == {**dict.fromkeys(names, 1), "b": 2 if commits else 1}
+    with engine.connect() as connection:
+        records = assert_whole(connection)
+    assert [list(r.aggregates) for r in records] == [["b"]] * commits + [list(names)]
+
+
+@pytest.mark.parametrize("isolation", HIGHER)
+@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("commits", [True, False])
+def test_of_two_creators_the_second_fails_to_serialise(
+    engine: Engine, names: str, isolation: str, *, commits: bool
+) -> None:
+    with engine.connect() as first:
+        append(first, make_record(["b"], expected=CREATED))
+        with beside(engine, lambda: try_create(engine, *names, isolation=isolation)) as second:
+            (first.commit if commits else first.rollback)()
+            assert second.result() == ("40001" if commits else dict.fromkeys(names, 1))
+    # It has a snapshot with the first one now.
+    again = try_create(engine, *names, isolation=isolation)
+    assert again == {**dict.fromkeys(names, 1 if commits else 2), "b": 2}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+@pytest.mark.parametrize("isolation", HIGHER)
+def test_an_old_snapshot_does_not_create_again(engine: Engine, isolation: str) -> None:
+    """The other committed before the append, and after the transaction began."""
+    with engine.connect().execution_options(isolation_level=isolation) as old:
+        old.exec_driver_sql("SELECT 1 FROM oplog.oplog_entry").all()
+        create(engine, "b")
+        with pytest.raises(DBAPIError) as refused:
+            append(old, make_record(["a", "b"], expected=CREATED))
+        assert sqlstate(refused) == "40001"
+
+
+def test_who_drew_first_and_came_second_begins_again(engine: Engine) -> None:
+    """A position is drawn before the wait: the second version may not stand before the first."""
+    with engine.connect() as holder:
+        append(holder, make_record(["z"], expected=CREATED, idempotency_key="key"))
+        with beside(engine, lambda: try_create_keyed(engine, ["a", "b"])) as second:
+            assert create(engine, "b") == {"b": 1}
+            holder.rollback()
+            assert second.result() == "OP001"
+    assert create(engine, "a", "b") == {"a": 1, "b": 2}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+def try_create_keyed(engine: Engine, names: Sequence[str]) -> dict[str, int] | str | None:
+    """With the idempotency key that somebody holds, so that it waits after drawing a position."""
+    try:
+        return append_apart(engine, names, expected=CREATED, idempotency_key="key")
+    except DBAPIError as refused:
+        return sqlstate(refused)
+
+
+# -- a ticket against a creator -----------------------------------------------------------------
+
+
+def try_append(engine: Engine, names: str, expected: int | None) -> dict[str, int] | str | None:
+    try:
+        return append_apart(engine, list(names), expected=expected)
+    except DBAPIError as refused:
+        return sqlstate(refused)
+
+
+@pytest.mark.parametrize("names", ["b", "ab"])
+def test_who_saw_nothing_and_met_a_creator_is_refused(engine: Engine, names: str) -> None:
+    with engine.connect() as creator:
+        append(creator, make_record(["b"], expected=CREATED))
+        with beside(engine, lambda: try_append(engine, names, 0)) as waiting:
+            creator.commit()
+            assert waiting.result() == "OP001"
+    assert try_append(engine, "b", 0) == "OP001"
+    assert try_append(engine, "b", 1) == {"b": 2}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+@pytest.mark.parametrize("names", ["b", "abc"])
+def test_who_expects_nothing_comes_after_the_creator(engine: Engine, names: str) -> None:
+    with engine.connect() as creator:
+        append(creator, make_record(["b"], expected=CREATED))
+        with beside(engine, lambda: try_append(engine, names, None)) as waiting:
+            creator.commit()
+            assert waiting.result() == {**dict.fromkeys(names, 1), "b": 2}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+@pytest.mark.parametrize("known", [0, None])
+def test_a_creator_comes_after_who_took_the_first_ticket(engine: Engine, known: int | None) -> None:
+    with engine.connect() as first:
+        append(first, make_record(["a", "b"], expected=known))
+        with beside(engine, lambda: create(engine, "b", "c")) as waiting:
+            first.commit()
+            assert waiting.result() == {"b": 2, "c": 1}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+@pytest.mark.parametrize(("known", "second"), [(None, {"b": 3}), (1, "OP001")])
+def test_two_meet_at_an_aggregate_without_a_ticket(
+    engine: Engine, known: int | None, second: dict[str, int] | str
+) -> None:
+    create(engine, "b")
+    with engine.connect() as first:
+        append(first, make_record(["b"], expected=known))
+        with beside(engine, lambda: try_append(engine, "b", known)) as waiting:
+            first.commit()
+            assert waiting.result() == second
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+@pytest.mark.parametrize("isolation", HIGHER)
+@pytest.mark.parametrize("known", [None, 1])
+def test_two_that_meet_there_do_not_serialise(
+    engine: Engine, isolation: str, known: int | None
+) -> None:
+    create(engine, "b")
+    with engine.connect().execution_options(isolation_level=isolation) as old:
+        old.exec_driver_sql("SELECT 1 FROM oplog.oplog_ticket").all()
+        append_apart(engine, ["b"], expected=known)
+        with pytest.raises(DBAPIError) as refused:
+            append(old, make_record(["b"], expected=known))
+        assert sqlstate(refused) == "40001"
+
+
+# -- many ---------------------------------------------------------------------------------------
+
+THREADS, STEPS = 6, 40
+Drawn = tuple[list[str], list[int | None]]
+"""Aggregates, and what is expected of each."""
+
+
+def work_at_random(
+    engine: Engine, steps: Callable[[random.Random, int, int], Drawn]
+) -> Counter[str]:
+    """Append what `steps` draws, in many threads; how often each SQLSTATE, or "" for none, came."""
+
+    def work(number: int) -> list[str]:
+        draw, ends = random.Random(number), []
+        for step in range(STEPS):
+            names, expected = steps(draw, number, step)
+            try:
+                append_apart(engine, names, expected=expected)
+                ends.append("")
+            except DBAPIError as refused:
+                ends.append(sqlstate(refused) or "?")
+        return ends
+
+    # The database is made when it is first connected to, by one thread.
+    engine.connect().close()
+    with ThreadPoolExecutor(THREADS) as pool:
+        return Counter(end for ends in pool.map(work, range(THREADS)) for end in ends)
+
+
+def test_those_who_are_right_never_deadlock(engine: Engine) -> None:
+    """Many aggregates at once, known ones of everybody's and created ones of one's own."""
+    shared = name_many(12)
+    for name in shared[::2]:
+        create(engine, name)
+    append_apart(engine, shared[1::2])
+
+    def draw_names(
+        draw: random.Random, number: int, step: int
+    ) -> tuple[list[str], list[int | None]]:
+        own = {f"{draw.choice('05af')}/{number}/{step}/{n}" for n in range(draw.randrange(5))}
+        names = sorted({*own, *draw.sample(shared, draw.randrange(1, 9))})
+        return names, [CREATED if name in own else None for name in names]
+
+    assert work_at_random(engine, draw_names) == {"": THREADS * STEPS}
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+def test_those_who_may_be_wrong_leave_no_gap(engine: Engine) -> None:
+    """Everybody believes anything of a few aggregates, which everybody creates and writes."""
+    shared = name_many(40)
+
+    def draw_names(
+        draw: random.Random, number: int, step: int
+    ) -> tuple[list[str], list[int | None]]:
+        near = shared[step // 2 : step // 2 + 10]
+        names = sorted(draw.sample(near, draw.randrange(1, 6)))
+        return names, [draw.choice([CREATED, CREATED, None, 0, 1]) for _ in names]
+
+    ends = work_at_random(engine, draw_names)
+    # Who is wrong may be half of a deadlock, which Postgres ends; that is a conflict like another.
+    assert set(ends) <= {"", "OP001", "40P01"}
+    assert ends[""] > THREADS
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+def test_all_create_the_same(engine: Engine) -> None:
+    """In whichever order they come, each aggregate has one first version."""
+
+    def draw_names(
+        draw: random.Random, number: int, step: int
+    ) -> tuple[list[str], list[int | None]]:
+        names = [f"{step // 4}/{n}" for n in range(draw.choice([1, 1, 3]))]
+        return names, [CREATED] * len(names)
+
+    ends = work_at_random(engine, draw_names)
+    assert set(ends) <= {"", "OP001", "40P01"}
+    with engine.connect() as connection:
+        records = assert_whole(connection)
+    firsts = [link for r in records for link in r.list_links() if link.version == 1]
+    assert len(firsts) == len({link.aggregate for link in firsts}) == 3 * STEPS // 4
