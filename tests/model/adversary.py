@@ -130,7 +130,7 @@ class Run:
         return random.choice(self.world.servers) if random.random() < 0.25 else self.world.primary
 
     def _begin(self) -> None:
-        self._pick_server().begin(self.world.random.randrange(1, 4))
+        self._pick_server().begin()
 
     def _finish(self) -> None:
         random = self.world.random
@@ -146,13 +146,13 @@ class Run:
             timeline = world.primary.timeline + 1
         world.primary = old.promote(timeline=timeline, lost=world.random.randrange(0, 6))
         world.servers.append(world.primary)
-        self._say(f"promote: timeline {timeline}, {len(world.primary.read().entries)} entries")
+        self._say(f"promote: timeline {timeline}, {len(world.primary.read().records)} records")
 
     def _fail(self) -> None:
         """A crash and a restart: commits that were not flushed are gone, the timeline stays."""
         server = self._pick_server()
         server.lose(self.world.random.randrange(0, 3))
-        self._say(f"server crash: {len(server.read().entries)} entries left")
+        self._say(f"server crash: {len(server.read().records)} records left")
 
     # -- processes --------------------------------------------------------------------------
 

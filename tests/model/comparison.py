@@ -2,7 +2,7 @@
 
 Pure: one head, one image of the database. The hard thing is a database that lost what was
 published: the acknowledgement travelled with it, so what is above the acknowledgement has to be
-looked up, entry by entry, by hash, since positions are drawn again.
+looked up, record by record, by hash, since positions are drawn again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tests.model.postgres import Entry, Image
+from tests.model.postgres import Image, Record
 from tests.model.rules import Rules
 from tests.model.values import Cursor, Head, Table
 
@@ -69,8 +69,8 @@ def compare(
 
 def _has_all(image: Image, uids: Sequence[int], *, rules: Rules, positions: Sequence[int]) -> bool:
     if rules.compare_hashes:
-        return {entry.uid for entry in image.entries}.issuperset(uids)
-    drawn = {entry.position for entry in image.entries}
+        return {record.uid for record in image.records}.issuperset(uids)
+    drawn = {record.position for record in image.records}
     return drawn.issuperset(positions[uid - 1] for uid in uids)
 
 
@@ -83,7 +83,7 @@ def _count_common(one: Sequence[int], other: Sequence[int]) -> int:
     return count
 
 
-def list_unseen(image: Image, base: Base) -> tuple[Entry, ...]:
+def list_unseen(image: Image, base: Base) -> tuple[Record, ...]:
     """Entries that the cursor does not show, causes before effects."""
-    news = [entry for entry in image.entries if not base.cursor.shows(entry.xid)]
-    return tuple(sorted(news, key=lambda entry: entry.position))
+    news = [record for record in image.records if not base.cursor.shows(record.xid)]
+    return tuple(sorted(news, key=lambda record: record.position))

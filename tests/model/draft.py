@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from oplog.archive.step import Step
 from tests.model.comparison import Base
-from tests.model.postgres import Entry
+from tests.model.postgres import Record
 from tests.model.rules import Rules
 from tests.model.values import (
     CHUNKS,
@@ -72,10 +72,10 @@ class Builder:
         self.puts.append((step, path))
         return path
 
-    def grow(self, levels: Levels, base: Base, *, news: tuple[Entry, ...]) -> Levels:
+    def grow(self, levels: Levels, base: Base, *, news: tuple[Record, ...]) -> Levels:
         """Append a segment; close nodes that are full."""
         first = base.sequence + 1
-        segment = Segment(first, tuple(entry.uid for entry in news), base.generation)
+        segment = Segment(first, tuple(record.uid for record in news), base.generation)
         path = self._put(Step.PUT_SEGMENT, "LOG", order=first, content=segment)
         edge = [list(level) for level in levels] or [[]]
         edge[0].append(Item(first, base.sequence + len(news), path))
@@ -114,8 +114,8 @@ class Builder:
             lost.append(leaf.path)
             if leaf.first <= base.sequence:
                 whole: Segment = self.table.content(leaf.path.digest)
-                entries = whole.entries[: base.sequence - leaf.first + 1]
-                shorter = Segment(leaf.first, entries, base.generation)
+                records = whole.records[: base.sequence - leaf.first + 1]
+                shorter = Segment(leaf.first, records, base.generation)
                 path = self._put(Step.PUT_SEGMENT, "LOG", order=leaf.first, content=shorter)
                 kept.append(Item(leaf.first, base.sequence, path))
         # Nodes are not rebuilt: the items wait at the edge, and the next one closes them all.

@@ -119,18 +119,18 @@ class Judge:
         known = self.chains.setdefault((head.generation, head.sequence), head.chain)
         demand(known == head.chain, "I3 two histories under one generation and sequence")
         history = table.history(head.chain)
-        demand(len(set(history)) == len(history), "I5 an entry was published twice")
+        demand(len(set(history)) == len(history), "I5 a record was published twice")
         seen = self.world.seen[head.nonce]
         demand(seen >= set(history), "I5 divergence hidden: the database lacks what is published")
-        demand(seen <= set(history), "I5 an entry was passed over")
+        demand(seen <= set(history), "I5 a record was passed over")
         following = head.first_sequence
         for leaf in table.list_leaves(head):
             segment: Segment = table.content(leaf.path.digest)
-            through = leaf.first + len(segment.entries) - 1
+            through = leaf.first + len(segment.records) - 1
             fits = leaf.first == following and leaf.last == through
             demand(fits, "I5 segments overlap, or leave a gap")
-            same = segment.entries == history[leaf.first - 1 : leaf.last]
-            demand(same, "I3 a segment has other entries than the chain")
+            same = segment.records == history[leaf.first - 1 : leaf.last]
+            demand(same, "I3 a segment has other records than the chain")
             following = leaf.last + 1
         demand(following == head.sequence + 1, "I5 the log ends before the head's sequence")
         for snapshot in head.snapshots:
@@ -169,8 +169,8 @@ class Judge:
             return
         kept = self.retired.union(history)
         for path in head.lost:
-            kept.update(self.table.content(path.digest).entries)
-        demand(self.acknowledged <= kept, "I4 an acknowledged entry is no longer published")
+            kept.update(self.table.content(path.digest).records)
+        demand(self.acknowledged <= kept, "I4 an acknowledged record is no longer published")
 
     # -- what processes believe -------------------------------------------------------------
 

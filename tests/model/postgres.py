@@ -13,8 +13,8 @@ from typing import NamedTuple
 from tests.model.values import Cursor, Row
 
 
-class Entry(NamedTuple):
-    """`uid` stands for the entry's hash: no two entries ever share one."""
+class Record(NamedTuple):
+    """`uid` stands for the record's hash: no two records ever share one."""
 
     uid: int
     position: int
@@ -25,7 +25,7 @@ class Image(NamedTuple):
     """What one REPEATABLE READ transaction sees."""
 
     row: Row
-    entries: tuple[Entry, ...]
+    records: tuple[Record, ...]
     xip: frozenset[int]
     timeline: int
 
@@ -39,54 +39,49 @@ class Server:
         self.first_row = row
         self.row = row
         self.positions = positions
-        """Of all entries that ever were, by uid - 1."""
-        self._log: list[tuple[Entry, ...] | Row] = []
-        self._unflushed = 0
-        self._open: dict[int, tuple[Entry, ...]] = {}
-        self._entries: tuple[Entry, ...] = ()
+        """Of all records that ever were, by uid - 1."""
+        self._log: list[Record | Row] = []
+        self._open: dict[int, Record] = {}
+        self._records: tuple[Record, ...] = ()
         self._next_xid = 3
         self._next_position = 1
 
-    def begin(self, size: int) -> None:
-        """A transaction with its positions drawn, about to commit."""
+    def begin(self) -> None:
+        """A transaction with its position drawn, about to commit."""
         xid, self._next_xid = self._next_xid, self._next_xid + 1
-        entries = []
-        for _ in range(size):
-            self.positions.append(self._next_position)
-            entries.append(Entry(len(self.positions), self._next_position, xid))
-            self._next_position += 1
-        self._open[xid] = tuple(entries)
+        self.positions.append(self._next_position)
+        self._open[xid] = Record(len(self.positions), self._next_position, xid)
+        self._next_position += 1
 
     def finish(self, draw: float, *, commit: bool) -> None:
         if not self._open:
             return
         xid = list(self._open)[int(draw * len(self._open))]
-        entries = self._open.pop(xid)
+        record = self._open.pop(xid)
         if commit:
-            self._log.append(entries)
-            self._entries += entries
+            self._log.append(record)
+            self._records += (record,)
 
     def write_row(self, row: Row) -> None:
         self.row = row
         self._log.append(row)
 
     def read(self) -> Image:
-        return Image(self.row, self._entries, frozenset(self._open), self.timeline)
+        return Image(self.row, self._records, frozenset(self._open), self.timeline)
 
     def list_uids(self) -> frozenset[int]:
-        return frozenset(entry.uid for entry in self._entries)
+        return frozenset(record.uid for record in self._records)
 
     def lose(self, count: int) -> None:
         """Forget the last commits, as a crash does that finds them not flushed."""
         self._log = self._log[: max(0, len(self._log) - count)]
         self._open = {}
         self.incarnation += 1
-        commits = [record for record in self._log if not isinstance(record, Row)]
-        rows = [record for record in self._log if isinstance(record, Row)]
-        self._entries = tuple(entry for commit in commits for entry in commit)
+        rows = [written for written in self._log if isinstance(written, Row)]
+        self._records = tuple(written for written in self._log if isinstance(written, Record))
         self.row = rows[-1] if rows else self.first_row
-        self._next_xid = max((e.xid for e in self._entries), default=2) + 1
-        self._next_position = max((e.position for e in self._entries), default=0) + 1
+        self._next_xid = max((e.xid for e in self._records), default=2) + 1
+        self._next_position = max((e.position for e in self._records), default=0) + 1
 
     def promote(self, *, timeline: int, lost: int) -> Server:
         """A standby that takes over without the last commits; this one lives on."""
@@ -113,9 +108,9 @@ class Session:
         self._incarnation = server.incarnation
 
 
-def advance(cursor: Cursor, news: tuple[Entry, ...], *, xip: frozenset[int]) -> Cursor:
-    """The cursor after these entries, clamped so that reissued transaction ids stay news."""
+def advance(cursor: Cursor, news: tuple[Record, ...], *, xip: frozenset[int]) -> Cursor:
+    """The cursor after these records, clamped so that reissued transaction ids stay news."""
     if not news:
         return cursor
-    xmax = max(cursor.xmax, *(entry.xid + 1 for entry in news))
+    xmax = max(cursor.xmax, *(record.xid + 1 for record in news))
     return Cursor(xmax, frozenset(xid for xid in xip if xid < xmax))

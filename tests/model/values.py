@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
 class Segment(NamedTuple):
     first: int
-    entries: tuple[int, ...]
+    records: tuple[int, ...]
     generation: int
 
 
@@ -118,9 +118,9 @@ class Table:
         return self._contents[digest]
 
     def history(self, chain: int) -> tuple[int, ...]:
-        """The entries that a chain value stands for, oldest first."""
-        entries: tuple[int, ...] = self._contents[chain]
-        return entries
+        """The records that a chain value stands for, oldest first."""
+        records: tuple[int, ...] = self._contents[chain]
+        return records
 
     def list_leaves(self, head: Head) -> Iterator[Item]:
         """The segments of the log that is kept, in order."""
@@ -171,6 +171,6 @@ class Table:
         return state
 
 
-def fold(entries: tuple[int, ...]) -> dict[int, int]:
-    """The tables after these entries: who wrote each row last."""
-    return {entry % ROWS: entry for entry in entries}
+def fold(records: tuple[int, ...]) -> dict[int, int]:
+    """The tables after these records: who wrote each row last."""
+    return {record % ROWS: record for record in records}

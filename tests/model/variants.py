@@ -72,7 +72,7 @@ BROKEN_VARIANTS = {
     "pins listed before the head": Broken(replace(_PINS, pins_after_head=False), "I7|I1", 2500),
     "no epochs": Broken(replace(SOUND, check_epoch=False), "horizon|I7|I1", 50),
     "no generations": Broken(replace(SOUND, generations=False), "divergence", 50),
-    "entries compared by position": Broken(replace(SOUND, compare_hashes=False), "divergence", 100),
+    "records compared by position": Broken(replace(SOUND, compare_hashes=False), "divergence", 100),
     "acknowledged on a new connection": Broken(
         replace(SOUND, one_session=False), "divergence|passed over|converge", 200
     ),

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from oplog.archive.step import Step
 from tests.model.comparison import Base, Refused, Stale, compare, list_unseen
 from tests.model.draft import Builder, Levels, Mint, Pending, Put, retain
-from tests.model.postgres import Entry, Image, Server, Session, advance
+from tests.model.postgres import Image, Record, Server, Session, advance
 from tests.model.reading import Unresolved, has_predecessor, resolve
 from tests.model.values import HINT, ROOT, Cursor, Head, Path, Row
 from tests.model.world import UNANSWERED, Process, Query, Request, World
@@ -74,7 +74,7 @@ class Worker:
         cursor = advance(base.cursor, unseen, xip=image.xip)
         if unseen and not self.rules.clamp_cursor:
             cursor = Cursor(cursor.xmax + 2, cursor.xip)
-        news = tuple(entry for entry in unseen if entry.uid not in base.published)
+        news = tuple(record for record in unseen if record.uid not in base.published)
         base = base._replace(cursor=cursor)
         return (yield from self._make_head(head, base, image=image, news=news))
 
@@ -86,7 +86,7 @@ class Worker:
         )
 
     def _make_head(
-        self, head: Head | None, base: Base, *, image: Image, news: tuple[Entry, ...]
+        self, head: Head | None, base: Base, *, image: Image, news: tuple[Record, ...]
     ) -> Process[bool]:
         random = self.world.random
         self._drop_pending(head, base)
@@ -175,7 +175,7 @@ class Worker:
         base: Base,
         *,
         image: Image,
-        news: tuple[Entry, ...],
+        news: tuple[Record, ...],
         builder: Builder,
     ) -> Head:
         assert self.mint is not None
@@ -192,7 +192,7 @@ class Worker:
         if news:
             levels = builder.grow(levels, base, news=news)
         sequence = base.sequence + len(news)
-        history = (*table.history(base.chain), *(entry.uid for entry in news))
+        history = (*table.history(base.chain), *(record.uid for record in news))
         number = head.number + 1 if head else 1
         if self.rules.root == "epochs":
             number = self.mint.epoch * 1000 + number % 1000
@@ -218,7 +218,7 @@ class Worker:
 
     def _draw_nonce(self, image: Image) -> int:
         nonce = self.world.draw_nonce()
-        self.world.seen[nonce] = frozenset(entry.uid for entry in image.entries)
+        self.world.seen[nonce] = frozenset(record.uid for record in image.records)
         return nonce
 
     # -- requests ---------------------------------------------------------------------------
