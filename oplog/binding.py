@@ -18,7 +18,9 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
 from oplog.crypto.keyring import Keyring
+from oplog.entry import check_aggregate_name
 from oplog.errors import (
+    EntryError,
     SchemaDriftError,
     SchemaVersionError,
     UnknownTypeError,
@@ -63,6 +65,23 @@ class BoundType:
     def regroups(self) -> bool:
         """The aggregate's name depends on more than the primary key."""
         return not set(self.template.columns) <= set(self.shape.key_names)
+
+    @cached_property
+    def affixes(self) -> tuple[str, str] | None:
+        """What stands before and after the only column of a name; None if there are others.
+
+        The column is all of the primary key. With any whole number between them, the name needs
+        no check.
+        """
+        columns = self.template.columns
+        if len(columns) != 1 or columns != self.shape.key_names:
+            return None
+        before, after = self.template.render({columns[0]: "\0"}).split("\0", 1)
+        try:
+            check_aggregate_name(f"{before}{-(2**63)}{after}")
+        except EntryError:
+            return None
+        return before, after
 
 
 @dataclass(frozen=True, eq=False)

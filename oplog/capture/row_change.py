@@ -50,6 +50,11 @@ class TrackedType(Protocol):
         ...
 
     @property
+    def affixes(self) -> tuple[str, str] | None:
+        """What stands around the key in a name, if a whole number there needs no check."""
+        ...
+
+    @property
     def regroups(self) -> bool:
         """The aggregate's name depends on more than the primary key."""
         ...
