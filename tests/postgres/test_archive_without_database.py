@@ -62,7 +62,10 @@ def test_entries_are_those_of_the_tables(bench: Bench) -> None:
     with open_plain(bench.engine).connect() as connection:
         live = list(bench.log.read(connection))
     found = list(make_reader(bench).read(None, archive=reopen(archive)))
-    assert [entry.sequence for entry in found] == list(range(1, len(live) + 1))
+    places = [entry.sequence for entry in found if entry.sequence is not None]
+    assert places == sorted(places)
+    assert len(places) == len(live)
+    assert set(places) == set(range(1, archive.read_head().sequence + 1))
     by_position = sorted(found, key=lambda entry: entry.position)
     assert repr(drop_sequences(by_position)) == repr(drop_sequences(live))
 
@@ -89,7 +92,8 @@ def test_filters_hold(bench: Bench) -> None:
 
 def test_what_is_not_published_is_not_seen(bench: Bench) -> None:
     archive = write_and_publish(bench)
-    count = archive.read_head().sequence
+    with open_plain(bench.engine).connect() as connection:
+        count = len(list(bench.log.read(connection)))
     write_random(bench, random.Random(8), 2)
     assert len(list(make_reader(bench).read(None, archive=reopen(archive)))) == count
 
