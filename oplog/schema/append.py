@@ -304,9 +304,8 @@ def _append_function(s: str, p: str) -> str:
   p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
   p_idempotency_key text, p_tally bigint, p_asynchronous boolean,
   OUT o_versions bigint[], OUT o_hash bytea)
-LANGUAGE plpgsql {DEFINER}
--- A plan for each call would plan the partitioned tables each time.
-SET plan_cache_mode = force_generic_plan AS $oplog_fn$
+LANGUAGE plpgsql {DEFINER} SET plan_cache_mode = force_generic_plan AS $oplog_fn$
+-- A plan for each call would plan the partitioned tables each time: hence the setting.
 -- p_aggregates are in "C" order, one lock order for everybody. p_expected has the version of each
 -- one's ticket, NULL for any, {_CREATED} for one that this transaction creates; it is NULL if all
 -- are created. o_versions is NULL if all are 1. Raises {STALE_TICKET} when somebody else has
