@@ -1,25 +1,25 @@
-"""An entry is accepted once: an old one that is sealed, and opens, is refused the second time."""
+"""A record is accepted once: an old one that is sealed, and opens, is refused the second time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from oplog.capture import transaction
-from oplog.capture.writer import EntryWriter
+from oplog.capture.writer import RecordWriter
 from oplog.errors import ConflictError, EntryError
-from oplog.postgres.exchange import execute
-from oplog.schema.upgrade import ENTRY_ID_INDEX
-from oplog.store import NewEntry, Store
+from oplog.ordered_id import draw_ordered_id
+from oplog.store.rows import CREATED
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
+from tests.postgres.appending import append, assert_whole, make_record, sqlstate
 
 pytestmark = pytest.mark.postgres
 
@@ -30,54 +30,54 @@ def connection(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def append(connection: Connection, *named: tuple[str, UUID]) -> None:
-    message = Store("oplog").bind_append(
-        [NewEntry(name, None, entry_id, b"b" * 32, b"sealed") for name, entry_id in named],
-        format=1,
-        key_id="k",
-        metadata=[],
-        metadata_hash=b"m" * 32,
-    )
-    execute(connection, message)
-
-
-OLD, OTHER = uuid4(), uuid4()
-SENT_AGAIN: dict[str, list[tuple[str, UUID]]] = {
-    "to its own aggregate": [("a", OLD)],
-    "to another one": [("b", OLD)],
-    "among others": [("a", uuid4()), ("b", OLD)],
-    "twice in one transaction": [("c", OTHER), ("d", OTHER)],
+OLD = draw_ordered_id()
+SENT_AGAIN: dict[str, tuple[list[str], int | None]] = {
+    "to its own aggregate": (["a"], None),
+    "to its own aggregate, as if created": (["a"], CREATED),
+    "to another one": (["b"], None),
+    "to another one, as if created": (["b"], CREATED),
+    "among others": (["a", "b"], None),
 }
 
 
-@pytest.mark.parametrize("named", SENT_AGAIN.values(), ids=SENT_AGAIN.keys())
-def test_an_entry_is_accepted_once(connection: Connection, named: list[tuple[str, UUID]]) -> None:
-    append(connection, ("a", OLD))
+@pytest.mark.parametrize(("names", "expected"), SENT_AGAIN.values(), ids=SENT_AGAIN.keys())
+def test_a_record_is_accepted_once(
+    connection: Connection, names: list[str], expected: int | None
+) -> None:
+    append(connection, make_record(["a"], record_id=OLD))
     connection.commit()
-    with pytest.raises(IntegrityError) as refused:
-        append(connection, *named)
-    original: Any = refused.value.orig
-    assert (original.sqlstate, original.diag.constraint_name) == ("23505", ENTRY_ID_INDEX)
+    with pytest.raises(DBAPIError, match="in the log already") as refused:
+        append(connection, make_record(names, expected=expected, record_id=OLD))
+    assert sqlstate(refused) == "OP008"
     connection.rollback()
-    assert connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_entry").scalar() == 1
+    assert len(assert_whole(connection)) == 1
     version = "SELECT version FROM oplog.oplog_ticket"
     assert connection.exec_driver_sql(version).scalars().all() == [1]
 
 
+def test_an_idempotency_key_does_not_hide_it(connection: Connection) -> None:
+    """A record sent twice under its key is that record, and no repeated request."""
+    append(connection, make_record(["a"], record_id=OLD, idempotency_key="key"))
+    connection.commit()
+    with pytest.raises(DBAPIError) as refused:
+        append(connection, make_record(["a"], record_id=OLD, idempotency_key="key"))
+    assert sqlstate(refused) == "OP008"
+
+
 @dataclass
 class Ids:
-    """What entries are called next; drawn at random, as always, while it is None."""
+    """What records are called next; drawn as always while it is None."""
 
     fixed: UUID | None = None
 
     def draw(self) -> UUID:
-        return self.fixed or uuid4()
+        return self.fixed or draw_ordered_id()
 
 
 @pytest.fixture
 def ids(monkeypatch: pytest.MonkeyPatch) -> Ids:
     ids = Ids()
-    defaults = EntryWriter.__init__.__kwdefaults__
+    defaults = RecordWriter.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "draw_id", ids.draw)
     return ids
@@ -85,12 +85,12 @@ def ids(monkeypatch: pytest.MonkeyPatch) -> Ids:
 
 @pytest.fixture
 def db(engine: Engine, ids: Ids) -> LoggedDatabase:
-    """With one entry, and the next one would be called as it is."""
+    """With one record, and the next one would be called as it is."""
     db = open_logged(engine, Base, aggregates=AGGREGATES, guarded=True)
     with db.sessions.begin() as session:
         session.add(Account(id=1, owner="ada", balance=1))
     (receipt,) = db.log.receipts(session)
-    ids.fixed = receipt.entry_id
+    ids.fixed = receipt.record_id
     return db
 
 
