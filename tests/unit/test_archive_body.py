@@ -302,7 +302,7 @@ def test_what_is_over_a_limit_is_not_written(
     monkeypatch.setattr(bodies, name, 3)
     assert read(write(*records)) == records
     monkeypatch.setattr(bodies, name, 2)
-    with pytest.raises(SegmentCorruptError, match="a segment to be written"):
+    with pytest.raises(SegmentCorruptError, match="a segment to be written is not"):
         write(*records)
 
 
@@ -389,7 +389,7 @@ def test_a_hash_that_follows_from_nothing_must_be_there() -> None:
     with pytest.raises(DecodeError, match="position 1 has no hash before aggregate 1"):
         read(write_message(message))
     message = make_message(aggregates=["a\0b"])
-    with pytest.raises(DecodeError, match="position 1 has no hash, and it can have none"):
+    with pytest.raises(DecodeError, match="position 1 has no hash, and it can have none\n"):
         read(write_message(message))
 
 
@@ -408,3 +408,8 @@ def test_values_that_no_record_has_are_refused(
     change(message)
     with pytest.raises((ValueError, OverflowError)):
         read(write_message(message))
+
+
+def test_a_record_of_no_bytes_is_none() -> None:
+    with pytest.raises(ValueError, match="16"):
+        read(bytes(4))

@@ -197,17 +197,18 @@ def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
         place = start + value if tag in _WITH_LENGTH else start
         if place > end:
             raise corrupt(what, "a record is cut short")
-        if tag in _REPEATED:
-            left[tag] -= 1
-        elif tag in single:
+        count = 1
+        if tag in single:
             single.remove(tag)
             if tag == _VERSIONS:
                 # As many numbers as bytes that end one.
-                left[tag] -= len(bytes(data[start:place]).translate(None, _GOES_ON))
-        else:
+                count = len(bytes(data[start:place]).translate(None, _GOES_ON))
+        elif tag not in _REPEATED:
             raise corrupt(what, f"a record has an unknown field, or one twice ({tag:#04x})")
-        if left.get(tag, 0) < 0:
-            raise corrupt(what, f"it holds more than a segment may ({tag:#04x})")
+        if tag in left:
+            left[tag] -= count
+            if left[tag] < 0:
+                raise corrupt(what, f"it holds more than a segment may ({tag:#04x})")
     for tag, before in allowed.items():
         room[tag] -= before - left[tag]
 
@@ -263,12 +264,12 @@ def _read_record(
 def _read_prev(
     archived: archive_pb2.ArchivedRecord, expected: list[bytes | None], position: int
 ) -> tuple[bytes, ...]:
-    last = -1
+    least = 0
     for one in archived.prev_hashes:
-        if not last < one.aggregate < len(expected):
+        if not least <= one.aggregate < len(expected):
             raise _refuse_record(position, f"a hash before aggregate {one.aggregate}, out of place")
-        last = one.aggregate
-        expected[last] = one.hash
+        expected[one.aggregate] = one.hash
+        least = one.aggregate + 1
     found = tuple([prev_hash for prev_hash in expected if prev_hash is not None])
     if len(found) != len(expected):
         number = expected.index(None)
