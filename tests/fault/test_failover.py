@@ -1,6 +1,6 @@
 """Servers that are replaced under a worker: what was published and is lost is told, and kept.
 
-B06 and B07 for the archive. A lost entry stays readable in the branch that it belongs to, the old
+B06 and B07 for the archive. A lost record stays readable in the branch that it belongs to, the old
 server's worker ends, and whoever follows the archive is set right.
 """
 
@@ -20,7 +20,7 @@ from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.errors import LeaseLostError, LogForkedError
 from oplog.recovery import FollowReport
-from oplog.store import EntryFilter, StoredEntry
+from oplog.store import EntryFilter, StoredRecord
 from oplog.sync.exporter import Exporter
 from oplog.testing import EmbeddedServer
 from tests.concurrency.workload import Base, Customer
@@ -85,17 +85,17 @@ def list_customers(engine: Engine) -> list[int]:
         return list(connection.exec_driver_sql("SELECT id FROM customer ORDER BY id").scalars())
 
 
-def check_error(error: LogForkedError, lost: list[StoredEntry], here: list[StoredEntry]) -> None:
-    """It names the first position that differs, both hashes, and every lost entry."""
+def check_error(error: LogForkedError, lost: list[StoredRecord], here: list[StoredRecord]) -> None:
+    """It names the first position that differs, both hashes, and every lost record."""
     assert (error.sequence, error.lost_count, error.common_sequence) == (5, 3, 4)
     assert error.position == lost[4].position
-    assert error.archived_hash == lost[4].entry_hash
-    assert error.stored_hash == {e.position: e.entry_hash for e in here}.get(lost[4].position)
-    assert [one.position for one in error.lost] == [entry.position for entry in lost[4:]]
+    assert error.archived_hash == lost[4].record_hash
+    assert error.stored_hash == {e.position: e.record_hash for e in here}.get(lost[4].position)
+    assert [one.position for one in error.lost] == [record.position for record in lost[4:]]
 
 
 def check_branch(
-    log: Oplog, engine: Engine, store: MemoryStore, *, lost: list[StoredEntry], number: int
+    log: Oplog, engine: Engine, store: MemoryStore, *, lost: list[StoredRecord], number: int
 ) -> None:
     """The lost branch is as it was: by the head it ended with, and by what the newest one keeps."""
     archive = open_fresh(store)
@@ -105,7 +105,8 @@ def check_branch(
     left = read_head_at(store, fork.head)
     assert read_log(archive, left) == lost
     segments = [archive.read_segment(item) for item in archive.iterate_items(fork.levels)]
-    assert {e.position for one in segments for e in one.entries} >= {e.position for e in lost[4:]}
+    kept = {record.position for one in segments for record in one.records}
+    assert kept >= {record.position for record in lost[4:]}
     with engine.connect() as connection:
         names = list_names(log, ArchivedLog(archive, left), connection)
     assert names == {f"customer {number}" for number in range(1, 8)}
@@ -210,7 +211,7 @@ def test_a_failover_that_lost_nothing(pair: Pair) -> None:
 
 
 def test_only_the_receipt_was_lost(pair: Pair) -> None:
-    """All entries came over, the row that says they are published did not."""
+    """All records came over, the row that says they are published did not."""
     store = MemoryStore("test")
     log, sessions = set_up(pair.primary_engine)
     add(sessions, 1)
