@@ -236,6 +236,7 @@ class PruningStore:
         """
         gone = list(positions)
         self.keep_outcomes(connection, kept)
+        self._keep_heads(connection, "r.position = ANY (%s::bigint[])", (gone,))
         # Entries have no index on positions: those of a record are found by its aggregates.
         of_these = (
             f"CROSS JOIN LATERAL {_ENTRIES} WHERE r.position = ANY (%s::bigint[]) "
@@ -252,7 +253,6 @@ class PruningStore:
             f"{of_these} AND x.version > 1",
             (gone,),
         )
-        self._keep_heads(connection, "r.position = ANY (%s::bigint[])", (gone,))
         for table in ("part", "token"):
             connection.exec_driver_sql(
                 f"DELETE FROM {self._s}.oplog_{table} WHERE position = ANY (%s::bigint[])", (gone,)
@@ -268,6 +268,7 @@ class PruningStore:
         What is kept of their outcomes must be there already.
         """
         bounds = (partition.first, partition.last)
+        self._keep_heads(connection, "r.position BETWEEN %s AND %s", bounds)
         # The whole table is read, which costs less than finding each of so many.
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_entry SET position = 0 "
@@ -278,7 +279,6 @@ class PruningStore:
             f"DELETE FROM {self._s}.oplog_entry WHERE position BETWEEN %s AND %s AND version > 1",
             bounds,
         )
-        self._keep_heads(connection, "r.position BETWEEN %s AND %s", bounds)
 
     def keep_outcomes(self, connection: Connection, positions: Sequence[int]) -> None:
         """Leave with their outcomes what is asked of the records at these positions."""
@@ -297,8 +297,9 @@ class PruningStore:
     def _keep_heads(self, connection: Connection, chosen: str, values: tuple[object, ...]) -> None:
         """Leave with its ticket the newest record of each aggregate that has no later one.
 
-        Of the records `r` that are `chosen`, whose entries are gone already: who writes to such an
-        aggregate waits from here on.
+        Of the records `r` that are `chosen`: who writes to such an aggregate waits from here on.
+        It comes before entries are touched, as in an append, so that neither waits for the other
+        while it is waited for.
         """
         connection.exec_driver_sql(
             f"INSERT INTO {self._s}.oplog_ticket AS t "
