@@ -25,8 +25,12 @@ TARGETS = (
     Target("chain", "oplog.crypto.hashing", ("tests/unit/test_chain.py",)),
     Target("cursor", "oplog.store.cursor", ("tests/unit/test_cursor.py",)),
     Target(
-        "codec", "oplog.payload.codec", ("tests/unit/test_codec.py", "tests/unit/test_block.py")
+        "codec",
+        "oplog.payload.codec",
+        ("tests/unit/test_codec.py", "tests/unit/test_block.py", "tests/unit/test_row_run.py"),
     ),
+    Target("row", "oplog.payload.row_codec", ("tests/unit/test_codec.py",)),
+    Target("parts", "oplog.payload.parts", ("tests/unit/test_parts.py",)),
     Target(
         "runs",
         "oplog.payload.row_run",
@@ -40,6 +44,7 @@ TARGETS = (
     Target("grouping", "oplog.capture.grouping", ("tests/unit/test_grouping.py",)),
     Target("gathering", "oplog.capture.gathering", ("tests/unit/test_gathering.py",)),
     Target("building", "oplog.capture.building", ("tests/unit/test_building.py",)),
+    Target("draft", "oplog.capture.draft", ("tests/unit/test_draft.py",)),
     Target("writer", "oplog.capture.writer", ("tests/unit/test_writer.py",)),
     Target("retry", "oplog.capture.retry", ("tests/unit/test_retryable.py",)),
     Target(

@@ -245,6 +245,11 @@ def test_a_block_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> N
         decode(rewrite(**fields), find_keys=lambda _: [(7,)])
 
 
+def test_a_block_of_a_type_that_is_not_named_is_refused() -> None:
+    with pytest.raises(DecodeError, match="^a block of rows has type index 1 of 1"):
+        decode(rewrite(type=1))
+
+
 def test_columns_may_be_in_any_order() -> None:
     numbers = {column.name: column.number for column in ITEM.columns}
     order = [numbers[name] for name in ("data", "ok", "id", "name")]

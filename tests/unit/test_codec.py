@@ -152,6 +152,12 @@ def test_columns_may_have_other_names_than_their_fields() -> None:
     assert [list(o.null_fields) for o in parse(payload).operations] == [[3], [1], []]
 
 
+def test_no_column_need_have_the_name_of_its_field() -> None:
+    shape = make_shape([("Big", "integer"), ("a b", "text")], key=["Big"], name="odd")
+    effect = Effect(C, shape, (1,), {"Big": 1, "a b": "x"}, complete=True, ordinal=0)
+    assert decode(encode(effect), Types([shape])) == [effect]
+
+
 def test_a_message_may_track_presence_of_some_fields_only() -> None:
     shape = _without_presence(but="b")
     effects = [
@@ -193,6 +199,12 @@ def test_a_codec_is_built_once_for_each_shape() -> None:
     assert codec.find_row_codec(again) is not first
     assert codec.find_row_codec(again).shape is again
     assert codec.find_row_codec(LINE).shape is LINE
+    run = codec.find_run_codec(PLAIN)
+    assert codec.find_run_codec(PLAIN) is run
+    assert run.shape is PLAIN
+    assert codec.find_run_codec(again) is not run
+    assert codec.find_run_codec(again).shape is again
+    assert codec.find_run_codec(LINE).shape is LINE
 
 
 # -- refusals -----------------------------------------------------------------------------

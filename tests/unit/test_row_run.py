@@ -261,7 +261,10 @@ DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
     "one row less": (_claim(4), "NULL|claims 4|others"),
     "no row": (_claim(0), "has no row"),
     "no kind": (_clear("kind"), "its kind is 0"),
-    "another type": (lambda run: setattr(run, "type", 1), "type index 1 of 1"),
+    "another type": (
+        lambda run: setattr(run, "type", 1),
+        "^a run of rows has type index 1 of 1",
+    ),
     "no keys": (_clear("keys"), "claims 5 rows but has 0"),
     "no values": (_clear("values"), "NULL|claims 5"),
     "no columns": (lambda run: setattr(run, "values", b"\x08"), "cannot be parsed"),
