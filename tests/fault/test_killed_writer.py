@@ -181,9 +181,9 @@ def test_a_killed_server_keeps_every_acknowledged_entry() -> None:
 
             assert len(load.receipts) >= 60
             with engine.connect() as connection:
-                logged = {entry.entry_id: entry for entry in log.read(connection)}
+                logged = {(e.entry_id, e.aggregate): e for e in log.read(connection)}
             for receipt in load.receipts:
-                entry = logged[receipt.entry_id]
+                entry = logged[receipt.entry_id, receipt.aggregate]
                 assert (entry.aggregate, entry.version, entry.entry_hash) == (
                     receipt.aggregate,
                     receipt.version,

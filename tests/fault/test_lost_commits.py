@@ -93,16 +93,20 @@ def check_inquiry(bench: Bench, error: CommitOutcomeUnknownError, outcome: Outco
     resolution = bench.log.inquire(error, bench.engine)
     assert resolution.blockers == ()
     with bench.engine.connect() as connection:
-        logged = {entry.entry_id: entry for entry in bench.log.read(connection)}
-    asked = [(receipt.entry_id, receipt.aggregate) for receipt in error.receipts]
+        logged = [
+            Receipt(entry.entry_id, entry.aggregate, entry.version, entry.entry_hash)
+            for entry in bench.log.read(connection)
+        ]
+    asked = [(receipt.record_id, receipt.aggregate) for receipt in error.receipts]
+    assert len({record_id for record_id, _ in asked}) == 1
     if outcome is Outcome.ABORTED:
         assert resolution.receipts == ()
-        assert not logged.keys() & {entry_id for entry_id, _ in asked}
+        assert not {receipt.record_id for receipt in logged} & {asked[0][0]}
         return
-    assert [(receipt.entry_id, receipt.aggregate) for receipt in resolution.receipts] == asked
-    for receipt in resolution.receipts:
-        entry = logged[receipt.entry_id]
-        assert (receipt.version, receipt.entry_hash) == (entry.version, entry.entry_hash)
+    assert [(receipt.record_id, receipt.aggregate) for receipt in resolution.receipts] == asked
+    assert set(resolution.receipts) <= set(logged)
+    versions = {receipt.aggregate: receipt.version for receipt in resolution.receipts}
+    assert all(receipt.versions == versions for receipt in resolution.receipts)
 
 
 @pytest.mark.sampled(4)

@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from oplog import Oplog, Receipt
 from oplog.errors import ConfigurationError
 from oplog.postgres import standby
-from oplog.store import EntryFilter, entries
+from oplog.store import EntryFilter, records
 from tests.concurrency.workload import Base, Customer, Invoice, Member, add_customer, make_log
 from tests.logged import track
 from tests.postgres.shop import open_shop
@@ -134,7 +134,7 @@ def test_all_pages_show_one_moment(
     db: Followed, monkeypatch: pytest.MonkeyPatch, isolation: Any
 ) -> None:
     """What commits between two pages is in none of them: the later page may rest on it."""
-    monkeypatch.setattr(entries, "PAGE_ENTRIES", 3)
+    monkeypatch.setattr(records, "PAGE_ENTRIES", 3)
     monkeypatch.setattr(standby, "_FETCHED", 2)
     add_customer(db.sessions, 1)
     cause = sessionmaker(db.primary, twophase=True)
@@ -183,19 +183,19 @@ def test_a_history_of_several_aggregates_shows_one_moment(
 
 def test_pages_are_bounded_by_bytes(db: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(db)
-    monkeypatch.setattr(entries, "PAGE_BYTES", 1)
+    monkeypatch.setattr(records, "PAGE_BYTES", 1)
     with db.standby.connect() as connection:
         pages = db.log.store.iterate(
             connection, EntryFilter(), snapshot=db.log.store.read_snapshot(connection)
         )
-        positions = [[entry.position for entry in page] for page in pages]
-    assert positions == [[number] for number in range(1, 8)]
+        positions = [[record.position for record in page] for page in pages]
+    assert positions == [[number] for number in range(1, 7)]
 
 
 def test_reading_on_when_the_transaction_is_over_is_refused(
     db: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entries, "PAGE_ENTRIES", 1)
+    monkeypatch.setattr(records, "PAGE_ENTRIES", 1)
     monkeypatch.setattr(standby, "_FETCHED", 1)
     fill(db)
     with db.standby.connect() as connection:
