@@ -126,5 +126,7 @@ def read_access(connection: Connection, schema: str) -> Access:
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
-        records_unique=bool(connection.exec_driver_sql(_UNIQUE, (schema, RECORD_ID_INDEX)).scalar()),
+        records_unique=bool(
+            connection.exec_driver_sql(_UNIQUE, (schema, RECORD_ID_INDEX)).scalar()
+        ),
     )

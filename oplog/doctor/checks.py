@@ -153,7 +153,7 @@ def _judge_log_functions(log: LogFacts, schema: str) -> Iterator[Finding]:
 
 
 def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
-    for table, expected in list_log_triggers(schema).items():
+    for table, expected in list_log_triggers(schema, partitions=log.partitions).items():
         if table in log.missing_tables:
             continue
         found = log.triggers.get(table, {})
@@ -165,7 +165,8 @@ def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
                 hint="find out who changed it, run `oplog verify`, then "
                 f"ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER {fault.name}"
                 if fault.kind == "disabled"
-                else "find out who changed it, run `oplog verify`, and create it again",
+                else "find out who changed it, and run `oplog verify`; "
+                f"{spell_upgrade(schema)} in a migration then puts it right",
             )
 
 

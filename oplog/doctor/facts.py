@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.doctor.access_facts import Access, read_access
 from oplog.doctor.activity import Activity, read_activity
-from oplog.doctor.inspection import list_functions, list_triggers
+from oplog.doctor.inspection import list_functions, list_partitions, list_triggers
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import REFUSED_SETTINGS, LiveTable, read_live_tables
 from oplog.postgres.quoting import (
@@ -27,9 +27,9 @@ from oplog.schema.guard import BYPASS_AGGREGATE, make_prefix
 from oplog.schema.tables import (
     VERSION,
 )
-from oplog.store.records import Store
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
+from oplog.store.records import Store
 from oplog.store.removal import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
 
@@ -108,6 +108,8 @@ class LogFacts:
     homing: Homing | None = None
     missing_tables: Sequence[str] = ()
     unreadable_tables: Sequence[str] = ()
+    partitions: Sequence[str] = ()
+    """Names of the partitions of the log's tables."""
     triggers: Mapping[str, Mapping[str, FoundTrigger]] = field(default_factory=dict)
     functions: Mapping[str, list[FunctionForm]] = field(default_factory=dict)
     owned: Sequence[OwnedObject] = ()
@@ -211,6 +213,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         homing=read_homing(connection, schema),
         missing_tables=[name for name in names if name not in readable],
         unreadable_tables=[name for name in names if not readable.get(name, True)],
+        partitions=list_partitions(connection, schema),
         triggers=list_triggers(connection, schema),
         functions=list_functions(connection, schema),
         owned=_list_owned(connection, schema),

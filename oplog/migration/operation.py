@@ -22,7 +22,7 @@ from oplog.schema.tables import (
     retire_statement,
     upgrade_statements,
 )
-from oplog.store.version import require_comment
+from oplog.store.version import require_comment, require_free
 
 
 @Operations.register_operation("create_oplog")
@@ -38,8 +38,8 @@ class CreateOplogOp(MigrateOperation):
         """Create the log's tables of `version` in `schema`, and the schema if it is missing.
 
         The version has no default: the effect of a revision must not change with the library.
-        Raises `SchemaVersionError` for a version that this library cannot create, and
-        `ConfigurationError` when the database is not PostgreSQL.
+        Raises `SchemaVersionError` for a version that this library cannot create and for a schema
+        that has a log already, and `ConfigurationError` when the database is not PostgreSQL.
         """
         operations.invoke(cls(version, schema=schema))
 
@@ -156,7 +156,12 @@ def _retire(operations: Operations, operation: RetireTypeOp) -> None:
 
 @Operations.implementation_for(CreateOplogOp)
 def _create(operations: Operations, operation: CreateOplogOp) -> None:
-    emit(operations, create_statements(operation.schema, operation.version))
+    statements = create_statements(operation.schema, operation.version)
+    context = operations.migration_context
+    if not context.as_sql and context.dialect.name == "postgresql":
+        # The first statement checks the same; an error raised here has a better message.
+        require_free(operations.get_bind(), operation.schema)
+    emit(operations, statements)
 
 
 @Operations.implementation_for(UpgradeOplogOp)

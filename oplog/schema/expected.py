@@ -15,6 +15,7 @@ from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.schema.guard import make_prefix
+from oplog.schema.partitions import define_trigger
 from oplog.schema.tables import (
     create_statements,
 )
@@ -61,8 +62,8 @@ def list_log_tables(schema: str) -> list[str]:
     return [m[1] for statement in create_statements(schema) if (m := pattern.match(statement))]
 
 
-def list_log_triggers(schema: str) -> dict[str, dict[str, str]]:
-    """Definitions of the log's own triggers, by table and name."""
+def list_log_triggers(schema: str, *, partitions: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Definitions of the log's own triggers, by table and name; `partitions` are tables, too."""
     pattern = re.compile(
         rf"CREATE TRIGGER (?P<name>\w+) .*? ON {re.escape(quote(schema))}\.(?P<table>oplog_\w+)"
     )
@@ -71,6 +72,9 @@ def list_log_triggers(schema: str) -> dict[str, dict[str, str]]:
         match = pattern.match(statement)
         if match is not None:
             expected.setdefault(match["table"], {})[match["name"]] = statement
+    for name in partitions:
+        definition = define_trigger(quote(schema), f"{quote(schema)}.{name}")
+        expected[name] = {"oplog_append_only": f"CREATE {definition}"}
     return expected
 
 

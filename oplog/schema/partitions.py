@@ -20,11 +20,12 @@ PARTITION_PATTERN = "^oplog_(record|part|token)_p[0-9]+$"
 
 
 def create_partition_statements(s: str, *, positions: int = PARTITION_POSITIONS) -> list[str]:
-    """The function that makes partitions, in the quoted schema `s`, and the first of them.
+    """The function that makes partitions, in the quoted schema `s`, and those of the present.
 
     Each has so many `positions`.
     """
-    return [_make_partitions(s, positions), f"SELECT {s}.oplog_make_partitions(1)"]
+    present = f"SELECT {s}.oplog_make_partitions(q.last_value) FROM {s}.oplog_position_seq q"
+    return [_make_partitions(s, positions), present]
 
 
 def name_partition_lock(s: str) -> str:
@@ -68,9 +69,7 @@ BEGIN
           WHERE c.oid = v_name::regclass AND x.grantee <> c.relowner LOOP
         EXECUTE concat('REVOKE ALL ON ', v_name, ' FROM ', v_grantee);
       END LOOP;
-      EXECUTE concat('CREATE TRIGGER oplog_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ',
-        v_name, ' FOR EACH STATEMENT EXECUTE FUNCTION {literal}.oplog_refuse_change()');
-      EXECUTE concat('ALTER TABLE ', v_name, ' ENABLE ALWAYS TRIGGER oplog_append_only');
+      {_protect(s)}
       EXECUTE concat('ALTER TABLE {literal}.', v_table, ' ATTACH PARTITION ', v_name,
         ' FOR VALUES FROM (', v_number * {positions}, ') TO (',
         (v_number + 1) * {positions}, ')');
@@ -79,3 +78,34 @@ BEGIN
   END LOOP;
   RETURN v_made;
 END $oplog_fn$"""
+
+
+def protect_statement(s: str, schema: str) -> str:
+    """The statement that gives every partition in `schema`, quoted `s`, its trigger again."""
+    return f"""DO $oplog_do$
+DECLARE
+  v_name text;
+BEGIN
+  FOR v_name IN SELECT {quote_literal(f"{s}.")} || c.relname FROM pg_catalog.pg_class c
+      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      WHERE n.nspname = {quote_literal(schema)} AND c.relkind = 'r'
+        AND c.relname ~ '{PARTITION_PATTERN}' ORDER BY c.relname LOOP
+    {_protect(s)}
+  END LOOP;
+END $oplog_do$"""
+
+
+def define_trigger(s: str, table: str) -> str:
+    """The trigger of a partition with this quoted name: what comes after CREATE."""
+    return (
+        f"TRIGGER oplog_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {s}.oplog_refuse_change()"
+    )
+
+
+def _protect(s: str) -> str:
+    """PL/pgSQL that makes the trigger of the partition whose quoted name is `v_name`."""
+    trigger = define_trigger(s.replace("'", "''"), "', v_name, '")
+    return f"""EXECUTE pg_catalog.concat('CREATE OR REPLACE {trigger}');
+      EXECUTE pg_catalog.concat('ALTER TABLE ', v_name,
+        ' ENABLE ALWAYS TRIGGER oplog_append_only');"""

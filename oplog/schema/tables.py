@@ -1,8 +1,7 @@
 """The log's tables and triggers, as DDL: creating, upgrading and dropping a schema version.
 
 Statements are text, so that they run online and print with `--sql`. They hold no percent sign,
-which a driver would take for a parameter. Triggers that no setting switches off protect every
-column of the record.
+which a driver would take for a parameter.
 """
 
 from __future__ import annotations
@@ -13,15 +12,20 @@ from collections.abc import Iterable
 from oplog.errors import SchemaVersionError
 from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.append import create_append_statements
+from oplog.schema.append_only import create_append_only_statements
 from oplog.schema.guard import (
     create_guard_statements,
     drop_guard_statements,
     make_prefix,
 )
-from oplog.schema.partitions import PARTITIONED, create_partition_statements
+from oplog.schema.partitions import (
+    PARTITIONED,
+    create_partition_statements,
+    protect_statement,
+)
 from oplog.schema.progress_tables import PROGRESS_TABLES, create_progress_tables
 from oplog.schema.rights import create_rights_statements
-from oplog.schema.upgrade import make_repeatable, require_first
+from oplog.schema.upgrade import make_repeatable, require_first, require_free
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -39,11 +43,6 @@ HOME_PREFIX = "oplog home: "
 HIGHEST_POSITION = 1 << 62
 """No record has this position or a higher one: half of what the type holds stays free."""
 _CATALOG_TABLES = ("type", "type_numbers", "key", "log")
-_PRUNED_PATTERN = "^oplog_(entry|(record|part|token)(_p[0-9]+)?)$"
-"""Names of the tables from which pruning deletes, as a regular expression of Postgres."""
-
-APPEND_ONLY = "OP002"
-"""SQLSTATE of an attempt to change or remove what the log holds."""
 
 
 def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str]:
@@ -57,6 +56,7 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
         )
     definition = _define(s, schema)
     return [
+        require_free(s),
         # IF NOT EXISTS asks for the right to create schemas even where there is one already.
         f"""DO $oplog_do$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = {quote_literal(schema)})
@@ -88,6 +88,7 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     return [
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
         *(make_repeatable(statement, s) for statement in definition),
+        protect_statement(s, schema),
         *_list_rights(s, schema, definition=definition),
         home_statement(schema),
     ]
@@ -183,7 +184,7 @@ def _define(s: str, schema: str) -> list[str]:
         *_catalog_tables(s),
         *_record_tables(s),
         *_indexes(s),
-        *_append_only(s),
+        *create_append_only_statements(s),
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),
@@ -322,76 +323,4 @@ def _indexes(s: str) -> list[str]:
   WHERE idempotency_key IS NOT NULL""",
         f"""CREATE INDEX oplog_outcome_kept ON {s}.oplog_outcome (position)
   WHERE aggregates IS NOT NULL""",
-    ]
-
-
-def _refuse_function(s: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_refuse_change() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
-BEGIN
-  -- Only a member of the owner prunes, in the very transaction that declares what goes. Its id
-  -- alone would not do: in a copy of the log on another server it is another transaction's.
-  IF (tg_op = 'INSERT' OR (tg_op = 'DELETE' AND tg_table_name ~ '{_PRUNED_PATTERN}'
-        OR tg_op = 'UPDATE' AND tg_table_name IN ('oplog_entry', 'oplog_outcome', 'oplog_ticket'))
-      AND EXISTS (SELECT FROM {s}.oplog_pruned p
-        WHERE p.transaction_id = pg_current_xact_id_if_assigned()
-          AND p.xmin = p.transaction_id::xid))
-    AND pg_has_role(current_user,
-      (SELECT c.relowner FROM pg_class c WHERE c.oid = tg_relid), 'MEMBER')
-  THEN RETURN NEW; END IF;
-  RAISE EXCEPTION USING errcode = '{APPEND_ONLY}',
-    message = pg_catalog.concat('oplog: ', tg_op, ' on ', pg_catalog.quote_ident(tg_table_schema),
-      '.', pg_catalog.quote_ident(tg_table_name), ' is refused: the log is append-only'),
-    hint = 'what was written stays; record a correction as a new change';
-END $oplog_fn$"""
-
-
-def _append_only(s: str) -> list[str]:
-    statements = [_refuse_function(s)]
-    whole = ("type", "type_numbers", "log", "pruned", "outcome")
-    for table in (*PARTITIONED, "entry", *whole):
-        statements += _always(
-            s, table, f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
-        )
-    for table in ("ticket", "key"):
-        statements += _always(
-            s, table, f"BEFORE DELETE OR TRUNCATE ON {s}.oplog_{table} FOR EACH STATEMENT"
-        )
-    # A role that could declare what is pruned could make readers refuse a whole log.
-    statements += _always(
-        s,
-        "pruned",
-        f"BEFORE INSERT ON {s}.oplog_pruned FOR EACH STATEMENT",
-        suffix="_declare",
-    )
-    # A ticket only moves forward by one; a key only gets re-wrapped.
-    # WHEN is evaluated without calling the function, so the ordinary redeem pays nothing.
-    statements += _always(
-        s,
-        "ticket",
-        f"""BEFORE UPDATE ON {s}.oplog_ticket FOR EACH ROW
-  WHEN (NEW.aggregate_name IS DISTINCT FROM OLD.aggregate_name
-    OR NEW.version IS DISTINCT FROM OLD.version + 1
-    OR NEW.head_version IS DISTINCT FROM OLD.head_version
-    OR NEW.head_hash IS DISTINCT FROM OLD.head_hash)""",
-        suffix="_step",
-    )
-    statements += _always(
-        s,
-        "key",
-        f"""BEFORE UPDATE ON {s}.oplog_key FOR EACH ROW
-  WHEN (NEW.key_id IS DISTINCT FROM OLD.key_id
-    OR NEW.check_value IS DISTINCT FROM OLD.check_value
-    OR NEW.created_at IS DISTINCT FROM OLD.created_at)""",
-        suffix="_rewrap",
-    )
-    return statements
-
-
-def _always(s: str, table: str, definition: str, *, suffix: str = "") -> list[str]:
-    name = f"oplog_append_only{suffix}"
-    return [
-        f"CREATE TRIGGER {name} {definition} EXECUTE FUNCTION {s}.oplog_refuse_change()",
-        # ALWAYS: session_replication_role = replica would switch an ordinary trigger off.
-        f"ALTER TABLE {s}.oplog_{table} ENABLE ALWAYS TRIGGER {name}",
     ]

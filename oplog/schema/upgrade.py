@@ -1,7 +1,7 @@
-"""Statements that bring a log of an earlier definition to the present one, as often as they run.
+"""Statements that bring a log to the present definition of its version, as often as they run.
 
 How old a log is, is not recorded: each statement looks for what it would add, and changes nothing
-if it is there.
+if it is there. Tables of another definition are refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ FIRST_TABLES = (
 )
 """What every log of schema version 1 has."""
 
+OTHER_DEFINITION = "a log as a development version of this library created it"
+"""What a table `oplog_entry` with hashes belongs to."""
+OTHER_REMEDY = (
+    "leave them as they are, and work on with that version; or give op.create_oplog another schema"
+)
+"""What to do about such tables; what is in them stays."""
+
 _REPEATABLE = (
     (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
     (r"CREATE (FUNCTION|TRIGGER) ", r"CREATE OR REPLACE \1 "),
@@ -37,6 +44,18 @@ _REPEATABLE = (
     (r"(SELECT .*oplog_make_partitions)", r"\1"),
 )
 """How each kind of statement begins, and how it begins where it may run again."""
+
+
+def require_free(s: str) -> str:
+    """A statement that raises if there are tables of a log in schema `s`."""
+    q = _in_literal(s)
+    return f"""DO $oplog_do$ BEGIN
+  {_refuse_other(q)}
+  IF pg_catalog.to_regclass('{q}.oplog_record') IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '55000', message = 'oplog: schema {q} has a log already',
+      hint = 'op.upgrade_oplog brings it to its present definition';
+  END IF;
+END $oplog_do$"""
 
 
 def require_first(s: str, comment: str) -> str:
@@ -50,6 +69,7 @@ def require_first(s: str, comment: str) -> str:
 DECLARE
   v_missing text;
 BEGIN
+  {_refuse_other(q)}
   IF pg_catalog.obj_description(pg_catalog.to_regclass('{q}.oplog_record'), 'pg_class')
     IS DISTINCT FROM {comment} THEN
     RAISE EXCEPTION USING errcode = '55000',
@@ -64,6 +84,22 @@ BEGIN
       hint = 'restore it from a backup';
   END IF;
 END $oplog_do$"""
+
+
+def has_other_definition(name: str) -> str:
+    """An expression: whether the table with this name, an expression, is of another definition."""
+    return (
+        "EXISTS (SELECT FROM pg_catalog.pg_attribute a "
+        f"WHERE a.attrelid = pg_catalog.to_regclass({name}) AND a.attname = 'entry_hash')"
+    )
+
+
+def _refuse_other(q: str) -> str:
+    return f"""IF {has_other_definition(f"'{q}.oplog_entry'")} THEN
+    RAISE EXCEPTION USING errcode = '55000',
+      message = 'oplog: schema {q} has the tables of {OTHER_DEFINITION}',
+      hint = '{OTHER_REMEDY}';
+  END IF;"""
 
 
 def make_repeatable(statement: str, s: str) -> str:

@@ -21,7 +21,7 @@ from oplog.schema.tables import (
     VERSION,
     home_statement,
 )
-from oplog.store.version import require_version
+from oplog.store.version import parse_version, refuse_other_definition, require_version
 
 REMEDIES = (
     "if this database replaces the original: oplog incarnate --replace; if it is a copy beside "
@@ -98,6 +98,8 @@ def require_defined(connection: Connection, schema: str) -> None:
 
 def _require_defined(connection: Connection, schema: str) -> tuple[Homing, Identity]:
     found = read_homing(connection, schema)
+    if parse_version(found.version) is None:
+        refuse_other_definition(connection, schema)
     require_version(found.version, schema)
     if found.home is None:
         where = "" if schema == "oplog" else f", schema={schema!r}"

@@ -18,6 +18,7 @@ from oplog.schema.tables import (
     COMMENT_PREFIX,
     VERSION,
 )
+from oplog.schema.upgrade import OTHER_DEFINITION, OTHER_REMEDY, has_other_definition
 
 
 def read_comment(connection: Connection, schema: str) -> str:
@@ -27,6 +28,31 @@ def read_comment(connection: Connection, schema: str) -> str:
         (f"{quote(schema)}.oplog_record",),
     ).scalar()
     return str(comment or "")
+
+
+def require_free(connection: Connection, schema: str) -> None:
+    """Raise `SchemaVersionError` if there are tables of a log in the schema."""
+    refuse_other_definition(connection, schema)
+    found = parse_version(read_comment(connection, schema))
+    if found is not None:
+        where = "" if schema == "oplog" else f", schema={schema!r}"
+        raise SchemaVersionError(
+            f"schema {schema!r} of this database has a log of schema version {found} already",
+            hint="leave the line out; to bring that log to its present definition write "
+            f"op.upgrade_oplog(version={found}{where})",
+        )
+
+
+def refuse_other_definition(connection: Connection, schema: str) -> None:
+    """Raise `SchemaVersionError` for tables of a log that no released library created."""
+    other = connection.exec_driver_sql(
+        f"SELECT {has_other_definition('%s')}", (f"{quote(schema)}.oplog_entry",)
+    ).scalar_one()
+    if other:
+        raise SchemaVersionError(
+            f"schema {schema!r} of this database has the tables of {OTHER_DEFINITION}",
+            hint=OTHER_REMEDY,
+        )
 
 
 def list_log_schemas(connection: Connection) -> list[str]:
@@ -60,6 +86,7 @@ def require_comment(connection: Connection, schema: str, *, version: int) -> Non
     found = parse_version(comment)
     where = "" if schema == "oplog" else f", schema={schema!r}"
     if found is None:
+        refuse_other_definition(connection, schema)
         raise SchemaVersionError(
             f"schema {schema!r} of this database has no oplog tables to upgrade",
             hint=f"write op.create_oplog(version={version}{where})",

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 
 import oplog
 from oplog import entry, errors
-from oplog.schema import append, tables
+from oplog.schema import append, append_only
 from oplog.schema.partitions import PARTITION_PATTERN
 from tests.docs.pages import DOCS, list_code_words, split_sections
 
@@ -102,6 +102,6 @@ def test_functions_indexes_and_triggers_are_documented(engine: Engine) -> None:
         ).all()
     keys = {n for n in names if n.endswith(("_pkey", "_key"))}
     assert set(names) - keys - list_code_words(SCHEMA) == set()
-    states = {append.STALE_TICKET, append.ASYNCHRONOUS_COMMIT, append.FENCED, tables.APPEND_ONLY}
+    states = {append.STALE_TICKET, append.ASYNCHRONOUS_COMMIT, append.FENCED, append_only.APPEND_ONLY}
     states |= {append.SENT_TWICE, append.HEAD_MISSING}
     assert states <= list_code_words(SCHEMA)

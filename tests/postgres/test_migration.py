@@ -14,7 +14,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import alembic.op
+import psycopg
 import pytest
+import sqlalchemy as sa
 from alembic.operations import MigrateOperation, Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.engine import URL
@@ -22,6 +24,8 @@ from sqlalchemy.engine import URL
 import oplog.migration
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import CreateOplogOp, DropOplogOp, UpgradeOplogOp
+from oplog.postgres.quoting import quote
+from oplog.store import Store
 from tests.postgres.log_schema import (
     BARE_OPTIONS,
     ODD,
@@ -131,6 +135,53 @@ def test_an_upgrade_of_nothing_is_refused(application: Application) -> None:
     assert "op.create_oplog(version=1)" in caught.value.hint
 
 
+@pytest.mark.parametrize("schema", ["oplog", ODD])
+def test_a_log_is_created_once(application: Application, measure: Described, schema: str) -> None:
+    line = f"op.create_oplog(version=1, schema={schema!r})"
+    application.write(upgrade=line).upgrade()
+    application.write(upgrade=f"{line}; op.execute('DROP TABLE account')")
+    statements = application.print_upgrade().partition(");")[2]
+    run_script(application.url, "DELETE FROM alembic_version; DROP TABLE account")
+    with pytest.raises(SchemaVersionError, match="has a log of schema version 1 already") as caught:
+        application.upgrade()
+    assert "op.upgrade_oplog(version=1" in caught.value.hint
+    with pytest.raises(psycopg.DatabaseError, match="has a log already"):
+        run_script(application.url, statements)
+    assert describe(application.url, schema) == measure
+
+
+OTHER = """
+    CREATE SCHEMA {s};
+    CREATE TABLE {s}.oplog_entry (id bigint PRIMARY KEY, entry_hash bytea);
+    COMMENT ON TABLE {s}.oplog_entry IS 'oplog schema version 1';
+    INSERT INTO {s}.oplog_entry VALUES (1, 'hash')"""
+
+
+@pytest.mark.parametrize("operation", ["create", "upgrade"])
+@pytest.mark.parametrize("schema", ["oplog", ODD])
+def test_tables_of_another_definition_are_refused(
+    application: Application, operation: str, schema: str
+) -> None:
+    """Executed and printed; nothing in them changes, and nothing proposes to give them up."""
+    run_script(application.url, OTHER.format(s=quote(schema)))
+    application.write(upgrade=f"op.{operation}_oplog(version=1, schema={schema!r})")
+    refused = pytest.raises(SchemaVersionError, match="as a development version")
+    with refused as caught:
+        application.upgrade()
+    assert "leave them as they are" in caught.value.hint
+    with pytest.raises(psycopg.DatabaseError, match="as a development version") as printed:
+        run_script(application.url, application.print_upgrade())
+    assert printed.value.diag.message_hint == caught.value.hint
+    assert list_tables(application.url) <= {"alembic_version"}
+    engine = sa.create_engine(application.url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        assert list_tables(application.url, schema) == {"oplog_entry"}
+        with refused:
+            Store(schema).require_current(connection)
+        with refused:
+            Store(schema).require_home(connection)
+
+
 def test_version_must_be_said(application: Application) -> None:
     with pytest.raises(TypeError, match="version"):
         application.write(upgrade="op.create_oplog()").upgrade()
@@ -152,7 +203,7 @@ def test_reversed_operations() -> None:
     dropped = CreateOplogOp(1, schema="audit").reverse()
     assert isinstance(dropped, DropOplogOp)
     assert print_operation(dropped) == print_operation(DropOplogOp(schema="audit"))
-    assert 'DROP TABLE "audit".oplog_entry' in print_operation(dropped)
+    assert 'DROP TABLE "audit".oplog_record' in print_operation(dropped)
     created = dropped.reverse()
     assert print_operation(created) == print_operation(CreateOplogOp(1, schema="audit"))
     with pytest.raises(SchemaVersionError, match="not known"):
