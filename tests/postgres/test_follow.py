@@ -21,6 +21,7 @@ from oplog.errors import (
     SchemaVersionError,
 )
 from oplog.recovery import FollowReport, follow_log
+from oplog.schema.partitions import PARTITION_POSITIONS
 from oplog.store.rows import Part
 from tests.kept import KeptLog, open_log
 from tests.logged import track
@@ -37,9 +38,11 @@ from tests.postgres.replay_models import (
     check_law,
     dump_tables,
     make_bench,
+    unlock,
     write_history,
 )
 from tests.postgres.restored import describe_tables, dump_log, keep, make_target, restore
+from tests.postgres.test_restore import move_on, write_parts
 from tests.postgres.test_restore_snapshot import take as take_snapshot
 from tests.sampling import Sample
 
@@ -114,6 +117,45 @@ def test_batches_of_any_size(bench: Bench, target: Bench, batch: int) -> None:
     assert reached == sorted(set(reached))
     assert (report.sequence, report.entries) == (len(kept.records), kept.entry_count - 1)
     check_equal(target, bench)
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_records_of_several_parts_and_later_partitions(
+    bench: Bench, target: Bench, batch: int
+) -> None:
+    bench.write(add_owner)
+    kept = keep(bench)
+    follow(target, kept)
+    bench.write(partial(set_motto, motto="one"))
+    move_on(bench, 7 * PARTITION_POSITIONS)
+    bench.write(partial(set_motto, motto="two"))
+    write_parts(bench)
+    take(bench, kept)
+    report = follow(target, kept, batch_entries=batch)
+    assert (report.sequence, report.position) == (4, 7 * PARTITION_POSITIONS + 1)
+    assert report.entries == kept.entry_count - 1
+    check_equal(target, bench)
+
+
+def test_tickets_that_are_there_keep_up(bench: Bench, target: Bench) -> None:
+    """Of a database that was a primary, and of whoever took one here."""
+    bench.write(add_owner)
+    kept = keep(bench)
+    follow(target, kept)
+    unlock(target, "oplog_ticket", "INSERT INTO oplog.oplog_ticket VALUES ('owner/1', 1)")
+    for motto in ("one", "two"):
+        bench.write(partial(set_motto, motto=motto))
+    take(bench, kept)
+    follow(target, kept, batch_entries=1)
+    with target.engine.connect() as connection:
+        tickets = connection.exec_driver_sql(
+            "SELECT aggregate_name, version, head_version FROM oplog.oplog_ticket"
+        )
+        assert [tuple(row) for row in tickets] == [("owner/1", 3, None)]
+    check_equal(target, bench)
+    # Once it is nobody's follower any more, its application goes on.
+    target.write(partial(set_motto, motto="own"))
+    check_law(target)
 
 
 def test_a_restored_database_is_followed_on(bench: Bench, target: Bench) -> None:

@@ -129,6 +129,52 @@ def test_a_chain_of_lost_transactions_is_done_again_in_order(bench: Bench, targe
     check(target)
 
 
+def transfer(taken: int, given: int, amount: int) -> Work:
+    def work(session: Session) -> None:
+        session.get_one(Account, taken).balance -= amount
+        session.get_one(Account, given).balance += amount
+
+    return work
+
+
+def test_transactions_over_several_aggregates_are_done_again_whole(
+    bench: Bench, target: Bench
+) -> None:
+    archive = lose(
+        bench,
+        target,
+        kept=[add_owner("ann"), open_account(1, 100), open_account(2, 100), open_account(3, 100)],
+        lost=[transfer(1, 2, 10), pay(2, 7), transfer(3, 1, 5), pay(3, 1)],
+    )
+    assert redo(target, archive).replayed == 4
+    assert balances(target) == {1: 95, 2: 7, 3: 1}
+    check(target)
+
+
+def test_of_several_aggregates_one_that_was_written_since_refuses_the_transaction(
+    bench: Bench, target: Bench
+) -> None:
+    archive = lose(
+        bench,
+        target,
+        kept=[add_owner("ann"), open_account(1, 100), open_account(2, 100), open_account(3, 100)],
+        lost=[transfer(1, 2, 10), pay(2, 7), pay(3, 1), transfer(3, 1, 5)],
+    )
+    target.write(pay(1, 500))
+    target.log.sync(target.engine, reopen(archive), fork="fork")
+    foreseen = redo(target, archive, dry_run=True)
+    report = redo(target, archive)
+    assert report.replayed == 1
+    assert list(refused(report)) == [5, 6, 8]
+    assert "aggregate 'account/1': version 2 was written since" in refused(report)[5]
+    # Its other account was not written by anybody: what follows there follows what is not done.
+    assert "aggregate 'account/2': it goes on from sequence 5" in refused(report)[6]
+    assert "aggregate 'account/1': it goes on from sequence 5" in refused(report)[8]
+    assert balances(target) == {1: 500, 2: 100, 3: 1}
+    assert foreseen == report
+    check(target)
+
+
 def test_a_second_run_goes_on_from_the_first_and_not_over_what_came_between(
     bench: Bench, target: Bench
 ) -> None:

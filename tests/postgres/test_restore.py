@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
 
+from oplog.entry import PART_BYTES
 from oplog.recovery import RestoreReport
+from oplog.schema.partitions import PARTITION_POSITIONS, name_partition_lock
 from tests.postgres.replay_models import (
     HISTORY,
     Account,
     Bench,
     Car,
+    Line,
     Owner,
     Task,
     add_account,
@@ -173,6 +179,84 @@ def test_what_lies_beyond_a_gap_counts_as_new(bench: Bench, target: Bench) -> No
         ).all()
     assert rows[0] == (1, "3")
     assert int(rows[1][1]) > 3
+
+
+def test_a_record_of_several_parts_comes_back(bench: Bench, target: Bench) -> None:
+    write_parts(bench)
+    kept = keep(bench)
+    assert max(len(record.parts) for record in kept.records) > 2
+    restore(target, kept)
+    assert dump(target) == dump(bench)
+    check_law(target)
+
+
+def write_parts(bench: Bench) -> None:
+    """Rows that do not compress, of several aggregates, so many that one part cannot hold them."""
+    chance = random.Random(3)
+    bench.write(
+        lambda s: s.add_all(
+            Line(order_id=n, number="x", blob=chance.randbytes(PART_BYTES // 3)) for n in range(9)
+        )
+    )
+
+
+def move_on(bench: Bench, position: int) -> None:
+    """Let the next record get this position."""
+    bench.tamper(
+        f"SELECT oplog.oplog_make_partitions({position})",
+        f"SELECT setval('oplog.oplog_position_seq', {position}, false)",
+    )
+
+
+def test_records_of_later_partitions_come_back(bench: Bench, target: Bench) -> None:
+    bench.write(add_owner)
+    # In a partition that no migration makes, and the last position of one.
+    for position in (20 * PARTITION_POSITIONS + 5, 30 * PARTITION_POSITIONS - 1):
+        move_on(bench, position)
+        bench.write(lambda s: setattr(s.get_one(Owner, 1), "motto", "late"))
+        bench.write(write_again)
+    write_parts(bench)
+    restore(target, keep(bench))
+    assert dump(target) == dump(bench)
+    target.write(lambda s: add_owner(s, "new"))
+    assert target.last_position() == bench.last_position() + 1
+    check_law(target)
+
+
+def write_again(session: Session) -> None:
+    owner = session.get_one(Owner, 1)
+    owner.motto = f"{owner.motto} again"
+
+
+def test_who_makes_partitions_is_waited_for(bench: Bench, target: Bench) -> None:
+    move_on(bench, 9 * PARTITION_POSITIONS)
+    bench.write(add_owner)
+    kept = keep(bench)
+    engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
+    with engine.connect() as maker, ThreadPoolExecutor(1) as pool:
+        maker.exec_driver_sql(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
+            (name_partition_lock('"oplog"'),),
+        )
+        restoring = pool.submit(restore, target, kept)
+        wait_for_lock(target.engine)
+        # The maker takes its locks on tables last of all; a restore has none of them yet.
+        maker.exec_driver_sql("SELECT oplog.oplog_make_partitions(1)")
+        maker.commit()
+        assert restoring.result(60).position == 9 * PARTITION_POSITIONS
+    check_law(target)
+
+
+def wait_for_lock(engine: Engine) -> None:
+    """Return when somebody waits for an advisory lock."""
+    deadline = time.monotonic() + 60
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.exec_driver_sql(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock' AND wait_event = 'advisory')"
+        ).scalar_one():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_positions_go_on_after_those_that_were_lost(bench: Bench, target: Bench) -> None:

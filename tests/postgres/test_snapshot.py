@@ -27,6 +27,7 @@ from oplog.errors import (
 from oplog.postgres.quoting import (
     qualify,
 )
+from oplog.schema.partitions import PARTITION_POSITIONS
 from oplog.schema.tables import (
     track_statements,
 )
@@ -48,6 +49,7 @@ from tests.postgres.replay_models import (
     Owner,
     Task,
     make_bench,
+    unlock,
     write_history,
 )
 from tests.property.type_samples import TYPES, Sample
@@ -528,6 +530,59 @@ def test_a_detached_partition_is_noticed(engine: Engine) -> None:
         db.execute("ALTER TABLE reading DETACH PARTITION reading_2")
         with pytest.raises(SchemaDriftError, match=r"public\.reading was changed"):
             shelf.take_inside(connection)
+
+
+def test_partitions_of_the_log_may_come_while_a_snapshot_is_taken(
+    bench: Bench, shelf: Shelf
+) -> None:
+    bench.write(lambda s: s.add(Node(id=1)))
+    with shelf.open() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        bench.tamper(f"SELECT oplog.oplog_make_partitions({5 * PARTITION_POSITIONS})")
+        manifest = taken(shelf.take_inside(connection))
+    assert manifest.heads.rows == 1
+    shelf.check(manifest)
+
+
+def test_a_partition_of_the_log_that_goes_is_noticed(bench: Bench, shelf: Shelf) -> None:
+    """With it go the hashes of heads, which the snapshot would lack."""
+    bench.write(lambda s: s.add(Node(id=1)))
+    with shelf.open() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        bench.tamper("DROP TABLE oplog.oplog_record_p0")
+        with pytest.raises(SchemaDriftError, match=r"oplog\.oplog_record was changed"):
+            shelf.take_inside(connection)
+
+
+def test_heads_of_a_few_aggregates_are_not_looked_for_among_all(
+    bench: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_merge(monkeypatch)
+    bench.write(lambda s: s.add_all([Node(id=n) for n in range(3)]))
+    taken(shelf.take())
+    unlock(
+        bench,
+        "oplog_entry",
+        "INSERT INTO oplog.oplog_entry SELECT 'other/' || n, v, 1 "
+        "FROM generate_series(1, 20000) n, generate_series(1, 3) v",
+        "ANALYZE oplog.oplog_entry",
+    )
+    bench.write(lambda s: setattr(s.get_one(Node, 1), "label", "x"))
+    with shelf.open() as connection:
+        before = count_read(connection)
+        manifest = taken(shelf.take_inside(connection))
+        assert count_read(connection) - before < 100
+    assert [ref.rows for layer in manifest.heads.layers for ref in layer] == [1]
+    assert manifest.heads.rows == 3
+
+
+def count_read(connection: sa.Connection) -> int:
+    """Rows that this transaction has read from the index of entries."""
+    found = connection.exec_driver_sql(
+        "SELECT pg_stat_get_xact_tuples_returned('oplog.oplog_entry'::regclass) "
+        "+ pg_stat_get_xact_tuples_returned('oplog.oplog_entry_pkey'::regclass)"
+    )
+    return int(found.scalar_one())
 
 
 def test_tables_without_changes_are_not_locked(bench: Bench, shelf: Shelf) -> None:

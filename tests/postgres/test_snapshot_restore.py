@@ -107,6 +107,31 @@ def test_a_snapshot_stands_for_the_log_before_it(bench: Bench, target: Bench, sh
     target.write(lambda s: setattr(s.get_one(Node, 1), "label", "later"))
 
 
+def test_a_snapshot_of_what_came_from_a_snapshot(
+    bench: Bench, target: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heads are of records that are here, and of some that never were."""
+    monkeypatch.setattr("oplog.snapshot.take.is_merge_due", lambda *_, **__: False)
+    write_with_snapshots(bench, shelf, every=2, until=10)
+    restore_with(shelf, target, forget=True)
+    second = Shelf(target.engine, target.log, bench.log.keyring)
+    first = second.take()
+    assert first is not None
+    second.check(first)
+    target.write(lambda s: s.add_all([Owner(name="new"), Car(id=900, maker="m", doors=1)]))
+    target.write(lambda s: setattr(s.get_one(Node, 1), "label", "later"))
+    with target.engine.connect() as connection:
+        kept = connection.exec_driver_sql(
+            "SELECT count(*) FROM oplog.oplog_ticket WHERE head_version IS NOT NULL"
+        ).scalar_one()
+    assert kept > 0
+    layered = second.take()
+    assert layered is not None
+    assert len(layered.heads.layers) == 1
+    assert layered.heads.rows == first.heads.rows + 3
+    second.check(layered)
+
+
 def test_sequences_go_on_from_where_they_were(bench: Bench, target: Bench, shelf: Shelf) -> None:
     bench.write(lambda s: s.add_all([Owner(name="a"), Owner(name="b")]))
     bench.tamper("SELECT setval(pg_get_serial_sequence('owner', 'id'), 500)")
