@@ -98,7 +98,7 @@ class Seat:
     def measure_memory(self, rows: int) -> int | None:
         """Peak of resident bytes, after many rows in one transaction, a thousand a statement.
 
-        None if the log refuses so many rows in one entry.
+        None if the log refuses so many rows in one transaction.
         """
         side = self.side
         try:

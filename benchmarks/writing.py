@@ -203,7 +203,7 @@ def measure_memory(server: EmbeddedServer, settings: Settings) -> list[Row]:
             measured = seated[name].ask(Seat.measure_memory, count)
         row: Row = {"rows": count, "way": name, "peak_mb": None}
         if measured is None:
-            say(f"{'':34}{name:22}{'refused':>10}  the entry is too large: missed")
+            say(f"{'':34}{name:22}{'refused':>10}  the transaction is too large: missed")
             row["verdict"] = "missed"
         else:
             peak = round(measured / 1e6, 1)
