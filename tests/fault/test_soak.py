@@ -55,7 +55,7 @@ def test_whatever_breaks_the_log_and_the_rows_and_the_clients_agree(tmp_path: Pa
 def run_planted(bug: str, directory: Path) -> Verdict:
     """Competing clients of a broken product, and no other fault."""
     setting = Setting(
-        draw_seed(), synchronous=2, asynchronous=0, kinds=["ticket"], limit=80, plant=bug
+        draw_seed(), synchronous=2, asynchronous=0, kinds=["ticket"], limit=200, plant=bug
     )
     with open_run(setting, directory) as run:
         if bug == OWN_TRANSACTION:
