@@ -21,7 +21,7 @@ def application(tmp_path: Path, bare_database_url: URL) -> Application:
 
 
 def set_comment(connection: Connection, comment: str) -> None:
-    connection.exec_driver_sql(f"COMMENT ON TABLE oplog.oplog_entry IS '{comment}'")
+    connection.exec_driver_sql(f"COMMENT ON TABLE oplog.oplog_record IS '{comment}'")
 
 
 @pytest.mark.parametrize("schema", ["oplog", "audit", ODD])
