@@ -20,7 +20,6 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.log_opener import LogOpener
-from oplog.recovery.heads import restore_heads
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.preconditions import (
     check_snapshot,
@@ -29,6 +28,7 @@ from oplog.recovery.preconditions import (
     take_lock,
 )
 from oplog.recovery.renumbered_types import place_shapes
+from oplog.recovery.restored_heads import restore_heads
 from oplog.recovery.row_loader import load_snapshot, move_rows
 from oplog.recovery.sequences import move_sequences
 from oplog.replay.loader import TableLoader

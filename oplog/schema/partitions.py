@@ -29,7 +29,7 @@ def create_partition_statements(s: str, *, positions: int = PARTITION_POSITIONS)
 
 
 def name_partition_lock(s: str) -> str:
-    """What whoever makes a partition holds an advisory lock on, in the quoted schema `s`."""
+    """The text whose hash is locked by the transaction that makes partitions in `s`, quoted."""
     return f"oplog partitions {s}"
 
 

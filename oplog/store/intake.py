@@ -277,7 +277,7 @@ class RestorationStore:
             f"WHERE NOT EXISTS (SELECT FROM {self._s}.oplog_entry e "
             "WHERE e.aggregate_name = g.aggregate_name)"
         )
-        # Whoever believes that one of these aggregates is new has to meet its first version.
+        # A transaction that takes one of these aggregates for new has to meet its first version.
         connection.exec_driver_sql(
             f"INSERT INTO {self._s}.oplog_entry (aggregate_name, version, position) "
             f"SELECT g.aggregate_name, 1, 0 FROM {_HEADS} g ON CONFLICT DO NOTHING"

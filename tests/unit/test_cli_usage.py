@@ -432,7 +432,7 @@ def test_registered_message_is_printed_as_its_file_says() -> None:
         stored=[],
     )
     (printed,) = print_files(shape).values()
-    source = (ROOT / "protos/oplog/v1/entry.proto").read_text(encoding="utf-8")
+    source = (ROOT / "protos/oplog/v1/record.proto").read_text(encoding="utf-8")
     statements = [
         line.strip()
         for text in (source, printed.replace(".oplog.v1.", ""))
