@@ -197,20 +197,21 @@ def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
         place = start + value if tag in _WITH_LENGTH else start
         if place > end:
             raise corrupt(what, "a record is cut short")
-        count = 1
         if tag in single:
             single.remove(tag)
-            if tag == _VERSIONS:
-                # As many numbers as bytes that end one.
-                count = len(bytes(data[start:place]).translate(None, _GOES_ON))
         elif tag not in _REPEATED:
             raise corrupt(what, f"a record has an unknown field, or one twice ({tag:#04x})")
         if tag in left:
-            left[tag] -= count
+            left[tag] -= _count_numbers(data[start:place]) if tag == _VERSIONS else 1
             if left[tag] < 0:
                 raise corrupt(what, f"it holds more than a segment may ({tag:#04x})")
     for tag, before in allowed.items():
         room[tag] -= before - left[tag]
+
+
+def _count_numbers(data: memoryview) -> int:
+    """As many as bytes that end one."""
+    return len(bytes(data).translate(None, _GOES_ON))
 
 
 def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
