@@ -92,7 +92,7 @@ def group_effects(work: RecordedWork, rows: Iterable[NetRow]) -> Groups:
                 before.append(effect)
             else:
                 effects[aggregate] = [effect]
-                if effect.complete and not row.existed and has_own_aggregate(row.bound):
+                if not row.existed and has_own_aggregate(row.bound):
                     created.append(aggregate)
             ordinal = effect.ordinal + 1
         if not told and work.tickets and (name := find_idle_aggregate(row)) is not None:

@@ -139,9 +139,9 @@ class RunCodec:
     # -- decoding -------------------------------------------------------------------------
 
     def decode(
-        self, run: record_pb2.RowRun, *, first: int = 0, keys: Collection[RowKey] | None = None
+        self, run: record_pb2.RowRun, *, first: int, keys: Collection[RowKey] | None
     ) -> list[Effect]:
-        """The effects of a run, or only those on rows under one of `keys`.
+        """The effects of a run, or only those on rows under one of `keys` if there are any.
 
         `first` is the number of the part's first aggregate. Raises `DecodeError` unless every
         column has a value or a NULL for each row, and every row its ordinal and its aggregate.

@@ -246,7 +246,7 @@ def test_a_block_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> N
 
 
 def test_a_block_of_a_type_that_is_not_named_is_refused() -> None:
-    with pytest.raises(DecodeError, match="^a block of rows has type index 1 of 1"):
+    with pytest.raises(DecodeError, match=r"^a block of rows has type index 1 of 1"):
         decode(rewrite(type=1))
 
 

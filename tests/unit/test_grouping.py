@@ -103,9 +103,26 @@ def test_names_are_made_of_the_stored_texts() -> None:
     assert name_aggregate(AS_ONE, (1,), None) == "all"
     with pytest.raises(EntryError):
         name_aggregate(BY_TEAM, (1,), {"team": "x" * 5000})
+    assert name_aggregate(BY_KEY, (None,), None) == "item/null"
+    by_points = make_bound(COLUMNS, key=["id"], aggregate="at/{points}", name="at")
+    assert name_aggregate(by_points, (1,), {"points": None}) == "at/null"
+    assert name_aggregate(by_points, (1,), {"points": -7}) == "at/-7"
     for values in ({"points": 1}, None):
         with pytest.raises(KeyError):
             name_aggregate(BY_TEAM, (1,), values)
+
+
+def test_keys_of_any_type_name_aggregates() -> None:
+    def bind(pg_type: str) -> TrackedType:
+        return make_bound([("id", pg_type)], key=["id"], aggregate="a/{id}/b", name="a")
+
+    assert name_aggregate(bind("bigint"), (-(2**63),), None) == "a/-9223372036854775808/b"
+    assert name_aggregate(bind("text"), ("7",), None) == "a/7/b"
+    assert name_aggregate(bind("bytea"), (b"\x01",), None) == "a/\\x01/b"
+    assert name_aggregate(bind("boolean"), (True,), None) == "a/t/b"
+    for text in ("x" * 5000, "\0"):
+        with pytest.raises(EntryError):
+            name_aggregate(bind("text"), (text,), None)
 
 
 def test_a_name_that_is_not_known_is_none() -> None:
@@ -200,7 +217,7 @@ def test_rows_that_were_not_there_create_the_aggregates_that_are_theirs_alone() 
 
 
 def test_aggregates_of_several_rows_are_not_believed_to_be_created() -> None:
-    keyless = make_bound(COLUMNS, key=[], aggregate="all", name="keyless")
+    keyless = make_bound(COLUMNS, key=[], aggregate="none", name="keyless")
     part = make_bound(COLUMNS, key=["id", "team"], aggregate="order/{id}", name="part")
     rows = [
         new(BY_TEAM, 1),
@@ -210,7 +227,7 @@ def test_aggregates_of_several_rows_are_not_believed_to_be_created() -> None:
         NetRow(part, (1, "a"), existed=False, values=dict(WHOLE)),
     ]
     groups = group_effects(RecordedWork(LOG), rows)
-    assert set(groups.effects) == {"team/a", "all", "1/a", "order/1"}
+    assert set(groups.effects) == {"team/a", "all", "1/a", "none", "order/1"}
     assert groups.created == frozenset()
 
 

@@ -116,6 +116,12 @@ def test_another_kind_type_or_extent_is_another_group() -> None:
     assert [list(part) for part, _ in split_runs(effects)] == parts
     mixed = [part[0] for part in parts] + [part[1] for part in parts]
     assert [list(part) for part, _ in split_runs(mixed)] == parts
+    for one, other in ((whole[0], parts[2][0]), (create(0), replace(create(1), shape=twin))):
+        for effects in ([one, other] * 2, [other, one] * 2):
+            assert [list(part) for part, _ in split_runs(effects)] == [
+                effects[::2],
+                effects[1::2],
+            ]
 
 
 def test_the_columns_of_complete_rows_may_be_in_any_order() -> None:
