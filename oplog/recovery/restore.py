@@ -1,4 +1,4 @@
-"""Fills an empty, migrated database from a log: rows, entries and tickets in one transaction.
+"""Fills an empty, migrated database from a log: rows, records and versions in one transaction.
 
 A mark that keeps applications out is committed first, and removed by the transaction that brings
 everything back: a restore that was interrupted must not look like a database without rows.
