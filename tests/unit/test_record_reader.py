@@ -25,6 +25,7 @@ from oplog.reading.reader import (
 from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store.rows import EntryFilter, Part, StoredRecord
+from oplog.value import Wire
 from tests.archived import LOG_ID, make_record, make_shape, seal_record
 
 pytestmark = pytest.mark.unit
@@ -61,7 +62,7 @@ def make_reader(*pages: list[StoredRecord]) -> RecordReader:
 
 
 def effect(id: int, *, place: int, ordinal: int) -> Effect:
-    values = {"id": id, "owner": f"owner {id}"}
+    values: dict[str, Wire | None] = {"id": id, "owner": f"owner {id}"}
     return Effect(OpType.CREATE, SHAPE, (id,), values, complete=True, ordinal=ordinal, place=place)
 
 

@@ -235,6 +235,44 @@ def test_aggregates_without_a_ticket_in_lock_order(recorder: Recorder) -> None:
     assert list(recorder.list_unticketed()) == ["item/4"]
 
 
+def create(bound: BoundType, id: int, **values: Any) -> RowChange:
+    return RowChange(OpType.CREATE, bound, (id,), {"id": id, **values})
+
+
+def test_an_aggregate_that_is_created_takes_no_ticket(recorder: Recorder) -> None:
+    recorder.record([create(BOUND, 1), change(1), change(2)])
+    assert list(recorder.list_unticketed()) == ["item/2"]
+    recorder.record([change(1)])
+    recorder.push("s")
+    recorder.record([change(1)])
+    assert recorder.list_unticketed() == {}
+
+
+def test_an_aggregate_of_several_rows_takes_one_whatever_is_created(recorder: Recorder) -> None:
+    recorder.record([create(BY_TEAM, 1, team="a", points=0), create(AS_ONE, 1)])
+    assert list(recorder.list_unticketed()) == ["all", "team/a"]
+
+
+def test_an_aggregate_that_was_there_before_takes_one(recorder: Recorder) -> None:
+    recorder.record([RowChange(OpType.DELETE, BOUND, (1,), {}), create(BOUND, 1)])
+    assert list(recorder.list_unticketed()) == ["item/1"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_a_savepoint_created_is_known_as_long_as_it_lasts(
+    recorder: Recorder, kept: bool
+) -> None:
+    recorder.push("s")
+    recorder.record([create(BOUND, 1)])
+    assert recorder.list_unticketed() == {}
+    if kept:
+        recorder.release("s")
+    else:
+        recorder.roll_back("s")
+    recorder.record([change(1)])
+    assert list(recorder.list_unticketed()) == ([] if kept else ["item/1"])
+
+
 # -- names of tables ----------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ class Server:
         self.under_way = 0
         self.look_seconds = 1.0
         self.committed = False
-        self.receipts = WHOLE
+        self.receipts: tuple[Receipt, ...] = WHOLE
         self.request: LoggedRequest | None = None
         self.refusal: DBAPIError | None = None
         self.open = False
