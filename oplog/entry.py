@@ -27,6 +27,10 @@ PART_BYTES = 256 * 1024
 """A record's part is no larger, before compression and sealing, unless a single row is."""
 MAX_PART_BYTES = 16 * 1024 * 1024
 """Largest part of a record, in bytes before compression and sealing: so large may a row be."""
+MAX_AGGREGATES = 4_000_000
+"""Most aggregates of one transaction: so many a segment of an archive can name."""
+MAX_NAMES_BYTES = 96 * 1024 * 1024
+"""Names of all aggregates of one transaction, in UTF-8 bytes, with 48 bytes for each."""
 MAX_RECORD_BYTES = 128 * 1024 * 1024
 """All parts of a record, in bytes before compression and sealing. It is one object's part in an
 archive, and a parameter in Postgres' protocol, which has a limit of 1 GB."""

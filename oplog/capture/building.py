@@ -20,7 +20,7 @@ from oplog.entry import check_metadata_count
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
-from oplog.payload.parts import cut_parts
+from oplog.payload.parts import check_names, cut_parts
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store.rows import CREATED, NewRecord, Part
 
@@ -66,6 +66,7 @@ class RecordBuilder:
         log = gathered.work.log
         record_id = self._draw_id()
         aggregates = order_aggregates(gathered.effects)
+        check_names(aggregates)
         payloads = cut_parts(self._codec, place_effects(gathered.effects, aggregates))
         seal = self._sealer.seal
         parts = [

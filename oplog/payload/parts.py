@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
-from oplog.entry import MAX_PART_BYTES, MAX_RECORD_BYTES, PART_BYTES
+from oplog.entry import (
+    MAX_AGGREGATE_BYTES,
+    MAX_AGGREGATES,
+    MAX_NAMES_BYTES,
+    MAX_PART_BYTES,
+    MAX_RECORD_BYTES,
+    PART_BYTES,
+)
 from oplog.errors import EntryTooLargeError
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
@@ -21,6 +28,10 @@ MOST_EFFECTS: Final = 65_536
 _UNMEASURED = 1024
 """Up to so many effects are encoded without an estimate of their size."""
 _SAMPLED = 32
+_NAME_BYTES = 48
+"""What each aggregate takes beside its name: length, version and the hash before."""
+_FEW_NAMES = MAX_NAMES_BYTES // (MAX_AGGREGATE_BYTES + _NAME_BYTES)
+"""So many names cannot be too long together."""
 _FILLED = 15 / 16
 """A part that was estimated to be filled so far seldom comes out over the limit."""
 
@@ -66,6 +77,19 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
             if too_large:
                 length = min(length, len(chunk) - 1)
     return parts
+
+
+def check_names(aggregates: Sequence[str]) -> None:
+    """Raise `EntryTooLargeError` for more aggregates than a segment of an archive can name."""
+    if len(aggregates) <= _FEW_NAMES:
+        return
+    size = sum([len(name.encode()) + _NAME_BYTES for name in aggregates])
+    if len(aggregates) > MAX_AGGREGATES or size > MAX_NAMES_BYTES:
+        raise EntryTooLargeError(
+            f"the transaction changes {len(aggregates)} aggregates, whose names have {size} bytes; "
+            f"the limits are {MAX_AGGREGATES} and {MAX_NAMES_BYTES}",
+            hint="write fewer rows in one transaction, or use a coarser aggregate template",
+        )
 
 
 def _fit(count: int, size: int) -> int:

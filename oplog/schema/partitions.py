@@ -1,7 +1,7 @@
 """Partitions of the log's large tables, by position, as DDL.
 
 A log grows at one end and is pruned at the other: a partition goes in a moment, whatever is in it.
-The next one is made ahead, by whoever appends or by `oplog maintain`. `ATTACH PARTITION` waits for
+The next one is made ahead, by an append or by `oplog maintain`. `ATTACH PARTITION` waits for
 no writer and lets none wait; `CREATE TABLE ... PARTITION OF` would.
 """
 
@@ -40,7 +40,7 @@ def _make_partitions(s: str, positions: int) -> str:
     return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- Makes the partition of a position and the next, where they are missing; how many tables it made.
--- They belong to the log's owner, whoever calls. Nobody else has rights on a partition: everybody
+-- They belong to the log's owner, also if another role calls. Nobody else has rights on a partition: everybody
 -- else goes through the whole table.
 DECLARE
   v_table text;

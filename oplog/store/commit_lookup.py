@@ -1,7 +1,7 @@
 """SQL that finds what became of a transaction, and locks for idempotency keys and aggregates.
 
 An append travels together with its COMMIT: a session whose answer was lost may not have begun it,
-so looking is not enough. A record's id is claimed by whoever is first, append or resolver: the
+so looking is not enough. A record's id is claimed by what comes first, append or resolver: the
 unique key makes each wait for the other at every isolation level, and none is given up by mistake.
 """
 

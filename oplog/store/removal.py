@@ -242,7 +242,7 @@ class PruningStore:
             f"CROSS JOIN LATERAL {_ENTRIES} WHERE r.position = ANY (%s::bigint[]) "
             "AND x.aggregate_name = a.name AND x.version = coalesce(a.version, 1)"
         )
-        # A first version stays: whoever believes that the aggregate is new has to meet it.
+        # A first version stays: a transaction that believes the aggregate to be new has to meet it.
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_entry x SET position = 0 FROM {self._s}.oplog_record r "
             f"{of_these} AND x.version = 1",

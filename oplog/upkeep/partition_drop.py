@@ -1,6 +1,6 @@
 """Partitions dropped as a whole, in the transaction of a run of pruning.
 
-Nobody can read or write the log while a partition is dropped, and whoever wants to waits behind the
+Nobody can read or write the log while a partition is dropped; all wait behind the
 one that drops. So it asks for the tables for a moment only, again and again, and gives up in the
 end: then the records are deleted.
 """

@@ -11,12 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oplog.entry import MAX_PART_BYTES, PART_BYTES, OpType
+from oplog.entry import (
+    MAX_AGGREGATE_BYTES,
+    MAX_NAMES_BYTES,
+    MAX_PART_BYTES,
+    PART_BYTES,
+    OpType,
+)
 from oplog.errors import EntryTooLargeError
 from oplog.payload import parts as cutting
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
-from oplog.payload.parts import MOST_EFFECTS, cut_parts
+from oplog.payload.parts import MOST_EFFECTS, check_names, cut_parts
 from oplog.payload.row_run import MAX_RUN_ROWS
 from tests.bound import make_shape
 from tests.unit.test_block import Types
@@ -193,3 +199,23 @@ def test_any_rows_are_cut(sizes: list[int], rows: int, unmeasured: int) -> None:
         for name, value in limits.items():
             patch.setattr(cutting, name, value)
         check(effects, limit=400)
+
+
+def test_as_many_names_as_a_segment_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the limit a transaction would commit that no archive can ever hold."""
+    monkeypatch.setattr(cutting, "_FEW_NAMES", 0)
+    monkeypatch.setattr(cutting, "MAX_NAMES_BYTES", 3 * (48 + 4))
+    check_names(["a/é", "a/b", "ab/c"])
+    with pytest.raises(
+        EntryTooLargeError, match="3 aggregates, whose names have 157 bytes"
+    ) as found:
+        check_names(["a/é", "a/b1", "ab/c2"])
+    assert "fewer rows" in found.value.hint
+    monkeypatch.setattr(cutting, "MAX_AGGREGATES", 2)
+    check_names(["a", "b"])
+    with pytest.raises(EntryTooLargeError, match="3 aggregates"):
+        check_names(["a", "b", "c"])
+
+
+def test_few_names_cannot_be_too_long_together() -> None:
+    assert cutting._FEW_NAMES * (MAX_AGGREGATE_BYTES + 48) <= MAX_NAMES_BYTES
