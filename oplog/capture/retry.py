@@ -32,6 +32,9 @@ CLAIM_SECONDS = 10.0
 """How long a run waits for a session that it lost to let go of the key."""
 PATIENCE = 3
 """Conflicts in a row after which a run waits in line rather than try its luck again."""
+MOST_LOCKS = 256
+"""Most aggregates that a run waits in line for. Each is a statement, and takes some of the server's
+room for locks; runs over the same aggregates meet at the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,8 @@ class Course(Generic[T]):
             return
         self.conflicts += 1
         if self.conflicts >= PATIENCE and error.aggregates:
-            self.contended = tuple(sorted({*self.contended, *error.aggregates}))
+            contended = sorted({*self.contended, *error.aggregates})
+            self.contended = tuple(contended[:MOST_LOCKS])
 
 
 def run_work(

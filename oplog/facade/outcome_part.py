@@ -29,8 +29,9 @@ class Outcomes:
         or an idempotency key. COMMITTED and ABORTED stay true: a COMMIT that was declared
         aborted by its receipt is refused if it arrives later. (By key, ABORTED says that no
         transaction under the key has committed or is under way; a new one may begin.) PENDING
-        is the answer when the lost session, or the holder of its ticket, does not end within
-        `wait_seconds`; `inquire` tells who that is. Raises `ConfigurationError` on a standby.
+        is the answer when the lost session, or the holder of the key, does not end within
+        `wait_seconds`; `inquire` tells who that may be. Raises `ConfigurationError` on a standby,
+        and for receipts of several records.
         """
         return self.inquire(question, engine, wait_seconds=wait_seconds).outcome
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from oplog.capture.retry import (
     BACKOFF,
+    MOST_LOCKS,
     PATIENCE,
     Beginning,
     Course,
@@ -122,6 +123,24 @@ def test_after_several_conflicts_a_run_waits_in_line() -> None:
         (last, "account/9"),
         ("account/0", "account/1", "account/9"),
     ]
+
+
+def test_a_run_waits_in_line_for_a_bounded_number_of_aggregates() -> None:
+    names = [f"account/{number:04}" for number in range(2 * MOST_LOCKS)]
+    prepared: list[tuple[str, ...]] = []
+
+    def work(session: Session) -> None:
+        raise TicketConflictError("lost", aggregates=names[::-1])
+
+    with pytest.raises(TicketConflictError):
+        run_work(
+            OneSession,
+            work,
+            course=Course(PATIENCE, keyed=False),
+            beginning=make_beginning(prepared),
+            sleep=lambda _: None,
+        )
+    assert prepared[-1] == tuple(names[:MOST_LOCKS])
 
 
 @dataclass

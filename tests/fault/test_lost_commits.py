@@ -259,7 +259,7 @@ def resolve_until_asked(bench: Bench, error: CommitOutcomeUnknownError) -> Outco
 
 @pytest.mark.parametrize("asks", ["at once", "after a while"])
 async def test_an_async_commit_that_is_delayed(bench: Bench, asks: str) -> None:
-    """Its append is done, and its ticket held: nobody can say ABORTED before it ends."""
+    """Its append is done, and its id claimed: nobody can say ABORTED before it ends."""
     async with bench.open_async_sessions(apart=True) as sessions:
         bench.plan(Fault.HOLD_REQUEST, at=COMMIT)
         with pytest.raises(CommitOutcomeUnknownError) as caught:
@@ -298,7 +298,7 @@ def test_without_a_process_a_delayed_append_is_fenced_off_at_once(bench: Bench, 
 
 
 @works
-async def test_without_a_process_a_delayed_commit_is_waited_for_by_its_ticket(
+async def test_without_a_process_a_delayed_commit_is_waited_for_by_its_record(
     bench: Bench, work: Work
 ) -> None:
     async with bench.open_async_sessions(apart=True) as sessions:
@@ -335,7 +335,7 @@ def test_an_orphan_that_did_not_append(bench: Bench, work: Work, end: str) -> No
 @pytest.mark.sampled(3)
 @works
 @pytest.mark.parametrize("end", ["terminated", "network"])
-async def test_an_orphan_that_holds_its_ticket(bench: Bench, work: Work, end: str) -> None:
+async def test_an_orphan_that_did_append(bench: Bench, work: Work, end: str) -> None:
     async with bench.open_async_sessions(apart=True) as sessions:
         bench.plan(Fault.HOLD_REQUEST, at=COMMIT)
         with pytest.raises(CommitOutcomeUnknownError) as caught:
