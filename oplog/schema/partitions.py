@@ -40,8 +40,8 @@ def _make_partitions(s: str, positions: int) -> str:
     return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- Makes the partition of a position and the next, where they are missing; how many tables it made.
--- They belong to the log's owner, also if another role calls. Nobody else has rights on a partition: everybody
--- else goes through the whole table.
+-- They belong to the log's owner, also if another role calls. Nobody else has rights on a
+-- partition: all others go through the whole table.
 DECLARE
   v_table text;
   v_number bigint;

@@ -55,7 +55,14 @@ def list_broken_links(connection: Connection, schema: str, *, limit: int) -> lis
     # In a statement a percent sign would be taken for a parameter.
     s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
-        f"""WITH pruned AS (
+        f"{_select_chains(s)} {_select_faults(s)} ORDER BY 1, 2 LIMIT {int(limit)}"
+    )
+    return [BrokenLink(*row) for row in rows]
+
+
+def _select_chains(s: str) -> str:
+    """What the faults are looked for in: links, each with what it should follow, and ends."""
+    return f"""WITH pruned AS (
   SELECT coalesce(max(entries), 0) AS entries FROM {s}.oplog_pruned),
 raw AS ({select_links(s)}),
 links AS (
@@ -75,8 +82,11 @@ ends AS (
     AND NOT EXISTS (SELECT FROM raw l WHERE l.aggregate_name = t.aggregate_name)),
 missing AS (
   SELECT (SELECT coalesce(sum(version), 0) FROM ends) - (SELECT count(*) FROM raw) - p.entries
-    AS count FROM pruned p)
-SELECT l.aggregate_name, l.version, l.position,
+    AS count FROM pruned p)"""
+
+
+def _select_faults(s: str) -> str:
+    return f"""SELECT l.aggregate_name, l.version, l.position,
   CASE {SAY_BROKEN} ELSE 'its ticket is at version ' || t.version END
 FROM chained l LEFT JOIN {s}.oplog_ticket t ON t.aggregate_name = l.aggregate_name
 WHERE {IS_BROKEN} OR (l.newest AND t.version <> l.version)
@@ -93,7 +103,4 @@ FROM raw l FULL JOIN (SELECT * FROM {s}.oplog_entry x WHERE x.position > 0) e
   ON e.aggregate_name = l.aggregate_name AND e.version = l.version
 WHERE e.position IS DISTINCT FROM l.position
 UNION ALL SELECT '', 0, NULL, m.count || ' more entries are missing than were pruned'
-FROM missing m CROSS JOIN pruned p WHERE p.entries > 0 AND m.count <> 0
-ORDER BY 1, 2 LIMIT {int(limit)}"""
-    )
-    return [BrokenLink(*row) for row in rows]
+FROM missing m CROSS JOIN pruned p WHERE p.entries > 0 AND m.count <> 0"""

@@ -62,7 +62,13 @@ class StoredRecord(NamedTuple):
         for aggregate, version, prev_hash in zip(
             self.aggregates, self.versions, self.prev_hashes, strict=True
         ):
-            yield Link(self.position, aggregate, version, prev_hash, self.record_hash)
+            yield Link(
+                position=self.position,
+                aggregate=aggregate,
+                version=version,
+                prev_hash=prev_hash,
+                record_hash=self.record_hash,
+            )
 
 
 CREATED = -1
@@ -157,7 +163,7 @@ def write_microseconds(moment: datetime) -> int:
 
 def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> StoredRecord:
     """A row as selected; `more` has the other parts of records with several, by position."""
-    position, record_id, transaction_id, format, key_id, data, count, *rest = row
+    position, record_id, transaction_id, form, key_id, data, count, *rest = row
     aggregates, versions, prev_hashes, metadata, record_hash, created, idempotency_key = rest
     parts = (Part(0, bytes(data)), *(more.get(position, ()) if count > 1 else ()))
     if len(parts) != count:
@@ -167,7 +173,7 @@ def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> Store
         position=position,
         record_id=record_id,
         transaction_id=transaction_id,
-        format=format,
+        format=form,
         key_id=key_id,
         parts=parts,
         aggregates=tuple(aggregates),
