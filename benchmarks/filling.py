@@ -1,7 +1,8 @@
 """A log with many records, made by SQL: sealed parts of random bytes that nobody opens.
 
-Every record has a transaction's whole trace: its row, an entry of an aggregate of its own, its id
-and one pair of metadata, in all indexes. Many share a transaction id, which no reader minds.
+Every record leaves all that a transaction leaves: its row, an entry of an aggregate of its own, its
+id and one pair of metadata, in all indexes. Each has a transaction id of its own, as the planner
+would expect of records that transactions wrote.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 from sqlalchemy.engine import Engine
 
 CHUNK_RECORDS = 50_000
+_USE_IDS = """DO $do$ BEGIN
+  SET synchronous_commit = off;
+  FOR n IN 1 .. {count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP;
+END $do$"""
+"""Transactions that do nothing, so that their ids are those of the past."""
 _MAKE = """CREATE TEMPORARY TABLE made ON COMMIT DROP AS
 SELECT n AS position, 'filled/' || n AS aggregate, 'clerk ' || mod(n, 1000) AS clerk,
+  (%s::bigint + n)::text::xid8 AS transaction_id,
   -- Rises with the position and is random behind that, as ids of records are.
   (lpad(to_hex(n), 12, '0') || substr(md5(n::text), 13))::uuid AS record_id
 FROM generate_series(%s::bigint, %s::bigint) n"""
 _INSERTS = (
-    """INSERT INTO oplog.oplog_record (position, record_id, format, key_id, data, parts,
-  aggregates, metadata, record_hash, created_at)
-SELECT position, record_id, 1, 'key', sha256(('a' || position)::bytea)
+    """INSERT INTO oplog.oplog_record (position, record_id, transaction_id, format, key_id, data,
+  parts, aggregates, metadata, record_hash, created_at)
+SELECT position, record_id, transaction_id, 1, 'key', sha256(('a' || position)::bytea)
   || sha256(('b' || position)::bytea) || sha256(('c' || position)::bytea), 1,
   ARRAY[aggregate], ARRAY['actor', clerk], sha256(('r' || position)::bytea), clock_timestamp()
 FROM made ORDER BY position""",
@@ -39,10 +46,11 @@ def fill_records(engine: Engine, count: int) -> None:
     end = begin + count
     for first in range(begin, end, CHUNK_RECORDS):
         last = min(end, first + CHUNK_RECORDS) - 1
+        used = _use_ids(engine, last - first + 1)
         with engine.begin() as connection:
             # The partition of `last` is this chunk's, or the next one, and both are made.
             connection.exec_driver_sql("SELECT oplog.oplog_make_partitions(%s)", (first,))
-            connection.exec_driver_sql(_MAKE, (first, last))
+            connection.exec_driver_sql(_MAKE, (used - first, first, last))
             for statement in _INSERTS:
                 connection.exec_driver_sql(statement)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -51,3 +59,14 @@ def fill_records(engine: Engine, count: int) -> None:
         connection.exec_driver_sql("SELECT oplog.oplog_make_partitions(%s)", (end,))
         connection.exec_driver_sql("VACUUM ANALYZE")
         connection.exec_driver_sql("CHECKPOINT")
+
+
+def _use_ids(engine: Engine, count: int) -> int:
+    """Use up so many transaction ids; the first of them."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        before = connection.exec_driver_sql(
+            "SELECT pg_current_xact_id()::text::bigint"
+        ).scalar_one()
+        connection.exec_driver_sql(_USE_IDS.format(count=count))
+        connection.exec_driver_sql("RESET synchronous_commit")
+    return int(before) + 1
