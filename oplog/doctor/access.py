@@ -14,6 +14,8 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.rights import CALLED_BY_APPLICATIONS
 from oplog.schema.tables import (
+    ENTRY_INDEX,
+    IDEMPOTENCY_INDEX,
     RECORD_ID_INDEX,
     VERSION,
 )
@@ -58,13 +60,17 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
             f"{one.subscription} REFRESH PUBLICATION; or write the changes through an attached "
             "session",
         )
-    if not access.records_unique:
+    kept = {
+        RECORD_ID_INDEX: "an old record from being appended once more",
+        IDEMPOTENCY_INDEX: "an idempotency key from being used once more",
+        ENTRY_INDEX: "an aggregate from being created once more",
+    }
+    for name in access.missing_indexes:
         yield make_problem(
             "log-index-missing",
-            f"{schema}.{RECORD_ID_INDEX}",
-            message="nothing keeps an old record from being appended once more: the unique index "
-            "on record ids is not here",
-            hint=f"{upgrade} in a migration",
+            f"{schema}.{name}",
+            message=f"nothing keeps {kept[name]}: the unique index is not here",
+            hint=f"{upgrade} in a migration makes it again; run `oplog verify` before",
         )
 
 

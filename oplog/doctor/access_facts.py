@@ -17,7 +17,7 @@ from oplog.postgres.quoting import (
 from oplog.schema.expected import list_log_functions, list_log_tables
 from oplog.schema.guard import make_prefix
 from oplog.schema.rights import CALLED_BY_EVERYBODY, select_excess
-from oplog.schema.tables import RECORD_ID_INDEX
+from oplog.schema.tables import ENTRY_INDEX, IDEMPOTENCY_INDEX, RECORD_ID_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Access:
     """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
     subscribed: Sequence[Subscribed] = ()
-    records_unique: bool = True
-    """Whether the unique index on record ids exists."""
+    missing_indexes: Sequence[str] = ()
+    """Names of unique indexes that an append relies on, and that do not exist."""
 
 
 _CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
@@ -106,12 +106,21 @@ JOIN pg_catalog.pg_subscription_rel r ON r.srrelid IN (g.tgrelid,
 JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 ORDER BY 1, 2"""
 
-_UNIQUE = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_index i
-JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
-WHERE n.nspname = %s AND x.relname = %s AND i.indisunique AND i.indisvalid
-  AND i.indrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(n.nspname) || '.oplog_outcome'))"""
+_UNIQUE = (
+    (RECORD_ID_INDEX, "oplog_outcome"),
+    (IDEMPOTENCY_INDEX, "oplog_outcome"),
+    (ENTRY_INDEX, "oplog_entry"),
+)
+_MISSING = """
+SELECT w.name FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[]))
+  AS w(name, parent)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+  JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace AND n.oid = c.relnamespace
+  WHERE n.nspname = %s AND x.relname = w.name AND c.relname = w.parent
+    AND i.indisunique AND i.indisvalid)
+ORDER BY 1"""
 
 
 def read_access(connection: Connection, schema: str) -> Access:
@@ -126,7 +135,11 @@ def read_access(connection: Connection, schema: str) -> Access:
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
-        records_unique=bool(
-            connection.exec_driver_sql(_UNIQUE, (schema, RECORD_ID_INDEX)).scalar()
-        ),
+        missing_indexes=_list_missing_indexes(connection, schema),
     )
+
+
+def _list_missing_indexes(connection: Connection, schema: str) -> list[str]:
+    names, tables = zip(*_UNIQUE, strict=True)
+    rows = connection.exec_driver_sql(_MISSING, (list(names), list(tables), schema))
+    return list(rows.scalars())

@@ -25,7 +25,7 @@ from oplog.schema.partitions import (
 )
 from oplog.schema.progress_tables import PROGRESS_TABLES, create_progress_tables
 from oplog.schema.rights import create_rights_statements
-from oplog.schema.upgrade import make_repeatable, require_first, require_free
+from oplog.schema.upgrade import make_repeatable, require_first, require_free, restore_keys
 
 VERSION = 1
 """Newest schema version this library knows."""
@@ -33,6 +33,8 @@ VERSION = 1
 IDEMPOTENCY_INDEX = "oplog_outcome_idempotency"
 RECORD_ID_INDEX = "oplog_outcome_pkey"
 """Unique, so that no record is appended a second time."""
+ENTRY_INDEX = "oplog_entry_pkey"
+"""Unique, so that no aggregate is created a second time."""
 COMMENT_PREFIX = "oplog schema version "
 BEING_RESTORED = ", being restored"
 """Ends the comment with the version while a restore is under way, or was given up."""
@@ -88,6 +90,7 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     return [
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
         *(make_repeatable(statement, s) for statement in definition),
+        restore_keys(definition, s),
         protect_statement(s, schema),
         *_list_rights(s, schema, definition=definition),
         home_statement(schema),

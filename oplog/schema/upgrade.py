@@ -7,6 +7,7 @@ if it is there. Tables of another definition are refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
 from oplog.schema.progress_tables import PROGRESS_TABLES
@@ -61,10 +62,11 @@ END $oplog_do$"""
 def require_first(s: str, comment: str) -> str:
     """A statement that raises unless a log with this comment, a literal, is whole in schema `s`.
 
-    A table that was lost must not come back empty, as if nothing had been in it.
+    A table that was lost must not come back empty, as if nothing had been in it, and positions
+    must not begin again.
     """
     q = _in_literal(s)
-    tables = ", ".join(f"'{q}.oplog_{table}'" for table in FIRST_TABLES)
+    tables = ", ".join(f"'{q}.oplog_{table}'" for table in (*FIRST_TABLES, "position_seq"))
     return f"""DO $oplog_do$
 DECLARE
   v_missing text;
@@ -80,10 +82,37 @@ BEGIN
   WHERE pg_catalog.to_regclass(t.name) IS NULL LIMIT 1;
   IF FOUND THEN
     RAISE EXCEPTION USING errcode = '55000',
-      message = pg_catalog.concat('oplog: table ', v_missing, ' is gone'),
+      message = pg_catalog.concat('oplog: ', v_missing, ' is gone'),
       hint = 'restore it from a backup';
   END IF;
 END $oplog_do$"""
+
+
+def restore_keys(definition: Iterable[str], s: str) -> str:
+    """A statement that makes the primary keys of `definition` that are missing in schema `s`.
+
+    Without one a table that is there would stay without it, and take a row twice.
+    """
+    table = re.compile(rf"CREATE (?:UNLOGGED )?TABLE {re.escape(s)}\.(oplog_\w+)")
+    lines = []
+    for statement in definition:
+        key = _find_key(statement)
+        if key and (match := table.match(statement)):
+            name = f"{s}.{match[1]}"
+            lines.append(
+                "IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.contype = 'p' "
+                f"AND c.conrelid = '{_in_literal(name)}'::pg_catalog.regclass) THEN\n    "
+                f"ALTER TABLE {name} ADD CONSTRAINT {match[1]}_pkey PRIMARY KEY ({key}); END IF;"
+            )
+    return "DO $oplog_do$ BEGIN\n  {}\nEND $oplog_do$".format("\n  ".join(lines))
+
+
+def _find_key(statement: str) -> str:
+    """The columns of the primary key that a CREATE TABLE declares; empty for none."""
+    several = re.search(r"^  PRIMARY KEY \((.*?)\)", statement, re.MULTILINE)
+    one = re.search(r"^  (\w+) .*PRIMARY KEY", statement, re.MULTILINE)
+    found = several or one
+    return "" if found is None else found[1]
 
 
 def has_other_definition(name: str) -> str:
