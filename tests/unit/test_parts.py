@@ -169,9 +169,7 @@ def test_a_row_over_the_limit_is_refused() -> None:
         [create(1, MAX_PART_BYTES - rest + 1)],
         [create(0), create(1, MAX_PART_BYTES - rest + 1), create(2)],
     ):
-        with pytest.raises(
-            EntryTooLargeError, match=r"create of row \(1,\) of type 'item'"
-        ) as caught:
+        with pytest.raises(EntryTooLargeError, match=r"row of type 'item' \(id=1\) has") as caught:
             cut_parts(PayloadCodec(), effects)
         assert f"{MAX_PART_BYTES + 1} bytes, the limit is {MAX_PART_BYTES}" in str(caught.value)
 
