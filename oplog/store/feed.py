@@ -91,9 +91,13 @@ class Feed:
             "SELECT min(n.position), max(n.transaction_id::text::bigint) FROM ("
             f"{select} AND r.transaction_id >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
             "AND r.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot) "
+            # Records of a restored log share one id. By the bounds the planner sees that those
+            # that are asked for are others, and does not read the whole log.
             f"UNION ALL {select} AND r.transaction_id = "
-            "ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot)))) n",
-            (snapshot, old, snapshot, snapshot, old),
+            "ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot))) "
+            "AND r.transaction_id >= pg_catalog.pg_snapshot_xmin(%s::pg_snapshot) "
+            "AND r.transaction_id < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot)) n",
+            (snapshot, old, snapshot, snapshot, old, old, old),
         ).one()
         return None if first is None else News(first, newest)
 
