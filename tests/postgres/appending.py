@@ -126,6 +126,29 @@ def compute_hash(record: StoredRecord) -> bytes:
     )
 
 
+ARGUMENTS: dict[str, str] = {
+    "p_record": "gen_random_uuid()",
+    "p_aggregates": "ARRAY['a', 'b']",
+    "p_expected": "NULL::bigint[]",
+    "p_body": "sha256('')",
+    "p_data": "'data'::bytea",
+    "p_firsts": "NULL::integer[]",
+    "p_more": "NULL::bytea[]",
+    "p_format": "2::smallint",
+    "p_key_id": "'k'",
+    "p_metadata": "NULL::text[]",
+    "p_idempotency_key": "NULL",
+    "p_tally": "NULL",
+    "p_asynchronous": "true",
+}
+
+
+def state_append(**changed: str) -> str:
+    """A call of the append function as SQL; `changed` are arguments, as expressions."""
+    arguments = ", ".join(f"{name} => {value}" for name, value in {**ARGUMENTS, **changed}.items())
+    return f"SELECT oplog.oplog_append({arguments})"
+
+
 def name_many(count: int) -> list[str]:
     """So many names, in the order of collation C, of which none begins with another."""
     return sorted(hashlib.md5(bytes([n % 256, n // 256])).hexdigest()[:8] for n in range(count))

@@ -30,6 +30,7 @@ from tests.postgres.appending import (
     name_many,
     read_all,
     sqlstate,
+    state_append,
 )
 
 pytestmark = pytest.mark.postgres
@@ -187,21 +188,6 @@ def test_aggregates_out_of_order_are_refused(connection: Connection, names: list
         connection.rollback()
 
 
-CALL: dict[str, str] = {
-    "p_record": "gen_random_uuid()",
-    "p_aggregates": "ARRAY['a', 'b']",
-    "p_expected": "NULL::bigint[]",
-    "p_body": "sha256('')",
-    "p_data": "'data'::bytea",
-    "p_firsts": "NULL::integer[]",
-    "p_more": "NULL::bytea[]",
-    "p_format": "2::smallint",
-    "p_key_id": "'k'",
-    "p_metadata": "NULL::text[]",
-    "p_idempotency_key": "NULL",
-    "p_tally": "NULL",
-    "p_asynchronous": "true",
-}
 NONSENSE: dict[str, dict[str, str]] = {
     "no aggregates": {"p_aggregates": "NULL"},
     "an aggregate without a name": {"p_aggregates": "ARRAY['a', NULL]"},
@@ -223,20 +209,15 @@ NONSENSE: dict[str, dict[str, str]] = {
 }
 
 
-def call(connection: Connection, **changed: str) -> None:
-    arguments = ", ".join(f"{name} => {value}" for name, value in {**CALL, **changed}.items())
-    connection.exec_driver_sql(f"SELECT oplog.oplog_append({arguments})")
-
-
 @pytest.mark.parametrize("changed", NONSENSE.values(), ids=NONSENSE.keys())
 def test_nothing_is_stored_that_nobody_could_read(
     connection: Connection, changed: dict[str, str]
 ) -> None:
     """Whoever may call the function may call it with anything."""
-    call(connection)
+    connection.exec_driver_sql(state_append()).close()
     connection.commit()
     with pytest.raises(DBAPIError) as refused:
-        call(connection, **changed)
+        connection.exec_driver_sql(state_append(**changed))
     assert sqlstate(refused) in {"22023", "22004", "23502", "23514"}
     connection.rollback()
     assert len(read_all(connection)) == 1

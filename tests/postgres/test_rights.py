@@ -11,8 +11,9 @@ from sqlalchemy.engine import URL
 from oplog import open_archive
 from oplog.schema.grants import RoleKind
 from oplog.schema.progress_tables import PROGRESS_TABLES
-from oplog.schema.tables import create_statements, upgrade_statements
+from oplog.schema.tables import create_statements
 from tests.models.bank import Account
+from tests.postgres.appending import state_append
 from tests.postgres.roles import (
     APPLICATION,
     AUDITOR,
@@ -27,10 +28,10 @@ from tests.postgres.roles import (
 pytestmark = pytest.mark.postgres
 
 PINNED = ["search_path=pg_catalog, pg_temp"]
+PLANNED_ONCE = [*PINNED, "plan_cache_mode=force_generic_plan"]
 FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     # Runs as its owner, has a fixed search path, may be executed by whom besides the owner.
     "oplog_append": (True, True, {APPLICATION}),
-    "oplog_append_one": (True, True, {APPLICATION}),
     "oplog_arm": (False, False, {APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER}),
     "oplog_check_trackable": (False, True, set()),
     "oplog_declare_guard": (False, True, set()),
@@ -41,6 +42,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_guard_truncate": (True, True, set()),
     "oplog_image_update": (False, True, set()),
     "oplog_kept_columns": (False, False, set()),
+    "oplog_make_partitions": (True, True, set()),
     "oplog_mark": (False, True, set()),
     "oplog_refuse_change": (False, True, set()),
     "oplog_retire_type": (False, True, set()),
@@ -59,22 +61,24 @@ APPLICATION_MAY = {
     "oplog_archive": READ,
     "oplog_consumer": WRITTEN,
     "oplog_entry": READ,
-    "oplog_fence": {"SELECT", "INSERT"},
     "oplog_follower": READ,
     "oplog_guard": READ,
     "oplog_image": {"SELECT", "DELETE"},
     "oplog_key": {"SELECT", "INSERT"},
     "oplog_log": READ,
-    "oplog_metadata": READ,
+    # And to insert one column of it.
+    "oplog_outcome": READ,
+    "oplog_part": READ,
     "oplog_pruned": READ,
+    "oplog_record": READ,
     "oplog_restore": READ,
-    "oplog_ticket": {"SELECT", "INSERT"},
+    "oplog_ticket": READ,
+    "oplog_token": READ,
     "oplog_type": {"SELECT", "INSERT"},
     "oplog_type_numbers": {"SELECT", "INSERT"},
 }
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
-APPEND = """SELECT oplog.oplog_append_one('a', NULL, gen_random_uuid(), 'b', 'd', 2::smallint, '',
-  'm', NULL, NULL, NULL, NULL, true)"""
+APPEND = state_append(p_aggregates="ARRAY['a']")
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +93,12 @@ def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
 
 
 def read_tables(roles: Roles, role: str) -> dict[str, set[str]]:
-    """What a role may do with each table of the log."""
+    """What a role may do with each table of the log; nobody may with partitions."""
     with roles.engine(OWNER).connect() as connection:
         rows = connection.execute(
             sa.text(
                 "SELECT c.relname, p FROM pg_class c CROSS JOIN unnest(CAST(:all AS text[])) p "
-                "WHERE c.relnamespace = 'oplog'::regnamespace AND c.relkind = 'r' "
+                "WHERE c.relnamespace = 'oplog'::regnamespace AND c.relkind IN ('r', 'p') "
                 "AND has_table_privilege(:role, c.oid, p)"
             ),
             {"all": list(PRIVILEGES), "role": roles.names[role]},
@@ -114,7 +118,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
         found = {}
         for oid, name, owner, definer, settings in rows:
             assert owner == roles.names[OWNER]
-            assert settings in ([], PINNED)
+            assert settings in ([], PINNED, PLANNED_ONCE)
             may = {
                 role
                 for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER)
@@ -123,7 +127,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
                     (roles.names[role], oid),
                 ).scalar()
             }
-            found[name] = (definer, settings == PINNED, may)
+            found[name] = (definer, settings[:1] == PINNED, may)
     assert found == FUNCTIONS
     # Whatever runs as its owner has a path that nobody can put something into.
     assert all(pinned for definer, pinned, _ in found.values() if definer)
@@ -136,15 +140,13 @@ def test_every_table_of_the_log(roles: Roles) -> None:
     assert read_tables(roles, WORKER) == {**reads, "oplog_archive": WRITTEN}
     assert read_tables(roles, CONSUMER) == {**reads, "oplog_consumer": WRITTEN}
     assert read_tables(roles, STRANGER) == {}
-    with roles.engine(OWNER).connect() as connection:
-        for column, may in (("version", True), ("head_hash", False)):
-            assert (
-                may
-                is connection.exec_driver_sql(
-                    "SELECT has_column_privilege(%s, 'oplog.oplog_ticket', %s, 'UPDATE')",
-                    (roles.names[APPLICATION], column),
-                ).scalar()
-            )
+    columns = roles.ask(
+        "SELECT concat_ws(' ', a.attname, p) FROM pg_attribute a "
+        "CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE']) p "
+        "WHERE a.attrelid = 'oplog.oplog_outcome'::regclass AND a.attnum > 0 "
+        f"AND has_column_privilege('{roles.names[APPLICATION]}', a.attrelid, a.attname, p)"
+    )
+    assert columns == ["record_id INSERT"]
 
 
 def test_the_roles_can_work(roles: Roles) -> None:
@@ -216,14 +218,23 @@ def test_a_consumer_and_a_worker_can_work(roles: Roles) -> None:
 
 
 DIRECT = {
-    "entry": "INSERT INTO oplog.oplog_entry SELECT * FROM oplog.oplog_entry",
-    "metadata": "INSERT INTO oplog.oplog_metadata VALUES (1, 9, 'actor', 'x')",
+    "record": "INSERT INTO oplog.oplog_record SELECT * FROM oplog.oplog_record",
+    "part": "INSERT INTO oplog.oplog_part VALUES (1, 1, 0, '')",
+    "token": "INSERT INTO oplog.oplog_token VALUES (1, 9)",
+    "entry": "INSERT INTO oplog.oplog_entry VALUES ('a', 1, 1)",
+    "outcome": "INSERT INTO oplog.oplog_outcome (record_id, position) "
+    "VALUES (gen_random_uuid(), 1)",
+    "used key": "INSERT INTO oplog.oplog_outcome (record_id, idempotency_key) "
+    "VALUES (gen_random_uuid(), 'x')",
+    "other outcome": "UPDATE oplog.oplog_outcome SET position = NULL",
+    "partitions": "SELECT oplog.oplog_make_partitions(1)",
     "pruned": "INSERT INTO oplog.oplog_pruned SELECT * FROM oplog.oplog_pruned",
     "guard": "DELETE FROM oplog.oplog_guard",
     "image": "INSERT INTO oplog.oplog_image (transaction_id) VALUES ('3')",
     "log": "INSERT INTO oplog.oplog_log DEFAULT VALUES",
-    "ticket": "UPDATE oplog.oplog_ticket SET version = version + 1, prev_hash = head_hash",
-    "position": "SELECT nextval('oplog.oplog_entry_id_seq')",
+    "ticket": "UPDATE oplog.oplog_ticket SET version = version + 1",
+    "new ticket": "INSERT INTO oplog.oplog_ticket VALUES ('a', 1)",
+    "position": "SELECT nextval('oplog.oplog_position_seq')",
     "track": "SELECT oplog.oplog_untrack_table('account', 'x')",
     "mark": "SELECT oplog.oplog_mark('{}', '{}')",
 }
@@ -240,14 +251,14 @@ def test_the_append_sets_time_position_and_transaction(roles: Roles) -> None:
     """There is no argument for them, and its owner's rights are not lent for anything else."""
     roles.run(APPLICATION, APPEND)
     (fresh,) = roles.ask(
-        "SELECT created_at BETWEEN now() - interval '1 hour' AND now() AND id = 1 "
+        "SELECT created_at BETWEEN now() - interval '1 hour' AND now() AND position = 1 "
         "AND transaction_id < pg_current_xact_id() AND transaction_id::text::int > 3 "
-        "FROM oplog.oplog_entry"
+        "FROM oplog.oplog_record"
     )
     assert fresh
     assert roles.refuse(AUDITOR, APPEND)[0] == "42501"
-    assert roles.refuse(APPLICATION, APPEND.replace("2::smallint", "4::smallint"))[0] == "22023"
-    assert roles.refuse(APPLICATION, APPEND.replace("2::smallint", "NULL"))[0] == "22023"
+    for form in ("4::smallint", "NULL"):
+        assert roles.refuse(APPLICATION, state_append(p_format=form))[0] == "22023"
 
 
 # The caller's own schema comes first: what is in it would run as the owner.
@@ -271,160 +282,45 @@ def test_the_append_finds_nothing_of_its_callers(roles: Roles) -> None:
 
 
 BOUNDS = {
-    "the last position": "id = 9223372036854775807, transaction_position = 1",
-    "a position over the bound": "id = 4611686018427387904",
-    "a negative position": "id = -1, transaction_position = -1",
-    "a transaction that begins later": "transaction_position = 2",
-    "a time without end": "created_at = 'infinity'",
-    "a time without beginning": "created_at = '-infinity'",
-    "no version": "version = 0",
-    "an empty transaction": "transaction_size = 0",
+    # The constraint, or what is said where no partition can be.
+    "the last position": ("position = 9223372036854775807", "no partition"),
+    "a negative position": ("position = -1", "no partition"),
+    "no position": ("position = 0", "oplog_record_bounds"),
+    "a position over the bound": (f"position = {1 << 62}", "oplog_record_bounds"),
+    "a time without end": ("created_at = 'infinity'", "oplog_record_bounds"),
+    "a time without beginning": ("created_at = '-infinity'", "oplog_record_bounds"),
+    "no parts": ("parts = 0", "oplog_record_bounds"),
 }
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("change", BOUNDS.values(), ids=BOUNDS.keys())
-def test_rows_that_no_entry_can_be(roles: Roles, change: str) -> None:
+@pytest.mark.parametrize(("change", "why"), BOUNDS.values(), ids=BOUNDS.keys())
+def test_rows_that_no_record_can_be(roles: Roles, change: str, why: str) -> None:
     """Not even the owner inserts them."""
     roles.run(APPLICATION, APPEND)
     move = (
-        "CREATE TEMP TABLE moved AS SELECT * FROM oplog.oplog_entry",
+        f"SELECT oplog.oplog_make_partitions({1 << 62})",
+        "CREATE TEMP TABLE moved AS SELECT * FROM oplog.oplog_record",
+        "UPDATE moved SET position = position + 1, record_id = gen_random_uuid()",
         f"UPDATE moved SET {change}",
-        "UPDATE moved SET entry_id = gen_random_uuid(), aggregate_name = 'b'",
     )
     sqlstate, message, _ = roles.refuse(
-        OWNER, *move, "INSERT INTO oplog.oplog_entry SELECT * FROM moved"
+        OWNER, *move, "INSERT INTO oplog.oplog_record SELECT * FROM moved"
     )
-    assert (sqlstate, "oplog_entry_bounds" in message) == ("23514", True)
+    assert (sqlstate, why in message) == ("23514", True)
 
 
-# -- what default privileges and other releases gave --------------------------------------------
-
-DEFAULTS = (
-    "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {application}, {stranger}",
-    "ALTER DEFAULT PRIVILEGES GRANT INSERT ON TABLES TO PUBLIC",
-    "ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO {application}",
-    "ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO {stranger}, PUBLIC",
-)
-
-
-def test_default_privileges_give_nothing_on_the_log(
-    bare_database_url: URL, definition: list[str]
-) -> None:
-    with open_roles(bare_database_url, definition, prepare=DEFAULTS) as roles:
-        assert roles.find_problems() == []
-        # What one kind of role needs may have been meant for any named role, and stays.
-        for table, allowed in {**APPLICATION_MAY, "oplog_archive": WRITTEN}.items():
-            for role in (APPLICATION, STRANGER):
-                assert read_tables(roles, role)[table] == allowed
-        assert roles.refuse(STRANGER, "SELECT oplog.oplog_mark('{}', '{}')")[0] == "42501"
+def test_rows_that_no_version_can_be(roles: Roles) -> None:
+    for table, values in (
+        ("entry", "('a', 0, 1)"),
+        ("entry", "('a', 1, -1)"),
+        ("ticket", "('a', -1)"),
+    ):
+        insert = f"INSERT INTO oplog.oplog_{table} VALUES {values}"
+        assert roles.refuse(OWNER, insert)[0] == "23514"
 
 
-TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
-    # What somebody granted; the finding's code, its place, and a word of its message.
-    "a definer to all": (
-        "GRANT EXECUTE ON FUNCTION oplog.oplog_guard() TO PUBLIC",
-        "function-open",
-        "function oplog.oplog_guard",
-        "PUBLIC",
-    ),
-    "the append to all": (
-        "GRANT EXECUTE ON FUNCTION oplog.oplog_append TO PUBLIC",
-        "function-open",
-        "function oplog.oplog_append",
-        "any role can write",
-    ),
-    "a definer to a role": (
-        "GRANT EXECUTE ON FUNCTION oplog.oplog_guard_truncate() TO {auditor}",
-        "function-open",
-        "function oplog.oplog_guard_truncate",
-        "auditor_",
-    ),
-    "entries to a role": (
-        "GRANT INSERT, DELETE ON oplog.oplog_entry TO {application}",
-        "table-open",
-        "oplog.oplog_entry",
-        "DELETE, INSERT",
-    ),
-    "columns of entries": (
-        "GRANT INSERT (id), UPDATE (data) ON oplog.oplog_entry TO {application}",
-        "table-open",
-        "oplog.oplog_entry",
-        "INSERT, UPDATE",
-    ),
-    "archives to a consumer": (
-        "GRANT DELETE ON oplog.oplog_archive TO {consumer}",
-        "table-open",
-        "oplog.oplog_archive",
-        "DELETE",
-    ),
-    "a restore's place to an application": (
-        "GRANT UPDATE ON oplog.oplog_restore TO {application}",
-        "table-open",
-        "oplog.oplog_restore",
-        "UPDATE",
-    ),
-    "metadata to all": (
-        "GRANT INSERT ON oplog.oplog_metadata TO PUBLIC",
-        "table-open",
-        "oplog.oplog_metadata",
-        "PUBLIC",
-    ),
-    "triggers on entries": (
-        "GRANT TRIGGER ON oplog.oplog_entry TO {worker}",
-        "table-open",
-        "oplog.oplog_entry",
-        "TRIGGER",
-    ),
-    "steps of tickets": (
-        "GRANT UPDATE ON oplog.oplog_ticket TO {application}",
-        "table-open",
-        "oplog.oplog_ticket",
-        "UPDATE",
-    ),
-    "positions": (
-        "GRANT UPDATE ON SEQUENCE oplog.oplog_entry_id_seq TO {application}",
-        "table-open",
-        "oplog.oplog_entry_id_seq",
-        "UPDATE",
-    ),
-}
-
-
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("way", ["the hint's statement", "op.upgrade_oplog"])
-@pytest.mark.parametrize(("grant", "what", "where", "word"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
-def test_doctor_finds_what_was_granted(
-    roles: Roles, *, grant: str, what: str, where: str, word: str, way: str
-) -> None:
-    roles.run(OWNER, grant.format(**roles.names))
-    (found,) = roles.find_problems(APPLICATION)
-    assert (found.what, found.where) == (what, where)
-    assert word in found.message
-    assert "op.upgrade_oplog(version=1)" in found.hint
-    if way == "op.upgrade_oplog":
-        roles.run(OWNER, *upgrade_statements())
-    else:
-        roles.run(OWNER, found.hint.partition("; or ")[2])
-    assert roles.find_problems() == []
-    assert read_tables(roles, APPLICATION) == APPLICATION_MAY
-    test_the_roles_can_work(roles)
-
-
-def test_doctor_finds_a_condition_that_not_everybody_may_ask(roles: Roles) -> None:
-    roles.run(OWNER, "REVOKE EXECUTE ON FUNCTION oplog.oplog_arm() FROM PUBLIC")
-    (found,) = roles.find_problems()
-    assert (found.what, found.where) == ("function-closed", "function oplog.oplog_arm")
-    roles.run(OWNER, found.hint)
-    assert roles.find_problems() == []
-
-
-def test_doctor_finds_that_entries_are_not_unique(roles: Roles) -> None:
-    roles.run(OWNER, "DROP INDEX oplog.oplog_entry_entry_id")
-    (found,) = roles.find_problems()
-    assert (found.what, found.where) == ("log-index-missing", "oplog.oplog_entry_entry_id")
-    roles.run(OWNER, *upgrade_statements())
-    assert roles.find_problems() == []
+# -- beside what was granted --------------------------------------------------------------------
 
 
 def test_grants_name_everything(roles: Roles) -> None:
@@ -443,13 +339,14 @@ def test_grants_name_everything(roles: Roles) -> None:
 @pytest.mark.parametrize("aggregate", ["adopted/account", "adopted/x"])
 def test_only_the_owner_says_that_a_type_is_gone(roles: Roles, aggregate: str) -> None:
     """A mark there makes replay and restore do without all rows of the type."""
-    one = f"""SELECT oplog.oplog_append_one('{aggregate}', NULL, gen_random_uuid(), 'b', '',
-      3::smallint, '', 'm', ARRAY['retired'], ARRAY['account'], NULL, NULL, true)"""
-    many = f"""SELECT oplog.oplog_append(ARRAY['a', '{aggregate}'], ARRAY[NULL, NULL]::bigint[],
-      ARRAY[gen_random_uuid(), gen_random_uuid()], ARRAY['b', 'b']::bytea[],
-      ARRAY['', '']::bytea[], 3::smallint, '', 'm', ARRAY['retired'], ARRAY['account'], NULL,
-      NULL, true)"""
-    for statement in (one, many):
+    mark = {
+        "p_format": "3::smallint",
+        "p_key_id": "''",
+        "p_data": "''::bytea",
+        "p_metadata": "ARRAY['retired', 'account']",
+    }
+    for names in (f"ARRAY['{aggregate}']", f"ARRAY['a', '{aggregate}']"):
+        statement = state_append(p_aggregates=names, **mark)
         state, message, hint = roles.refuse(APPLICATION, statement)
         assert (state, hint) == ("42501", "op.retire_type in a migration")
         assert "only the owner of the log" in message
