@@ -66,6 +66,8 @@ def test_limits_are_those_of_the_code() -> None:
         f"{entry.MAX_METADATA_VALUES} values",
         f"{entry.MAX_PART_BYTES // 1024 // 1024} MiB",
         f"{entry.MAX_RECORD_BYTES // 1024 // 1024} MiB",
+        f"{entry.MAX_AGGREGATES:,}",
+        f"{entry.MAX_NAMES_BYTES // 1024 // 1024} MiB",
     ):
         assert limit in text
 
