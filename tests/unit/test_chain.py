@@ -166,6 +166,17 @@ def test_an_empty_body_is_hashed_in_the_documented_form() -> None:
     assert hash_body(**{**BODY, **body}) == sha256(pieces + b"\0" + number(0) + number(0))
 
 
+@pytest.mark.parametrize("count", [1023, 1024, 1025, 2500])
+def test_many_aggregates_are_hashed_in_the_documented_form(count: int) -> None:
+    """They are hashed a few at a time."""
+    names = [f"account/{n}" for n in range(count)]
+    body: dict[str, Any] = {"key_id": "", "metadata": [], "aggregates": names}
+    pieces = b"oplog/v1/record-body\0" + number(1) + UUID(int=7).bytes + number(0) + number(0)
+    pieces += b"\0" + number(count) + b"".join(map(framed, names)) + number(1) + number(0)
+    found = hash_body(**{**BODY, **body, "idempotency_key": None, "parts": [(0, b"x")]})
+    assert found == sha256(pieces + sha256(b"x"))
+
+
 @pytest.mark.parametrize("value", [-1, 2**32])
 def test_numbers_out_of_range_are_refused(value: int) -> None:
     with pytest.raises(DecodeError, match="out of the range"):
