@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.doctor.access_facts import Access, read_access
 from oplog.doctor.activity import Activity, read_activity
-from oplog.doctor.inspection import list_functions, list_partitions, list_triggers
+from oplog.doctor.inspection import list_functions, list_triggers
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import REFUSED_SETTINGS, LiveTable, read_live_tables
 from oplog.postgres.quoting import (
@@ -29,6 +29,7 @@ from oplog.schema.tables import (
 )
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
+from oplog.store.partition_store import list_partition_names
 from oplog.store.records import Store
 from oplog.store.removal import PruningStore, Watermark
 from oplog.store.version import read_comment, says_restoring
@@ -213,7 +214,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         homing=read_homing(connection, schema),
         missing_tables=[name for name in names if name not in readable],
         unreadable_tables=[name for name in names if not readable.get(name, True)],
-        partitions=list_partitions(connection, schema),
+        partitions=list_partition_names(connection, schema),
         triggers=list_triggers(connection, schema),
         functions=list_functions(connection, schema),
         owned=_list_owned(connection, schema),

@@ -31,8 +31,8 @@ from oplog.schema.expected import (
     list_log_triggers,
     normalise_settings,
 )
-from oplog.schema.partitions import PARTITION_PATTERN
 from oplog.store.entry_filter import bind_filter
+from oplog.store.partition_store import list_partition_names
 from oplog.store.rows import EntryFilter
 from oplog.value import codec_for
 
@@ -67,7 +67,7 @@ def list_guard_problems(connection: Connection, schema: str) -> list[str]:
     has other events or another function; a function if it is missing or was replaced.
     """
     found = list_triggers(connection, schema)
-    triggers = list_log_triggers(schema, partitions=list_partitions(connection, schema))
+    triggers = list_log_triggers(schema, partitions=list_partition_names(connection, schema))
     problems = [
         f"trigger {fault.name} on {table} {fault.text}"
         for table, expected in triggers.items()
@@ -78,18 +78,6 @@ def list_guard_problems(connection: Connection, schema: str) -> list[str]:
         f"function {name} is not the one that the log was created with"
         for name in find_function_faults(list_log_functions(schema), functions)
     ]
-
-
-def list_partitions(connection: Connection, schema: str) -> list[str]:
-    """Names of the partitions of the log's tables, also of those that were detached."""
-    rows = connection.exec_driver_sql(
-        "SELECT c.relname::text FROM pg_catalog.pg_class c "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        f"WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '{PARTITION_PATTERN}' "
-        "ORDER BY 1",
-        (schema,),
-    )
-    return list(rows.scalars())
 
 
 def list_triggers(connection: Connection, schema: str) -> dict[str, dict[str, FoundTrigger]]:

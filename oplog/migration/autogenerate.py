@@ -26,6 +26,7 @@ from oplog.migration.operation import (
 )
 from oplog.schema.tables import list_table_names
 from oplog.store.guard_state import list_declared_guards
+from oplog.store.partition_store import list_partition_names
 from oplog.store.version import list_log_schemas
 
 Place = tuple[str, str]
@@ -79,7 +80,11 @@ def _find_default(connection: Connection) -> str:
 
 def _list_own_tables(connection: Connection) -> set[Place]:
     names = list_table_names()
-    return {(schema, name) for schema in list_log_schemas(connection) for name in names}
+    return {
+        (schema, name)
+        for schema in list_log_schemas(connection)
+        for name in (*names, *list_partition_names(connection, schema))
+    }
 
 
 def _find_place(operation: MigrateOperation, default: str) -> Place | None:

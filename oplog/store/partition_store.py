@@ -44,6 +44,18 @@ class Contents(NamedTuple):
     tokens: int = 0
 
 
+def list_partition_names(connection: Connection, schema: str) -> list[str]:
+    """Names of the partitions of the log's tables, also of those that were detached."""
+    rows = connection.exec_driver_sql(
+        "SELECT c.relname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '{PARTITION_PATTERN}' "
+        "ORDER BY 1",
+        (schema,),
+    )
+    return list(rows.scalars())
+
+
 class PartitionStore:
     """The partitions of the log in one schema."""
 
@@ -152,6 +164,18 @@ class PartitionStore:
         connection.exec_driver_sql(f"LOCK TABLE {parents} IN ACCESS EXCLUSIVE MODE")
         names = double_percent(", ".join(name for one in partitions for name in one.tables))
         connection.exec_driver_sql(f"DROP TABLE {names}")
+
+
+def list_partition_names(connection: Connection, schema: str) -> list[str]:
+    """Names of the partitions of the log in `schema`, also of those that were detached."""
+    rows = connection.exec_driver_sql(
+        "SELECT c.relname::text FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '{PARTITION_PATTERN}' "
+        "ORDER BY 1",
+        (schema,),
+    )
+    return list(rows.scalars())
 
 
 _PARENTS = tuple(f"oplog_{name}" for name in PARTITIONED)

@@ -114,7 +114,7 @@ def check_entries(log: Oplog, connection: Connection, history: list[dict[str, An
     """The log says what happened: kind and path of each change, commit after commit."""
     letters = {OpType.CREATE: "A", OpType.UPDATE: "M", OpType.DELETE: "D"}
     logged = []
-    for _, group in groupby(log.read(connection), key=attrgetter("transaction_position")):
+    for _, group in groupby(log.read(connection), key=attrgetter("position")):
         entries = list(group)
         operations = [operation for entry in entries for operation in entry.operations]
         changes = sorted((o.key["path"], letters[o.kind]) for o in operations)

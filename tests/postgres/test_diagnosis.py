@@ -16,6 +16,7 @@ from oplog.postgres.quoting import (
     qualify,
 )
 from oplog.schema.expected import list_log_functions, list_log_tables, list_log_triggers
+from oplog.schema.partitions import AHEAD, PARTITIONED
 from oplog.schema.tables import (
     create_statements,
     track_statements,
@@ -114,12 +115,12 @@ LOG_FAULTS = {
     ),
     "trigger on fewer events": (
         (
-            "CREATE OR REPLACE TRIGGER oplog_append_only BEFORE UPDATE ON oplog.oplog_metadata "
+            "CREATE OR REPLACE TRIGGER oplog_append_only BEFORE UPDATE ON oplog.oplog_token "
             f"FOR EACH STATEMENT EXECUTE FUNCTION {REFUSE}; "
-            "ALTER TABLE oplog.oplog_metadata ENABLE ALWAYS TRIGGER oplog_append_only"
+            "ALTER TABLE oplog.oplog_token ENABLE ALWAYS TRIGGER oplog_append_only"
         ),
         "log-trigger-altered",
-        "oplog.oplog_metadata trigger oplog_append_only",
+        "oplog.oplog_token trigger oplog_append_only",
     ),
     "trigger with another condition": (
         (
@@ -168,14 +169,14 @@ LOG_FAULTS = {
         "log-table-missing",
         "oplog.oplog_consumer",
     ),
-    "version gone": ("COMMENT ON TABLE oplog.oplog_entry IS NULL", "log-missing", "schema oplog"),
+    "version gone": ("COMMENT ON TABLE oplog.oplog_record IS NULL", "log-missing", "schema oplog"),
     "version newer": (
-        "COMMENT ON TABLE oplog.oplog_entry IS 'oplog schema version 9'",
+        "COMMENT ON TABLE oplog.oplog_record IS 'oplog schema version 9'",
         "log-version",
         "schema oplog",
     ),
     "version older": (
-        "COMMENT ON TABLE oplog.oplog_entry IS 'oplog schema version 0'",
+        "COMMENT ON TABLE oplog.oplog_record IS 'oplog schema version 0'",
         "log-version",
         "schema oplog",
     ),
@@ -190,14 +191,17 @@ def test_faults_in_the_log(db: LoggedDatabase, statement: str, what: str, where:
 
 
 def test_every_trigger_and_function_is_watched(db: LoggedDatabase) -> None:
-    triggers = [(t, name) for t, names in list_log_triggers("oplog").items() for name in names]
-    assert len(triggers) == 12
+    partitions = [f"oplog_{table}_p{number}" for table in PARTITIONED for number in range(AHEAD)]
+    expected = list_log_triggers("oplog", partitions=partitions)
+    triggers = [(table, name) for table, names in expected.items() for name in names]
+    assert len(triggers) == 14 + len(partitions)
     functions = list_log_functions("oplog")
     with db.engine.connect() as connection:
         count = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'oplog'::regnamespace"
         assert connection.exec_driver_sql(count).scalar() == len(functions)
         tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'oplog'"
-        assert connection.exec_driver_sql(tables).scalar() == len(list_log_tables("oplog"))
+        names = [*list_log_tables("oplog"), *partitions]
+        assert connection.exec_driver_sql(tables).scalar() == len(names)
     db.execute(
         *(f"ALTER TABLE oplog.{table} DISABLE TRIGGER {name}" for table, name in triggers),
         "DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE pronamespace "
