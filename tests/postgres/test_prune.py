@@ -38,7 +38,7 @@ from tests.postgres.pruned import (
     sync,
     write_random,
 )
-from tests.postgres.replay_models import Bench, Task, make_bench, write_history
+from tests.postgres.replay_models import Bench, Line, Task, make_bench, write_history
 from tests.postgres.restored import dump_log, make_target
 
 pytestmark = pytest.mark.postgres
@@ -68,6 +68,11 @@ def count_rows(bench: Bench, table: str) -> int:
         return int(connection.exec_driver_sql(f"SELECT count(*) FROM oplog.{table}").scalar_one())
 
 
+def count_entries(bench: Bench) -> int:
+    with open_plain(bench.engine).connect() as connection:
+        return sum(1 for _ in bench.log.read(connection))
+
+
 def list_notices(bench: Bench) -> list[tuple[str, str]]:
     with open_plain(bench.engine).connect() as connection:
         found = bench.log.diagnose(connection)
@@ -95,8 +100,10 @@ def test_everything_archived_goes_and_the_rest_stays(bench: Bench, archive: Arch
     assert report.through_position == max(before)
     (left,) = list_positions(bench)
     assert left > max(before)
-    assert count_rows(bench, "oplog_entry") == 1
-    assert count_rows(bench, "oplog_metadata") == 1
+    for table in ("record", "token"):
+        assert count_rows(bench, f"oplog_{table}") == 1, table
+    assert count_rows(bench, "oplog_part") == 0
+    assert count_rows(bench, "oplog_entry WHERE position > 0") == 1
     assert list_notices(bench) == [("notice", "pruned")]
     assert prune(bench, archive).entries == 0
     sync(bench, archive)
@@ -134,6 +141,22 @@ def test_it_ends_before_the_first_that_is_younger(bench: Bench, archive: Archive
     older = [e for e in entries if e.recorded_at <= middle.recorded_at]
     assert report.entries >= len(older)
     assert list_positions(bench) == sorted(e.position for e in entries[report.entries :])
+
+
+def test_records_of_several_parts_go_with_all_of_them(bench: Bench) -> None:
+    archive = open_memory()
+    titles = [random.Random(n).randbytes(30_000).hex() for n in range(10)]
+    bench.write(
+        lambda s: s.add_all(Task(id=n, project=f"{n}", title=t) for n, t in enumerate(titles))
+    )
+    add_task(bench, 900)
+    sync(bench, archive)
+    assert count_rows(bench, "oplog_part") > 0
+    assert prune_small(bench, archive).total_entries == 11
+    for table in ("record", "part", "token"):
+        assert count_rows(bench, f"oplog_{table}") == 0, table
+    with open_plain(bench.engine).connect() as connection:
+        assert bench.log.verify(connection, archive=reopen(archive)).ok
 
 
 def test_transactions_stay_whole(bench: Bench) -> None:
@@ -178,7 +201,9 @@ def test_used_keys_stay_used(bench: Bench) -> None:
     with pytest.raises(IdempotencyConflictError):
         add_task(bench, 5, key="once")
     # Their metadata is not needed for that.
-    assert count_rows(bench, "oplog_metadata") == 0
+    kept = "oplog_outcome WHERE aggregates IS NOT NULL"
+    assert count_rows(bench, kept) == 2
+    assert count_rows(bench, f"{kept} AND metadata = '{{}}'") == 2
     with plain.connect() as connection:
         assert bench.log.store.list_broken_links(connection) == []
         assert bench.log.verify(connection, archive=reopen(archive)).ok
@@ -213,7 +238,8 @@ def test_a_request_is_still_told_from_another(bench: Bench) -> None:
         assert bench.log.annotate(session, idempotency_key="k", idempotency_request={"a": 1})
     with bench.sessions() as session, pytest.raises(IdempotencyConflictError):
         bench.log.annotate(session, idempotency_key="k", idempotency_request={"a": 2})
-    assert count_rows(bench, "oplog_metadata") == 1
+    kept = "oplog_outcome WHERE metadata[1] = 'oplog.request' AND cardinality(metadata) = 2"
+    assert count_rows(bench, kept) == 1
 
 
 def test_outcomes_by_receipt_are_never_said_to_be_aborted(bench: Bench) -> None:
@@ -226,25 +252,13 @@ def test_outcomes_by_receipt_are_never_said_to_be_aborted(bench: Bench) -> None:
     (fourth,) = add_task(bench, 4)
     assert first.aggregate == fourth.aggregate
     plain = open_plain(bench.engine)
-    # The next version, or the ticket, holds the hash.
-    assert bench.log.resolve(third, plain) is Outcome.COMMITTED
-    assert bench.log.resolve(fourth, plain) is Outcome.COMMITTED
-    for receipt in (first, second, Receipt(first.entry_id, first.aggregate, 0, b"")):
-        with pytest.raises(PrunedError, match="not known"):
-            bench.log.resolve(receipt, plain)
-    assert count_rows(bench, "oplog_fence") == 0
-    # Nothing of these was pruned.
+    for receipt in (first, second, third, fourth, Receipt(first.entry_id, "unknown", 0, b"")):
+        assert bench.log.resolve(receipt, plain) is Outcome.COMMITTED
+    # None of these ids was used.
     assert bench.log.resolve(Receipt(uuid4(), "project/new", 0, b""), plain) is Outcome.ABORTED
     late = Receipt(uuid4(), first.aggregate, 5, b"")
     assert bench.log.resolve(late, plain) is Outcome.ABORTED
-
-
-def test_the_last_entry_is_known_by_its_ticket(bench: Bench) -> None:
-    archive = open_memory()
-    (receipt,) = add_task(bench, 1)
-    sync(bench, archive)
-    prune(bench, archive)
-    assert bench.log.resolve(receipt, open_plain(bench.engine)) is Outcome.COMMITTED
+    assert count_rows(bench, "oplog_outcome WHERE position IS NULL") == 2
 
 
 def test_an_adoption_stays_done(bench: Bench) -> None:
@@ -290,8 +304,11 @@ def test_a_hole_that_was_not_pruned_is_found(bench: Bench, archive: Archive) -> 
         add_task(bench, number)
     first = list_positions(bench)[0]
     bench.tamper(
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        f"DELETE FROM oplog.oplog_record WHERE position = {first}",
+        "ALTER TABLE oplog.oplog_record ENABLE ALWAYS TRIGGER oplog_append_only",
         "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
-        f"DELETE FROM oplog.oplog_entry WHERE id = {first}",
+        f"DELETE FROM oplog.oplog_entry WHERE position = {first}",
         "ALTER TABLE oplog.oplog_entry ENABLE ALWAYS TRIGGER oplog_append_only",
     )
     with open_plain(bench.engine).connect() as connection:
@@ -336,67 +353,60 @@ def test_a_missing_segment(bench: Bench, archive: Archive) -> None:
 
 def test_a_row_that_is_another(bench: Bench, archive: Archive) -> None:
     bench.tamper(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
-        "UPDATE oplog.oplog_entry SET entry_hash = sha256(data) WHERE id = 1",
-        "ALTER TABLE oplog.oplog_entry ENABLE ALWAYS TRIGGER oplog_append_only",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        "UPDATE oplog.oplog_record SET record_hash = sha256(data) WHERE position = 1",
+        "ALTER TABLE oplog.oplog_record ENABLE ALWAYS TRIGGER oplog_append_only",
     )
     refuse(bench, archive, ChainBrokenError, "is another one than")
 
 
 def test_a_row_that_is_gone(bench: Bench, archive: Archive) -> None:
     bench.tamper(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER ALL",
-        "DELETE FROM oplog.oplog_entry WHERE id = 2",
-        "ALTER TABLE oplog.oplog_entry ENABLE ALWAYS TRIGGER oplog_append_only",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        "DELETE FROM oplog.oplog_record WHERE position = 2",
+        "ALTER TABLE oplog.oplog_record ENABLE ALWAYS TRIGGER oplog_append_only",
     )
     refuse(bench, archive, ChainBrokenError, "is not in the database")
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ("UPDATE oplog.oplog_entry SET data = 'x' WHERE id = 1", "does not match its hash"),
-        ("UPDATE oplog.oplog_metadata SET value = 'x'", "metadata of position"),
-    ],
-)
-def test_what_was_archived_altered(bench: Bench, change: str, what: str) -> None:
+@pytest.mark.parametrize("change", ["data = 'x'", "metadata[2] = 'x'", "idempotency_key = 'x'"])
+def test_what_was_archived_altered(bench: Bench, change: str) -> None:
     add_task(bench, 1)
-    table = change.split()[1]
     bench.tamper(
-        f"ALTER TABLE {table} DISABLE TRIGGER ALL",
-        change,
-        f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER oplog_append_only",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL",
+        f"UPDATE oplog.oplog_record SET {change}",
+        "ALTER TABLE oplog.oplog_record ENABLE ALWAYS TRIGGER oplog_append_only",
     )
     archive = open_memory()
     sync(bench, archive)
-    refuse(bench, archive, ChainBrokenError, what)
+    refuse(bench, archive, ChainBrokenError, "does not match its hash")
 
 
 def test_a_consumer_that_has_not_seen_it(bench: Bench, archive: Archive) -> None:
+    positions = list_positions(bench)
     consumer = bench.log.subscribe(open_plain(bench.engine), name="mail", max_entries=5)
     batch = next(iter(consumer))
     batch.commit()
     with pytest.raises(ConflictError, match="'mail'"):
         prune_small(bench, archive)
     # What all have seen is gone by then.
-    with open_plain(bench.engine).connect() as connection:
-        left = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_entry").scalar_one()
-    total = archive.read_head().sequence
+    left, total = count_entries(bench), len(positions)
     assert total - len(batch) <= left < total
     rest = []
     for more in consumer:
         rest += [entry.position for entry in more]
         more.commit()
-    assert sorted([*(e.position for e in batch), *rest]) == list(range(1, total + 1))
+    assert sorted([*(e.position for e in batch), *rest]) == sorted(positions)
     assert prune_small(bench, archive).total_entries == total
 
 
 def test_a_consumer_that_is_given_up(bench: Bench, archive: Archive) -> None:
+    total = count_entries(bench)
     consumer = bench.log.subscribe(open_plain(bench.engine), name="mail", max_entries=5)
     next(iter(consumer)).commit()
     with pytest.raises(ConflictError):
         prune(bench, archive, force=["other"])
-    assert prune(bench, archive, force=["mail"]).entries == archive.read_head().sequence
+    assert prune(bench, archive, force=["mail"]).entries == total
     assert list(consumer) == []
 
 
@@ -489,26 +499,33 @@ def test_the_application_may_not(bench: Bench, archive: Archive, application: sa
             connection.exec_driver_sql(_DECLARE, (1,))
         connection.rollback()
         with pytest.raises(sa.exc.DBAPIError, match="append-only"):
-            connection.exec_driver_sql("DELETE FROM oplog.oplog_entry")
+            connection.exec_driver_sql("DELETE FROM oplog.oplog_record")
 
 
 def test_only_what_is_declared_in_the_same_transaction(bench: Bench, archive: Archive) -> None:
     prune(bench, archive)
     add_task(bench, 900)
     engine = open_plain(bench.engine)
-    for table in ("entry", "metadata"):
+    partitions = [f"{table}_p0" for table in ("record", "part", "token")]
+    for table in ("record", "part", "token", "entry", *partitions):
         with (
             engine.connect() as connection,
             pytest.raises(sa.exc.DBAPIError, match="append-only"),
         ):
             connection.exec_driver_sql(f"DELETE FROM oplog.oplog_{table}")
     for statement in (
-        "UPDATE oplog.oplog_entry SET id = id",
+        "UPDATE oplog.oplog_record SET position = position",
+        "UPDATE oplog.oplog_record_p0 SET position = position",
+        "TRUNCATE oplog.oplog_record",
+        "TRUNCATE oplog.oplog_record_p0",
+        "UPDATE oplog.oplog_part SET number = number",
+        "TRUNCATE oplog.oplog_part",
+        "UPDATE oplog.oplog_token SET token = token",
+        "TRUNCATE oplog.oplog_token",
         "TRUNCATE oplog.oplog_entry",
-        "UPDATE oplog.oplog_metadata SET key = key",
-        "TRUNCATE oplog.oplog_metadata",
         "DELETE FROM oplog.oplog_ticket",
-        "DELETE FROM oplog.oplog_fence",
+        "DELETE FROM oplog.oplog_outcome",
+        "TRUNCATE oplog.oplog_outcome",
         "DELETE FROM oplog.oplog_type",
         "DELETE FROM oplog.oplog_key",
         "DELETE FROM oplog.oplog_log",
@@ -527,7 +544,7 @@ def test_only_what_is_declared_in_the_same_transaction(bench: Bench, archive: Ar
             "UPDATE oplog.oplog_pruned SET transaction_id = '5000000000'::xid8"
         )
         with pytest.raises(sa.exc.DBAPIError, match="append-only"):
-            connection.exec_driver_sql("DELETE FROM oplog.oplog_entry")
+            connection.exec_driver_sql("DELETE FROM oplog.oplog_record")
 
 
 # -- afterwards ---------------------------------------------------------------------------
@@ -573,7 +590,7 @@ def test_a_lost_receipt_is_no_fork(bench: Bench, archive: Archive) -> None:
 
 
 def test_an_interrupted_run_is_run_again(bench: Bench, archive: Archive) -> None:
-    before = ask_everything(bench, [])
+    before, entries = ask_everything(bench, []), count_entries(bench)
 
     class _StopError(Exception):
         pass
@@ -588,7 +605,7 @@ def test_an_interrupted_run_is_run_again(bench: Bench, archive: Archive) -> None
             prune_small(bench, archive, reach=reach)
         assert ask_everything(bench, [], archive=reopen(archive)) == before
     total = prune_small(bench, archive)
-    assert total.entries < total.total_entries == archive.read_head().sequence
+    assert total.entries < total.total_entries == entries
     assert ask_everything(bench, [], archive=reopen(archive)) == before
 
 
@@ -598,7 +615,7 @@ def test_one_at_a_time(bench: Bench, archive: Archive) -> None:
             with pytest.raises(ConflictError, match="another process is pruning"):
                 prune_small(bench, archive)
 
-    total = archive.read_head().sequence
+    total = count_entries(bench)
     assert prune_small(bench, archive, reach=reach).entries == total
 
 
@@ -653,8 +670,8 @@ def test_a_page_pruned_while_it_is_read(bench: Bench) -> None:
         first = next(reading)
         sync(bench, archive)
         prune(bench, archive)
-        entries = [first, *reading]
-    assert len(entries) == archive.read_head().sequence
+        positions = {entry.position for entry in (first, *reading)}
+    assert len(positions) == archive.read_head().sequence
 
 
 def test_a_pruned_database_and_its_archive_agree(bench: Bench) -> None:
@@ -677,9 +694,51 @@ def test_a_pruned_database_and_its_archive_agree(bench: Bench) -> None:
     assert dump_objects(archive)[path] == bytes(data)
 
 
-def test_tickets_stay(bench: Bench, archive: Archive) -> None:
+def test_heads_stay_and_are_continued(bench: Bench, archive: Archive) -> None:
     with open_plain(bench.engine).connect() as connection:
-        before = dump_log(connection)["ticket"]
+        before = dump_log(connection)["head"]
         connection.rollback()
         prune(bench, archive)
-        assert dump_log(connection)["ticket"] == before
+        assert dump_log(connection)["head"] == before
+        connection.rollback()
+        newest = {name: version for name, version, _ in before}
+        (receipt,) = add_task(bench, 900)
+        assert receipt.version == newest[receipt.aggregate] + 1
+        assert bench.log.verify(connection, archive=reopen(archive)).ok
+
+
+def test_an_aggregate_of_earlier_versions_keeps_the_newest(bench: Bench) -> None:
+    """Whose records go in several batches, and some of which are left."""
+    archive = open_memory()
+    for number in range(1, 8):
+        add_task(bench, number)
+    sync(bench, archive)
+    (left,) = add_task(bench, 8)
+    prune_small(bench, archive)
+    (after,) = add_task(bench, 9)
+    assert (left.version, after.version) == (8, 9)
+    sync(bench, archive)
+    prune_small(bench, archive)
+    with open_plain(bench.engine).connect() as connection:
+        (head,) = dump_log(connection)["head"]
+        assert head[:2] == (after.aggregate, 9)
+        assert bytes(head[2]) == after.entry_hash
+        assert bench.log.verify(connection, archive=reopen(archive)).ok
+
+
+def test_a_row_is_created_again_after_its_history_was_pruned(bench: Bench) -> None:
+    archive = open_memory()
+    work = [
+        lambda s: s.add(Line(order_id=7, number="a")),
+        lambda s: s.delete(s.get(Line, (7, "a"))),
+    ]
+    for one in work:
+        bench.write(one)
+    sync(bench, archive)
+    prune(bench, archive)
+    bench.write(work[0])
+    with open_plain(bench.engine).connect() as connection:
+        (entry,) = bench.log.read(connection)
+        assert entry.version == 3
+        connection.rollback()
+        assert bench.log.verify(connection, archive=reopen(archive)).ok
