@@ -36,11 +36,6 @@ class Promise:
     version: int
     record_hash: str
 
-    @property
-    def entry(self) -> tuple[str, str]:
-        """The record and which of its entries."""
-        return self.record_id, self.aggregate
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -81,10 +76,10 @@ class KeptEntry:
     seen: int
     value: int
 
-    @property
-    def entry(self) -> tuple[str, str]:
-        """The record and which of its entries."""
-        return self.record_id, self.aggregate
+
+def locate(one: Promise | KeptEntry) -> tuple[str, str]:
+    """The record that an entry is in, and its aggregate."""
+    return one.record_id, one.aggregate
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class Case:
 
     def is_promised(self, promise: Promise) -> bool:
         """The database holds what the receipt says, as far as it says anything."""
-        kept = self.by_id.get(promise.entry)
+        kept = self.by_id.get(locate(promise))
         return kept is not None and (
             (not promise.version or kept.version == promise.version)
             and (not promise.record_hash or kept.record_hash == promise.record_hash)
@@ -176,7 +171,7 @@ def open_case(history: History, state: State) -> Case:
     for entry in sorted(state.entries, key=lambda e: e.version):
         by_operation[entry.operation].append(entry)
         by_aggregate[entry.aggregate].append(entry)
-    by_id = {entry.entry: entry for entry in state.entries}
+    by_id = {locate(entry): entry for entry in state.entries}
     return Case(history, state, by_id, by_operation, by_aggregate)
 
 
@@ -216,9 +211,8 @@ def check_links(case: Case) -> Iterator[Violation]:
 def check_records(case: Case) -> Iterator[Violation]:
     """Entries with one record id have one record: one position, hash, content and key."""
     records: defaultdict[str, set[tuple[object, ...]]] = defaultdict(set)
-    for entry in case.state.entries:
-        shared = entry.position, entry.record_hash, entry.digest, entry.key
-        records[entry.record_id].add(shared)
+    for one in case.state.entries:
+        records[one.record_id].add((one.position, one.record_hash, one.digest, one.key))
     for record_id, found in records.items():
         if len(found) > 1:
             yield Violation("records", record_id, f"is {len(found)} records")
@@ -269,9 +263,9 @@ def check_acknowledged(case: Case) -> Iterator[Violation]:
             if not case.is_promised(promise):
                 text = f"version {promise.version} of {promise.aggregate} is not what was promised"
                 yield Violation("acknowledged", operation, text)
-        promised = {promise.entry for promise in receipts}
+        promised = {locate(promise) for promise in receipts}
         for entry in case.by_operation.get(operation, []):
-            if entry.entry not in promised:
+            if locate(entry) not in promised:
                 yield Violation("acknowledged", operation, f"no receipt for {entry.aggregate}")
 
 
@@ -329,7 +323,7 @@ def check_keys(case: Case) -> Iterator[Violation]:
             uses[account.invoked.key].append(account)
     for key, accounts in uses.items():
         ends = [account.end for account in accounts if account.end is not None]
-        if len({tuple(sorted(p.entry for p in end.receipts)) for end in ends}) > 1:
+        if len({tuple(sorted(locate(p) for p in end.receipts)) for end in ends}) > 1:
             yield Violation("keys", key, "was acknowledged with different receipts")
         if len({account.invoked.request for account in accounts}) > 1:
             yield Violation("keys", key, "was acknowledged for different requests")

@@ -26,7 +26,7 @@ from oplog.testing import EmbeddedServer
 from tests.fault.client import Job
 from tests.fault.counters import read_entries
 from tests.fault.cutter import Cut, Cutter
-from tests.fault.history import ACKNOWLEDGED, KeptEntry
+from tests.fault.history import ACKNOWLEDGED, KeptEntry, locate
 from tests.fault.journal import Journals
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ class Run:
         snapshot = self.engine.execution_options(isolation_level="REPEATABLE READ")
         with snapshot.connect() as connection:
             for entry in read_entries(self.log, connection, after=after):
-                self.earlier[entry.entry] = entry
+                self.earlier[locate(entry)] = entry
 
     def kill_client(self) -> None:
         """Kill one and let another take its seat."""
