@@ -44,18 +44,6 @@ class Contents(NamedTuple):
     tokens: int = 0
 
 
-def list_partition_names(connection: Connection, schema: str) -> list[str]:
-    """Names of the partitions of the log's tables, also of those that were detached."""
-    rows = connection.exec_driver_sql(
-        "SELECT c.relname::text FROM pg_catalog.pg_class c "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        f"WHERE n.nspname = %s AND c.relkind = 'r' AND c.relname ~ '{PARTITION_PATTERN}' "
-        "ORDER BY 1",
-        (schema,),
-    )
-    return list(rows.scalars())
-
-
 class PartitionStore:
     """The partitions of the log in one schema."""
 
