@@ -220,6 +220,18 @@ def test_a_row_over_the_limit_is_refused_before_anything_is_sealed() -> None:
     assert sealing.contexts == []
 
 
+def test_too_many_aggregates_are_refused_before_anything_is_sealed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("oplog.payload.parts._FEW_NAMES", 1)
+    monkeypatch.setattr("oplog.payload.parts.MAX_AGGREGATES", 2)
+    sealing, changes = Sealing(), [created(BY_KEY, n, "a") for n in range(3)]
+    assert len(build(gather(*changes[:2])).aggregates) == 2
+    with pytest.raises(EntryTooLargeError, match="changes 3 aggregates"):
+        build(gather(*changes), sealing)
+    assert sealing.contexts == []
+
+
 def test_nothing_recorded_is_no_draft() -> None:
     assert build_nothing(gather())
     assert build_nothing(gather(metadata=[("actor", "ada")]))
