@@ -278,6 +278,7 @@ def subscribe(log: Oplog, engine: Engine) -> None:
         pytest.param(take_ticket, id="ticket"),
         pytest.param(resolve, id="resolve"),
         pytest.param(subscribe, id="subscribe"),
+        pytest.param(lambda log, engine: log.maintain(engine), id="maintain"),
         pytest.param(with_connection(lambda log, c: log.adopt(c)), id="adopt"),
         pytest.param(with_connection(lambda log, c: log.replay(c)), id="replay"),
     ],
