@@ -31,7 +31,7 @@ def test_status(shop: Shop) -> None:
     status = shop.ask("status")
     (key_id,) = Keyring.from_file(shop.directory / "keyring.json").key_ids
     assert (status["schema"], status["schema_version"]) == ("oplog", 1)
-    assert (status["entries"], status["aggregates"], status["position"]) == (5, 3, 5)
+    assert (status["entries"], status["aggregates"], status["position"]) == (5, 3, 3)
     assert status["keys"] == [{"key_id": key_id, "state": "current"}]
     assert status["types"][0] == {"name": "account", "revisions": [1], "table": "public.account"}
     assert status["append_only"] == {"ok": True, "problems": []}
@@ -46,19 +46,19 @@ def test_status(shop: Shop) -> None:
 
 
 def test_status_warns_of_a_broken_guard_and_of_a_missing_key(shop: Shop) -> None:
-    shop.execute("ALTER TABLE oplog.oplog_metadata DISABLE TRIGGER oplog_append_only")
+    shop.execute("ALTER TABLE oplog.oplog_token DISABLE TRIGGER oplog_append_only")
     shop.replace_keyring()
     out, err = shop.call("status")
     assert "append-only: NO" in out
     assert "missing" in out
-    assert "warning: trigger oplog_append_only on oplog_metadata is disabled" in err
+    assert "warning: trigger oplog_append_only on oplog_token is disabled" in err
 
 
 def test_tail_for_people(shop: Shop) -> None:
     out, err = shop.call("tail", "-n", "2")
     assert err == NOISE
     first, *rest = out.splitlines()
-    assert first.startswith("4  20")
+    assert first.startswith("2  20")
     assert first.endswith("Z  account/1  version 2")
     assert rest[:3] == ["  actor: bob", "  update account id=1", "    balance = 6.00"]
     assert rest[4:] == ["  delete account id=2"]
@@ -72,7 +72,7 @@ def test_tail_for_people(shop: Shop) -> None:
 
 def test_tail_for_scripts(shop: Shop) -> None:
     entries = shop.ask("tail")
-    assert [entry["position"] for entry in entries] == [1, 2, 3, 4, 5]
+    assert [entry["position"] for entry in entries] == [1, 1, 1, 2, 3]
     assert entries[0]["metadata"] == {"actor": ["ann"], "reason": ["import", "night"]}
     assert entries[0]["operations"] == [
         {
@@ -88,7 +88,9 @@ def test_tail_for_scripts(shop: Shop) -> None:
             },
         }
     ]
-    assert [e["transaction_position"] for e in entries] == [1, 1, 1, 4, 5]
+    # The entries of one transaction are those of one record.
+    assert [e["entry_id"] for e in entries].count(entries[0]["entry_id"]) == 3
+    assert len({e["entry_hash"] for e in entries}) == 3
     assert entries[4]["operations"] == [
         {"kind": "delete", "type": "account", "key": {"id": 2}, "fields": {}}
     ]
@@ -98,17 +100,17 @@ def test_tail_filters(shop: Shop) -> None:
     def positions(*arguments: str) -> list[int]:
         return [entry["position"] for entry in shop.ask("tail", *arguments)]
 
-    assert positions("-n", "1") == [5]
-    assert positions("-n", "0", "--after", "3") == [4, 5]
-    assert positions("-n", "1", "--through", "3") == [3]
-    assert positions("--aggregate", "account/1") == [1, 4]
-    assert positions("-n", "1", "--aggregate", "account/1", "--through", "3") == [1]
-    assert positions("--metadata", "reason=night", "--metadata", "actor=ann") == [1, 2, 3]
-    assert positions("-n", "2", "--metadata", "actor=ann") == [2, 3]
+    assert positions("-n", "1") == [3]
+    assert positions("-n", "0", "--after", "1") == [2, 3]
+    assert positions("-n", "1", "--through", "1") == [1]
+    assert positions("--aggregate", "account/1") == [1, 2]
+    assert positions("-n", "1", "--aggregate", "account/1", "--through", "1") == [1]
+    assert positions("--metadata", "reason=night", "--metadata", "actor=ann") == [1, 1, 1]
+    assert positions("-n", "2", "--metadata", "actor=ann") == [1, 1]
     assert positions("--metadata", "actor=ann", "--metadata", "reason=day") == []
     moment = shop.ask("tail", "-n", "2")[0]["recorded_at"]
-    assert positions("--through", moment) == [1, 2, 3, 4]
-    assert positions("--after", moment) == [5]
+    assert positions("--through", moment) == [1, 1, 1, 2]
+    assert positions("--after", moment) == [3]
     assert positions("--through", "2001-01-01") == []
 
 
@@ -161,11 +163,11 @@ def test_redacted_values_are_nowhere(shop: Shop) -> None:
 def test_replay(shop: Shop) -> None:
     report = shop.ask("replay", "--into", "again")
     assert (report["into"], report["rows"], report["entries"]) == ("again", 2, 5)
-    assert report["position"] == 5
+    assert report["position"] == 3
     out, _ = shop.call("replay", "--into", "again")
     assert f"digest {report['digest']}\n" in out
     moment = shop.ask("tail", "-n", "3")[0]["recorded_at"]
-    by_position = shop.ask("replay", "--into", "before", "--through", "3")
+    by_position = shop.ask("replay", "--into", "before", "--through", "1")
     assert (by_position["rows"], by_position["entries"]) == (3, 3)
     assert shop.ask("replay", "--into", "before", "--through", moment) == by_position
     shop.execute("DO $$ BEGIN ASSERT (SELECT balance FROM before.account WHERE id = 1) = 5; END $$")
@@ -175,14 +177,14 @@ def test_replay(shop: Shop) -> None:
 
 def test_verify(shop: Shop) -> None:
     out, err = shop.call("verify")
-    assert out == "equal: 2 rows from 5 entries through position 5\n"
+    assert out == "equal: 2 rows from 5 entries through position 3\n"
     assert err == NOISE
     assert shop.ask("verify") == {
         "ok": True,
         "count": 0,
         "rows": 2,
         "entries": 5,
-        "position": 5,
+        "position": 3,
         "differences": [],
     }
 
@@ -200,7 +202,7 @@ def test_verify_shows_every_difference_and_ends_with_3(shop: Shop) -> None:
         "  logged: order_id = 7\n  logged: sku = 'a=b'\n  logged: amount = 3\n"
         "public.line order_id=9, sku='a=b': the table has this row, the log has not\n"
         "  live: order_id = 9\n  live: sku = 'a=b'\n  live: amount = 3\n"
-        "DIFFERENT: 4 differences; the log has 2 rows from 5 entries through position 5\n"
+        "DIFFERENT: 4 differences; the log has 2 rows from 5 entries through position 3\n"
     )
     document = shop.ask("verify", code=3)
     assert (document["ok"], document["count"]) == (False, 4)

@@ -89,12 +89,12 @@ def test_wrong_keyring_is_12(shop: Shop) -> None:
 
 def test_altered_log_is_3(shop: Shop) -> None:
     shop.execute(
-        "ALTER TABLE oplog.oplog_entry DISABLE TRIGGER oplog_append_only",
-        "UPDATE oplog.oplog_entry SET data = '\\x00' WHERE id = 4",
+        "ALTER TABLE oplog.oplog_record DISABLE TRIGGER oplog_append_only",
+        "UPDATE oplog.oplog_record SET data = '\\x00' WHERE position = 2",
     )
     out, err = shop.run("verify", code=3)
     assert out == ""
-    assert "position 4 (aggregate 'account/1' version 2) does not match its hash" in err
+    assert "position 2 (aggregate 'account/1' version 2) does not match its hash" in err
     assert shop.ask("tail", code=3)["error"] == "ChainBrokenError"
 
 
@@ -110,9 +110,9 @@ def test_database_errors_are_one_line(shop: Shop, engine: Engine) -> None:
     process = shop.start("--debug", "--database", f"{nowhere}", "tail")
     assert "Traceback" in process.communicate(timeout=DEADLINE_SECONDS)[1]
     assert process.returncode == 1
-    shop.execute("DROP TABLE oplog.oplog_metadata")
+    shop.execute("DROP TABLE oplog.oplog_key")
     _, err = shop.run("tail", code=1)
-    assert 'relation "oplog.oplog_metadata" does not exist' in err
+    assert 'relation "oplog.oplog_key" does not exist' in err
 
 
 def test_closed_pipe_is_quiet(shop: Shop) -> None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from oplog.store.commit_lookup import OutcomeStore
+from tests.postgres.appending import append, make_record
 from tests.postgres.shop import NOISE, Shop, open_shop
 
 pytestmark = pytest.mark.postgres
@@ -22,7 +23,7 @@ def shop(tmp_path: Path, database_url: URL) -> Shop:
     return shop
 
 
-def test_an_entry_that_is_there(shop: Shop) -> None:
+def test_a_record_that_is_there(shop: Shop) -> None:
     entry = shop.ask("tail")[0]
     asked = ("--entry", entry["entry_id"], "--aggregate", entry["aggregate"])
     for more in ((), ("--version", str(entry["version"]))):
@@ -42,21 +43,22 @@ def test_an_entry_that_is_there(shop: Shop) -> None:
         "committed",
         f"  account/1 version 1, entry {entry['entry_id']}",
     ]
-    # Another version than it has is another entry.
-    assert shop.ask("resolve", *asked, "--version", "7")["outcome"] == "aborted"
+    # The record decides, whichever of its aggregates is named.
+    asked = ("--entry", entry["entry_id"], "--aggregate", "account/2")
+    assert shop.ask("resolve", *asked) == answer
 
 
-def test_an_entry_that_is_not_there_never_will_be(shop: Shop) -> None:
+def test_a_record_that_is_not_there_never_will_be(shop: Shop) -> None:
     lost = uuid4()
     for _ in range(2):
         answer = shop.ask("resolve", "--entry", str(lost), "--aggregate", "account/9")
         assert answer == {"outcome": "aborted", "receipts": [], "blockers": []}
     engine = sa.create_engine(shop.url)
     with engine.connect() as connection:
-        fences = connection.exec_driver_sql(
-            "SELECT entry_id, aggregate_name FROM oplog.oplog_fence"
+        aborted = connection.exec_driver_sql(
+            "SELECT record_id FROM oplog.oplog_outcome WHERE position IS NULL"
         )
-        assert fences.all() == [(lost, "account/9")]
+        assert aborted.scalars().all() == [lost]
     engine.dispose()
     assert shop.ask("verify")["ok"]
     assert shop.ask("status")["aggregates"] == 3
@@ -75,18 +77,20 @@ def test_a_key(shop: Shop) -> None:
     assert [blocker["process_id"] for blocker in answer["blockers"]] == [pid]
 
 
-def test_a_ticket_that_is_held(shop: Shop) -> None:
-    entry = shop.ask("tail")[0]
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_record_that_is_being_appended(shop: Shop, *, commits: bool) -> None:
+    record = make_record(["account/9"])
+    asked = ("--entry", str(record.record_id), "--aggregate", "account/9")
     engine = sa.create_engine(shop.url)
-    for aggregate in (entry["aggregate"], "account/new"):
-        with engine.connect() as connection:
-            OutcomeStore("oplog").touch_ticket(connection, aggregate)
-            pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
-            asked = ("--entry", str(uuid4()), "--aggregate", aggregate)
-            answer = shop.ask("resolve", *asked, "--wait", "0", code=1)
+    with engine.connect() as connection:
+        append(connection, record)
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        answer = shop.ask("resolve", *asked, "--wait", "0", code=1)
         assert answer["outcome"] == "pending"
         assert [blocker["process_id"] for blocker in answer["blockers"]] == [pid]
+        (connection.commit if commits else connection.rollback)()
     engine.dispose()
+    assert shop.ask("resolve", *asked)["outcome"] == ("committed" if commits else "aborted")
 
 
 @pytest.mark.parametrize(
