@@ -13,11 +13,11 @@ from oplog.postgres.binary_message import (
     BYTEA,
     BYTEA_ARRAY,
     INT2,
+    INT4_ARRAY,
     INT8,
     INT8_ARRAY,
     TEXT,
     TEXT_ARRAY,
-    UUID_ARRAY,
     UUID_OID,
     Parameter,
     encode_parameter,
@@ -45,6 +45,7 @@ def encode(oid: int, value: object, encoding: str = "utf-8") -> bytes:
         (BOOL, False, "00"),
         (BYTEA, b"\x00\xff", "00ff"),
         (TEXT_ARRAY, [], "000000000000000000000019"),
+        (INT4_ARRAY, [7], "00000001000000000000001700000001000000010000000400000007"),
         (
             TEXT_ARRAY,
             ["a", None],
@@ -59,7 +60,7 @@ def test_the_bytes_of_a_parameter(oid: int, value: object, expected: str) -> Non
 def test_oids_are_those_of_the_catalog() -> None:
     """`pg_type.dat`: the same in every server and release."""
     assert (BOOL, BYTEA, INT8, INT2, TEXT, UUID_OID) == (16, 17, 20, 21, 25, 2950)
-    assert (BYTEA_ARRAY, TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY) == (1001, 1009, 1016, 2951)
+    assert (BYTEA_ARRAY, INT4_ARRAY, TEXT_ARRAY, INT8_ARRAY) == (1001, 1007, 1009, 1016)
 
 
 def test_null_has_no_bytes() -> None:

@@ -15,20 +15,20 @@ from oplog.postgres.binary_message import (
     BYTEA,
     BYTEA_ARRAY,
     INT2,
+    INT4_ARRAY,
     INT8,
     INT8_ARRAY,
     TEXT,
     TEXT_ARRAY,
-    UUID_ARRAY,
     UUID_OID,
     Message,
 )
-from oplog.store import NewEntry, Store
+from oplog.store import NewRecord, Store
+from oplog.store.rows import CREATED, Part
 
 pytestmark = pytest.mark.unit
 
-ENTRY = NewEntry("a", None, UUID(int=1), b"\x01body", b"\x02data")
-OTHER = NewEntry('b"\\,{}', 4, UUID(int=2), b"", b"\xff")
+RECORD = NewRecord(UUID(int=1), ["a"], [4], b"\x01body", [Part(0, b"\x02data")], 2, "k")
 
 
 def list_values(message: Message) -> list[object]:
@@ -43,51 +43,53 @@ def places(first: int, last: int) -> str:
     return ", ".join(f"${number}" for number in range(first, last + 1))
 
 
-def test_one_entry_goes_as_it_is() -> None:
-    message = Store("log").bind_append(
-        [ENTRY], format=2, key_id="k", metadata=[], metadata_hash=b"m"
-    )
+def test_one_aggregate_and_one_part() -> None:
+    message = Store("log").bind_append(RECORD)
     assert message.statement == (
-        f'SELECT ARRAY[o_version], ARRAY[o_hash] FROM "log".oplog_append_one({places(1, 13)})'
-    )
-    assert list_values(message) == [*ENTRY, 2, "k", b"m", None, None, None, None, False]
-    assert list_oids(message) == [
-        *(TEXT, INT8, UUID_OID, BYTEA, BYTEA),
-        *(INT2, TEXT, BYTEA, TEXT_ARRAY, TEXT_ARRAY, TEXT, INT8, BOOL),
-    ]
-
-
-def test_many_go_as_arrays() -> None:
-    message = Store("log", asynchronous_commit=True).bind_append(
-        [ENTRY, OTHER],
-        format=2,
-        key_id="k",
-        metadata=[("actor", "ada"), ("actor", "bob")],
-        metadata_hash=b"m",
-        idempotency_key="key",
-        tally=7,
-    )
-    assert message.statement == (
-        f'SELECT versions, hashes FROM "log".oplog_append({places(1, 13)})'
+        f'SELECT o_versions, o_hash FROM "log".oplog_append({places(1, 13)})'
     )
     assert list_values(message) == [
-        ("a", 'b"\\,{}'),
-        (None, 4),
-        (UUID(int=1), UUID(int=2)),
-        (b"\x01body", b""),
-        (b"\x02data", b"\xff"),
-        2,
-        "k",
-        b"m",
-        ["actor", "actor"],
-        ["ada", "bob"],
-        "key",
-        7,
-        True,
+        *(UUID(int=1), ["a"], [4], b"\x01body", b"\x02data", None, None, 2, "k"),
+        *(None, None, None, False),
     ]
-    assert list_oids(message)[:5] == [
-        *(TEXT_ARRAY, INT8_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY)
+    assert list_oids(message) == [
+        *(UUID_OID, TEXT_ARRAY, INT8_ARRAY, BYTEA, BYTEA, INT4_ARRAY, BYTEA_ARRAY),
+        *(INT2, TEXT, TEXT_ARRAY, TEXT, INT8, BOOL),
     ]
+
+
+def test_several_of_all() -> None:
+    parts = [Part(0, b"zero"), Part(0, b""), Part(2, b"\xff")]
+    record = RECORD._replace(
+        aggregates=["a", 'b"\\,{}', "c"],
+        expected=[None, CREATED, 0],
+        parts=parts,
+        metadata=[("actor", "ada"), ("actor", "bob")],
+        idempotency_key="key",
+    )
+    message = Store("log", asynchronous_commit=True).bind_append(record, tally=7)
+    # One statement, whatever the record holds.
+    assert message.statement == Store("log").bind_append(RECORD).statement
+    assert list_values(message) == [
+        *(UUID(int=1), ["a", 'b"\\,{}', "c"], [None, -1, 0], b"\x01body", b"zero"),
+        *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key", 7, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expected", "bound"),
+    [
+        ([CREATED, CREATED], None),
+        ([CREATED, None], [CREATED, None]),
+        ([None, None], [None, None]),
+        ([0, CREATED], [0, CREATED]),
+    ],
+)
+def test_nothing_is_expected_of_what_is_all_created(
+    expected: list[int | None], bound: list[int | None] | None
+) -> None:
+    record = RECORD._replace(aggregates=["a", "b"], expected=expected)
+    assert list_values(Store("log").bind_append(record))[2] == bound
 
 
 def test_a_transaction_that_comes_to_nothing() -> None:
@@ -99,9 +101,7 @@ def test_a_transaction_that_comes_to_nothing() -> None:
 def test_names_are_compared_in_the_same_statement() -> None:
     """Before the tally, which is impossible where one of them means another table."""
     named = [('"a"."b"', 7), ('"c"', 8)]
-    message = Store("log").bind_append(
-        [ENTRY], format=2, key_id="k", metadata=[], metadata_hash=b"m", tally=5, named=named
-    )
+    message = Store("log").bind_append(RECORD, tally=5, named=named)
     assert list_values(message)[-4:] == [('"a"."b"', '"c"'), (7, 8), 5, False]
     assert list_oids(message)[-4:] == [TEXT_ARRAY, INT8_ARRAY, INT8, BOOL]
     assert "unnest($12::text[])" in message.statement
@@ -115,7 +115,7 @@ def test_a_percent_sign_in_the_schemas_name_stays_one() -> None:
     store = Store("100%s")
     assert store.schema == "100%s"
     assert store.bind_settle(7).statement == (
-        'SELECT ARRAY[]::bigint[], ARRAY[]::bytea[] FROM "100%s".oplog_settle($1)'
+        'SELECT NULL::bigint[], NULL::bytea FROM "100%s".oplog_settle($1)'
     )
 
 
