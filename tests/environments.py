@@ -61,7 +61,7 @@ UNAFFECTED: dict[str, tuple[str, ...]] = {
         "postgres/test_rights.py",
         "postgres/test_row_history.py",
         "postgres/test_schema_version.py",
-        "postgres/test_store_entries.py",
+        "postgres/test_store_records.py",
         "postgres/test_strange_triggers.py",
         "postgres/test_subscription_guard.py",
         "postgres/test_verify.py",

@@ -18,7 +18,7 @@ from oplog.doctor.logged_types import (
 )
 from oplog.doctor.status import StatusReport, read_status
 from oplog.errors import SchemaDriftError
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.finding import Finding
 from oplog.schema.grants import GrantsReport, RoleKind, report_grants
 

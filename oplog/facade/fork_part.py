@@ -13,7 +13,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch
 from oplog.errors import ReplayError
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.writing_part import Writing

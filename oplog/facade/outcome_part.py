@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.events import OutcomeResolved
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.outcome import Outcome, Resolution
 from oplog.reading.resolution import WAIT_SECONDS, read_question, resolve_on
 from oplog.receipt import Receipt

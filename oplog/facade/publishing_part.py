@@ -12,7 +12,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.step import Step
 from oplog.events import ArchiveStepDone
 from oplog.facade.doctor_part import Examination
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.reading.log_opener import check_keyring
 from oplog.receipt import Receipt

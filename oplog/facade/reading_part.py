@@ -18,7 +18,7 @@ from oplog.entry import (
     check_metadata,
 )
 from oplog.errors import ConfigurationError
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row

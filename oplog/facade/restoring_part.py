@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.recovery.archive_restore import restore_archive
 from oplog.recovery.follow import FollowReport, follow_log

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from oplog.archive.archive import Archive
 from oplog.doctor.evolution import judge_columns
 from oplog.facade.doctor_part import Examination
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding

@@ -21,7 +21,7 @@ from oplog.entry import (
     check_metadata_count,
 )
 from oplog.errors import TicketConflictError
-from oplog.facade.parts import LogParts
+from oplog.facade.log_parts import LogParts
 from oplog.receipt import Receipt
 
 T = TypeVar("T")

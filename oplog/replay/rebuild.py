@@ -124,7 +124,9 @@ def read_reader_plans(
     return read_plans(connection, types, retired=list_retired(types, turns))
 
 
-def find_limit(reader: RecordReader, through: int | datetime | None, *, snapshot: str) -> int | None:
+def find_limit(
+    reader: RecordReader, through: int | datetime | None, *, snapshot: str
+) -> int | None:
     """`through` as a position: of a datetime, the last that was recorded by then."""
     if not isinstance(through, datetime):
         return through

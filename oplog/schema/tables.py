@@ -270,6 +270,15 @@ def _record_tables(s: str) -> list[str]:
         f"""CREATE TABLE {s}.oplog_token (
   token bigint NOT NULL,
   position bigint NOT NULL) PARTITION BY RANGE (position)""",
+        *_index_tables(s),
+        *create_progress_tables(s),
+        _pruned_table(s),
+    ]
+
+
+def _index_tables(s: str) -> list[str]:
+    """Tables that say where a record is, by aggregate and by id."""
+    return [
         # Which record is a version of an aggregate: an index, whose content the records have. The
         # first version stays when its record is pruned, with position 0, and is there without
         # one if the record is in a snapshot only: nobody creates the aggregate a second time.
@@ -296,8 +305,6 @@ def _record_tables(s: str) -> list[str]:
   versions bigint[],
   record_hash bytea,
   metadata text[] COLLATE "C")""",
-        *create_progress_tables(s),
-        _pruned_table(s),
     ]
 
 

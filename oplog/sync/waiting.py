@@ -32,16 +32,7 @@ def wait_for_records(
     Looks at records written within a day before the newest. Raises `ArchiveLagError` when they
     are not there in time, `ChainBrokenError` when a record is there with another hash.
     """
-    wanted: dict[UUID, set[bytes]] = {}
-    for receipt in receipts:
-        hashes = wanted.setdefault(receipt.record_id, set())
-        # A receipt whose answer was lost may not know its hash.
-        if receipt.entry_hash:
-            hashes.add(receipt.entry_hash)
-    if not wanted:
-        raise ConfigurationError(
-            "no receipt was given", hint="give log.receipts(session) after the commit"
-        )
+    wanted = _collect_hashes(receipts)
     backoff = Backoff(
         first_seconds=0.05,
         longest_seconds=1.0,
@@ -71,6 +62,21 @@ def wait_for_records(
                 "far it is behind (oplog status)",
             )
         backoff.sleep(pause)
+
+
+def _collect_hashes(receipts: Iterable[Receipt]) -> dict[UUID, set[bytes]]:
+    """The hashes that the receipts give each record; `ConfigurationError` without a receipt."""
+    wanted: dict[UUID, set[bytes]] = {}
+    for receipt in receipts:
+        hashes = wanted.setdefault(receipt.record_id, set())
+        # A receipt whose answer was lost may not know its hash.
+        if receipt.entry_hash:
+            hashes.add(receipt.entry_hash)
+    if not wanted:
+        raise ConfigurationError(
+            "no receipt was given", hint="give log.receipts(session) after the commit"
+        )
+    return wanted
 
 
 def _look(archive: Archive, head: Head, wanted: dict[UUID, set[bytes]], *, after: int) -> int:

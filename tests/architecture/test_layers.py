@@ -36,7 +36,17 @@ POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 FORBIDDEN_IMPORTS = {"dill", "marshal", "pickle", "shelve", "yaml"}
 FORBIDDEN_CALLS = {"eval", "exec"}
 # Where the log's tables are defined.
-DEFINITIONS = ("append", "guard", "progress_tables", "rights", "tables", "touched_keys", "upgrade")
+DEFINITIONS = (
+    "append",
+    "append_only",
+    "guard",
+    "partitions",
+    "progress_tables",
+    "rights",
+    "tables",
+    "touched_keys",
+    "upgrade",
+)
 # Names that say nothing about what is inside.
 FORBIDDEN_MODULES = {"common", "helpers", "manager", "misc", "tools", "util", "utils"}
 

@@ -104,6 +104,11 @@ def test_functions_indexes_and_triggers_are_documented(engine: Engine) -> None:
         ).all()
     keys = {n for n in names if n.endswith(("_pkey", "_key"))}
     assert set(names) - keys - list_code_words(SCHEMA) == set()
-    states = {append.STALE_TICKET, append.ASYNCHRONOUS_COMMIT, append.FENCED, append_only.APPEND_ONLY}
+    states = {
+        append.STALE_TICKET,
+        append.ASYNCHRONOUS_COMMIT,
+        append.FENCED,
+        append_only.APPEND_ONLY,
+    }
     states |= {append.SENT_TWICE, append.HEAD_MISSING}
     assert states <= list_code_words(SCHEMA)

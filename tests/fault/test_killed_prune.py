@@ -1,4 +1,7 @@
-"""Pruning killed at any moment has removed whole batches or nothing, and is simply run again."""
+"""Pruning killed at any moment has removed whole batches or nothing, and is simply run again.
+
+A partition that is dropped goes with its batch.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sqlalchemy.orm import sessionmaker
 from oplog import Oplog, VerifyReport, open_archive
 from oplog.upkeep.prune import PruneStep
 from tests.concurrency.workload import Base, Customer, Invoice, make_log
+from tests.partitioned import list_firsts, shrink_partitions
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
@@ -21,15 +25,25 @@ ROOT = Path(__file__).parents[2]
 POINTS = [f"{batch} {step.value}" for batch in (0, 2) for step in PruneStep]
 
 
+@pytest.fixture(params=[None, 8], ids=["rows", "partitions"])
+def positions(request: pytest.FixtureRequest) -> int | None:
+    """How many a partition has; None for far more than are used."""
+    found: int | None = request.param
+    return found
+
+
 @pytest.fixture
-def log(engine: Engine) -> Oplog:
+def log(engine: Engine, positions: int | None) -> Oplog:
     Base.metadata.create_all(engine)
+    if positions is not None:
+        shrink_partitions(engine, positions)
     log = make_log()
     sessions = sessionmaker(engine)
     log.attach(sessions)
     with sessions.begin() as session:
         session.add(Customer(id=1, name="first"))
     for number in range(20):
+        log.maintain(engine)
         with sessions.begin() as session:
             log.annotate(session, idempotency_key=f"request {number}", actor="ann")
             session.add(Invoice(id=number, customer_id=1, amount=number))
@@ -57,13 +71,16 @@ def ask(log: Oplog, engine: Engine, url: str) -> tuple[VerifyReport, list[object
     return verdict, [log.inquire(f"request {n}", engine).receipts for n in range(20)]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_prune_is_run_again(
-    engine: Engine, tmp_path: Path, log: Oplog, point: str
+    engine: Engine, tmp_path: Path, log: Oplog, point: str, positions: int | None
 ) -> None:
     url = f"file://{tmp_path}/archive"
-    total = log.sync(engine, open_archive(url)).entries
+    # Segments of three records: a partition goes with three of them.
+    exporter = log.make_exporter(open_archive(url), page_entries=6)
+    total = exporter.publish_all(engine).entries
+    partitions = list_firsts(engine)
     before = ask(log, engine, url)
     assert run(engine, url, point).returncode == -signal.SIGKILL
     with engine.connect() as connection:
@@ -75,6 +92,8 @@ def test_a_killed_prune_is_run_again(
         assert (gone.scalar_one() > 0) == (done > 0)
         marks = connection.exec_driver_sql("SELECT count(*) FROM oplog.oplog_pruned").scalar_one()
         assert marks == done
+        if positions is not None:
+            assert list_firsts(engine) == partitions[min(done, 2) :]
         assert log.store.list_broken_links(connection) == []
     assert ask(log, engine, url) == before
     finished = run(engine, url, "none")
@@ -82,3 +101,4 @@ def test_a_killed_prune_is_run_again(
     assert ask(log, engine, url) == before
     with engine.connect() as connection:
         assert list(log.read(connection)) == []
+    assert list_firsts(engine) == (partitions if positions is None else partitions[2:])

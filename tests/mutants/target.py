@@ -85,9 +85,9 @@ TARGETS = (
         (LIMITS, "tests/golden/test_archive_bytes.py", "tests/unit/test_archive_segment.py"),
     ),
     Target(
-        "entries",
-        "oplog.store.entries",
-        ("tests/unit/test_store_binding.py", "tests/postgres/test_store_entries.py"),
+        "records",
+        "oplog.store.records",
+        ("tests/unit/test_store_binding.py", "tests/postgres/test_store_records.py"),
     ),
     Target(
         "sql", "oplog.schema.append", ("tests/postgres/test_append_functions.py",), by_hand=True

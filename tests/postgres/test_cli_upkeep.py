@@ -119,7 +119,9 @@ def test_prune(shop: Shop) -> None:
     assert (would["dry_run"], would["entries"]) == (True, 5)
     assert shop.ask("tail") == before
     out, err = shop.call("prune", "--keep", "0s")
-    assert out.startswith("5 entries removed\nin the archive only: through sequence 3, position 3\n")
+    assert out.startswith(
+        "5 entries removed\nin the archive only: through sequence 3, position 3\n"
+    )
     assert err == NOISE
     assert shop.ask("tail") == []
     assert shop.ask("verify", code=2)["error"] == "PrunedError"

@@ -260,9 +260,7 @@ def test_a_transaction_of_thousands(logged: LoggedDatabase) -> None:
         session.add_all(Customer(id=number, name=name) for number, name in names.items())
     add_customers(logged, 9000, 9000)
     store = MemoryStore("test")
-    exporter = logged.log.make_exporter(
-        open_fresh(store), page_entries=6000, segment_bytes=100_000
-    )
+    exporter = logged.log.make_exporter(open_fresh(store), page_entries=6000, segment_bytes=100_000)
     report = exporter.publish_page(logged.engine)
     assert (report.entries, report.segments, report.sequence) == (5002, 2, 3)
     assert exporter.publish_all(logged.engine).entries == 1
