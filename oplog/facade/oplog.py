@@ -21,8 +21,8 @@ from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
 from oplog.facade.fork_part import Forks
-from oplog.facade.outcome_part import Outcomes
 from oplog.facade.log_parts import LogParts
+from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring

@@ -149,10 +149,10 @@ def _iterate_groups(
             keys += [] if key is None else [key]
         return keys
 
-    filter = _find_filter(rows)
-    chain = None if filter.takes_all else ChainCheck()
-    wanted = list_aggregates(filter)
-    for page in reader.source.iterate(filter, snapshot=snapshot):
+    chosen = _find_filter(rows)
+    chain = None if chosen.takes_all else ChainCheck()
+    wanted = list_aggregates(chosen)
+    for page in reader.source.iterate(chosen, snapshot=snapshot):
         for stored in page:
             opened = reader.open(stored, find_keys=find_keys, aggregates=wanted)
             if chain is not None:

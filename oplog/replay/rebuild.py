@@ -22,7 +22,7 @@ from oplog.postgres.quoting import (
 from oplog.postgres.standby import require_primary
 from oplog.postgres.work import Driver, check_moment, open_work
 from oplog.reading.log_opener import LogOpener
-from oplog.reading.reader import RecordReader, OpenedRecord
+from oplog.reading.reader import OpenedRecord, RecordReader
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
