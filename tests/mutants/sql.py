@@ -24,144 +24,292 @@ class Change:
     """A second text, and what it becomes, where one alone changes nothing."""
 
 
-_TICKET = "p_expected <> o_version - 1"
-_TICKETS = "p_expected[n] <> versions[n] - 1"
-
 CHANGES = (
     # Tickets.
-    Change("one: a stale ticket is not noticed", _TICKET, "false"),
-    Change("one: every ticket is stale", _TICKET, "p_expected = o_version - 1"),
-    Change("one: a ticket ahead of its aggregate passes", _TICKET, "p_expected < o_version - 1"),
-    Change("one: a ticket is compared with the new version", _TICKET, "p_expected <> o_version"),
-    Change("many: a stale ticket is not noticed", _TICKETS, "false"),
-    Change("many: every ticket is stale", _TICKETS, "p_expected[n] = versions[n] - 1"),
-    Change("many: a ticket ahead passes", _TICKETS, "p_expected[n] < versions[n] - 1"),
-    Change("many: only the first ticket is compared", _TICKETS, "p_expected[1] <> versions[1] - 1"),
-    Change("versions skip one", "version = t.version + 1,", "version = t.version + 2,"),
-    Change("versions stand still", "version = t.version + 1,", "version = t.version,"),
-    Change("a first version is two", "VALUES (p_aggregate, 1,", "VALUES (p_aggregate, 2,"),
-    Change("many: a first version is two", "SELECT i.aggregate, 1,", "SELECT i.aggregate, 2,"),
     Change(
-        "a ticket that is there is left as it is",
-        "DO UPDATE SET\n    version",
-        "DO UPDATE SET\n    body_hash = t.body_hash WHERE false; --",
-    ),
-    # The chain.
-    Change("prev_hash stays", "prev_hash = t.head_hash,", "prev_hash = t.prev_hash,"),
-    Change("a chain does not bind the hash before", "|| t.head_hash ||", "|| t.prev_hash ||"),
-    Change("a chain binds the old version", "int8send(t.version + 1)", "int8send(t.version)"),
-    Change("a first hash binds no version", "int8send(1)", "int8send(0)"),
-    Change("another label", "oplog/v1/entry", "oplog/v1/body"),
-    Change("no end of the label", " || '\\\\x00'::bytea", ""),
-    Change("a chain begins with one", '"00" * 32', '"01" * 32'),
-    Change(
-        "the hash binds time before version",
-        "pg_catalog.int8send(t.version + 1)\n"
-        "                        || pg_catalog.timestamptz_send(v_now)",
-        "pg_catalog.timestamptz_send(v_now)\n"
-        "                        || pg_catalog.int8send(t.version + 1)",
+        "few: a stale ticket is not noticed", "IF {expected} <> v_version - 1 THEN", "IF false THEN"
     ),
     Change(
-        "a first hash binds time before version",
-        'pg_catalog.int8send(1) "\n        f"|| pg_catalog.timestamptz_send(v_now)',
-        'pg_catalog.timestamptz_send(v_now) "\n        f"|| pg_catalog.int8send(1)',
+        "few: a ticket ahead passes", "{expected} <> v_version - 1", "{expected} < v_version - 1"
     ),
     Change(
-        "the hash binds another time than is stored",
-        '|| pg_catalog.timestamptz_send(v_now) || {body})"""',
-        '|| pg_catalog.timestamptz_send(pg_catalog.now()) || {body})"""',
+        "few: every ticket is stale", "{expected} <> v_version - 1", "{expected} = v_version - 1"
     ),
     Change(
-        "a ticket keeps the old body hash",
-        "body_hash = excluded.body_hash,",
-        "body_hash = t.body_hash,",
-    ),
-    Change("the entry keeps the wrong prev_hash", "v_prev, o_hash, v_now", "o_hash, o_hash, v_now"),
-    Change("the entry keeps the wrong hash", "v_prev, o_hash, v_now", "v_prev, v_prev, v_now"),
-    Change(
-        "many: the entries keep the wrong prev_hash",
-        "p_metadata_hash, i.prev_hash, i.entry_hash",
-        "p_metadata_hash, i.entry_hash, i.entry_hash",
-    ),
-    # Fences and durability.
-    Change("one: a fence is not looked for", '{_refuse_fenced(s, "= p_entry_id")}', ""),
-    Change("many: a fence is not looked for", '{_refuse_fenced(s, "= ANY (p_entry_ids)")}', ""),
-    Change("many: only the first entry's fence counts", "= ANY (p_entry_ids)", "= p_entry_ids[1]"),
-    Change("everything is fenced", "WHERE f.entry_id {among}", "WHERE true"),
-    Change("one: durability is not asked for", "{_refuse_asynchronous()}", ""),
-    Change("many: durability is not asked for", "{_refuse_asynchronous()}", "", 1),
-    Change("one: any format is appended", "{_refuse_format()}", ""),
-    Change("many: any format is appended", "{_refuse_format()}", "", 1),
-    Change("asynchronous commit is always refused", "NOT p_asynchronous", "true"),
-    Change("only the opposite is refused", "= 'off' THEN", "<> 'off' THEN"),
-    # Order.
-    Change(
-        "one: the id is drawn before the ticket is redeemed",
-        "v_position bigint;",
-        "v_position bigint := pg_catalog.nextval({sequence});",
-        also=("  v_position := pg_catalog.nextval({sequence});\n", ""),
+        "few: a ticket is compared with the new version",
+        "{expected} <> v_version - 1",
+        "{expected} <> v_version",
     ),
     Change(
-        "many: the id is drawn before the tickets are redeemed",
-        "v_first bigint;",
-        "v_first bigint := pg_catalog.nextval({sequence});",
-        also=("  v_first := pg_catalog.nextval({sequence});\n", ""),
+        "few: versions skip one",
+        "UPDATE {s}.oplog_ticket SET version = version + 1",
+        "UPDATE {s}.oplog_ticket SET version = version + 2",
+    ),
+    Change(
+        "few: versions stand still",
+        "UPDATE {s}.oplog_ticket SET version = version + 1",
+        "UPDATE {s}.oplog_ticket SET version = version",
+    ),
+    Change(
+        "few: a first ticket forgets the entries",
+        "VALUES ({aggregate}, coalesce((SELECT e.version",
+        "VALUES ({aggregate}, coalesce((SELECT NULL::bigint",
+    ),
+    Change(
+        "few: a first ticket continues the oldest entry",
+        "ORDER BY e.version DESC LIMIT 1), 0) + 1)",
+        "ORDER BY e.version LIMIT 1), 0) + 1)",
+    ),
+    Change("few: a first version is two", "LIMIT 1), 0) + 1)\n", "LIMIT 1), 0) + 2)\n"),
+    Change(
+        "few: a ticket that was made meanwhile stands still",
+        "DO UPDATE SET version = t.version + 1\n        RETURNING t.version INTO",
+        "DO UPDATE SET version = t.version\n        RETURNING t.version INTO",
+    ),
+    Change(
+        "few: the record before is another one",
+        "AND e.version = v_version - 1;\n        SELECT r",
+        "AND e.version = 1;\n        SELECT r",
+    ),
+    Change(
+        "few: the head of what was pruned is not looked for",
+        "IF v_hash IS NULL THEN\n          SELECT t",
+        "IF false THEN\n          SELECT t",
+    ),
+    Change("few: any head will do", "AND t.head_version = v_version - 1;", ";"),
+    Change(
+        "few: a missing head is not noticed",
+        "IF v_hash IS NULL THEN\n          {_refuse",
+        "IF false THEN\n          {_refuse",
+    ),
+    Change(
+        "many: a stale ticket is not noticed",
+        "AND p_expected[n] <> o_versions[n] - 1 THEN",
+        "AND false THEN",
+    ),
+    Change(
+        "many: every ticket is stale",
+        "AND p_expected[n] <> o_versions[n] - 1 THEN",
+        "AND p_expected[n] = o_versions[n] - 1 THEN",
+    ),
+    Change(
+        "many: a ticket ahead passes",
+        "AND p_expected[n] <> o_versions[n] - 1 THEN",
+        "AND p_expected[n] < o_versions[n] - 1 THEN",
+    ),
+    Change(
+        "many: only the first ticket is compared",
+        "AND p_expected[n] <> o_versions[n] - 1 THEN",
+        "AND p_expected[1] <> o_versions[1] - 1 THEN",
+    ),
+    Change(
+        "many: a created aggregate is stale", "IF p_expected[n] <> {_CREATED} AND", "IF true AND"
+    ),
+    Change(
+        "many: created aggregates take tickets",
+        "WHERE g.expected IS DISTINCT FROM {_CREATED} ORDER",
+        "WHERE true ORDER",
     ),
     Change(
         "many: tickets are redeemed in no order",
-        'ORDER BY i.aggregate COLLATE \\"C\\"',
-        'ORDER BY i.aggregate COLLATE \\"C\\" DESC',
+        "ORDER BY g.n\n        ON CONFLICT",
+        "ORDER BY g.n DESC\n        ON CONFLICT",
     ),
     Change(
         "many: versions are in another order",
-        "array_agg(r.version ORDER BY r.aggregate_name)",
-        "array_agg(r.version ORDER BY r.aggregate_name DESC)",
-    ),
-    Change(
-        "many: previous hashes are in another order",
-        "array_agg(r.prev_hash ORDER BY r.aggregate_name)",
-        "array_agg(r.prev_hash ORDER BY r.aggregate_name DESC)",
+        "coalesce(r.version, 1) ORDER BY g.n",
+        "coalesce(r.version, 1) ORDER BY g.n DESC",
     ),
     Change(
         "many: hashes are in another order",
-        "array_agg(r.head_hash ORDER BY r.aggregate_name)",
-        "array_agg(r.head_hash ORDER BY r.aggregate_name DESC)",
+        "coalesce(r.record_hash, t.head_hash) ORDER BY w.n)",
+        "coalesce(r.record_hash, t.head_hash) ORDER BY w.n DESC)",
     ),
-    Change("many: unsorted aggregates pass", "IF n > 1 AND", "IF false AND"),
-    Change("many: an aggregate may be there twice", "p_aggregates[n] <= p", "p_aggregates[n] < p"),
     Change(
-        "many: sorted by the database's own rules",
+        "many: versions stand still",
+        "ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version + 1\n        RETURNING t.aggregate_name",
+        "ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version\n        RETURNING t.aggregate_name",
+    ),
+    Change(
+        "many: a first ticket forgets the entries",
+        "SELECT g.name, coalesce((SELECT e.version",
+        "SELECT g.name, coalesce((SELECT NULL::bigint",
+    ),
+    Change(
+        "many: the heads of what was pruned are not looked for",
+        "pg_catalog.array_agg(coalesce(r.record_hash, t.head_hash) ORDER",
+        "pg_catalog.array_agg(coalesce(r.record_hash) ORDER",
+    ),
+    Change(
+        "many: any head will do",
+        "t.aggregate_name = w.name AND t.head_version = w.version - 1",
+        "t.aggregate_name = w.name",
+    ),
+    Change("many: a missing head is not noticed", "IF v_made > 0 THEN", "IF false THEN"),
+    Change("many: the wrong aggregate has no head", "min(w.n) FILTER", "max(w.n) FILTER"),
+    Change(
+        "few are always many",
+        "count(*) FROM pg_catalog.unnest(p_expected) AS e(version)",
+        "0 FROM pg_catalog.unnest(p_expected) AS e(version)",
+    ),
+    # Aggregates that are created.
+    Change(
+        "a created aggregate takes a ticket", "IF p_expected[n] = {_CREATED} THEN", "IF false THEN"
+    ),
+    Change(
+        "versions of one are written out",
+        "IF v_hashes IS NULL THEN o_versions := NULL; END IF;",
+        "",
+    ),
+    Change("who was created twice is not noticed", "IF v_made < v_count THEN", "IF false THEN"),
+    Change(
+        "who was created twice keeps version 1",
+        "o_versions[n] := v_version;\n      v_hashes[n] := v_hash;\n      INSERT",
+        "v_hashes[n] := v_hash;\n      INSERT",
+    ),
+    Change(
+        "who was created twice binds no record before",
+        "o_versions[n] := v_version;\n      v_hashes[n] := v_hash;\n      INSERT",
+        "o_versions[n] := v_version;\n      INSERT",
+    ),
+    Change(
+        "an effect may stand before its cause", "IF v_before > v_position THEN", "IF false THEN"
+    ),
+    Change(
+        "who was created twice is always stale", "IF v_before > v_position THEN", "IF true THEN"
+    ),
+    # The chain.
+    Change("another label", "oplog/v1/record", "oplog/v1/body"),
+    Change("no end of the label", " || '\\\\x00'::bytea", ""),
+    Change("the hash binds no position", "|| pg_catalog.int8send(v_position) ||", "||"),
+    Change(
+        "the hash binds time before position",
+        "|| pg_catalog.int8send(v_position) || pg_catalog.timestamptz_send(v_now)",
+        "|| pg_catalog.timestamptz_send(v_now) || pg_catalog.int8send(v_position)",
+    ),
+    Change(
+        "the hash binds another time than is stored",
+        "pg_catalog.timestamptz_send(v_now)",
+        "pg_catalog.timestamptz_send(pg_catalog.now())",
+    ),
+    Change("the hash binds no versions", "|| v_numbers || v_joined", "|| v_joined"),
+    Change("the hash binds no hashes before", "|| v_numbers || v_joined", "|| v_numbers"),
+    Change(
+        "hashes are bound in another order",
+        "h.hash, ''::bytea ORDER BY h.n)",
+        "h.hash, ''::bytea ORDER BY h.n DESC)",
+    ),
+    Change(
+        "versions are bound in another order",
+        "''::bytea ORDER BY v.n)",
+        "''::bytea ORDER BY v.n DESC)",
+    ),
+    Change(
+        "the record keeps no hashes before",
+        "CASE WHEN o_versions IS NOT NULL THEN v_joined END",
+        "NULL",
+    ),
+    # Fences, ids and durability.
+    Change(
+        "a fence is not looked for",
+        "ON CONFLICT (record_id) DO NOTHING;\n  IF NOT FOUND THEN",
+        "ON CONFLICT (record_id) DO NOTHING;\n  IF false THEN",
+    ),
+    Change("a fence counts as a record", "AND o.position IS NOT NULL) THEN", ") THEN"),
+    Change("a record counts as a fence", "AND o.position IS NOT NULL) THEN", "AND false) THEN"),
+    Change(
+        "the key is not kept",
+        "(p_record, v_position, p_idempotency_key)",
+        "(p_record, v_position, NULL)",
+    ),
+    Change(
+        "the record does not tell its key", "v_now,\n    p_idempotency_key);", "v_now,\n    NULL);"
+    ),
+    Change(
+        "a record looks like a fence",
+        "VALUES (p_record, v_position, p_idem",
+        "VALUES (p_record, NULL, p_idem",
+    ),
+    Change("durability is not asked for", "{_refuse_asynchronous()}", ""),
+    Change("asynchronous commit is always refused", "NOT p_asynchronous", "true"),
+    Change("only the opposite is refused", "= 'off' THEN", "<> 'off' THEN"),
+    Change("any format is appended", "{_refuse_format()}", ""),
+    Change("a role that appends retires a type", "{_refuse_retirement()}", ""),
+    Change(
+        "the owner retires no type",
+        "AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')",
+        "",
+    ),
+    # Order.
+    Change(
+        "the position is drawn before the tickets are redeemed",
+        "  v_position bigint;\n",
+        "  v_position bigint := pg_catalog.nextval({_name_sequence(s)});\n",
+        also=("  v_position := pg_catalog.nextval({_name_sequence(s)});\n", ""),
+    ),
+    Change("any order of aggregates passes", "{_refuse_disorder()}", ""),
+    Change(
+        "an aggregate may be there twice",
+        "p_aggregates[n] <= p_aggregates",
+        "p_aggregates[n] < p_aggregates",
+    ),
+    Change(
+        "sorted by the database's own rules",
         'p_aggregates[n - 1] COLLATE "C"',
         'p_aggregates[n - 1] COLLATE "und-x-icu"',
     ),
-    Change("many: the last aggregate is not checked", "1 .. v_count LOOP", "1 .. v_count - 1 LOOP"),
+    Change(
+        "the last aggregate is not checked",
+        "FOR n IN 2 .. v_count LOOP",
+        "FOR n IN 2 .. v_count - 1 LOOP",
+    ),
+    Change("a record needs no aggregates", "IF v_count = 0 OR", "IF"),
+    Change(
+        "expectations may be missing", "OR pg_catalog.cardinality(p_expected) <> v_count\n", "\n"
+    ),
+    Change(
+        "arrays may begin anywhere",
+        "OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']')",
+        "",
+    ),
+    Change(
+        "metadata may be half a pair",
+        "IF pg_catalog.cardinality(p_metadata) & 1 <> 0\n      OR",
+        "IF",
+    ),
+    Change(
+        "metadata may be NULL", "OR pg_catalog.array_position(p_metadata, NULL) IS NOT NULL", ""
+    ),
     # What is written.
-    Change("one: a transaction of two", "v_position, 1, p_aggregate", "v_position, 2, p_aggregate"),
-    Change("many: a transaction of one", "v_first, v_count,", "v_first, 1,"),
-    Change("many: each entry is its own transaction", "i.entry_id, v_first,", "i.entry_id, i.n,"),
     Change(
-        "many: the last entry has the transaction's id",
-        "CASE i.n WHEN 1 THEN v_first",
-        "CASE i.n WHEN v_count THEN v_first",
+        "entries have another version",
+        "SELECT i.name, i.version, v_position",
+        "SELECT i.name, 1, v_position",
+    ),
+    Change("one entry has version 1", "coalesce(o_versions[1], 1), v_position", "1, v_position"),
+    Change("parts are not counted", "1 + coalesce(pg_catalog.cardinality(p_more), 0)", "1"),
+    Change("further parts are lost", "IF p_more IS NOT NULL THEN", "IF false THEN"),
+    Change(
+        "parts are numbered from 2",
+        "SELECT v_position, i.n, i.first",
+        "SELECT v_position, i.n + 1, i.first",
+    ),
+    Change("no tokens", "IF p_metadata IS NOT NULL THEN", "IF false THEN"),
+    Change(
+        "every other pair has no token",
+        "pg_catalog.cardinality(p_metadata), 2)",
+        "pg_catalog.cardinality(p_metadata), 4)",
     ),
     Change(
-        "many: every entry has the key",
-        "CASE i.n WHEN 1 THEN p_idempotency_key END",
-        "p_idempotency_key",
+        "tokens of values and keys",
+        '{state_token("p_metadata[n]", "p_metadata[n + 1]")}',
+        '{state_token("p_metadata[n + 1]", "p_metadata[n]")}',
     ),
-    Change("many: no entry has the key", "THEN p_idempotency_key END", "THEN NULL END"),
-    Change("one: the key is not kept", "v_now, p_idempotency_key);", "v_now, NULL);"),
-    Change("one: no metadata", "IF p_metadata_keys IS NOT NULL THEN", "IF false THEN"),
-    Change("many: no metadata", "IF p_metadata_keys IS NOT NULL THEN", "IF false THEN", 1),
-    Change("metadata in another order", "SELECT {position}, m.n,", "SELECT {position}, 9 - m.n,"),
+    Change("no metadata", "v_joined END, p_metadata, o_hash", "v_joined END, NULL, o_hash"),
+    # Guards and partitions.
+    Change("the guards' tally is not settled", "IF p_tally IS NOT NULL THEN", "IF false THEN"),
     Change(
-        "metadata of another transaction", "SELECT {position}, m.n", "SELECT {position} + 1, m.n"
-    ),
-    Change("metadata with keys and values swapped", "m.n, m.key, m.value", "m.n, m.value, m.key"),
-    # Guards.
-    Change("one: the guards' tally is not settled", "IF p_tally IS NOT NULL THEN", "IF false THEN"),
-    Change(
-        "many: the guards' tally is not settled", "IF p_tally IS NOT NULL THEN", "IF false THEN", 1
+        "no partition is made ahead", "IF v_position & {_LOOK_AHEAD - 1} = 0 THEN", "IF false THEN"
     ),
 )
 
