@@ -127,8 +127,8 @@ CHANGES = (
     ),
     Change(
         "many: versions stand still",
-        "ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version + 1\n        RETURNING t.aggregate_name",
-        "ON CONFLICT (aggregate_name) DO UPDATE SET version = t.version\n        RETURNING t.aggregate_name",
+        "DO UPDATE SET version = t.version + 1\n        RETURNING t.aggregate_name",
+        "DO UPDATE SET version = t.version\n        RETURNING t.aggregate_name",
     ),
     Change(
         "many: a first ticket forgets the entries",

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -412,7 +413,7 @@ def test_a_consumer_that_begins_anew_while_it_is_compared(bench: Bench) -> None:
 def test_an_old_snapshot_does_not_miss_records_in_silence(bench: Bench, joined: bool) -> None:
     """A dropped table is gone for every snapshot."""
     archive = fill(bench)
-    given = {"archive": reopen(archive)} if joined else {}
+    given: dict[str, Any] = {"archive": reopen(archive)} if joined else {}
     engine = open_plain(bench.engine).execution_options(isolation_level="REPEATABLE READ")
     with engine.connect() as connection:
         # The snapshot is taken, and the log was not touched.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +116,6 @@ def test_what_is_counted() -> None:
         ({"aggregates": ("a",), "metadata": (("adopted_rows", "3"),)}, False),
     ],
 )
-def test_what_is_kept(change: dict[str, object], kept: bool) -> None:
+def test_what_is_kept(change: dict[str, Any], kept: bool) -> None:
     record = make_record(1, {}, **change)
     assert Batch(0, [record]).list_kept() == ([record] if kept else [])
