@@ -35,7 +35,7 @@ class MaintenanceReport:
 
 
 def maintain_log(engine: Engine, *, schema: str) -> MaintenanceReport:
-    """Make the partitions that are needed next; costs one query if they are there.
+    """Make the partitions that are needed next; costs a few look-ups if they are there.
 
     Raises `ConfigurationError` on a standby, and for a role that is no member of the log's owner.
     """
