@@ -158,7 +158,7 @@ def test_gaps_of_sequences_do_not_matter(db: LoggedDatabase) -> None:
         with db.sessions.begin() as session:
             session.add(Account(owner="kept", balance=1))
         with db.engine.connect() as connection:
-            drawn = "SELECT nextval('oplog.oplog_entry_id_seq') FROM generate_series(1, 7)"
+            drawn = "SELECT nextval('oplog.oplog_position_seq') FROM generate_series(1, 7)"
             connection.exec_driver_sql(drawn)
     with db.sessions.begin() as session:
         session.execute(sa.text("UPDATE account SET note = 'x'"))
