@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,5 +48,5 @@ def test_nothing_is_lost_and_no_cut_is_in_vain(sizes: list[int], most: int) -> N
     weights = [[sizes[position - 1] for position in segment] for segment in segments]
     for weight in weights:
         assert len(weight) == 1 or sum(weight) <= most
-    for before, after in zip(weights, weights[1:], strict=False):
+    for before, after in pairwise(weights):
         assert sum(before) + after[0] > most
