@@ -90,6 +90,9 @@ TARGETS = (
         ("tests/unit/test_store_binding.py", "tests/postgres/test_store_records.py"),
     ),
     Target(
-        "sql", "oplog.schema.append", ("tests/postgres/test_append_functions.py",), by_hand=True
+        "sql",
+        "oplog.schema.append",
+        ("tests/postgres/test_append_functions.py", "tests/postgres/test_append_created.py"),
+        by_hand=True,
     ),
 )

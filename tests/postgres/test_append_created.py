@@ -5,11 +5,10 @@ The key of `oplog_entry` decides who was. Whoever was wrong goes the way of the 
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from string import ascii_lowercase, ascii_uppercase
 from uuid import uuid4
 
 import pytest
@@ -27,7 +26,6 @@ from tests.postgres.appending import (
     append_names,
     assert_whole,
     make_record,
-    name_many,
     read_all,
     sqlstate,
 )
@@ -35,6 +33,8 @@ from tests.postgres.appending import (
 pytestmark = pytest.mark.postgres
 
 HIGHER = ["REPEATABLE READ", "SERIALIZABLE"]
+WIDE = ascii_uppercase + ascii_lowercase[:20]
+"""So many aggregates, by one letter each, that tickets are redeemed by statements over all."""
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def beside(engine: Engine, work: Callable[[], object]) -> Iterator[Future[object
 # -- alone --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("names", ["b", "abc", WIDE])
 @pytest.mark.parametrize("versions", [1, 2, 3])
 def test_what_is_there_already_takes_the_next_version(
     connection: Connection, names: str, versions: int
@@ -83,6 +83,30 @@ def test_knowledge_and_belief_in_one_record(connection: Connection) -> None:
     assert told == {"a": 1, "b": 3, "c": 1, "d": 2, "e": 3, "f": 2, "g": 1}
     connection.commit()
     assert_whole(connection)
+
+
+def test_knowledge_and_belief_in_a_wide_record(connection: Connection) -> None:
+    """The same, where most are known: first, in between and last."""
+    names = list(WIDE)
+    append_names(connection, WIDE[1:-1], WIDE[::2])
+    expected = [CREATED if n % 5 == 0 else None for n in range(len(names))]
+    expected[1:5] = 1, 2, None, 2
+    told = append(connection, make_record(names, expected=expected))
+    connection.commit()
+    assert [told[name] for name in "ABCDEFt"] == [2, 2, 3, 2, 3, 2, 1]
+    record = assert_whole(connection)[-1]
+    assert record.versions == tuple(told.values())
+    # All of them have a ticket by now, but for the one that is new.
+    again = append(connection, make_record(names, expected=list(told.values())))
+    assert again == {name: version + 1 for name, version in told.items()}
+    for place in (0, 7, 45):
+        wrong = [version + 1 for version in told.values()]
+        wrong[place] += 1
+        savepoint = connection.begin_nested()
+        with pytest.raises(DBAPIError, match=f"aggregate '{names[place]}' was taken") as refused:
+            append(connection, make_record(names, expected=wrong))
+        assert sqlstate(refused) == "OP001"
+        savepoint.rollback()
 
 
 def test_a_known_version_that_is_wrong_is_refused_among_created_ones(
@@ -119,16 +143,17 @@ def prune(connection: Connection, *numbers: int) -> None:
     assert store.remove(connection, positions, kept=[]) == len(positions)
 
 
+@pytest.mark.parametrize("expected", [CREATED, None])
 @pytest.mark.parametrize("kept", [0, 1, 2])
-@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("names", ["b", "abc", WIDE])
 def test_what_was_pruned_is_not_created_again(
-    connection: Connection, names: str, kept: int
+    connection: Connection, names: str, kept: int, expected: int | None
 ) -> None:
     """Its head is continued, whether it is in the log or with the ticket."""
     append_names(connection, "b", "b", "b", "x", expected=CREATED)
     head = read_all(connection)[2]
     prune(connection, *range(3 - kept))
-    told = append(connection, make_record(list(names), expected=CREATED))
+    told = append(connection, make_record(list(names), expected=expected))
     connection.commit()
     assert told == {**dict.fromkeys(names, 1), "b": 4}
     *_, record = read_all(connection)
@@ -152,7 +177,11 @@ def test_what_is_being_pruned_is_not_created_again(engine: Engine, isolation: st
         assert STORE.list_broken_links(connection) == []
 
 
-def test_what_only_a_snapshot_had_is_not_created_again(connection: Connection) -> None:
+@pytest.mark.parametrize("expected", [CREATED, None])
+@pytest.mark.parametrize("many", [1, 50])
+def test_what_only_a_snapshot_had_is_not_created_again(
+    connection: Connection, many: int, expected: int | None
+) -> None:
     append_names(connection, "a", expected=CREATED)
     store = RestorationStore("oplog")
     stage = store.stage_heads(connection)
@@ -162,8 +191,9 @@ def test_what_only_a_snapshot_had_is_not_created_again(connection: Connection) -
             f"INSERT INTO {stage} VALUES (%s, %s, %b)", (name, version, hashes[name])
         )
     store.keep_heads(connection)
-    told = append(connection, make_record(list("abcd"), expected=CREATED))
-    assert told == {"a": 2, "b": 2, "c": 8, "d": 1}
+    names = ["a", "b", "c", *(f"d{n:02}" for n in range(many))]
+    told = append(connection, make_record(names, expected=expected))
+    assert told == {**dict.fromkeys(names, 1), "a": 2, "b": 2, "c": 8}
     connection.commit()
     record = read_all(connection)[-1]
     assert record.prev_hashes[:3] == tuple(hashes.values())
@@ -182,7 +212,7 @@ def try_create(
         return sqlstate(refused)
 
 
-@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("names", ["b", "abc", WIDE])
 @pytest.mark.parametrize("commits", [True, False])
 def test_of_two_creators_the_second_waits(engine: Engine, names: str, *, commits: bool) -> None:
     with engine.connect() as first:
@@ -196,7 +226,7 @@ def test_of_two_creators_the_second_waits(engine: Engine, names: str, *, commits
 
 
 @pytest.mark.parametrize("isolation", HIGHER)
-@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("names", ["b", "abc", WIDE])
 @pytest.mark.parametrize("commits", [True, False])
 def test_of_two_creators_the_second_fails_to_serialise(
     engine: Engine, names: str, isolation: str, *, commits: bool
@@ -255,7 +285,7 @@ def try_append(engine: Engine, names: str, expected: int | None) -> dict[str, in
         return sqlstate(refused)
 
 
-@pytest.mark.parametrize("names", ["b", "ab"])
+@pytest.mark.parametrize("names", ["b", "ab", WIDE])
 def test_who_saw_nothing_and_met_a_creator_is_refused(engine: Engine, names: str) -> None:
     with engine.connect() as creator:
         append(creator, make_record(["b"], expected=CREATED))
@@ -268,7 +298,7 @@ def test_who_saw_nothing_and_met_a_creator_is_refused(engine: Engine, names: str
         assert_whole(connection)
 
 
-@pytest.mark.parametrize("names", ["b", "abc"])
+@pytest.mark.parametrize("names", ["b", "abc", WIDE])
 def test_who_expects_nothing_comes_after_the_creator(engine: Engine, names: str) -> None:
     with engine.connect() as creator:
         append(creator, make_record(["b"], expected=CREATED))
@@ -277,6 +307,35 @@ def test_who_expects_nothing_comes_after_the_creator(engine: Engine, names: str)
             assert waiting.result() == {**dict.fromkeys(names, 1), "b": 2}
     with engine.connect() as connection:
         assert_whole(connection)
+
+
+@pytest.mark.parametrize(("known", "told"), [(None, 2), (0, "OP001")])
+@pytest.mark.parametrize("names", ["Az", f"{WIDE}z"])
+def test_what_was_created_while_one_waited_for_others(
+    engine: Engine, names: str, known: int | None, told: int | str
+) -> None:
+    """At the first aggregate, before the look at the last; however many are looked at together."""
+    for _ in range(2):
+        append_apart(engine, ["A"])
+    with engine.connect() as holder:
+        append(holder, make_record(["A"]))
+        expected = [None] * (len(names) - 1) + [known]
+        with beside(engine, lambda: try_expecting(engine, names, expected)) as waiting:
+            assert create(engine, "z") == {"z": 1}
+            holder.commit()
+            found = waiting.result()
+    assert (found["z"] if isinstance(found, dict) else found) == told
+    with engine.connect() as connection:
+        assert_whole(connection)
+
+
+def try_expecting(
+    engine: Engine, names: str, expected: Sequence[int | None]
+) -> dict[str, int] | str | None:
+    try:
+        return append_apart(engine, list(names), expected=expected)
+    except DBAPIError as refused:
+        return sqlstate(refused)
 
 
 @pytest.mark.parametrize("known", [0, None])
@@ -316,87 +375,3 @@ def test_two_that_meet_there_do_not_serialise(
         with pytest.raises(DBAPIError) as refused:
             append(old, make_record(["b"], expected=known))
         assert sqlstate(refused) == "40001"
-
-
-# -- many ---------------------------------------------------------------------------------------
-
-THREADS, STEPS = 6, 40
-Drawn = tuple[list[str], list[int | None]]
-"""Aggregates, and what is expected of each."""
-
-
-def work_at_random(
-    engine: Engine, steps: Callable[[random.Random, int, int], Drawn]
-) -> Counter[str]:
-    """Append what `steps` draws, in many threads; how often each SQLSTATE, or "" for none, came."""
-
-    def work(number: int) -> list[str]:
-        draw, ends = random.Random(number), []
-        for step in range(STEPS):
-            names, expected = steps(draw, number, step)
-            try:
-                append_apart(engine, names, expected=expected)
-                ends.append("")
-            except DBAPIError as refused:
-                ends.append(sqlstate(refused) or "?")
-        return ends
-
-    # The database is made when it is first connected to, by one thread.
-    engine.connect().close()
-    with ThreadPoolExecutor(THREADS) as pool:
-        return Counter(end for ends in pool.map(work, range(THREADS)) for end in ends)
-
-
-def test_those_who_are_right_never_deadlock(engine: Engine) -> None:
-    """Many aggregates at once, known ones of everybody's and created ones of one's own."""
-    shared = name_many(12)
-    for name in shared[::2]:
-        create(engine, name)
-    append_apart(engine, shared[1::2])
-
-    def draw_names(
-        draw: random.Random, number: int, step: int
-    ) -> tuple[list[str], list[int | None]]:
-        own = {f"{draw.choice('05af')}/{number}/{step}/{n}" for n in range(draw.randrange(5))}
-        names = sorted({*own, *draw.sample(shared, draw.randrange(1, 9))})
-        return names, [CREATED if name in own else None for name in names]
-
-    assert work_at_random(engine, draw_names) == {"": THREADS * STEPS}
-    with engine.connect() as connection:
-        assert_whole(connection)
-
-
-def test_those_who_may_be_wrong_leave_no_gap(engine: Engine) -> None:
-    """Everybody believes anything of a few aggregates, which everybody creates and writes."""
-    shared = name_many(40)
-
-    def draw_names(
-        draw: random.Random, number: int, step: int
-    ) -> tuple[list[str], list[int | None]]:
-        near = shared[step // 2 : step // 2 + 10]
-        names = sorted(draw.sample(near, draw.randrange(1, 6)))
-        return names, [draw.choice([CREATED, CREATED, None, 0, 1]) for _ in names]
-
-    ends = work_at_random(engine, draw_names)
-    # Who is wrong may be half of a deadlock, which Postgres ends; that is a conflict like another.
-    assert set(ends) <= {"", "OP001", "40P01"}
-    assert ends[""] > THREADS
-    with engine.connect() as connection:
-        assert_whole(connection)
-
-
-def test_all_create_the_same(engine: Engine) -> None:
-    """In whichever order they come, each aggregate has one first version."""
-
-    def draw_names(
-        draw: random.Random, number: int, step: int
-    ) -> tuple[list[str], list[int | None]]:
-        names = [f"{step // 4}/{n}" for n in range(draw.choice([1, 1, 3]))]
-        return names, [CREATED] * len(names)
-
-    ends = work_at_random(engine, draw_names)
-    assert set(ends) <= {"", "OP001", "40P01"}
-    with engine.connect() as connection:
-        records = assert_whole(connection)
-    firsts = [link for r in records for link in r.list_links() if link.version == 1]
-    assert len(firsts) == len({link.aggregate for link in firsts}) == 3 * STEPS // 4

@@ -157,7 +157,7 @@ def test_only_formats_that_readers_read(connection: Connection, form: int) -> No
     assert sqlstate(refused) == "22023"
 
 
-@pytest.mark.parametrize("names", [ONE, TWO])
+@pytest.mark.parametrize("names", [ONE, TWO, name_many(40)], ids=["one", "two", "40"])
 def test_the_version_a_ticket_was_taken_at_is_expected(
     connection: Connection, names: list[str]
 ) -> None:
@@ -165,7 +165,7 @@ def test_the_version_a_ticket_was_taken_at_is_expected(
         append(connection, make_record(names, expected=version))
         connection.commit()
     for stale in (0, 2, 4):
-        for place in range(len(names)):
+        for place in {0, len(names) // 2, len(names) - 1}:
             expected: list[int | None] = [3] * len(names)
             expected[place] = stale
             with pytest.raises(DBAPIError, match=f"version {stale}, it is now at version 3") as no:
@@ -281,7 +281,8 @@ def test_a_head_that_was_removed_by_hand_is_missed(
     connection.exec_driver_sql("ALTER TABLE oplog.oplog_record DISABLE TRIGGER USER")
     connection.exec_driver_sql("DELETE FROM oplog.oplog_record WHERE versions IS NOT NULL")
     connection.commit()
-    for names, missed in (["a"], "a"), (["b"], "b"), (["0", "b"], "b"):
+    many = [f"a{n:02}" for n in range(40)]
+    for names, missed in (["a"], "a"), (["b"], "b"), (["0", "b"], "b"), ([*many, "b"], "b"):
         with pytest.raises(DBAPIError, match=f"version 2 of aggregate '{missed}'") as refused:
             append(connection, make_record(names, expected=[None] * (len(names) - 1) + [expected]))
         assert sqlstate(refused) == "OP009"
@@ -291,7 +292,7 @@ def test_a_head_that_was_removed_by_hand_is_missed(
 # -- locks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [ONE, TWO])
+@pytest.mark.parametrize("names", [ONE, TWO, name_many(40)], ids=["one", "two", "40"])
 def test_a_position_is_drawn_when_the_tickets_are_held(engine: Engine, names: list[str]) -> None:
     """Who waited for a ticket comes after whoever wrote meanwhile."""
     for _ in range(2):
@@ -308,10 +309,12 @@ def test_a_position_is_drawn_when_the_tickets_are_held(engine: Engine, names: li
     assert told == [names[-1:], names[-1:], ["meanwhile"], names]
 
 
-def test_tickets_are_redeemed_in_the_order_of_their_names(engine: Engine) -> None:
+@pytest.mark.parametrize("more", [0, 40])
+def test_tickets_are_redeemed_in_the_order_of_their_names(engine: Engine, more: int) -> None:
     """Whoever waits for the first holds no later one, or two of them would deadlock."""
+    names = [*TWO, *(f"c{n:02}" for n in range(more))]
     for _ in range(2):
-        append_apart(engine, TWO)
+        append_apart(engine, names)
     with ThreadPoolExecutor(1) as pool, engine.connect() as holder:
         first = sa.text("SELECT FROM oplog.oplog_ticket WHERE aggregate_name = 'a' FOR UPDATE")
         second = sa.text(
@@ -319,7 +322,7 @@ def test_tickets_are_redeemed_in_the_order_of_their_names(engine: Engine) -> Non
         )
         holder.execute(first)
         with waiting_for_lock(engine):
-            waiter = pool.submit(append_apart, engine, TWO)
+            waiter = pool.submit(append_apart, engine, names)
         holder.execute(second)
         holder.rollback()
         waiter.result()
