@@ -21,7 +21,7 @@ from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.new_transactions import read_new_rows
 from oplog.store.records import read_records
-from oplog.store.rows import SIZE, StoredRecord
+from oplog.store.rows import StoredRecord, measure_record
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 _PATIENCE_MINUTES = 5
@@ -181,7 +181,7 @@ class ExportStore:
             connection,
             cursor,
             s=self._s,
-            columns=f"r.position, pg_catalog.cardinality(r.aggregates), {SIZE}",
+            columns=f"r.position, pg_catalog.cardinality(r.aggregates), {measure_record(self._s)}",
             limit=limit,
             most_bytes=most_bytes,
         )

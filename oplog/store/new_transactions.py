@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.store.cursor import Cursor
-from oplog.store.records import BEFORE
+from oplog.store.records import sum_before
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 
@@ -34,7 +34,7 @@ def read_new_rows(
     is the quoted schema.
     """
     found = connection.exec_driver_sql(
-        f"SELECT * FROM (SELECT {columns}, {BEFORE}, r.position AS place, "
+        f"SELECT * FROM (SELECT {columns}, {sum_before(s)}, r.position AS place, "
         "lead(r.position) OVER w IS NOT NULL AS more "
         f"FROM {s}.oplog_record r WHERE r.position > %s AND {VISIBLE} AND NOT {VISIBLE} "
         "WINDOW w AS (ORDER BY r.position) ORDER BY r.position LIMIT %s) p "

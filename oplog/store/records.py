@@ -42,7 +42,6 @@ from oplog.store.revisions import insert_type, list_types
 from oplog.store.rows import (
     CREATED,
     RECORD_COLUMNS,
-    SIZE,
     BrokenLink,
     EntryFilter,
     NewRecord,
@@ -50,6 +49,7 @@ from oplog.store.rows import (
     StoredRecord,
     flatten_metadata,
     make_stored,
+    measure_record,
     read_microseconds,
 )
 from oplog.store.version import parse_version, read_comment
@@ -218,8 +218,8 @@ class Store:
         """
         where, values = bind_filter(self._s, filter)
         rows = connection.exec_driver_sql(
-            f"SELECT p.* FROM (SELECT {RECORD_COLUMNS}, {BEFORE} FROM {self._s}.oplog_record r "
-            "WHERE r.position > %s "
+            f"SELECT p.* FROM (SELECT {RECORD_COLUMNS}, {sum_before(self._s)} "
+            f"FROM {self._s}.oplog_record r WHERE r.position > %s "
             "AND pg_catalog.pg_visible_in_snapshot(r.transaction_id, %s::pg_snapshot) "
             f"AND {where} WINDOW w AS (ORDER BY r.position) "
             f"ORDER BY r.position LIMIT {PAGE_ENTRIES}) p WHERE p.bytes_before < {PAGE_BYTES} "
@@ -288,7 +288,7 @@ class Store:
         where, values = bind_filter(self._s, filter)
         pages = iterate_positions(
             connection,
-            f"SELECT r.position, {SIZE} FROM {self._s}.oplog_record r "
+            f"SELECT r.position, {measure_record(self._s)} FROM {self._s}.oplog_record r "
             f"WHERE r.position > %s AND {where} ORDER BY r.position",
             (filter.after or 0, *values),
             most=PAGE_ENTRIES,
@@ -299,12 +299,17 @@ class Store:
             yield read_records(connection, self._s, positions)
 
 
-BEFORE = (
-    f"(sum({SIZE}) OVER w - {SIZE})::bigint AS bytes_before, "
-    "sum(pg_catalog.cardinality(r.aggregates)) OVER w - pg_catalog.cardinality(r.aggregates) "
-    "AS entries_before"
-)
-"""Sealed bytes and entries of the records before `r` in window `w`."""
+def sum_before(s: str) -> str:
+    """Columns: sealed bytes and entries of the records before `r` in window `w`.
+
+    `s` is the quoted schema.
+    """
+    before = "OVER (w ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    return (
+        f"coalesce(sum({measure_record(s)}) {before}, 0)::bigint AS bytes_before, "
+        f"coalesce(sum(pg_catalog.cardinality(r.aggregates)) {before}, 0)::bigint "
+        "AS entries_before"
+    )
 
 
 def read_records(connection: Connection, s: str, positions: Sequence[int]) -> list[StoredRecord]:

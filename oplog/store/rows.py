@@ -144,8 +144,19 @@ RECORD_COLUMNS = (
     "(extract(epoch FROM r.created_at) * 1000000)::bigint AS created, r.idempotency_key"
 )
 """What to select from the record table, called `r`, for `make_stored`."""
-SIZE = "pg_catalog.octet_length(r.data)::bigint * r.parts"
-"""About how many sealed bytes record `r` has. Only the last of several parts is smaller."""
+
+
+def measure_record(s: str) -> str:
+    """The sealed bytes of all parts of record `r`, as an expression; `s` is the quoted schema.
+
+    Parts may be of very different sizes: a part that one row fills follows a small one.
+    """
+    return (
+        "(pg_catalog.octet_length(r.data) + CASE WHEN r.parts > 1 THEN coalesce(("
+        "SELECT sum(pg_catalog.octet_length(p.data)) "
+        f"FROM {s}.oplog_part p WHERE p.position = r.position), 0) ELSE 0 END)::bigint"
+    )
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -272,6 +273,28 @@ def test_a_transaction_of_thousands(logged: LoggedDatabase) -> None:
     assert len(huge.aggregates) == 5000
     assert len(huge.parts) > 1
     assert huge.sealed_bytes > 100_000
+
+
+def test_segments_are_cut_by_what_all_parts_have(logged: LoggedDatabase) -> None:
+    """A small row before one that fills a part of its own: the first part says nothing."""
+    blobs = [random.Random(n).randbytes(200_000).hex() for n in range(4)]
+    for number, blob in enumerate(blobs):
+        with logged.sessions.begin() as session:
+            session.add(Customer(id=2 * number + 1, name="small"))
+            session.add(Customer(id=2 * number + 2, name=blob))
+    records = read_database(logged.engine)
+    assert [len(record.parts) for record in records] == [2, 2, 2, 2]
+    assert all(len(record.parts[0].data) < 1000 < len(record.parts[1].data) for record in records)
+    size = records[0].sealed_bytes
+    store = MemoryStore("test")
+    exporter = logged.log.make_exporter(open_fresh(store), segment_bytes=5 * size // 2)
+    report = exporter.publish_page(logged.engine)
+    # As many as there are until the limit is passed.
+    assert (report.entries, report.segments) == (6, 2)
+    assert exporter.publish_page(logged.engine).entries == 2
+    head = check_archive(store, logged.engine)
+    segments = [s for _, s in open_fresh(store).iterate_segments(head.levels)]
+    assert [len(segment.records) for segment in segments] == [2, 1, 1]
 
 
 def test_a_record_is_larger_than_a_page(logged: LoggedDatabase) -> None:
