@@ -59,11 +59,14 @@ class ArchiveRow:
 
 
 class Novelty(NamedTuple):
-    """A record to be published, without its bytes; `entries` is how many aggregates it has."""
+    """A record to be published, without its content.
+
+    `entries` is how many aggregates it has, `size_bytes` what its parts and metadata have.
+    """
 
     position: int
     entries: int
-    sealed_bytes: int
+    size_bytes: int
 
 
 class NewPage(NamedTuple):
@@ -175,7 +178,7 @@ class ExportStore:
     ) -> NewPage:
         """The next records on the cursor's way to its target.
 
-        About `limit` entries and `most_bytes` sealed bytes, more only for a single larger record.
+        About `limit` entries and `most_bytes` bytes, more only for a single larger record.
         """
         rows, last = read_new_rows(
             connection,

@@ -30,7 +30,7 @@ def read_new_rows(
 ) -> NewRows:
     """The next records on the cursor's way to its target, as `columns` of record `r`.
 
-    About `limit` entries and `most_bytes` sealed bytes, more only for a single larger record. `s`
+    About `limit` entries and `most_bytes` bytes, more only for a single larger record. `s`
     is the quoted schema.
     """
     found = connection.exec_driver_sql(

@@ -57,7 +57,7 @@ from oplog.store.version import parse_version, read_comment
 PAGE_ENTRIES = 4000
 """Most entries read at once, more only for a single larger record."""
 PAGE_BYTES = 8 * 1024 * 1024
-"""Sealed bytes read at once, more only for a single larger record."""
+"""Bytes of parts and metadata read at once, more only for a single larger record."""
 _PARTS = StoredRecord._fields.index("parts") + 1
 """Where `RECORD_COLUMNS` have the number of parts, after the first one."""
 _PLACES = ", ".join(f"${number}" for number in range(1, 12))
@@ -300,7 +300,7 @@ class Store:
 
 
 def sum_before(s: str) -> str:
-    """Columns: sealed bytes and entries of the records before `r` in window `w`.
+    """Columns: bytes and entries of the records before `r` in window `w`.
 
     `s` is the quoted schema.
     """

@@ -147,14 +147,15 @@ RECORD_COLUMNS = (
 
 
 def measure_record(s: str) -> str:
-    """The sealed bytes of all parts of record `r`, as an expression; `s` is the quoted schema.
+    """Bytes of record `r`: those of all parts, and of metadata; `s` is the quoted schema.
 
     Parts may be of very different sizes: a part that one row fills follows a small one.
     """
     return (
         "(pg_catalog.octet_length(r.data) + CASE WHEN r.parts > 1 THEN coalesce(("
         "SELECT sum(pg_catalog.octet_length(p.data)) "
-        f"FROM {s}.oplog_part p WHERE p.position = r.position), 0) ELSE 0 END)::bigint"
+        f"FROM {s}.oplog_part p WHERE p.position = r.position), 0) ELSE 0 END + coalesce("
+        "pg_catalog.octet_length(pg_catalog.array_to_string(r.metadata, '')), 0))::bigint"
     )
 
 

@@ -18,15 +18,15 @@ from oplog.sync.publisher import Publisher
 
 
 def cut_records(records: Sequence[Novelty], most_bytes: int) -> Iterator[list[int]]:
-    """Positions for each segment: at most `most_bytes` sealed bytes, or one record with more."""
+    """Positions for each segment: at most `most_bytes` bytes, or one record with more."""
     positions: list[int] = []
     size = 0
     for record in records:
-        if positions and size + record.sealed_bytes > most_bytes:
+        if positions and size + record.size_bytes > most_bytes:
             yield positions
             positions, size = [], 0
         positions.append(record.position)
-        size += record.sealed_bytes
+        size += record.size_bytes
     if positions:
         yield positions
 

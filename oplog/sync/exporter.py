@@ -32,7 +32,10 @@ from oplog.sync.publisher import Emit, make_hint
 PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one record has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""Sealed bytes of one segment, and of all that one head adds, unless one record has more."""
+"""Sealed bytes and metadata of one segment, and of all that one head adds.
+
+Unless one record has more.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ class Drafted:
 class Drafter:
     """Adds what is new to drafts.
 
-    A page has at most `page_entries` entries and `segment_bytes` sealed bytes, and a segment as
-    many bytes, unless one record has more.
+    A page has at most `page_entries` entries and `segment_bytes` bytes of sealed parts and
+    metadata, and a segment as many bytes, unless one record has more.
     """
 
     log: Store

@@ -30,6 +30,9 @@ class Wake:
         self._interrupted = False
 
     def __enter__(self) -> Self:
+        if self._listener is not None:
+            # From now on: a call that comes before the first waiting ends it.
+            self._listener.hear(0)
         return self
 
     def __exit__(

@@ -139,6 +139,25 @@ def test_whoever_waits_for_the_archive_wakes_the_worker(logged: LoggedDatabase) 
     check_archive(store, logged.engine)
 
 
+def test_a_call_that_comes_before_it_waits_is_heard(
+    logged: LoggedDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a pass is made, or a chore done."""
+    store = MemoryStore("test")
+    called: list[int] = []
+
+    def call(worker: SyncWorker) -> None:
+        if not called:
+            add_customers(logged, 1, 1)
+            call_worker(logged.engine)
+        called.append(1)
+
+    monkeypatch.setattr(SyncWorker, "_look_at_tables", call)
+    with running(logged, store, interval_seconds=NEVER) as (_, passes):
+        passes.wait_for(lambda: sum(report.entries for report in passes.reports) == 1)
+    check_archive(store, logged.engine)
+
+
 def test_it_looks_by_itself_where_it_hears_nothing(logged: LoggedDatabase) -> None:
     store = MemoryStore("test")
     with running(logged, store, interval_seconds=0.01, listen=False) as (_, passes):
@@ -295,6 +314,22 @@ def test_segments_are_cut_by_what_all_parts_have(logged: LoggedDatabase) -> None
     head = check_archive(store, logged.engine)
     segments = [s for _, s in open_fresh(store).iterate_segments(head.levels)]
     assert [len(segment.records) for segment in segments] == [2, 1, 1]
+
+
+def test_segments_are_cut_by_metadata_too(logged: LoggedDatabase) -> None:
+    """However much is said of small records, a segment can be written, and be read again."""
+    for number in range(6):
+        with logged.sessions.begin() as session:
+            if number:
+                logged.log.annotate(session, reason=[f"{n:04}" * 250 for n in range(number)])
+            session.add(Customer(id=number + 1, name="small"))
+    store = MemoryStore("test")
+    exporter = logged.log.make_exporter(open_fresh(store), segment_bytes=4_500)
+    assert exporter.publish_all(logged.engine).entries == 6
+    head = check_archive(store, logged.engine)
+    segments = [s for _, s in open_fresh(store).iterate_segments(head.levels)]
+    counts = [[len(record.metadata) for record in s.records] for s in segments]
+    assert counts == [[0, 1, 2], [3], [4], [5]]
 
 
 def test_a_record_is_larger_than_a_page(logged: LoggedDatabase) -> None:
