@@ -8,9 +8,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Engine
 
 from tests.databases import FreshDatabase
+from tests.partitioned import shrink_partitions
 from tests.postgres.shop import NOISE, Shop, open_shop
 from tests.support import administer
 
@@ -134,6 +135,25 @@ def test_prune(shop: Shop) -> None:
     assert shop.ask("verify", *reach)["ok"] is True
     assert shop.ask("replay", *reach)["digest"] == digest
     assert len(shop.ask("history", "account", "1", *reach)["changes"]) == 2
+
+
+def test_prune_tells_what_it_dropped(tmp_path: Path, engine: Engine) -> None:
+    shrink_partitions(engine, 2)
+    shop = replace(open_shop(tmp_path, engine.url), archive=f"file://{tmp_path}/archive")
+    shop.fill()
+    shop.call("sync")
+    out, _ = shop.call("maintain")
+    assert out == "3 tables made; at position 3, with 3 partitions through 5\n"
+    dropped = [f"oplog.oplog_{table}_p{n}" for n in (0, 1) for table in ("record", "part", "token")]
+    assert shop.call("prune", "--keep", "0s")[0].splitlines() == [
+        "5 entries removed",
+        f"dropped: {', '.join(dropped)}",
+        "in the archive only: through sequence 3, position 3",
+    ]
+    shop.write()
+    shop.call("sync")
+    assert shop.ask("prune", "--keep", "0s")["dropped"] == []
+    assert shop.ask("verify", "--archive", shop.archive)["ok"] is True
 
 
 # -- forks --------------------------------------------------------------------------------------
