@@ -18,7 +18,7 @@ ROWS = {
     "C": (*range(1, 8), 9, 10, 11, 12, 14),
     "D": (*range(1, 7), 8, 9, 11, 12, 13, 14),
     "F": (*range(1, 15), 16, 17, 18, 20),
-    "G": (1, 2, *range(4, 15)),
+    "G": (1, 2, *range(4, 16)),
 }
 """The faults that were thought of, by group; the numbers in between were given up."""
 
