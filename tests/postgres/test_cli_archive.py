@@ -26,7 +26,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture
 def shop(tmp_path: Path, database_url: URL) -> Shop:
-    """A shop of five entries, with an archive that holds nothing yet."""
+    """A shop of five entries in three records, with an archive that holds nothing yet."""
     shop = replace(open_shop(tmp_path, database_url), archive=f"file://{tmp_path}/archive")
     shop.fill()
     return shop
@@ -43,7 +43,7 @@ def count_heads(shop: Shop) -> int:
 def test_a_pass_publishes_what_is_new(shop: Shop) -> None:
     report = shop.ask("sync")
     assert (report["entries"], report["segments"], report["lost"]) == (5, 1, 0)
-    assert (report["position"], report["sequence"], report["generation"]) == (5, 5, 0)
+    assert (report["position"], report["sequence"], report["generation"]) == (3, 3, 0)
     assert report["bytes"] > 0
     assert shop.ask("sync") == {**report, "entries": 0, "segments": 0, "bytes": 0}
     assert count_heads(shop) == 1
@@ -51,7 +51,7 @@ def test_a_pass_publishes_what_is_new(shop: Shop) -> None:
     out, err = shop.call("sync")
     first, second = out.splitlines()
     assert first.startswith("1 entry published in 1 segment, ")
-    assert second == "through sequence 6 of generation 0, position 6"
+    assert second == "through sequence 4 of generation 0, position 4"
     assert err == NOISE
     assert shop.call("sync")[0].splitlines() == ["nothing new", second]
 
@@ -67,7 +67,7 @@ def test_the_archive_is_named_anywhere(shop: Shop) -> None:
 def test_a_worker_needs_no_keys(shop: Shop) -> None:
     (shop.directory / "keyring.json").unlink()
     assert shop.ask("--app", "worker:log", "sync")["entries"] == 5
-    assert shop.ask("--app", "worker:log", "status")["archive"]["published"]["sequence"] == 5
+    assert shop.ask("--app", "worker:log", "status")["archive"]["published"]["sequence"] == 3
 
 
 def test_missing_tables_are_10(shop: Shop, bare_database_url: URL) -> None:
@@ -122,13 +122,13 @@ def test_a_lost_commit_is_3_until_it_is_a_fork(shop: Shop, spare_database: Fresh
     shop.call("sync")
     earlier = replace(shop, url=spare_database.url)
     earlier.make_tables()
-    earlier.call("restore", "--through", "4")
+    earlier.call("restore", "--through", "2")
     refused = earlier.ask("sync", code=3)
     assert refused["error"] == "LogForkedError"
     assert count_heads(shop) == 1
     report = earlier.ask("sync", "--fork", "fork")
-    assert (report["lost"], report["generation"], report["sequence"]) == (1, 1, 4)
-    assert "sequence 4 of generation 1, position 4" in earlier.call("status")[0]
+    assert (report["lost"], report["generation"], report["sequence"]) == (1, 1, 2)
+    assert "sequence 2 of generation 1, position 2" in earlier.call("status")[0]
 
 
 # -- snapshots and status -----------------------------------------------------------------------
@@ -136,15 +136,15 @@ def test_a_lost_commit_is_3_until_it_is_a_fork(shop: Shop, spare_database: Fresh
 
 def test_snapshot(shop: Shop) -> None:
     report = shop.ask("snapshot")
-    assert (report["taken"], report["sequence"], report["rows"]) == (True, 5, 2)
+    assert (report["taken"], report["sequence"], report["rows"]) == (True, 3, 2)
     assert report["bytes"] > 0
     again = shop.ask("snapshot")
-    assert (again["taken"], again["sequence"]) == (False, 5)
+    assert (again["taken"], again["sequence"]) == (False, 3)
     shop.write()
     out, err = shop.call("snapshot", "--full")
-    assert out.startswith("2 rows at sequence 6: ")
+    assert out.startswith("2 rows at sequence 4: ")
     assert err == NOISE
-    assert shop.call("snapshot")[0] == "nothing has changed since the snapshot at sequence 6\n"
+    assert shop.call("snapshot")[0] == "nothing has changed since the snapshot at sequence 4\n"
 
 
 def test_a_snapshot_of_a_sealed_log_needs_its_key(shop: Shop) -> None:
@@ -164,11 +164,11 @@ def test_status_says_how_far_the_archive_is_behind(shop: Shop) -> None:
     archive = shop.ask("status")["archive"]
     published = archive["published"]
     assert archive["lag"]["entries"] == 1
-    assert (published["sequence"], published["generation"], published["position"]) == (5, 0, 5)
-    assert published["snapshot"]["sequence"] == 5
-    assert published["recorded_at"] == shop.ask("tail", "--through", "5")[-1]["recorded_at"]
+    assert (published["sequence"], published["generation"], published["position"]) == (3, 0, 3)
+    assert published["snapshot"]["sequence"] == 3
+    assert published["recorded_at"] == shop.ask("tail", "--through", "3")[-1]["recorded_at"]
     out, _ = shop.call("status")
-    for part in ("behind by 1 entry", "newest snapshot at sequence 5", "sequence 5 of generation"):
+    for part in ("behind by 1 entry", "newest snapshot at sequence 3", "sequence 3 of generation"):
         assert part in out
     assert max(map(len, out.splitlines())) <= max(80, len(shop.archive) + 13)
 
@@ -202,14 +202,14 @@ def test_a_worker_ends_on_a_signal_with_what_it_made(shop: Shop, number: signal.
     process = shop.start(
         *("sync", "--follow", "--json", "--interval", "0.05", "--snapshot-records", "100")
     )
-    wait_until(process, lambda: find_snapshot(shop) == 5)
+    wait_until(process, lambda: find_snapshot(shop) == 3)
     shop.write()
-    wait_until(process, lambda: find_sequence(shop) == 6)
+    wait_until(process, lambda: find_sequence(shop) == 4)
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0, err
     report = json.loads(out)
-    assert (report["entries"], report["sequence"], report["position"]) == (6, 6, 6)
+    assert (report["entries"], report["sequence"], report["position"]) == (6, 4, 4)
     assert err.splitlines() == [
         NOISE.strip(),
         f"publishing to {shop.archive}",
@@ -220,7 +220,7 @@ def test_a_worker_ends_on_a_signal_with_what_it_made(shop: Shop, number: signal.
 
 def test_a_second_signal_ends_at_once(shop: Shop, engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("LOCK TABLE oplog.oplog_entry")
+        connection.exec_driver_sql("LOCK TABLE oplog.oplog_record")
         process = shop.start("sync", "--follow")
         wait_until_blocked(engine)
         process.send_signal(signal.SIGTERM)
@@ -240,7 +240,7 @@ def test_a_worker_waits_while_another_one_publishes(shop: Shop, engine: Engine) 
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=DEADLINE_SECONDS)
     assert (process.returncode, out) == (0, "nothing new\n")
-    assert find_sequence(shop) == 5
+    assert find_sequence(shop) == 3
 
 
 @contextlib.contextmanager
@@ -307,4 +307,4 @@ def test_a_renamed_column_is_refused_after_what_is_new_is_published(shop: Shop) 
         assert error["error"] == "SchemaDriftError"
         assert "line.total was called amount" in error["message"]
         assert "oplog adopt --again" in error["hint"]
-    assert open_archive(shop.archive).read_head().sequence == 5
+    assert open_archive(shop.archive).read_head().sequence == 3
