@@ -75,10 +75,6 @@ def _refuse_disorder() -> str:
       OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']') THEN
     RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a record needs aggregates';
   END IF;
-  IF pg_catalog.cardinality(p_metadata) & 1 <> 0
-      OR pg_catalog.array_position(p_metadata, NULL) IS NOT NULL THEN
-    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: metadata are pairs of texts';
-  END IF;
   FOR n IN 2 .. v_count LOOP
     IF p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
       RAISE EXCEPTION USING errcode = '22023',
@@ -283,6 +279,7 @@ def _insert_record(s: str) -> str:
     FROM ROWS FROM (pg_catalog.unnest(p_firsts), pg_catalog.unnest(p_more)) WITH ORDINALITY
       AS i(first, data, n);
   END IF;
+  -- Of a text that is missing there is no token, and none is refused: metadata are pairs.
   IF p_metadata IS NOT NULL THEN
     INSERT INTO {s}.oplog_token (token, position)
     SELECT {state_token("p_metadata[n]", "p_metadata[n + 1]")}, v_position

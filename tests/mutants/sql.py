@@ -272,14 +272,6 @@ CHANGES = (
         "OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']')",
         "",
     ),
-    Change(
-        "metadata may be half a pair",
-        "IF pg_catalog.cardinality(p_metadata) & 1 <> 0\n      OR",
-        "IF",
-    ),
-    Change(
-        "metadata may be NULL", "OR pg_catalog.array_position(p_metadata, NULL) IS NOT NULL", ""
-    ),
     # What is written.
     Change(
         "entries have another version",

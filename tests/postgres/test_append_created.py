@@ -199,6 +199,37 @@ def test_what_only_a_snapshot_had_is_not_created_again(
     assert record.prev_hashes[:3] == tuple(hashes.values())
 
 
+@pytest.mark.parametrize("names", ["b", WIDE])
+def test_what_was_restored_has_no_tickets(connection: Connection, names: str) -> None:
+    """The newest entry tells the version, however many there are."""
+    append_names(connection, "b", "b", "b")
+    connection.exec_driver_sql("ALTER TABLE oplog.oplog_ticket DISABLE TRIGGER USER")
+    connection.exec_driver_sql("DELETE FROM oplog.oplog_ticket")
+    assert append(connection, make_record(list(names)))["b"] == 4
+    connection.commit()
+    assert_whole(connection)
+
+
+@pytest.mark.parametrize("names", ["b", WIDE])
+def test_an_older_head_is_not_continued(connection: Connection, names: str) -> None:
+    """What was pruned left its head; the record after it was removed by hand."""
+    append_names(connection, "b", "b")
+    prune(connection, 0, 1)
+    append_names(connection, "b")
+    connection.exec_driver_sql("ALTER TABLE oplog.oplog_record DISABLE TRIGGER USER")
+    connection.exec_driver_sql("DELETE FROM oplog.oplog_record")
+    with pytest.raises(DBAPIError, match="version 3 of aggregate 'b' is not in") as refused:
+        append(connection, make_record(list(names)))
+    assert sqlstate(refused) == "OP009"
+
+
+def test_only_what_is_not_created_takes_a_ticket(connection: Connection) -> None:
+    expected = [CREATED if n % 3 == 0 else None for n in range(len(WIDE))]
+    append(connection, make_record(list(WIDE), expected=expected))
+    names = connection.exec_driver_sql("SELECT aggregate_name FROM oplog.oplog_ticket").scalars()
+    assert sorted(names) == [name for n, name in enumerate(WIDE) if n % 3]
+
+
 # -- two at once --------------------------------------------------------------------------------
 
 

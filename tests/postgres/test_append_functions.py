@@ -201,6 +201,8 @@ NONSENSE: dict[str, dict[str, str]] = {
     "no id": {"p_record": "NULL"},
     "no body": {"p_body": "NULL"},
     "half a pair": {"p_metadata": "ARRAY['a', 'b', 'c']"},
+    "a square of metadata": {"p_metadata": "ARRAY[['a', 'b'], ['c', 'd']]"},
+    "metadata from 0 on": {"p_metadata": "'[0:1]={a,b}'::text[]"},
     "a key without a value": {"p_metadata": "ARRAY['a', NULL]"},
     "a part without data": {"p_firsts": "ARRAY[1]", "p_more": "ARRAY[NULL]::bytea[]"},
     "a part without a place": {"p_firsts": "NULL", "p_more": "ARRAY['x'::bytea]"},
@@ -214,7 +216,7 @@ def test_nothing_is_stored_that_nobody_could_read(
     connection: Connection, changed: dict[str, str]
 ) -> None:
     """Whoever may call the function may call it with anything."""
-    connection.exec_driver_sql(state_append()).close()
+    connection.exec_driver_sql(state_append(p_aggregates="ARRAY['x']")).close()
     connection.commit()
     with pytest.raises(DBAPIError) as refused:
         connection.exec_driver_sql(state_append(**changed))
@@ -282,7 +284,13 @@ def test_a_head_that_was_removed_by_hand_is_missed(
     connection.exec_driver_sql("DELETE FROM oplog.oplog_record WHERE versions IS NOT NULL")
     connection.commit()
     many = [f"a{n:02}" for n in range(40)]
-    for names, missed in (["a"], "a"), (["b"], "b"), (["0", "b"], "b"), ([*many, "b"], "b"):
+    for names, missed in (
+        (["a"], "a"),
+        (["b"], "b"),
+        (["0", "b"], "b"),
+        ([*many, "b"], "b"),
+        (["a", *many, "b"], "a"),
+    ):
         with pytest.raises(DBAPIError, match=f"version 2 of aggregate '{missed}'") as refused:
             append(connection, make_record(names, expected=[None] * (len(names) - 1) + [expected]))
         assert sqlstate(refused) == "OP009"
