@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.crypto.aggregate_chain import ChainCheck
@@ -21,6 +23,8 @@ from tests.postgres import appending
 from tests.postgres.appending import STORE, compute_hash, make_record, read_all
 
 pytestmark = pytest.mark.postgres
+
+SELECT_PARTS = "SELECT position, first, data FROM "
 
 SHAPE = make_shape([("id", "integer"), ("name", "text")], key=["id"])
 
@@ -95,6 +99,24 @@ def test_a_larger_record_is_a_page(connection: Connection, monkeypatch: pytest.M
         assert found.sealed_bytes == 300
     assert read_records(connection, "oplog", []) == []
     assert read_records(connection, "oplog", [99]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_parts_are_asked_for_where_there_are_some(connection: Connection, count: int) -> None:
+    parts = [Part(0, bytes([n])) for n in range(count)]
+    for record in (make_record(["a"]), make_record(["b"], parts=parts), make_record(["c"])):
+        appending.append(connection, record)
+    asked: list[Any] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.extend([list(parameters)] if statement.startswith(SELECT_PARTS) else [])
+
+    sa.event.listen(connection.engine, "before_cursor_execute", note)
+    connection.commit()
+    _, found, _ = read_all(connection)
+    sa.event.remove(connection.engine, "before_cursor_execute", note)
+    assert found.parts == tuple(parts)
+    assert asked == ([[[found.position]]] if count > 1 else [])
 
 
 def test_filters_hold_together(connection: Connection) -> None:
