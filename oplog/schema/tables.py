@@ -293,7 +293,7 @@ def _index_tables(s: str) -> list[str]:
   aggregate_name text COLLATE "C" PRIMARY KEY,
   version bigint NOT NULL CHECK (version >= 0),
   head_version bigint,
-  head_hash bytea) WITH (fillfactor = 50)""",
+  head_hash bytea) WITH (fillfactor = 80)""",
         # Every record id that was ever used. Without a position it was declared aborted while its
         # COMMIT might still have been on its way. The last four columns are what has to be known
         # for ever of a record that was pruned.
