@@ -13,7 +13,6 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from oplog.archive.format.body import compute_hash
 from oplog.archive.format.head import Head, Origin, TypesRef, make_first
 from oplog.archive.format.index import Item, Levels, add_item, make_item
 from oplog.archive.format.path import BLOB, LATEST, name_content, name_head
@@ -22,7 +21,7 @@ from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.crypto.hashing import ZERO_HASH
 from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
-from oplog.store.rows import Part, StoredRecord, read_microseconds
+from oplog.store.rows import Part, StoredRecord, compute_hash, read_microseconds
 from oplog.value import Kind
 
 LOG_ID = UUID("0191e0a0-7f5c-7000-8000-0123456789ab")

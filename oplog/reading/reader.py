@@ -12,15 +12,15 @@ from itertools import pairwise
 from operator import attrgetter
 from uuid import UUID
 
-from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_record
 from oplog.crypto.seal import Sealer, name_part
 from oplog.entry import LoggedEntry, Operation
-from oplog.errors import ChainBrokenError, DecodeError, EntryError, OplogError
+from oplog.errors import ChainBrokenError, DecodeError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
 from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredRecord
+from oplog.store.rows import compute_hash
 
 _read_ordinal = attrgetter("ordinal")
 
@@ -178,38 +178,8 @@ def choose_parts(stored: StoredRecord, aggregates: Collection[str]) -> list[int]
 
 def check_hashes(stored: StoredRecord) -> None:
     """Raise `ChainBrokenError` unless the record's bytes and header match its hash."""
-    try:
-        found = _compute_hash(stored)
-    except EntryError as cause:
-        raise _altered(stored) from cause
-    if found != stored.record_hash:
+    if compute_hash(stored) != stored.record_hash:
         raise _altered(stored)
-
-
-def _compute_hash(stored: StoredRecord) -> bytes | None:
-    """The hash that the record should have; None if it has more or fewer links than aggregates."""
-    if not len(stored.versions) == len(stored.prev_hashes) == len(stored.aggregates):
-        return None
-    for version, prev_hash in zip(stored.versions, stored.prev_hashes, strict=True):
-        # It is not in the hash: there is no record before.
-        if version == 1 and prev_hash != ZERO_HASH:
-            return None
-    body_hash = hash_body(
-        format=stored.format,
-        record_id=stored.record_id,
-        key_id=stored.key_id,
-        metadata=stored.metadata,
-        idempotency_key=stored.idempotency_key,
-        aggregates=stored.aggregates,
-        parts=stored.parts,
-    )
-    return hash_record(
-        body_hash=body_hash,
-        position=stored.position,
-        recorded_at=stored.recorded_at,
-        versions=stored.versions,
-        prev_hashes=stored.prev_hashes,
-    )
 
 
 def _altered(stored: StoredRecord) -> ChainBrokenError:

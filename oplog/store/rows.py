@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH
+from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH, hash_body, hash_record
+from oplog.errors import DecodeError, EntryError
 
 
 class Part(NamedTuple):
@@ -69,6 +70,39 @@ class StoredRecord(NamedTuple):
                 prev_hash=prev_hash,
                 record_hash=self.record_hash,
             )
+
+
+def compute_hash(record: StoredRecord) -> bytes | None:
+    """The hash that a record's bytes and header give; None where they cannot have one.
+
+    That is one with another number of versions or hashes than of aggregates, with a hash before
+    version 1, or with a value that no hash is defined over.
+    """
+    if not len(record.versions) == len(record.prev_hashes) == len(record.aggregates):
+        return None
+    for version, prev_hash in zip(record.versions, record.prev_hashes, strict=True):
+        # It is not in the hash, so an altered one would not be noticed.
+        if version == 1 and prev_hash != ZERO_HASH:
+            return None
+    try:
+        body_hash = hash_body(
+            format=record.format,
+            record_id=record.record_id,
+            key_id=record.key_id,
+            metadata=record.metadata,
+            idempotency_key=record.idempotency_key,
+            aggregates=record.aggregates,
+            parts=record.parts,
+        )
+        return hash_record(
+            body_hash=body_hash,
+            position=record.position,
+            recorded_at=record.recorded_at,
+            versions=record.versions,
+            prev_hashes=record.prev_hashes,
+        )
+    except (DecodeError, EntryError):
+        return None
 
 
 CREATED = -1

@@ -11,10 +11,10 @@ import pytest
 
 from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive.format import body as bodies
-from oplog.archive.format.body import compute_hash, decode_body, encode_body
+from oplog.archive.format.body import decode_body, encode_body
 from oplog.crypto.hashing import ZERO_HASH
 from oplog.errors import DecodeError, SegmentCorruptError
-from oplog.store.rows import Part, StoredRecord
+from oplog.store.rows import Part, StoredRecord, compute_hash
 from tests.archived import MOMENT, make_record, make_records, seal_record
 
 pytestmark = pytest.mark.unit

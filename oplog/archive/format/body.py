@@ -15,9 +15,15 @@ from google.protobuf import message
 
 from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive.format.container import corrupt
-from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_record
-from oplog.errors import DecodeError, EntryError
-from oplog.store.rows import Part, StoredRecord, read_microseconds, write_microseconds
+from oplog.crypto.hashing import ZERO_HASH
+from oplog.errors import DecodeError
+from oplog.store.rows import (
+    Part,
+    StoredRecord,
+    compute_hash,
+    read_microseconds,
+    write_microseconds,
+)
 
 MAX_RECORDS = 1_000_000
 MAX_ITEMS = 4_000_000
@@ -37,29 +43,6 @@ _LAST_IN_NUMBER = 0x80
 """A byte below is the last one of a number."""
 _GOES_ON = bytes(range(_LAST_IN_NUMBER, 256))
 _MOST_BITS = 70
-
-
-def compute_hash(record: StoredRecord) -> bytes | None:
-    """The hash that the record's bytes and header give; None where they cannot have one."""
-    try:
-        body = hash_body(
-            format=record.format,
-            record_id=record.record_id,
-            key_id=record.key_id,
-            metadata=record.metadata,
-            idempotency_key=record.idempotency_key,
-            aggregates=record.aggregates,
-            parts=record.parts,
-        )
-        return hash_record(
-            body_hash=body,
-            position=record.position,
-            recorded_at=record.recorded_at,
-            versions=record.versions,
-            prev_hashes=record.prev_hashes,
-        )
-    except (DecodeError, EntryError):
-        return None
 
 
 # -- encoding -----------------------------------------------------------------------------
