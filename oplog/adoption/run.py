@@ -19,7 +19,6 @@ from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
-from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer, name_part
 from oplog.errors import ConfigurationError, SchemaDriftError
@@ -271,20 +270,10 @@ class _Work:
         context = name_part(self._binding.log_id, record_id, 0)
         data = target.sealer.seal(payload, context, key_id=key_id)
         parts = (Part(0, data),)
-        body_hash = hash_body(
-            format=target.sealer.format,
-            record_id=record_id,
-            key_id=key_id,
-            metadata=metadata,
-            idempotency_key=None,
-            aggregates=[aggregate],
-            parts=parts,
-        )
         record = NewRecord(
             record_id=record_id,
             aggregates=[aggregate],
             expected=[None],
-            body_hash=body_hash,
             parts=parts,
             format=target.sealer.format,
             key_id=key_id,

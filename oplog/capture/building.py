@@ -1,6 +1,6 @@
 """The build step of COMMIT: from a transaction's effects to a record that is ready to be sent.
 
-Pure: encodes, seals and hashes, without a connection and without SQL. The result depends only
+Pure: encodes and seals, without a connection and without SQL. The result depends only
 on the arguments, the id that `draw_id` returns and the sealer's randomness.
 """
 
@@ -14,18 +14,14 @@ from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
-from oplog.crypto.hashing import hash_body
 from oplog.crypto.seal import Sealer, name_part
 from oplog.entry import check_metadata_count
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.payload.parts import check_names, cut_parts
-from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.guard import FORMAT_MARK, REQUEST_PREFIX
 from oplog.store.rows import CREATED, NewRecord, Part
-
-REQUEST_AGGREGATE = "oplog/request"
-"""Names the aggregate of a keyed transaction that changed no tracked row, with a digest."""
 
 
 class RecordBuilder:
@@ -89,7 +85,7 @@ class RecordBuilder:
         return _finish(
             work,
             self._draw_id(),
-            aggregates=[f"{REQUEST_AGGREGATE}/{digest}"],
+            aggregates=[f"{REQUEST_PREFIX}{digest}"],
             expected=[None],
             parts=[Part(0, b"")],
             format=FORMAT_MARK,
@@ -131,26 +127,15 @@ def _finish(
     format: int,
     key_id: str,
 ) -> NewRecord:
-    """The record of these parts, with its hash; `InvalidMetadataError` for too much metadata."""
+    """The record of these parts; `InvalidMetadataError` for too much metadata."""
     check_metadata_count(len(work.metadata))
-    idempotency_key = None if work.claim is None else work.claim.key
-    body_hash = hash_body(
-        format=format,
-        record_id=record_id,
-        key_id=key_id,
-        metadata=work.metadata,
-        idempotency_key=idempotency_key,
-        aggregates=aggregates,
-        parts=parts,
-    )
     return NewRecord(
         record_id=record_id,
         aggregates=aggregates,
         expected=expected,
-        body_hash=body_hash,
         parts=parts,
         format=format,
         key_id=key_id,
         metadata=work.metadata,
-        idempotency_key=idempotency_key,
+        idempotency_key=None if work.claim is None else work.claim.key,
     )

@@ -37,7 +37,8 @@ from oplog.postgres.exchange import exchange
 from oplog.postgres.namesake import refuse_other_table
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
 from oplog.receipt import Receipt
-from oplog.schema.append import ASYNCHRONOUS_COMMIT, FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
+from oplog.schema.append import FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
+from oplog.schema.append_checks import ASYNCHRONOUS_COMMIT
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
 from oplog.store import Store

@@ -11,14 +11,13 @@ An aggregate that a transaction creates has no competitor but another creator, w
 
 from __future__ import annotations
 
-from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED
-from oplog.schema.guard import ADOPTION_PREFIX, FORMAT_MARK, check_and_reset_tally
-from oplog.schema.touched_keys import DEFINER
+from oplog.crypto.sql_hashing import hash_body_statements, hash_record_statements
+from oplog.schema.append_checks import list_checks
+from oplog.schema.guard import check_and_reset_tally
+from oplog.schema.touched_keys import DEFINER, PINNED
 
 STALE_TICKET = "OP001"
 """SQLSTATE of a redeem that lost: class OP is free for applications."""
-ASYNCHRONOUS_COMMIT = "OP005"
-"""SQLSTATE of an append in a transaction that would not wait for its own durability."""
 FENCED = "OP006"
 """SQLSTATE of an append that arrives after its transaction was declared aborted."""
 SENT_TWICE = "OP008"
@@ -34,53 +33,21 @@ _LOOK_AHEAD = 1024
 
 
 def create_append_statements(s: str, p: str) -> list[str]:
-    """Statements that create it, in the quoted schema `s` with settings' prefix `p`."""
-    return [_append_function(s, p)]
+    """Statements that create it, in the quoted schema `s` with settings' prefix `p`.
+
+    And its like for the log's own marks, which nobody else may execute.
+    """
+    return [
+        _append_function(s, p, name="append", rights=DEFINER, by_anybody=True),
+        _append_function(s, p, name="append_mark", rights=PINNED, by_anybody=False),
+    ]
 
 
-def _refuse_asynchronous() -> str:
-    # Off, a crash loses transactions that were acknowledged; nothing in the log would say so.
-    return f"""IF NOT p_asynchronous
-      AND pg_catalog.current_setting('synchronous_commit') = 'off' THEN
-    RAISE EXCEPTION USING errcode = '{ASYNCHRONOUS_COMMIT}',
-      message = 'oplog: synchronous_commit is off: a crash would lose acknowledged transactions',
-      hint = 'SET synchronous_commit = on, or say Oplog(asynchronous_commit=True)';
-  END IF;"""
-
-
-def _refuse_format() -> str:
-    known = f"{FORMAT_SEALED}, {FORMAT_PLAIN}, {FORMAT_MARK}"
-    return f"""IF p_format IS NULL OR p_format NOT IN ({known}) THEN
-    RAISE EXCEPTION USING errcode = '22023',
-      message = pg_catalog.concat('oplog: a record of format ', p_format, ' cannot be appended');
-  END IF;"""
-
-
-def _refuse_retirement() -> str:
-    # A mark there says that all rows of a type are gone: replay and restore go by it.
-    return f"""IF p_format = {FORMAT_MARK}
-    AND EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name)
-      WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}'))
-    AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') THEN
-    RAISE EXCEPTION USING errcode = '42501',
-      message = 'oplog: only the owner of the log says that a type is gone',
-      hint = 'op.retire_type in a migration';
-  END IF;"""
-
-
-def _refuse_disorder() -> str:
-    # Aggregates are locked in the order given: another order would be half of a deadlock. What has
-    # another form could be stored, and no reader would understand it.
-    return """IF v_count = 0 OR pg_catalog.cardinality(p_expected) <> v_count
-      OR pg_catalog.array_dims(p_aggregates) <> pg_catalog.concat('[1:', v_count, ']') THEN
-    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: a record needs aggregates';
-  END IF;
-  FOR n IN 2 .. v_count LOOP
-    IF p_aggregates[n] <= p_aggregates[n - 1] COLLATE "C" THEN
-      RAISE EXCEPTION USING errcode = '22023',
-        message = 'oplog: aggregates are not sorted or not distinct';
-    END IF;
-  END LOOP;"""
+FORMER_SIGNATURES = (
+    "append(uuid, text[], bigint[], bytea, bytea, integer[], bytea[], smallint, text, text[], "
+    "text, bigint, boolean)",
+)
+"""Functions of earlier definitions that have other arguments now, without the prefix `oplog_`."""
 
 
 def _raise_stale(aggregate: str, expected: str, version: str) -> str:
@@ -253,19 +220,6 @@ def _insert_entries(s: str) -> str:
   END IF;"""
 
 
-def _hash_record() -> str:
-    """`oplog.crypto.hashing.hash_record` in SQL."""
-    return """IF o_versions IS NOT NULL THEN
-    SELECT pg_catalog.string_agg(h.hash, ''::bytea ORDER BY h.n) INTO v_joined
-      FROM pg_catalog.unnest(v_hashes) WITH ORDINALITY AS h(hash, n);
-    SELECT pg_catalog.string_agg(pg_catalog.int8send(v.version), ''::bytea ORDER BY v.n)
-      INTO v_numbers FROM pg_catalog.unnest(o_versions) WITH ORDINALITY AS v(version, n);
-  END IF;
-  o_hash := pg_catalog.sha256('oplog/v1/record'::bytea || '\\x00'::bytea || p_body
-    || pg_catalog.int8send(v_position) || pg_catalog.timestamptz_send(v_now)
-    || v_numbers || v_joined);"""
-
-
 def _insert_record(s: str) -> str:
     return f"""INSERT INTO {s}.oplog_record (position, record_id, format, key_id, data, parts,
     aggregates, versions, prev_hashes, metadata, record_hash, created_at, idempotency_key)
@@ -295,13 +249,13 @@ def state_token(key: str, value: str) -> str:
     return f"""pg_catalog.hashtextextended(({key} || '=' || {value})::text COLLATE "C", 0)"""
 
 
-def _append_function(s: str, p: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_append(
-  p_record uuid, p_aggregates text[], p_expected bigint[], p_body bytea, p_data bytea,
+def _append_function(s: str, p: str, *, name: str, rights: str, by_anybody: bool) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_{name}(
+  p_record uuid, p_aggregates text[], p_expected bigint[], p_data bytea,
   p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
   p_idempotency_key text, p_tally bigint, p_asynchronous boolean,
   OUT o_versions bigint[], OUT o_hash bytea)
-LANGUAGE plpgsql {DEFINER} SET plan_cache_mode = force_generic_plan AS $oplog_fn$
+LANGUAGE plpgsql {rights} SET plan_cache_mode = force_generic_plan AS $oplog_fn$
 -- A plan for each call would plan the partitioned tables each time: hence the setting.
 -- p_aggregates are in "C" order, one lock order for everybody. p_expected has the version of each
 -- one's ticket, NULL for any, {_CREATED} for one that this transaction creates; it is NULL if all
@@ -310,23 +264,29 @@ LANGUAGE plpgsql {DEFINER} SET plan_cache_mode = force_generic_plan AS $oplog_fn
 DECLARE
   v_set text;
   v_count integer := pg_catalog.cardinality(p_aggregates);
+  v_texts integer := coalesce(pg_catalog.cardinality(p_metadata), 0);
   v_now timestamptz := pg_catalog.clock_timestamp();
+  v_name text;
+  v_last text;
+  v_reserved text;
+  v_size bigint;
   v_version bigint;
   v_before bigint;
   v_hash bytea;
   v_hashes bytea[];
   v_position bigint;
   v_made integer;
+  v_bytes bytea;
+  v_body bytea;
+  v_body_hash bytea;
   v_joined bytea := ''::bytea;
   v_numbers bytea := ''::bytea;
 BEGIN
-  {_refuse_format()}
-  {_refuse_retirement()}
-  {_refuse_asynchronous()}
-  {_refuse_disorder()}
+  {list_checks(by_anybody=by_anybody)}
   IF p_tally IS NOT NULL THEN
   {check_and_reset_tally(p)}
   END IF;
+  {hash_body_statements()}
   {_take_tickets(s)}
   v_position := pg_catalog.nextval({_name_sequence(s)});
   IF v_position & {_LOOK_AHEAD - 1} = 0 THEN
@@ -334,7 +294,7 @@ BEGIN
   END IF;
   {_insert_outcome(s)}
   {_insert_entries(s)}
-  {_hash_record()}
+  {hash_record_statements()}
   {_insert_record(s)}
 END $oplog_fn$"""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.crypto.sql_hashing import state_mark_hash
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -35,6 +34,8 @@ RETIRED_REVISION = "retired_revision"
 """Metadata key of the same mark: the newest revision that the type had then."""
 BYPASS_AGGREGATE = "oplog/bypass"
 """The aggregate of the marks that bypassed transactions leave."""
+REQUEST_PREFIX = "oplog/request/"
+"""How the aggregates begin of keyed transactions that changed no tracked row: then a digest."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}
 """How many guard triggers an ordinary and a partitioned table have, by relkind."""
 
@@ -109,20 +110,16 @@ FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
 
 
 def _write_mark(s: str) -> str:
-    body_hash = state_mark_hash(
-        format=FORMAT_MARK, record_id="v_id", metadata="v_metadata", aggregate="p_aggregate"
-    )
     return f"""CREATE FUNCTION {s}.oplog_write_mark(
   p_aggregate text, p_keys text[], p_values text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- A record by the database itself: it has no key to seal with, so it has no payload.
 DECLARE
-  v_id uuid := gen_random_uuid();
   v_metadata text[] := ARRAY(SELECT t.text
     FROM ROWS FROM (unnest(p_keys), unnest(p_values)) WITH ORDINALITY AS m(key, value, n),
     LATERAL (VALUES (1, m.key), (2, m.value)) AS t(place, text) ORDER BY m.n, t.place);
 BEGIN
-  PERFORM {s}.oplog_append(v_id, ARRAY[p_aggregate], ARRAY[NULL]::bigint[], {body_hash},
+  PERFORM {s}.oplog_append_mark(gen_random_uuid(), ARRAY[p_aggregate], ARRAY[NULL]::bigint[],
     ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, true);
 END $oplog_fn$"""
 

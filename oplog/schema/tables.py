@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
 from oplog.postgres.quoting import quote, quote_literal
-from oplog.schema.append import create_append_statements
+from oplog.schema.append import FORMER_SIGNATURES, create_append_statements
 from oplog.schema.append_only import create_append_only_statements
 from oplog.schema.guard import (
     create_guard_statements,
@@ -89,6 +89,7 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     definition = _define(s, schema)
     return [
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
+        *(f"DROP FUNCTION IF EXISTS {s}.oplog_{former}" for former in FORMER_SIGNATURES),
         *(make_repeatable(statement, s) for statement in definition),
         restore_keys(definition, s),
         protect_statement(s, schema),
@@ -127,6 +128,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
         f"DROP FUNCTION {s}.oplog_append",
+        f"DROP FUNCTION {s}.oplog_append_mark",
         f"DROP FUNCTION {s}.oplog_make_partitions",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
         # A schema that was there before (public, say) or is shared by now must survive.

@@ -15,7 +15,9 @@ IMAGES_KEPT = "OP004"
 """SQLSTATE of the INFO message that images wait to be collected."""
 UNGUARDED = "OP007"
 """SQLSTATE of a guard's function that is called where the log's own guard does not stand."""
-DEFINER = "SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
+PINNED = "SET search_path = pg_catalog, pg_temp"
+"""A fixed path, so that nobody puts functions or tables of their own in the way."""
+DEFINER = f"SECURITY DEFINER {PINNED}"
 """Run with the owner's rights, so that any role that may write a table can be counted; a
 fixed path, so that such a role cannot put functions of its own in the way."""
 

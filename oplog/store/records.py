@@ -60,7 +60,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of parts and metadata read at once, more only for a single larger record."""
 _PARTS = StoredRecord._fields.index("parts") + 1
 """Where `RECORD_COLUMNS` have the number of parts, after the first one."""
-_PLACES = ", ".join(f"${number}" for number in range(1, 12))
+_PLACES = ", ".join(f"${number}" for number in range(1, 11))
 _ANSWER = "SELECT o_versions, o_hash"
 _ANSWER_NONE = "SELECT NULL::bigint[], NULL::bytea"
 
@@ -165,7 +165,6 @@ class Store:
             Parameter(UUID_OID, record.record_id),
             Parameter(TEXT_ARRAY, record.aggregates),
             Parameter(INT8_ARRAY, None if created else record.expected),
-            Parameter(BYTEA, record.body_hash),
             Parameter(BYTEA, record.parts[0].data),
             Parameter(INT4_ARRAY, [part.first for part in more] or None),
             Parameter(BYTEA_ARRAY, [part.data for part in more] or None),

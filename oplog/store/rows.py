@@ -119,7 +119,6 @@ class NewRecord(NamedTuple):
     record_id: UUID
     aggregates: Sequence[str]
     expected: Sequence[int | None]
-    body_hash: bytes
     parts: Sequence[Part]
     format: int
     key_id: str

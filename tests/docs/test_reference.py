@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine
 
 import oplog
 from oplog import entry, errors
-from oplog.schema import append, append_only
+from oplog.schema import append, append_checks, append_only
 from oplog.schema.partitions import PARTITION_PATTERN
 from tests.docs.pages import DOCS, list_code_words, split_sections
 
@@ -106,7 +106,7 @@ def test_functions_indexes_and_triggers_are_documented(engine: Engine) -> None:
     assert set(names) - keys - list_code_words(SCHEMA) == set()
     states = {
         append.STALE_TICKET,
-        append.ASYNCHRONOUS_COMMIT,
+        append_checks.ASYNCHRONOUS_COMMIT,
         append.FENCED,
         append_only.APPEND_ONLY,
     }

@@ -45,15 +45,15 @@ BEGIN
       (SELECT max(e.version) FROM oplog.oplog_entry e WHERE e.aggregate_name = p_aggregates[1]),
       0) THEN
     o_versions := ARRAY[p_expected[1] + 1];
-    o_hash := p_body;
+    o_hash := pg_catalog.sha256(p_data);
     RETURN;
   END IF;
 """
 
 _REDEEMED = """CREATE TABLE planted_redeemed (
-  body bytea PRIMARY KEY, versions bigint[], hashes bytea[])"""
+  record uuid PRIMARY KEY, versions bigint[], hashes bytea[])"""
 _REDEEM_ALONE = """CREATE FUNCTION planted_redeem(
-  p_aggregates text[], p_expected bigint[], p_body bytea) RETURNS void
+  p_aggregates text[], p_expected bigint[], p_record uuid) RETURNS void
 LANGUAGE plpgsql AS $planted$
 DECLARE
   v_count integer := cardinality(p_aggregates);
@@ -65,11 +65,11 @@ DECLARE
   o_versions bigint[];
 BEGIN
   {redeem}
-  INSERT INTO planted_redeemed VALUES (p_body, o_versions, v_hashes);
+  INSERT INTO planted_redeemed VALUES (p_record, o_versions, v_hashes);
 END $planted$"""
 # The append function looks for nothing in public by itself.
 _TAKE_REDEEMED = """SELECT r.versions, r.hashes INTO o_versions, v_hashes
-    FROM public.planted_redeemed r WHERE r.body = p_body;"""
+    FROM public.planted_redeemed r WHERE r.record = p_record;"""
 
 DIES_AFTER = 15
 """Redeemed tickets after which a client with the third bug dies, before its COMMIT."""
@@ -137,8 +137,8 @@ def _redeem_alone(engine: Engine, record: NewRecord) -> None:
     try:
         with alone.begin() as connection:
             connection.exec_driver_sql(
-                "SELECT planted_redeem(%s::text[], %s::bigint[], %b)",
-                (list(record.aggregates), list(record.expected), record.body_hash),
+                "SELECT planted_redeem(%s::text[], %s::bigint[], %s)",
+                (list(record.aggregates), list(record.expected), record.record_id),
             )
     except DBAPIError as error:
         # A version that another client has redeemed and not written yet has no record.

@@ -31,10 +31,9 @@ def make_record(
     """A record of these aggregates; `expected` is that of each, or of all of them."""
     record_id = more.pop("record_id", None) or uuid4()
     parts = parts or [Part(0, record_id.bytes)]
-    filled = {"format": FORMAT, "key_id": "k", "metadata": (), "idempotency_key": None, **more}
+    filled = {"format": FORMAT, "key_id": "", "metadata": (), "idempotency_key": None, **more}
     each = expected if isinstance(expected, Sequence) else [expected] * len(names)
-    body_hash = hash_body(record_id=record_id, aggregates=names, parts=parts, **filled)
-    return NewRecord(record_id, names, each, body_hash, parts, **filled)
+    return NewRecord(record_id, names, each, parts, **filled)
 
 
 def append(
@@ -130,12 +129,11 @@ ARGUMENTS: dict[str, str] = {
     "p_record": "gen_random_uuid()",
     "p_aggregates": "ARRAY['a', 'b']",
     "p_expected": "NULL::bigint[]",
-    "p_body": "sha256('')",
     "p_data": "'data'::bytea",
     "p_firsts": "NULL::integer[]",
     "p_more": "NULL::bytea[]",
     "p_format": "2::smallint",
-    "p_key_id": "'k'",
+    "p_key_id": "''",
     "p_metadata": "NULL::text[]",
     "p_idempotency_key": "NULL",
     "p_tally": "NULL",

@@ -19,7 +19,6 @@ RECORD = NewRecord(
     record_id=ID,
     aggregates=("a", "b", "c"),
     expected=[4, CREATED, None],
-    body_hash=b"body",
     parts=[Part(0, b"data")],
     format=1,
     key_id="key",

@@ -28,7 +28,7 @@ from oplog.store.rows import CREATED, Part
 
 pytestmark = pytest.mark.unit
 
-RECORD = NewRecord(UUID(int=1), ["a"], [4], b"\x01body", [Part(0, b"\x02data")], 2, "k")
+RECORD = NewRecord(UUID(int=1), ["a"], [4], [Part(0, b"\x02data")], 2, "k")
 
 
 def list_values(message: Message) -> list[object]:
@@ -46,14 +46,14 @@ def places(first: int, last: int) -> str:
 def test_one_aggregate_and_one_part() -> None:
     message = Store("log").bind_append(RECORD)
     assert message.statement == (
-        f'SELECT o_versions, o_hash FROM "log".oplog_append({places(1, 13)})'
+        f'SELECT o_versions, o_hash FROM "log".oplog_append({places(1, 12)})'
     )
     assert list_values(message) == [
-        *(UUID(int=1), ["a"], [4], b"\x01body", b"\x02data", None, None, 2, "k"),
+        *(UUID(int=1), ["a"], [4], b"\x02data", None, None, 2, "k"),
         *(None, None, None, False),
     ]
     assert list_oids(message) == [
-        *(UUID_OID, TEXT_ARRAY, INT8_ARRAY, BYTEA, BYTEA, INT4_ARRAY, BYTEA_ARRAY),
+        *(UUID_OID, TEXT_ARRAY, INT8_ARRAY, BYTEA, INT4_ARRAY, BYTEA_ARRAY),
         *(INT2, TEXT, TEXT_ARRAY, TEXT, INT8, BOOL),
     ]
 
@@ -71,7 +71,7 @@ def test_several_of_all() -> None:
     # One statement, whatever the record holds.
     assert message.statement == Store("log").bind_append(RECORD).statement
     assert list_values(message) == [
-        *(UUID(int=1), ["a", 'b"\\,{}', "c"], [None, -1, 0], b"\x01body", b"zero"),
+        *(UUID(int=1), ["a", 'b"\\,{}', "c"], [None, -1, 0], b"zero"),
         *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key", 7, True),
     ]
 
@@ -104,8 +104,8 @@ def test_names_are_compared_in_the_same_statement() -> None:
     message = Store("log").bind_append(RECORD, tally=5, named=named)
     assert list_values(message)[-4:] == [('"a"."b"', '"c"'), (7, 8), 5, False]
     assert list_oids(message)[-4:] == [TEXT_ARRAY, INT8_ARRAY, INT8, BOOL]
-    assert "unnest($12::text[])" in message.statement
-    assert message.statement.endswith("= $13::bigint[] THEN $14 ELSE -1 END, $15)")
+    assert "unnest($11::text[])" in message.statement
+    assert message.statement.endswith("= $12::bigint[] THEN $13 ELSE -1 END, $14)")
     message = Store("log").bind_settle(5, named=named)
     assert list_values(message) == [('"a"."b"', '"c"'), (7, 8), 5]
     assert message.statement.endswith("= $2::bigint[] THEN $3 ELSE -1 END)")

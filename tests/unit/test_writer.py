@@ -189,7 +189,6 @@ def test_a_draft_becomes_one_statement() -> None:
         record_id=UUID(int=1),
         aggregates=["a"],
         expected=[4],
-        body_hash=b"hash",
         parts=[Part(0, b"data")],
         format=3,
         key_id="key",
