@@ -182,7 +182,7 @@ def bind_catalog(
     key_id = "" if keyring is None else keyring.current_key_id
     fresh = keyring is not None and not _knows_key(connection, keyring, key_id, store)
     if fresh and write and keyring is not None:
-        store.insert_key(connection, key_id, check_value=keyring.check_value(key_id))
+        store.register_key(connection, key_id, check_value=keyring.check_value(key_id))
     tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
     stored = group_shapes(store.list_types(connection))
     types: dict[sa.Table, BoundType] = {}
@@ -197,7 +197,7 @@ def bind_catalog(
         shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
         while not _is_stored(shape, live, stored.get(declared.type_name, [])):
             fresh = True
-            if not write or store.insert_type(connection, _place(shape, live)):
+            if not write or store.register_type(connection, shape):
                 break
             # Another process stored this revision first, and its commit was waited for.
             stored = group_shapes(store.list_types(connection))
@@ -255,11 +255,6 @@ def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:
     return any(
         known == shape and live.database in {n.database for n in known.numbers} for known in stored
     )
-
-
-def _place(shape: Shape, live: LiveTable) -> Shape:
-    """The revision with the numbers that this database has for it."""
-    return replace(shape, numbers=(live.numbers,))
 
 
 def _same_types(one: Binding, other: Binding) -> bool:

@@ -12,7 +12,7 @@ from oplog.finding import Finding, make_problem
 from oplog.postgres.quoting import (
     quote,
 )
-from oplog.schema.rights import CALLED_BY_APPLICATIONS
+from oplog.schema.rights import GRANTED
 from oplog.schema.tables import (
     ENTRY_INDEX,
     IDEMPOTENCY_INDEX,
@@ -76,10 +76,10 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
 
 def _judge_excess(excess: Excess, schema: str) -> Finding:
     upgrade = spell_upgrade(schema)
-    allowed = {f"oplog_{name}" for name in CALLED_BY_APPLICATIONS}
+    allowed = {f"oplog_{name}" for name in GRANTED}
     if excess.privileges == "EXECUTE":
         reason = (
-            "any role can write records into the log"
+            "any role can write into the log"
             if excess.name in allowed
             else "a function of the log that only its owner needs"
         )

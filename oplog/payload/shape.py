@@ -32,7 +32,7 @@ FIELD_TYPES = MappingProxyType(
 """Protobuf types of derived messages, by kind of value."""
 DERIVED = "oplog.derived"
 """Package of messages that were derived from a table's columns."""
-_FIRST_RESERVED, _LAST_RESERVED = 19000, 19999
+FIRST_RESERVED, LAST_RESERVED = 19000, 19999
 """Field numbers that protobuf reserves for its own use."""
 
 
@@ -251,8 +251,8 @@ def _number_columns(
         number = numbers.get((declared.name, declared.kind))
         if number is None:
             highest += 1
-            if highest == _FIRST_RESERVED:
-                highest = _LAST_RESERVED + 1
+            if highest == FIRST_RESERVED:
+                highest = LAST_RESERVED + 1
             number = highest
             fields[number] = _name_field(declared.name, number, taken)
             taken.add(_json_name(fields[number]))

@@ -12,6 +12,7 @@ An aggregate that a transaction creates has no competitor but another creator, w
 from __future__ import annotations
 
 from oplog.crypto.sql_hashing import hash_body_statements, hash_record_statements
+from oplog.postgres.quoting import quote_literal
 from oplog.schema.append_checks import list_checks
 from oplog.schema.guard import check_and_reset_tally
 from oplog.schema.touched_keys import DEFINER, PINNED
@@ -43,11 +44,42 @@ def create_append_statements(s: str, p: str) -> list[str]:
     ]
 
 
-FORMER_SIGNATURES = (
+_FORMER = (
     "append(uuid, text[], bigint[], bytea, bytea, integer[], bytea[], smallint, text, text[], "
-    "text, bigint, boolean)",
+    "text, bigint, boolean)"
 )
-"""Functions of earlier definitions that have other arguments now, without the prefix `oplog_`."""
+"""The function of an earlier definition, which was given the hash, without the prefix `oplog_`."""
+FORMER_NAME = "oplog_append_former"
+"""Its name while a log is upgraded: two of one name could not be told apart."""
+
+
+def rename_former_statement(s: str) -> str:
+    """The statement that moves the function of an earlier definition aside."""
+    old = f"{s}.oplog_{_FORMER}"
+    return f"""DO $oplog_do$ BEGIN
+  IF pg_catalog.to_regprocedure({quote_literal(old)}) IS NOT NULL THEN
+    ALTER FUNCTION {old} RENAME TO {FORMER_NAME};
+  END IF;
+END $oplog_do$"""
+
+
+def replace_former_statement(s: str) -> str:
+    """The statement that hands rights on that function to the present one, and drops it."""
+    return f"""DO $oplog_do$
+DECLARE
+  v_former regproc := pg_catalog.to_regproc({quote_literal(f"{s}.{FORMER_NAME}")});
+  v_grantee text;
+BEGIN
+  IF v_former IS NULL THEN RETURN; END IF;
+  FOR v_grantee IN SELECT pg_catalog.quote_ident(r.rolname) FROM pg_catalog.pg_proc p
+    CROSS JOIN LATERAL pg_catalog.aclexplode(p.proacl) x
+    JOIN pg_catalog.pg_roles r ON r.oid = x.grantee
+    WHERE p.oid = v_former AND x.grantee <> p.proowner LOOP
+    EXECUTE pg_catalog.concat({quote_literal(f"GRANT EXECUTE ON FUNCTION {s}.oplog_append TO ")},
+      v_grantee);
+  END LOOP;
+  DROP FUNCTION {s}.{FORMER_NAME};
+END $oplog_do$"""
 
 
 def _raise_stale(aggregate: str, expected: str, version: str) -> str:

@@ -121,9 +121,7 @@ def _check_parts() -> str:
         )
     )
     return f"""{
-        _refuse(
-            "(p_firsts IS NULL) <> (p_more IS NULL)", "each further part has a first aggregate"
-        )
+        _refuse("(p_firsts IS NULL) <> (p_more IS NULL)", "each further part has a first aggregate")
     }
   {_refuse(f"pg_catalog.octet_length(p_data) > {MAX_STORED_PART_BYTES}", _TOO_LARGE)}
   IF p_more IS NOT NULL THEN

@@ -1,27 +1,20 @@
 """What each role around a log needs: the statements that grant it.
 
-Pure text. Nobody is given more than the role needs: an application writes the log by three
-functions, a worker and a consumer write one table each, an auditor none. Every table and function
+Pure text. Nobody is given more than the role needs. No role but the owner writes a table of the
+log: the others execute functions, each of which checks what it is given. Every table and function
 is named, so that what stands beside the log in its schema is not given with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from oplog.postgres.quoting import (
-    quote,
-)
+from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.expected import list_log_tables
-from oplog.schema.rights import (
-    APPLICATION_WRITES,
-    CALLED_BY_APPLICATIONS,
-    CONSUMER_WRITES,
-    WORKER_WRITES,
-)
+from oplog.schema.rights import APPLICATION_EXECUTES, CONSUMER_EXECUTES, WORKER_EXECUTES
 
 
 class RoleKind(StrEnum):
@@ -35,13 +28,17 @@ class RoleKind(StrEnum):
     """Consumes the log with `log.subscribe`."""
     AUDITOR = "auditor"
     """Reads the log."""
+    OWNER = "owner"
+    """Creates the log, guards tables, adopts, prunes and quarantines."""
+    RESTORER = "restorer"
+    """Restores a database from an archive, or follows one, as a member of the owner."""
 
 
-_WRITES = {
-    RoleKind.APPLICATION: APPLICATION_WRITES,
-    RoleKind.WORKER: WORKER_WRITES,
-    RoleKind.CONSUMER: CONSUMER_WRITES,
-    RoleKind.AUDITOR: {},
+_EXECUTES = {
+    RoleKind.APPLICATION: APPLICATION_EXECUTES,
+    RoleKind.WORKER: WORKER_EXECUTES,
+    RoleKind.CONSUMER: CONSUMER_EXECUTES,
+    RoleKind.AUDITOR: (),
 }
 
 
@@ -76,19 +73,55 @@ def list_grants(
 
     A table without a schema is taken to be in public.
     """
-    whom, s = quote(role), quote(schema)
+    named = [(table_schema or "public", table) for table_schema, table in tables]
+    if kind is RoleKind.OWNER:
+        yield from _list_owner_grants(quote(role), named)
+    elif kind is RoleKind.RESTORER:
+        yield _grant_owner(quote(role), schema)
+    else:
+        yield from _list_reader_grants(quote(role), kind, schema=schema, named=named)
+
+
+def _list_reader_grants(
+    whom: str, kind: RoleKind, *, schema: str, named: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """For roles that read all of the log, and write it by functions."""
+    s = quote(schema)
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
     read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
     yield f"GRANT SELECT ON {read} TO {whom};"
-    for table, rights in _WRITES[kind].items():
-        yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"
-    if kind is RoleKind.APPLICATION:
-        functions = ", ".join(f"{s}.oplog_{name}" for name in CALLED_BY_APPLICATIONS)
+    functions = ", ".join(f"{s}.oplog_{name}" for name in _EXECUTES[kind])
+    if functions:
         yield f"GRANT EXECUTE ON FUNCTION {functions} TO {whom};"
-    named = [(table_schema or "public", table) for table_schema, table in tables]
     for table_schema, table in named:
         yield f"GRANT SELECT ON {quote(table_schema)}.{quote(table)} TO {whom};"
     for table_schema in sorted({table_schema for table_schema, _ in named}):
         yield f"GRANT USAGE ON SCHEMA {quote(table_schema)} TO {whom};"
         # A snapshot holds where sequences stand.
         yield f"GRANT SELECT ON ALL SEQUENCES IN SCHEMA {quote(table_schema)} TO {whom};"
+
+
+def _list_owner_grants(whom: str, named: Sequence[tuple[str, str]]) -> Iterator[str]:
+    grant = f"EXECUTE pg_catalog.concat('GRANT CREATE ON DATABASE ', {_DATABASE}, {_to(whom)});"
+    yield f"DO $oplog_do$ BEGIN {grant} END $oplog_do$;"
+    for table_schema in sorted({table_schema for table_schema, _ in named}):
+        yield f"GRANT USAGE, CREATE ON SCHEMA {quote(table_schema)} TO {whom};"
+    for table_schema, table in named:
+        # Only the owner of a table can keep its guard's triggers enabled.
+        yield f"ALTER TABLE {quote(table_schema)}.{quote(table)} OWNER TO {whom};"
+
+
+def _grant_owner(whom: str, schema: str) -> str:
+    table = quote_literal(f"{quote(schema)}.oplog_record")
+    return f"""DO $oplog_do$ BEGIN
+  EXECUTE (SELECT pg_catalog.concat('GRANT ', pg_catalog.quote_ident(r.rolname), {_to(whom)})
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+    WHERE c.oid = {table}::pg_catalog.regclass);
+END $oplog_do$;"""
+
+
+_DATABASE = "pg_catalog.quote_ident(pg_catalog.current_database())"
+
+
+def _to(whom: str) -> str:
+    return quote_literal(f" TO {whom}")

@@ -8,35 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from oplog.postgres.quoting import quote
 from oplog.schema.partitions import PARTITION_PATTERN
 
-CALLED_BY_APPLICATIONS = ("append", "settle")
-"""Functions that write the log for a role which may not. Any named role may be given them."""
+APPLICATION_EXECUTES = (
+    "append",
+    "settle",
+    "collect_images",
+    "register_type",
+    "register_key",
+    "declare_aborted",
+    "save_cursor",
+)
+"""What writes the log for an application, consuming included."""
+CONSUMER_EXECUTES = ("save_cursor",)
+"""What `log.subscribe` saves its place with."""
+WORKER_EXECUTES = ("take_epoch", "acknowledge")
+"""What publishing keeps its place with."""
+GRANTED = tuple(dict.fromkeys((*APPLICATION_EXECUTES, *CONSUMER_EXECUTES, *WORKER_EXECUTES)))
+"""Functions that a named role may be given. All others are the owner's."""
 CALLED_BY_EVERYBODY = ("arm",)
 """Conditions of guards' triggers, which run with the rights of the role that writes the table."""
-
-CONSUMER_WRITES: dict[str, tuple[str, ...]] = {"consumer": ("INSERT", "UPDATE")}
-"""What `log.subscribe` writes."""
-WORKER_WRITES: dict[str, tuple[str, ...]] = {"archive": ("INSERT", "UPDATE")}
-"""What publishing writes."""
-APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
-    **CONSUMER_WRITES,
-    "adoption": ("INSERT", "UPDATE"),
-    "type": ("INSERT",),
-    "type_numbers": ("INSERT",),
-    "key": ("INSERT",),
-    # To declare a transaction aborted whose COMMIT got no answer. The other columns, which say that
-    # it is not, are the append function's.
-    "outcome": ("INSERT (record_id)",),
-    "image": ("DELETE",),
+_WRITTEN_BY_APPLICATIONS = {
+    "type": ("register_type",),
+    "type_numbers": ("register_type",),
+    "key": ("register_key",),
+    "outcome": ("declare_aborted",),
+    "image": ("collect_images",),
 }
-"""What applications write themselves, consuming and adopting included."""
-_WRITES = {**APPLICATION_WRITES, **WORKER_WRITES}
-"""What any role may be given; all other tables are written by functions and the owner."""
+_WRITTEN_BY_OTHERS = {"consumer": ("save_cursor",), "archive": WORKER_EXECUTES}
+"""Tables that roles wrote themselves in earlier definitions, and the functions that do it now."""
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT", "MAINTAIN")
-_OUTCOME = "oplog_outcome"
 
 _GRANTED = """granted AS (
   SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
@@ -63,13 +67,14 @@ _GRANTED = """granted AS (
 
 
 def create_rights_statements(
-    s: str, schema: str, *, tables: Sequence[str], functions: Sequence[str]
+    s: str, schema: str, *, tables: Sequence[str], functions: Sequence[str], new: bool
 ) -> list[str]:
     """Statements that leave each role what it needs; tables and functions are the log's.
 
-    Names are unqualified. The statements change nothing when they run again.
+    Names are unqualified. The statements change nothing when they run again. Of a `new` log no
+    role has been given anything on purpose.
     """
-    excess = select_excess(schema, objects=[*tables, *functions])
+    excess = select_excess(schema, objects=[*tables, *functions], executable=() if new else GRANTED)
     return [
         *(f"REVOKE ALL ON FUNCTION {s}.{function} FROM PUBLIC" for function in functions),
         # See there why.
@@ -86,47 +91,57 @@ END $oplog_do$""",
     ]
 
 
-def select_excess(schema: str, *, objects: Iterable[str]) -> str:
+def select_excess(
+    schema: str, *, objects: Iterable[str], executable: Iterable[str] = GRANTED
+) -> str:
     """Rights on the log that no role but its owner should have, and what takes them away.
 
-    `objects` are the names of the log's tables and functions. Columns: object, role, privileges,
+    `objects` are the names of the log's tables and functions; named roles may execute those of
+    `executable`. Columns: object, role, privileges,
     statement. Superusers need no right and are left out.
     """
     name = "'" + schema.replace("'", "''") + "'"
     known = ", ".join(f"'{named}'" for named in (*objects, *SEQUENCES))
-    tables = [
-        (f"oplog_{table}", right.partition(" (")[2].rstrip(")"), right.partition(" ")[0])
-        for table, rights in _WRITES.items()
-        for right in rights
-    ]
-    writes = ", ".join(f"('{table}', '{column}', '{right}')" for table, column, right in tables)
+    functions = ", ".join(
+        f"('oplog_{table}', {by_others}, '{_spell_functions(schema, names)}')"
+        for by_others, tables in (("false", _WRITTEN_BY_APPLICATIONS), ("true", _WRITTEN_BY_OTHERS))
+        for table, names in tables.items()
+    )
     return f"""WITH log AS (
   SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = {name}),
 {_GRANTED}excess AS (
   SELECT g.kind, g.object, g.spelled, coalesce(r.rolname::text, 'PUBLIC') AS role,
-    coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee,
-    pg_catalog.string_agg(DISTINCT g.privilege_type, ', ' ORDER BY g.privilege_type) AS privileges,
-    coalesce(bool_or(g.privilege_type = 'INSERT' AND g.object = '{_OUTCOME}'
-      AND r.oid IS NOT NULL), false) AS declaring
+    coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee, g.grantee AS grantee_oid,
+    pg_catalog.string_agg(DISTINCT g.privilege_type, ', ' ORDER BY g.privilege_type) AS privileges
   FROM granted g LEFT JOIN pg_catalog.pg_roles r ON r.oid = g.grantee
   WHERE g.grantee <> g.owner AND r.rolsuper IS NOT TRUE
     AND (g.object IN ({known}) OR g.object ~ '{PARTITION_PATTERN}')
     AND CASE g.kind
       WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_functions(CALLED_BY_EVERYBODY)})
-        OR r.oid IS NOT NULL AND g.object IN ({_list_functions(CALLED_BY_APPLICATIONS)}))
+        OR r.oid IS NOT NULL AND g.object = ANY (ARRAY[{_list_functions(executable)}]::text[]))
       WHEN 'SEQUENCE' THEN g.privilege_type NOT IN ('SELECT', 'USAGE')
-      ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)})
-        AND (r.oid IS NULL OR NOT EXISTS (SELECT FROM (VALUES {writes})
-          AS w(object, part, privilege) WHERE w.object = g.object
-          AND w.privilege = g.privilege_type AND w.part IN ('', g.part))) END
-  GROUP BY 1, 2, 3, 4, 5)
+      ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)}) END
+  GROUP BY 1, 2, 3, 4, 5, 6)
 SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   'REVOKE ', e.privileges, ' ON ', e.kind, ' ', pg_catalog.quote_ident(log.nspname), '.',
   e.spelled, ' FROM ', e.grantee, ' CASCADE',
-  CASE WHEN e.declaring THEN pg_catalog.concat('; GRANT INSERT (record_id) ON ',
-    pg_catalog.quote_ident(log.nspname), '.', e.spelled, ' TO ', e.grantee) END) AS statement
-FROM excess e CROSS JOIN log ORDER BY 1, 2"""
+  -- A role goes on doing what it did, by the function that does it now. What default privileges
+  -- gave is no sign that it did: they give more, or nothing on the append function.
+  CASE WHEN f.functions IS NOT NULL AND CASE WHEN f.by_others THEN e.privileges = 'INSERT, UPDATE'
+      ELSE EXISTS (SELECT FROM granted a WHERE a.object IN ('oplog_append', 'oplog_append_former')
+        AND a.grantee = e.grantee_oid) END
+    THEN pg_catalog.concat('; GRANT EXECUTE ON FUNCTION ', f.functions, ' TO ', e.grantee) END)
+  AS statement
+FROM excess e CROSS JOIN log
+LEFT JOIN (VALUES {functions}) AS f(object, by_others, functions)
+  ON f.object = e.object AND e.grantee_oid <> 0
+ORDER BY 1, 2"""
 
 
 def _list_functions(names: Iterable[str]) -> str:
     return ", ".join(f"'oplog_{name}'" for name in names)
+
+
+def _spell_functions(schema: str, names: Iterable[str]) -> str:
+    """Qualified names of functions, inside a literal."""
+    return ", ".join(f"{quote(schema)}.oplog_{name}" for name in names).replace("'", "''")

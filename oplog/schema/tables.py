@@ -11,7 +11,11 @@ from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
 from oplog.postgres.quoting import quote, quote_literal
-from oplog.schema.append import FORMER_SIGNATURES, create_append_statements
+from oplog.schema.append import (
+    create_append_statements,
+    rename_former_statement,
+    replace_former_statement,
+)
 from oplog.schema.append_only import create_append_only_statements
 from oplog.schema.guard import (
     create_guard_statements,
@@ -23,7 +27,13 @@ from oplog.schema.partitions import (
     create_partition_statements,
     protect_statement,
 )
+from oplog.schema.progress_functions import PROGRESS_FUNCTIONS, create_progress_functions
 from oplog.schema.progress_tables import PROGRESS_TABLES, create_progress_tables
+from oplog.schema.registering import (
+    REGISTERING,
+    REGISTERING_HELPERS,
+    create_registering_statements,
+)
 from oplog.schema.rights import create_rights_statements
 from oplog.schema.upgrade import make_repeatable, require_first, require_free, restore_keys
 
@@ -65,7 +75,7 @@ def create_statements(schema: str = "oplog", version: int = VERSION) -> list[str
   THEN CREATE SCHEMA {s}; COMMENT ON SCHEMA {s} IS {quote_literal(SCHEMA_COMMENT)}; END IF;
 END $oplog_do$""",
         *definition,
-        *_list_rights(s, schema, definition=definition),
+        *_list_rights(s, schema, definition=definition, new=True),
         home_statement(schema),
         f"COMMENT ON TABLE {s}.oplog_record IS {quote_literal(f'{COMMENT_PREFIX}{version}')}",
     ]
@@ -89,11 +99,13 @@ def upgrade_statements(schema: str = "oplog", version: int = VERSION) -> list[st
     definition = _define(s, schema)
     return [
         require_first(s, quote_literal(f"{COMMENT_PREFIX}{version}")),
-        *(f"DROP FUNCTION IF EXISTS {s}.oplog_{former}" for former in FORMER_SIGNATURES),
+        rename_former_statement(s),
         *(make_repeatable(statement, s) for statement in definition),
         restore_keys(definition, s),
         protect_statement(s, schema),
-        *_list_rights(s, schema, definition=definition),
+        *_list_rights(s, schema, definition=definition, new=False),
+        # After rights, which go by who was an application.
+        replace_former_statement(s),
         home_statement(schema),
     ]
 
@@ -124,8 +136,10 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     s = quote(schema)
     name = quote_literal(schema)
     kept = (*PARTITIONED, "entry", "ticket", "outcome", *_CATALOG_TABLES, "pruned")
+    functions = (*PROGRESS_FUNCTIONS, *REGISTERING, *REGISTERING_HELPERS)
     return [
         *drop_guard_statements(s),
+        *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_append_mark",
@@ -193,10 +207,12 @@ def _define(s: str, schema: str) -> list[str]:
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),
+        *create_registering_statements(s),
+        *create_progress_functions(s),
     ]
 
 
-def _list_rights(s: str, schema: str, *, definition: Iterable[str]) -> list[str]:
+def _list_rights(s: str, schema: str, *, definition: Iterable[str], new: bool) -> list[str]:
     pattern = re.compile(rf"CREATE (?:UNLOGGED )?(TABLE|FUNCTION) {re.escape(s)}\.(oplog_\w+)")
     found = [match for statement in definition if (match := pattern.match(statement))]
     return create_rights_statements(
@@ -204,6 +220,7 @@ def _list_rights(s: str, schema: str, *, definition: Iterable[str]) -> list[str]
         schema,
         tables=[match[2] for match in found if match[1] == "TABLE"],
         functions=[match[2] for match in found if match[1] == "FUNCTION"],
+        new=new,
     )
 
 

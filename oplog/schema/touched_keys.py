@@ -62,10 +62,12 @@ def create_image_statements(s: str, p: str) -> list[str]:
         _image_update(s),
         _image(s, p),
         _image_row(s, p),
+        _collect_images(s),
     ]
 
 
 IMAGE_FUNCTIONS = (
+    "collect_images()",
     "guard()",
     "guard_row()",
     "arm()",
@@ -377,3 +379,12 @@ BEGIN
   {_tell(p, "v_root")}
   RETURN NULL;
 END $oplog_fn$"""
+
+
+def _collect_images(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_collect_images() RETURNS SETOF {s}.oplog_image
+LANGUAGE sql {DEFINER} AS $oplog_fn$
+-- Takes away the images of this transaction, and of no other.
+WITH gone AS (DELETE FROM {s}.oplog_image
+  WHERE transaction_id = pg_current_xact_id() RETURNING *) SELECT * FROM gone ORDER BY id
+$oplog_fn$"""

@@ -168,14 +168,10 @@ class OutcomeStore:
 
         Waits for a session that appends the record.
         """
-        connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_outcome (record_id) VALUES (%s) ON CONFLICT DO NOTHING",
-            (record_id,),
+        found = connection.exec_driver_sql(
+            f"SELECT {self._s}.oplog_declare_aborted(%s)", (record_id,)
         )
-        position = connection.exec_driver_sql(
-            f"SELECT position FROM {self._s}.oplog_outcome WHERE record_id = %s", (record_id,)
-        ).scalar_one()
-        return position is None
+        return bool(found.scalar_one())
 
     # -- who is in the way ----------------------------------------------------------------
 

@@ -6,8 +6,9 @@ travels with the database: a server that lost records has lost the row as well, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from oplog.errors import ConfigurationError
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
+from oplog.schema.progress_functions import ARCHIVE_COLUMNS
 from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.new_transactions import read_new_rows
@@ -26,11 +28,7 @@ from oplog.store.seen import EVERYTHING, VISIBLE
 
 _PATIENCE_MINUTES = 5
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
-_ROW = (
-    "archive_id, url, epoch, generation, sequence, chain, head, cursor, "
-    "origin_server, origin_database, owner_server, owner_database"
-)
-"""Columns of `oplog_archive` that an `ArchiveRow` holds."""
+_ROW = ARCHIVE_COLUMNS
 _READ = _ROW.replace("cursor", "cursor::text")
 _VALUES = "%s, %s, %s, %s, %s, %b, %s, %s::jsonb, %s, %s, %s, %s"
 
@@ -136,21 +134,16 @@ class ExportStore:
         # A crash that took it back would let the same one be handed out twice.
         connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
         found = connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_archive AS a ({_ROW}) VALUES ({_VALUES}) "
-            "ON CONFLICT (archive_id) DO UPDATE SET epoch = greatest(a.epoch, %s) + 1, "
-            f"updated_at = pg_catalog.clock_timestamp() RETURNING {_READ}",
-            (*_list_values(replace(row, epoch=row.epoch + 1)), row.epoch),
+            f"SELECT {_READ} FROM {self._s}.oplog_take_epoch(%s::jsonb)", (_print_row(row),)
         ).one()
         return _make_row(found)
 
     def acknowledge(self, connection: Connection, row: ArchiveRow, *, position: int) -> bool:
         """Say what is published; False if the epoch is not `row.epoch` any more."""
         done = connection.exec_driver_sql(
-            f"UPDATE {self._s}.oplog_archive SET ({_ROW}) = ROW ({_VALUES}), position = %s, "
-            "updated_at = pg_catalog.clock_timestamp() WHERE archive_id = %s AND epoch = %s",
-            (*_list_values(row), position, row.archive_id, row.epoch),
+            f"SELECT {self._s}.oplog_acknowledge(%s::jsonb, %s)", (_print_row(row), position)
         )
-        return done.rowcount == 1
+        return bool(done.scalar_one())
 
     def write_row(self, connection: Connection, row: ArchiveRow, *, position: int) -> None:
         """Put the row of a database that was just restored."""
@@ -280,4 +273,14 @@ def _list_values(row: ArchiveRow) -> tuple[object, ...]:
         row.cursor,
         *row.origin,
         *((None, None) if row.owner is None else row.owner),
+    )
+
+
+def _print_row(row: ArchiveRow) -> str:
+    """The row as JSON, by the names of its columns."""
+    names = [name.strip() for name in _ROW.split(",")]
+    values = dict(zip(names, _list_values(row), strict=True))
+    cursor = None if row.cursor is None else json.loads(row.cursor)
+    return json.dumps(
+        {**values, "archive_id": str(row.archive_id), "chain": f"\\x{row.chain}", "cursor": cursor}
     )

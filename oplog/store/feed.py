@@ -13,6 +13,7 @@ from oplog.errors import ConfigurationError
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
+from oplog.schema.progress_functions import MAX_CONSUMER_BYTES
 from oplog.store.cursor import Cursor
 from oplog.store.new_transactions import read_new_rows
 from oplog.store.records import PAGE_BYTES, complete_records
@@ -22,9 +23,10 @@ from oplog.store.seen import EVERYTHING, VISIBLE
 
 def check_consumer_name(name: str) -> None:
     """Raise `ConfigurationError` for a name that PostgreSQL cannot store; any other will do."""
-    if not name or "\x00" in name:
+    if not 0 < len(name.encode("utf-8", "surrogatepass")) <= MAX_CONSUMER_BYTES or "\x00" in name:
         raise ConfigurationError(
-            f"{name!r} cannot name a consumer", hint="give a non-empty name without NUL"
+            f"{name[:80]!r} cannot name a consumer",
+            hint=f"give a name of 1 to {MAX_CONSUMER_BYTES} bytes without NUL",
         )
 
 
@@ -130,16 +132,8 @@ class Feed:
         self, connection: Connection, name: str, *, before: str | None, cursor: str, position: int
     ) -> bool:
         """Save a consumer's cursor; False if the saved one is no longer `before`."""
-        if before is None:
-            done = connection.exec_driver_sql(
-                f"INSERT INTO {self._s}.oplog_consumer (name, cursor, position) "
-                "VALUES (%s, %s::jsonb, %s) ON CONFLICT DO NOTHING",
-                (name, cursor, position),
-            )
-        else:
-            done = connection.exec_driver_sql(
-                f"UPDATE {self._s}.oplog_consumer SET cursor = %s::jsonb, position = %s, "
-                "updated_at = pg_catalog.clock_timestamp() WHERE name = %s AND cursor = %s::jsonb",
-                (cursor, position, name, before),
-            )
-        return done.rowcount == 1
+        saved = connection.exec_driver_sql(
+            f"SELECT {self._s}.oplog_save_cursor(%s, %s::jsonb, %s::jsonb, %s)",
+            (name, before, cursor, position),
+        )
+        return bool(saved.scalar_one())

@@ -120,10 +120,8 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
     """Take this transaction's images away, in the order they were kept."""
     s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
-        f"WITH gone AS (DELETE FROM {s}.oplog_image "
-        "WHERE transaction_id = pg_catalog.pg_current_xact_id() RETURNING *) "
         "SELECT relation::bigint, operation::text, rows, kept, old_rows, new_rows, "
-        "coalesce(changed, '{}') FROM gone ORDER BY id"
+        f"coalesce(changed, '{{}}') FROM {s}.oplog_collect_images()"
     )
     return [Image(*row) for row in rows]
 

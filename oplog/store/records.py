@@ -38,7 +38,7 @@ from oplog.store.heads import select_heads
 from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
 from oplog.store.name_check import compare_names
-from oplog.store.revisions import insert_type, list_types
+from oplog.store.revisions import insert_type, list_types, register_type
 from oplog.store.rows import (
     CREATED,
     RECORD_COLUMNS,
@@ -123,6 +123,10 @@ class Store:
         """Store a revision and its numbers; False when nothing of it was new."""
         return insert_type(connection, self._s, shape)
 
+    def register_type(self, connection: Connection, shape: Shape) -> bool:
+        """Store a revision for a table of this database; False when another one was first."""
+        return register_type(connection, self._s, shape)
+
     def read_key_check(self, connection: Connection, key_id: str) -> bytes | None:
         """The check value of a data key, or None if the log has never seen its id."""
         found = connection.exec_driver_sql(
@@ -136,6 +140,12 @@ class Store:
             f"INSERT INTO {self._s}.oplog_key (key_id, check_value) VALUES (%s, %b) "
             "ON CONFLICT DO NOTHING",
             (key_id, check_value),
+        )
+
+    def register_key(self, connection: Connection, key_id: str, *, check_value: bytes) -> None:
+        """Make a data key's id known to the log, as a role that seals with it."""
+        connection.exec_driver_sql(
+            f"SELECT {self._s}.oplog_register_key(%s, %b)", (key_id, check_value)
         )
 
     def list_keys(self, connection: Connection) -> dict[str, bytes]:

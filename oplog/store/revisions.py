@@ -58,3 +58,15 @@ def insert_type(connection: Connection, s: str, shape: Shape) -> bool:
         )
         new += done.rowcount
     return new > 0
+
+
+def register_type(connection: Connection, s: str, shape: Shape) -> bool:
+    """Store a revision of a table of this database; False if another process has stored one first.
+
+    The database reads the columns' numbers from its catalog, and compares the shape with it.
+    """
+    done = connection.exec_driver_sql(
+        f"SELECT {s}.oplog_register_type(%s, %s, %s::jsonb, %b)",
+        (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
+    )
+    return bool(done.scalar_one())

@@ -10,9 +10,15 @@ from sqlalchemy.engine import URL
 from oplog.schema.tables import create_statements, upgrade_statements
 from tests.postgres.roles import APPLICATION, OWNER, STRANGER, Roles, open_roles
 from tests.postgres.test_rights import (
-    APPLICATION_MAY,
-    WRITTEN,
+    APPEND,
+    READS_ALL,
     read_tables,
+)
+from tests.postgres.test_rights import (
+    test_a_consumer_and_a_worker_can_work as check_that_consumers_work,
+)
+from tests.postgres.test_rights import (
+    test_every_function_of_the_log as check_every_function,
 )
 from tests.postgres.test_rights import (
     test_the_roles_can_work as check_that_roles_work,
@@ -47,10 +53,9 @@ def test_default_privileges_give_nothing_on_the_log(
 ) -> None:
     with open_roles(bare_database_url, definition, prepare=DEFAULTS) as roles:
         assert roles.find_problems() == []
-        # What one kind of role needs may have been meant for any named role, and stays.
-        for table, allowed in {**APPLICATION_MAY, "oplog_archive": WRITTEN}.items():
-            for role in (APPLICATION, STRANGER):
-                assert read_tables(roles, role)[table] == allowed
+        for role in (APPLICATION, STRANGER):
+            assert read_tables(roles, role) == READS_ALL
+        assert roles.refuse(STRANGER, APPEND)[0] == "42501"
         assert roles.refuse(STRANGER, "SELECT oplog.oplog_mark('{}', '{}')")[0] == "42501"
 
 
@@ -66,7 +71,7 @@ TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
         "GRANT EXECUTE ON FUNCTION oplog.oplog_append TO PUBLIC",
         "function-open",
         "function oplog.oplog_append",
-        "any role can write",
+        "any role can write into",
     ),
     "a definer to a role": (
         "GRANT EXECUTE ON FUNCTION oplog.oplog_guard_truncate() TO {auditor}",
@@ -165,8 +170,41 @@ def test_doctor_finds_what_was_granted(
     else:
         roles.run(OWNER, found.hint.partition("; or ")[2])
     assert roles.find_problems() == []
-    assert read_tables(roles, APPLICATION) == APPLICATION_MAY
+    assert read_tables(roles, APPLICATION) == READS_ALL
     check_that_roles_work(roles)
+
+
+# What `oplog grants` printed for tables and functions of the definition before.
+FORMER_FUNCTION = """CREATE FUNCTION oplog.oplog_append(uuid, text[], bigint[], bytea, bytea,
+  integer[], bytea[], smallint, text, text[], text, bigint, boolean) RETURNS integer
+LANGUAGE sql AS 'SELECT 1'"""
+FORMER = (
+    "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA oplog FROM {application}, {worker}, {consumer}",
+    FORMER_FUNCTION,
+    "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA oplog FROM PUBLIC",
+    """DROP FUNCTION oplog.oplog_append(uuid, text[], bigint[], bytea, integer[], bytea[],
+  smallint, text, text[], text, bigint, boolean)""",
+    "GRANT EXECUTE ON FUNCTION oplog.oplog_append, oplog.oplog_settle TO {application}",
+    "GRANT INSERT ON oplog.oplog_type, oplog.oplog_type_numbers, oplog.oplog_key TO {application}",
+    "GRANT INSERT (record_id) ON oplog.oplog_outcome TO {application}",
+    "GRANT DELETE ON oplog.oplog_image TO {application}",
+    "GRANT INSERT, UPDATE ON oplog.oplog_consumer TO {application}, {consumer}",
+    "GRANT INSERT, UPDATE ON oplog.oplog_adoption TO {application}",
+    "GRANT INSERT, UPDATE ON oplog.oplog_archive TO {worker}",
+    # These never did anything for the log.
+    "GRANT INSERT, UPDATE, DELETE ON oplog.oplog_consumer TO {stranger}",
+    "GRANT INSERT ON oplog.oplog_key TO {auditor}",
+)
+
+
+def test_roles_of_an_earlier_definition_go_on_working(roles: Roles) -> None:
+    roles.run(OWNER, *(statement.format(**roles.names) for statement in FORMER))
+    roles.run(OWNER, *upgrade_statements())
+    assert roles.find_problems() == []
+    check_every_function(roles)
+    assert read_tables(roles, APPLICATION) == READS_ALL
+    check_that_roles_work(roles)
+    check_that_consumers_work(roles)
 
 
 def test_doctor_finds_a_condition_that_not_everybody_may_ask(roles: Roles) -> None:
