@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy.engine import URL
@@ -197,14 +197,16 @@ FORMER = (
 )
 
 
-def test_roles_of_an_earlier_definition_go_on_working(roles: Roles) -> None:
+@pytest.mark.parametrize("check", [check_that_roles_work, check_that_consumers_work])
+def test_roles_of_an_earlier_definition_go_on_working(
+    roles: Roles, check: Callable[[Roles], None]
+) -> None:
     roles.run(OWNER, *(statement.format(**roles.names) for statement in FORMER))
     roles.run(OWNER, *upgrade_statements())
     assert roles.find_problems() == []
     check_every_function(roles)
     assert read_tables(roles, APPLICATION) == READS_ALL
-    check_that_roles_work(roles)
-    check_that_consumers_work(roles)
+    check(roles)
 
 
 def test_doctor_finds_a_condition_that_not_everybody_may_ask(roles: Roles) -> None:

@@ -179,7 +179,7 @@ def test_no_role_but_the_owner_writes_a_table(roles: Roles, table: str) -> None:
         f"AND attrelid = 'oplog.{table}'::regclass"
     )
     statements = (
-        f"INSERT INTO oplog.{table} SELECT * FROM oplog.{table}",
+        f"INSERT INTO oplog.{table} OVERRIDING SYSTEM VALUE SELECT * FROM oplog.{table}",
         f"UPDATE oplog.{table} SET {column} = {column}",
         f"DELETE FROM oplog.{table}",
         f"TRUNCATE oplog.{table}",
