@@ -102,13 +102,17 @@ class Shape:
 
     @cached_property
     def message_class(self) -> Callable[..., message.Message]:
-        """The protobuf message of this revision, built from the stored descriptor alone."""
+        """The protobuf message of this revision, built from the stored descriptor alone.
+
+        That of a derived message has to say what its columns say: a role that registers types
+        gives both, and what does not fit them is not used.
+        """
         pool = descriptor_pool.DescriptorPool()
         try:
-            files = descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
+            name, files = self._read_descriptor()
             for file in files.file:
                 pool.Add(file)
-            found = pool.FindMessageTypeByName(self.message_name)
+            found = pool.FindMessageTypeByName(name)
         except (message.DecodeError, TypeError, KeyError) as cause:
             raise DecodeError(
                 f"the stored descriptor of type {self.type_name!r} revision {self.revision} "
@@ -116,6 +120,22 @@ class Shape:
                 hint="compare the row in oplog_type with a backup or the archive",
             ) from cause
         return message_factory.GetMessageClass(found)
+
+    def _read_descriptor(self) -> tuple[str, descriptor_pb2.FileDescriptorSet]:
+        if not self.message_name.startswith(f"{DERIVED}."):
+            return self.message_name, descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
+        name, derived = _describe(self.type_name, self.columns, ())
+        try:
+            stored = descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
+        except message.DecodeError:
+            return name, derived
+        plain = descriptor_pb2.FileDescriptorSet()
+        plain.CopyFrom(stored)
+        for file in plain.file:
+            for described in file.message_type:
+                # Numbers of removed columns, which no column says.
+                del described.reserved_range[:]
+        return name, stored if plain == derived else derived
 
     def to_json(self) -> dict[str, Any]:
         """Return what the type table stores beside the descriptor."""
@@ -216,7 +236,7 @@ def derive_shape(
     column keeps the field number that its name and kind had in any earlier revision.
     """
     numbered, retired = _number_columns(columns, stored)
-    message_name, descriptor = _describe(type_name, numbered, retired)
+    message_name, files = _describe(type_name, numbered, retired)
     shape = Shape(
         type_name=type_name,
         revision=max((known.revision for known in stored), default=0) + 1,
@@ -225,7 +245,7 @@ def derive_shape(
         columns=tuple(numbered),
         aggregate=aggregate,
         message_name=message_name,
-        descriptor=descriptor,
+        descriptor=files.SerializeToString(deterministic=True),
         excluded=dict(excluded),
         numbers=() if numbers is None else (numbers,),
     )
@@ -307,7 +327,7 @@ def _json_name(name: str) -> str:
 
 def _describe(
     type_name: str, columns: Sequence[Column], retired: Sequence[int]
-) -> tuple[str, bytes]:
+) -> tuple[str, descriptor_pb2.FileDescriptorSet]:
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{type_name}.proto", package=DERIVED, syntax="proto3"
     )
@@ -329,5 +349,4 @@ def _describe(
         )
     for number in retired:
         described.reserved_range.add(start=number, end=number + 1)
-    files = descriptor_pb2.FileDescriptorSet(file=[file])
-    return f"{DERIVED}.{name}", files.SerializeToString(deterministic=True)
+    return f"{DERIVED}.{name}", descriptor_pb2.FileDescriptorSet(file=[file])

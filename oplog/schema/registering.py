@@ -86,10 +86,15 @@ BEGIN
       FROM jsonb_array_elements(p_shape->'columns') AS c(column_)) THEN
     RETURN 'columns of its shape have the same name, field or number, or a reserved one';
   END IF;
-  IF starts_with(p_shape->>'message', '{DERIVED}.') AND EXISTS (
-      SELECT FROM jsonb_array_elements(p_shape->'columns') AS c(column_)
-      WHERE c.column_->>'field' !~ '^[a-z][a-z0-9_]*$') THEN
-    RETURN 'a field of its message has a name that no derived message has';
+  -- Protobuf makes a message of these fields, and refuses two with the same name in JSON.
+  IF starts_with(p_shape->>'message', '{DERIVED}.') AND (
+      SELECT bool_or(f.name !~ '^[a-z][a-z0-9_]*$') OR count(*) <> count(DISTINCT f.in_json)
+      FROM jsonb_array_elements(p_shape->'columns') AS c(column_),
+        LATERAL (SELECT c.column_->>'field', string_agg(CASE p.n WHEN 1 THEN p.part
+            ELSE concat(upper(left(p.part, 1)), substr(p.part, 2)) END, '' ORDER BY p.n)
+          FROM regexp_split_to_table(c.column_->>'field', '_+') WITH ORDINALITY AS p(part, n))
+          AS f(name, in_json)) THEN
+    RETURN 'its message has fields that no derived message has';
   END IF;
   RETURN NULL;
 END $oplog_fn$"""
