@@ -74,8 +74,9 @@ class Examination:
     def grants(self, kind: str, role: str, *, tables: bool = False) -> GrantsReport:
         """The statements that give `role` what it needs; needs no database.
 
-        `kind` is "application", "worker" or "auditor". With `tables` also SELECT on the logged
-        tables and their sequences, as a worker's snapshots and `verify` need it.
+        `kind` is a value of `RoleKind`: "application", "worker", "auditor" and so on. With
+        `tables` also what the role needs on the logged tables: a worker's snapshots and `verify`
+        select from them, and an owner owns them.
         """
         declared = self._log.catalog.types.values() if tables else ()
         return report_grants(

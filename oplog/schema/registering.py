@@ -182,30 +182,12 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 DECLARE
   v_caller name := CASE current_setting('role') WHEN 'none' THEN session_user
     ELSE current_setting('role') END;
-  v_owns boolean := pg_has_role(session_user, current_user, 'MEMBER');
   v_table oid;
   v_why text;
   v_types integer;
   v_numbers integer;
 BEGIN
-  IF p_type IS NULL OR octet_length(p_type) NOT BETWEEN 1 AND {MAX_TYPE_NAME_BYTES}
-    OR p_revision IS NULL OR p_shape IS NULL OR octet_length(p_shape::text) > {MAX_SHAPE_BYTES}
-    OR p_descriptor IS NULL OR octet_length(p_descriptor) > {MAX_DESCRIPTOR_BYTES} THEN
-    v_why := 'a value is missing or too long';
-  ELSE
-    v_why := {s}.oplog_judge_shape(p_shape);
-  END IF;
-  IF v_why IS NULL THEN
-    SELECT c.oid INTO v_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = p_shape->>'schema' AND c.relname = p_shape->>'table'
-      AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't';
-    v_why := CASE WHEN v_table IS NULL THEN 'its table is not in the database'
-      WHEN NOT (v_owns OR has_table_privilege(v_caller, v_table, 'INSERT, UPDATE, DELETE')
-        OR has_any_column_privilege(v_caller, v_table, 'INSERT, UPDATE'))
-      THEN concat('role ', quote_ident(v_caller), ' may not write its table')
-      ELSE coalesce({s}.oplog_judge_columns(v_table, p_shape->'columns'),
-        {s}.oplog_judge_succession(p_type, p_revision, p_shape, v_table)) END;
-  END IF;
+  {_judge_type(s)}
   IF v_why IS NOT NULL THEN
     RAISE EXCEPTION USING errcode = '22023',
       message = concat('oplog: type ', quote_literal(left(p_type, 200)), ' is not registered: ',
@@ -226,6 +208,29 @@ BEGIN
   GET DIAGNOSTICS v_numbers = ROW_COUNT;
   RETURN v_types + v_numbers > 0;
 END $oplog_fn$"""
+
+
+def _judge_type(s: str) -> str:
+    """PL/pgSQL that finds the table, and sets `v_why` if the type cannot be registered."""
+    return f"""IF p_type IS NULL OR octet_length(p_type) NOT BETWEEN 1 AND {MAX_TYPE_NAME_BYTES}
+    OR p_revision IS NULL OR p_shape IS NULL OR octet_length(p_shape::text) > {MAX_SHAPE_BYTES}
+    OR p_descriptor IS NULL OR octet_length(p_descriptor) > {MAX_DESCRIPTOR_BYTES} THEN
+    v_why := 'a value is missing or too long';
+  ELSE
+    v_why := {s}.oplog_judge_shape(p_shape);
+  END IF;
+  IF v_why IS NULL THEN
+    SELECT c.oid INTO v_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = p_shape->>'schema' AND c.relname = p_shape->>'table'
+      AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't';
+    v_why := CASE WHEN v_table IS NULL THEN 'its table is not in the database'
+      WHEN NOT (pg_has_role(session_user, current_user, 'MEMBER')
+        OR has_table_privilege(v_caller, v_table, 'INSERT, UPDATE, DELETE')
+        OR has_any_column_privilege(v_caller, v_table, 'INSERT, UPDATE'))
+      THEN concat('role ', quote_ident(v_caller), ' may not write its table')
+      ELSE coalesce({s}.oplog_judge_columns(v_table, p_shape->'columns'),
+        {s}.oplog_judge_succession(p_type, p_revision, p_shape, v_table)) END;
+  END IF;"""
 
 
 def _register_key(s: str) -> str:

@@ -38,10 +38,13 @@ FORBIDDEN_CALLS = {"eval", "exec"}
 # Where the log's tables are defined.
 DEFINITIONS = (
     "append",
+    "append_checks",
     "append_only",
     "guard",
     "partitions",
+    "progress_functions",
     "progress_tables",
+    "registering",
     "rights",
     "tables",
     "touched_keys",
