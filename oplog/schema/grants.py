@@ -16,9 +16,11 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.schema.expected import list_log_tables
+from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.rights import (
     APPLICATION_WRITES,
     CALLED_BY_APPLICATIONS,
+    CALLED_BY_WORKERS,
     CONSUMER_WRITES,
     WORKER_WRITES,
 )
@@ -42,6 +44,10 @@ _WRITES = {
     RoleKind.WORKER: WORKER_WRITES,
     RoleKind.CONSUMER: CONSUMER_WRITES,
     RoleKind.AUDITOR: {},
+}
+_CALLED = {
+    RoleKind.APPLICATION: CALLED_BY_APPLICATIONS,
+    RoleKind.WORKER: CALLED_BY_WORKERS,
 }
 
 
@@ -78,12 +84,13 @@ def list_grants(
     """
     whom, s = quote(role), quote(schema)
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
-    read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
+    tables_read = (name for name in list_log_tables(schema) if name not in LOCK_TABLES)
+    read = ", ".join(f"{s}.{name}" for name in tables_read)
     yield f"GRANT SELECT ON {read} TO {whom};"
     for table, rights in _WRITES[kind].items():
         yield f"GRANT {', '.join(rights)} ON {s}.oplog_{table} TO {whom};"
-    if kind is RoleKind.APPLICATION:
-        functions = ", ".join(f"{s}.oplog_{name}" for name in CALLED_BY_APPLICATIONS)
+    if called := _CALLED.get(kind):
+        functions = ", ".join(f"{s}.oplog_{name}" for name in called)
         yield f"GRANT EXECUTE ON FUNCTION {functions} TO {whom};"
     named = [(table_schema or "public", table) for table_schema, table in tables]
     for table_schema, table in named:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from oplog.schema.partitions import PARTITION_PATTERN
 
-CALLED_BY_APPLICATIONS = ("append", "settle")
+CALLED_BY_APPLICATIONS = ("append", "settle", "claim", "lock")
 """Functions that write the log for a role which may not. Any named role may be given them."""
+CALLED_BY_WORKERS = ("lease",)
+"""Functions that publishing needs. Any named role may be given them."""
 CALLED_BY_EVERYBODY = ("arm",)
 """Conditions of guards' triggers, which run with the rights of the role that writes the table."""
 
@@ -35,6 +37,7 @@ _WRITES = {**APPLICATION_WRITES, **WORKER_WRITES}
 """What any role may be given; all other tables are written by functions and the owner."""
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
+_CALLED = (*CALLED_BY_APPLICATIONS, *CALLED_BY_WORKERS)
 _HARMLESS = ("SELECT", "MAINTAIN")
 _OUTCOME = "oplog_outcome"
 
@@ -113,7 +116,7 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
     AND (g.object IN ({known}) OR g.object ~ '{PARTITION_PATTERN}')
     AND CASE g.kind
       WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_functions(CALLED_BY_EVERYBODY)})
-        OR r.oid IS NOT NULL AND g.object IN ({_list_functions(CALLED_BY_APPLICATIONS)}))
+        OR r.oid IS NOT NULL AND g.object IN ({_list_functions(_CALLED)}))
       WHEN 'SEQUENCE' THEN g.privilege_type NOT IN ('SELECT', 'USAGE')
       ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)})
         AND (r.oid IS NULL OR NOT EXISTS (SELECT FROM (VALUES {writes})

@@ -18,6 +18,7 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.locks import LOCK_FUNCTIONS, LOCK_TABLES, create_lock_statements
 from oplog.schema.partitions import (
     PARTITIONED,
     create_partition_statements,
@@ -126,6 +127,8 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     return [
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
+        *(f"DROP TABLE {s}.{table}" for table in LOCK_TABLES),
+        *(f"DROP FUNCTION {s}.oplog_{function}" for function in LOCK_FUNCTIONS),
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_make_partitions",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
@@ -188,6 +191,7 @@ def _define(s: str, schema: str) -> list[str]:
         *_record_tables(s),
         *_indexes(s),
         *create_append_only_statements(s),
+        *create_lock_statements(s, schema),
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),

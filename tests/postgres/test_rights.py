@@ -29,10 +29,12 @@ pytestmark = pytest.mark.postgres
 
 PINNED = ["search_path=pg_catalog, pg_temp"]
 PLANNED_ONCE = [*PINNED, "plan_cache_mode=force_generic_plan"]
+IMPATIENT = [*PINNED, "lock_timeout=10ms"]
 FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     # Runs as its owner, has a fixed search path, may be executed by whom besides the owner.
     "oplog_append": (True, True, {APPLICATION}),
     "oplog_arm": (False, False, {APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER}),
+    "oplog_claim": (True, True, {APPLICATION}),
     "oplog_check_trackable": (False, True, set()),
     "oplog_declare_guard": (False, True, set()),
     "oplog_drop_guard": (False, True, set()),
@@ -40,8 +42,11 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_guard_check": (True, True, set()),
     "oplog_guard_row": (True, True, set()),
     "oplog_guard_truncate": (True, True, set()),
+    "oplog_hold": (True, True, set()),
     "oplog_image_update": (False, True, set()),
     "oplog_kept_columns": (False, False, set()),
+    "oplog_lease": (True, True, {WORKER}),
+    "oplog_lock": (True, True, {APPLICATION}),
     "oplog_make_partitions": (True, True, set()),
     "oplog_mark": (False, True, set()),
     "oplog_refuse_change": (False, True, set()),
@@ -50,6 +55,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_set_text": (False, True, set()),
     "oplog_settle": (False, False, {APPLICATION}),
     "oplog_track_table": (False, True, set()),
+    "oplog_try_lock": (True, True, set()),
     "oplog_try_bypass": (False, True, set()),
     "oplog_untrack_table": (False, True, set()),
     "oplog_write_mark": (False, True, set()),
@@ -118,7 +124,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
         found = {}
         for oid, name, owner, definer, settings in rows:
             assert owner == roles.names[OWNER]
-            assert settings in ([], PINNED, PLANNED_ONCE)
+            assert settings in ([], PINNED, PLANNED_ONCE, IMPATIENT)
             may = {
                 role
                 for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER)
@@ -234,6 +240,10 @@ DIRECT = {
     "log": "INSERT INTO oplog.oplog_log DEFAULT VALUES",
     "ticket": "UPDATE oplog.oplog_ticket SET version = version + 1",
     "new ticket": "INSERT INTO oplog.oplog_ticket VALUES ('a', 1)",
+    "claim": "INSERT INTO oplog.oplog_claim VALUES ('')",
+    "lock": "SELECT FROM oplog.oplog_lock FOR UPDATE",
+    "lock by name": "SELECT oplog.oplog_hold('prune')",
+    "try lock by name": "SELECT oplog.oplog_try_lock('restore')",
     "position": "SELECT nextval('oplog.oplog_position_seq')",
     "track": "SELECT oplog.oplog_untrack_table('account', 'x')",
     "mark": "SELECT oplog.oplog_mark('{}', '{}')",
