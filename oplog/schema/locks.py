@@ -31,6 +31,7 @@ LOCK_FUNCTIONS = (
     "hold(text)",
 )
 """Functions to drop, without the prefix of their names."""
+_KEY_MARK = "oplog key"
 _PATIENCE = "10ms"
 """How long a lock is waited for by who does not want to wait: PostgreSQL has no shorter way."""
 
@@ -57,7 +58,7 @@ def create_lock_statements(s: str, schema: str) -> list[str]:
 
 def name_key_mark(schema: str) -> str:
     """What precedes a key in the text whose hash marks who holds the key."""
-    return f"oplog key {schema}/"
+    return f"{_KEY_MARK} {schema}/"
 
 
 def _claim(s: str, schema: str) -> str:
@@ -75,7 +76,7 @@ BEGIN
   -- Only a mark, by which the holder is named. Who takes its number first hides it, and stops
   -- nobody.
   PERFORM pg_try_advisory_xact_lock_shared(
-    hashtextextended(concat({quote_literal(name_key_mark(schema))}, p_key), 0));
+    hashtextextended(concat('{_KEY_MARK} ', {quote_literal(schema)}, '/', p_key), 0));
 END $oplog_fn$"""
 
 
