@@ -97,10 +97,14 @@ class RestorationStore:
         """
         connection.exec_driver_sql(f"SELECT {self._s}.oplog_hold(%s)", (PARTITIONS_LOCK,))
 
-    def lock_tables(self, connection: Connection) -> None:
-        """Keep everybody else out of the log until the transaction ends."""
+    def lock_tables(self, connection: Connection, *, readers: bool = False) -> None:
+        """Keep everybody else out of the log until the transaction ends; `readers` may stay.
+
+        Any role that may read a table can keep it locked against those who keep readers out.
+        """
         names = double_percent(", ".join(self.list_tables()))
-        connection.exec_driver_sql(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+        mode = "EXCLUSIVE" if readers else "ACCESS EXCLUSIVE"
+        connection.exec_driver_sql(f"LOCK TABLE {names} IN {mode} MODE")
 
     def list_tables(self) -> list[str]:
         """Qualified names of the tables that a restore writes."""
