@@ -130,6 +130,20 @@ def test_who_tries_does_not_wait(plain: Engine, ask: str, level: str) -> None:
         assert not held(plain, ask.format("1"))
 
 
+@pytest.mark.parametrize("level", LEVELS[1:])
+@tries
+def test_what_an_old_snapshot_does_not_show_is_another_ones(
+    plain: Engine, ask: str, level: str
+) -> None:
+    """Held for the first time, and given back, since then: an answer all the same."""
+    with begin(plain, level) as old:
+        use(plain, ask.format("1"))
+        assert say(old, ask.format("1")) is False
+        assert say(old, ask.format("2")) is True
+        old.commit()
+    assert not held(plain, ask.format("1"))
+
+
 @pytest.mark.parametrize("ask", [KEY, AGGREGATE, ARCHIVE, NAMED])
 def test_a_savepoint_gives_back_what_was_taken_in_it(plain: Engine, ask: str) -> None:
     one, two = ask.format("1"), ask.format("2")
