@@ -1,6 +1,6 @@
 """What each role around a log needs: the statements that grant it.
 
-Pure text. Nobody is given more than the role needs: an application writes the log by three
+Pure text. Nobody is given more than the role needs: an application writes the log by
 functions, a worker and a consumer write one table each, an auditor none. Every table and function
 is named, so that what stands beside the log in its schema is not given with it.
 """

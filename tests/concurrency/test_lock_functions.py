@@ -299,6 +299,21 @@ def test_a_lock_leaves_nothing_that_an_old_snapshot_would_keep(plain: Engine) ->
             assert connection.exec_driver_sql(size).one() == before
 
 
+def test_the_table_of_locks_may_be_emptied(plain: Engine, pool: ThreadPoolExecutor) -> None:
+    """That waits for holders; what is held afterwards is held, whatever snapshots there are."""
+    lock = AGGREGATE.format("a")
+    use(plain, lock)
+    with begin(plain) as holder, begin(plain, "REPEATABLE READ") as old, plain.begin() as owner:
+        say(holder, lock)
+        with waiting_for_lock(plain):
+            emptying = pool.submit(owner.exec_driver_sql, "TRUNCATE oplog.oplog_lock")
+        holder.commit()
+        emptying.result(60)
+        owner.commit()
+        say(old, lock)
+        assert held(plain, lock)
+
+
 def test_a_claim_leaves_no_row(plain: Engine) -> None:
     use(plain, KEY.format("a"), KEY.format("a"), KEY.format("b"))
     with plain.connect() as connection:

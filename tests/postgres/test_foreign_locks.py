@@ -218,6 +218,7 @@ def test_who_holds_a_key_is_told_although_a_stranger_hides_it(roles: Roles, atta
     inquire = sa.create_engine(roles.url)
     with sessions() as holder, sessions() as other, attack(roles, attacking, "k"):
         for session, key in ((holder, "k"), (other, "another")):
+            session.execute(sa.text("SET LOCAL lock_timeout = '1s'"))
             log.annotate(session, idempotency_key=key)
         found = log.inquire("k", inquire, wait_seconds=0)
         assert found.outcome is Outcome.PENDING
