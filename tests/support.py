@@ -18,9 +18,9 @@ from oplog.schema.tables import (
 from oplog.value import TEXT_SETTINGS
 
 
-def install_log(connection: Connection) -> None:
-    """Create the log's tables in schema `oplog`."""
-    for statement in create_statements(schema="oplog", version=1):
+def install_log(connection: Connection, *, schema: str = "oplog") -> None:
+    """Create the log's tables."""
+    for statement in create_statements(schema=schema, version=1):
         # Without this a percent sign in DDL would be taken for a placeholder.
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 

@@ -33,8 +33,8 @@ CLAIM_SECONDS = 10.0
 PATIENCE = 3
 """Conflicts in a row after which a run waits in line rather than try its luck again."""
 MOST_LOCKS = 256
-"""Most aggregates that a run waits in line for. Each is a statement, and takes some of the server's
-room for locks; runs over the same aggregates meet at the first ones."""
+"""Most aggregates that a run waits in line for. Runs over the same aggregates meet at the first
+ones."""
 
 
 @dataclass(frozen=True, slots=True)

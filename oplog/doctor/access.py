@@ -12,6 +12,7 @@ from oplog.finding import Finding, make_problem
 from oplog.postgres.quoting import (
     quote,
 )
+from oplog.schema.locks import CLAIM_INDEX, WAITED_FOR
 from oplog.schema.rights import GRANTED
 from oplog.schema.tables import (
     ENTRY_INDEX,
@@ -64,6 +65,7 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
         RECORD_ID_INDEX: "an old record from being appended once more",
         IDEMPOTENCY_INDEX: "an idempotency key from being used once more",
         ENTRY_INDEX: "an aggregate from being created once more",
+        CLAIM_INDEX: "two transactions from holding an idempotency key at once",
     }
     for name in access.missing_indexes:
         yield make_problem(
@@ -78,11 +80,11 @@ def _judge_excess(excess: Excess, schema: str) -> Finding:
     upgrade = spell_upgrade(schema)
     allowed = {f"oplog_{name}" for name in GRANTED}
     if excess.privileges == "EXECUTE":
-        reason = (
-            "any role can write into the log"
-            if excess.name in allowed
-            else "a function of the log that only its owner needs"
-        )
+        reason = "a function of the log that only its owner needs"
+        if excess.name in {f"oplog_{name}" for name in WAITED_FOR}:
+            reason = "any role can hold what transactions of the log wait for"
+        elif excess.name in allowed:
+            reason = "any role can write into the log"
         return make_problem(
             "function-open",
             f"function {schema}.{excess.name}",

@@ -16,6 +16,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.expected import list_log_functions, list_log_tables
 from oplog.schema.guard import make_prefix
+from oplog.schema.locks import CLAIM_INDEX
 from oplog.schema.rights import CALLED_BY_EVERYBODY, select_excess
 from oplog.schema.tables import ENTRY_INDEX, IDEMPOTENCY_INDEX, RECORD_ID_INDEX
 
@@ -110,6 +111,7 @@ _UNIQUE = (
     (RECORD_ID_INDEX, "oplog_outcome"),
     (IDEMPOTENCY_INDEX, "oplog_outcome"),
     (ENTRY_INDEX, "oplog_entry"),
+    (CLAIM_INDEX, "oplog_claim"),
 )
 _MISSING = """
 SELECT w.name FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[]))

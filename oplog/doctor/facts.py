@@ -24,6 +24,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
 from oplog.schema.guard import BYPASS_AGGREGATE, make_prefix
+from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.tables import (
     VERSION,
 )
@@ -213,7 +214,9 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         restoring=says_restoring(read_comment(connection, schema)),
         homing=read_homing(connection, schema),
         missing_tables=[name for name in names if name not in readable],
-        unreadable_tables=[name for name in names if not readable.get(name, True)],
+        unreadable_tables=[
+            name for name in names if not readable.get(name, True) and name not in LOCK_TABLES
+        ],
         partitions=list_partition_names(connection, schema),
         triggers=list_triggers(connection, schema),
         functions=list_functions(connection, schema),

@@ -277,7 +277,8 @@ def _restore(request: _Request) -> RestoreReport:
     store, source = request.store, request.source
     driver, connection = request.driver, request.connection
     take_lock(connection, store)
-    store.lock_tables(connection)
+    # In an empty log readers find nothing until the restore commits, and everything then.
+    store.lock_tables(connection, readers=not request.replace_rows)
     plans = _read_plans(request)
     lock_tables(driver, [plan.live.qualified for plan in plans])
     found = "" if request.replace_rows else describe_rows(driver, store, plans)

@@ -15,6 +15,7 @@ from oplog.crypto.sql_hashing import hash_body_statements, hash_record_statement
 from oplog.postgres.quoting import quote_literal
 from oplog.schema.append_checks import list_checks
 from oplog.schema.guard import check_and_reset_tally
+from oplog.schema.rights import APPLICATION_EXECUTES
 from oplog.schema.touched_keys import DEFINER, PINNED
 
 STALE_TICKET = "OP001"
@@ -64,7 +65,8 @@ END $oplog_do$"""
 
 
 def replace_former_statement(s: str) -> str:
-    """The statement that hands rights on that function to the present one, and drops it."""
+    """The statement that gives roles which execute that function the present ones, and drops it."""
+    functions = ", ".join(f"{s}.oplog_{name}" for name in APPLICATION_EXECUTES)
     return f"""DO $oplog_do$
 DECLARE
   v_former regproc := pg_catalog.to_regproc({quote_literal(f"{s}.{FORMER_NAME}")});
@@ -75,7 +77,7 @@ BEGIN
     CROSS JOIN LATERAL pg_catalog.aclexplode(p.proacl) x
     JOIN pg_catalog.pg_roles r ON r.oid = x.grantee
     WHERE p.oid = v_former AND x.grantee <> p.proowner LOOP
-    EXECUTE pg_catalog.concat({quote_literal(f"GRANT EXECUTE ON FUNCTION {s}.oplog_append TO ")},
+    EXECUTE pg_catalog.concat({quote_literal(f"GRANT EXECUTE ON FUNCTION {functions} TO ")},
       v_grantee);
   END LOOP;
   DROP FUNCTION {s}.{FORMER_NAME};

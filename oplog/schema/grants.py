@@ -14,6 +14,7 @@ from typing import Any
 
 from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.expected import list_log_tables
+from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.rights import APPLICATION_EXECUTES, CONSUMER_EXECUTES, WORKER_EXECUTES
 
 
@@ -88,7 +89,8 @@ def _list_reader_grants(
     """For roles that read all of the log, and write it by functions."""
     s = quote(schema)
     yield f"GRANT USAGE ON SCHEMA {s} TO {whom};"
-    read = ", ".join(f"{s}.{name}" for name in list_log_tables(schema))
+    tables_read = (name for name in list_log_tables(schema) if name not in LOCK_TABLES)
+    read = ", ".join(f"{s}.{name}" for name in tables_read)
     yield f"GRANT SELECT ON {read} TO {whom};"
     functions = ", ".join(f"{s}.oplog_{name}" for name in _EXECUTES[kind])
     if functions:

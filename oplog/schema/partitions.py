@@ -8,6 +8,7 @@ no writer and lets none wait; `CREATE TABLE ... PARTITION OF` would.
 from __future__ import annotations
 
 from oplog.postgres.quoting import quote_literal
+from oplog.schema.locks import PARTITIONS_LOCK
 
 PARTITIONED = ("record", "part", "token")
 """Tables that are partitioned, without the prefix `oplog_`."""
@@ -28,15 +29,9 @@ def create_partition_statements(s: str, *, positions: int = PARTITION_POSITIONS)
     return [_make_partitions(s, positions), present]
 
 
-def name_partition_lock(s: str) -> str:
-    """The text whose hash is locked by the transaction that makes partitions in `s`, quoted."""
-    return f"oplog partitions {s}"
-
-
 def _make_partitions(s: str, positions: int) -> str:
     tables = ", ".join(f"'oplog_{name}'" for name in PARTITIONED)
     literal = s.replace("'", "''")
-    lock = quote_literal(name_partition_lock(s))
     return f"""CREATE FUNCTION {s}.oplog_make_partitions(p_position bigint) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- Makes the partition of a position and the next, where they are missing; how many tables it made.
@@ -56,7 +51,7 @@ BEGIN
   END IF;
   -- Of two at once one makes them, and the other need not wait: they are made long before they are
   -- needed.
-  IF NOT pg_try_advisory_xact_lock(hashtextextended({lock}, 0)) THEN RETURN 0; END IF;
+  IF NOT {s}.oplog_try_lock('{PARTITIONS_LOCK}') THEN RETURN 0; END IF;
   FOREACH v_table IN ARRAY ARRAY[{tables}] LOOP
     FOR v_number IN SELECT p_position / {positions} + n
         FROM generate_series(0, {AHEAD - 1}) AS n LOOP

@@ -19,11 +19,13 @@ APPLICATION_EXECUTES = (
     "register_key",
     "declare_aborted",
     "save_cursor",
+    "claim",
+    "lock",
 )
 """What writes the log for an application, consuming included."""
 CONSUMER_EXECUTES = ("save_cursor",)
 """What `log.subscribe` saves its place with."""
-WORKER_EXECUTES = ("take_epoch", "acknowledge")
+WORKER_EXECUTES = ("take_epoch", "acknowledge", "lease")
 """What publishing keeps its place with."""
 GRANTED = tuple(dict.fromkeys((*APPLICATION_EXECUTES, *CONSUMER_EXECUTES, *WORKER_EXECUTES)))
 """Functions that a named role may be given. All others are the owner's."""

@@ -22,6 +22,7 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.locks import LOCK_FUNCTIONS, LOCK_TABLES, create_lock_statements
 from oplog.schema.partitions import (
     PARTITIONED,
     create_partition_statements,
@@ -141,6 +142,8 @@ def drop_statements(schema: str = "oplog") -> list[str]:
         *drop_guard_statements(s),
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
+        *(f"DROP TABLE {s}.{table}" for table in LOCK_TABLES),
+        *(f"DROP FUNCTION {s}.oplog_{function}" for function in LOCK_FUNCTIONS),
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_append_mark",
         f"DROP FUNCTION {s}.oplog_make_partitions",
@@ -204,6 +207,7 @@ def _define(s: str, schema: str) -> list[str]:
         *_record_tables(s),
         *_indexes(s),
         *create_append_only_statements(s),
+        *create_lock_statements(s, schema),
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
         *create_guard_statements(s, schema),

@@ -20,6 +20,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.standby import is_standby
 from oplog.receipt import Receipt
+from oplog.schema.locks import name_key_mark
 
 REQUEST = "oplog.request"
 """Metadata key of what an idempotency key stood for, as a hash in hexadecimal."""
@@ -69,22 +70,14 @@ class OutcomeStore:
 
     def lock_key(self, connection: Connection, key: str) -> None:
         """Hold an idempotency key until the transaction ends."""
-        self._lock(connection, "key", [key])
+        connection.exec_driver_sql(f"SELECT {self._s}.oplog_claim(%s)", (key,))
 
     def lock_aggregates(self, connection: Connection, aggregates: Sequence[str]) -> None:
         """Hold aggregates until the transaction ends, taken in the order given."""
-        self._lock(connection, "aggregate", aggregates)
-
-    def _lock(self, connection: Connection, kind: str, names: Sequence[str]) -> None:
-        # One after the other: a set-returning call promises no order.
-        for name in names:
+        if aggregates:
             connection.exec_driver_sql(
-                "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%s::text, 0))",
-                (self._name_lock(kind, name),),
+                f"SELECT {self._s}.oplog_lock(%s::text[])", (list(aggregates),)
             )
-
-    def _name_lock(self, kind: str, name: str) -> str:
-        return f"oplog {kind} {self.schema}/{name}"
 
     def limit_wait(self, connection: Connection, seconds: float) -> str:
         """Let statements of this transaction wait so long for locks; the limit before."""
@@ -185,13 +178,20 @@ class OutcomeStore:
         )
 
     def list_key_blockers(self, connection: Connection, key: str) -> list[Blocker]:
-        """Backends that hold an idempotency key."""
+        """Backends that hold an idempotency key.
+
+        All that hold any key, if a session that holds none keeps this one's mark from its holder.
+        """
         return self._list_blockers(
             connection,
-            f"l.locktype = 'advisory' AND l.objsubid = 1 AND {_HERE} AND "
-            "(l.classid::bigint << 32) | l.objid::bigint = "
-            "pg_catalog.hashtextextended(%s::text, 0)",
-            (self._name_lock("key", key),),
+            f"l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND {_HERE} "
+            "AND l.relation = pg_catalog.to_regclass(%s) "
+            "AND EXISTS (SELECT FROM pg_catalog.pg_locks m WHERE m.locktype = 'advisory' "
+            "AND m.granted AND m.objsubid = 1 AND m.database = l.database "
+            "AND (m.virtualtransaction = l.virtualtransaction OR m.mode = 'ExclusiveLock') "
+            "AND (m.classid::bigint << 32) | m.objid::bigint = "
+            "pg_catalog.hashtextextended(%s::text, 0))",
+            (f"{quote(self.schema)}.oplog_claim", name_key_mark(self.schema) + key),
         )
 
     def _list_blockers(

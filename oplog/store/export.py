@@ -105,9 +105,7 @@ class ExportStore:
         """Get the right to publish until the transaction ends; False if another has it."""
         return bool(
             connection.exec_driver_sql(
-                "SELECT pg_catalog.pg_try_advisory_xact_lock("
-                "pg_catalog.hashtextextended(%s::text, 0))",
-                (f"oplog archive {self.schema}/{archive_id}",),
+                f"SELECT {self._s}.oplog_lease(%s::uuid)", (archive_id,)
             ).scalar_one()
         )
 

@@ -17,7 +17,8 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.append import state_token
-from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED, name_partition_lock
+from oplog.schema.locks import PARTITIONS_LOCK, RESTORE_LOCK
+from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.schema.tables import HIGHEST_POSITION, VERSION
 from oplog.store.heads import select_heads_of
@@ -85,8 +86,7 @@ class RestorationStore:
     def try_lock(self, connection: Connection) -> bool:
         """Keep every other restore into this log away until the transaction ends."""
         found = connection.exec_driver_sql(
-            "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(%s, 0))",
-            (f"oplog/restore/{self.schema}",),
+            f"SELECT {self._s}.oplog_try_lock(%s)", (RESTORE_LOCK,)
         ).scalar()
         return bool(found)
 
@@ -95,15 +95,16 @@ class RestorationStore:
 
         To be called before any table is locked: who makes one may wait for a table meanwhile.
         """
-        connection.exec_driver_sql(
-            "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%s, 0))",
-            (name_partition_lock(quote(self.schema)),),
-        )
+        connection.exec_driver_sql(f"SELECT {self._s}.oplog_hold(%s)", (PARTITIONS_LOCK,))
 
-    def lock_tables(self, connection: Connection) -> None:
-        """Keep everybody else out of the log until the transaction ends."""
+    def lock_tables(self, connection: Connection, *, readers: bool = False) -> None:
+        """Keep everybody else out of the log until the transaction ends; `readers` may stay.
+
+        Any role that may read a table can keep it locked against those who keep readers out.
+        """
         names = double_percent(", ".join(self.list_tables()))
-        connection.exec_driver_sql(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+        mode = "EXCLUSIVE" if readers else "ACCESS EXCLUSIVE"
+        connection.exec_driver_sql(f"LOCK TABLE {names} IN {mode} MODE")
 
     def list_tables(self) -> list[str]:
         """Qualified names of the tables that a restore writes."""

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from oplog.errors import ConflictError, PrunedError
 from oplog.postgres.quoting import quote, quote_for_driver
 from oplog.schema.guard import RETIRED, RETIRED_REVISION
+from oplog.schema.locks import PRUNE_LOCK
 from oplog.store.adopted import ADOPTED, ADOPTED_REVISION, ADOPTED_ROWS
 from oplog.store.commit_lookup import REQUEST
 from oplog.store.cursor import Cursor
@@ -201,11 +202,10 @@ class PruningStore:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         return bool(
             connection.exec_driver_sql(
-                "SELECT pg_catalog.pg_try_advisory_xact_lock("
-                "pg_catalog.hashtextextended(%s::text, 0)), "
+                f"SELECT {self._s}.oplog_try_lock(%s), "
                 "CASE WHEN pg_catalog.current_setting('synchronous_commit') = 'off' "
                 "THEN pg_catalog.set_config('synchronous_commit', 'on', true) END",
-                (f"oplog prune {self._schema}",),
+                (PRUNE_LOCK,),
             ).one()[0]
         )
 

@@ -19,7 +19,7 @@ from tests.concurrency.workload import (
     make_log,
     waiting_for_lock,
 )
-from tests.support import assert_replays
+from tests.support import assert_replays, install_log
 
 pytestmark = [pytest.mark.postgres, pytest.mark.concurrency]
 
@@ -88,6 +88,8 @@ def test_other_aggregates_and_other_logs_do_not_wait(
     engine: Engine, log: Oplog, sessions: sessionmaker[Session], member: int
 ) -> None:
     other = make_log(schema="elsewhere")
+    with engine.begin() as connection:
+        install_log(connection, schema="elsewhere")
     with sessions() as first, sessions() as second, engine.begin() as connection:
         log.lock(first, "team/red")
         connection.exec_driver_sql("SET LOCAL lock_timeout = '1ms'")

@@ -285,6 +285,6 @@ def count_locks(logged: LoggedDatabase) -> int:
         return int(
             connection.exec_driver_sql(
                 "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-                "WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+                "WHERE l.relation = 'oplog.oplog_lock'::regclass AND d.datname = current_database()"
             ).scalar_one()
         )

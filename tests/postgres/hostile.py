@@ -16,7 +16,16 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 TEXTS = (
-    *("", "a", " ", "account/1", "account/99", "adopted/account", "oplog/bypass", "oplog/request/x"),
+    *(
+        "",
+        "a",
+        " ",
+        "account/1",
+        "account/99",
+        "adopted/account",
+        "oplog/bypass",
+        "oplog/request/x",
+    ),
     *("oplog/quarantine", "x" * 200, "é" * 512, "x" * 1025, "{}", "NULL", "'; --", "{schema}"),
     *("account", "zzz", "retired", "adopted", "actor", "\x01", "\u202e", "-1", "0", "1e400"),
 )

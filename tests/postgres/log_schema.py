@@ -149,7 +149,6 @@ def describe(url: URL, schema: str = "oplog") -> Described:
             .replace(f"{schema}.", "oplog.")
             .replace(make_prefix(schema), "oplog")
             .replace(quote_literal(schema), "'oplog'")
-            .replace(f"partitions {quote(schema)}", "partitions oplog")
             for cell in row
         )
         for row in found

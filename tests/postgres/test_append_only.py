@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.partitions import PARTITIONED
 from oplog.schema.progress_tables import PROGRESS_TABLES
 from oplog.store.commit_lookup import OutcomeStore
@@ -314,9 +315,10 @@ def test_every_column_of_a_key_was_considered(connection: Connection) -> None:
 
 def test_every_table_of_the_log_was_considered(engine: Engine) -> None:
     tables = set(sa.inspect(engine).get_table_names("oplog"))
-    # Not the record: how far consumers and others came in it, what migrations declared, and
+    # Not the record: locks, how far consumers and others came in it, what migrations declared, and
     # images that live no longer than their transaction.
     moving = {*(f"oplog_{table}" for table in PROGRESS_TABLES), "oplog_guard", "oplog_image"}
+    moving |= set(LOCK_TABLES)
     assert tables == {*FROZEN, *STEPPING, *moving}
 
 

@@ -101,7 +101,8 @@ def attack(roles: Roles, seed: str) -> tuple[Counter[str], Counter[str]]:
     accepted: Counter[str] = Counter()
     with roles.engine(APPLICATION).connect() as connection:
         functions = list_functions(connection, roles.names[APPLICATION])
-        weighted = [*functions, *(f for f in functions if f.name == "oplog_append") for _ in (1, 2)]
+        appends = [f for f in functions if f.name == "oplog_append"]
+        weighted = [*functions, *appends * len(functions)]
         while called.total() < CALLS:
             for _ in range(_AT_ONCE):
                 function = draw.random.choice(weighted)

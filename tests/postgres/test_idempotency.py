@@ -16,6 +16,7 @@ from oplog import Keyring, Oplog, Outcome, Receipt, TypeCatalog
 from oplog.errors import ConfigurationError, IdempotencyConflictError, TicketConflictError
 from tests.concurrency.workload import Base, Customer, Member, waiting_for_lock
 from tests.logged import LoggedDatabase, open_logged
+from tests.support import install_log
 
 pytestmark = pytest.mark.postgres
 
@@ -237,6 +238,8 @@ def test_refused(db: LoggedDatabase) -> None:
 def test_two_logs_have_keys_of_their_own(db: LoggedDatabase) -> None:
     # A key held for another schema's log does not wait for this one's.
     other = Oplog(TypeCatalog.from_models(Base), keyring=Keyring.generate(), schema="other")
+    with db.engine.begin() as connection:
+        install_log(connection, schema="other")
     with db.sessions() as session:
         db.log.annotate(session, idempotency_key="k")
         with db.engine.begin() as connection:

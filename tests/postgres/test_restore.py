@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from oplog.entry import PART_BYTES
 from oplog.recovery import RestoreReport
-from oplog.schema.partitions import PARTITION_POSITIONS, name_partition_lock
+from oplog.schema.locks import PARTITIONS_LOCK
+from oplog.schema.partitions import PARTITION_POSITIONS
 from tests.postgres.replay_models import (
     HISTORY,
     Account,
@@ -235,8 +236,8 @@ def test_who_makes_partitions_is_waited_for(bench: Bench, target: Bench) -> None
     engine = sa.create_engine(target.engine.url, poolclass=sa.NullPool)
     with engine.connect() as maker, ThreadPoolExecutor(1) as pool:
         maker.exec_driver_sql(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
-            (name_partition_lock('"oplog"'),),
+            "SELECT oplog.oplog_hold(%s)",
+            (PARTITIONS_LOCK,),
         )
         restoring = pool.submit(restore, target, kept)
         wait_for_lock(target.engine)
@@ -248,12 +249,12 @@ def test_who_makes_partitions_is_waited_for(bench: Bench, target: Bench) -> None
 
 
 def wait_for_lock(engine: Engine) -> None:
-    """Return when somebody waits for an advisory lock."""
+    """Return when somebody waits for another transaction."""
     deadline = time.monotonic() + 60
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while not connection.exec_driver_sql(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() "
-            "AND wait_event_type = 'Lock' AND wait_event = 'advisory')"
+            "AND wait_event_type = 'Lock' AND wait_event = 'transactionid')"
         ).scalar_one():
             assert time.monotonic() < deadline
             time.sleep(0.01)

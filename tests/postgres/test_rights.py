@@ -28,6 +28,7 @@ pytestmark = pytest.mark.postgres
 
 PINNED = ["search_path=pg_catalog, pg_temp"]
 PLANNED_ONCE = [*PINNED, "plan_cache_mode=force_generic_plan"]
+IMPATIENT = [*PINNED, "lock_timeout=10ms"]
 FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     # Runs as its owner, has a fixed search path, how volatile it is, and who may execute it
     # besides the owner.
@@ -36,6 +37,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_append_mark": (False, True, "v", set()),
     "oplog_arm": (False, False, "v", {APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER}),
     "oplog_check_trackable": (False, True, "v", set()),
+    "oplog_claim": (True, True, "v", {APPLICATION}),
     "oplog_collect_images": (True, True, "v", {APPLICATION}),
     "oplog_declare_aborted": (True, True, "v", {APPLICATION}),
     "oplog_declare_guard": (False, True, "v", set()),
@@ -44,11 +46,14 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_guard_check": (True, True, "v", set()),
     "oplog_guard_row": (True, True, "v", set()),
     "oplog_guard_truncate": (True, True, "v", set()),
+    "oplog_hold": (True, True, "v", set()),
     "oplog_image_update": (False, True, "s", set()),
     "oplog_judge_columns": (False, True, "s", set()),
     "oplog_judge_shape": (False, True, "s", set()),
     "oplog_judge_succession": (False, True, "s", set()),
     "oplog_kept_columns": (False, False, "s", set()),
+    "oplog_lease": (True, True, "v", {WORKER}),
+    "oplog_lock": (True, True, "v", {APPLICATION}),
     "oplog_make_partitions": (True, True, "v", set()),
     "oplog_mark": (False, True, "v", set()),
     "oplog_refuse_change": (False, True, "v", set()),
@@ -61,6 +66,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_settle": (False, False, "v", {APPLICATION}),
     "oplog_take_epoch": (True, True, "v", {WORKER}),
     "oplog_track_table": (False, True, "v", set()),
+    "oplog_try_lock": (True, True, "v", set()),
     "oplog_try_bypass": (False, True, "v", set()),
     "oplog_untrack_table": (False, True, "v", set()),
     "oplog_write_mark": (False, True, "v", set()),
@@ -116,7 +122,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
         found = {}
         for oid, name, owner, definer, settings, volatility in rows:
             assert owner == roles.names[OWNER]
-            assert settings in ([], PINNED, PLANNED_ONCE)
+            assert settings in ([], PINNED, PLANNED_ONCE, IMPATIENT)
             may = {
                 role
                 for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER)
@@ -222,6 +228,10 @@ DIRECT = {
     "log": "INSERT INTO oplog.oplog_log DEFAULT VALUES",
     "ticket": "UPDATE oplog.oplog_ticket SET version = version + 1",
     "new ticket": "INSERT INTO oplog.oplog_ticket VALUES ('a', 1)",
+    "claim": "INSERT INTO oplog.oplog_claim VALUES ('')",
+    "lock": "SELECT FROM oplog.oplog_lock FOR UPDATE",
+    "lock by name": "SELECT oplog.oplog_hold('prune')",
+    "try lock by name": "SELECT oplog.oplog_try_lock('restore')",
     "position": "SELECT nextval('oplog.oplog_position_seq')",
     "track": "SELECT oplog.oplog_untrack_table('account', 'x')",
     "mark": "SELECT oplog.oplog_mark('{}', '{}')",

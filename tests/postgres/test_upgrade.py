@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import UpgradeOplogOp
+from oplog.schema.locks import LOCK_FUNCTIONS, LOCK_TABLES
 from oplog.schema.partitions import PARTITIONED
 from oplog.schema.tables import create_statements, list_table_names, upgrade_statements
 from oplog.schema.upgrade import FIRST_TABLES
@@ -76,6 +77,10 @@ DAMAGES: dict[str, list[str]] = {
         "GRANT ALL ON ALL SEQUENCES IN SCHEMA oplog TO {worker}",
         "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA oplog TO PUBLIC",
         "REVOKE EXECUTE ON FUNCTION oplog.oplog_arm() FROM PUBLIC",
+    ],
+    "locks, which an older log has not": [
+        *(f"DROP TABLE oplog.{table}" for table in LOCK_TABLES),
+        *(f"DROP FUNCTION oplog.oplog_{function}" for function in LOCK_FUNCTIONS),
     ],
     "the home": ["COMMENT ON TABLE oplog.oplog_log IS NULL"],
     "how it is stored": [
@@ -245,7 +250,8 @@ def test_positions_do_not_begin_again(roles: Roles) -> None:
 
 def test_every_table_is_a_first_one() -> None:
     """One that comes later is not in this list, and an upgrade creates it."""
-    assert {f"oplog_{table}" for table in FIRST_TABLES} == set(list_table_names())
+    later = set(LOCK_TABLES)
+    assert {f"oplog_{table}" for table in FIRST_TABLES} == set(list_table_names()) - later
 
 
 def test_a_log_without_a_home_says_what_to_do(roles: Roles) -> None:
