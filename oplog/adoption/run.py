@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from oplog.adoption.choice import choose_types, sort_types
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
@@ -22,7 +23,7 @@ from oplog.catalog import TypeCatalog
 from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer, name_part
-from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.block import MAX_BLOCK_ROWS
@@ -30,7 +31,9 @@ from oplog.payload.codec import PayloadCodec
 from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import read_live_tables
+from oplog.postgres.sqlstate import read_sqlstate
 from oplog.postgres.work import Driver
+from oplog.schema.append import KEY_RETIRED
 from oplog.store import NewRecord, Store
 from oplog.store.adopted import (
     ADOPTED,
@@ -291,7 +294,16 @@ class _Work:
             metadata=metadata,
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
-        execute(self._connection, target.store.bind_append(record))
+        try:
+            execute(self._connection, target.store.bind_append(record))
+        except DBAPIError as cause:
+            if read_sqlstate(cause) != KEY_RETIRED:
+                raise
+            raise KeyRetiredError(
+                f"the key {key_id!r} was retired while rows were adopted",
+                hint="adopt again, which continues where this ended; "
+                + target.sealer.renew_key(key_id),
+            ) from cause
         target.on_event(EntriesAppended(record_id, committed=False))
 
 

@@ -107,6 +107,10 @@ class Sealer:
         """The id of the key that `seal` would use now; '' for plaintext."""
         return "" if self._keyring is None else self._keyring.current_key_id
 
+    def renew_key(self, retired: str) -> str:
+        """`Keyring.renew`; the next `key_id` is another one if the keyring has a newer one."""
+        return "" if self._keyring is None else self._keyring.renew(retired)
+
     def seal(self, payload: bytes, context: SealContext, *, key_id: str | None = None) -> bytes:
         """Return `payload` in its stored form; sealing it twice gives different bytes.
 

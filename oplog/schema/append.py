@@ -25,6 +25,8 @@ SENT_TWICE = "OP008"
 """SQLSTATE of an append under a record id that the log has."""
 HEAD_MISSING = "OP009"
 """SQLSTATE of an append to an aggregate whose newest record was removed by hand."""
+KEY_RETIRED = "OP010"
+"""SQLSTATE of an append of a record that is sealed with a retired key."""
 _CREATED = -1
 """What `oplog.store.rows.CREATED` is in SQL."""
 _FEW = 32
@@ -65,6 +67,35 @@ def _refuse_retirement() -> str:
     RAISE EXCEPTION USING errcode = '42501',
       message = 'oplog: only the owner of the log says that a type is gone',
       hint = 'op.retire_type in a migration';
+  END IF;"""
+
+
+def _refuse_key(s: str) -> str:
+    # A snapshot of the whole transaction may be older than a retirement: locking the row raises
+    # 40001 then. It may also be older than the key: then the INSERT, which is taken back in any
+    # case, raises 40001, and the key is known.
+    valid = f"PERFORM FROM {s}.oplog_key k WHERE k.key_id = p_key_id AND k.retired_at IS NULL"
+    return f"""IF p_format = {FORMAT_SEALED} THEN
+    IF pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN
+      {valid};
+    ELSE
+      {valid} FOR SHARE;
+    END IF;
+    IF NOT FOUND THEN
+      IF EXISTS (SELECT FROM {s}.oplog_key k WHERE k.key_id = p_key_id) THEN
+        RAISE EXCEPTION USING errcode = '{KEY_RETIRED}', message = pg_catalog.concat(
+          'oplog: the key ', pg_catalog.quote_literal(p_key_id), ' was retired, and seals no more'),
+          hint = 'run the whole transaction again with a keyring that has a newer current key';
+      END IF;
+      BEGIN
+        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (coalesce(p_key_id, ''), '')
+          ON CONFLICT DO NOTHING;
+        RAISE EXCEPTION USING errcode = '22023', message = pg_catalog.concat(
+          'oplog: the log does not know the key ', pg_catalog.quote_nullable(p_key_id)),
+          hint = 'a key is in oplog_key, with its check value, before a record is sealed with it';
+      EXCEPTION WHEN serialization_failure THEN NULL;
+      END;
+    END IF;
   END IF;"""
 
 
@@ -321,6 +352,7 @@ DECLARE
   v_numbers bytea := ''::bytea;
 BEGIN
   {_refuse_format()}
+  {_refuse_key(s)}
   {_refuse_retirement()}
   {_refuse_asynchronous()}
   {_refuse_disorder()}

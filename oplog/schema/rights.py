@@ -24,7 +24,8 @@ APPLICATION_WRITES: dict[str, tuple[str, ...]] = {
     "adoption": ("INSERT", "UPDATE"),
     "type": ("INSERT",),
     "type_numbers": ("INSERT",),
-    "key": ("INSERT",),
+    # When a key was registered and retired is not for those to say who seal with it.
+    "key": ("INSERT (key_id, check_value)",),
     # To declare a transaction aborted whose COMMIT got no answer. The other columns, which say that
     # it is not, are the append function's.
     "outcome": ("INSERT (record_id)",),
@@ -36,7 +37,8 @@ _WRITES = {**APPLICATION_WRITES, **WORKER_WRITES}
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT", "MAINTAIN")
-_OUTCOME = "oplog_outcome"
+_SOME_COLUMNS = ("outcome", "key")
+"""Tables of which applications may insert some columns: a right on all is narrowed to these."""
 
 _GRANTED = """granted AS (
   SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
@@ -95,10 +97,12 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
     name = "'" + schema.replace("'", "''") + "'"
     known = ", ".join(f"'{named}'" for named in (*objects, *SEQUENCES))
     tables = [
-        (f"oplog_{table}", right.partition(" (")[2].rstrip(")"), right.partition(" ")[0])
+        (f"oplog_{table}", column, right.partition(" ")[0])
         for table, rights in _WRITES.items()
         for right in rights
+        for column in right.partition(" (")[2].rstrip(")").split(", ")
     ]
+    narrowed = " ".join(f"WHEN 'oplog_{t}' THEN '{_WRITES[t][0]}'" for t in _SOME_COLUMNS)
     writes = ", ".join(f"('{table}', '{column}', '{right}')" for table, column, right in tables)
     return f"""WITH log AS (
   SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = {name}),
@@ -106,14 +110,14 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
   SELECT g.kind, g.object, g.spelled, coalesce(r.rolname::text, 'PUBLIC') AS role,
     coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') AS grantee,
     pg_catalog.string_agg(DISTINCT g.privilege_type, ', ' ORDER BY g.privilege_type) AS privileges,
-    coalesce(bool_or(g.privilege_type = 'INSERT' AND g.object = '{_OUTCOME}'
-      AND r.oid IS NOT NULL), false) AS declaring
+    coalesce(bool_or(g.privilege_type = 'INSERT' AND g.object IN ({_list_names(_SOME_COLUMNS)})
+      AND r.oid IS NOT NULL), false) AS inserting
   FROM granted g LEFT JOIN pg_catalog.pg_roles r ON r.oid = g.grantee
   WHERE g.grantee <> g.owner AND r.rolsuper IS NOT TRUE
     AND (g.object IN ({known}) OR g.object ~ '{PARTITION_PATTERN}')
     AND CASE g.kind
-      WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_functions(CALLED_BY_EVERYBODY)})
-        OR r.oid IS NOT NULL AND g.object IN ({_list_functions(CALLED_BY_APPLICATIONS)}))
+      WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_names(CALLED_BY_EVERYBODY)})
+        OR r.oid IS NOT NULL AND g.object IN ({_list_names(CALLED_BY_APPLICATIONS)}))
       WHEN 'SEQUENCE' THEN g.privilege_type NOT IN ('SELECT', 'USAGE')
       ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)})
         AND (r.oid IS NULL OR NOT EXISTS (SELECT FROM (VALUES {writes})
@@ -123,10 +127,10 @@ def select_excess(schema: str, *, objects: Iterable[str]) -> str:
 SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   'REVOKE ', e.privileges, ' ON ', e.kind, ' ', pg_catalog.quote_ident(log.nspname), '.',
   e.spelled, ' FROM ', e.grantee, ' CASCADE',
-  CASE WHEN e.declaring THEN pg_catalog.concat('; GRANT INSERT (record_id) ON ',
+  CASE WHEN e.inserting THEN pg_catalog.concat('; GRANT ', CASE e.object {narrowed} END, ' ON ',
     pg_catalog.quote_ident(log.nspname), '.', e.spelled, ' TO ', e.grantee) END) AS statement
 FROM excess e CROSS JOIN log ORDER BY 1, 2"""
 
 
-def _list_functions(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     return ", ".join(f"'oplog_{name}'" for name in names)

@@ -18,6 +18,7 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.key_retirement import create_key_statements
 from oplog.schema.partitions import (
     PARTITIONED,
     create_partition_statements,
@@ -127,6 +128,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
         *drop_guard_statements(s),
         *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
         f"DROP FUNCTION {s}.oplog_append",
+        f"DROP FUNCTION {s}.oplog_retire_key(text)",
         f"DROP FUNCTION {s}.oplog_make_partitions",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
         # A schema that was there before (public, say) or is shared by now must survive.
@@ -190,6 +192,7 @@ def _define(s: str, schema: str) -> list[str]:
         *create_append_only_statements(s),
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
+        *create_key_statements(s),
         *create_guard_statements(s, schema),
     ]
 
@@ -232,6 +235,8 @@ def _catalog_tables(s: str) -> list[str]:
   check_value bytea NOT NULL,
   wrapped bytea,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
+        # Not above: logs that have the table already get the column by the same statement.
+        f"ALTER TABLE {s}.oplog_key ADD COLUMN IF NOT EXISTS retired_at timestamptz",
     ]
 
 

@@ -45,6 +45,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_make_partitions": (True, True, set()),
     "oplog_mark": (False, True, set()),
     "oplog_refuse_change": (False, True, set()),
+    "oplog_retire_key": (True, True, set()),
     "oplog_retire_type": (False, True, set()),
     "oplog_require_guard": (False, True, set()),
     "oplog_set_text": (False, True, set()),
@@ -64,7 +65,8 @@ APPLICATION_MAY = {
     "oplog_follower": READ,
     "oplog_guard": READ,
     "oplog_image": {"SELECT", "DELETE"},
-    "oplog_key": {"SELECT", "INSERT"},
+    # And to insert two columns of it.
+    "oplog_key": READ,
     "oplog_log": READ,
     # And to insert one column of it.
     "oplog_outcome": READ,
@@ -141,12 +143,17 @@ def test_every_table_of_the_log(roles: Roles) -> None:
     assert read_tables(roles, CONSUMER) == {**reads, "oplog_consumer": WRITTEN}
     assert read_tables(roles, STRANGER) == {}
     columns = roles.ask(
-        "SELECT concat_ws(' ', a.attname, p) FROM pg_attribute a "
-        "CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE']) p "
-        "WHERE a.attrelid = 'oplog.oplog_outcome'::regclass AND a.attnum > 0 "
-        f"AND has_column_privilege('{roles.names[APPLICATION]}', a.attrelid, a.attname, p)"
+        "SELECT concat_ws(' ', a.attrelid::regclass, a.attname, p) FROM pg_attribute a "
+        "CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE']) p WHERE a.attnum > 0 "
+        "AND a.attrelid IN ('oplog.oplog_outcome'::regclass, 'oplog.oplog_key'::regclass) "
+        f"AND has_column_privilege('{roles.names[APPLICATION]}', a.attrelid, a.attname, p) "
+        "ORDER BY a.attrelid::regclass::text, a.attnum"
     )
-    assert columns == ["record_id INSERT"]
+    assert columns == [
+        "oplog.oplog_key key_id INSERT",
+        "oplog.oplog_key check_value INSERT",
+        "oplog.oplog_outcome record_id INSERT",
+    ]
 
 
 def test_the_roles_can_work(roles: Roles) -> None:
