@@ -18,7 +18,7 @@ from oplog.capture.sending import Append, bind_draft
 from oplog.capture.writer import RecordWriter
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry, Operation, OpType
-from oplog.errors import OplogError, UnknownTypeError
+from oplog.errors import KeyRetiredError, OplogError, UnknownTypeError
 from oplog.events import EntriesDrafted
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
@@ -55,6 +55,9 @@ class Sealing:
 
     def seal(self, payload: bytes, _context: Any, *, key_id: str) -> bytes:
         return payload
+
+    def renew_key(self, retired: str) -> str:
+        return f"no longer {retired}"
 
 
 class Binder:
@@ -184,18 +187,36 @@ def test_send_appends_with_commit_or_without(
     assert sent == [(CONNECTION, bind_draft(STORE, Draft(None, tally=3)), commit)]
 
 
+RECORD = NewRecord(
+    record_id=UUID(int=1),
+    aggregates=["a"],
+    expected=[4],
+    body_hash=b"hash",
+    parts=[Part(0, b"data")],
+    format=3,
+    key_id="key",
+    metadata=[("actor", "ada")],
+    idempotency_key="k",
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "hint"), [(RECORD, "no longer key"), (None, "as the server said")]
+)
+def test_a_refused_key_is_renewed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, record: NewRecord | None, hint: str
+) -> None:
+    def send(*_given: Any, commit: bool) -> list[Receipt]:
+        raise KeyRetiredError("retired", hint="as the server said")
+
+    monkeypatch.setattr(writing, "send", send)
+    with pytest.raises(KeyRetiredError) as refused:
+        bench.writer.send(CONNECTION, Draft(record), commit=True)
+    assert refused.value.hint == hint
+
+
 def test_a_draft_becomes_one_statement() -> None:
-    record = NewRecord(
-        record_id=UUID(int=1),
-        aggregates=["a"],
-        expected=[4],
-        body_hash=b"hash",
-        parts=[Part(0, b"data")],
-        format=3,
-        key_id="key",
-        metadata=[("actor", "ada")],
-        idempotency_key="k",
-    )
+    record = RECORD
     draft = Draft(record, claim=Claim("k", None), tally=5, named=[("item", 7)])
     more = {"tally": 5, "named": [("item", 7)]}
     assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", (record, more))))
