@@ -22,7 +22,7 @@ from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
 from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import Sealer, name_part
+from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.ordered_id import draw_ordered_id
@@ -272,7 +272,8 @@ class _Work:
         payload = target.codec.encode_block(bound.shape, chunk.rows, row_count=chunk.count)
         record_id = draw_ordered_id()
         context = name_part(self._binding.log_id, record_id, 0)
-        data = target.sealer.seal(payload, context, key_id=key_id)
+        packing = Packing.PADDED if bound.declared.secret else Packing.SMALLEST
+        data = target.sealer.seal(payload, context, key_id=key_id, packing=packing)
         parts = (Part(0, data),)
         body_hash = hash_body(
             format=target.sealer.format,

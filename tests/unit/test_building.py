@@ -20,7 +20,7 @@ from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange, TrackedType
 from oplog.crypto.hashing import hash_body
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import Sealer, name_part
+from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.entry import PART_BYTES, Entry, Operation, OpType, Ticket
 from oplog.errors import EntryTooLargeError, IdempotencyConflictError, InvalidMetadataError
 from oplog.payload.codec import PayloadCodec
@@ -47,6 +47,7 @@ class Log:
 
     key_id: str = "key"
     log_id: UUID = LOG_ID
+    secret_types: frozenset[str] = frozenset()
 
     def find_type(self, type_name: str) -> TrackedType:
         return TYPES[type_name]
@@ -59,9 +60,11 @@ class Sealing:
 
     def __init__(self) -> None:
         self.contexts: list[Any] = []
+        self.packings: list[Packing] = []
 
-    def seal(self, payload: bytes, context: Any, *, key_id: str) -> bytes:
+    def seal(self, payload: bytes, context: Any, *, key_id: str, packing: Packing) -> bytes:
         self.contexts.append(context)
+        self.packings.append(packing)
         return b"<" + payload + b">" + key_id.encode()
 
 

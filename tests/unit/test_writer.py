@@ -16,7 +16,7 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
 from oplog.capture.sending import Append, bind_draft
 from oplog.capture.writer import RecordWriter
-from oplog.crypto.seal import Sealer
+from oplog.crypto.seal import Packing, Sealer
 from oplog.entry import Entry, Operation, OpType
 from oplog.errors import KeyRetiredError, OplogError, UnknownTypeError
 from oplog.events import EntriesDrafted
@@ -39,6 +39,7 @@ class Binding:
 
     log_id = UUID(int=5)
     key_id = ""
+    secret_types: frozenset[str] = frozenset()
     by_name: ClassVar = {"item": BY_KEY}
 
     def find_type(self, name: str) -> Any:
@@ -53,7 +54,7 @@ class Sealing:
     format = 3
     key_id = "next"
 
-    def seal(self, payload: bytes, _context: Any, *, key_id: str) -> bytes:
+    def seal(self, payload: bytes, _context: Any, *, key_id: str, packing: Packing) -> bytes:
         return payload
 
     def renew_key(self, retired: str) -> str:
