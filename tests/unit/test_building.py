@@ -36,7 +36,8 @@ COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer")]
 BY_KEY = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="item")
 BY_TEAM = make_bound(COLUMNS, key=["id"], aggregate="team/{team}", name="member")
 AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing")
-TYPES = {bound.shape.type_name: bound for bound in (BY_KEY, BY_TEAM, AS_ONE)}
+LAST = make_bound(COLUMNS, key=["id"], aggregate="last/{id}", name="last")
+TYPES = {bound.shape.type_name: bound for bound in (BY_KEY, BY_TEAM, AS_ONE, LAST)}
 LOG_ID, KEYRING = UUID(int=5), Keyring.generate()
 USED = (Receipt(UUID(int=1), "a", 1, b"h"),)
 
@@ -166,6 +167,32 @@ def test_a_transaction_becomes_one_record_sorted_by_aggregate() -> None:
     assert part.data.endswith(b">key")
     assert record.body_hash == hash_again(record)
     assert sealing.contexts == [name_part(LOG_ID, UUID(int=100), 0)]
+
+
+def test_a_part_with_a_row_of_a_secret_type_is_padded() -> None:
+    """And no other part of the record."""
+    rows = [created(BY_KEY, n, "x" * 5000) for n in range(1000, 1100)]
+    rows += [created(AS_ONE, n, "y") for n in (1, 2)]
+    rows += [created(LAST, n, "z" * 5000) for n in range(1000, 1200)]
+    found: dict[str, list[Packing]] = {}
+    ways = ("", "thing", "last", "item", "thing last item", "elsewhere")
+    for names in ways:
+        sealing = Sealing()
+        record = build(gather(*rows, log=Log(secret_types=frozenset(names.split()))), sealing)
+        found[names] = sealing.packings
+    held = [
+        {e.shape.type_name for e in decode(part.data[1:-4], first=part.first)}
+        for part in record.parts
+    ]
+    # Sorted by aggregate: all, item/…, last/…
+    assert held[0] == {"thing", "item"}
+    assert held[-1] == {"last"}
+    assert len(held) > 3
+    for names in ways:
+        assert found[names] == [
+            Packing.SMALLEST if types.isdisjoint(names.split()) else Packing.PADDED
+            for types in held
+        ]
 
 
 def test_the_hash_is_that_of_the_documented_bytes() -> None:
