@@ -292,7 +292,8 @@ def _derive(
         )
     )
     derived = Secret(HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key))
-    return Secret(derived[:_KEY]), derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    nonce, commitment = derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    return derived[:_KEY], bytes(nonce), bytes(commitment)
 
 
 def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealError:
