@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from oplog.catalog import AggregateTemplate, DeclaredType, TypeCatalog
+from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.entry import check_aggregate_name
 from oplog.errors import (
@@ -27,6 +27,7 @@ from oplog.errors import (
     UnloggedWriteError,
     WrongKeyError,
 )
+from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
@@ -97,6 +98,11 @@ class Binding:
     """Types or keys were stored by the transaction that built this; it must commit first."""
     deferred: Sequence[str] = ()
     """Deferrable triggers of the application's own; empty where nothing is guarded."""
+
+    @cached_property
+    def secret_types(self) -> frozenset[str]:
+        """Types with columns that the sizes of sealed bytes must not tell."""
+        return frozenset(name for name, bound in self.by_name.items() if bound.declared.secret)
 
     def find_relation(self, oid: int) -> BoundType:
         """The tracked type of a table by its oid; `UnloggedWriteError` if there is none."""

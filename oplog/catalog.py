@@ -7,9 +7,8 @@ as early as they are known, before the first write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,8 +17,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, NoInspectionAvailable
 from sqlalchemy.orm import DeclarativeBase, Mapper
 
-from oplog.entry import check_aggregate_name
-from oplog.errors import ConfigurationError, EntryError, NotCapturableError, UnknownTypeError
+from oplog.errors import ConfigurationError, NotCapturableError, UnknownTypeError
+from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.message import ExpectedField, check_message
 from oplog.value import Kind, declared_kind
 
@@ -27,53 +26,6 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the columns of one revision to those of the next or previous one."""
-
-
-class AggregateTemplate:
-    """A name with column names in braces, such as `order/{order_id}`."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        try:
-            parsed = list(Formatter().parse(text))
-        except ValueError as cause:
-            raise ConfigurationError(
-                f"aggregate template {text!r} cannot be read: {cause}",
-                hint="write column names in braces, such as 'order/{order_id}'",
-            ) from cause
-        self._pieces: list[tuple[str, str | None]] = []
-        for literal, name, spec, conversion in parsed:
-            if name is not None and (spec or conversion or not name):
-                raise ConfigurationError(
-                    f"aggregate template {text!r} has more than a column name in braces",
-                    hint="write plain column names, such as 'order/{order_id}'",
-                )
-            self._pieces.append((literal, name))
-        self.columns = tuple(name for _, name in self._pieces if name is not None)
-        if not self.columns:
-            _check_constant(text)
-        self.constant = "" if self.columns else self.render({})
-        """The name, if it is the same for every row; else empty."""
-
-    def render(self, texts: Mapping[str, str | None]) -> str:
-        """Return a row's aggregate name; `texts` are column values in Postgres' text form."""
-        out = []
-        for literal, name in self._pieces:
-            out.append(literal)
-            if name is not None:
-                text = texts[name]
-                out.append("null" if text is None else text)
-        return "".join(out)
-
-
-def _check_constant(text: str) -> None:
-    try:
-        check_aggregate_name(text)
-    except EntryError as cause:
-        raise ConfigurationError(
-            f"aggregate template {text!r} is not a valid name: {cause.args[0]}",
-            hint=cause.hint,
-        ) from cause
 
 
 @dataclass(frozen=True)
@@ -86,6 +38,8 @@ class DeclaredType:
     excluded: Mapping[str, str] = field(default_factory=dict)
     message_class: type[message.Message] | None = None
     revision: int | None = None
+    secret: frozenset[str] = frozenset()
+    """Columns whose values the sizes of sealed bytes must not tell."""
 
     def list_columns(self) -> list[sa.Column[Any]]:
         """Return the logged columns: neither excluded nor computed by the database."""
@@ -135,13 +89,16 @@ class TypeCatalog:
         aggregates: Mapping[str, str] | None = None,
         untracked: Mapping[str, str] | None = None,
         exclude: Mapping[str, str] | None = None,
+        secret: Collection[str] = (),
     ) -> TypeCatalog:
         """Declare every table of `models` under its own name, unless listed in `untracked`.
 
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
-        `table.column` names, to the reason. Raises `ConfigurationError` for names that are not
-        in the models, and `NotCapturableError` for a column that cannot be logged exactly.
+        `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
+        with their rows is neither compressed nor stored in its exact size. Raises
+        `ConfigurationError` for names that are not in the models, and `NotCapturableError` for a
+        column that cannot be logged exactly.
         """
         metadata = models if isinstance(models, sa.MetaData) else models.metadata
         catalog = cls()
@@ -149,12 +106,17 @@ class TypeCatalog:
         untracked, aggregates = dict(untracked or {}), dict(aggregates or {})
         _check_names("untracked", untracked, tables)
         _check_names("aggregates", aggregates, tables)
-        excluded = _split_excluded(exclude or {}, tables)
+        excluded = _split_paths("exclude", exclude or {}, tables)
+        secrets = _split_paths("secret", dict.fromkeys(_refuse_text(secret), ""), tables)
         catalog._untracked = untracked
         for name, table in tables.items():
             if name not in untracked:
                 declared = _declare(
-                    name, table, aggregate=aggregates.get(name), excluded=excluded.get(name, {})
+                    name,
+                    table,
+                    aggregate=aggregates.get(name),
+                    excluded=excluded.get(name, {}),
+                    secret=secrets.get(name, ()),
                 )
                 catalog._add(declared)
         return catalog
@@ -168,6 +130,7 @@ class TypeCatalog:
         revision: int = 1,
         aggregate: str | None = None,
         exclude: Mapping[str, str] | None = None,
+        secret: Collection[str] = (),
     ) -> None:
         """Log the table of `model` under `type_name` with a compiled protobuf message.
 
@@ -181,10 +144,10 @@ class TypeCatalog:
                 f"type {type_name!r} has revision {revision}", hint="count revisions from 1"
             )
         before = self._by_table.get(table)
-        excluded = dict(exclude or {})
+        excluded, secrets = dict(exclude or {}), {*_refuse_text(secret)}
         if before is not None:
             del self._types[before.type_name]
-            excluded = {**before.excluded, **excluded}
+            excluded, secrets = {**before.excluded, **excluded}, {*before.secret, *secrets}
             aggregate = aggregate or before.template.text
         if type_name in self._types:
             raise ConfigurationError(
@@ -199,6 +162,7 @@ class TypeCatalog:
             table,
             aggregate=aggregate,
             excluded=excluded,
+            secret=secrets,
             message_class=message,
             revision=revision,
         )
@@ -231,6 +195,11 @@ class TypeCatalog:
     def untracked(self) -> Mapping[str, str]:
         """Tables that are not logged, with the reason."""
         return self._untracked
+
+    @property
+    def secret_types(self) -> frozenset[str]:
+        """Types with columns that the sizes of sealed bytes must not tell."""
+        return frozenset(name for name, declared in self._types.items() if declared.secret)
 
     def find_table(self, table: Any) -> DeclaredType | None:
         """Return the type of a table, or None if it is not logged."""
@@ -304,6 +273,7 @@ def _declare(
     *,
     aggregate: str | None,
     excluded: Mapping[str, str],
+    secret: Collection[str],
     message_class: type[message.Message] | None = None,
     revision: int | None = None,
 ) -> DeclaredType:
@@ -328,13 +298,40 @@ def _declare(
         excluded=dict(excluded),
         message_class=message_class,
         revision=revision,
+        secret=frozenset(secret),
     )
     for column in declared.list_columns():
         declared.find_kind(column)
+    _check_secret(declared)
     return declared
 
 
-def _check_names(what: str, given: Iterable[str], tables: Mapping[str, sa.Table]) -> None:
+def _check_secret(declared: DeclaredType) -> None:
+    logged = {column.name for column in declared.list_columns()}
+    for name in sorted(declared.secret):
+        if name not in logged:
+            raise ConfigurationError(
+                f"secret names {declared.table.fullname}.{name}, which is not logged",
+                hint=f"its logged columns are {', '.join(sorted(logged))}",
+            )
+        if name in declared.template.columns:
+            raise ConfigurationError(
+                f"secret names {declared.table.fullname}.{name}, which is in the name of the row's "
+                f"aggregate ({declared.template.text!r}): names are stored in clear text",
+                hint="give the table a template without it: aggregates={...}",
+            )
+
+
+def _refuse_text(names: Collection[str]) -> Collection[str]:
+    """The names; `ConfigurationError` for one text, which would be read letter by letter."""
+    if isinstance(names, str):
+        raise ConfigurationError(
+            f"secret is the text {names!r}, not a list of names", hint=f"write secret=[{names!r}]"
+        )
+    return names
+
+
+def _check_names(what: str, given: Iterable[str], tables: Collection[str]) -> None:
     unknown = sorted(set(given) - set(tables))
     if unknown:
         raise ConfigurationError(
@@ -343,18 +340,20 @@ def _check_names(what: str, given: Iterable[str], tables: Mapping[str, sa.Table]
         )
 
 
-def _split_excluded(
-    exclude: Mapping[str, str], tables: Mapping[str, sa.Table]
+def _split_paths(
+    what: str, paths: Mapping[str, str], tables: Mapping[str, sa.Table]
 ) -> dict[str, dict[str, str]]:
+    """Columns by table, with what each path stands for."""
     split: dict[str, dict[str, str]] = {}
-    for path, reason in exclude.items():
+    for path, reason in paths.items():
         table, _, column = path.rpartition(".")
         if table not in tables:
             raise ConfigurationError(
-                f"exclude names {path!r}, and {table!r} is not a table of the models",
+                f"{what} names {path!r}, and {table!r} is not a table of the models",
                 hint="write 'table.column'",
             )
-        _check_excluded(tables[table], column)
+        if what == "exclude":
+            _check_excluded(tables[table], column)
         split.setdefault(table, {})[column] = reason
     return split
 

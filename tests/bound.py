@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from oplog.binding import BoundType
-from oplog.catalog import AggregateTemplate, DeclaredType
+from oplog.catalog import DeclaredType
+from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
 from oplog.postgres.live_table import LiveTable
 from oplog.value import codec_for

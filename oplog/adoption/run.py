@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from oplog.adoption.choice import choose_types, sort_types
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
@@ -20,8 +21,8 @@ from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk,
 from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import Sealer, name_part
-from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.crypto.seal import Packing, Sealer, name_part
+from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.block import MAX_BLOCK_ROWS
@@ -29,7 +30,9 @@ from oplog.payload.codec import PayloadCodec
 from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import read_live_tables
+from oplog.postgres.sqlstate import read_sqlstate
 from oplog.postgres.work import Driver
+from oplog.schema.append_checks import KEY_RETIRED
 from oplog.store import NewRecord, Store
 from oplog.store.adopted import (
     ADOPTED,
@@ -268,7 +271,8 @@ class _Work:
         payload = target.codec.encode_block(bound.shape, chunk.rows, row_count=chunk.count)
         record_id = draw_ordered_id()
         context = name_part(self._binding.log_id, record_id, 0)
-        data = target.sealer.seal(payload, context, key_id=key_id)
+        packing = Packing.PADDED if bound.declared.secret else Packing.SMALLEST
+        data = target.sealer.seal(payload, context, key_id=key_id, packing=packing)
         parts = (Part(0, data),)
         record = NewRecord(
             record_id=record_id,
@@ -280,7 +284,16 @@ class _Work:
             metadata=metadata,
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
-        execute(self._connection, target.store.bind_append(record))
+        try:
+            execute(self._connection, target.store.bind_append(record))
+        except DBAPIError as cause:
+            if read_sqlstate(cause) != KEY_RETIRED:
+                raise
+            raise KeyRetiredError(
+                f"the key {key_id!r} was retired while rows were adopted",
+                hint="adopt again, which continues where this ended; "
+                + target.sealer.renew_key(key_id),
+            ) from cause
         target.on_event(EntriesAppended(record_id, committed=False))
 
 

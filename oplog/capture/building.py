@@ -6,7 +6,7 @@ on the arguments, the id that `draw_id` returns and the sealer's randomness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import sha256
 from uuid import UUID
 
@@ -14,12 +14,12 @@ from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
-from oplog.crypto.seal import Sealer, name_part
+from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.entry import check_metadata_count
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
-from oplog.payload.parts import check_names, cut_parts
+from oplog.payload.parts import CutPart, check_names, cut_parts
 from oplog.schema.guard import FORMAT_MARK, REQUEST_PREFIX
 from oplog.store.rows import CREATED, NewRecord, Part
 
@@ -63,11 +63,21 @@ class RecordBuilder:
         record_id = self._draw_id()
         aggregates = order_aggregates(gathered.effects)
         check_names(aggregates)
-        payloads = cut_parts(self._codec, place_effects(gathered.effects, aggregates))
-        seal = self._sealer.seal
+        effects = place_effects(gathered.effects, aggregates)
+        cuts = cut_parts(self._codec, effects)
         parts = [
-            Part(first, seal(payload, name_part(log.log_id, record_id, n), key_id=log.key_id))
-            for n, (first, payload) in enumerate(payloads)
+            Part(
+                cut.first,
+                self._sealer.seal(
+                    cut.payload,
+                    name_part(log.log_id, record_id, n),
+                    key_id=log.key_id,
+                    packing=packing,
+                ),
+            )
+            for n, (cut, packing) in enumerate(
+                zip(cuts, choose_packings(cuts, effects, secret=log.secret_types), strict=True)
+            )
         ]
         return _finish(
             gathered.work,
@@ -91,6 +101,21 @@ class RecordBuilder:
             format=FORMAT_MARK,
             key_id="",
         )
+
+
+def choose_packings(
+    cuts: Sequence[CutPart], effects: Sequence[Effect], *, secret: Collection[str]
+) -> list[Packing]:
+    """How each part is packed: its size must not tell of a row of the `secret` types in it."""
+    if not secret:
+        return [Packing.SMALLEST] * len(cuts)
+    packings, start = [], 0
+    for cut in cuts:
+        chunk = effects[start : start + cut.effects]
+        start += cut.effects
+        hides = any(effect.shape.type_name in secret for effect in chunk)
+        packings.append(Packing.PADDED if hides else Packing.SMALLEST)
+    return packings
 
 
 def place_effects(

@@ -31,6 +31,11 @@ class WritableLog(Protocol):
         """The key that the transaction seals with; empty for plaintext."""
         ...
 
+    @property
+    def secret_types(self) -> frozenset[str]:
+        """Types with columns that the sizes of sealed bytes must not tell."""
+        ...
+
     def find_type(self, type_name: str) -> TrackedType:
         """The tracked type; `UnknownTypeError` if the catalog does not have it."""
         ...

@@ -19,7 +19,7 @@ Key = tuple[Wire | None, ...]
 
 
 class Template(Protocol):
-    """The aggregate template of a type; implemented by `oplog.catalog.AggregateTemplate`."""
+    """The aggregate template of a type; implemented by `AggregateTemplate` in `oplog.payload`."""
 
     @property
     def columns(self) -> tuple[str, ...]:

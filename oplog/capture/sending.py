@@ -9,8 +9,9 @@ one that says it did not.
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -28,6 +29,7 @@ from oplog.errors import (
     ConfigurationError,
     EntryError,
     IdempotencyConflictError,
+    KeyRetiredError,
     OplogError,
     TicketConflictError,
     UnloggedWriteError,
@@ -38,7 +40,7 @@ from oplog.postgres.namesake import refuse_other_table
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
 from oplog.receipt import Receipt
 from oplog.schema.append import FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
-from oplog.schema.append_checks import ASYNCHRONOUS_COMMIT
+from oplog.schema.append_checks import ASYNCHRONOUS_COMMIT, KEY_RETIRED
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
 from oplog.store import Store
@@ -46,6 +48,15 @@ from oplog.store.name_check import OTHER_TABLE
 
 _IDLE, _IN_ERROR = 0, 3
 """libpq's PQTRANS_IDLE and PQTRANS_INERROR, as psycopg passes them on."""
+
+_AS_THE_SERVER_SAYS: Mapping[str, type[OplogError]] = MappingProxyType(
+    {
+        ASYNCHRONOUS_COMMIT: ConfigurationError,
+        HEAD_MISSING: ChainBrokenError,
+        KEY_RETIRED: KeyRetiredError,
+    }
+)
+"""Refusals of the append function whose message and hint say everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +211,9 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
             hint="run the whole transaction again; log.run(sessionmaker, work) does that",
             aggregates=draft.aggregates,
         )
-    if state == ASYNCHRONOUS_COMMIT:
-        return ConfigurationError(detail, hint=getattr(diagnostic, "message_hint", None) or "")
+    kind = _AS_THE_SERVER_SAYS.get(state or "")
+    if kind is not None:
+        return kind(detail, hint=getattr(diagnostic, "message_hint", None) or "")
     name = getattr(diagnostic, "constraint_name", None)
     if state == UNIQUE_VIOLATION and name == IDEMPOTENCY_INDEX:
         return IdempotencyConflictError(
@@ -215,8 +227,6 @@ def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
             "a record with this id is in the log already, and a record is accepted once",
             hint="nothing was written; find out where a record was sent twice, or copied from",
         )
-    if state == HEAD_MISSING:
-        return ChainBrokenError(detail, hint=getattr(diagnostic, "message_hint", None) or "")
     return None
 
 

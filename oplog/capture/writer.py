@@ -21,6 +21,7 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.sending import bind_draft, send
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry
+from oplog.errors import KeyRetiredError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
@@ -98,8 +99,16 @@ class RecordWriter:
         return draft
 
     def send(self, connection: Connection, draft: Draft, *, commit: bool) -> list[Receipt]:
-        """Append a draft, with `commit` together with COMMIT; the receipts of its entries."""
-        return send(connection, bind_draft(self._store, draft), commit=commit)
+        """Append a draft, with `commit` together with COMMIT; the receipts of its entries.
+
+        Where the draft's key was retired, the keyring is read again before the error is raised.
+        """
+        try:
+            return send(connection, bind_draft(self._store, draft), commit=commit)
+        except KeyRetiredError as refusal:
+            if draft.record is not None:
+                refusal.hint = self._sealer.renew_key(draft.record.key_id)
+            raise
 
     def check_entry(self, recorder: Recorder, entry: Entry) -> None:
         """Raise now what writing the entry would raise at commit."""

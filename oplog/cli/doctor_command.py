@@ -12,6 +12,7 @@ from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count
+from oplog.doctor.key_status import KEY_DAYS
 from oplog.finding import Finding
 
 _WIDTH = 80
@@ -19,18 +20,26 @@ _INDENT = " " * 9
 
 
 @click.command()
+@click.option(
+    "--key-days",
+    type=click.IntRange(min=0),
+    default=KEY_DAYS,
+    show_default=True,
+    metavar="NUMBER",
+    help="Report the newest key that seals if it is older.",
+)
 @standard_options
 @pass_invocation
-def doctor(invocation: Invocation) -> int:
+def doctor(invocation: Invocation, *, key_days: int) -> int:
     """Report what is wrong with the log, its guards and its database.
 
-    Tables, triggers, functions, guards, types, owners and settings, compared with what they
+    Tables, triggers, functions, guards, types, keys, owners and settings, compared with what they
     should be. Rows are not compared: that is verify. Changes nothing, and runs on a standby
     too. Exit code 3 when there is a problem; notices alone are 0.
     """
     log = invocation.load_log()
     with invocation.connect() as connection:
-        findings = log.diagnose(connection)
+        findings = log.diagnose(connection, key_days=key_days)
     problems = sum(finding.severity == "problem" for finding in findings)
     invocation.emit(
         lambda: _to_json(findings, problems),

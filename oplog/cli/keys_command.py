@@ -1,4 +1,4 @@
-"""`oplog keys generate`, `list` and `rotate`.
+"""`oplog keys generate`, `list`, `rotate` and `retire`.
 
 Only `generate --print` shows key bytes: a printed key stays in a terminal's scrollback.
 """
@@ -12,7 +12,9 @@ import click
 
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
+from oplog.cli.presentation import escape, show_count
 from oplog.crypto.keyring import Keyring
+from oplog.doctor.key_status import KeyStatus
 from oplog.errors import ConfigurationError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -21,7 +23,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group()
 @standard_options
 def keys() -> None:
-    """Make, list and rotate the keys that seal the log.
+    """Make, list, rotate and retire the keys that seal the log.
 
     A lost key is a lost log: keep a copy of the keyring somewhere else.
     """
@@ -52,10 +54,23 @@ def generate(invocation: Invocation, *, file: Path | None, shown: bool) -> None:
 
 @keys.command(name="list")
 @click.option("--file", type=_FILE, help="Keyring to list; the default is the application's.")
+@click.option("--log", "of_log", is_flag=True, help="List the keys that the log knows, with ages.")
 @standard_options
 @pass_invocation
-def list_keys(invocation: Invocation, *, file: Path | None) -> None:
-    """List the ids of a keyring's keys, oldest first."""
+def list_keys(invocation: Invocation, *, file: Path | None, of_log: bool) -> None:
+    """List the ids of a keyring's keys, oldest first.
+
+    With --log those that the log in the database was sealed with: since when, which of them were
+    retired, and which the application's keyring has.
+    """
+    if of_log:
+        if file is not None:
+            raise click.UsageError("give either --file PATH or --log")
+        log = invocation.load_log()
+        with invocation.connect() as connection:
+            report = log.list_keys(connection)
+        invocation.emit(report.to_json, lambda: map(_show_logged, report.keys))
+        return
     keyring = Keyring.from_file(file) if file is not None else invocation.load_log().keyring
     if keyring is None:
         raise ConfigurationError(
@@ -72,13 +87,38 @@ def list_keys(invocation: Invocation, *, file: Path | None) -> None:
 def rotate(invocation: Invocation, *, file: Path) -> None:
     """Add a key, which seals new entries from now on; the old ones stay readable.
 
-    Processes that run already seal with the key they know until they start again, and read
-    the file anew when they meet a key that they do not know.
+    Processes that run already seal with the key they know until they start again or that key is
+    retired, and read the file anew when they meet a key that they do not know.
     """
     keyring = Keyring.from_file(file)
     keyring.rotate()
     invocation.emit(lambda: _describe(keyring), lambda: _show(keyring))
     say("keep a copy of the file as it is now: the new key is in no older one")
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@standard_options
+@pass_invocation
+def retire(invocation: Invocation, *, key_id: str) -> None:
+    """Let the database refuse new records under the key ID, in whatever process.
+
+    For a key that has leaked, or is old enough. Needs the role that owns the log, and a newer key
+    that the log knows. Keep the key in the keyring: what it has sealed is read with it.
+    """
+    log = invocation.load_log()
+    with invocation.open_engine() as engine, engine.begin() as connection:
+        report = log.retire_key(connection, key_id)
+    found = report.to_json()
+    invocation.emit(lambda: found, lambda: [f"{key_id}  retired {found['retired_at']}"])
+    say("keep the key in the keyring: the records that it has sealed are read with it")
+
+
+def _show_logged(key: KeyStatus) -> str:
+    found = key.to_json()
+    since = f"since {found['registered_at']}, {show_count(key.age_days, 'day')}"
+    retired = f"  retired {found['retired_at']}" if found["retired_at"] else ""
+    return f"{escape(key.key_id)}  {key.state}  {since}{retired}"
 
 
 def _describe(keyring: Keyring) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def _show_status(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {escape(described['name'])}  {label} {revisions}"
     yield "keys:" if found["keys"] else "keys:        none, the log is not sealed"
     for key in found["keys"]:
-        yield f"  {key['key_id']}  {key['state']}"
+        retired = ", retired" if key["retired_at"] else ""
+        yield f"  {key['key_id']}  {key['state']}{retired}"
     if "archive" in found:
         yield from _show_archive(found["archive"])
 

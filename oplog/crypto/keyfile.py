@@ -1,8 +1,9 @@
 """Parses and formats keyrings, and replaces the keyring file atomically.
 
 Error messages, exception chains and the local variables of their frames end up in logs, so no
-error repeats any part of a malformed keyring except names, none is raised in a frame that holds the
-document, and a JSON error is never chained: it holds the document as well.
+error repeats any part of a malformed keyring except names, and a JSON error is never chained: it
+holds the document. Frames that hold a document or a key as text are emptied before any exception
+leaves them, also one that the document did not cause, such as Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +56,22 @@ class _MalformedError(ValueError):
 
 def format_keyring(text: KeyringText) -> str:
     """The keyring as one line of JSON."""
+    with _emptied_frames():
+        return _format(text)
+
+
+@contextmanager
+def _emptied_frames() -> Iterator[None]:
+    """Empty the frames that an exception has passed through in the block."""
+    try:
+        yield
+    except BaseException as cause:
+        # Those that still run, which are this one and its callers', stay as they are.
+        traceback.clear_frames(cause.__traceback__)
+        raise
+
+
+def _format(text: KeyringText) -> str:
     keys = {
         key_id: {
             "key": base64.urlsafe_b64encode(record.material).decode(),
@@ -70,9 +89,10 @@ def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
     Raises `ConfigurationError` if it is not exactly what `format_keyring` could have written.
     The text is read here, so that no caller's frame holds it when the error leaves.
     """
-    text = read()
     try:
-        return _parse(text)
+        # The text is in no variable here: this frame is not emptied.
+        with _emptied_frames():
+            return _parse(read())
     except _MalformedError as cause:
         problem = str(cause)
     except json.JSONDecodeError as cause:
@@ -80,7 +100,6 @@ def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
     except (ValueError, RecursionError):
         problem = "JSON that cannot be parsed"
     # Raised here and without a cause: the decoder's exception holds the whole text.
-    del text
     raise ConfigurationError(
         f"the keyring in {source} is malformed: {problem}",
         hint="restore it from its backup; Keyring.generate().to_text() shows a well-formed one, "
@@ -164,7 +183,6 @@ def _read_text(path: Path, source: str, *, shared: bool) -> str:
             hint="make it a file that the application's user owns and may read (mode 0600)",
         ) from cause
     if len(data) > _MAX_BYTES:
-        del data
         raise ConfigurationError(
             f"the keyring in {source} is malformed: it is over {_MAX_BYTES} bytes",
             hint="check that this is the right file; a keyring has about 120 bytes for each key",

@@ -186,6 +186,33 @@ class Keyring:
                 self._refuse_replaced_keys(on_disk)
                 self._keys = _Keys.of(on_disk)
 
+    def renew(self, retired: str) -> str:
+        """Read the file again, because the log has retired the key `retired`; what to do now.
+
+        Called automatically when the log refuses a record for that. Never raises: what keeps the
+        file from being read is in the answer.
+        """
+        problem = ""
+        if self.current_key_id == retired:
+            try:
+                self.reload()
+            except ConfigurationError as cause:
+                problem = f" (now: {Exception.__str__(cause)})"
+        if self.current_key_id != retired:
+            return (
+                f"run the whole transaction again: it is sealed with {self.current_key_id!r} then; "
+                "log.run(sessionmaker, work) does that"
+            )
+        if self._path is None:
+            return (
+                "start this process again with a keyring that has a newer current key: this one "
+                f"({self._source}) is not read again"
+            )
+        return (
+            f"put a keyring with a newer current key at {self._path}, and run the whole "
+            f"transaction again: the file is read at each refusal{problem}"
+        )
+
     def to_text(self) -> str:
         """Return the keyring as one line of JSON, which `from_env` reads. It is secret."""
         return format_keyring(self._keys.text)

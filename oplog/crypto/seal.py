@@ -2,7 +2,9 @@
 
     sealed = salt (24) | commitment (32) | AES-256-GCM ciphertext and tag of the frame
     plain  = the frame
-    frame  = compression (1: 0 none, 1 zstd) | length of the payload (4, big endian) | body
+    frame  = compression (1) | length of the payload (4, big endian) | body
+
+Compression is 0 for none, 1 for zstd, 2 for none and padded to a size class.
 
 Key, nonce and commitment are HKDF-Expand(SHA-512, data key,
 label | salt | format | log id | name | object id | key id), each part after the salt with
@@ -22,6 +24,7 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -31,6 +34,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.compression import Zstd
 from oplog.crypto.keyring import Keyring
+from oplog.crypto.padding import pad, strip_padding
 from oplog.crypto.secret import Secret
 from oplog.entry import MAX_PART_BYTES, check_text
 from oplog.errors import (
@@ -54,9 +58,24 @@ _LENGTH = struct.Struct(">I")
 _UNTIL_KEY_ID = struct.Struct(">I16sI")
 _OVERHEAD = _CLEAR + _FRAME.size + _TAG
 
-_STORED, _ZSTD = 0, 1
+_STORED, _ZSTD, _PADDED = 0, 1, 2
 _MIN_COMPRESSED = 256
 """For payloads below this size zstd typically saves less than a tenth, often nothing."""
+
+
+class Packing(Enum):
+    """How a payload is made ready to be sealed.
+
+    Compressed, its size tells how alike its parts are: who writes one part and sees the size finds
+    out another part, guess by guess.
+    """
+
+    SMALLEST = "smallest"
+    """Compressed, if that makes it smaller."""
+    STORED = "stored"
+    """Never compressed: its size tells its length."""
+    PADDED = "padded"
+    """Never compressed, and padded to a size class: its size tells about its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +126,18 @@ class Sealer:
         """The id of the key that `seal` would use now; '' for plaintext."""
         return "" if self._keyring is None else self._keyring.current_key_id
 
-    def seal(self, payload: bytes, context: SealContext, *, key_id: str | None = None) -> bytes:
+    def renew_key(self, retired: str) -> str:
+        """`Keyring.renew`; the next `key_id` is another one if the keyring has a newer one."""
+        return "" if self._keyring is None else self._keyring.renew(retired)
+
+    def seal(
+        self,
+        payload: bytes,
+        context: SealContext,
+        *,
+        key_id: str | None = None,
+        packing: Packing = Packing.SMALLEST,
+    ) -> bytes:
         """Return `payload` in its stored form; sealing it twice gives different bytes.
 
         `key_id` is the id that will be stored beside it. Read `Sealer.key_id` once and use
@@ -119,7 +149,7 @@ class Sealer:
                 f"{context} has {len(payload)} bytes; the limit is {MAX_PART_BYTES}",
                 hint="split the transaction, or keep large values outside the logged tables",
             )
-        frame = self._frame(payload)
+        frame = self._frame(payload, packing)
         if self._keyring is None:
             return frame
         name = self._keyring.current_key_id if key_id is None else key_id
@@ -199,8 +229,10 @@ class Sealer:
             raise _not_ours(context, f"it is stored in plaintext but names the key {key_id!r}")
         return data
 
-    def _frame(self, payload: bytes) -> bytes:
-        if len(payload) >= _MIN_COMPRESSED:
+    def _frame(self, payload: bytes, packing: Packing) -> bytes:
+        if packing is Packing.PADDED:
+            return _FRAME.pack(_PADDED, len(payload)) + pad(payload)
+        if packing is Packing.SMALLEST and len(payload) >= _MIN_COMPRESSED:
             body = self._zstd.compress(payload)
             if len(body) < len(payload):
                 return _FRAME.pack(_ZSTD, len(payload)) + body
@@ -216,6 +248,11 @@ class Sealer:
         body = frame[_FRAME.size :]
         if compression == _ZSTD:
             return self._decompress(body, length, context)
+        if compression == _PADDED:
+            try:
+                return strip_padding(body, size=length)
+            except ValueError as cause:
+                raise _not_ours(context, str(cause)) from cause
         if compression != _STORED:
             raise DecodeError(
                 f"{context} has the unknown compression number {compression}",
@@ -255,7 +292,8 @@ def _derive(
         )
     )
     derived = Secret(HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key))
-    return Secret(derived[:_KEY]), derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    nonce, commitment = derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    return derived[:_KEY], bytes(nonce), bytes(commitment)
 
 
 def _refused(context: SealContext, key_id: str, *, key_is_right: bool) -> SealError:

@@ -6,7 +6,7 @@ print as a secret, and must not be pickled into a crash report.
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, SupportsIndex, overload
 
 from oplog.errors import ConfigurationError
 
@@ -23,6 +23,15 @@ class Secret(bytes):
 
     def __format__(self, _specification: str) -> str:
         return "<secret>"
+
+    @overload
+    def __getitem__(self, place: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> Secret: ...
+    def __getitem__(self, place: SupportsIndex | slice, /) -> int | Secret:
+        # What shortens long values before it prints them slices them.
+        found = super().__getitem__(place)
+        return Secret(found) if isinstance(found, bytes) else found
 
     def __reduce_ex__(self, _protocol: object) -> NoReturn:
         raise ConfigurationError(

@@ -13,6 +13,7 @@ from oplog.doctor.access import judge_access, spell_upgrade
 from oplog.doctor.environment import judge_activity, judge_owners, judge_settings
 from oplog.doctor.evolution import Evolution, judge_evolution
 from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
+from oplog.doctor.key_status import KEY_DAYS, judge_keys
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.payload.lineage import group_shapes
@@ -39,11 +40,14 @@ def judge(
     catalog: TypeCatalog,
     guard: bool,
     evolution: Evolution | None = None,
+    key_id: str = "",
+    key_days: int = KEY_DAYS,
 ) -> list[Finding]:
     """All findings, problems first, in a stable order.
 
     `schema` is the log's; `guard` is whether its application relies on guards; `evolution` is
-    None if the log's types cannot be read.
+    None if the log's types cannot be read. `key_id` is what the application seals with; a key
+    that is older than `key_days` is reported.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
@@ -53,6 +57,7 @@ def judge(
         if evolution is not None:
             found += judge_evolution(evolution, catalog)
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
+        found += judge_keys(facts.log.keys, current=key_id, key_days=key_days)
         found += _judge_traces(facts.log)
     found += judge_settings(facts)
     found += judge_activity(facts.activity)

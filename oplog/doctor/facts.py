@@ -30,6 +30,7 @@ from oplog.schema.tables import (
 )
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
+from oplog.store.logged_keys import LoggedKey, list_logged_keys
 from oplog.store.partition_store import list_partition_names
 from oplog.store.records import Store
 from oplog.store.removal import PruningStore, Watermark
@@ -117,6 +118,8 @@ class LogFacts:
     owned: Sequence[OwnedObject] = ()
     declared: Sequence[DeclaredGuard] = ()
     shapes: Sequence[Shape] = ()
+    keys: Sequence[LoggedKey] = ()
+    """Oldest first."""
     bypasses: Bypasses | None = None
     images_left: Mapping[str, int] = field(default_factory=dict)
     """Touched rows that ended transactions left in `oplog_image`, by table."""
@@ -223,6 +226,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
         shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),
+        keys=list_logged_keys(connection, schema) if can_read("key") else (),
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "record") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
         access=Access() if version is None else read_access(connection, schema),

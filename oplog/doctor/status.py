@@ -16,22 +16,11 @@ from oplog.doctor.activity import OpenTransaction, read_activity
 from oplog.doctor.archive_status import ArchiveStatus, read_archive_status
 from oplog.doctor.environment import judge_activity
 from oplog.doctor.inspection import ServerStatus, list_guard_problems, read_server_status
+from oplog.doctor.key_status import KeyStatus, read_keys
 from oplog.finding import Finding
 from oplog.json_value import format_time
 from oplog.payload.shape import Shape
 from oplog.store import Store
-
-
-@dataclass(frozen=True, slots=True)
-class KeyStatus:
-    """A key id of the log, and whether the application's keyring has the key.
-
-    `state`: `current` seals new entries, `held` opens older ones, `missing` is not in the
-    keyring, `different` is another key of the same name.
-    """
-
-    key_id: str
-    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,7 @@ class StatusReport:
             "recorded_at": format_time(self.recorded_at),
             "bytes": self.server.log_bytes,
             "types": list(_describe_types(self.shapes)),
-            "keys": [asdict(key) for key in self.keys],
+            "keys": [key.to_json() for key in self.keys],
             "append_only": {
                 "ok": not self.guard_problems,
                 "problems": list(self.guard_problems),
@@ -109,7 +98,7 @@ def read_status(
         recorded_at=counted["recorded_at"],
         server=server,
         shapes=store.list_types(connection),
-        keys=_list_keys(keyring, store.list_keys(connection)),
+        keys=read_keys(connection, store.schema, keyring=keyring),
         guard_problems=list_guard_problems(connection, store.schema),
         transactions=activity.transactions,
         warnings=list(judge_activity(activity)),
@@ -119,19 +108,6 @@ def read_status(
             connection, archive, schema=store.schema, log_id=log_id, standby=server.standby
         ),
     )
-
-
-def _list_keys(keyring: Keyring | None, known: Mapping[str, bytes]) -> list[KeyStatus]:
-    listed = []
-    for key_id, check_value in sorted(known.items()):
-        if keyring is None or key_id not in keyring.key_ids:
-            state = "missing"
-        elif keyring.check_value(key_id) != check_value:
-            state = "different"
-        else:
-            state = "current" if key_id == keyring.current_key_id else "held"
-        listed.append(KeyStatus(key_id, state))
-    return listed
 
 
 def _describe_types(shapes: Sequence[Shape]) -> Sequence[Mapping[str, Any]]:

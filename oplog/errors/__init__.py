@@ -27,6 +27,7 @@ from oplog.errors.commit_errors import (
     CommitWouldRollBackError,
     ConflictError,
     IdempotencyConflictError,
+    KeyRetiredError,
     TicketConflictError,
 )
 from oplog.errors.configuration_errors import (
@@ -79,6 +80,7 @@ __all__ = [
     "HeadRolledBackError",
     "IdempotencyConflictError",
     "InvalidMetadataError",
+    "KeyRetiredError",
     "KeyUnavailableError",
     "LeaseHeldError",
     "LeaseLostError",

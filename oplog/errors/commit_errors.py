@@ -34,6 +34,16 @@ class TicketConflictError(ConflictError):
         self.aggregates = tuple(aggregates)
 
 
+class KeyRetiredError(ConflictError):
+    """The transaction was sealed with a key that the log has retired; nothing was written.
+
+    The keyring has been read again by then: the next run seals with its current key.
+    """
+
+    retryable = True
+    exit_code = 12
+
+
 class IdempotencyConflictError(ConflictError):
     """The idempotency key was used before: for another request, or by a commit not seen yet.
 

@@ -8,6 +8,7 @@ from oplog.archive.archive import Archive
 from oplog.doctor.checks import judge
 from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.doctor.facts import read_facts
+from oplog.doctor.key_status import KEY_DAYS, KeysReport, read_keys
 from oplog.doctor.logged_types import (
     ProtoReport,
     TypesReport,
@@ -29,13 +30,14 @@ class Examination:
     def __init__(self, log: LogParts) -> None:
         self._log = log
 
-    def diagnose(self, connection: Connection) -> list[Finding]:
+    def diagnose(self, connection: Connection, *, key_days: int = KEY_DAYS) -> list[Finding]:
         """What is wrong with the log, its guards and its database; problems come first.
 
         Compares what stands there with what this library installs, and the tables with the
         catalog and the log's types. Reads only, so that it runs on a standby as well; rows
         are not compared, which is `verify`. An empty list, or one of notices, is a log whose
-        promises hold. Nothing of this kind raises: missing tables are a finding too.
+        promises hold. Nothing of this kind raises: missing tables are a finding too. A key that
+        seals for more than `key_days` is a notice.
         """
         tables = [declared.table for declared in self._log.catalog.types.values()]
         facts = read_facts(connection, self._log.store, tables=tables)
@@ -45,6 +47,8 @@ class Examination:
             catalog=self._log.catalog,
             guard=self._log.guard,
             evolution=read_evolution(connection, self._log.store) if facts.log.readable else None,
+            key_id=self._log.sealer.key_id,
+            key_days=key_days,
         )
 
     def find_restore_problems(self, connection: Connection) -> list[Finding]:
@@ -84,6 +88,13 @@ class Examination:
             RoleKind(kind),
             schema=self._log.schema,
             tables=[(one.table.schema, one.table.name) for one in declared],
+        )
+
+    def list_keys(self, connection: Connection) -> KeysReport:
+        """The keys that the log knows, oldest first: ids, ages, and which were retired."""
+        self._log.store.require_current(connection)
+        return KeysReport(
+            read_keys(connection, self._log.schema, keyring=self._log.keyring),
         )
 
     def list_types(self, connection: Connection) -> TypesReport:

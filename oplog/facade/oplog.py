@@ -297,12 +297,14 @@ class Oplog:
     list_pins = PartMethod("_upkeep", Upkeep.list_pins)
     prune = PartMethod("_upkeep", Upkeep.prune)
     maintain = PartMethod("_upkeep", Upkeep.maintain)
+    retire_key = PartMethod("_upkeep", Upkeep.retire_key)
 
     # -- examination
     diagnose = PartMethod("_examination", Examination.diagnose)
     find_restore_problems = PartMethod("_examination", Examination.find_restore_problems)
     status = PartMethod("_examination", Examination.status)
     grants = PartMethod("_examination", Examination.grants)
+    list_keys = PartMethod("_examination", Examination.list_keys)
     list_types = PartMethod("_examination", Examination.list_types)
     print_proto = PartMethod("_examination", Examination.print_proto)
     store_types = PartMethod("_examination", Examination.store_types)

@@ -6,16 +6,19 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.doctor.evolution import judge_columns
+from oplog.doctor.key_status import KeyRetirementReport
+from oplog.errors import ConfigurationError
 from oplog.facade.doctor_part import Examination
 from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding
 from oplog.payload.lineage import group_shapes
+from oplog.store.logged_keys import retire_key
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
 from oplog.upkeep.garbage import GRACE_SECONDS, CollectionReport, collect_archive
 from oplog.upkeep.maintenance import MaintenanceReport, maintain_log
@@ -154,3 +157,20 @@ class Upkeep:
         that owns the log. Raises `ConfigurationError` for another role and on a standby.
         """
         return maintain_log(engine, schema=self._log.schema)
+
+    def retire_key(self, connection: Connection, key_id: str) -> KeyRetirementReport:
+        """Refuse, from COMMIT on, every record that is sealed with the key: in any process.
+
+        In the connection's transaction, which the caller commits; needs the role that owns the
+        log. What is in the log is still read with the key. Retiring it again changes nothing.
+        Raises `ConfigurationError` for a key that the log does not know, for the last one that
+        may seal, and for the one that this log's keyring would seal with.
+        """
+        store = self._log.store
+        store.require_current(connection)
+        if key_id and key_id == self._log.sealer.key_id:
+            raise ConfigurationError(
+                f"the key {key_id!r} is the current one of this application's keyring",
+                hint="rotate the keyring and deploy it first: oplog keys rotate --file PATH",
+            )
+        return KeyRetirementReport(key_id, retire_key(connection, store.schema, key_id=key_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from oplog.entry import (
     MAX_AGGREGATE_BYTES,
@@ -36,8 +36,16 @@ _FILLED = 15 / 16
 """A part that was estimated to be filled so far seldom comes out over the limit."""
 
 
-def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int, bytes]]:
-    """Return the payloads of a record's parts, each with the number of its first aggregate.
+class CutPart(NamedTuple):
+    """The payload of a part, the number of its first aggregate, and the number of its effects."""
+
+    first: int
+    payload: bytes
+    effects: int
+
+
+def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[CutPart]:
+    """Return the payloads of a record's parts.
 
     `effects` are sorted by place, then by ordinal. A payload has at most `PART_BYTES`, unless
     it is that of a single effect. Raises `EntryTooLargeError` for an effect over `MAX_PART_BYTES`
@@ -47,13 +55,13 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
     if len(effects) <= _UNMEASURED:
         payload = codec.encode(effects)
         if len(payload) <= PART_BYTES:
-            return [(0, payload)]
+            return [CutPart(0, payload, len(effects))]
         sums = _sum_weights(effects)
         length = _reach(sums, 0, rate=len(payload) / sums[-1])
     else:
         sample = effects[:: len(effects) // _SAMPLED]
         length = _fit(len(sample), len(codec.encode(sample)))
-    parts: list[tuple[int, bytes]] = []
+    parts: list[CutPart] = []
     start = total = 0
     while start < len(effects):
         chunk = effects[start : start + length]
@@ -68,7 +76,7 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
         if not too_large:
             total += size
             _check_size(chunk[0], size, total=total)
-            parts.append((first, payload))
+            parts.append(CutPart(first, payload, len(chunk)))
             start = end
         if sums is None or rate is None:
             length = _fit(len(chunk), size)

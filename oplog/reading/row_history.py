@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
-from oplog.catalog import AggregateTemplate, DeclaredType
+from oplog.catalog import DeclaredType
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.entry import Change, OpType
 from oplog.errors import ConfigurationError
+from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.codec import Effect, effect_to_operation
 from oplog.payload.shape import Shape
 from oplog.postgres.work import check_moment

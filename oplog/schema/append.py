@@ -316,7 +316,7 @@ DECLARE
   v_joined bytea := ''::bytea;
   v_numbers bytea := ''::bytea;
 BEGIN
-  {list_checks(by_anybody=by_anybody)}
+  {list_checks(s, by_anybody=by_anybody)}
   IF p_tally IS NOT NULL THEN
   {check_and_reset_tally(p)}
   END IF;

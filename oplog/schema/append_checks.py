@@ -28,6 +28,8 @@ from oplog.schema.guard import (
 
 ASYNCHRONOUS_COMMIT = "OP005"
 """SQLSTATE of an append in a transaction that would not wait for its own durability."""
+KEY_RETIRED = "OP010"
+"""SQLSTATE of an append of a record that is sealed with a retired key."""
 MAX_STORED_PART_BYTES = MAX_PART_BYTES + MAX_PART_BYTES // 8
 """Largest part as stored, in bytes: sealed, and perhaps padded."""
 MAX_STORED_RECORD_BYTES = MAX_RECORD_BYTES + MAX_RECORD_BYTES // 16
@@ -41,11 +43,11 @@ _KEPT_FOR_MARKS = (BYPASS_AGGREGATE,)
 """Aggregates that only the database itself writes."""
 
 
-def list_checks(*, by_anybody: bool) -> str:
+def list_checks(s: str, *, by_anybody: bool) -> str:
     """The checks; `by_anybody` adds those that the log's own marks need not pass."""
     checks = [_check_scalars(), _check_arrays(), _check_parts(), _check_metadata(), _check_names()]
     if by_anybody:
-        checks += [_refuse_marks(), _refuse_reserved()]
+        checks += [_refuse_key(s), _refuse_marks(), _refuse_reserved()]
     return "\n  ".join([*checks, _refuse_asynchronous()])
 
 
@@ -146,6 +148,35 @@ _TOO_LARGE = (
     f"a part of a record has at most {MAX_STORED_PART_BYTES} bytes, and all of them together "
     f"{MAX_STORED_RECORD_BYTES}"
 )
+
+
+def _refuse_key(s: str) -> str:
+    # A snapshot of the whole transaction may be older than a retirement: locking the row raises
+    # 40001 then. It may also be older than the key: then the INSERT, which is taken back in any
+    # case, raises 40001, and the key is known.
+    valid = f"PERFORM FROM {s}.oplog_key k WHERE k.key_id = p_key_id AND k.retired_at IS NULL"
+    return f"""IF p_format = {FORMAT_SEALED} THEN
+    IF pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN
+      {valid};
+    ELSE
+      {valid} FOR SHARE;
+    END IF;
+    IF NOT FOUND THEN
+      IF EXISTS (SELECT FROM {s}.oplog_key k WHERE k.key_id = p_key_id) THEN
+        RAISE EXCEPTION USING errcode = '{KEY_RETIRED}', message = pg_catalog.concat(
+          'oplog: the key ', pg_catalog.quote_literal(p_key_id), ' was retired, and seals no more'),
+          hint = 'run the whole transaction again with a keyring that has a newer current key';
+      END IF;
+      BEGIN
+        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (coalesce(p_key_id, ''), '')
+          ON CONFLICT DO NOTHING;
+        RAISE EXCEPTION USING errcode = '22023', message = pg_catalog.concat(
+          'oplog: the log does not know the key ', pg_catalog.quote_nullable(p_key_id)),
+          hint = 'a key is in oplog_key, with its check value, before a record is sealed with it';
+      EXCEPTION WHEN serialization_failure THEN NULL;
+      END;
+    END IF;
+  END IF;"""
 
 
 def _check_metadata() -> str:

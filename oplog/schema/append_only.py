@@ -32,7 +32,7 @@ def create_append_only_statements(s: str) -> list[str]:
         f"BEFORE INSERT ON {s}.oplog_pruned FOR EACH STATEMENT",
         suffix="_declare",
     )
-    # A ticket only moves forward by one; a key only gets re-wrapped.
+    # A ticket only moves forward by one; a key only gets re-wrapped, and retired for good.
     # WHEN is evaluated without calling the function, so the ordinary redeem pays nothing.
     statements += _always(
         s,
@@ -50,7 +50,8 @@ def create_append_only_statements(s: str) -> list[str]:
         f"""BEFORE UPDATE ON {s}.oplog_key FOR EACH ROW
   WHEN (NEW.key_id IS DISTINCT FROM OLD.key_id
     OR NEW.check_value IS DISTINCT FROM OLD.check_value
-    OR NEW.created_at IS DISTINCT FROM OLD.created_at)""",
+    OR NEW.created_at IS DISTINCT FROM OLD.created_at
+    OR OLD.retired_at IS NOT NULL AND NEW.retired_at IS DISTINCT FROM OLD.retired_at)""",
         suffix="_rewrap",
     )
     return statements

@@ -119,8 +119,8 @@ def select_excess(
   WHERE g.grantee <> g.owner AND r.rolsuper IS NOT TRUE
     AND (g.object IN ({known}) OR g.object ~ '{PARTITION_PATTERN}')
     AND CASE g.kind
-      WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_functions(CALLED_BY_EVERYBODY)})
-        OR r.oid IS NOT NULL AND g.object = ANY (ARRAY[{_list_functions(executable)}]::text[]))
+      WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_names(CALLED_BY_EVERYBODY)})
+        OR r.oid IS NOT NULL AND g.object = ANY (ARRAY[{_list_names(executable)}]::text[]))
       WHEN 'SEQUENCE' THEN g.privilege_type NOT IN ('SELECT', 'USAGE')
       ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)}) END
   GROUP BY 1, 2, 3, 4, 5, 6)
@@ -140,7 +140,7 @@ LEFT JOIN (VALUES {functions}) AS f(object, by_others, functions)
 ORDER BY 1, 2"""
 
 
-def _list_functions(names: Iterable[str]) -> str:
+def _list_names(names: Iterable[str]) -> str:
     return ", ".join(f"'oplog_{name}'" for name in names)
 
 

@@ -22,6 +22,7 @@ from oplog.schema.guard import (
     drop_guard_statements,
     make_prefix,
 )
+from oplog.schema.key_retirement import create_key_statements
 from oplog.schema.locks import LOCK_FUNCTIONS, LOCK_TABLES, create_lock_statements
 from oplog.schema.partitions import (
     PARTITIONED,
@@ -146,6 +147,7 @@ def drop_statements(schema: str = "oplog") -> list[str]:
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in LOCK_FUNCTIONS),
         f"DROP FUNCTION {s}.oplog_append",
         f"DROP FUNCTION {s}.oplog_append_mark",
+        f"DROP FUNCTION {s}.oplog_retire_key(text)",
         f"DROP FUNCTION {s}.oplog_make_partitions",
         f"DROP FUNCTION {s}.oplog_refuse_change()",
         # A schema that was there before (public, say) or is shared by now must survive.
@@ -210,6 +212,7 @@ def _define(s: str, schema: str) -> list[str]:
         *create_lock_statements(s, schema),
         *create_partition_statements(s),
         *create_append_statements(s, make_prefix(schema)),
+        *create_key_statements(s),
         *create_guard_statements(s, schema),
         *create_registering_statements(s),
         *create_progress_functions(s),
@@ -255,6 +258,8 @@ def _catalog_tables(s: str) -> list[str]:
   check_value bytea NOT NULL,
   wrapped bytea,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp())""",
+        # Not above: logs that have the table already get the column by the same statement.
+        f"ALTER TABLE {s}.oplog_key ADD COLUMN IF NOT EXISTS retired_at timestamptz",
     ]
 
 

@@ -154,6 +154,7 @@ def _take(
         put=publisher.put_blob,
         previous=previous,
         changes=changes,
+        secret=log.catalog.secret_types,
     )
 
 

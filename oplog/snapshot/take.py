@@ -8,7 +8,7 @@ base.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
 from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, encode_chunk
-from oplog.crypto.seal import Sealer
+from oplog.crypto.seal import Packing, Sealer
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
 from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.payload.shape import Shape
@@ -91,6 +91,7 @@ def take_snapshot(
     put: PutChunk,
     previous: SnapshotManifest | None = None,
     changes: Iterable[OpenedRecord] = (),
+    secret: Collection[str] = (),
     version_table: str = "alembic_version",
 ) -> SnapshotManifest | None:
     """Store the rows of all logged tables as this transaction sees them.
@@ -99,7 +100,8 @@ def take_snapshot(
     one at `point`: it sees exactly the records up to that sequence. `schema` is the log's,
     `types` its stored types. With `previous`, a snapshot of the same branch of the log, only
     rows that `changes` touch are stored: the records after it up to `point`, in causal order.
-    Returns None if nothing is different from `previous`.
+    Returns None if nothing is different from `previous`. Rows of the `secret` types are not
+    compressed.
 
     What `put` raises passes through; chunks stored by then are garbage. Raises
     `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
@@ -110,7 +112,8 @@ def take_snapshot(
     types = list(types)
     _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
-        work = _Work(connection, ChunkWriter(point.log_id, sealer, put), group_shapes(types))
+        writer = ChunkWriter(point.log_id, sealer, put, secret=secret)
+        work = _Work(connection, writer, group_shapes(types))
         plans = read_plans(connection, list_present(connection, types))
         oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
@@ -135,16 +138,15 @@ def take_snapshot(
 class ChunkWriter:
     """Seals chunks of one log and stores them."""
 
-    def __init__(self, log_id: UUID, sealer: Sealer, put: PutChunk) -> None:
-        key_id = sealer.key_id
+    def __init__(
+        self, log_id: UUID, sealer: Sealer, put: PutChunk, *, secret: Collection[str] = ()
+    ) -> None:
         self._log_id = log_id
         self._put = put
+        self._secret = frozenset(secret)
+        self._sealer = sealer
         # The keyring may be rotated meanwhile: the stored key id must be the one sealed with.
-        self._seal = PartSeal(
-            sealer.format,
-            key_id,
-            lambda payload, context: sealer.seal(payload, context, key_id=key_id or None),
-        )
+        self._key_id = sealer.key_id
 
     def write(self, live: LiveData, *, rows: bytes, tombstones: bytes = b"") -> ChunkRef:
         """Store one chunk."""
@@ -157,7 +159,16 @@ class ChunkWriter:
             rows=rows,
             tombstones=tombstones,
         )
-        data = encode_chunk(content, log_id=self._log_id, chunk_id=uuid4(), seal=self._seal)
+        # Not padded: the header has sizes and counts in clear text.
+        packing = Packing.SMALLEST if self._secret.isdisjoint(live.types) else Packing.STORED
+        seal = PartSeal(
+            self._sealer.format,
+            self._key_id,
+            lambda payload, context: self._sealer.seal(
+                payload, context, key_id=self._key_id or None, packing=packing
+            ),
+        )
+        data = encode_chunk(content, log_id=self._log_id, chunk_id=uuid4(), seal=seal)
         return ChunkRef(
             path=self._put(data),
             rows=rows.count(b"\n"),

@@ -1,4 +1,4 @@
-"""The exact bytes of format 1 (sealed), format 2 (plain), the chain and the keyring's text.
+"""The exact bytes of formats 1 (sealed) and 2 (plain), padded too, the chain, the keyring's text.
 
 Logs hold these for ever. When a test here fails, the code is wrong, not the data: what is
 once written must open with every later version, and its hashes must come out the same.
@@ -21,14 +21,24 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_record
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED, SealContext, Sealer, name_part
+from oplog.crypto.seal import (
+    FORMAT_PLAIN,
+    FORMAT_SEALED,
+    Packing,
+    SealContext,
+    Sealer,
+    name_part,
+)
 
 pytestmark = pytest.mark.golden
 
 DATA = Path(__file__).parent / "data"
 SEALED = json.loads((DATA / "sealed_v1.json").read_text(encoding="utf-8"))
+PADDED = json.loads((DATA / "sealed_padded_v1.json").read_text(encoding="utf-8"))
 CHAIN = json.loads((DATA / "chain_v1.json").read_text(encoding="utf-8"))
-each_case = pytest.mark.parametrize("case", SEALED["cases"], ids=lambda case: case["about"])
+each_case = pytest.mark.parametrize(
+    "case", [*SEALED["cases"], *PADDED["cases"]], ids=lambda case: case["about"]
+)
 
 
 @pytest.fixture
@@ -81,8 +91,10 @@ def test_pinned_plain_bytes_open(case: dict[str, Any]) -> None:
 def test_sealing_gives_the_pinned_bytes(keyring: Keyring, case: dict[str, Any]) -> None:
     salt, payload = bytes.fromhex(case["salt"]), bytes.fromhex(case["payload"])
     sealer = Sealer(keyring, draw_salt=lambda count: salt[:count])
-    sealed = sealer.seal(payload, context_of(case), key_id=case["key_id"]).hex()
-    plain = Sealer(None).seal(payload, context_of(case)).hex()
+    packing = Packing(case.get("packing", "smallest"))
+    context = context_of(case)
+    sealed = sealer.seal(payload, context, key_id=case["key_id"], packing=packing).hex()
+    plain = Sealer(None).seal(payload, context, packing=packing).hex()
     if case["compressed"]:
         # Another release of zstd may compress to other bytes; only what is before and
         # independent of them is pinned.

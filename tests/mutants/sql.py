@@ -240,6 +240,23 @@ CHANGES = (
         "AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')",
         "",
     ),
+    # Keys.
+    Change("any key seals", "{_refuse_key(s)}", ""),
+    Change("a retired key seals", " AND k.retired_at IS NULL", ""),
+    Change("an old snapshot hides a retirement", "{valid} FOR SHARE;", "{valid};"),
+    Change(
+        "an unknown key was retired",
+        "IF EXISTS (SELECT FROM {s}.oplog_key k",
+        "IF true OR EXISTS (SELECT FROM {s}.oplog_key k",
+    ),
+    Change(
+        "a key that is newer than the snapshot is unknown",
+        "EXCEPTION WHEN serialization_failure THEN NULL;",
+        "EXCEPTION WHEN unique_violation THEN NULL;",
+    ),
+    Change(
+        "what has no key is asked for one", "IF p_format = {FORMAT_SEALED} THEN", "IF true THEN"
+    ),
     # Order.
     Change(
         "the position is drawn before the tickets are redeemed",

@@ -75,6 +75,7 @@ def test_records_are_chained_as_the_library_computes_it(
 def test_what_is_stored_is_what_was_given(connection: Connection) -> None:
     metadata = [("actor", "ada"), ("actor", "bob"), ("none", ""), ("why", "'\"\\{},%s")]
     given = make_record(MANY, metadata=metadata, idempotency_key="key", format=1, key_id="k.1")
+    STORE.insert_key(connection, "k.1", check_value=b"check")
     before = connection.exec_driver_sql("SELECT pg_current_xact_id()::text::bigint").scalar()
     append(connection, given)
     now = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()

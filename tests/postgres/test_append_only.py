@@ -307,7 +307,16 @@ def test_every_column_of_a_key_was_considered(connection: Connection) -> None:
         "check_value",
         "wrapped",
         "created_at",
+        "retired_at",
     }
+
+
+def test_a_key_is_retired_once(connection: Connection) -> None:
+    retire = "UPDATE oplog.oplog_key SET retired_at = clock_timestamp(), wrapped = 'w'"
+    assert connection.exec_driver_sql(retire).rowcount == 1
+    for value in ("NULL", "retired_at + interval '1 day'"):
+        refuse(connection, f"UPDATE oplog.oplog_key SET retired_at = {value}", table="oplog_key")
+    assert connection.exec_driver_sql("UPDATE oplog.oplog_key SET wrapped = 'again'").rowcount == 1
 
 
 # -- the triggers -------------------------------------------------------------------------------

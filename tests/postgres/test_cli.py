@@ -32,7 +32,9 @@ def test_status(shop: Shop) -> None:
     (key_id,) = Keyring.from_file(shop.directory / "keyring.json").key_ids
     assert (status["schema"], status["schema_version"]) == ("oplog", 1)
     assert (status["entries"], status["aggregates"], status["position"]) == (5, 3, 3)
-    assert status["keys"] == [{"key_id": key_id, "state": "current"}]
+    (key,) = status["keys"]
+    assert (key["key_id"], key["state"], key["age_days"]) == (key_id, "current", 0)
+    assert (key["registered_at"][-1], key["retired_at"]) == ("Z", None)
     assert status["types"][0] == {"name": "account", "revisions": [1], "table": "public.account"}
     assert status["append_only"] == {"ok": True, "problems": []}
     assert status["server"]["standby"] is False
@@ -246,3 +248,39 @@ def test_types(empty_shop: Shop) -> None:
     assert "    2  sku  character varying(8)  key\n" in empty_shop.call("types", "list")[0]
     out, _ = empty_shop.call("types", "proto", "line")
     assert "  optional sint64 order_id = 1;\n  optional string sku = 2;\n" in out
+
+
+# -- keys ---------------------------------------------------------------------------------------
+
+
+def test_a_key_is_retired(shop: Shop) -> None:
+    path = shop.directory / "keyring.json"
+    (before,) = Keyring.from_file(path).key_ids
+    error = shop.ask("keys", "retire", before, code=2)
+    assert "current one of this application's keyring" in error["message"]
+    shop.ask("keys", "rotate", "--file", str(path))
+    error = shop.ask("keys", "retire", before, code=2)
+    assert "the last that may seal" in error["message"]
+    assert shop.ask("keys", "retire", "elsewhere", code=2)["error"] == "ConfigurationError"
+    shop.ask("types", "sync")
+    assert [f["what"] for f in shop.ask("doctor", code=3)["findings"]].count("key-superseded") == 1
+    retired = shop.ask("keys", "retire", before)
+    assert (retired["key_id"], retired["retired_at"][-1]) == (before, "Z")
+    out, err = shop.call("keys", "retire", before)
+    assert out == f"{before}  retired {retired['retired_at']}\n"
+    assert "keep the key in the keyring" in err
+    old, new = shop.ask("keys", "list", "--log")["keys"]
+    assert (old["state"], old["retired_at"]) == ("held", retired["retired_at"])
+    assert (new["state"], new["retired_at"]) == ("current", None)
+    out, _ = shop.call("keys", "list", "--log")
+    first, second = out.splitlines()
+    assert first.endswith(f", 0 days  retired {retired['retired_at']}")
+    assert second.startswith(f"{new['key_id']}  current  since {new['registered_at']}")
+    out, _ = shop.call("status")
+    assert f"{before}  held, retired" in out
+    assert shop.ask("verify")["ok"]
+
+
+def test_keys_of_one_place_are_listed(shop: Shop) -> None:
+    error = shop.ask("keys", "list", "--log", "--file", "keyring.json", code=2)
+    assert error["message"] == "give either --file PATH or --log"

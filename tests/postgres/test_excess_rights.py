@@ -115,6 +115,18 @@ TOO_MUCH: dict[str, tuple[str, str, str, str]] = {
         "oplog.oplog_outcome",
         "INSERT",
     ),
+    "keys": (
+        "GRANT INSERT ON oplog.oplog_key TO {application}",
+        "table-open",
+        "oplog.oplog_key",
+        "INSERT",
+    ),
+    "columns of keys": (
+        "GRANT INSERT (retired_at), UPDATE (retired_at) ON oplog.oplog_key TO {application}",
+        "table-open",
+        "oplog.oplog_key",
+        "INSERT, UPDATE",
+    ),
     "archives to a consumer": (
         "GRANT DELETE ON oplog.oplog_archive TO {consumer}",
         "table-open",

@@ -51,9 +51,9 @@ def definition() -> list[str]:
 def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
     with open_roles(bare_database_url, definition) as roles:
         sessions = roles.open_sessions()
-        for id in range(1, 6):
+        for number in range(1, 6):
             with sessions.begin() as session:
-                session.add(Account(id=id, owner="ada", balance=id))
+                session.add(Account(id=number, owner="ada", balance=number))
         yield roles
 
 
@@ -79,7 +79,7 @@ def draw_values(draw: Draw, function: Function, key_id: str) -> dict[str, Any]:
     values = {name: draw.value(kind) for name, kind in function.arguments.items()}
     if function.name == "oplog_append":
         # Few arguments are hostile at a time, or none would get further than the first check.
-        honest = {**_HONEST_APPEND, "p_format": 1, "p_key_id": key_id}
+        honest: dict[str, Any] = {**_HONEST_APPEND, "p_format": 1, "p_key_id": key_id}
         honest["p_record"] = draw.random.randbytes(16).hex()
         honest["p_data"] = draw.random.randbytes(120)
         honest["p_aggregates"] = [f"account/{draw.random.randrange(2000)}"]

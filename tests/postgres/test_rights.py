@@ -59,6 +59,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_refuse_change": (False, True, "v", set()),
     "oplog_register_key": (True, True, "v", {APPLICATION}),
     "oplog_register_type": (True, True, "v", {APPLICATION}),
+    "oplog_retire_key": (True, True, "v", set()),
     "oplog_retire_type": (False, True, "v", set()),
     "oplog_require_guard": (False, True, "v", set()),
     "oplog_save_cursor": (True, True, "v", {APPLICATION, CONSUMER}),

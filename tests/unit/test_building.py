@@ -19,7 +19,7 @@ from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange, TrackedType
 from oplog.crypto.keyring import Keyring
-from oplog.crypto.seal import Sealer, name_part
+from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.entry import PART_BYTES, Entry, Operation, OpType, Ticket
 from oplog.errors import EntryTooLargeError, IdempotencyConflictError, InvalidMetadataError
 from oplog.payload.codec import PayloadCodec
@@ -35,7 +35,8 @@ COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer")]
 BY_KEY = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="item")
 BY_TEAM = make_bound(COLUMNS, key=["id"], aggregate="team/{team}", name="member")
 AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing")
-TYPES = {bound.shape.type_name: bound for bound in (BY_KEY, BY_TEAM, AS_ONE)}
+LAST = make_bound(COLUMNS, key=["id"], aggregate="last/{id}", name="last")
+TYPES = {bound.shape.type_name: bound for bound in (BY_KEY, BY_TEAM, AS_ONE, LAST)}
 LOG_ID, KEYRING = UUID(int=5), Keyring.generate()
 USED = (Receipt(UUID(int=1), "a", 1, b"h"),)
 
@@ -46,6 +47,7 @@ class Log:
 
     key_id: str = "key"
     log_id: UUID = LOG_ID
+    secret_types: frozenset[str] = frozenset()
 
     def find_type(self, type_name: str) -> TrackedType:
         return TYPES[type_name]
@@ -58,9 +60,11 @@ class Sealing:
 
     def __init__(self) -> None:
         self.contexts: list[Any] = []
+        self.packings: list[Packing] = []
 
-    def seal(self, payload: bytes, context: Any, *, key_id: str) -> bytes:
+    def seal(self, payload: bytes, context: Any, *, key_id: str, packing: Packing) -> bytes:
         self.contexts.append(context)
+        self.packings.append(packing)
         return b"<" + payload + b">" + key_id.encode()
 
 
@@ -149,6 +153,32 @@ def test_a_transaction_becomes_one_record_sorted_by_aggregate() -> None:
     assert part.first == 0
     assert part.data.endswith(b">key")
     assert sealing.contexts == [name_part(LOG_ID, UUID(int=100), 0)]
+
+
+def test_a_part_with_a_row_of_a_secret_type_is_padded() -> None:
+    """And no other part of the record."""
+    rows = [created(BY_KEY, n, "x" * 5000) for n in range(1000, 1100)]
+    rows += [created(AS_ONE, n, "y") for n in (1, 2)]
+    rows += [created(LAST, n, "z" * 5000) for n in range(1000, 1200)]
+    found: dict[str, list[Packing]] = {}
+    ways = ("", "thing", "last", "item", "thing last item", "elsewhere")
+    for names in ways:
+        sealing = Sealing()
+        record = build(gather(*rows, log=Log(secret_types=frozenset(names.split()))), sealing)
+        found[names] = sealing.packings
+    held = [
+        {e.shape.type_name for e in decode(part.data[1:-4], first=part.first)}
+        for part in record.parts
+    ]
+    # Sorted by aggregate: all, item/…, last/…
+    assert held[0] == {"thing", "item"}
+    assert held[-1] == {"last"}
+    assert len(held) > 3
+    for names in ways:
+        assert found[names] == [
+            Packing.SMALLEST if types.isdisjoint(names.split()) else Packing.PADDED
+            for types in held
+        ]
 
 
 def test_without_metadata_and_guards() -> None:

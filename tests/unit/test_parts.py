@@ -22,7 +22,7 @@ from oplog.errors import EntryTooLargeError
 from oplog.payload import parts as cutting
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
-from oplog.payload.parts import MOST_EFFECTS, check_names, cut_parts
+from oplog.payload.parts import MOST_EFFECTS, CutPart, check_names, cut_parts
 from oplog.payload.row_run import MAX_RUN_ROWS
 from tests.bound import make_shape
 from tests.unit.test_block import Types
@@ -58,31 +58,29 @@ def delete(number: int) -> Effect:
     return Effect(OpType.DELETE, ITEM, (number,), {}, complete=False, ordinal=number, place=number)
 
 
-def check(
-    effects: Sequence[Effect], *, limit: int = PART_BYTES
-) -> tuple[list[tuple[int, bytes]], Counting]:
+def check(effects: Sequence[Effect], *, limit: int = PART_BYTES) -> tuple[list[CutPart], Counting]:
     """The parts of these effects, after everything that holds for any parts."""
     codec = Counting()
     parts = cut_parts(codec, effects)
     found: list[Effect] = []
-    for first, payload in parts:
+    for first, payload, count in parts:
         decoded = PayloadCodec().decode(payload, Types(ITEM), first=first)
         assert min(effect.place for effect in decoded) == first
         assert len(payload) <= limit or len(decoded) == 1
-        assert len(decoded) <= MOST_EFFECTS
+        assert len(decoded) == count <= MOST_EFFECTS
         found += sorted(decoded, key=lambda effect: (effect.place, effect.ordinal))
     assert found == list(effects)
     return parts, codec
 
 
-def measure(parts: Sequence[tuple[int, bytes]]) -> list[int]:
-    return [len(payload) for _, payload in parts]
+def measure(parts: Sequence[CutPart]) -> list[int]:
+    return [len(payload) for _, payload, _ in parts]
 
 
 def test_a_few_effects_are_one_part_that_is_encoded_once() -> None:
     effects = [create(0), create(1), delete(2)]
     parts, codec = check(effects)
-    assert parts == [(0, PayloadCodec().encode(effects))]
+    assert parts == [(0, PayloadCodec().encode(effects), 3)]
     assert codec.calls == 1
 
 
@@ -92,7 +90,7 @@ def test_a_part_may_be_as_large_as_the_limit() -> None:
     parts, codec = check(within)
     assert (measure(parts), codec.calls) == ([PART_BYTES], 1)
     beyond = [create(0, 60_000), create(1, PART_BYTES - rest - 59_999)]
-    assert [first for first, _ in check(beyond)[0]] == [0, 1]
+    assert [first for first, _, _ in check(beyond)[0]] == [0, 1]
 
 
 @pytest.mark.parametrize("count", [1000, 1024, 1025, 5_000, 40_000])
@@ -124,10 +122,10 @@ def test_rows_of_many_sizes_fill_their_parts() -> None:
 def test_a_row_that_is_larger_than_a_part_is_alone_in_its_part() -> None:
     effects = [create(n, 5_000_000 if n in (20, 21, 900) else 100) for n in range(1000)]
     parts, codec = check(effects)
-    large = [first for first, payload in parts if len(payload) > PART_BYTES]
+    large = [first for first, payload, _ in parts if len(payload) > PART_BYTES]
     assert large == [20, 21, 900]
     # What is between large rows is not cut smaller than it has to be.
-    assert [first for first, _ in parts] == [0, 20, 21, 22, 900, 901]
+    assert [first for first, _, _ in parts] == [0, 20, 21, 22, 900, 901]
     assert codec.bytes < 6.5 * 5_000_000
 
 
@@ -141,7 +139,7 @@ def test_rows_of_very_different_sizes_are_not_encoded_again_and_again() -> None:
 def test_an_aggregate_may_go_on_in_the_next_part() -> None:
     effects = [create(n, 1000, place=n // 700) for n in range(1400)]
     parts, _ = check(effects)
-    firsts = [first for first, _ in parts]
+    firsts = [first for first, _, _ in parts]
     assert firsts == sorted(firsts)
     assert firsts.count(0) > 1
     assert firsts.count(1) > 1

@@ -16,9 +16,9 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
 from oplog.capture.sending import Append, bind_draft
 from oplog.capture.writer import RecordWriter
-from oplog.crypto.seal import Sealer
+from oplog.crypto.seal import Packing, Sealer
 from oplog.entry import Entry, Operation, OpType
-from oplog.errors import OplogError, UnknownTypeError
+from oplog.errors import KeyRetiredError, OplogError, UnknownTypeError
 from oplog.events import EntriesDrafted
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
@@ -39,6 +39,7 @@ class Binding:
 
     log_id = UUID(int=5)
     key_id = ""
+    secret_types: frozenset[str] = frozenset()
     by_name: ClassVar = {"item": BY_KEY}
 
     def find_type(self, name: str) -> Any:
@@ -53,8 +54,11 @@ class Sealing:
     format = 3
     key_id = "next"
 
-    def seal(self, payload: bytes, _context: Any, *, key_id: str) -> bytes:
+    def seal(self, payload: bytes, _context: Any, *, key_id: str, packing: Packing) -> bytes:
         return payload
+
+    def renew_key(self, retired: str) -> str:
+        return f"no longer {retired}"
 
 
 class Binder:
@@ -182,6 +186,33 @@ def test_send_appends_with_commit_or_without(
     monkeypatch.setattr(writing, "send", send)
     assert bench.writer.send(CONNECTION, Draft(None, tally=3), commit=commit) is receipts
     assert sent == [(CONNECTION, bind_draft(STORE, Draft(None, tally=3)), commit)]
+
+
+RECORD = NewRecord(
+    record_id=UUID(int=1),
+    aggregates=["a"],
+    expected=[4],
+    parts=[Part(0, b"data")],
+    format=3,
+    key_id="key",
+    metadata=[("actor", "ada")],
+    idempotency_key="k",
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "hint"), [(RECORD, "no longer key"), (None, "as the server said")]
+)
+def test_a_refused_key_is_renewed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, record: NewRecord | None, hint: str
+) -> None:
+    def send(*_given: Any, commit: bool) -> list[Receipt]:
+        raise KeyRetiredError("retired", hint="as the server said")
+
+    monkeypatch.setattr(writing, "send", send)
+    with pytest.raises(KeyRetiredError) as refused:
+        bench.writer.send(CONNECTION, Draft(record), commit=True)
+    assert refused.value.hint == hint
 
 
 def test_a_draft_becomes_one_statement() -> None:
