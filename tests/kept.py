@@ -112,7 +112,12 @@ class KeptLog:
             yield chosen[start : start + self._page]
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        return max((one.position for one in self.records if one.recorded_at <= at), default=0)
+        later = self.find_later(at, snapshot=snapshot)
+        found = (p.position for p in self.records if later is None or p.position < later)
+        return max(found, default=0)
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        return min((one.position for one in self.records if one.recorded_at > at), default=None)
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None

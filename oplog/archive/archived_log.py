@@ -153,18 +153,34 @@ class ArchivedLog:
     # -- what a database finds by index ---------------------------------------------------
 
     def find_position(self, at: datetime, *, snapshot: str = "") -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
-        moment = write_microseconds(at)
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
+        later = self.find_later(at)
         found = 0
         for item in self._list_items():
-            if item.first_recorded > moment or item.last_position <= found:
+            if item.last_position <= found or (later is not None and item.first_position >= later):
                 continue
-            if item.last_recorded <= moment and item.last <= self._through:
+            whole = item.last <= self._through
+            if whole and (later is None or item.last_position < later):
                 found = item.last_position
                 continue
             for record in self._cut(item, self.archive.read_segment(item)):
-                if record.recorded_at <= at:
+                if later is None or record.position < later:
                     found = max(found, record.position)
+        return found
+
+    def find_later(self, at: datetime, *, snapshot: str = "") -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        moment = write_microseconds(at)
+        found: int | None = None
+        for item in self._list_items():
+            if item.last_recorded <= moment or (found is not None and item.first_position >= found):
+                continue
+            if item.first_recorded > moment and item.last <= self._through:
+                found = item.first_position
+                continue
+            for record in self._cut(item, self.archive.read_segment(item)):
+                if record.recorded_at > at and (found is None or record.position < found):
+                    found = record.position
         return found
 
     def find_adoptions(

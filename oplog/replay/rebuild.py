@@ -127,7 +127,7 @@ def read_reader_plans(
 def find_limit(
     reader: RecordReader, through: int | datetime | None, *, snapshot: str
 ) -> int | None:
-    """`through` as a position: of a datetime, the last that was recorded by then."""
+    """`through` as a position: of a datetime, the last up to which nothing is younger."""
     if not isinstance(through, datetime):
         return through
     moment = check_moment(through)

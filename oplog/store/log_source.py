@@ -62,7 +62,15 @@ class LogSource(Protocol):
         ...
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none.
+
+        Clocks are set back: records before it may be older or younger than one another, and some
+        after it may be older than `at`.
+        """
+        ...
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
         ...
 
     def find_adoptions(

@@ -53,8 +53,12 @@ class TablesLog:
         """None: the tables number records by position only."""
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
         return self._store.find_position(self.connection, at, snapshot=snapshot)
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        return self._store.find_later(self.connection, at, snapshot=snapshot)
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None
