@@ -14,6 +14,7 @@ from oplog.payload.shape import Shape
 from oplog.reading.log_opener import LogOpener
 from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredRecord
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.quarantined import is_quarantine_mark
 
 PAGE = 3
 """Records on a page: few, so that batches cross pages."""
@@ -130,6 +131,9 @@ class KeptLog:
             for aggregate in record.aggregates
             if aggregate in names
         )
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        return [record for record in self.records if is_quarantine_mark(record)]
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         broken, heads = [], dict[str, tuple[int, bytes]]()

@@ -19,6 +19,7 @@ from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.quarantined import is_quarantine_mark
 from oplog.store.rows import StoredRecord, write_microseconds
 
 
@@ -41,6 +42,7 @@ class ArchivedLog:
         self._types = archive.read_types(head)
         self._sequences: dict[int, int] = {}
         """By position, of the page given last."""
+        self._marks: list[StoredRecord] | None = None
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -197,6 +199,25 @@ class ArchivedLog:
             for aggregate in record.aggregates
             if aggregate in names
         )
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first.
+
+        Of the whole head: what is seen only up to some sequence may be quarantined after it.
+        """
+        if self._marks is None:
+            after = self.head.first_sequence - 1
+            items = self.archive.iterate_items(
+                self.head.levels, after=after, through=self.head.sequence
+            )
+            self._marks = [
+                record
+                for item in items
+                if item.adopted
+                for record in self.archive.read_segment(item).records
+                if is_quarantine_mark(record)
+            ]
+        return self._marks
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while records are read, and a broken one is an error there."""

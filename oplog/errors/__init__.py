@@ -56,6 +56,7 @@ from oplog.errors.entry_errors import (
 from oplog.errors.root_error import (
     DurabilityNotConfirmedWarning,
     OplogError,
+    QuarantineWarning,
     RestoreWarning,
 )
 
@@ -89,6 +90,7 @@ __all__ = [
     "ObjectTooLargeError",
     "OplogError",
     "PrunedError",
+    "QuarantineWarning",
     "ReplayError",
     "RestoreWarning",
     "SchemaDriftError",

@@ -297,6 +297,8 @@ class Oplog:
     list_pins = PartMethod("_upkeep", Upkeep.list_pins)
     prune = PartMethod("_upkeep", Upkeep.prune)
     maintain = PartMethod("_upkeep", Upkeep.maintain)
+    quarantine = PartMethod("_upkeep", Upkeep.quarantine)
+    list_quarantined = PartMethod("_upkeep", Upkeep.list_quarantined)
 
     # -- examination
     diagnose = PartMethod("_examination", Examination.diagnose)

@@ -134,6 +134,11 @@ class JoinedLog:
         live = self._tables.find_adoptions(types, snapshot=snapshot, through=through)
         return join_turns([*found.items(), *live.items()])
 
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, those of the archive first."""
+        # One that is in both is met twice, and says the same.
+        return [*self.archived.list_quarantine_marks(), *self._tables.list_quarantine_marks()]
+
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Broken links of the tables' records; those of the archive are checked while read."""
         return self._tables.list_broken_links(limit=limit)

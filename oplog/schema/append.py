@@ -12,7 +12,12 @@ An aggregate that a transaction creates has no competitor but another creator, w
 from __future__ import annotations
 
 from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED
-from oplog.schema.guard import ADOPTION_PREFIX, FORMAT_MARK, check_and_reset_tally
+from oplog.schema.guard import (
+    ADOPTION_PREFIX,
+    FORMAT_MARK,
+    QUARANTINE_AGGREGATE,
+    check_and_reset_tally,
+)
 from oplog.schema.touched_keys import DEFINER
 
 STALE_TICKET = "OP001"
@@ -57,14 +62,16 @@ def _refuse_format() -> str:
 
 
 def _refuse_retirement() -> str:
-    # A mark there says that all rows of a type are gone: replay and restore go by it.
+    # A mark there says that all rows of a type are gone, or that a record is not to be read: every
+    # reader goes by it.
     return f"""IF p_format = {FORMAT_MARK}
     AND EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name)
-      WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}'))
+      WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}')
+        OR a.name = '{QUARANTINE_AGGREGATE}')
     AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') THEN
     RAISE EXCEPTION USING errcode = '42501',
-      message = 'oplog: only the owner of the log says that a type is gone',
-      hint = 'op.retire_type in a migration';
+      message = 'oplog: only the owner of the log says that a type is gone, or a record unreadable',
+      hint = 'op.retire_type in a migration, or oplog quarantine';
   END IF;"""
 
 

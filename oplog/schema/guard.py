@@ -33,6 +33,8 @@ RETIRED = "retired"
 """Metadata key of the mark that says that a type's table is gone, with all its rows."""
 RETIRED_REVISION = "retired_revision"
 """Metadata key of the same mark: the newest revision that the type had then."""
+QUARANTINE_AGGREGATE = "oplog/quarantine"
+"""The aggregate of the marks that say which records cannot be read."""
 BYPASS_AGGREGATE = "oplog/bypass"
 """The aggregate of the marks that bypassed transactions leave."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}

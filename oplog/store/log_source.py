@@ -79,6 +79,10 @@ class LogSource(Protocol):
         """Types that were adopted or retired, and when, up to position `through`."""
         ...
 
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first."""
+        ...
+
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains."""
         ...

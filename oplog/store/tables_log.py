@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
+from oplog.store.quarantine_marks import QuarantineStore
 from oplog.store.records import Store
 from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
@@ -66,6 +67,10 @@ class TablesLog:
         """Types that were adopted or retired, and when, up to position `through`."""
         store = AdoptionStore(self.schema)
         return store.find_adoptions(self.connection, types, snapshot=snapshot, through=through)
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first."""
+        return QuarantineStore(self.schema).list_marks(self.connection)
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them."""

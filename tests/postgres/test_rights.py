@@ -336,9 +336,9 @@ def test_grants_name_everything(roles: Roles) -> None:
     assert roles.refuse(APPLICATION, "SELECT oplog.theirs()")[0] == "42501"
 
 
-@pytest.mark.parametrize("aggregate", ["adopted/account", "adopted/x"])
-def test_only_the_owner_says_that_a_type_is_gone(roles: Roles, aggregate: str) -> None:
-    """A mark there makes replay and restore do without all rows of the type."""
+@pytest.mark.parametrize("aggregate", ["adopted/account", "adopted/x", "oplog/quarantine"])
+def test_only_the_owner_marks_a_type_or_a_record_as_gone(roles: Roles, aggregate: str) -> None:
+    """Such a mark makes readers do without all rows of the type, or without the record."""
     mark = {
         "p_format": "3::smallint",
         "p_key_id": "''",
@@ -348,6 +348,9 @@ def test_only_the_owner_says_that_a_type_is_gone(roles: Roles, aggregate: str) -
     for names in (f"ARRAY['{aggregate}']", f"ARRAY['a', '{aggregate}']"):
         statement = state_append(p_aggregates=names, **mark)
         state, message, hint = roles.refuse(APPLICATION, statement)
-        assert (state, hint) == ("42501", "op.retire_type in a migration")
+        assert (state, hint) == (
+            "42501",
+            "op.retire_type in a migration, or oplog quarantine",
+        )
         assert "only the owner of the log" in message
         roles.run(OWNER, statement)
