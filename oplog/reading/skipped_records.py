@@ -23,7 +23,7 @@ from oplog.errors import (
     WrongKeyError,
 )
 from oplog.store import StoredRecord
-from oplog.store.quarantined import QuarantinedRecord, name_record, read_mark
+from oplog.store.quarantined import QuarantinedRecord, read_mark
 
 _SHOWN = 3
 
@@ -52,7 +52,7 @@ class SkippedRecords:
         mark = self._load().get(stored.position)
         if mark is None or not _is_of(mark, stored):
             return None
-        return name_record(mark, stored)
+        return mark
 
     def meet(self, stored: StoredRecord) -> QuarantinedRecord | None:
         """`find`, with a warning the first time that a quarantined record is met."""

@@ -8,7 +8,7 @@ other one that comes to stand at its position.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,8 @@ QUARANTINED = "quarantined"
 """Metadata key of a mark: the position of the record that it speaks of."""
 _RECORD = "quarantined_record"
 _HASH = "quarantined_hash"
+_AGGREGATE = "quarantined_aggregate"
+_ENTRIES = "quarantined_entries"
 _REASON = "oplog.reason"
 ROLE = "oplog.role"
 """Metadata key of the role that wrote a mark."""
@@ -32,9 +34,8 @@ MAX_REASON = 250
 class QuarantinedRecord:
     """A record that the owner has declared unreadable, and why.
 
-    `record_id` and `record_hash` are its own; `marked_at_position` is where the mark stands, and
-    `role` wrote it. `aggregates` are the first ones of the record, of `entries` in all; empty as
-    long as the record itself was not met.
+    `record_id` and `record_hash` are its own, `aggregates` its first ones, of `entries` in all.
+    `marked_at_position` is where the mark stands, and `role` wrote it.
     """
 
     position: int
@@ -89,6 +90,8 @@ def read_mark(stored: StoredRecord) -> QuarantinedRecord | None:
         and re.fullmatch("[0-9a-f]{64}", digest)
     ):
         return None
+    aggregates = tuple([value for key, value in stored.metadata if key == _AGGREGATE])
+    entries = known.get(_ENTRIES, "")
     try:
         record_id = UUID(record)
     except ValueError:
@@ -100,29 +103,25 @@ def read_mark(stored: StoredRecord) -> QuarantinedRecord | None:
         reason=known.get(_REASON, ""),
         role=known.get(ROLE, ""),
         marked_at_position=stored.position,
+        aggregates=aggregates,
+        entries=int(entries) if re.fullmatch("[0-9]{1,9}", entries) else len(aggregates),
     )
 
 
-def name_record(mark: QuarantinedRecord, stored: StoredRecord) -> QuarantinedRecord:
-    """The mark with what the record itself says."""
-    return QuarantinedRecord(
-        position=mark.position,
-        record_id=mark.record_id,
-        record_hash=mark.record_hash,
-        reason=mark.reason,
-        role=mark.role,
-        marked_at_position=mark.marked_at_position,
-        aggregates=stored.aggregates[:_SHOWN_AGGREGATES],
-        entries=len(stored.aggregates),
-    )
+def list_marked(records: Iterable[StoredRecord]) -> list[QuarantinedRecord]:
+    """What the marks among records say."""
+    found = [read_mark(record) for record in records if is_quarantine_mark(record)]
+    return [one for one in found if one is not None]
 
 
 def write_metadata(stored: StoredRecord, *, reason: str) -> tuple[list[str], list[str]]:
     """Keys and values of the mark that quarantines a record, but for the role that writes it."""
-    pairs = {
-        QUARANTINED: str(stored.position),
-        _RECORD: str(stored.record_id),
-        _HASH: stored.record_hash.hex(),
-        _REASON: reason,
-    }
-    return list(pairs), list(pairs.values())
+    pairs = [
+        (QUARANTINED, str(stored.position)),
+        (_RECORD, str(stored.record_id)),
+        (_HASH, stored.record_hash.hex()),
+        *((_AGGREGATE, name) for name in stored.aggregates[:_SHOWN_AGGREGATES]),
+        (_ENTRIES, str(len(stored.aggregates))),
+        (_REASON, reason),
+    ]
+    return [key for key, _ in pairs], [value for _, value in pairs]
