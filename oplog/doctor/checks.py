@@ -13,6 +13,7 @@ from oplog.doctor.access import judge_access, spell_upgrade
 from oplog.doctor.environment import judge_activity, judge_owners, judge_settings
 from oplog.doctor.evolution import Evolution, judge_evolution
 from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
+from oplog.doctor.record_marks import RecordMarks, judge_record_marks
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.payload.lineage import group_shapes
@@ -39,11 +40,12 @@ def judge(
     catalog: TypeCatalog,
     guard: bool,
     evolution: Evolution | None = None,
+    marks: RecordMarks = RecordMarks(),  # noqa: B008 - frozen
 ) -> list[Finding]:
     """All findings, problems first, in a stable order.
 
     `schema` is the log's; `guard` is whether its application relies on guards; `evolution` is
-    None if the log's types cannot be read.
+    None if the log's types cannot be read, and `marks` has nothing then.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
@@ -54,6 +56,7 @@ def judge(
             found += judge_evolution(evolution, catalog)
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
         found += _judge_traces(facts.log)
+        found += judge_record_marks(marks)
     found += judge_settings(facts)
     found += judge_activity(facts.activity)
     return sorted(found, key=lambda finding: finding.severity != "problem")
