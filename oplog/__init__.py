@@ -42,6 +42,7 @@ from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.schema.grants import GrantsReport
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport
+from oplog.store.quarantined import QuarantinedRecord
 from oplog.sync.divergence import LostEntry
 from oplog.sync.exporter import SyncReport
 from oplog.sync.lag import ArchiveLag
@@ -50,6 +51,7 @@ from oplog.upkeep.maintenance import MaintenanceReport
 from oplog.upkeep.pin import Pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
 from oplog.upkeep.prune import PruneReport
+from oplog.upkeep.quarantine import QuarantineReport
 from oplog.upkeep.resync import ResyncReport
 from oplog.upkeep.retention import Retention
 
@@ -88,6 +90,8 @@ __all__ = [
     "Pin",
     "ProtoReport",
     "PruneReport",
+    "QuarantineReport",
+    "QuarantinedRecord",
     "Receipt",
     "RefusedTransaction",
     "ReplayLostReport",

@@ -125,7 +125,8 @@ class LoggedEntry:
     transactions causally and has gaps. `sequence` numbers records without gaps and is None until
     the record is archived. `entry_id` and `entry_hash` are the record's. `metadata` maps keys to
     lists of values. `recorded_at` is the database's clock when the record was written, shortly
-    before COMMIT; never order by it.
+    before COMMIT; never order by it. An entry whose record is quarantined has no operations:
+    `quarantined` is the reason, None for any other.
     """
 
     position: int
@@ -138,6 +139,7 @@ class LoggedEntry:
     entry_id: UUID
     entry_hash: bytes
     recorded_at: datetime
+    quarantined: str | None = None
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
         """The entry as one JSON object; `redact` hides values, keys stay readable."""
@@ -152,6 +154,7 @@ class LoggedEntry:
             "transaction_id": self.transaction_id,
             "metadata": {key: list(values) for key, values in self.metadata.items()},
             "operations": [one.to_json(redact=redact) for one in self.operations],
+            "quarantined": self.quarantined,
         }
 
 

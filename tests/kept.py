@@ -14,6 +14,7 @@ from oplog.payload.shape import Shape
 from oplog.reading.log_opener import LogOpener
 from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredRecord
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.quarantined import is_quarantine_mark
 
 PAGE = 3
 """Records on a page: few, so that batches cross pages."""
@@ -112,7 +113,12 @@ class KeptLog:
             yield chosen[start : start + self._page]
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        return max((one.position for one in self.records if one.recorded_at <= at), default=0)
+        later = self.find_later(at, snapshot=snapshot)
+        found = (p.position for p in self.records if later is None or p.position < later)
+        return max(found, default=0)
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        return min((one.position for one in self.records if one.recorded_at > at), default=None)
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None
@@ -125,6 +131,9 @@ class KeptLog:
             for aggregate in record.aggregates
             if aggregate in names
         )
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        return [record for record in self.records if is_quarantine_mark(record)]
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         broken, heads = [], dict[str, tuple[int, bytes]]()

@@ -19,6 +19,7 @@ from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.quarantined import is_quarantine_mark
 from oplog.store.rows import StoredRecord, write_microseconds
 
 
@@ -41,6 +42,7 @@ class ArchivedLog:
         self._types = archive.read_types(head)
         self._sequences: dict[int, int] = {}
         """By position, of the page given last."""
+        self._marks: list[StoredRecord] | None = None
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -153,18 +155,34 @@ class ArchivedLog:
     # -- what a database finds by index ---------------------------------------------------
 
     def find_position(self, at: datetime, *, snapshot: str = "") -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
-        moment = write_microseconds(at)
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
+        later = self.find_later(at)
         found = 0
         for item in self._list_items():
-            if item.first_recorded > moment or item.last_position <= found:
+            if item.last_position <= found or (later is not None and item.first_position >= later):
                 continue
-            if item.last_recorded <= moment and item.last <= self._through:
+            whole = item.last <= self._through
+            if whole and (later is None or item.last_position < later):
                 found = item.last_position
                 continue
             for record in self._cut(item, self.archive.read_segment(item)):
-                if record.recorded_at <= at:
+                if later is None or record.position < later:
                     found = max(found, record.position)
+        return found
+
+    def find_later(self, at: datetime, *, snapshot: str = "") -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        moment = write_microseconds(at)
+        found: int | None = None
+        for item in self._list_items():
+            if item.last_recorded <= moment or (found is not None and item.first_position >= found):
+                continue
+            if item.first_recorded > moment and item.last <= self._through:
+                found = item.first_position
+                continue
+            for record in self._cut(item, self.archive.read_segment(item)):
+                if record.recorded_at > at and (found is None or record.position < found):
+                    found = record.position
         return found
 
     def find_adoptions(
@@ -181,6 +199,25 @@ class ArchivedLog:
             for aggregate in record.aggregates
             if aggregate in names
         )
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first.
+
+        Of the whole head: what is seen only up to some sequence may be quarantined after it.
+        """
+        if self._marks is None:
+            after = self.head.first_sequence - 1
+            items = self.archive.iterate_items(
+                self.head.levels, after=after, through=self.head.sequence
+            )
+            self._marks = [
+                record
+                for item in items
+                if item.adopted
+                for record in self.archive.read_segment(item).records
+                if is_quarantine_mark(record)
+            ]
+        return self._marks
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """None: links are checked while records are read, and a broken one is an error there."""

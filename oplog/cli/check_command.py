@@ -16,7 +16,7 @@ from oplog.cli.option import (
     pass_invocation,
     standard_options,
 )
-from oplog.cli.presentation import show_count, show_problems, show_size
+from oplog.cli.presentation import show_count, show_problems, show_quarantined, show_size
 from oplog.cli.progress import show_work
 
 
@@ -58,3 +58,4 @@ def _show_check(document: Mapping[str, Any]) -> Iterator[str]:
         f"{show_size(document['bytes'])} read, through sequence {document['sequence']} of "
         f"generation {document['generation']}, {with_what}"
     )
+    yield from show_quarantined(document["quarantined"])

@@ -31,6 +31,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.pin_command import pin, pins, unpin
 from oplog.cli.prune_command import prune
+from oplog.cli.quarantine_command import quarantine
 from oplog.cli.replay_command import replay
 from oplog.cli.resolve_command import resolve
 from oplog.cli.restore_command import recover, restore
@@ -94,6 +95,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, incarnate, prune, maintain),
+    *(fork, grants, incarnate, prune, maintain, quarantine),
 ):
     program.add_command(_command)

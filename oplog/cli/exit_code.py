@@ -11,12 +11,16 @@ import json
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from oplog.cli.presentation import escape
-from oplog.errors import OplogError
+from oplog.errors import OplogError, QuarantineWarning
 from oplog.postgres.sqlstate import is_away, read_sqlstate
 
 DIFFERENCES = 3
@@ -55,7 +59,8 @@ def run_program(program: click.Command, arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            code = program.main(args=arguments, prog_name="oplog", standalone_mode=False)
+            with _showing_advice():
+                code = program.main(args=arguments, prog_name="oplog", standalone_mode=False)
         except OutputLostError:
             raise
         except Exception as error:  # noqa: BLE001 - the last one to see it; it is reported
@@ -66,6 +71,24 @@ def run_program(program: click.Command, arguments: list[str]) -> int:
     except (OutputLostError, OSError) as error:
         return _give_up_output(error.__cause__ or error)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _showing_advice() -> Iterator[None]:
+    """Warnings of the library in one line each, without the place in its code."""
+    show = warnings.showwarning
+
+    def show_advice(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+    ) -> None:
+        if issubclass(category, QuarantineWarning):
+            sys.stderr.write(f"warning: {escape(str(message))}\n")
+        else:
+            show(message, category, filename, lineno, *rest)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_advice  # type: ignore[assignment]
+        yield
 
 
 def _report(error: Exception, *, as_json: bool, debug: bool) -> int:

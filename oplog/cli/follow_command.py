@@ -21,7 +21,7 @@ from oplog.cli.option import (
     pass_invocation,
     standard_options,
 )
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.signals import run_until_signal
 from oplog.errors import StoreUnavailableError
 from oplog.facade import Oplog
@@ -78,6 +78,7 @@ def _show_follow(document: Mapping[str, Any]) -> Iterator[str]:
         f"through sequence {document['sequence']} of generation {document['generation']}, "
         f"position {document['position']}"
     )
+    yield from show_quarantined(document["quarantined"])
 
 
 class _Follower:
@@ -123,5 +124,6 @@ class _Follower:
                 report,
                 entries=total.entries + report.entries,
                 rebuilt=total.rebuilt or report.rebuilt,
+                quarantined=(*total.quarantined, *report.quarantined),
             )
         return total

@@ -70,6 +70,8 @@ def show_entry(entry: LoggedEntry, *, redact: bool) -> Iterator[str]:
         f"version {entry.version}"
     )
     yield from _show_metadata(entry.metadata)
+    if entry.quarantined is not None:
+        yield f"  quarantined, its changes are not read: {escape(entry.quarantined)}"
     for operation in entry.operations:
         kind, name = operation.kind.name.lower(), escape(operation.type_name)
         yield f"  {kind} {name} {show_key(operation.key)}"
@@ -92,6 +94,19 @@ def _show_fields(fields: Mapping[str, object], *, redact: bool, indent: int) -> 
     for name, value in fields.items():
         shown = REDACTED if redact else show_value(value)
         yield f"{' ' * indent}{escape(name)} = {shown}"
+
+
+def show_quarantined(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Records that were passed over, as a report has them."""
+    for one in records:
+        named = ", ".join(escape(name) for name in one["aggregates"])
+        more = one["entries"] - len(one["aggregates"])
+        yield (
+            f"quarantined: position {one['position']}, record {one['record_id']}"
+            f"{f', {named}' if named else ''}{f' and {more} more' if more else ''}"
+        )
+        role, mark = escape(one["role"]), one["marked_at_position"]
+        yield f"  {escape(one['reason'])} (by {role}, at position {mark})"
 
 
 def show_problems(problems: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -11,10 +11,7 @@ import click
 from oplog.cli.argument import PLACE
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, reach_option, standard_options
-from oplog.cli.presentation import (
-    escape,
-    show_count,
-)
+from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.progress import show_progress
 
 
@@ -56,3 +53,4 @@ def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"{rows} in schema {escape(document['into'])}, rebuilt from {entries}"
     yield f"through position {document['position']}"
     yield f"digest {document['digest']}"
+    yield from show_quarantined(document["quarantined"])

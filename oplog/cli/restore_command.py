@@ -18,7 +18,7 @@ from oplog.cli.option import (
     pass_invocation,
     standard_options,
 )
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.progress import show_progress
 from oplog.json_value import format_instant
 
@@ -85,3 +85,4 @@ def _show_restore(document: Mapping[str, Any]) -> Iterator[str]:
         f"generation {document['generation']}"
     )
     yield f"digest {document['digest']}"
+    yield from show_quarantined(document["quarantined"])

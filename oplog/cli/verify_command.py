@@ -13,6 +13,7 @@ from oplog.cli.presentation import (
     escape,
     show_count,
     show_key,
+    show_quarantined,
     show_value,
 )
 from oplog.cli.progress import show_progress
@@ -63,6 +64,7 @@ def _show_report(report: VerifyReport, *, redact: bool) -> Iterator[str]:
         yield f"equal: {read}"
     else:
         yield f"DIFFERENT: {show_count(report.count, 'difference')}; the log has {read}"
+    yield from show_quarantined(one.to_json() for one in report.quarantined)
 
 
 def _show_difference(difference: Difference, *, redact: bool) -> Iterator[str]:

@@ -14,6 +14,7 @@ from oplog.doctor.environment import judge_activity, judge_owners, judge_setting
 from oplog.doctor.evolution import Evolution, judge_evolution
 from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
 from oplog.doctor.key_status import KEY_DAYS, judge_keys
+from oplog.doctor.record_marks import RecordMarks, judge_record_marks
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.payload.lineage import group_shapes
@@ -42,12 +43,13 @@ def judge(
     evolution: Evolution | None = None,
     key_id: str = "",
     key_days: int = KEY_DAYS,
+    marks: RecordMarks = RecordMarks(),  # noqa: B008 - frozen
 ) -> list[Finding]:
     """All findings, problems first, in a stable order.
 
     `schema` is the log's; `guard` is whether its application relies on guards; `evolution` is
-    None if the log's types cannot be read. `key_id` is what the application seals with; a key
-    that is older than `key_days` is reported.
+    None if the log's types cannot be read, and `marks` has nothing then. `key_id` is what the
+    application seals with; a key that is older than `key_days` is reported.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
@@ -59,6 +61,7 @@ def judge(
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
         found += judge_keys(facts.log.keys, current=key_id, key_days=key_days)
         found += _judge_traces(facts.log)
+        found += judge_record_marks(marks)
     found += judge_settings(facts)
     found += judge_activity(facts.activity)
     return sorted(found, key=lambda finding: finding.severity != "problem")

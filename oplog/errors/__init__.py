@@ -57,6 +57,7 @@ from oplog.errors.entry_errors import (
 from oplog.errors.root_error import (
     DurabilityNotConfirmedWarning,
     OplogError,
+    QuarantineWarning,
     RestoreWarning,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "ObjectTooLargeError",
     "OplogError",
     "PrunedError",
+    "QuarantineWarning",
     "ReplayError",
     "RestoreWarning",
     "SchemaDriftError",

@@ -39,3 +39,7 @@ class DurabilityNotConfirmedWarning(_Advice):
 
 class RestoreWarning(_Advice):
     """The log holds rows that a restore will refuse."""
+
+
+class QuarantineWarning(_Advice):
+    """A record that cannot be read was passed over, because the owner has quarantined it."""

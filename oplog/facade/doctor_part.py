@@ -17,6 +17,7 @@ from oplog.doctor.logged_types import (
     print_proto,
     store_types,
 )
+from oplog.doctor.record_marks import RecordMarks, read_record_marks
 from oplog.doctor.status import StatusReport, read_status
 from oplog.errors import SchemaDriftError
 from oplog.facade.log_parts import LogParts
@@ -41,14 +42,16 @@ class Examination:
         """
         tables = [declared.table for declared in self._log.catalog.types.values()]
         facts = read_facts(connection, self._log.store, tables=tables)
+        readable, store = facts.log.readable, self._log.store
         return judge(
             facts,
             schema=self._log.schema,
             catalog=self._log.catalog,
             guard=self._log.guard,
-            evolution=read_evolution(connection, self._log.store) if facts.log.readable else None,
             key_id=self._log.sealer.key_id,
             key_days=key_days,
+            evolution=read_evolution(connection, store) if readable else None,
+            marks=read_record_marks(connection, store) if readable else RecordMarks(),
         )
 
     def find_restore_problems(self, connection: Connection) -> list[Finding]:

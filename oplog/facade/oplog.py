@@ -298,6 +298,8 @@ class Oplog:
     prune = PartMethod("_upkeep", Upkeep.prune)
     maintain = PartMethod("_upkeep", Upkeep.maintain)
     retire_key = PartMethod("_upkeep", Upkeep.retire_key)
+    quarantine = PartMethod("_upkeep", Upkeep.quarantine)
+    list_quarantined = PartMethod("_upkeep", Upkeep.list_quarantined)
 
     # -- examination
     diagnose = PartMethod("_examination", Examination.diagnose)

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.archived_log import ArchivedLog
 from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
@@ -31,7 +30,7 @@ from oplog.replay import (
     replay_log,
     verify_tables,
 )
-from oplog.store import EntryFilter, LogSource, TablesLog
+from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
 
 
@@ -146,12 +145,8 @@ class Reading:
     ) -> int | None:
         if not isinstance(place, datetime):
             return place
-        log = TablesLog(self._log.store, connection)
-        found = log.find_position(place, snapshot=log.read_snapshot())
-        if archive is None:
-            return found
-        source = ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
-        return max(found, source.find_position(place))
+        source = self.make_opener(archive=archive).open(connection, whole=False).source
+        return source.find_position(place, snapshot=source.read_snapshot())
 
     def read_key(
         self, connection: Connection, model: Any, *, texts: Sequence[str]

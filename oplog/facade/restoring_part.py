@@ -26,7 +26,7 @@ class Restoring:
 
     def __init__(self, log: LogParts, *, reading: Reading) -> None:
         self._log = log
-        self._reading = reading
+        self.reading = reading
 
     def open_source(self, archive: Archive) -> ArchivedLog:
         """The log as the newest head of `archive` has it."""
@@ -51,12 +51,12 @@ class Restoring:
         """
         source = self.open_source(archive)
         position = find_limit(
-            self._reading.open_reader(connection, source=source), through, snapshot=""
+            self.reading.open_reader(connection, source=source), through, snapshot=""
         )
         return restore_archive(
             connection,
             source,
-            log=self._reading.make_opener(source=source),
+            log=self.reading.make_opener(source=source),
             schema=self._log.schema,
             through=position,
             snapshot=self._find_snapshot(source, position),
@@ -103,7 +103,7 @@ class Restoring:
         return follow_log(
             connection,
             source,
-            log=self._reading.make_opener(source=source),
+            log=self.reading.make_opener(source=source),
             schema=self._log.schema,
             name=name,
             snapshot=self._find_snapshot(source, None),

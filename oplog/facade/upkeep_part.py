@@ -19,12 +19,14 @@ from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding
 from oplog.payload.lineage import group_shapes
 from oplog.store.logged_keys import retire_key
+from oplog.store.quarantined import QuarantinedRecord
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
 from oplog.upkeep.garbage import GRACE_SECONDS, CollectionReport, collect_archive
 from oplog.upkeep.maintenance import MaintenanceReport, maintain_log
 from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.upkeep.prune import PruneReport, prune_log
+from oplog.upkeep.quarantine import QuarantineReport, quarantine_record
 from oplog.upkeep.resync import ResyncReport, resync_archive
 from oplog.upkeep.retention import Retention
 
@@ -174,3 +176,29 @@ class Upkeep:
                 hint="rotate the keyring and deploy it first: oplog keys rotate --file PATH",
             )
         return KeyRetirementReport(key_id, retire_key(connection, store.schema, key_id=key_id))
+
+    def quarantine(
+        self,
+        connection: Connection,
+        position: int,
+        *,
+        reason: str,
+        archive: Archive | None = None,
+    ) -> QuarantineReport:
+        """Say in the log that the record at `position` cannot be read; readers go past it then.
+
+        Readers, replays, restores and followers pass over a quarantined record with a
+        `QuarantineWarning`, and reports list it. Nothing is removed. Only a record that does not
+        open, does not decode, or does not fit the rows before it: any other is refused
+        (`ConfigurationError`), as is one that was altered (`ChainBrokenError`) and one that a key
+        may open which the keyring lacks (`KeyUnavailableError`, `WrongKeyError`). In the
+        connection's transaction if it is in one, which the caller commits. Needs the role that
+        owns the log, and the `archive` for a record that was pruned.
+        """
+        opener = self._restoring.reading.make_opener(archive=archive)
+        return quarantine_record(connection, opener, position=position, reason=reason)
+
+    def list_quarantined(self, connection: Connection) -> tuple[QuarantinedRecord, ...]:
+        """The records that are quarantined, as far as the database has their marks."""
+        reader = self._restoring.reading.open_reader(connection)
+        return reader.skipped.list_known()

@@ -16,6 +16,7 @@ from oplog.entry import MAX_PART_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError
 from oplog.payload.block import RowKey, check_total, order_columns, read_block
 from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
+from oplog.payload.field_count import check_fields, check_messages
 from oplog.payload.row_codec import RowCodec
 from oplog.payload.row_run import MAX_NUMBER, RunCodec, check_run_rows, split_runs
 from oplog.payload.shape import Shape
@@ -135,12 +136,15 @@ class PayloadCodec:
         of blocks and runs under other keys may be left out, which saves decoding them. Raises
         `DecodeError` for bytes that `encode` and `encode_block` do not give.
         """
+        check_fields(payload)
         try:
             parsed = record_pb2.Payload.FromString(payload)
         except message.DecodeError as cause:
             raise DecodeError(
                 "a record's payload cannot be parsed", hint="the record is damaged; run verify"
             ) from cause
+        lists = (parsed.types, parsed.operations, parsed.blocks, parsed.runs)
+        check_messages(sum(len(one) for one in lists))
         codecs = [
             self.find_row_codec(types.find_shape(use.name, use.revision)) for use in parsed.types
         ]

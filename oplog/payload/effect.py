@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oplog.entry import Operation, OpType
-from oplog.errors import EntryError, UnknownTypeError
+from oplog.errors import DecodeError, EntryError, UnknownTypeError
 from oplog.payload.shape import Shape
 from oplog.value import UNSURE, Wire
 
@@ -37,16 +37,26 @@ class Effect:
 
 
 def effect_to_operation(effect: Effect) -> Operation:
-    """Return the effect as an `Operation`, with Python values."""
+    """Return the effect as an `Operation`, with Python values.
+
+    Raises `DecodeError` for a value that no value of its column is logged as.
+    """
     codecs = effect.shape.codecs
-    key = {
-        name: None if wire is None else codecs[name].to_python(wire)
-        for name, wire in zip(effect.shape.key_names, effect.key, strict=True)
-    }
-    fields = {
-        name: None if wire is None else codecs[name].to_python(wire)
-        for name, wire in effect.values.items()
-    }
+    try:
+        key = {
+            name: None if wire is None else codecs[name].to_python(wire)
+            for name, wire in zip(effect.shape.key_names, effect.key, strict=True)
+        }
+        fields = {
+            name: None if wire is None else codecs[name].to_python(wire)
+            for name, wire in effect.values.items()
+        }
+    except (ValueError, ArithmeticError, TypeError, RecursionError) as cause:
+        raise DecodeError(
+            f"a value of type {effect.shape.type_name!r} is not what its column holds: "
+            f"{str(cause) or type(cause).__name__:.200}",
+            hint="the record is damaged, or was not written by this library; run verify",
+        ) from cause
     return Operation(effect.kind, effect.shape.type_name, key, fields)
 
 

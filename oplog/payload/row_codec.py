@@ -16,6 +16,7 @@ from oplog._proto.oplog.v1 import record_pb2
 from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError
 from oplog.payload.effect import Effect
+from oplog.payload.field_count import check_columns
 from oplog.payload.shape import Column, Shape
 from oplog.value import Wire
 
@@ -118,6 +119,8 @@ class RowCodec:
                 f"an operation on {self.shape.type_name!r} has kind {operation.kind}",
                 hint="the record is damaged or written by a newer library; upgrade and run verify",
             )
+        for numbers in (operation.null_fields, operation.default_fields):
+            check_columns(len(numbers), len(self.shape.columns))
         values = self.decode_row(
             operation.row,
             operation.null_fields,
@@ -155,6 +158,7 @@ class RowCodec:
         except message.DecodeError as cause:
             raise self._damaged_row() from cause
         if nulls:
+            check_columns(len(nulls), len(self.shape.columns))
             known = list(values)
             for number in nulls:
                 known[self._find_place(number)] = None

@@ -19,6 +19,7 @@ from oplog.entry import OpType
 from oplog.errors import DecodeError, EntryError
 from oplog.payload.block import RowKey
 from oplog.payload.effect import Effect
+from oplog.payload.field_count import check_columns
 from oplog.payload.shape import DERIVED, FIELD_TYPES, Column, Shape
 from oplog.value import Wire
 
@@ -183,6 +184,8 @@ class RunCodec:
         ]
 
     def _unpack_values(self, run: record_pb2.RowRun) -> dict[str, Sequence[Wire | None]]:
+        for named in (run.fields, run.nulls):
+            check_columns(len(named), len(self.shape.columns))
         if run.complete:
             if run.fields:
                 raise self._damage("it is complete and names fields")
@@ -207,7 +210,11 @@ class RunCodec:
             raise self._damage("it has columns that it does not name")
         columns: dict[str, Sequence[Wire | None]] = {}
         for name, bits in nulls.items():
-            values: Sequence[Wire | None] = list(getattr(packed, self._attributes[name]))
+            held = getattr(packed, self._attributes[name])
+            if len(held) > run.row_count:
+                # Before they become a list of objects.
+                raise self._damage(f"it claims {run.row_count} rows but has {len(held)}")
+            values: Sequence[Wire | None] = list(held)
             if bits is not None:
                 values = self._fill(values, bits, row_count=run.row_count)
             if len(values) != run.row_count:

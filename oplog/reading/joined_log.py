@@ -108,11 +108,23 @@ class JoinedLog:
     # -- what is found by index -----------------------------------------------------------
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
+        later = self.find_later(at, snapshot=snapshot)
+        if later is not None:
+            # Not the higher of what each half says: a later record of one may lie below it.
+            return later - 1
         return max(
             self.archived.find_position(at),
             self._tables.find_position(at, snapshot=snapshot),
         )
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        found = (
+            self.archived.find_later(at),
+            self._tables.find_later(at, snapshot=snapshot),
+        )
+        return min((position for position in found if position is not None), default=None)
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None
@@ -121,6 +133,11 @@ class JoinedLog:
         found = self.archived.find_adoptions(types, through=through)
         live = self._tables.find_adoptions(types, snapshot=snapshot, through=through)
         return join_turns([*found.items(), *live.items()])
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, those of the archive first."""
+        # One that is in both is met twice, and says the same.
+        return [*self.archived.list_quarantine_marks(), *self._tables.list_quarantine_marks()]
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Broken links of the tables' records; those of the archive are checked while read."""

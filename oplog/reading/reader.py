@@ -18,8 +18,10 @@ from oplog.errors import ChainBrokenError, DecodeError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
 from oplog.reading.shape_table import ShapeTable
+from oplog.reading.skipped_records import SkippedRecords, advise_quarantine, is_unreadable
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredRecord
+from oplog.store.quarantined import QuarantinedRecord
 from oplog.store.rows import compute_hash
 
 _read_ordinal = attrgetter("ordinal")
@@ -27,10 +29,14 @@ _read_ordinal = attrgetter("ordinal")
 
 @dataclass(slots=True)
 class OpenedRecord:
-    """A record whose bytes were checked and opened; effects are in the order they happened."""
+    """A record whose bytes were checked and opened; effects are in the order they happened.
+
+    One that was passed over has none, and says why in `skipped`.
+    """
 
     stored: StoredRecord
     effects: list[Effect]
+    skipped: QuarantinedRecord | None = None
 
 
 class RecordReader:
@@ -49,6 +55,8 @@ class RecordReader:
     ) -> None:
         self.source = source
         self.types = types
+        self.skipped = SkippedRecords(self._read_marks)
+        """What is quarantined, and was passed over by this reader."""
         self._sealer = sealer
         self._codec = codec
         self._log_id = log_id
@@ -71,6 +79,19 @@ class RecordReader:
         if stored.format == FORMAT_MARK:
             # Written by the database, which holds no key: it can say that, but never rows.
             return OpenedRecord(stored, [])
+        skipped = self.skipped.meet(stored)
+        if skipped is not None:
+            return OpenedRecord(stored, [], skipped)
+        return OpenedRecord(stored, self.decode(stored, find_keys=find_keys, aggregates=aggregates))
+
+    def decode(
+        self,
+        stored: StoredRecord,
+        *,
+        find_keys: FindKeys | None = None,
+        aggregates: Collection[str] | None = None,
+    ) -> list[Effect]:
+        """The effects of a record whose hash was checked, quarantined or not."""
         numbers: Iterable[int] = range(len(stored.parts))
         if aggregates is not None and len(stored.parts) > 1:
             numbers = choose_parts(stored, aggregates)
@@ -82,10 +103,24 @@ class RecordReader:
                 effects.sort(key=_read_ordinal)
             if self._upcaster is not None:
                 effects = [self._upcaster.convert(effect) for effect in effects]
-            return OpenedRecord(stored, effects)
         except OplogError as error:
-            error.add_note(f"at position {stored.position}, {describe(stored)}")
+            self._explain(error, stored)
             raise
+        return effects
+
+    def _explain(self, error: OplogError, stored: StoredRecord) -> None:
+        error.add_note(f"at position {stored.position}, {describe(stored)}")
+        if self.is_unreadable(error, stored):
+            advise_quarantine(error, stored)
+
+    def is_unreadable(self, error: OplogError, stored: StoredRecord) -> bool:
+        """Whether an error in opening a record says that nobody can open it."""
+        return is_unreadable(error, stored, known_keys=self._key_checks.keys())
+
+    def _read_marks(self) -> Iterator[StoredRecord]:
+        for mark in self.source.list_quarantine_marks():
+            check_hashes(mark)
+            yield mark
 
     def _open_part(
         self, stored: StoredRecord, number: int, find_keys: FindKeys | None
@@ -132,8 +167,8 @@ class RecordReader:
         for stored in page:
             opened = self.open(stored, aggregates=aggregates)
             operations: dict[int, list[Operation]] = {}
-            for effect in opened.effects:
-                operations.setdefault(effect.place, []).append(effect_to_operation(effect))
+            for effect, operation in self.list_operations(opened):
+                operations.setdefault(effect.place, []).append(operation)
             metadata = group_pairs(stored.metadata)
             for place, aggregate in enumerate(stored.aggregates):
                 if aggregates is not None and aggregate not in aggregates:
@@ -149,7 +184,16 @@ class RecordReader:
                     entry_id=stored.record_id,
                     entry_hash=stored.record_hash,
                     recorded_at=stored.recorded_at,
+                    quarantined=None if opened.skipped is None else opened.skipped.reason,
                 )
+
+    def list_operations(self, opened: OpenedRecord) -> list[tuple[Effect, Operation]]:
+        """Effects with Python values; `DecodeError` for a value that its column cannot hold."""
+        try:
+            return [(effect, effect_to_operation(effect)) for effect in opened.effects]
+        except DecodeError as error:
+            self._explain(error, opened.stored)
+            raise
 
 
 def list_aggregates(filter: EntryFilter) -> frozenset[str] | None:

@@ -15,13 +15,13 @@ import sqlalchemy as sa
 
 from oplog.catalog import DeclaredType
 from oplog.crypto.aggregate_chain import ChainCheck
-from oplog.entry import Change, OpType
+from oplog.entry import Change, Operation, OpType
 from oplog.errors import ConfigurationError
 from oplog.payload.aggregate_template import AggregateTemplate
-from oplog.payload.codec import Effect, effect_to_operation
+from oplog.payload.codec import Effect
 from oplog.payload.shape import Shape
 from oplog.postgres.work import check_moment
-from oplog.reading.reader import RecordReader, group_pairs, list_aggregates
+from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs, list_aggregates
 from oplog.store import EntryFilter
 from oplog.store.adopted import name_adoption
 from oplog.value import UNSURE, Wire
@@ -35,7 +35,7 @@ class _Origin(NamedTuple):
     recorded_at: datetime
 
 
-_Touch: TypeAlias = tuple[Effect, _Origin]
+_Touch: TypeAlias = tuple[Effect, Operation, _Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +118,15 @@ def rebuild_row(
     for transaction, group in _iterate_groups(reader, rows, snapshot=snapshot):
         if transaction > at:
             break
-        for effect, _ in group:
+        for effect, operation, _ in group:
             place = (effect.shape.schema, effect.shape.table)
             before = states[place]
             if effect.kind is OpType.DELETE:
                 states[place] = None
             elif effect.kind is OpType.CREATE:
-                states[place] = dict(effect_to_operation(effect).fields)
+                states[place] = dict(operation.fields)
             elif before is not None:
-                before.update(effect_to_operation(effect).fields)
+                before.update(operation.fields)
     row: dict[str, Any] = {}
     for state in states.values():
         if state is None:
@@ -163,7 +163,8 @@ def _iterate_groups(
             if touched:
                 metadata = group_pairs(stored.metadata)
                 origin = _Origin(stored.position, metadata, stored.recorded_at)
-                found[stored.position] = [(effect, origin) for effect in touched]
+                told = reader.list_operations(OpenedRecord(stored, touched))
+                found[stored.position] = [(*one, origin) for one in told]
     # An archive gives them in the order in which they were published.
     for position in sorted(found):
         yield position, found[position]
@@ -173,14 +174,14 @@ def _merge(group: Sequence[_Touch]) -> Change:
     """One transaction's effects on a row, over all tables that hold it."""
     by_table: dict[tuple[str, str], list[OpType]] = {}
     fields: dict[str, Any] = {}
-    for effect, _ in group:
+    for effect, operation, _ in group:
         kinds = by_table.setdefault((effect.shape.schema, effect.shape.table), [])
         kinds.append(effect.kind)
         if effect.kind is not OpType.DELETE:
-            fields.update(effect_to_operation(effect).fields)
+            fields.update(operation.fields)
     net = {_net_kind(kinds) for kinds in by_table.values()}
     kind = next(iter(net)) if len(net) == 1 else OpType.UPDATE
-    last = max((origin for _, origin in group), key=lambda origin: origin.position)
+    last = max((origin for _, _, origin in group), key=lambda origin: origin.position)
     return Change(
         position=last.position,
         kind=kind,

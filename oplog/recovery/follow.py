@@ -6,8 +6,8 @@ before. So a log with another past is recognised, and not taken for one that wen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -24,6 +24,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
+from oplog.reading.reader import RecordReader
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_records
 from oplog.recovery.preconditions import take_lock
@@ -32,10 +33,12 @@ from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restor
 from oplog.recovery.sequences import advance_sequences
 from oplog.replay.rebuild import read_reader_plans
 from oplog.replay.rules import read_rules
+from oplog.replay.table_plan import TablePlan
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredRecord
 from oplog.store.feed import check_consumer_name
 from oplog.store.intake import LogPlace, RestorationStore
+from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 BATCH_ENTRIES = 1000
 """Entries applied in one transaction, unless one record of the log has more."""
@@ -48,7 +51,8 @@ class FollowReport:
     """What one call did: `entries` applied, and the database's place in the log now.
 
     `rebuilt`: everything was restored, because the database was empty, because the log was
-    forked before its place, or because records that it lacked were pruned.
+    forked before its place, or because records that it lacked were pruned. `quarantined` records
+    were applied as records, without what they did.
     """
 
     entries: int
@@ -56,10 +60,11 @@ class FollowReport:
     generation: int
     position: int
     rebuilt: bool
+    quarantined: tuple[QuarantinedRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self)
+        return asdict(self) | {"quarantined": list_quarantined_json(self.quarantined)}
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class _Following:
     log: LogOpener
     store: RestorationStore
     name: str
+    skipped: list[QuarantinedRecord] = field(default_factory=list)
+    """The records that were passed over, as they were met."""
 
     @property
     def connection(self) -> Connection:
@@ -91,13 +98,12 @@ def follow_log(
 ) -> FollowReport:
     """Apply the records of `source` that this database lacks, and return.
 
-    `connection` is in no transaction; each batch of records is one. An
-    empty database is restored first, from `snapshot` if one is given; a restored one continues
-    from where the restore ended. Everything is replaced, in one transaction, if a later
-    generation of the log no longer has this database's records, or if records that it lacks
-    were pruned (then a `snapshot` is needed). Its place in the log is kept in `oplog_follower`
-    under `name`. After each batch, `reach` is called with its last sequence, and the call ends
-    if `stop` returns True.
+    `connection` is in no transaction; each batch of records is one. An empty database is restored
+    first, from `snapshot` if one is given; a restored one continues from there. Everything is
+    replaced, in one transaction, if a later generation of the log no longer has this database's
+    records, or if records that it lacks were pruned (then a `snapshot` is needed). Its place in the
+    log is kept in `oplog_follower` under `name`. After each batch, `reach` is called with its last
+    sequence, and the call ends if `stop` returns True.
 
     Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
     a source behind it, `ConflictError` while another process follows or restores,
@@ -113,8 +119,7 @@ def follow_log(
     work = _Following(driver, source, log, store=store, name=name)
     place, restored = _find_or_restore(work, snapshot)
     entries = restored or 0
-    pages = source.iterate_sequence(after=place.sequence)
-    for page in cut_batches(pages, most=batch_entries):
+    for page in cut_batches(source.iterate_sequence(after=place.sequence), most=batch_entries):
         place = _apply(work, place, page)
         entries += _count_entries(page)
         reach(place.sequence)
@@ -126,6 +131,7 @@ def follow_log(
         generation=place.generation,
         position=place.position,
         rebuilt=restored is not None,
+        quarantined=tuple(work.skipped),
     )
 
 
@@ -191,6 +197,7 @@ def _find_place(source: SequencedLog, report: RestoreReport) -> LogPlace:
 
 
 def _save_place(work: _Following, connection: Connection, report: RestoreReport) -> None:
+    work.skipped.extend(report.quarantined)
     place = _find_place(work.source, report)
     work.store.write_follower(connection, work.name, place=place)
 
@@ -217,8 +224,8 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
             )
         log = Store(store.schema)
         log.require_home(connection)
-        reader, visible = work.log.open(connection), source.read_snapshot()
-        plans = read_reader_plans(connection, reader, snapshot=visible)
+        reader = work.log.open(connection)
+        plans = read_reader_plans(connection, reader, snapshot=source.read_snapshot())
         live = {name: plan.live for plan in plans for name in plan.types}
         for shape in place_shapes(source.list_types(), live):
             log.insert_type(connection, shape)
@@ -228,14 +235,8 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         suspended = suspend_switches(work.driver, oids)
         # The tables are locked now: any other write has been committed and is visible.
         _check_only_writer(store, connection, place)
-        aggregates = _list_aggregates(page)
-        _check_chains(store.read_heads(connection, aggregates), page)
-        log_loader = LogLoader(work.driver, reader, store=store, after=page.first - 1, as_new=True)
-        records = list(log_loader.run([page]))
-        rules = read_rules(reader, plans, snapshot=visible, same_database=False, from_empty=False)
-        merge_records(work.driver, plans, records, rules=rules)
-        advance_sequences(connection, find_extremes(plans, records))
-        store.advance_tickets(connection, aggregates)
+        with reader.skipped.name_in_misfits():
+            position = _merge_page(work, reader, plans, page)
         reached = page.first + len(page.records) - 1
         chain = source.find_chain(reached)
         if chain is None:
@@ -243,13 +244,34 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
                 f"the log no longer reaches sequence {reached}",
                 hint="an older state of the log is read; wait, and run it again",
             )
-        place = LogPlace(
-            source.generation, reached, chain, max(place.position, log_loader.position)
-        )
+        place = LogPlace(source.generation, reached, chain, max(place.position, position))
         store.write_position(connection, place.position)
         resume_tables(work.driver, suspended)
         store.write_follower(connection, work.name, place=place)
+    work.skipped.extend(reader.skipped.met)
     return place
+
+
+def _merge_page(
+    work: _Following, reader: RecordReader, plans: Sequence[TablePlan], page: SequencedPage
+) -> int:
+    """Write the page's records, and what they did to rows; their highest position."""
+    store, connection = work.store, work.connection
+    aggregates = _list_aggregates(page)
+    _check_chains(store.read_heads(connection, aggregates), page)
+    log_loader = LogLoader(work.driver, reader, store=store, after=page.first - 1, as_new=True)
+    records = list(log_loader.run([page]))
+    rules = read_rules(
+        reader,
+        plans,
+        snapshot=work.source.read_snapshot(),
+        same_database=False,
+        from_empty=False,
+    )
+    merge_records(work.driver, plans, records, rules=rules)
+    advance_sequences(connection, find_extremes(plans, records))
+    store.advance_tickets(connection, aggregates)
+    return log_loader.position
 
 
 def _list_aggregates(page: SequencedPage) -> list[str]:

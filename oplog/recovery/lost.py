@@ -26,7 +26,6 @@ from oplog.entry import (
     OpType,
 )
 from oplog.errors import ConfigurationError, ReplayError, UnknownTypeError
-from oplog.payload.codec import effect_to_operation
 from oplog.reading.reader import RecordReader, group_pairs
 from oplog.receipt import Receipt
 from oplog.store import StoredRecord
@@ -45,7 +44,8 @@ Heads = Mapping[str, tuple[int, bytes]]
 class LostTransaction:
     """A transaction of a lost branch: the sequence of its record, and what that says.
 
-    `entries` is how many aggregates the record has; `links` are those that belong to rows.
+    `entries` is how many aggregates the record has; `links` are those that belong to rows. What a
+    quarantined record did is not known: `quarantined` names it.
     """
 
     generation: int
@@ -54,6 +54,7 @@ class LostTransaction:
     metadata: Mapping[str, list[str]]
     operations: tuple[Operation, ...]
     links: tuple[Link, ...] = ()
+    quarantined: str | None = None
 
     @property
     def aggregates(self) -> list[str]:
@@ -134,13 +135,14 @@ def iterate_lost(
 def _open(
     source: ArchivedLog, reader: RecordReader, stored: StoredRecord, sequence: int
 ) -> LostTransaction:
-    effects = reader.open(stored).effects
+    opened = reader.open(stored)
     return LostTransaction(
         generation=source.generation,
         sequence=sequence,
         entries=len(stored.aggregates),
         metadata=group_pairs(stored.metadata),
-        operations=tuple(effect_to_operation(effect) for effect in effects),
+        operations=tuple(operation for _, operation in reader.list_operations(opened)),
+        quarantined=None if opened.skipped is None else opened.skipped.describe(),
         links=tuple(
             link for link in stored.list_links() if not link.aggregate.startswith(_OWN_PREFIX)
         ),
@@ -162,6 +164,11 @@ class Succession:
 
     def check(self, transaction: LostTransaction, heads: Heads) -> None:
         """Raise `ReplayError` unless all its aggregates are as the transaction found them."""
+        if transaction.quarantined is not None:
+            raise ReplayError(
+                f"what it did cannot be read: {transaction.quarantined}",
+                hint="write by hand what is known of it",
+            )
         for link in transaction.links:
             version, found = heads.get(link.aggregate, (0, ZERO_HASH))
             expected = link.aggregate, link.prev_hash

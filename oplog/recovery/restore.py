@@ -20,6 +20,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, lock_tables, resume_tables, suspend_tables
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.log_opener import LogOpener
+from oplog.reading.reader import RecordReader
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.preconditions import (
     check_snapshot,
@@ -50,6 +51,7 @@ from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
 from oplog.store.home import write_home
 from oplog.store.intake import LogPlace, RestorationStore
+from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 
 class RestoreStep(StrEnum):
@@ -76,6 +78,7 @@ class RestoreReport:
     A record has an entry for each of its aggregates. `digest` is that of a replay of the same
     log through the same position. Up to `sequence` of `generation` all records were restored.
     Later ones with positions low enough were restored too, and count as new to every consumer.
+    `quarantined` records were restored as records, without what they did.
     """
 
     rows: int
@@ -84,10 +87,11 @@ class RestoreReport:
     entries: int
     sequence: int
     generation: int
+    quarantined: tuple[QuarantinedRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self)
+        return asdict(self) | {"quarantined": list_quarantined_json(self.quarantined)}
 
 
 Finish = Callable[[Connection, RestoreReport], None]
@@ -274,6 +278,12 @@ def _read_plans(request: _Request) -> list[TablePlan]:
 
 
 def _restore(request: _Request) -> RestoreReport:
+    reader = request.log.open(request.connection)
+    with reader.skipped.name_in_misfits():
+        return _restore_from(request, reader)
+
+
+def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
     store, source = request.store, request.source
     driver, connection = request.driver, request.connection
     take_lock(connection, store)
@@ -294,7 +304,7 @@ def _restore(request: _Request) -> RestoreReport:
         store.clear(connection)
     request.reach(RestoreStep.EMPTIED)
     loaders = make_scratch(driver, plans)
-    log_loader = _load_log(request, loaders)
+    log_loader = _load_log(request, reader, loaders)
     request.reach(RestoreStep.FOLDED)
     for loader in loaders:
         move_rows(driver, loader)
@@ -314,6 +324,7 @@ def _restore(request: _Request) -> RestoreReport:
         entries=log_loader.entries,
         sequence=log_loader.sequence,
         generation=source.generation,
+        quarantined=reader.skipped.met,
     )
     store.remove_mark(connection)
     # Also in a copied database: all transaction ids are this server's now, or count as ended.
@@ -327,10 +338,9 @@ def _restore(request: _Request) -> RestoreReport:
 # -- the log --------------------------------------------------------------------------------
 
 
-def _load_log(request: _Request, loaders: Sequence[TableLoader]) -> LogLoader:
+def _load_log(request: _Request, reader: RecordReader, loaders: Sequence[TableLoader]) -> LogLoader:
     """Write the log's records to its tables, and fold its rows into those of `loaders`."""
     source, driver = request.source, request.driver
-    reader = request.log.open(request.connection)
     plans = [loader.plan for loader in loaders]
     _write_identity(request, plans)
     visible = source.read_snapshot()

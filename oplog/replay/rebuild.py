@@ -29,6 +29,7 @@ from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_sch
 from oplog.replay.rules import find_turns, list_retired, make_rules
 from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
 from oplog.replay.validity import FoldRules
+from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the position reached and the last one."""
@@ -47,17 +48,18 @@ class ReplayReport:
 
     `rows` in all rebuilt tables, `entries` applied, `position` of the last of them (0 for an
     empty log). `digest` is SHA-256 in hex over all tables' contents: the same rows give the
-    same digest, in whatever order they were written.
+    same digest, in whatever order they were written. `quarantined` records were passed over.
     """
 
     rows: int
     entries: int
     position: int
     digest: str
+    quarantined: tuple[QuarantinedRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self)
+        return asdict(self) | {"quarantined": list_quarantined_json(self.quarantined)}
 
 
 @dataclass(slots=True)
@@ -90,29 +92,52 @@ def replay_log(
     """
     with open_work(connection):
         require_primary(connection, "a replay")
-        driver = Driver(connection)
         reader = log.open(connection)
-        snapshot = reader.source.read_snapshot()
-        check_links(reader)
-        limit = find_limit(reader, through, snapshot=snapshot)
-        turns = find_turns(reader, snapshot=snapshot, through=limit)
-        types = reader.types.latest.values()
-        plans = read_plans(connection, types, retired=list_retired(types, turns))
-        loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
-        applied = fold_log(
-            reader,
-            loaders,
-            snapshot=snapshot,
-            rules=make_rules(reader.types.shapes, plans, turns=turns, same_database=True),
-            through=limit,
-            batch_rows=batch_rows,
-            progress=progress,
-        )
-        add_constraints(driver, loaders, into=into)
-        comment_tables(driver, loaders, position=applied.position)
-        digest = digest_tables(driver, loaders)
-        rows = sum(loader.rows for loader in loaders)
-        return ReplayReport(rows, applied.entries, applied.position, digest)
+        with reader.skipped.name_in_misfits():
+            return _rebuild(
+                Driver(connection),
+                reader,
+                into=into,
+                through=through,
+                batch_rows=batch_rows,
+                progress=progress,
+            )
+
+
+def _rebuild(
+    driver: Driver,
+    reader: RecordReader,
+    *,
+    into: str,
+    through: int | datetime | None,
+    batch_rows: int,
+    progress: Progress | None,
+) -> ReplayReport:
+    snapshot = reader.source.read_snapshot()
+    check_links(reader)
+    limit = find_limit(reader, through, snapshot=snapshot)
+    turns = find_turns(reader, snapshot=snapshot, through=limit)
+    types = reader.types.latest.values()
+    plans = read_plans(driver.connection, types, retired=list_retired(types, turns))
+    loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
+    applied = fold_log(
+        reader,
+        loaders,
+        snapshot=snapshot,
+        rules=make_rules(reader.types.shapes, plans, turns=turns, same_database=True),
+        through=limit,
+        batch_rows=batch_rows,
+        progress=progress,
+    )
+    add_constraints(driver, loaders, into=into)
+    comment_tables(driver, loaders, position=applied.position)
+    return ReplayReport(
+        rows=sum(loader.rows for loader in loaders),
+        entries=applied.entries,
+        position=applied.position,
+        digest=digest_tables(driver, loaders),
+        quarantined=reader.skipped.met,
+    )
 
 
 def read_reader_plans(
@@ -127,7 +152,7 @@ def read_reader_plans(
 def find_limit(
     reader: RecordReader, through: int | datetime | None, *, snapshot: str
 ) -> int | None:
-    """`through` as a position: of a datetime, the last that was recorded by then."""
+    """`through` as a position: of a datetime, the last up to which nothing is younger."""
     if not isinstance(through, datetime):
         return through
     moment = check_moment(through)

@@ -24,6 +24,7 @@ from oplog.replay.rules import find_turns, list_retired, make_rules
 from oplog.replay.table_comparison import Comparison, Difference, compare_table
 from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.replay.validity import FoldRules
+from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 MOST_DIFFERENCES = 1000
 """Default limit of described differences; all are counted."""
@@ -35,6 +36,7 @@ class VerifyReport:
 
     `differences` holds the first ones by table and key, `count` is the number of all.
     `rows` is the number of rows by the log, `entries` of entries read, `position` the last's.
+    `quarantined` records were passed over: what they did is not in the log's rows.
     """
 
     ok: bool
@@ -43,6 +45,7 @@ class VerifyReport:
     rows: int
     entries: int
     position: int
+    quarantined: tuple[QuarantinedRecord, ...] = ()
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
         """The report as one JSON object; `redact` hides values, keys stay readable."""
@@ -53,6 +56,7 @@ class VerifyReport:
             "entries": self.entries,
             "position": self.position,
             "differences": [one.to_json(redact=redact) for one in self.differences],
+            "quarantined": list_quarantined_json(self.quarantined),
         }
 
 
@@ -88,24 +92,30 @@ def verify_tables(
         # Not strict: rows of a renamed column shall appear as differences.
         rules = make_rules(shapes, plans, turns=turns, same_database=True, strict=False)
         compare = compare_in_buckets if is_standby(inside) else _compare_in_tables
-        found = compare(
-            reader,
-            plans,
-            driver=Driver(inside),
-            snapshot=snapshot,
-            rules=rules,
-            limit=limit,
-            batch_rows=batch_rows,
-            progress=progress,
-        )
-        return VerifyReport(
-            ok=found.count == 0,
-            differences=found.differences,
-            count=found.count,
-            rows=found.rows,
-            entries=found.applied.entries,
-            position=found.applied.position,
-        )
+        with reader.skipped.name_in_misfits():
+            found = compare(
+                reader,
+                plans,
+                driver=Driver(inside),
+                snapshot=snapshot,
+                rules=rules,
+                limit=limit,
+                batch_rows=batch_rows,
+                progress=progress,
+            )
+        return _report(found, reader)
+
+
+def _report(found: Comparison, reader: RecordReader) -> VerifyReport:
+    return VerifyReport(
+        ok=found.count == 0,
+        differences=found.differences,
+        count=found.count,
+        rows=found.rows,
+        entries=found.applied.entries,
+        position=found.applied.position,
+        quarantined=reader.skipped.met,
+    )
 
 
 def _compare_in_tables(

@@ -23,6 +23,7 @@ from oplog.schema.guard import (
     ADOPTION_PREFIX,
     BYPASS_AGGREGATE,
     FORMAT_MARK,
+    QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
 )
 
@@ -39,7 +40,7 @@ MAX_IDEMPOTENCY_KEY_BYTES = 1024
 MAX_KEY_ID_BYTES = 128
 _NAME_BYTES = 48
 """What each aggregate takes in an archive beside its name."""
-_KEPT_FOR_MARKS = (BYPASS_AGGREGATE,)
+_KEPT_FOR_MARKS = (BYPASS_AGGREGATE, QUARANTINE_AGGREGATE)
 """Aggregates that only the database itself writes."""
 
 

@@ -265,11 +265,13 @@ class _Work:
 
     def _extend(self, table: _Table, previous: Dataset, stage: Stage) -> Dataset:
         live, touched = table.live, table.touched
+        if touched is not None and touched.renewed:
+            return self._write_base(live)
         if not stage.count:
             return previous
         live.lock_against_migrations(self.driver)
         rows = live.count_rows(self.driver) if table.added is None else previous.rows + table.added
-        if touched is not None and (touched.renewed or previous.rows + touched.net != rows):
+        if touched is not None and previous.rows + touched.net != rows:
             # Rows came or went without the log: a layer would bring them back, or lose them.
             return self._write_base(live)
         if is_merge_due(previous, changed=stage.count):

@@ -27,7 +27,10 @@ class TouchedRows(TableFold):
         self.net = 0
         """Rows created minus rows deleted."""
         self.renewed = False
-        """Whether rows were adopted: then `net` is not the change in the number of rows."""
+        """Whether rows were adopted, or changed by a record that is quarantined.
+
+        Then `net` is not the change in the number of rows, and keys may be missing.
+        """
         self._keys: dict[Key, None] = {}
 
     def create(self, key: Key, row: Row) -> None:
@@ -107,6 +110,10 @@ def collect_touched(
         stored = record.stored
         records += 1
         begun += stored.versions.count(1)
+        if record.skipped is not None:
+            # Which rows it changed is not known: a layer would leave them as they were before.
+            for one in touched:
+                one.renewed = True
         aggregates |= dict.fromkeys((name,) for name in stored.aggregates)
         effects = [effect for effect in record.effects if effect.shape.type_name in types]
         fold.add(effects, position=stored.position)

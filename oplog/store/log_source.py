@@ -62,13 +62,25 @@ class LogSource(Protocol):
         ...
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none.
+
+        Clocks are set back: records before it may be older or younger than one another, and some
+        after it may be older than `at`.
+        """
+        ...
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
         ...
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None
     ) -> Mapping[str, Turns]:
         """Types that were adopted or retired, and when, up to position `through`."""
+        ...
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first."""
         ...
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:

@@ -238,13 +238,24 @@ class Store:
         return complete_records(connection, self._s, [row[:-2] for row in rows.fetchall()])
 
     def find_position(self, connection: Connection, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
+        later = self.find_later(connection, at, snapshot=snapshot)
         found = connection.exec_driver_sql(
-            f"SELECT max(position) FROM {self._s}.oplog_record WHERE created_at <= %s "
+            f"SELECT max(position) FROM {self._s}.oplog_record "
+            "WHERE (%s::bigint IS NULL OR position < %s) "
+            "AND pg_catalog.pg_visible_in_snapshot(transaction_id, %s::pg_snapshot)",
+            (later, later, snapshot),
+        ).scalar()
+        return int(found or 0)
+
+    def find_later(self, connection: Connection, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        found: int | None = connection.exec_driver_sql(
+            f"SELECT min(position) FROM {self._s}.oplog_record WHERE created_at > %s "
             "AND pg_catalog.pg_visible_in_snapshot(transaction_id, %s::pg_snapshot)",
             (at, snapshot),
         ).scalar()
-        return int(found or 0)
+        return found
 
     # -- checking -------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from oplog.crypto.hashing import HASH_BYTES, ZERO_HASH, hash_body, hash_record
-from oplog.errors import DecodeError, EntryError
+from oplog.errors import ChainBrokenError, DecodeError, EntryError
 
 
 class Part(NamedTuple):
@@ -207,9 +207,28 @@ def write_microseconds(moment: datetime) -> int:
 
 
 def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> StoredRecord:
-    """A row as selected; `more` has the other parts of records with several, by position."""
+    """A row as selected; `more` has the other parts of records with several, by position.
+
+    Raises `ChainBrokenError` for a row that no record can be.
+    """
+    try:
+        return _make_stored(row, more)
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise ChainBrokenError(
+            f"position {row[0]} (record {row[1]}) has a row that no record can be: {cause}",
+            hint="the row of oplog_record was altered: put it back from a backup or the archive",
+        ) from cause
+
+
+def _make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> StoredRecord:
     position, record_id, transaction_id, form, key_id, data, count, *rest = row
     aggregates, versions, prev_hashes, metadata, record_hash, created, idempotency_key = rest
+    for texts in (aggregates, metadata or ()):
+        # An array in an array has lists.
+        if None in texts or (texts and not isinstance(texts[0], str)):
+            raise ValueError("its aggregates or metadata are not texts")
+    if versions is not None and None in versions:
+        raise ValueError("a version is missing")
     parts = (Part(0, bytes(data)), *(more.get(position, ()) if count > 1 else ()))
     if len(parts) != count:
         # Altered: with a part that no record has, its hash will not fit.

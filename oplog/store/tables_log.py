@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
+from oplog.store.quarantine_marks import QuarantineStore
 from oplog.store.records import Store
 from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
@@ -53,8 +54,12 @@ class TablesLog:
         """None: the tables number records by position only."""
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
-        """The highest position recorded at or before `at`; 0 when there is none."""
+        """The highest position up to which no record was recorded after `at`; 0 for none."""
         return self._store.find_position(self.connection, at, snapshot=snapshot)
+
+    def find_later(self, at: datetime, *, snapshot: str) -> int | None:
+        """The lowest position recorded after `at`; None when there is none."""
+        return self._store.find_later(self.connection, at, snapshot=snapshot)
 
     def find_adoptions(
         self, types: Sequence[str], *, snapshot: str, through: int | None = None
@@ -62,6 +67,10 @@ class TablesLog:
         """Types that were adopted or retired, and when, up to position `through`."""
         store = AdoptionStore(self.schema)
         return store.find_adoptions(self.connection, types, snapshot=snapshot, through=through)
+
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        """Every mark by which the owner has quarantined a record, oldest first."""
+        return QuarantineStore(self.schema).list_marks(self.connection)
 
     def list_broken_links(self, *, limit: int = 20) -> list[BrokenLink]:
         """Gaps and false links in the aggregates' chains, and tickets that disagree with them."""

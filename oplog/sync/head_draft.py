@@ -19,6 +19,7 @@ from oplog.sync.batch import cut_records, put_segment
 from oplog.sync.divergence import Divergence
 from oplog.sync.news import read_page
 from oplog.sync.publisher import Emit, Publisher
+from oplog.sync.record_check import check_publishable
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Drafter:
         segments = 0
         for positions in cut_records(page.records, self.segment_bytes):
             stored = self.store.read_records(connection, positions)
+            for record in stored:
+                check_publishable(record)
             head = put_segment(publisher, head, stored)
             segments += 1
         entries = sum(record.entries for record in page.records)

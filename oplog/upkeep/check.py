@@ -23,6 +23,7 @@ from oplog.archive.read_ahead import read_ahead
 from oplog.errors import ArchiveError, ConfigurationError
 from oplog.store import Store
 from oplog.store.export import ExportStore
+from oplog.store.quarantined import QuarantinedRecord, list_marked
 from oplog.upkeep.continuity import Continuity
 from oplog.upkeep.head_survey import HeadSurvey, survey_heads
 from oplog.upkeep.log_comparison import LogComparison
@@ -99,6 +100,7 @@ class _Check:
         self._hidden: list[Item] = []
         self._bytes = 0
         self._entries = 0
+        self._marks: list[QuarantinedRecord] = []
         self._comparison: LogComparison | None = None
 
     def run(
@@ -196,6 +198,8 @@ class _Check:
             if segment is None:
                 continue
             self._entries += sum(len(record.aggregates) for record in segment.records)
+            if compare:
+                self._marks += list_marked(segment.records)
             if compare and self._comparison is not None:
                 self._comparison.add(item, segment)
 
@@ -355,6 +359,7 @@ class _Check:
             sequence=0 if head is None else head.sequence,
             head=0 if head is None else head.number,
             generation=0 if head is None else head.generation,
+            quarantined=tuple(self._marks),
         )
 
 

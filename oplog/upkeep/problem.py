@@ -17,6 +17,7 @@ from oplog.errors import (
     StorageConfigError,
     StoreUnavailableError,
 )
+from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 
 class ProblemKind(StrEnum):
@@ -65,7 +66,8 @@ class ArchiveReport:
 
     `objects` were looked at, `bytes` of them read; `entries` are in the segments that were read.
     `head` is the number of the head that was checked, which holds everything up to `sequence`; 0
-    for none.
+    for none. `quarantined` are the records that the owner has declared unreadable, as far as they
+    and their marks were read.
     """
 
     problems: tuple[ArchiveProblem, ...]
@@ -75,6 +77,7 @@ class ArchiveReport:
     sequence: int
     head: int
     generation: int = 0
+    quarantined: tuple[QuarantinedRecord, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -83,7 +86,11 @@ class ArchiveReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return {"ok": self.ok, **asdict(self)}
+        return {
+            "ok": self.ok,
+            **asdict(self),
+            "quarantined": list_quarantined_json(self.quarantined),
+        }
 
 
 def describe_error(

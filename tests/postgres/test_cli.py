@@ -188,6 +188,7 @@ def test_verify(shop: Shop) -> None:
         "entries": 5,
         "position": 3,
         "differences": [],
+        "quarantined": [],
     }
 
 

@@ -209,6 +209,30 @@ def test_a_time_is_the_last_position_recorded_by_then(connection: Connection) ->
     assert found == [0, one.position, one.position, two.position]
 
 
+def test_nothing_up_to_the_position_at_a_time_is_younger(connection: Connection) -> None:
+    """The clock was set forward once, and back again: a record from the future, or the past."""
+    for _ in range(4):
+        append(connection, "a")
+    one, two, three, four = read_all(connection)
+    connection.exec_driver_sql("ALTER TABLE oplog.oplog_record DISABLE TRIGGER ALL")
+    connection.exec_driver_sql(
+        "UPDATE oplog.oplog_record SET created_at = created_at + CASE position "
+        f"WHEN {two.position} THEN interval '1 year' ELSE interval '-1 year' END "
+        f"WHERE position IN ({two.position}, {four.position})"
+    )
+    snapshot = STORE.read_snapshot(connection)
+    year = timedelta(days=367)
+    found = [
+        STORE.find_position(connection, at, snapshot=snapshot)
+        for at in (one.recorded_at - year, one.recorded_at, three.recorded_at, two.recorded_at)
+    ]
+    # Records after the one from the future wait for it; that from the past ends no stretch.
+    assert found == [0, one.position, one.position, one.position]
+    assert STORE.find_position(connection, one.recorded_at + year, snapshot=snapshot) == (
+        four.position
+    )
+
+
 def test_tickets_that_were_never_written_are_left_out(connection: Connection) -> None:
     append(connection, "a", "b")
     append(connection, "b")

@@ -221,6 +221,25 @@ def test_the_position_at_a_time_is_the_highest_recorded_until_then() -> None:
     assert log.find_position(read_microseconds(MOMENT) + timedelta(days=1)) == 9
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@given(times=st.permutations(range(6)), at=st.integers(-1, 6))
+def test_the_position_at_a_time_is_the_longest_stretch_that_is_not_younger(
+    size: int, times: list[int], at: int
+) -> None:
+    """The clock was set back and forth: what is at or before it is older than `at`, all of it."""
+    heads: dict[str, tuple[int, bytes]] = {}
+    records = [
+        make_record(position, heads, recorded_at=read_microseconds(MOMENT + time))
+        for position, time in zip((3, 1, 5, 4, 9, 7), times, strict=True)
+    ]
+    moment = read_microseconds(MOMENT + at)
+    young = [record.position for record in records if record.recorded_at > moment]
+    old = [r.position for r in records if not young or r.position < min(young)]
+    log = open_log(publish(records, size=size))
+    assert log.find_position(moment) == max(old, default=0)
+    assert log.find_later(moment) == min(young, default=None)
+
+
 def test_the_position_at_a_time_is_one_that_is_to_be_seen() -> None:
     log = open_log(publish(make_log(), size=6), through=2)
     assert log.find_position(read_microseconds(MOMENT + 9)) == 3

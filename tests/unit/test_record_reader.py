@@ -53,6 +53,9 @@ class Source:
     def find_sequence(self, position: int) -> int | None:
         return position - 1
 
+    def list_quarantine_marks(self) -> list[StoredRecord]:
+        return []
+
 
 def make_reader(*pages: list[StoredRecord]) -> RecordReader:
     source = cast("Any", Source(*pages))

@@ -57,7 +57,7 @@ class Item:
     size_bytes: int
     chain: bytes
     adopted: bool = False
-    """Whether there are records of rows that the log met."""
+    """Whether there are records of rows that the log met, or marks of quarantined records."""
 
 
 Levels: TypeAlias = tuple[tuple[Item, ...], ...]

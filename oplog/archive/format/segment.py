@@ -42,6 +42,7 @@ from oplog.archive.format.container import (
 )
 from oplog.errors import DecodeError, EntryError
 from oplog.schema.guard import ADOPTION_PREFIX
+from oplog.store.quarantined import is_quarantine_mark
 from oplog.store.rows import StoredRecord, write_microseconds
 
 MAGIC = b"oplogseg"
@@ -61,7 +62,7 @@ class SegmentHeader:
     """What a segment says of itself without its body being read.
 
     `first` to `last` are sequences. `adopted` says that there are records of rows that existed
-    before the log did.
+    before the log did, or marks of records that are quarantined.
     """
 
     log_id: UUID
@@ -142,7 +143,7 @@ def _find_adopted(records: Iterable[StoredRecord]) -> bool:
         aggregate.startswith(ADOPTION_PREFIX)
         for record in records
         for aggregate in record.aggregates
-    )
+    ) or any(is_quarantine_mark(record) for record in records)
 
 
 # A limit stands in an alias, which is evaluated now: msgspec looks at annotations when it first
