@@ -446,6 +446,22 @@ def test_an_altered_mark_is_an_altered_record(scene: Scene) -> None:
         look_back(scene)
 
 
+def test_doctor_says_what_is_quarantined(scene: Scene) -> None:
+    poison(scene, "garbage")
+
+    def find() -> list[tuple[str, str]]:
+        with scene.connect() as connection:
+            found = scene.bench.log.diagnose(connection)
+        return [(one.severity, one.message) for one in found if one.what == "quarantined"]
+
+    assert find() == []
+    scene.quarantine()
+    ((severity, message),) = find()
+    assert severity == "notice"
+    assert message.startswith("1 record is quarantined")
+    assert REASON in message
+
+
 # -- what a quarantined record did ---------------------------------------------------------
 
 
