@@ -184,6 +184,7 @@ class Upkeep:
         *,
         reason: str,
         archive: Archive | None = None,
+        lost_key: bool = False,
     ) -> QuarantineReport:
         """Say in the log that the record at `position` cannot be read; readers go past it then.
 
@@ -191,12 +192,15 @@ class Upkeep:
         `QuarantineWarning`, and reports list it. Nothing is removed. Only a record that does not
         open, does not decode, or does not fit the rows before it: any other is refused
         (`ConfigurationError`), as is one that was altered (`ChainBrokenError`) and one that a key
-        may open which the keyring lacks (`KeyUnavailableError`, `WrongKeyError`). In the
+        may open which the keyring lacks (`KeyUnavailableError`, `WrongKeyError`); with `lost_key`
+        a key that the keyring lacks is taken for one that nobody has. In the
         connection's transaction if it is in one, which the caller commits. Needs the role that
         owns the log, and the `archive` for a record that was pruned.
         """
         opener = self._restoring.reading.make_opener(archive=archive)
-        return quarantine_record(connection, opener, position=position, reason=reason)
+        return quarantine_record(
+            connection, opener, position=position, reason=reason, lost_key=lost_key
+        )
 
     def list_quarantined(self, connection: Connection) -> tuple[QuarantinedRecord, ...]:
         """The records that are quarantined, as far as the database has their marks."""

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from oplog.crypto.seal import Sealer, name_part
 from oplog.entry import LoggedEntry, Operation
-from oplog.errors import ChainBrokenError, DecodeError, OplogError
+from oplog.errors import ChainBrokenError, DecodeError, KeyUnavailableError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import Upcaster
 from oplog.reading.shape_table import ShapeTable
@@ -110,7 +110,7 @@ class RecordReader:
 
     def _explain(self, error: OplogError, stored: StoredRecord) -> None:
         error.add_note(f"at position {stored.position}, {describe(stored)}")
-        if self.is_unreadable(error, stored):
+        if isinstance(error, KeyUnavailableError) or self.is_unreadable(error, stored):
             advise_quarantine(error, stored)
 
     def is_unreadable(self, error: OplogError, stored: StoredRecord) -> bool:

@@ -113,8 +113,14 @@ def is_unreadable(error: OplogError, stored: StoredRecord, *, known_keys: Collec
 
 
 def advise_quarantine(error: OplogError, stored: StoredRecord) -> None:
-    """Say in the error how to go on without the record."""
-    error.hint += (
-        "; if it cannot be brought back, go on without it: "
-        f"oplog quarantine {stored.position} --reason ..."
-    )
+    """Say in the error how to go on without the record, if nothing else helps."""
+    if isinstance(error, KeyUnavailableError):
+        error.hint += (
+            "; if nobody has that key, go on without the record: "
+            f"oplog quarantine {stored.position} --lost-key --reason ..."
+        )
+    else:
+        error.hint += (
+            "; if it cannot be brought back, go on without it: "
+            f"oplog quarantine {stored.position} --reason ..."
+        )

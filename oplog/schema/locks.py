@@ -69,6 +69,10 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 DECLARE
   v_row tid;
 BEGIN
+  IF p_key IS NULL THEN
+    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: there is no key to hold',
+      hint = 'give an idempotency key';
+  END IF;
   INSERT INTO {s}.oplog_claim (name) VALUES (sha256(convert_to(p_key, 'UTF8')))
     RETURNING ctid INTO v_row;
   -- By its place: a look-up in the index would conflict with other claims at SERIALIZABLE.
@@ -112,6 +116,10 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 DECLARE
   v_name text;
 BEGIN
+  IF p_aggregates IS NULL OR array_ndims(p_aggregates) > 1 THEN
+    RAISE EXCEPTION USING errcode = '22023', message = 'oplog: there is nothing to lock',
+      hint = 'give the names of aggregates as a list';
+  END IF;
   FOREACH v_name IN ARRAY p_aggregates LOOP
     PERFORM {s}.oplog_hold(concat('aggregate/', v_name));
   END LOOP;

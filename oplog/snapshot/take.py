@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.engine import Connection
 
-from oplog.archive.format.manifest import ChunkRef, Dataset, SnapshotManifest
+from oplog.archive.format.manifest import ChunkRef, Dataset, SequenceState, SnapshotManifest
 from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, encode_chunk
 from oplog.crypto.seal import Packing, Sealer
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
@@ -101,23 +101,19 @@ def take_snapshot(
     `types` its stored types. With `previous`, a snapshot of the same branch of the log, only
     rows that `changes` touch are stored: the records after it up to `point`, in causal order.
     Returns None if nothing is different from `previous`. Rows of the `secret` types are not
-    compressed.
-
-    What `put` raises passes through; chunks stored by then are garbage. Raises
+    compressed. What `put` raises passes through; chunks stored by then are garbage. Raises
     `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
     `changes` are not all records in between, `ManifestInvalidError` for a `previous` that is
     not before `point`, and `EntryTooLargeError` for a row that fits into no object.
     """
-    _check_isolation(connection)
     types = list(types)
+    _check_isolation(connection)
     _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
-        writer = ChunkWriter(point.log_id, sealer, put, secret=secret)
-        work = _Work(connection, writer, group_shapes(types))
+        chunks = ChunkWriter(point.log_id, sealer, put, secret=secret)
+        work = _Work(connection, chunks, group_shapes(types))
         plans = read_plans(connection, list_present(connection, types))
-        oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
-        revisions = read_revisions(connection, version_table=version_table, schemas=schemas)
         datasets = work.run(plans, schema=schema, previous=previous, changes=changes, point=point)
         manifest = SnapshotManifest(
             log_id=point.log_id,
@@ -127,12 +123,19 @@ def take_snapshot(
             position=point.position,
             recorded_at=point.recorded_at,
             mint=mint,
-            revisions=revisions,
-            sequences=read_sequences(connection, oids=oids, schemas=schemas),
+            revisions=read_revisions(connection, version_table=version_table, schemas=schemas),
+            sequences=_read_sequences(connection, plans, schemas),
             tables=tuple(datasets[:-1]),
             heads=datasets[-1],
         )
         return None if previous is not None and _is_same(previous, manifest) else manifest
+
+
+def _read_sequences(
+    connection: Connection, plans: Sequence[TablePlan], schemas: Sequence[str]
+) -> tuple[SequenceState, ...]:
+    oids = [plan.live.oid for plan in plans]
+    return read_sequences(connection, oids=oids, schemas=schemas)
 
 
 class ChunkWriter:

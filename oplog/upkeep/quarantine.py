@@ -49,14 +49,16 @@ class QuarantineReport:
 
 
 def quarantine_record(
-    connection: Connection, log: LogOpener, *, position: int, reason: str
+    connection: Connection, log: LogOpener, *, position: int, reason: str, lost_key: bool = False
 ) -> QuarantineReport:
     """Write the mark that the record at `position` cannot be read.
 
     Runs in the caller's transaction if there is one, which the caller commits; else in one of its
-    own. Raises `ConfigurationError` for a record that can be read or is not there, for a role that
-    is no member of the log's owner, and on a standby; `ChainBrokenError` for a record that was
-    altered, and `KeyUnavailableError` or `WrongKeyError` where a key is lacking that may open it.
+    own. With `lost_key` also a record whose key the keyring lacks: a role that may append can
+    register a key that nobody has. Raises `ConfigurationError` for a record that can be read or is
+    not there, for a role that is no member of the log's owner, and on a standby;
+    `ChainBrokenError` for a record that was altered, and `KeyUnavailableError` or `WrongKeyError`
+    where a key is lacking that may open it.
     """
     _check_reason(reason)
     with open_work(connection):
@@ -73,7 +75,7 @@ def quarantine_record(
         known = reader.skipped.find(stored)
         if known is not None:
             return QuarantineReport(known, "", already=True)
-        why = _require_unreadable(connection, reader, stored)
+        why = _require_unreadable(connection, reader, stored, lost_key=lost_key)
         marks.write_mark(connection, stored, reason=reason)
         written = log.open(connection, whole=False).skipped.find(stored)
     if written is None:
@@ -104,7 +106,9 @@ def _find_record(reader: RecordReader, position: int) -> StoredRecord:
     )
 
 
-def _require_unreadable(connection: Connection, reader: RecordReader, stored: StoredRecord) -> str:
+def _require_unreadable(
+    connection: Connection, reader: RecordReader, stored: StoredRecord, *, lost_key: bool
+) -> str:
     """Why nobody can read the record; `ConfigurationError` if somebody can."""
     check_hashes(stored)
     if stored.format == FORMAT_MARK:
@@ -113,6 +117,8 @@ def _require_unreadable(connection: Connection, reader: RecordReader, stored: St
         opened = OpenedRecord(stored, reader.decode(stored))
         reader.list_operations(opened)
     except OplogError as error:
+        if lost_key and isinstance(error, KeyUnavailableError):
+            return _first_line(error)
         if not reader.is_unreadable(error, stored):
             _explain_refusal(error, stored)
             raise
@@ -130,7 +136,8 @@ def _explain_refusal(error: OplogError, stored: StoredRecord) -> None:
     error.add_note(
         f"position {stored.position} is not quarantined: "
         + (
-            f"the key {stored.key_id!r}, which the log knows, may open it"
+            f"the key {stored.key_id!r}, which the log knows, may open it; with --lost-key it is, "
+            "if nobody has that key"
             if lacking
             else "that this version cannot read it does not say that none can"
         )

@@ -58,8 +58,8 @@ class Draw:
         if element == "text" and self.random.random() < 0.7:
             # Sorted and distinct, as aggregates have to be.
             values = sorted({value for value in values if value}, key=str.encode)
-        if length and self.random.random() < 0.1:
-            return [values, values]
+        if length and None not in values and self.random.random() < 0.1:
+            return [values, list(values)]
         return values
 
     def json(self) -> object:

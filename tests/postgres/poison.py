@@ -50,6 +50,9 @@ class Forger:
         record_id = uuid4()
         part = data if isinstance(data, bytes) else data(record_id)
         with self.bench.engine.connect() as connection:
+            if key_id:
+                # Known to the log, as a role that may append makes it.
+                self.bench.log.store.register_key(connection, key_id, check_value=bytes(32))
             record = make_record(
                 aggregates,
                 record_id=record_id,
@@ -118,7 +121,7 @@ UNREADABLE: Mapping[str, Forge] = {
     "garbage": lambda forger: forger.append(b"\0" * 200),
     "cut short": lambda forger: forger.append(b"x"),
     "of another record": _misplace,
-    "under a key that nobody has": lambda forger: forger.append(b"\0" * 200, key_id="nobody's"),
+    "under a key that nobody has": lambda forger: forger.append(b"\0" * 200, key_id="lost"),
     "no payload": lambda forger: forger.seal(b"\xff\xff\xff"),
     "an unknown type": _name_unknown_type,
     "an aggregate beyond the record": _name_unknown_aggregate,

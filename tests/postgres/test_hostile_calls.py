@@ -127,7 +127,7 @@ def quarantine_all(roles: Roles, log: Oplog) -> int:
         ).scalars()
         count = 0
         for position in list(positions):
-            log.quarantine(connection, position, reason="appended by a stranger")
+            log.quarantine(connection, position, reason="appended by a stranger", lost_key=True)
             count += 1
     return count
 

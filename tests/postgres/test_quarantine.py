@@ -32,7 +32,7 @@ from oplog.schema.guard import QUARANTINE_AGGREGATE
 from oplog.schema.tables import create_statements
 from oplog.store.quarantined import write_metadata
 from oplog.store.records import read_records
-from tests.postgres.appending import append, make_record, state_append
+from tests.postgres.appending import state_append
 from tests.postgres.archived import open_memory, restore_into
 from tests.postgres.poison import AGGREGATES, ODD, UNREADABLE, Forger, spoil
 from tests.postgres.replay_models import Account, Bench, add_account, dump_tables, make_bench
@@ -68,10 +68,10 @@ class Scene:
             report = self.bench.log.sync(self.bench.engine, archive)
         return report.sequence
 
-    def quarantine(self) -> None:
+    def quarantine(self, *, lost_key: bool = False) -> None:
         """As the owner, who has the keys."""
         with self.bench.engine.connect() as connection:
-            self.bench.log.quarantine(connection, self.position, reason=REASON)
+            self.bench.log.quarantine(connection, self.position, reason=REASON, lost_key=lost_key)
 
     def connect(self) -> sa.Connection:
         return self.bench.engine.connect()
@@ -234,9 +234,9 @@ def test_an_unreadable_record_stops_a_reader_until_it_is_quarantined(
     consume, check = CONSUMERS[consumer]
     with pytest.raises(OplogError) as stopped:
         consume(scene)
-    assert f"oplog quarantine {scene.position} --reason" in stopped.value.hint
+    assert f"oplog quarantine {scene.position} --" in stopped.value.hint
     assert f"position {scene.position}" in " ".join(stopped.value.__notes__)
-    scene.quarantine()
+    scene.quarantine(lost_key=kind == "under a key that nobody has")
     scene.sync()
     with pytest.warns(QuarantineWarning, match=f"position {scene.position} .*{REASON}"):
         found = consume(scene)
@@ -257,7 +257,7 @@ def test_a_record_that_does_not_fit_stops_what_applies_it_until_it_is_quarantine
     elif kind == "a value that is none":
         with pytest.raises(DecodeError, match="not what its column holds") as stopped:
             consume(scene)
-        assert f"oplog quarantine {scene.position} --reason" in stopped.value.hint
+        assert f"oplog quarantine {scene.position} --" in stopped.value.hint
     scene.quarantine()
     scene.sync()
     with pytest.warns(QuarantineWarning):
@@ -354,7 +354,11 @@ def test_a_record_that_a_lacking_key_may_open_is_not_quarantined(
         with scene.connect() as connection, pytest.raises(error) as refused:
             log.quarantine(connection, scene.position, reason=REASON)
         assert "is not quarantined: the key" in " ".join(refused.value.__notes__)
-        assert "oplog quarantine" not in refused.value.hint
+        # That nobody has a key has to be said, and of a wrong one it cannot be.
+        assert ("--lost-key" in refused.value.hint) == (error is KeyUnavailableError)
+        if error is WrongKeyError:
+            with scene.connect() as connection, pytest.raises(error):
+                log.quarantine(connection, scene.position, reason=REASON, lost_key=True)
 
 
 def test_an_altered_record_is_not_quarantined(scene: Scene) -> None:
@@ -406,7 +410,7 @@ def test_only_the_owner_quarantines(scene: Scene) -> None:
                 "p_data": "''::bytea",
                 "p_metadata": "ARRAY['quarantined', '1']",
             }
-            with pytest.raises(DBAPIError, match="only the owner of the log"):
+            with pytest.raises(DBAPIError, match="by the functions of the log only"):
                 connection.exec_driver_sql(state_append(**mark))
     finally:
         scene.bench.tamper(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
@@ -419,9 +423,12 @@ def test_what_is_no_mark_quarantines_nothing(scene: Scene) -> None:
     with scene.connect() as connection:
         (stored,) = read_records(connection, "oplog", [scene.position])
         keys, values = write_metadata(stored, reason=REASON)
-        pairs = list(zip(keys, values, strict=True))
-        false = make_record([QUARANTINE_AGGREGATE], metadata=pairs, format=1, key_id="k")
-        append(connection, false)
+        flat = [text for pair in zip(keys, values, strict=True) for text in pair]
+        connection.exec_driver_sql(
+            "SELECT oplog.oplog_append_mark(gen_random_uuid(), ARRAY[%s], NULL, 'x'::bytea, NULL, "
+            "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, true)",
+            (QUARANTINE_AGGREGATE, flat),
+        )
         for changed in ({2: "0" * 64}, {1: str(uuid4())}, {0: "x"}, {0: "1"}, {1: "-" * 36}):
             given = [changed.get(n, value) for n, value in enumerate(values)]
             connection.exec_driver_sql(
