@@ -122,8 +122,10 @@ def list_functions(connection: Connection, role: str) -> list[Function]:
     return [Function(name, dict(zip(names, kinds, strict=True))) for name, names, kinds in rows]
 
 
-def call(connection: Connection, function: Function, values: Mapping[str, Any]) -> str | None:
-    """The SQLSTATE and message of the refusal; None for what was accepted."""
+def call(
+    connection: Connection, function: Function, values: Mapping[str, Any], *, keep: bool
+) -> str | None:
+    """The SQLSTATE and message of the refusal; None for what was accepted, and taken back."""
     savepoint = connection.begin_nested()
     try:
         connection.exec_driver_sql(function.state(), tuple(values.values())).close()
@@ -131,5 +133,8 @@ def call(connection: Connection, function: Function, values: Mapping[str, Any]) 
         savepoint.rollback()
         found: Any = refused.orig
         return f"{found.sqlstate} {found.diag.message_primary or found}"
-    savepoint.commit()
+    if keep:
+        savepoint.commit()
+    else:
+        savepoint.rollback()
     return None
