@@ -100,8 +100,7 @@ def take_snapshot(
     one at `point`: it sees exactly the records up to that sequence. `schema` is the log's,
     `types` its stored types. With `previous`, a snapshot of the same branch of the log, only
     rows that `changes` touch are stored: the records after it up to `point`, in causal order.
-    Returns None if nothing is different from `previous`. Rows of the `secret` types are not
-    compressed.
+    Rows of `secret` types are not compressed. Returns None if nothing changed since `previous`.
 
     What `put` raises passes through; chunks stored by then are garbage. Raises
     `SchemaDriftError` where log and tables disagree about columns, `ChainBrokenError` if
@@ -115,9 +114,7 @@ def take_snapshot(
         writer = ChunkWriter(point.log_id, sealer, put, secret=secret)
         work = _Work(connection, writer, group_shapes(types))
         plans = read_plans(connection, list_present(connection, types))
-        oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
-        revisions = read_revisions(connection, version_table=version_table, schemas=schemas)
         datasets = work.run(plans, schema=schema, previous=previous, changes=changes, point=point)
         manifest = SnapshotManifest(
             log_id=point.log_id,
@@ -127,8 +124,10 @@ def take_snapshot(
             position=point.position,
             recorded_at=point.recorded_at,
             mint=mint,
-            revisions=revisions,
-            sequences=read_sequences(connection, oids=oids, schemas=schemas),
+            revisions=read_revisions(connection, version_table=version_table, schemas=schemas),
+            sequences=read_sequences(
+                connection, oids=[plan.live.oid for plan in plans], schemas=schemas
+            ),
             tables=tuple(datasets[:-1]),
             heads=datasets[-1],
         )

@@ -19,6 +19,7 @@ ROWS = {
     "D": (*range(1, 7), 8, 9, 11, 12, 13, 14),
     "F": (*range(1, 15), 16, 17, 18, 20),
     "G": (1, 2, *range(4, 16)),
+    "E": (1, 2, 3),
 }
 """The faults that were thought of, by group; the numbers in between were given up."""
 
