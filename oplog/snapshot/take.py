@@ -86,7 +86,7 @@ def take_snapshot(
     point: SnapshotPoint,
     mint: int,
     schema: str,
-    types: Iterable[Shape],
+    types: Sequence[Shape],
     sealer: Sealer,
     put: PutChunk,
     previous: SnapshotManifest | None = None,
@@ -108,12 +108,12 @@ def take_snapshot(
     not before `point`, and `EntryTooLargeError` for a row that fits into no object.
     """
     _check_isolation(connection)
-    types = list(types)
     _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
         writer = ChunkWriter(point.log_id, sealer, put, secret=secret)
         work = _Work(connection, writer, group_shapes(types))
         plans = read_plans(connection, list_present(connection, types))
+        oids = [plan.live.oid for plan in plans]
         schemas = sorted({plan.live.schema for plan in plans})
         datasets = work.run(plans, schema=schema, previous=previous, changes=changes, point=point)
         manifest = SnapshotManifest(
@@ -125,9 +125,7 @@ def take_snapshot(
             recorded_at=point.recorded_at,
             mint=mint,
             revisions=read_revisions(connection, version_table=version_table, schemas=schemas),
-            sequences=read_sequences(
-                connection, oids=[plan.live.oid for plan in plans], schemas=schemas
-            ),
+            sequences=read_sequences(connection, oids=oids, schemas=schemas),
             tables=tuple(datasets[:-1]),
             heads=datasets[-1],
         )
