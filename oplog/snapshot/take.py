@@ -86,7 +86,7 @@ def take_snapshot(
     point: SnapshotPoint,
     mint: int,
     schema: str,
-    types: Iterable[Shape],
+    types: Sequence[Shape],
     sealer: Sealer,
     put: PutChunk,
     previous: SnapshotManifest | None = None,
