@@ -63,11 +63,10 @@ def _refuse_format() -> str:
 
 def _refuse_retirement() -> str:
     # A mark there says that all rows of a type are gone, or that a record is not to be read: every
-    # reader goes by it.
-    return f"""IF p_format = {FORMAT_MARK}
-    AND EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name)
-      WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}')
-        OR a.name = '{QUARANTINE_AGGREGATE}')
+    # reader goes by it. Where the latter stand, each reader looks: nobody may fill that up.
+    return f"""IF ('{QUARANTINE_AGGREGATE}' = ANY (p_aggregates) OR p_format = {FORMAT_MARK}
+      AND EXISTS (SELECT FROM pg_catalog.unnest(p_aggregates) a(name)
+        WHERE pg_catalog.starts_with(a.name, '{ADOPTION_PREFIX}')))
     AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER') THEN
     RAISE EXCEPTION USING errcode = '42501',
       message = 'oplog: only the owner of the log says that a type is gone, or a record unreadable',

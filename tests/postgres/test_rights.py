@@ -354,3 +354,10 @@ def test_only_the_owner_marks_a_type_or_a_record_as_gone(roles: Roles, aggregate
         )
         assert "only the owner of the log" in message
         roles.run(OWNER, statement)
+
+
+def test_nobody_else_writes_where_readers_look_for_marks(roles: Roles) -> None:
+    for names in ("ARRAY['oplog/quarantine']", "ARRAY['a', 'oplog/quarantine', 'z']"):
+        state, _, _ = roles.refuse(APPLICATION, state_append(p_aggregates=names))
+        assert state == "42501"
+    roles.run(APPLICATION, state_append(p_aggregates="ARRAY['oplog/quarantined']"))
