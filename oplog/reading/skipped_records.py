@@ -9,6 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from typing import TypeAlias
+from uuid import UUID
 
 from oplog.crypto.seal import FORMAT_PLAIN, FORMAT_SEALED
 from oplog.errors import (
@@ -23,8 +26,10 @@ from oplog.errors import (
     WrongKeyError,
 )
 from oplog.store import StoredRecord
-from oplog.store.quarantined import QuarantinedRecord, read_mark
+from oplog.store.quarantined import QuarantinedRecord, list_marked
 
+_Identity: TypeAlias = tuple[int, UUID, bytes]
+"""Position, id and hash of a record: a mark holds for no other record."""
 _SHOWN = 3
 
 
@@ -34,7 +39,7 @@ class SkippedRecords:
     def __init__(self, read_marks: Callable[[], Iterable[StoredRecord]]) -> None:
         """`read_marks` gives the marks, their hashes checked; it is called once."""
         self._read_marks = read_marks
-        self._known: dict[int, QuarantinedRecord] | None = None
+        self._known: dict[_Identity, QuarantinedRecord] | None = None
         self._met: dict[int, QuarantinedRecord] = {}
 
     @property
@@ -44,15 +49,11 @@ class SkippedRecords:
 
     def list_known(self) -> tuple[QuarantinedRecord, ...]:
         """All that is quarantined, met or not, by position."""
-        known = self._load()
-        return tuple([known[position] for position in sorted(known)])
+        return tuple(sorted(self._load().values(), key=attrgetter("position")))
 
     def find(self, stored: StoredRecord) -> QuarantinedRecord | None:
         """What the owner says of this very record; None if nothing."""
-        mark = self._load().get(stored.position)
-        if mark is None or not _is_of(mark, stored):
-            return None
-        return mark
+        return self._load().get((stored.position, stored.record_id, stored.record_hash))
 
     def meet(self, stored: StoredRecord) -> QuarantinedRecord | None:
         """`find`, with a warning the first time that a quarantined record is met."""
@@ -87,15 +88,13 @@ class SkippedRecords:
                 )
             raise
 
-    def _load(self) -> dict[int, QuarantinedRecord]:
+    def _load(self) -> dict[_Identity, QuarantinedRecord]:
         if self._known is None:
-            found = [read_mark(mark) for mark in self._read_marks()]
-            self._known = {one.position: one for one in found if one is not None}
+            self._known = {}
+            for one in list_marked(self._read_marks()):
+                # The first mark of a record stands.
+                self._known.setdefault((one.position, one.record_id, one.record_hash), one)
         return self._known
-
-
-def _is_of(mark: QuarantinedRecord, stored: StoredRecord) -> bool:
-    return (mark.record_id, mark.record_hash) == (stored.record_id, stored.record_hash)
 
 
 def is_unreadable(error: OplogError, stored: StoredRecord, *, known_keys: Collection[str]) -> bool:

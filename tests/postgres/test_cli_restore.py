@@ -156,6 +156,7 @@ def test_follow_once(shop: Shop, target: Shop) -> None:
         "generation": 0,
         "position": 3,
         "rebuilt": True,
+        "quarantined": [],
     }
     shop.write()
     shop.call("sync")

@@ -126,7 +126,8 @@ def quarantine_all(roles: Roles, log: Oplog, through: int) -> int:
     """What the owner does about records that nobody can read; how many there were."""
     with roles.engine(OWNER).connect() as connection:
         positions = connection.exec_driver_sql(
-            "SELECT position FROM oplog.oplog_record WHERE position > 5 AND position <= %s AND format <> 3 ORDER BY 1",
+            "SELECT position FROM oplog.oplog_record "
+            "WHERE position > 5 AND position <= %s AND format <> 3 ORDER BY 1",
             (through,),
         ).scalars()
         count = 0

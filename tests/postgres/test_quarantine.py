@@ -429,6 +429,10 @@ def test_what_is_no_mark_quarantines_nothing(scene: Scene) -> None:
             "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, true)",
             (QUARANTINE_AGGREGATE, flat),
         )
+        connection.commit()
+    with pytest.raises(OplogError, match="altered"):
+        look_back(scene)
+    with scene.connect() as connection:
         for changed in ({2: "0" * 64}, {1: str(uuid4())}, {0: "x"}, {0: "1"}, {1: "-" * 36}):
             given = [changed.get(n, value) for n, value in enumerate(values)]
             connection.exec_driver_sql(

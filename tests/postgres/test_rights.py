@@ -333,3 +333,10 @@ def test_grants_name_everything(roles: Roles) -> None:
     roles.grant(APPLICATION, RoleKind.APPLICATION)
     assert roles.refuse(APPLICATION, "SELECT * FROM oplog.theirs")[0] == "42501"
     assert roles.refuse(APPLICATION, "SELECT oplog.theirs()")[0] == "42501"
+
+
+def test_nobody_else_writes_where_readers_look_for_marks(roles: Roles) -> None:
+    for names in ("ARRAY['oplog/quarantine']", "ARRAY['a', 'oplog/quarantine', 'z']"):
+        state, _, _ = roles.refuse(APPLICATION, state_append(p_aggregates=names))
+        assert state == "42501"
+    roles.run(APPLICATION, state_append(p_aggregates="ARRAY['oplog/quarantined']"))
