@@ -40,6 +40,7 @@ DEFINITIONS = (
     "append",
     "append_only",
     "guard",
+    "kept_images",
     "partitions",
     "progress_tables",
     "rights",

@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, set[str]]] = {
     "oplog_drop_guard": (False, True, set()),
     "oplog_guard": (True, True, set()),
     "oplog_guard_check": (True, True, set()),
+    "oplog_guard_image": (True, True, set()),
     "oplog_guard_row": (True, True, set()),
     "oplog_guard_truncate": (True, True, set()),
     "oplog_image_update": (False, True, set()),
