@@ -1,0 +1,41 @@
+"""Whatever a role sends in a session of its own, no change of a guarded row goes untold.
+
+`tests/sessions` makes the sessions. They run on the newest server and on an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sampling import Sample
+from tests.sessions.arena import BYPASSING, OLDER, ROLES, Arena, open_arena
+from tests.sessions.generator import build, list_cases
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture(scope="module", params=["newest", "older"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    if request.param == "older" and OLDER is None:
+        pytest.skip("no older server")
+    with open_arena(OLDER if request.param == "older" else None) as arena:
+        yield arena
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("role", ROLES)
+def test_no_session_hides_a_change(arena: Arena, sample: Sample, role: str) -> None:
+    cases = sample(list_cases(role, arena.settings, version=arena.version), 200)
+    arena.ends.clear()
+    broken = [
+        verdict
+        for case in cases
+        if (verdict := arena.judge_session(build(case, arena.settings))) is not None
+    ]
+    assert not broken, "\n".join([f"{len(broken)} sessions hide a change", *broken[:10]])
+    # Most were not stopped by something else.
+    met = arena.ends["OP003"] + arena.ends["mark"]
+    assert met > len(cases) / 2, arena.ends
+    assert (arena.ends["mark"] > 0) == (role in BYPASSING), arena.ends
