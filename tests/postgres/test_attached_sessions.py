@@ -23,6 +23,7 @@ from oplog import Keyring, Oplog, TypeCatalog
 from oplog.crypto.sql_hashing import state_mark_hash
 from oplog.errors import OplogError
 from oplog.schema.guard import FORMAT_MARK
+from tests.older import NEWEST_AND_OLDER, OLDER
 from tests.postgres.appending import state_append
 from tests.sampling import Sample
 from tests.sessions.arena import (
@@ -31,7 +32,6 @@ from tests.sessions.arena import (
     CHIEF,
     GUARDED,
     KEEPER,
-    OLDER,
     SEED,
     STRANGER,
     Arena,
@@ -70,7 +70,7 @@ class LoggedArena:
             return self.log.verify(connection).ok
 
 
-@pytest.fixture(scope="module", params=["newest", "older"])
+@pytest.fixture(scope="module", params=NEWEST_AND_OLDER)
 def logged(request: pytest.FixtureRequest) -> Iterator[LoggedArena]:
     if request.param == "older" and OLDER is None:
         pytest.skip("no older server")

@@ -88,8 +88,8 @@ def definition() -> list[str]:
 
 
 @pytest.fixture
-def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
-    with open_roles(bare_database_url, definition) as roles:
+def roles(each_bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
+    with open_roles(each_bare_database_url, definition) as roles:
         yield roles
 
 

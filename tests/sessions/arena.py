@@ -20,7 +20,6 @@ from psycopg.pq import ExecStatus
 from oplog.schema.grants import RoleKind, list_grants
 from oplog.schema.tables import create_statements, track_statements
 from oplog.testing import EmbeddedServer
-from oplog.testing.binaries import DEBIAN, PROGRAMS
 from tests.sessions.around import Around, list_settings
 from tests.sessions.writes import LONG
 
@@ -36,15 +35,6 @@ OTHER = "other"
 """Whose functions they call."""
 APPENDING = (APPLICATION, CHIEF)
 BYPASSING = (KEEPER, CHIEF)
-OLDER = next(
-    (
-        directory
-        for directory in sorted(DEBIAN.glob("1[4-7]/bin"))
-        if all((directory / program).is_file() for program in PROGRAMS)
-    ),
-    None,
-)
-"""Programs of a server older than the one that tests run on."""
 GUARDED = ("account", "child", "whole", *LONG)
 EMPTY = tuple(f"DELETE FROM {name}" for name in (*GUARDED, "parent"))
 SEED = (
