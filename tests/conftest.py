@@ -11,15 +11,19 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.engine import URL, Engine, make_url
 
 from oplog.errors import ConfigurationError
+from oplog.testing import EmbeddedServer
 from oplog.testing.resolve import ResolvedServer, resolve_server
 from tests import environments, sampling, scratch
 from tests.databases import Cluster, FreshDatabase
+from tests.older import NEWEST_AND_OLDER, OLDER
 from tests.sampling import Sample, Sampling
+from tests.support import administer
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
@@ -133,6 +137,28 @@ def bare_database_url(cluster: Cluster) -> Iterator[URL]:
     database.ensure(template="template1")
     yield database.url
     database.drop()
+
+
+@pytest.fixture(scope="session")
+def older_server_url() -> Iterator[URL]:
+    """A server of its own, where an older one is installed."""
+    if OLDER is None:
+        pytest.skip("no older server")
+    with EmbeddedServer(bin_dir=OLDER) as server:
+        yield make_url(server.url)
+
+
+@pytest.fixture(params=NEWEST_AND_OLDER)
+def each_bare_database_url(request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A fresh database with nothing in it, on the run's server and on an older one."""
+    if request.param == "newest":
+        yield request.getfixturevalue("bare_database_url")
+        return
+    older: URL = request.getfixturevalue("older_server_url")
+    url = older.set(database=f"oplog_test_{uuid4().hex[:12]}")
+    administer(older, f"CREATE DATABASE {url.database}")
+    yield url
+    administer(older, f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
 @pytest.fixture

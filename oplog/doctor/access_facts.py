@@ -84,7 +84,7 @@ JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND NOT g.tgisinternal
+WHERE n.nspname = %(schema)s AND NOT g.tgisinternal AND f.proname <> 'oplog_guard_image'
   AND pg_catalog.starts_with(f.proname::text, 'oplog_guard')"""
 
 _STRAYS = f"""

@@ -296,7 +296,8 @@ WITH root AS (
     JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
     JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid AND c.relpersistence <> 't'
     WHERE pg_catalog.starts_with(g.tgname::text, %(prefix)s) OR (n.nspname = %(schema)s
-      AND pg_catalog.starts_with(f.proname::text, 'oplog_guard_'))) r),
+      AND pg_catalog.starts_with(f.proname::text, 'oplog_guard_')
+      AND f.proname <> 'oplog_guard_image')) r),
 member AS (
   SELECT oid AS root, oid FROM root
   UNION SELECT r.oid, t.relid::oid FROM root r, pg_catalog.pg_partition_tree(r.oid) t

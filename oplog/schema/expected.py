@@ -65,7 +65,8 @@ def list_log_tables(schema: str) -> list[str]:
 def list_log_triggers(schema: str, *, partitions: Iterable[str]) -> dict[str, dict[str, str]]:
     """Definitions of the log's own triggers, by table and name; `partitions` are tables, too."""
     pattern = re.compile(
-        rf"CREATE TRIGGER (?P<name>\w+) .*? ON {re.escape(quote(schema))}\.(?P<table>oplog_\w+)"
+        rf"CREATE (?:CONSTRAINT )?TRIGGER (?P<name>\w+) .*? ON {re.escape(quote(schema))}\."
+        r"(?P<table>oplog_\w+)"
     )
     expected: dict[str, dict[str, str]] = {}
     for statement in create_statements(schema):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+from oplog.schema.kept_images import create_collected_statements, weigh_image
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -65,6 +66,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
+        *create_collected_statements(s),
         _write_mark(s),
         _mark(s),
         _retire_type(s),
@@ -90,6 +92,7 @@ def drop_guard_statements(s: str) -> list[str]:
         "check_trackable(regclass)",
         "guard_truncate()",
         "guard_check()",
+        "guard_image()",
         *IMAGE_FUNCTIONS,
         "settle(bigint)",
         "try_bypass(text, text[])",
@@ -102,9 +105,10 @@ def drop_guard_statements(s: str) -> list[str]:
         f"""SELECT {s}.oplog_drop_guard(t.tgrelid::regclass)
 FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
       WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0) t""",
+        # Its trigger calls one of the functions.
+        f"DROP TABLE {s}.oplog_image",
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
         f"DROP TABLE {s}.oplog_guard",
-        f"DROP TABLE {s}.oplog_image",
     ]
 
 
@@ -170,7 +174,7 @@ BEGIN
     RETURN false;
   END IF;
   PERFORM {s}.oplog_mark(ARRAY['oplog.bypass', 'oplog.role', 'oplog.changes'],
-    ARRAY[v_reason, session_user::text, left(p_changes, 250)]);
+    ARRAY[v_reason, session_user::text, p_changes]);
   RETURN true;
 END $oplog_fn$"""
 
@@ -184,6 +188,7 @@ DECLARE
   v_tally text := current_setting('{p}.tally', true);
   v_changes text;
   v_tables text[];
+  v_told boolean;
 BEGIN
   IF starts_with(tg_table_schema, 'pg_temp') THEN
     PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
@@ -202,21 +207,23 @@ BEGIN
   v_set := set_config('{p}.armed', '', true);
   IF v_tally = '0' THEN RETURN NULL; END IF;
   SELECT string_agg(concat(i.name, ' (', i.rows, CASE i.rows WHEN 1 THEN ' row)' ELSE ' rows)' END),
-      ', ' ORDER BY i.name), array_agg(i.name)
-    INTO v_changes, v_tables
+      ', ' ORDER BY i.name), array_agg(i.name), coalesce(sum(i.weight) = v_tally::bigint, false)
+    INTO v_changes, v_tables, v_told
     FROM (SELECT concat(quote_ident(n.nspname), '.', quote_ident(c.relname)) AS name,
-            sum(m.rows) AS rows
+            sum(m.rows) AS rows, sum({weigh_image("m")}) AS weight
           FROM {s}.oplog_image m JOIN pg_class c ON c.oid = m.relation
           JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE m.transaction_id = pg_current_xact_id() GROUP BY 1) i;
-  IF v_changes IS NOT NULL AND {s}.oplog_try_bypass(v_changes, v_tables) THEN
+  -- A mark names every table; announced statements left none, nor did images that are gone.
+  IF v_told AND {s}.oplog_try_bypass(v_changes, v_tables) THEN
     DELETE FROM {s}.oplog_image WHERE transaction_id = pg_current_xact_id();
     PERFORM set_config('{p}.tally', '0', true);
     RETURN NULL;
   END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
     message = concat('oplog: this transaction changes tracked rows and does not log them: ',
-      coalesce(v_changes, 'statements were announced and no entry came')),
+      concat_ws(', and ', v_changes,
+        CASE WHEN NOT v_told THEN 'statements were announced and no entry came' END)),
     hint = CASE WHEN current_query() ~* 'set\\s+constraints'
       THEN 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints instead'
       ELSE 'write through a session that is attached to the log, or set {p}.bypass to the '
@@ -230,7 +237,7 @@ def check_and_reset_tally(p: str) -> str:
     `p_tally` is what the application counted; the function around it declares `v_set`.
     """
     tally = f"pg_catalog.current_setting('{p}.tally', true)"
-    return f"""IF {tally} IS DISTINCT FROM p_tally::text THEN
+    return f"""IF {tally} IS DISTINCT FROM p_tally::pg_catalog.text THEN
     RAISE EXCEPTION USING errcode = '{UNLOGGED}',
       message = 'oplog: the database saw other changes to tracked tables than the session logs',
       detail = pg_catalog.concat('tally ', {tally}, ', session ', p_tally),
@@ -244,7 +251,7 @@ def _settle_function(s: str, p: str) -> str:
 LANGUAGE plpgsql AS $oplog_fn$
 -- For a transaction whose changes come to nothing, so that there is nothing to append.
 DECLARE
-  v_set text;
+  v_set pg_catalog.text;
 BEGIN
   {check_and_reset_tally(p)}
 END $oplog_fn$"""

@@ -21,7 +21,8 @@ DEFINER = f"SECURITY DEFINER {PINNED}"
 """Run with the owner's rights, so that any role that may write a table can be counted; a
 fixed path, so that such a role cannot put functions of its own in the way."""
 
-_LOW_BITS = 1048575
+LOW_BITS = 1048575
+"""What of a table's oid is in the weight of its rows."""
 _IMAGE_ROWS = 10000
 _FIXED = ", ".join(f"'{value}'" for value in TEXT_SETTINGS.values())
 
@@ -32,7 +33,7 @@ def weigh(operation: str, oid: int) -> int:
     An update weighs as much as a delete and an insert: that is what a partitioned table
     reports of a row that moves between partitions.
     """
-    unit = (oid & _LOW_BITS) * 4
+    unit = (oid & LOW_BITS) * 4
     return {"I": unit + 1, "D": unit + 2, "U": 2 * unit + 3}[operation]
 
 
@@ -90,16 +91,17 @@ LANGUAGE plpgsql AS $oplog_fn$
 -- True for a transaction's first row, which queues the check of COMMIT. Every role that writes a
 -- tracked table calls it, as the condition of a trigger, so PUBLIC may execute it: a role without
 -- any right on the log is then refused at COMMIT, with a reason. It runs with the caller's rights
--- and does what SET LOCAL would. The tally is empty until a guard has counted a row.
+-- and does what SET LOCAL would. The tally is empty until a guard has counted a row. The caller's
+-- path finds a type or an operator of its own first, so that both are named in full.
 DECLARE
-  v_set text;
+  v_set pg_catalog.text;
+  v_id pg_catalog.text := pg_catalog.pg_current_xact_id();
 BEGIN
-  IF pg_catalog.current_setting('{p}.armed', true)
-      IS NOT DISTINCT FROM pg_catalog.pg_current_xact_id()::text THEN
+  IF coalesce(pg_catalog.current_setting('{p}.armed', true), '') OPERATOR(pg_catalog.=) v_id THEN
     RETURN false;
   END IF;
   -- Assigned, not performed: a plain expression needs no executor.
-  v_set := pg_catalog.set_config('{p}.armed', pg_catalog.pg_current_xact_id()::text, true);
+  v_set := pg_catalog.set_config('{p}.armed', v_id, true);
   v_set := pg_catalog.set_config('{p}.tally', '', true);
   RETURN true;
 END $oplog_fn$"""
@@ -161,7 +163,7 @@ def _raise_tally(p: str, weight: str) -> str:
 
 def _weight(relation: str) -> str:
     """One row's weight in SQL; must agree with `weigh`."""
-    unit = f"({relation}::bigint & {_LOW_BITS}) * 4"
+    unit = f"({relation}::bigint & {LOW_BITS}) * 4"
     return (
         f"(CASE tg_op WHEN 'INSERT' THEN {unit} + 1 "
         f"WHEN 'UPDATE' THEN 2 * {unit} + 3 ELSE {unit} + 2 END)"
@@ -201,10 +203,15 @@ def _require_armed(s: str, p: str, relation: str) -> str:
   END IF;"""
 
 
-def _is_announced(p: str, relation: str) -> str:
+def _is_announced(s: str, p: str, relation: str) -> str:
+    # Anybody can copy the comment. It counts for a role that can append the record it announces:
+    # of any other's statements images are kept, which that role cannot take away again.
     return (
         "pg_trigger_depth() = 1 AND "
-        f"strpos(current_query(), concat('/*{p}:', {relation}, '*/')) > 0"
+        f"strpos(current_query(), concat('/*{p}:', {relation}, '*/')) > 0 AND "
+        "has_function_privilege(CASE current_setting('role') WHEN 'none' THEN session_user "
+        f"ELSE current_setting('role')::name END, '{_in_literal(s)}.oplog_append'::regproc, "
+        "'EXECUTE')"
     )
 
 
@@ -282,7 +289,7 @@ BEGIN
   IF v_rows = 0 THEN RETURN NULL; END IF;
   {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
-  IF {_is_announced(p, "tg_relid")} THEN RETURN NULL; END IF;
+  IF {_is_announced(s, p, "tg_relid")} THEN RETURN NULL; END IF;
   PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(tg_relid);
   IF tg_op <> 'UPDATE' THEN
@@ -353,7 +360,7 @@ DECLARE
 BEGIN
   {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, _weight("v_root"))}
-  IF {_is_announced(p, "v_root")} THEN RETURN NULL; END IF;
+  IF {_is_announced(s, p, "v_root")} THEN RETURN NULL; END IF;
   PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(v_root);
   v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);

@@ -45,6 +45,8 @@ _REPEATABLE = (
     (r"(SELECT .*oplog_make_partitions)", r"\1"),
 )
 """How each kind of statement begins, and how it begins where it may run again."""
+_ROW_INSERTED = 5
+"""`pg_trigger.tgtype` of AFTER INSERT FOR EACH ROW."""
 
 
 def require_free(s: str) -> str:
@@ -135,6 +137,10 @@ def make_repeatable(statement: str, s: str) -> str:
     """The statement as one that changes nothing where its object is there; `s` is the schema."""
     if statement == f"INSERT INTO {s}.oplog_log DEFAULT VALUES":
         return f"INSERT INTO {s}.oplog_log SELECT WHERE NOT EXISTS (SELECT FROM {s}.oplog_log)"
+    table = rf"{re.escape(s)}\.\w+"
+    checking = re.match(rf"CREATE CONSTRAINT TRIGGER (\w+) .*? ON ({table})\s", statement)
+    if checking is not None:
+        return _replace_trigger(statement, name=checking[1], table=checking[2])
     for pattern, beginning in _REPEATABLE:
         match = re.match(pattern, statement)
         if match is not None:
@@ -143,6 +149,21 @@ def make_repeatable(statement: str, s: str) -> str:
         f"it is not known how to run this statement again: {statement[:60]!r}",
         hint="add its kind to those that are known",
     )
+
+
+def _replace_trigger(statement: str, *, name: str, table: str) -> str:
+    """PostgreSQL replaces no constraint trigger. One that is whole stays: dropping it waits."""
+    function = statement.rpartition(" EXECUTE FUNCTION ")[2]
+    return f"""DO $oplog_do$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g
+    WHERE g.tgrelid = '{_in_literal(table)}'::pg_catalog.regclass AND g.tgname = '{name}'
+      AND g.tgfoid = '{_in_literal(function)}'::pg_catalog.regprocedure
+      AND g.tgdeferrable AND g.tginitdeferred AND g.tgtype = {_ROW_INSERTED}
+      AND g.tgqual IS NULL) THEN
+    DROP TRIGGER IF EXISTS {name} ON {table};
+    {statement};
+  END IF;
+END $oplog_do$"""
 
 
 def _in_literal(text: str) -> str:

@@ -194,7 +194,7 @@ def test_every_trigger_and_function_is_watched(db: LoggedDatabase) -> None:
     partitions = [f"oplog_{table}_p{number}" for table in PARTITIONED for number in range(AHEAD)]
     expected = list_log_triggers("oplog", partitions=partitions)
     triggers = [(table, name) for table, names in expected.items() for name in names]
-    assert len(triggers) == 14 + len(partitions)
+    assert len(triggers) == 15 + len(partitions)
     functions = list_log_functions("oplog")
     with db.engine.connect() as connection:
         count = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'oplog'::regnamespace"
@@ -428,7 +428,17 @@ def test_bypassed_transactions(db: LoggedDatabase) -> None:
 
 def test_images_that_nobody_collected(db: LoggedDatabase) -> None:
     # Armed by hand: the check of COMMIT is not queued by the rows that come after.
-    write_unattached(db, "SELECT oplog.oplog_arm(); UPDATE part SET sku = sku || '!'")
+    armed = "SELECT oplog.oplog_arm(); UPDATE part SET sku = sku || '!'"
+    with pytest.raises(sa.exc.DBAPIError, match="does not log them"):
+        write_unattached(db, armed)
+    # Only an owner of the log takes away the check of the images themselves.
+    db.execute("ALTER TABLE oplog.oplog_image DISABLE TRIGGER oplog_image_collected")
+    (found,) = find(db)
+    assert brief([found]) == [
+        ("problem", "log-trigger-disabled", "oplog.oplog_image trigger oplog_image_collected")
+    ]
+    write_unattached(db, armed)
+    db.execute("ALTER TABLE oplog.oplog_image ENABLE ALWAYS TRIGGER oplog_image_collected")
     (found,) = find(db)
     assert brief([found]) == [("problem", "images-left", "part")]
     assert "3 changed rows" in found.message

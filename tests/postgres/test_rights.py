@@ -44,6 +44,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_drop_guard": (False, True, "v", set()),
     "oplog_guard": (True, True, "v", set()),
     "oplog_guard_check": (True, True, "v", set()),
+    "oplog_guard_image": (True, True, "v", set()),
     "oplog_guard_row": (True, True, "v", set()),
     "oplog_guard_truncate": (True, True, "v", set()),
     "oplog_hold": (True, True, "v", set()),
@@ -91,8 +92,8 @@ def definition() -> list[str]:
 
 
 @pytest.fixture
-def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
-    with open_roles(bare_database_url, definition) as roles:
+def roles(each_bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
+    with open_roles(each_bare_database_url, definition) as roles:
         yield roles
 
 

@@ -152,8 +152,8 @@ def definition() -> list[str]:
 
 
 @pytest.fixture
-def roles(bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
-    with open_roles(bare_database_url, definition) as roles:
+def roles(each_bare_database_url: URL, definition: list[str]) -> Iterator[Roles]:
+    with open_roles(each_bare_database_url, definition) as roles:
         roles.superuser(
             f'GRANT CREATE, TEMPORARY ON DATABASE "{roles.url.database}" TO {roles.names[STRANGER]}'
         )

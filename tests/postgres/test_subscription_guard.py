@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from oplog.schema.tables import track_statements
 from oplog.testing import EmbeddedServer
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
+from tests.older import NEWEST_AND_OLDER, OLDER
 from tests.support import administer, install_log
 
 pytestmark = pytest.mark.postgres
@@ -26,9 +28,18 @@ PARTITIONED = (
 )
 
 
+@pytest.fixture(scope="module", params=NEWEST_AND_OLDER)
+def programs(request: pytest.FixtureRequest) -> Path | None:
+    if request.param == "newest":
+        return None
+    if OLDER is None or OLDER.parent.name == "14":
+        pytest.skip("no older server that counts errors of subscriptions")
+    return OLDER
+
+
 @pytest.fixture(scope="module")
-def publisher() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(settings={"wal_level": "logical"}) as server:
+def publisher(programs: Path | None) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(settings={"wal_level": "logical"}, bin_dir=programs) as server:
         url = make_url(server.url)
         Base.metadata.create_all(sa.create_engine(url, poolclass=NullPool))
         administer(url, *PARTITIONED, "INSERT INTO account (owner, balance) VALUES ('there', 1)")
@@ -36,9 +47,9 @@ def publisher() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def subscriber() -> Iterator[LoggedDatabase]:
+def subscriber(programs: Path | None) -> Iterator[LoggedDatabase]:
     settings = {"wal_level": "logical", "wal_retrieve_retry_interval": "100ms"}
-    with EmbeddedServer(settings=settings) as server:
+    with EmbeddedServer(settings=settings, bin_dir=programs) as server:
         engine = sa.create_engine(server.url, poolclass=NullPool)
         with engine.begin() as connection:
             install_log(connection)
