@@ -40,6 +40,7 @@ DEFINITIONS = (
     "append",
     "append_only",
     "guard",
+    "guard_origin",
     "partitions",
     "progress_tables",
     "rights",
