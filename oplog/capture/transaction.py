@@ -37,9 +37,10 @@ from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteErr
 from oplog.events import EntriesAppended, OutcomeLost
 from oplog.payload.gc_pause import pause_collector
 from oplog.postgres.quoting import double_percent
+from oplog.postgres.text_settings import set_back_text_settings
 from oplog.receipt import Receipt
 from oplog.schema.guard import make_prefix
-from oplog.store.guard_state import Image
+from oplog.store.guard_state import Collected
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
@@ -58,7 +59,7 @@ class Transactions:
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
-        collect: Callable[[Connection], list[Image]],
+        collect: Callable[[Connection], Collected | None],
         log: object,
     ) -> None:
         self.engine = engine
@@ -174,7 +175,8 @@ class Transactions:
 
     def _draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
         """Gather and build."""
-        images = self._take_images(connection, recorder)
+        collected = self._collect_images(connection, recorder)
+        images = () if collected is None else collected.images
         named = self.names.list_named(connection, recorder)
         work = recorder.freeze()
         many = sum(image.rows for image in images) > _MANY_ROWS
@@ -182,18 +184,22 @@ class Transactions:
             gathered = self._writer.gather(
                 connection, work, binding=recorder.binding, images=images, named=named
             )
+            if collected is not None:
+                # The transaction may go on, in deferred triggers. After an error the rollback
+                # sets them back.
+                set_back_text_settings(connection, collected.settings)
             return self._writer.build(gathered)
 
-    def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
+    def _collect_images(self, connection: Connection, recorder: Recorder) -> Collected | None:
         notices = self._notices.find(connection)
         if not notices.may_have_images:
-            return []
+            return None
         notices.images_kept = False
         binding = self.database.bind(connection, recorder)
-        images = self._collect(connection)
-        for image in images:
+        collected = self._collect(connection)
+        for image in () if collected is None else collected.images:
             self.database.find_guarded(connection, binding, oid=image.relation)
-        return images
+        return collected
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
         """Send what was kept back for a COMMIT that this session did not make."""
