@@ -75,7 +75,7 @@ class Recorder:
         self.ending = False
         """COMMIT was sent: an error from now on leaves open whether it happened."""
         self.notices: NoticeState | None = None
-        """What notices said since the transaction began; looked up by whoever asks first."""
+        """What notices said since the transaction began; looked up when it is first asked for."""
         self.process_id = 0
         """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
