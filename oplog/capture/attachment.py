@@ -347,7 +347,9 @@ class Attachments:
             one.transactions.send_deferred(one.connection, one.recorder)
             claim = one.recorder.final_claim or one.recorder.claim
             state.receipts += one.recorder.receipts or (claim.receipts if claim else ())
-            confirmed = confirmed and not one.transactions.is_unconfirmed(one.connection)
+            confirmed = confirmed and not one.transactions.is_unconfirmed(
+                one.connection, one.recorder
+            )
         if not confirmed:
             state.receipts = mark_unconfirmed(state.receipts)
             warn_unconfirmed()

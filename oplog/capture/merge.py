@@ -198,7 +198,10 @@ def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRo
     else:
         for changed in {row.changed for row in rows}:
             wanted.update(dict.fromkeys(changed))
-    found = read_rows(connection, bound, [row.key for row in rows], columns=tuple(wanted))
+    # Who collected the images has set the text settings.
+    found = read_rows(
+        connection, bound, [row.key for row in rows], columns=tuple(wanted), settings_fixed=True
+    )
     keys = frozenset(bound.shape.key_names)
     for row, stored in zip(rows, found, strict=True):
         if stored is None and row.is_doubtful and hides_rows(connection, bound):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import BoundType
 from oplog.capture.prediction import list_rows, predict_columns
 from oplog.capture.readback import normalise_keys, read_rows
+from oplog.capture.returned_columns import is_loose
 from oplog.capture.row_change import Key, RowChange
 from oplog.capture.statement_plan import BoundColumn, StatementPlan
 from oplog.capture.unseen import describe_hidden, hides_rows
@@ -46,7 +45,7 @@ def read_keys(
     """
     bound = plan.bound
     keys = _spell_keys(connection, bound, plan.key, parameters)
-    if not any(codec_is_loose(bound, name) for name in bound.shape.key_names):
+    if not any(is_loose(bound, name) for name in bound.shape.key_names):
         return keys, set()
     # 1.0 finds the row whose key is stored as 1.00: the log must name the latter.
     found = read_rows(connection, bound, keys, columns=bound.shape.key_names, lock=_lock(plan))
@@ -55,13 +54,6 @@ def read_keys(
         for key, row in zip(keys, found, strict=True)
     ]
     return spelled, {key for key, row in zip(keys, found, strict=True) if row is None}
-
-
-def codec_is_loose(bound: BoundType, name: str) -> bool:
-    """Stored values of this column may differ and still compare as equal in SQL."""
-    codec = bound.shape.codecs[name]
-    # Strings are compared as text because of some collations, but are equal only if identical.
-    return codec.compare_as_text and not codec.pg_type.startswith(("text", "character"))
 
 
 def read_groups(
@@ -104,31 +96,36 @@ def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
     keys = _find_inserted_keys(plan, context, parameters)
     if _was_suppressed(context, len(parameters)):
         return _reread(plan, context, keys)
-    returned = context.returned_default_rows
-    natural = _list_natural(plan, context) if returned else ()
-    defaults = {c.name: c.has_default or bound.live.rewrites_rows for c in bound.live.columns}
-    absent = [name for name in plan.absent if not defaults[name]]
-    asked = plan.unknown + tuple(name for name in plan.absent if defaults[name])
     foreign = _find_foreign(context.root_connection, plan.columns, parameters)
     written, columns = predict_columns(plan.columns, parameters, foreign)
-    written += [*absent, *bound.shape.key_names]
-    columns += [[None] * len(keys) for _ in absent]
+    written += [*plan.absent, *bound.shape.key_names]
+    columns += [[None] * len(keys) for _ in plan.absent]
     columns += list(zip(*keys, strict=True))
     rows = list_rows(written, columns)
-    if natural and len(returned) == len(parameters):
-        for (values, _), row in zip(rows, returned, strict=True):
-            for column, name, to_wire in natural:
-                value = row._mapping[column]
-                wire = None if value is None else to_wire(value)
-                if wire is not UNSURE:
-                    values[name] = wire
+    if plan.natural:
+        _add_returned(plan, context, [values for values, _ in rows])
     changes = []
     for key, (values, unknown) in zip(keys, rows, strict=True):
-        names = (*unknown, *asked)
+        names = (*unknown, *plan.unknown)
         unread = tuple([name for name in names if name not in values]) if names else ()
         changes.append(RowChange(OpType.CREATE, bound, key, values, unknown=unread))
     _check_in_place(plan, context, keys)
     return changes
+
+
+def _add_returned(plan: StatementPlan, context: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """What the database returned of each row, as far as it is certain."""
+    returned = context.returned_default_rows
+    if not returned or len(returned) != len(rows):
+        return
+    connection = context.root_connection
+    natural = [column for column in plan.natural if is_read_plainly(connection, column.loaded)]
+    for values, row in zip(rows, returned, strict=True):
+        for column in natural:
+            value = row._mapping[column.source]
+            wire = None if value is None else column.to_wire(value)
+            if wire is not UNSURE:
+                values[column.name] = wire
 
 
 def _find_inserted_keys(
@@ -275,68 +272,23 @@ def _spell_column(
 
 
 def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
-    bound = plan.bound
+    bound, columns = plan.bound, plan.returned_key
     rows = context.inserted_primary_key_rows
-    columns = list(bound.declared.table.primary_key)
     if len(rows) != count:
         raise _uncertain(bound, f"{count} rows were sent and {len(rows)} keys came back")
     connection = context.root_connection
-    blurred = {name for name in bound.shape.key_names if _is_blurred(connection, bound, name)}
+    blurred = {c.name for c in columns if not c.exact or not is_read_plainly(connection, c.loaded)}
     keys: list[Key] = []
     for row in rows:
-        by_name = {
-            column.name: _undo_text(column, value)
-            for column, value in zip(columns, row, strict=True)
-        }
         key = []
-        for name in bound.shape.key_names:
-            value = by_name[name]
-            wire = None if value is None else bound.shape.codecs[name].to_wire(value)
-            if wire is None or wire is UNSURE or name in blurred:
-                raise _uncertain(bound, f"the key column {name} came back as {value!r}")
+        for column in columns:
+            value = row[column.source]
+            wire = None if value is None else column.to_wire(value)
+            if wire is None or wire is UNSURE or column.name in blurred:
+                raise _uncertain(bound, f"the key column {column.name} came back as {value!r}")
             key.append(wire)
         keys.append(tuple(key))
     return keys
-
-
-def _is_blurred(connection: Connection, bound: BoundType, name: str) -> bool:
-    pg_type = bound.shape.codecs[name].pg_type
-    # Decimals come back as stored. Other types with several equal forms the driver normalises.
-    if codec_is_loose(bound, name) and not pg_type.startswith("numeric"):
-        return True
-    return not is_read_plainly(connection, pg_type)
-
-
-def _undo_text(column: Any, value: Any) -> Any:
-    # Uuid(as_uuid=False) turns what came back into text.
-    if isinstance(value, str) and isinstance(column.type, sa.Uuid):
-        return UUID(value)
-    return value
-
-
-def _list_natural(plan: StatementPlan, context: Any) -> list[tuple[Any, str, Any]]:
-    """Returned columns whose Python value is what the driver read, unprocessed."""
-    table = plan.bound.declared.table
-    asked = {*plan.unknown, *plan.absent}
-    natural = []
-    for column in context.compiled.effective_returning:
-        if getattr(column, "table", None) is not table or column.name not in asked:
-            continue
-        # Not where several forms are equal (1 mon and 30 days, 1.00 and 1.0) or a setting
-        # rounds: the driver's value may be another form. Nor for numbers, because SQLAlchemy
-        # chooses their result processor only when it sees the first value.
-        if codec_is_loose(plan.bound, column.name) or isinstance(
-            column.type, (sa.Numeric, sa.Float)
-        ):
-            continue
-        implementation = column.type.dialect_impl(context.dialect)
-        if implementation.result_processor(context.dialect, None) is None:
-            codec = plan.bound.shape.codecs.get(column.name)
-            if codec is None or plan.bound.live.rewrites_rows:
-                continue
-            if is_read_plainly(context.root_connection, codec.pg_type):
-                natural.append((column, column.name, codec.to_wire))
-    return natural
 
 
 def _count_matched(plan: StatementPlan, context: Any, expected: int) -> bool:

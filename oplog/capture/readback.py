@@ -135,28 +135,27 @@ def read_rows(
     *,
     columns: Sequence[str],
     lock: str = "",
+    settings_fixed: bool = False,
 ) -> list[dict[str, Wire | None] | None]:
-    """The named columns of each row in wire values, None where there is no such row."""
+    """The named columns of each row in wire values, None where there is no such row.
+
+    `settings_fixed` says that the text settings are set already.
+    """
     shape = bound.shape
     codecs = shape.codecs
     selected = ", ".join(_print_column(codecs[name].pg_type, name) for name in columns)
-    arrays, joined = [], []
+    statement = _select_one if len(keys) == 1 else _select_many
     parameters: list[Any] = []
     for place, column in enumerate(shape.key_columns):
-        arrays.append("pg_catalog.unnest(%s::text[])")
-        joined.append(f"t.{quote(column.name)} = k.k{place}::{column.pg_type}")
         to_text = codecs[column.name].to_text
         parts = [key[place] for key in keys]
-        parameters.append([None if part is None else to_text(part) for part in parts])
-    aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
-    statement = (
-        f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
-        f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
-        f"JOIN {double_percent(bound.live.qualified)} t "
-        f"ON {double_percent(' AND '.join(joined))}{lock}"
-    )
-    with _text_settings(connection, bound, (*columns, *shape.key_names)):
-        rows = connection.exec_driver_sql(statement, tuple(parameters)).fetchall()
+        texts = [None if part is None else to_text(part) for part in parts]
+        parameters.append(texts[0] if len(keys) == 1 else texts)
+    unfixed = () if settings_fixed else (*columns, *shape.key_names)
+    with _text_settings(connection, bound, unfixed):
+        rows = connection.exec_driver_sql(
+            statement(bound, double_percent(selected)) + lock, tuple(parameters)
+        ).fetchall()
     found: list[dict[str, Wire | None] | None] = [None] * len(keys)
     parsers = [codecs[name].from_text for name in columns]
     for row in rows:
@@ -165,6 +164,32 @@ def read_rows(
             for name, parse, text in zip(columns, parsers, row[1:], strict=True)
         }
     return found
+
+
+def _select_one(bound: BoundType, selected: str) -> str:
+    """The query for one key, whose plan the server keeps; that for many it makes each time."""
+    given = [
+        double_percent(f"t.{quote(column.name)} = ") + f"%s::text::{double_percent(column.pg_type)}"
+        for column in bound.shape.key_columns
+    ]
+    return (
+        f"SELECT 1{', ' if selected else ''}{selected} "
+        f"FROM {double_percent(bound.live.qualified)} t WHERE {' AND '.join(given)}"
+    )
+
+
+def _select_many(bound: BoundType, selected: str) -> str:
+    arrays, joined = [], []
+    for place, column in enumerate(bound.shape.key_columns):
+        arrays.append("pg_catalog.unnest(%s::text[])")
+        joined.append(f"t.{quote(column.name)} = k.k{place}::{column.pg_type}")
+    aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
+    return (
+        f"SELECT k.n{', ' if selected else ''}{selected} "
+        f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
+        f"JOIN {double_percent(bound.live.qualified)} t "
+        f"ON {double_percent(' AND '.join(joined))}"
+    )
 
 
 def _print_column(pg_type: str, name: str) -> str:

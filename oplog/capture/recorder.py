@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from oplog.binding import Binding, BoundType
 from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
+from oplog.capture.notices import NoticeState
 from oplog.capture.record import RecordedWork
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange
@@ -73,6 +74,8 @@ class Recorder:
         """The claim that the transaction held when it was closed."""
         self.ending = False
         """COMMIT was sent: an error from now on leaves open whether it happened."""
+        self.notices: NoticeState | None = None
+        """What notices said since the transaction began; looked up when it is first asked for."""
         self.process_id = 0
         """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
@@ -253,7 +256,10 @@ class Recorder:
     @property
     def claim(self) -> Claim | None:
         """The idempotency key that the transaction holds."""
-        return next((frame.claim for frame in self.frames if frame.claim is not None), None)
+        for frame in self.frames:
+            if frame.claim is not None:
+                return frame.claim
+        return None
 
     def add_claim(self, claim: Claim) -> None:
         """Hold a key until the frame ends."""
@@ -274,10 +280,12 @@ class Recorder:
     @property
     def dirty(self) -> bool:
         """There is something to write, or a failure to report."""
-        return any(f.changes or f.entries or f.failure or f.statements for f in self.frames) or (
-            # A key that was not used before has to be used up, even if nothing else happens.
-            (claim := self.claim) is not None and not claim.receipts
-        )
+        for frame in self.frames:
+            if frame.changes or frame.entries or frame.failure or frame.statements:
+                return True
+        # A key that was not used before has to be used up, even if nothing else happens.
+        claim = self.claim
+        return claim is not None and not claim.receipts
 
     def freeze(self) -> RecordedWork:
         """Everything that survived, as one value; what is recorded later is not in it.
@@ -288,19 +296,25 @@ class Recorder:
         claim, metadata = self.claim, self._list_metadata()
         if claim is not None and claim.fingerprint is not None:
             metadata.append((REQUEST, claim.fingerprint))
+        changes: list[RowChange] = []
+        entries: list[Entry] = []
         tickets: dict[str, Ticket] = {}
+        tally = 0
         for frame in self.frames:
+            changes += frame.changes
+            entries += frame.entries
+            tally += frame.tally
             for aggregate, ticket in frame.tickets.items():
                 # The first ticket taken protects the longest.
                 tickets.setdefault(aggregate, ticket)
         return RecordedWork(
             log=self.binding,
-            changes=[change for frame in self.frames for change in frame.changes],
-            entries=[entry for frame in self.frames for entry in frame.entries],
+            changes=changes,
+            entries=entries,
             tickets=tickets,
             metadata=metadata,
             claim=claim,
-            tally=sum(frame.tally for frame in self.frames),
+            tally=tally,
         )
 
     def _list_metadata(self) -> list[tuple[str, str]]:

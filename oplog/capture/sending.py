@@ -34,7 +34,7 @@ from oplog.errors import (
     TicketConflictError,
     UnloggedWriteError,
 )
-from oplog.postgres.binary_message import Message, read_numbers
+from oplog.postgres.binary_message import Message
 from oplog.postgres.exchange import exchange
 from oplog.postgres.namesake import refuse_other_table
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, UNIQUE_VIOLATION
@@ -286,7 +286,5 @@ def _make_receipts(append: Append, row: Sequence[bytes] | None) -> list[Receipt]
     draft = append.draft
     if draft.record is None or row is None:
         return []
-    versions, record_hash = row
-    # NULL arrives without bytes: all versions are 1.
-    numbers = read_numbers(versions) if versions else [1] * len(draft.aggregates)
-    return draft.make_receipts(numbers, record_hash)
+    versions, record_hash = Store.read_append(row)
+    return draft.make_receipts(versions or [1] * len(draft.aggregates), record_hash)

@@ -18,6 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, Grouping
 
 from oplog.binding import BoundType
+from oplog.capture.returned_columns import ReturnedColumn, find_natural, find_returned_key
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.postgres.sent_value import unwrap
@@ -51,12 +52,17 @@ class StatementPlan:
     columns: tuple[BoundColumn, ...]
     """Written columns with a parameter."""
     unknown: tuple[str, ...]
-    """Written columns whose value only the database knows."""
+    """Columns whose value only the database knows: written ones, and defaults of an insert.
+    Of an insert not the key."""
     absent: tuple[str, ...]
-    """Columns that an insert leaves to the database's own default."""
+    """Columns that an insert leaves out and that are NULL then."""
     key: tuple[BoundColumn, ...]
     """Parameters that identify the row: its key before an update or delete, the new key of an
     insert. Empty when the database returns the insert's key."""
+    returned_key: tuple[ReturnedColumn, ...] = ()
+    """The key that the database returns, if `key` is empty."""
+    natural: tuple[ReturnedColumn, ...] = ()
+    """Unknown columns that an insert returns as they are stored."""
 
 
 def plan_statement(
@@ -126,7 +132,11 @@ def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) 
         )
     columns, unknown = _sort_written(compiled, statement, bound)
     written = {column.name for column in columns}.union(unknown)
-    absent = tuple(name for name in bound.shape.names if name not in written)
+    left_out = [name for name in bound.shape.names if name not in written]
+    defaults = {c.name: c.has_default or bound.live.rewrites_rows for c in bound.live.columns}
+    # The key is known after the statement in any case.
+    asked = [*unknown, *(name for name in left_out if defaults[name])]
+    unknown = tuple(name for name in asked if name not in bound.shape.key_names)
     by_name = {column.name: column for column in columns}
     if all(name in by_name for name in bound.shape.key_names):
         key = tuple(by_name[name] for name in bound.shape.key_names)
@@ -139,7 +149,14 @@ def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) 
             "add the objects to the session, or give the key's values in the parameters",
         )
     return StatementPlan(
-        OpType.CREATE, bound, columns=columns, unknown=unknown, absent=absent, key=key
+        OpType.CREATE,
+        bound,
+        columns=columns,
+        unknown=unknown,
+        absent=tuple(name for name in left_out if not defaults[name]),
+        key=key,
+        returned_key=() if key else find_returned_key(bound),
+        natural=find_natural(compiled, bound, unknown),
     )
 
 

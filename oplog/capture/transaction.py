@@ -21,7 +21,7 @@ from oplog.binding import Binding
 from oplog.capture.draft import Draft
 from oplog.capture.engine_binding import EngineBinding
 from oplog.capture.naming import NameChecks
-from oplog.capture.notices import Notices
+from oplog.capture.notices import Notices, NoticeState
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
@@ -37,9 +37,10 @@ from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteErr
 from oplog.events import EntriesAppended, OutcomeLost
 from oplog.payload.gc_pause import pause_collector
 from oplog.postgres.quoting import double_percent
+from oplog.postgres.text_settings import set_back_text_settings
 from oplog.receipt import Receipt
 from oplog.schema.guard import make_prefix
-from oplog.store.guard_state import Image
+from oplog.store.guard_state import Collected
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
@@ -58,7 +59,7 @@ class Transactions:
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
-        collect: Callable[[Connection], list[Image]],
+        collect: Callable[[Connection], Collected | None],
         log: object,
     ) -> None:
         self.engine = engine
@@ -106,8 +107,14 @@ class Transactions:
         if found is None:
             found = self._recorders[connection] = Recorder()
         found.owned = found.owned or owned
-        self._notices.find(connection).in_session = found.owned
+        self._find_notices(connection, found).in_session = found.owned
         return found
+
+    def _find_notices(self, connection: Connection, recorder: Recorder) -> NoticeState:
+        """Kept by the recorder: to find the driver's connection takes longer than all else here."""
+        if recorder.notices is None:
+            recorder.notices = self._notices.find(connection)
+        return recorder.notices
 
     def mark_unattached(self, connection: Connection) -> None:
         """The transaction belongs to a session that is not attached: its images stay."""
@@ -158,7 +165,7 @@ class Transactions:
 
         They run here, because at COMMIT it would be too late for what they write.
         """
-        notices = self._notices.find(connection)
+        notices = self._find_notices(connection, recorder)
         # Without notices any transaction that wrote may have images.
         must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
         known = self.database.find(recorder)
@@ -174,7 +181,8 @@ class Transactions:
 
     def _draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
         """Gather and build."""
-        images = self._take_images(connection, recorder)
+        collected = self._collect_images(connection, recorder)
+        images = () if collected is None else collected.images
         named = self.names.list_named(connection, recorder)
         work = recorder.freeze()
         many = sum(image.rows for image in images) > _MANY_ROWS
@@ -182,18 +190,22 @@ class Transactions:
             gathered = self._writer.gather(
                 connection, work, binding=recorder.binding, images=images, named=named
             )
+            if collected is not None:
+                # The transaction may go on, in deferred triggers. After an error the rollback
+                # sets them back.
+                set_back_text_settings(connection, collected.settings)
             return self._writer.build(gathered)
 
-    def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:
-        notices = self._notices.find(connection)
+    def _collect_images(self, connection: Connection, recorder: Recorder) -> Collected | None:
+        notices = self._find_notices(connection, recorder)
         if not notices.may_have_images:
-            return []
+            return None
         notices.images_kept = False
         binding = self.database.bind(connection, recorder)
-        images = self._collect(connection)
-        for image in images:
+        collected = self._collect(connection)
+        for image in () if collected is None else collected.images:
             self.database.find_guarded(connection, binding, oid=image.relation)
-        return images
+        return collected
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
         """Send what was kept back for a COMMIT that this session did not make."""
@@ -211,8 +223,12 @@ class Transactions:
     def _send(
         self, connection: Connection, recorder: Recorder, draft: Draft, *, commit: bool = False
     ) -> None:
-        with self.database.refreshing():
+        try:
             receipts = self._writer.send(connection, draft, commit=commit)
+        except UnloggedWriteError:
+            # As `refreshing` does, without the cost of a context for each transaction.
+            self.database.refresh()
+            raise
         recorder.receipts += receipts
         if receipts:
             self._writer.on_event(EntriesAppended(receipts[0].record_id, commit))
@@ -263,7 +279,7 @@ class Transactions:
         if not recorder.owned:
             self.write_entries(connection, recorder, defer=False)
             self.receipts[connection] = recorder.receipts
-            self._notices.find(connection).receipts = recorder.receipts
+            self._find_notices(connection, recorder).receipts = recorder.receipts
         recorder.raise_failure()
         if recorder.dirty:
             raise UnloggedWriteError(
@@ -293,9 +309,11 @@ class Transactions:
         self._writer.on_event(OutcomeLost(_list_records(receipts)))
         return lost
 
-    def is_unconfirmed(self, connection: Connection) -> bool:
+    def is_unconfirmed(self, connection: Connection, recorder: Recorder) -> bool:
         """COMMIT returned without having waited for its standby."""
-        return not connection.invalidated and self._notices.find(connection).unconfirmed
+        if connection.invalidated:
+            return False
+        return self._find_notices(connection, recorder).unconfirmed
 
     def roll_back(self, connection: Connection) -> None:
         """ROLLBACK of a transaction; one of a session is closed when the session ends it."""

@@ -14,9 +14,10 @@ part without a fixed length is preceded by its length: 4 bytes, big endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import chain
 from typing import NoReturn
 from uuid import UUID
 
@@ -59,23 +60,20 @@ def hash_body(
     """
     try:
         head = [_BODY_LABEL, _BODY_START.pack(format, record_id.bytes)]
-        _add_text(head, key_id, "key id")
+        _add_texts(head, (key_id,), "key id")
         head.append(_LENGTH.pack(len(metadata)))
-        for pair in metadata:
-            for text in pair:
-                _add_text(head, text, "metadata")
+        _add_texts(head, chain.from_iterable(metadata), "metadata")
         if idempotency_key is None:
             head.append(b"\0")
         else:
             head.append(b"\1")
-            _add_text(head, idempotency_key, "idempotency key")
+            _add_texts(head, (idempotency_key,), "idempotency key")
         head.append(_LENGTH.pack(len(aggregates)))
         digest = sha256(b"".join(head))
         # A few at a time: a record may have millions.
         for start in range(0, len(aggregates), _AT_ONCE):
             names: list[bytes] = []
-            for aggregate in aggregates[start : start + _AT_ONCE]:
-                _add_text(names, aggregate, "aggregate name")
+            _add_texts(names, aggregates[start : start + _AT_ONCE], "aggregate name")
             digest.update(b"".join(names))
         digest.update(_LENGTH.pack(len(parts)))
         for first, data in parts:
@@ -85,9 +83,10 @@ def hash_body(
     return digest.digest()
 
 
-def _add_text(head: list[bytes], text: str, what: str) -> None:
-    data = check_text(text, what, EntryError)
-    head += (_LENGTH.pack(len(data)), data)
+def _add_texts(head: list[bytes], texts: Iterable[str], what: str) -> None:
+    for text in texts:
+        data = check_text(text, what, EntryError)
+        head += (_LENGTH.pack(len(data)), data)
 
 
 def hash_record(

@@ -29,8 +29,6 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA512
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from oplog.crypto.compression import Zstd
 from oplog.crypto.keyring import Keyring
@@ -52,6 +50,7 @@ FORMAT_PLAIN = 2
 _LABEL = b"oplog/v1/sealed+AEAD_AES_256_GCM\0"
 _SALT, _KEY, _NONCE, _COMMITMENT, _TAG = 24, 32, 12, 32, 16
 _CLEAR = _SALT + _COMMITMENT
+_DERIVED = _KEY + _NONCE + _COMMITMENT
 _FRAME = struct.Struct(">BI")
 _UNTIL_LOG_ID = struct.Struct(">III16s")
 _LENGTH = struct.Struct(">I")
@@ -276,7 +275,8 @@ def _derive(
 ) -> tuple[Secret, bytes, bytes]:
     """Derive key, nonce and commitment of one part.
 
-    A data key is uniformly random, so HKDF-Extract is not needed.
+    A data key is uniformly random, so HKDF-Extract is not needed. Two blocks of HKDF-Expand hold
+    all three; made here, they need none of the objects that `HKDFExpand` gives the same bytes with.
     """
     place = check_text(context.name, "name of what is sealed", EntryError)
     name = key_id.encode()
@@ -291,8 +291,9 @@ def _derive(
             name,
         )
     )
-    derived = Secret(HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info).derive(data_key))
-    nonce, commitment = derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE :]
+    first = Secret(hmac.digest(data_key, info + b"\x01", "sha512"))
+    derived = Secret(first + hmac.digest(data_key, first + info + b"\x02", "sha512"))
+    nonce, commitment = derived[_KEY : _KEY + _NONCE], derived[_KEY + _NONCE : _DERIVED]
     return derived[:_KEY], bytes(nonce), bytes(commitment)
 
 

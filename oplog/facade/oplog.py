@@ -29,7 +29,7 @@ from oplog.facade.restoring_part import Restoring
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
 from oplog.receipt import Receipt
-from oplog.store.guard_state import Image, collect_images
+from oplog.store.guard_state import Collected, collect_images
 
 T = TypeVar("T")
 
@@ -104,9 +104,9 @@ class Oplog:
             log=self,
         )
 
-    def _collect_images(self, connection: Connection) -> list[Image]:
+    def _collect_images(self, connection: Connection) -> Collected | None:
         # Left where they are, the guards refuse the COMMIT.
-        return collect_images(connection, self._log.schema) if self._log.guard else []
+        return collect_images(connection, self._log.schema) if self._log.guard else None
 
     # -- what it was made of ---------------------------------------------------------------
 

@@ -23,6 +23,8 @@ _HEADER = struct.Struct(">iiI")
 """Of an array: dimensions, whether there are NULLs, the element's oid."""
 _DIMENSION = struct.Struct(">ii")
 """Of each dimension: length and lower bound."""
+_FIELD = struct.Struct(">Ii")
+"""Of each field of a composite value: oid of its type, and length, -1 for NULL."""
 _NULL = _INT4.pack(-1)
 
 
@@ -123,4 +125,16 @@ def read_array(data: bytes) -> list[bytes]:
         start = place + _INT4.size
         place = start + _INT4.unpack_from(data, place)[0]
         found.append(data[start:place])
+    return found
+
+
+def read_fields(data: bytes) -> list[bytes | None]:
+    """The fields of a composite value, as their bytes; None is NULL."""
+    place, found = _INT4.size, list[bytes | None]()
+    for _ in range(_INT4.unpack_from(data)[0]):
+        # The oid of the type is left out: who asked knows it.
+        start = place + _FIELD.size
+        length = _FIELD.unpack_from(data, place)[1]
+        place = start + max(length, 0)
+        found.append(None if length < 0 else data[start:place])
     return found

@@ -57,7 +57,9 @@ def exchange(connection: Connection, message: Message, *, commit: bool = False) 
         connection.exec_driver_sql("SELECT 1").close()
     answer = Answer()
     # SQL_ASCII means that the server converts nothing; the driver sends UTF-8 then, too.
-    encoding = "utf-8" if raw.info.encoding == "ascii" else raw.info.encoding
+    encoding = raw.info.encoding
+    if encoding == "ascii":
+        encoding = "utf-8"
     try:
         steps = _exchange(
             raw.pgconn,

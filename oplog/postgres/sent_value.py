@@ -133,9 +133,17 @@ def _is_foreign(adapters: AdaptersMap, kind: type) -> bool:
     return dumper.__module__.partition(".")[0] not in _OWN
 
 
-def is_read_plainly(connection: Connection, pg_type: str) -> bool:
-    """What psycopg returns for a value of the type is not made by a loader of the application's."""
+def name_loaded(pg_type: str) -> str:
+    """The name under which the driver knows a type, whatever its modifiers are."""
+    return _MODIFIERS.sub("", pg_type)
+
+
+def is_read_plainly(connection: Connection, loaded: str) -> bool:
+    """What psycopg returns for a value of the type is not made by a loader of the application's.
+
+    `loaded` is what `name_loaded` gives for the type.
+    """
     raw: Any = connection.connection.driver_connection
-    info = raw.adapters.types.get(_MODIFIERS.sub("", pg_type))
+    info = raw.adapters.types.get(loaded)
     loader = None if info is None else raw.adapters.get_loader(info.oid, pq.Format.TEXT)
     return loader is None or loader.__module__.partition(".")[0] in _OWN

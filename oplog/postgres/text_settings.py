@@ -6,6 +6,8 @@ was there. The log's own functions do the same in `oplog.schema.touched_keys`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import quote_literal
@@ -18,8 +20,13 @@ _FIX = ", ".join(
 _READ = ", ".join(
     f"pg_catalog.current_setting({quote_literal(name)}) AS {name}" for name in TEXT_SETTINGS
 )
+_CURRENT = ", ".join(f"pg_catalog.current_setting({quote_literal(name)})" for name in TEXT_SETTINGS)
 # OFFSET 0 keeps the subquery apart: the settings are read before they are set.
 _READ_AND_FIX = f"SELECT s.*, {_FIX} FROM (SELECT {_READ} OFFSET 0) s"
+FIXED_SETTINGS = (
+    f"SELECT b.before, ARRAY[{_FIX}] FROM (SELECT ARRAY[{_CURRENT}] OFFSET 0) b(before)"
+)
+"""A query of one row, which sets them; its first column is for `set_back_text_settings`."""
 _SET_BACK = "SELECT " + ", ".join(
     f"pg_catalog.set_config({quote_literal(name)}, %s, true)" for name in TEXT_SETTINGS
 )
@@ -31,7 +38,7 @@ def fix_text_settings(connection: Connection) -> tuple[str, ...]:
     return tuple(row[: len(TEXT_SETTINGS)])
 
 
-def set_back_text_settings(connection: Connection, before: tuple[str, ...]) -> None:
+def set_back_text_settings(connection: Connection, before: Sequence[str]) -> None:
     """Restore what `fix_text_settings` returned; no statement if nothing was changed."""
-    if before != tuple(TEXT_SETTINGS.values()):
-        connection.exec_driver_sql(_SET_BACK, before)
+    if tuple(before) != tuple(TEXT_SETTINGS.values()):
+        connection.exec_driver_sql(_SET_BACK, tuple(before))

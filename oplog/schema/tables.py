@@ -353,6 +353,8 @@ def _pruned_table(s: str) -> str:
 
 def _indexes(s: str) -> list[str]:
     return [
+        # Guards look for the types of a table at each statement that was not announced.
+        f"CREATE INDEX oplog_type_table ON {s}.oplog_type ((shape->>'schema'), (shape->>'table'))",
         # "What is new since this cursor" in time proportional to what is new.
         f"CREATE INDEX oplog_record_transaction ON {s}.oplog_record (transaction_id, position)",
         f"CREATE INDEX oplog_record_created ON {s}.oplog_record USING brin (created_at)",

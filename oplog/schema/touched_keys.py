@@ -7,14 +7,13 @@ collects the keys; how often a row came and went tells what it was before.
 
 from __future__ import annotations
 
+from oplog.schema.guard_origin import require_guard_function
 from oplog.value import TEXT_SETTINGS
 
 UNLOGGED = "OP003"
 """SQLSTATE of a transaction, or a TRUNCATE, that is refused because nothing logs it."""
 IMAGES_KEPT = "OP004"
 """SQLSTATE of the INFO message that images wait to be collected."""
-UNGUARDED = "OP007"
-"""SQLSTATE of a guard's function that is called where the log's own guard does not stand."""
 PINNED = "SET search_path = pg_catalog, pg_temp"
 """A fixed path, so that nobody puts functions or tables of their own in the way."""
 DEFINER = f"SECURITY DEFINER {PINNED}"
@@ -24,6 +23,7 @@ fixed path, so that such a role cannot put functions of its own in the way."""
 LOW_BITS = 1048575
 """What of a table's oid is in the weight of its rows."""
 _IMAGE_ROWS = 10000
+_SETTINGS = ", ".join(f"current_setting('{name}')" for name in TEXT_SETTINGS)
 _FIXED = ", ".join(f"'{value}'" for value in TEXT_SETTINGS.values())
 
 
@@ -57,7 +57,7 @@ def create_image_statements(s: str, p: str) -> list[str]:
   changed text[])""",
         f"CREATE INDEX oplog_image_transaction ON {s}.oplog_image (transaction_id)",
         _arm(s, p),
-        _require_guard(s, p),
+        require_guard_function(s, p),
         _set_text(s),
         _kept_columns(s),
         _image_update(s),
@@ -104,52 +104,6 @@ BEGIN
   v_set := pg_catalog.set_config('{p}.armed', v_id, true);
   v_set := pg_catalog.set_config('{p}.tally', '', true);
   RETURN true;
-END $oplog_fn$"""
-
-
-def _require_guard(s: str, p: str) -> str:
-    # These functions run with the rights of the log's owner. A trigger that calls one and that the
-    # log did not make could have it read a relation of the caller's instead of the changed rows,
-    # and a cast of the caller's would run in it. Nobody may make such a trigger now; those that
-    # were made before PUBLIC lost EXECUTE still stand.
-    return f"""CREATE FUNCTION {s}.oplog_require_guard(p_table oid, p_trigger name) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
--- Refuses a call that does not come from a trigger of the log's own, in a guard that is whole.
-DECLARE
-  v_column name;
-  v_why text;
-BEGIN
-  IF EXISTS (SELECT FROM pg_class c WHERE c.oid = p_table AND c.relpersistence = 't') THEN
-    v_why := 'it is temporary';
-  ELSIF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = p_table AND g.tgname = p_trigger
-      AND (g.tgname, g.tgoldtable, g.tgnewtable) IS NOT DISTINCT FROM (g.tgname,
-        CASE WHEN g.tgname IN ('{p}_guard_update', '{p}_guard_delete') THEN 'oplog_old' END::name,
-        CASE WHEN g.tgname IN ('{p}_guard_update', '{p}_guard_insert') THEN 'oplog_new' END::name)
-      AND starts_with(g.tgname, '{p}_guard_')) THEN
-    v_why := concat('trigger ', quote_ident(p_trigger), ' is not one of a guard');
-  ELSIF NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = p_table
-      AND g.tgname = '{p}_guard_armed' AND g.tgdeferrable AND g.tgenabled <> 'D'
-      AND g.tgfoid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure) THEN
-    v_why := 'the trigger {p}_guard_armed is missing or disabled';
-  ELSE
-    -- A cast of an owner of the log, or of a role that may become one, is harmless.
-    WITH RECURSIVE typed AS (
-      SELECT a.attname, a.atttypid AS type FROM pg_attribute a
-      WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped
-      UNION SELECT d.attname, t.typbasetype FROM typed d
-      JOIN pg_type t ON t.oid = d.type AND t.typtype = 'd')
-    SELECT d.attname INTO v_column
-    FROM typed d JOIN pg_cast x ON x.castsource = d.type AND x.casttarget = 'text'::regtype
-    JOIN pg_proc f ON f.oid = x.castfunc
-    WHERE NOT pg_has_role(f.proowner, current_user, 'MEMBER') LIMIT 1;
-    IF NOT FOUND THEN RETURN; END IF;
-    v_why := concat('the type of column ', quote_ident(v_column),
-      ' has a cast to text that the owner of the log does not own');
-  END IF;
-  RAISE EXCEPTION USING errcode = '{UNGUARDED}',
-    message = concat('oplog: the log does not guard ', p_table::regclass, ': ', v_why),
-    hint = 'op.track_tables puts a whole guard on a table, as the role that owns the log; '
-      'drop triggers that call functions of the log and are not part of one';
 END $oplog_fn$"""
 
 
@@ -224,25 +178,29 @@ def _kept_columns(s: str) -> str:
 LANGUAGE plpgsql STABLE AS $oplog_fn$
 -- The primary key, and what any aggregate's name is made of: with these the application finds
 -- a touched row, and the aggregate that it was in.
+DECLARE
+  v_schema text;
+  v_table text;
+  v_templates text;
 BEGIN
-RETURN (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum)
-FROM pg_catalog.pg_attribute a
-JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND (
-  EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
-          AND a.attnum = ANY (i.indkey::smallint[]))
-  OR EXISTS (SELECT FROM {s}.oplog_type t WHERE t.shape->>'schema' = n.nspname::text
-          AND t.shape->>'table' = c.relname::text
-          AND pg_catalog.strpos(t.shape->>'aggregate', '{{' || a.attname::text || '}}') > 0)
-  -- Nothing was ever logged for it: any column may be in the name.
-  OR NOT EXISTS (SELECT FROM {s}.oplog_type t WHERE t.shape->>'schema' = n.nspname::text
-          AND t.shape->>'table' = c.relname::text)));
+  SELECT n.nspname, c.relname INTO v_schema, v_table
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.oid = p_table;
+  SELECT pg_catalog.string_agg(t.shape->>'aggregate', ' ') INTO v_templates
+  FROM {s}.oplog_type t
+  WHERE t.shape->>'schema' = v_schema AND t.shape->>'table' = v_table;
+  RETURN (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attnum)
+  FROM pg_catalog.pg_attribute a
+  LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = a.attrelid AND k.contype = 'p'
+  WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND (
+    a.attnum = ANY (k.conkey)
+    -- Nothing was ever logged for it: any column may be in the name.
+    OR v_templates IS NULL
+    OR pg_catalog.strpos(v_templates, '{{' || a.attname::text || '}}') > 0));
 END $oplog_fn$"""
 
 
 def _set_text(s: str) -> str:
-    read = ", ".join(f"current_setting('{name}')" for name in TEXT_SETTINGS)
     write = ", ".join(
         f"set_config('{name}', p_values[{n}], true)" for n, name in enumerate(TEXT_SETTINGS, 1)
     )
@@ -250,17 +208,28 @@ def _set_text(s: str) -> str:
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
 -- Settings that decide what values look like as text; gives back what they were.
 DECLARE
-  v_before text[] := ARRAY[{read}];
+  v_before text[] := ARRAY[{_SETTINGS}];
 BEGIN
   IF v_before <> p_values THEN PERFORM {write}; END IF;
   RETURN v_before;
 END $oplog_fn$"""
 
 
+def _fix_text(s: str) -> str:
+    # Most sessions have these settings anyway: comparing them takes a tenth of the call.
+    return f"""IF ARRAY[{_SETTINGS}] <> ARRAY[{_FIXED}] THEN
+    v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
+  END IF;"""
+
+
+def _set_text_back(s: str) -> str:
+    return f"IF v_before IS NOT NULL THEN v_before := {s}.oplog_set_text(v_before); END IF;"
+
+
 def _tell(p: str, relation: str) -> str:
     """Tell the client, once for each transaction, that images wait to be collected."""
     return f"""IF current_setting('{p}.told', true) IS DISTINCT FROM pg_current_xact_id()::text THEN
-    PERFORM set_config('{p}.told', pg_current_xact_id()::text, true);
+    v_set := set_config('{p}.told', pg_current_xact_id()::text, true);
     RAISE INFO USING errcode = '{IMAGES_KEPT}', schema = tg_argv[0],
       message = concat('oplog: ', {relation}::regclass, ' is changed by a statement that no '
         'attached session announced; COMMIT is refused unless the change is logged');
@@ -280,7 +249,7 @@ DECLARE
   v_kept text[];
   v_list text;
   v_array text;
-  v_sql text;
+  v_images text[];
   v_before text[];
 BEGIN
   {_refuse_strange(s)}
@@ -290,27 +259,43 @@ BEGIN
   {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, f"v_rows * {_weight('tg_relid')}")}
   IF {_is_announced(s, p, "tg_relid")} THEN RETURN NULL; END IF;
-  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  v_set := {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(tg_relid);
-  IF tg_op <> 'UPDATE' THEN
+  {_fix_text(s)}
+  IF tg_op = 'UPDATE' THEN
+    EXECUTE {s}.oplog_image_update(tg_relid, v_kept) USING tg_relid, 'U'::"char", v_kept;
+  ELSIF v_rows <= {_IMAGE_ROWS} THEN
+    {_image_few(s)}
+  ELSE
     SELECT string_agg(concat(quote_ident(c), '::text AS c', n), ', '),
            string_agg(concat('r.c', n), ', ')
       INTO v_list, v_array FROM unnest(v_kept) WITH ORDINALITY AS k(c, n);
-    v_sql := concat('INSERT INTO {image}, ',
+    EXECUTE concat('INSERT INTO {image}, ',
       CASE tg_op WHEN 'INSERT' THEN 'new_rows' ELSE 'old_rows' END,
       ') SELECT pg_current_xact_id(), $1, $2, count(*), $3, array_agg(ARRAY[', v_array,
       ']) FROM (SELECT (row_number() OVER () - 1) / {_IMAGE_ROWS} AS part, ', v_list, ' FROM ',
       CASE tg_op WHEN 'INSERT' THEN 'oplog_new' ELSE 'oplog_old' END,
-      ') r GROUP BY r.part');
-  ELSE
-    v_sql := {s}.oplog_image_update(tg_relid, v_kept);
+      ') r GROUP BY r.part') USING tg_relid, left(tg_op, 1)::"char", v_kept;
   END IF;
-  v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
-  EXECUTE v_sql USING tg_relid, left(tg_op, 1)::"char", v_kept;
-  PERFORM {s}.oplog_set_text(v_before);
+  {_set_text_back(s)}
   {_tell(p, "tg_relid")}
   RETURN NULL;
 END $oplog_fn$"""
+
+
+def _image_few(s: str) -> str:
+    """Keeps the images of an INSERT or DELETE of few rows.
+
+    What is planned at each call is as little as can be; the rest is planned once.
+    """
+    return f"""SELECT string_agg(concat('r.', quote_ident(c), '::text'), ', ') INTO v_list
+      FROM unnest(v_kept) AS c;
+    EXECUTE concat('SELECT array_agg(ARRAY[', v_list, ']) FROM ',
+      CASE tg_op WHEN 'INSERT' THEN 'oplog_new' ELSE 'oplog_old' END, ' r') INTO v_images;
+    INSERT INTO {s}.oplog_image
+      (transaction_id, relation, operation, rows, kept, old_rows, new_rows)
+    VALUES (pg_current_xact_id(), tg_relid, left(tg_op, 1)::"char", v_rows, v_kept,
+      CASE tg_op WHEN 'DELETE' THEN v_images END, CASE tg_op WHEN 'INSERT' THEN v_images END);"""
 
 
 def _image_update(s: str) -> str:
@@ -361,9 +346,9 @@ BEGIN
   {_require_armed(s, p, "tg_relid")}
   {_raise_tally(p, _weight("v_root"))}
   IF {_is_announced(s, p, "v_root")} THEN RETURN NULL; END IF;
-  PERFORM {s}.oplog_require_guard(tg_relid, tg_name);
+  v_set := {s}.oplog_require_guard(tg_relid, tg_name);
   v_kept := {s}.oplog_kept_columns(v_root);
-  v_before := {s}.oplog_set_text(ARRAY[{_FIXED}]);
+  {_fix_text(s)}
   SELECT concat('SELECT ARRAY[', string_agg(concat('($1).', quote_ident(c), '::text'), ', '), ']')
     INTO v_list FROM unnest(v_kept) AS c;
   IF tg_op <> 'INSERT' THEN EXECUTE v_list INTO v_old USING OLD; END IF;
@@ -382,7 +367,7 @@ BEGIN
   VALUES (pg_current_xact_id(), v_root, left(tg_op, 1)::"char", 1, v_kept,
     CASE WHEN v_old IS DISTINCT FROM v_new AND v_old IS NOT NULL THEN ARRAY[v_old] END,
     CASE WHEN v_new IS NOT NULL THEN ARRAY[v_new] END, v_changed);
-  PERFORM {s}.oplog_set_text(v_before);
+  {_set_text_back(s)}
   {_tell(p, "v_root")}
   RETURN NULL;
 END $oplog_fn$"""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
+from oplog.postgres.text_settings import FIXED_SETTINGS
 from oplog.schema.guard import GUARD_TRIGGERS
 
 
@@ -53,6 +55,13 @@ class Image:
     old_rows: Sequence[Sequence[str | None]] | None
     new_rows: Sequence[Sequence[str | None]] | None
     changed: Sequence[str]
+
+
+class Collected(NamedTuple):
+    """The images of a transaction, and the text settings that it had before."""
+
+    images: Sequence[Image]
+    settings: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +125,19 @@ def read_guards(connection: Connection, schema: str) -> Guards:
     return Guards({oid: Guard(oid, oid in cascading) for oid in whole}, deferred)
 
 
-def collect_images(connection: Connection, schema: str) -> list[Image]:
-    """Take this transaction's images away, in the order they were kept."""
+def collect_images(connection: Connection, schema: str) -> Collected:
+    """Take this transaction's images away, in the order they were kept.
+
+    The same statement sets the text settings, because the rows are read next.
+    """
     s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
-        "SELECT relation::bigint, operation::text, rows, kept, old_rows, new_rows, "
-        f"coalesce(changed, '{{}}') FROM {s}.oplog_collect_images()"
-    )
-    return [Image(*row) for row in rows]
+        "SELECT s.before, g.relation::bigint, g.operation::text, g.rows, g.kept, g.old_rows, "
+        f"g.new_rows, coalesce(g.changed, '{{}}') FROM ({FIXED_SETTINGS}) s "
+        f"LEFT JOIN {s}.oplog_collect_images() g ON true ORDER BY g.id"
+    ).fetchall()
+    # Without any image there is the row of the settings.
+    return Collected([Image(*row[1:]) for row in rows if row[1] is not None], rows[0][0])
 
 
 def count_images(connection: Connection, schema: str) -> list[ImageCount]:

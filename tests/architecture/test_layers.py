@@ -41,6 +41,7 @@ DEFINITIONS = (
     "append_checks",
     "append_only",
     "guard",
+    "guard_origin",
     "kept_images",
     "key_retirement",
     "partitions",

@@ -110,5 +110,5 @@ def test_functions_indexes_and_triggers_are_documented(engine: Engine) -> None:
         append.FENCED,
         append_only.APPEND_ONLY,
     }
-    states |= {append.SENT_TWICE, append.HEAD_MISSING, append.KEY_RETIRED}
+    states |= {append.SENT_TWICE, append.HEAD_MISSING, append_checks.KEY_RETIRED}
     assert states <= list_code_words(SCHEMA)

@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.crypto.hashing import ZERO_HASH, hash_body, hash_record
-from oplog.postgres.binary_message import read_numbers
 from oplog.postgres.exchange import execute
 from oplog.store import EntryFilter, NewRecord, Store, StoredRecord
 from oplog.store.rows import Part
@@ -40,10 +39,10 @@ def append(
     connection: Connection, record: NewRecord, *, store: Store = STORE, tally: int | None = None
 ) -> dict[str, int]:
     """Append it; the versions that the function tells, by aggregate."""
-    versions, record_hash = execute(connection, store.bind_append(record, tally=tally))
+    row = execute(connection, store.bind_append(record, tally=tally))
+    versions, record_hash = Store.read_append(row)
     assert len(record_hash) == len(ZERO_HASH)
-    # NULL is no bytes in an answer.
-    told = read_numbers(versions) if versions else [1] * len(record.aggregates)
+    told = versions or [1] * len(record.aggregates)
     return dict(zip(record.aggregates, told, strict=True))
 
 

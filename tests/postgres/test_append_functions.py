@@ -474,5 +474,5 @@ def test_it_is_one_statement(connection: Connection) -> None:
     record = make_record(MANY, metadata=[("k", "v")], parts=[Part(0, b"a"), Part(1, b"b")])
     message = STORE.bind_append(record._replace(record_id=uuid4()))
     assert message.statement.count("oplog_append(") == 1
-    assert message.statement.startswith("SELECT o_versions, o_hash FROM ")
+    assert message.statement.startswith('SELECT "oplog".oplog_append(')
     execute(connection, message)

@@ -20,7 +20,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from oplog import Keyring, Oplog, TypeCatalog
-from oplog.crypto.sql_hashing import state_mark_hash
 from oplog.errors import OplogError
 from oplog.schema.guard import FORMAT_MARK
 from tests.older import NEWEST_AND_OLDER, OLDER
@@ -115,20 +114,17 @@ def test_what_is_committed_is_in_the_log(logged: LoggedArena, sample: Sample) ->
 
 
 OPEN = "current_setting('oplog.tally')::bigint"
-NO_IMAGES = "DELETE FROM oplog.oplog_image"
+NO_IMAGES = "SELECT count(*) FROM oplog.oplog_collect_images()"
 CLOSE = "SELECT set_config('oplog.tally', '0', true)"
 ARM = "SELECT set_config('oplog.armed', pg_current_xact_id()::text, true)"
 WRITE = "UPDATE account SET balance = balance + 1"
 ANNOUNCED = "/*oplog:{account}*/ " + WRITE
-ABOUT = {"record_id": "'{record}'::uuid", "metadata": "ARRAY['a', 'b']", "aggregate": "'x/1'"}
 RECORD = state_append(
-    p_record=ABOUT["record_id"],
-    p_aggregates="ARRAY['x/1']",
-    p_body=state_mark_hash(format=FORMAT_MARK, **ABOUT),
+    p_record="'{record}'::uuid",
+    p_aggregates="ARRAY['oplog/request/x']",
     p_data="''::bytea",
     p_format=f"{FORMAT_MARK}::smallint",
     p_key_id="''",
-    p_metadata=ABOUT["metadata"],
     p_tally=OPEN,
 )
 """One that is whole, and tells nothing of the rows."""

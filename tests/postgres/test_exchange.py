@@ -27,6 +27,7 @@ from oplog.postgres.binary_message import (
     Message,
     Parameter,
     read_array,
+    read_fields,
 )
 from oplog.postgres.exchange import exchange, execute
 
@@ -183,3 +184,9 @@ def test_an_integer_in_an_array(connection: Connection) -> None:
         Message("SELECT ($1::integer[])[2]::text", (Parameter(INT4_ARRAY, [None, -9]),)),
     )
     assert found.decode() == "-9"
+
+
+def test_fields_of_a_composite_value(connection: Connection) -> None:
+    asked = "SELECT ROW('\\x0001'::bytea, NULL::text, ''::text, 258::smallint, NULL::bytea)"
+    (found,) = execute(connection, Message(asked))
+    assert read_fields(found) == [b"\0\1", None, b"", b"\1\2", None]

@@ -444,3 +444,29 @@ def test_tracking_again_puts_a_replaced_trigger_right(
     raw.execute(RAW)
     with pytest.raises(psycopg.DatabaseError, match=r"account \(2 rows\)"):
         raw.commit()
+
+
+# -- many rows ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 10_000, 10_001])
+def test_images_of_one_statement_are_of_so_many_rows_at_most(db: LoggedDatabase, rows: int) -> None:
+    insert = (
+        "INSERT INTO account (id, owner, balance) "
+        "SELECT n + 1000, 'x', n FROM generate_series(1, %s) n"
+    )
+    with db.sessions.begin() as session:
+        connection = session.connection()
+        connection.exec_driver_sql(insert, (rows,))
+        connection.exec_driver_sql("DELETE FROM account WHERE owner = 'x' AND balance > 1")
+        kept = connection.exec_driver_sql(
+            "SELECT operation::text, rows, cardinality(coalesce(new_rows, old_rows)) "
+            "FROM oplog.oplog_image ORDER BY id"
+        ).fetchall()
+    parts = [10_000, rows - 10_000] if rows > 10_000 else [rows]
+    # One column is kept: the key.
+    assert [tuple(image) for image in kept if image[0] == "I"] == [("I", n, n) for n in parts]
+    gone = [("D", rows - 1, rows - 1)] if rows > 1 else []
+    assert [tuple(image) for image in kept if image[0] == "D"] == gone
+    assert db.count("account") == 3
+    db.assert_replays()

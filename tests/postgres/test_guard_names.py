@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import NotCapturableError, UnloggedWriteError
@@ -176,10 +176,19 @@ def test_two_logs_guard_the_same_table(engine: Engine) -> None:
 def test_settings_of_the_session_stay_as_they_were(engine: Engine) -> None:
     db = open_logged(engine, Base, guarded=True, aggregates=AGGREGATES)
     chosen: dict[str, Any] = {"datestyle": "SQL, DMY", "timezone": "Asia/Tokyo"}
+    at_commit: dict[str, Any] = {}
+
+    def look(session: Session) -> None:
+        # After the log's own listener: the rows were read, deferred triggers are still to come.
+        for name in chosen:
+            at_commit[name] = session.execute(sa.text(f"SHOW {name}")).scalar_one()
+
+    sa.event.listen(db.sessions, "before_commit", look)
     with db.sessions.begin() as session:
         for name, value in chosen.items():
             session.execute(sa.text(f"SET LOCAL {name} = '{value}'"))
         session.execute(sa.text("INSERT INTO account (owner, balance) VALUES ('x', 1)"))
         for name, value in chosen.items():
             assert session.execute(sa.text(f"SHOW {name}")).scalar_one() == value
+    assert at_commit == chosen
     db.assert_replays()

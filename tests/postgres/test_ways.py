@@ -84,7 +84,7 @@ def test_not_captured_when_images_are_lost(
 ) -> None:
     """Without the capture of images, whatever needs it is refused, never lost."""
     for transactions in db.log._log.attachments._engines.values():
-        monkeypatch.setattr(transactions, "_collect", lambda _: [])
+        monkeypatch.setattr(transactions, "_collect", lambda _: None)
     before = (snapshot(db), last(db))
     session = db.sessions()
     WAYS[name].write(session)

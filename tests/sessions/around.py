@@ -123,7 +123,7 @@ def _transactions() -> dict[str, Around]:
         "replica": Around(("SET LOCAL session_replication_role = replica",)),
         "as another": Around(("SET LOCAL ROLE {another}",)),
         "lies": Around(("SET oplog.tally = '0'", "SET oplog.armed = '1'", "SET oplog.told = '1'")),
-        "images": Around((), ("DELETE FROM oplog.oplog_image",), forged=True),
+        "images": Around((), ("SELECT count(*) FROM oplog.oplog_collect_images()",), forged=True),
     }
 
 
@@ -147,7 +147,9 @@ def _forged() -> dict[str, Around]:
         "settled by its function": Around(
             (), ("SELECT oplog.oplog_settle(current_setting('oplog.tally')::bigint)",)
         ),
-        "images and tally": Around((), ("DELETE FROM oplog.oplog_image", nothing)),
+        "images and tally": Around(
+            (), ("SELECT count(*) FROM oplog.oplog_collect_images()", nothing)
+        ),
     }
     return {name: Around(a.before, a.after, forged=True) for name, a in ways.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from uuid import UUID
 
 import pytest
@@ -22,6 +23,7 @@ from oplog.postgres.binary_message import (
     Parameter,
     encode_parameter,
     read_array,
+    read_fields,
     read_numbers,
 )
 
@@ -82,6 +84,14 @@ def test_arrays_of_bytes_are_read_back(values: list[bytes]) -> None:
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_arrays_of_numbers_are_read_back(values: list[int]) -> None:
     assert read_numbers(encode(INT8_ARRAY, values)) == values
+
+
+@given(st.lists(st.binary() | st.none()))
+def test_fields_of_a_composite_value_are_read_back(values: list[bytes | None]) -> None:
+    sent = struct.pack(">i", len(values))
+    for value in values:
+        sent += struct.pack(">Ii", BYTEA, -1 if value is None else len(value)) + (value or b"")
+    assert read_fields(sent) == values
 
 
 @given(st.uuids())

@@ -56,7 +56,10 @@ class Database:
             if row.complete:
                 row.values["points"] = 99
 
-    def read(self, _connection: Any, _bound: Any, keys: Any, *, columns: Any) -> list[None]:
+    def read(
+        self, _connection: Any, _bound: Any, keys: Any, *, columns: Any, settings_fixed: bool
+    ) -> list[None]:
+        assert settings_fixed
         self.order.append("touched")
         return [None for _ in keys]
 

@@ -64,8 +64,15 @@ class Settling:
         monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: self.hidden)
 
     def read_rows(
-        self, _connection: object, bound: BoundType, keys: list[Key], *, columns: tuple[str, ...]
+        self,
+        _connection: object,
+        bound: BoundType,
+        keys: list[Key],
+        *,
+        columns: tuple[str, ...],
+        settings_fixed: bool,
     ) -> list[Mapping[str, Any] | None]:
+        assert settings_fixed
         self.asked.append((bound.shape.type_name, keys, set(columns)))
         found = [self.table.get(cast("int", key[0])) for key in keys]
         return [None if r is None else {name: r[name] for name in columns} for r in found]
