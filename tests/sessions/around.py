@@ -15,6 +15,8 @@ NOW, LATER = "IMMEDIATE", "DEFERRED"
 CHECK = "oplog_guard_armed"
 XID = "pg_current_xact_id()::text"
 
+COLLECT = "SELECT count(*) FROM oplog.oplog_collect_images()"
+
 
 @dataclass(frozen=True)
 class Around:
@@ -123,7 +125,7 @@ def _transactions() -> dict[str, Around]:
         "replica": Around(("SET LOCAL session_replication_role = replica",)),
         "as another": Around(("SET LOCAL ROLE {another}",)),
         "lies": Around(("SET oplog.tally = '0'", "SET oplog.armed = '1'", "SET oplog.told = '1'")),
-        "images": Around((), ("SELECT count(*) FROM oplog.oplog_collect_images()",), forged=True),
+        "images": Around((), (COLLECT,), forged=True),
     }
 
 
