@@ -1,25 +1,29 @@
 """The build step of COMMIT: from a transaction's effects to a record that is ready to be sent.
 
 Pure: encodes, seals and hashes, without a connection and without SQL. The result depends only
-on the arguments, the id that `draw_id` returns and the sealer's randomness.
+on the arguments, the id that `draw_id` returns and the sealer's randomness. Values of many rows
+may be read meanwhile, by a function among the arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from uuid import UUID
 
+from oplog.capture.bulk_pages import BulkPages
 from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
 from oplog.crypto.hashing import hash_body
 from oplog.crypto.seal import Sealer, name_part
-from oplog.entry import check_metadata_count
+from oplog.entry import Ticket, check_metadata_count
+from oplog.errors import UnloggedWriteError
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
+from oplog.payload.paged_parts import cut_pages
 from oplog.payload.parts import check_names, cut_parts
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store.rows import CREATED, NewRecord, Part
@@ -48,10 +52,11 @@ class RecordBuilder:
         a row or a transaction over its limit.
         """
         claim, tally = gathered.work.claim, gathered.tally
-        if claim is not None and claim.receipts and (gathered.effects or tally is not None):
+        has_effects = bool(gathered.effects or gathered.bulk)
+        if claim is not None and claim.receipts and (has_effects or tally is not None):
             raise refuse_repeat(claim)
         record: NewRecord | None
-        if gathered.effects:
+        if has_effects:
             record = self._build_record(gathered)
         elif claim is not None and not claim.receipts:
             # The idempotency key is used up by a transaction that changed nothing, too.
@@ -65,9 +70,14 @@ class RecordBuilder:
     def _build_record(self, gathered: GatheredWork) -> NewRecord:
         log = gathered.work.log
         record_id = self._draw_id()
-        aggregates = order_aggregates(gathered.effects)
-        check_names(aggregates)
-        payloads = cut_parts(self._codec, place_effects(gathered.effects, aggregates))
+        if gathered.bulk:
+            aggregates, expected, payloads = self._cut_bulk(gathered)
+        else:
+            aggregates = order_aggregates(gathered.effects)
+            check_names(aggregates)
+            payloads = cut_parts(self._codec, place_effects(gathered.effects, aggregates))
+            created = [name in gathered.created for name in aggregates]
+            expected = expect_versions(gathered.work.tickets, aggregates, created=created)
         seal = self._sealer.seal
         parts = [
             Part(first, seal(payload, name_part(log.log_id, record_id, n), key_id=log.key_id))
@@ -77,11 +87,27 @@ class RecordBuilder:
             gathered.work,
             record_id,
             aggregates=aggregates,
-            expected=expect_versions(gathered, aggregates),
+            expected=expected,
             parts=parts,
             format=self._sealer.format,
             key_id=log.key_id,
         )
+
+    def _cut_bulk(
+        self, gathered: GatheredWork
+    ) -> tuple[list[str], list[int | None], list[tuple[int, bytes]]]:
+        """Aggregates, what is expected of each, and payloads; reads the rows meanwhile."""
+        if gathered.read_bulk is None:
+            raise UnloggedWriteError(
+                "rows were touched and there is nothing to read them with",
+                hint="report this with the statement that was executed",
+            )
+        pages = BulkPages(gathered.effects, gathered.bulk, read=gathered.read_bulk)
+        # Before any row is read.
+        check_names(pages.aggregates)
+        created = pages.list_created(gathered.created)
+        expected = expect_versions(gathered.work.tickets, pages.aggregates, created=created)
+        return pages.aggregates, expected, cut_pages(self._codec, pages)
 
     def _build_mark(self, work: RecordedWork, claim: Claim) -> NewRecord:
         """A record without a payload, for a key whose work changed no tracked row."""
@@ -109,10 +135,11 @@ def place_effects(
     return placed
 
 
-def expect_versions(gathered: GatheredWork, aggregates: Sequence[str]) -> list[int | None]:
+def expect_versions(
+    tickets: Mapping[str, Ticket], aggregates: Sequence[str], *, created: Iterable[bool]
+) -> list[int | None]:
     """What the transaction knows or believes of each aggregate, as `NewRecord.expected`."""
-    tickets, created = gathered.work.tickets, gathered.created
-    expected: list[int | None] = [CREATED if name in created else None for name in aggregates]
+    expected: list[int | None] = [CREATED if is_created else None for is_created in created]
     if tickets:
         for number, name in enumerate(aggregates):
             ticket = tickets.get(name)

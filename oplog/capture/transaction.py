@@ -182,6 +182,8 @@ class Transactions:
             gathered = self._writer.gather(
                 connection, work, binding=recorder.binding, images=images, named=named
             )
+            # What is left of them is in what was gathered, in less memory.
+            del images
             return self._writer.build(gathered)
 
     def _take_images(self, connection: Connection, recorder: Recorder) -> list[Image]:

@@ -32,7 +32,7 @@ _NAME_BYTES = 48
 """What each aggregate takes beside its name: length, version and the hash before."""
 _FEW_NAMES = MAX_NAMES_BYTES // (MAX_AGGREGATE_BYTES + _NAME_BYTES)
 """So many names cannot be too long together."""
-_FILLED = 15 / 16
+FILLED = 15 / 16
 """A part that was estimated to be filled so far seldom comes out over the limit."""
 
 
@@ -52,7 +52,7 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
         length = _reach(sums, 0, rate=len(payload) / sums[-1])
     else:
         sample = effects[:: len(effects) // _SAMPLED]
-        length = _fit(len(sample), len(codec.encode(sample)))
+        length = fit(len(sample), len(codec.encode(sample)))
     parts: list[tuple[int, bytes]] = []
     start = total = 0
     while start < len(effects):
@@ -67,11 +67,11 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[tuple[int,
         rate = None if sums is None else size / (sums[end] - sums[start])
         if not too_large:
             total += size
-            _check_size(chunk[0], size, total=total)
+            check_size(chunk[0], size, total=total)
             parts.append((first, payload))
             start = end
         if sums is None or rate is None:
-            length = _fit(len(chunk), size)
+            length = fit(len(chunk), size)
         else:
             length = _reach(sums, start, rate=rate)
             if too_large:
@@ -92,9 +92,9 @@ def check_names(aggregates: Sequence[str]) -> None:
         )
 
 
-def _fit(count: int, size: int) -> int:
+def fit(count: int, size: int) -> int:
     """How many effects fill a part if so many have so many bytes."""
-    return min(max(int(count * PART_BYTES * _FILLED / size), 1), MOST_EFFECTS)
+    return min(max(int(count * PART_BYTES * FILLED / size), 1), MOST_EFFECTS)
 
 
 def _reach(sums: Sequence[int], start: int, *, rate: float) -> int:
@@ -102,22 +102,23 @@ def _reach(sums: Sequence[int], start: int, *, rate: float) -> int:
 
     `sums` are the weights of all effects before each, `rate` is the bytes for each of them.
     """
-    end = bisect_right(sums, sums[start] + PART_BYTES * _FILLED / rate) - 1
+    end = bisect_right(sums, sums[start] + PART_BYTES * FILLED / rate) - 1
     return min(max(end - start, 1), MOST_EFFECTS)
 
 
 def _sum_weights(effects: Sequence[Effect]) -> list[int]:
-    return [0, *accumulate([_weigh(effect) for effect in effects])]
+    return [0, *accumulate([weigh(effect) for effect in effects])]
 
 
-def _weigh(effect: Effect) -> int:
+def weigh(effect: Effect) -> int:
     """About how many bytes an effect has."""
     sizes = [len(value) for value in effect.values.values() if isinstance(value, (str, bytes))]
     sizes += [len(part) for part in effect.key if isinstance(part, (str, bytes))]
     return sum(sizes, 4 * (len(effect.values) + len(effect.key)) + 1)
 
 
-def _check_size(effect: Effect, size: int, *, total: int) -> None:
+def check_size(effect: Effect, size: int, *, total: int) -> None:
+    """Raise `EntryTooLargeError` for a part that begins with `effect`, or all parts together."""
     if size > MAX_PART_BYTES:
         named = zip(effect.shape.key_names, effect.key, strict=True)
         key = ", ".join(f"{name}={part!r:.80}" for name, part in named)

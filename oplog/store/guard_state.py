@@ -5,8 +5,9 @@ Images are collected and removed in one statement, inside the writing transactio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -37,7 +38,7 @@ class Guards:
     be known before the entries are built."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Image:
     """Rows that one statement touched unannounced, in part or whole.
 
@@ -50,8 +51,8 @@ class Image:
     operation: str
     rows: int
     kept: Sequence[str]
-    old_rows: Sequence[Sequence[str | None]] | None
-    new_rows: Sequence[Sequence[str | None]] | None
+    old_rows: list[list[str | None]] | None
+    new_rows: list[list[str | None]] | None
     changed: Sequence[str]
 
 
@@ -75,6 +76,10 @@ class DeclaredGuard:
     reason: str
     bypass_role: str | None
 
+
+MANY_IMAGES = 1000
+"""From more images than these on they are joined, and their order is not kept: nothing depends
+on it but the order in which a reader is told of rows."""
 
 _GUARDED = """
 SELECT g.tgrelid::bigint, c.relkind::text, count(*)
@@ -117,7 +122,11 @@ def read_guards(connection: Connection, schema: str) -> Guards:
 
 
 def collect_images(connection: Connection, schema: str) -> list[Image]:
-    """Take this transaction's images away, in the order they were kept."""
+    """Take this transaction's images away, in the order they were kept.
+
+    Many are joined to one for each kind: a statement that is executed once for each row leaves
+    an image for each.
+    """
     s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
         f"WITH gone AS (DELETE FROM {s}.oplog_image "
@@ -125,7 +134,26 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
         "SELECT relation::bigint, operation::text, rows, kept, old_rows, new_rows, "
         "coalesce(changed, '{}') FROM gone ORDER BY id"
     )
-    return [Image(*row) for row in rows]
+    if rows.rowcount <= MANY_IMAGES:
+        return [Image(*row) for row in rows]
+    return _join_images(rows)
+
+
+def _join_images(rows: Iterable[Sequence[Any]]) -> list[Image]:
+    """One image for all that differ in nothing but their rows."""
+    joined: dict[Hashable, Image] = {}
+    for relation, operation, count, kept, old_rows, new_rows, changed in rows:
+        kind = (relation, operation, *kept, None, *changed, old_rows is None, new_rows is None)
+        image = joined.get(kind)
+        if image is None:
+            joined[kind] = Image(relation, operation, count, kept, old_rows, new_rows, changed)
+            continue
+        image.rows += count
+        if image.old_rows is not None:
+            image.old_rows += old_rows
+        if image.new_rows is not None:
+            image.new_rows += new_rows
+    return list(joined.values())
 
 
 def count_images(connection: Connection, schema: str) -> list[ImageCount]:
