@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from oplog.binding import BoundType
+from oplog.capture.row_change import TrackedType
 from oplog.entry import OpType
 from oplog.value import Wire
 
@@ -19,7 +19,7 @@ class BulkRows:
     `creates` says that each aggregate begins with its row, as `Groups.created` has it.
     """
 
-    bound: BoundType
+    bound: TrackedType
     kind: OpType
     written: tuple[str, ...]
     keys: list[list[Wire | None]]

@@ -112,7 +112,13 @@ def _make_rows(
     count = len(bound.shape.key_names)
     creates = kind is OpType.CREATE and has_own_aggregate(bound)
     rows = BulkRows(
-        bound, kind, written, columns[:count], columns[count:], aggregates=(), creates=creates
+        bound,
+        kind,
+        written=written,
+        keys=columns[:count],
+        groups=columns[count:],
+        aggregates=(),
+        creates=creates,
     )
     if not bound.template.columns:
         rows.aggregates = [bound.template.constant] * len(rows)

@@ -7,13 +7,12 @@ is folded to net rows and grouped by aggregate here, with pure functions of othe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
 from oplog.capture.bulk_images import split_images
-from oplog.capture.bulk_reading import read_bulk
+from oplog.capture.bulk_reading import BulkReader
 from oplog.capture.grouping import group_effects
 from oplog.capture.merge import measure, read_touched_rows, touch_rows
 from oplog.capture.net_row import NetRow, fold_changes
@@ -59,7 +58,7 @@ def gather_work(
         tally=tally or None,
         named=named,
         bulk=bulk,
-        read_bulk=partial(read_bulk, connection),
+        read_bulk=BulkReader(connection, binding.by_name),
     )
 
 

@@ -142,11 +142,12 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
 def _join_images(rows: Iterable[Sequence[Any]]) -> list[Image]:
     """One image for all that differ in nothing but their rows."""
     joined: dict[Hashable, Image] = {}
-    for relation, operation, count, kept, old_rows, new_rows, changed in rows:
+    for row in rows:
+        relation, operation, count, kept, old_rows, new_rows, changed = row
         kind = (relation, operation, *kept, None, *changed, old_rows is None, new_rows is None)
         image = joined.get(kind)
         if image is None:
-            joined[kind] = Image(relation, operation, count, kept, old_rows, new_rows, changed)
+            joined[kind] = Image(*row)
             continue
         image.rows += count
         if image.old_rows is not None:
