@@ -51,8 +51,8 @@ class Image:
     operation: str
     rows: int
     kept: Sequence[str]
-    old_rows: list[list[str | None]] | None
-    new_rows: list[list[str | None]] | None
+    old_rows: Sequence[Sequence[str | None]] | None
+    new_rows: Sequence[Sequence[str | None]] | None
     changed: Sequence[str]
 
 
@@ -141,20 +141,19 @@ def collect_images(connection: Connection, schema: str) -> list[Image]:
 
 def _join_images(rows: Iterable[Sequence[Any]]) -> list[Image]:
     """One image for all that differ in nothing but their rows."""
-    joined: dict[Hashable, Image] = {}
+    joined: dict[Hashable, tuple[Image, list[Any], list[Any]]] = {}
     for row in rows:
         relation, operation, count, kept, old_rows, new_rows, changed = row
         kind = (relation, operation, *kept, None, *changed, old_rows is None, new_rows is None)
-        image = joined.get(kind)
-        if image is None:
-            joined[kind] = Image(*row)
+        found = joined.get(kind)
+        if found is None:
+            joined[kind] = Image(*row), old_rows or [], new_rows or []
             continue
+        image, olds, news = found
         image.rows += count
-        if image.old_rows is not None:
-            image.old_rows += old_rows
-        if image.new_rows is not None:
-            image.new_rows += new_rows
-    return list(joined.values())
+        olds += old_rows or ()
+        news += new_rows or ()
+    return [image for image, _, _ in joined.values()]
 
 
 def count_images(connection: Connection, schema: str) -> list[ImageCount]:
