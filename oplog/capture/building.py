@@ -1,24 +1,28 @@
 """The build step of COMMIT: from a transaction's effects to a record that is ready to be sent.
 
-Pure: encodes and seals, without a connection and without SQL. The result depends only
-on the arguments, the id that `draw_id` returns and the sealer's randomness.
+Pure: encodes and seals, without a connection and without SQL. The result depends only on the
+arguments, the id that `draw_id` returns and the sealer's randomness. Values of many rows may be
+read meanwhile, by a function among the arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from uuid import UUID
 
+from oplog.capture.bulk_pages import BulkPages
 from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
 from oplog.crypto.seal import Packing, Sealer, name_part
-from oplog.entry import check_metadata_count
+from oplog.entry import Ticket, check_metadata_count
+from oplog.errors import UnloggedWriteError
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
+from oplog.payload.paged_parts import cut_pages
 from oplog.payload.parts import CutPart, check_names, cut_parts
 from oplog.schema.guard import FORMAT_MARK, REQUEST_PREFIX
 from oplog.store.rows import CREATED, NewRecord, Part
@@ -44,10 +48,11 @@ class RecordBuilder:
         a row or a transaction over its limit.
         """
         claim, tally = gathered.work.claim, gathered.tally
-        if claim is not None and claim.receipts and (gathered.effects or tally is not None):
+        has_effects = bool(gathered.effects or gathered.bulk)
+        if claim is not None and claim.receipts and (has_effects or tally is not None):
             raise refuse_repeat(claim)
         record: NewRecord | None
-        if gathered.effects:
+        if has_effects:
             record = self._build_record(gathered)
         elif claim is not None and not claim.receipts:
             # The idempotency key is used up by a transaction that changed nothing, too.
@@ -61,33 +66,54 @@ class RecordBuilder:
     def _build_record(self, gathered: GatheredWork) -> NewRecord:
         log = gathered.work.log
         record_id = self._draw_id()
-        aggregates = order_aggregates(gathered.effects)
-        check_names(aggregates)
-        effects = place_effects(gathered.effects, aggregates)
-        cuts = cut_parts(self._codec, effects)
+        if gathered.bulk:
+            aggregates, expected, cuts = self._cut_bulk(gathered)
+        else:
+            aggregates = order_aggregates(gathered.effects)
+            check_names(aggregates)
+            effects = place_effects(gathered.effects, aggregates)
+            cuts = cut_parts(self._codec, effects, secret=log.secret_types)
+            created = [name in gathered.created for name in aggregates]
+            expected = expect_versions(gathered.work.tickets, aggregates, created=created)
+        seal = self._sealer.seal
         parts = [
             Part(
                 cut.first,
-                self._sealer.seal(
+                seal(
                     cut.payload,
                     name_part(log.log_id, record_id, n),
                     key_id=log.key_id,
-                    packing=packing,
+                    packing=Packing.PADDED if cut.hides else Packing.SMALLEST,
                 ),
             )
-            for n, (cut, packing) in enumerate(
-                zip(cuts, choose_packings(cuts, effects, secret=log.secret_types), strict=True)
-            )
+            for n, cut in enumerate(cuts)
         ]
         return _finish(
             gathered.work,
             record_id,
             aggregates=aggregates,
-            expected=expect_versions(gathered, aggregates),
+            expected=expected,
             parts=parts,
             format=self._sealer.format,
             key_id=log.key_id,
         )
+
+    def _cut_bulk(
+        self, gathered: GatheredWork
+    ) -> tuple[list[str], list[int | None], list[CutPart]]:
+        """Aggregates, what is expected of each, and payloads; reads the rows meanwhile."""
+        if gathered.read_bulk is None:
+            raise UnloggedWriteError(
+                "rows were touched and there is nothing to read them with",
+                hint="report this with the statement that was executed",
+            )
+        pages = BulkPages(gathered.effects, gathered.bulk, read=gathered.read_bulk)
+        # Before any row is read.
+        check_names(pages.aggregates)
+        created = pages.list_created(gathered.created)
+        expected = expect_versions(gathered.work.tickets, pages.aggregates, created=created)
+        secret = gathered.work.log.secret_types
+        return pages.aggregates, expected, cut_pages(self._codec, pages, secret=secret)
 
     def _build_mark(self, work: RecordedWork, claim: Claim) -> NewRecord:
         """A record without a payload, for a key whose work changed no tracked row."""
@@ -103,21 +129,6 @@ class RecordBuilder:
         )
 
 
-def choose_packings(
-    cuts: Sequence[CutPart], effects: Sequence[Effect], *, secret: Collection[str]
-) -> list[Packing]:
-    """How each part is packed: its size must not tell of a row of the `secret` types in it."""
-    if not secret:
-        return [Packing.SMALLEST] * len(cuts)
-    packings, start = [], 0
-    for cut in cuts:
-        chunk = effects[start : start + cut.effects]
-        start += cut.effects
-        hides = any(effect.shape.type_name in secret for effect in chunk)
-        packings.append(Packing.PADDED if hides else Packing.SMALLEST)
-    return packings
-
-
 def place_effects(
     effects: Mapping[str, Sequence[Effect]], aggregates: Sequence[str]
 ) -> list[Effect]:
@@ -130,10 +141,11 @@ def place_effects(
     return placed
 
 
-def expect_versions(gathered: GatheredWork, aggregates: Sequence[str]) -> list[int | None]:
+def expect_versions(
+    tickets: Mapping[str, Ticket], aggregates: Sequence[str], *, created: Iterable[bool]
+) -> list[int | None]:
     """What the transaction knows or believes of each aggregate, as `NewRecord.expected`."""
-    tickets, created = gathered.work.tickets, gathered.created
-    expected: list[int | None] = [CREATED if name in created else None for name in aggregates]
+    expected: list[int | None] = [CREATED if is_created else None for is_created in created]
     if tickets:
         for number, name in enumerate(aggregates):
             ticket = tickets.get(name)

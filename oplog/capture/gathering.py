@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
-from oplog.capture.grouping import Groups, group_effects
+from oplog.capture.bulk_images import split_images
+from oplog.capture.bulk_reading import BulkReader
+from oplog.capture.grouping import group_effects
 from oplog.capture.merge import measure, read_touched_rows, touch_rows
 from oplog.capture.net_row import NetRow, fold_changes
 from oplog.capture.readback import complete_rows
@@ -36,16 +38,27 @@ def gather_work(
 ) -> GatheredWork:
     """The recorded work with the guards' images and with every value that was not known.
 
+    Values of many rows that images alone tell of are read later, while they are encoded.
+
     With `strict`, recorded values are compared with what the database stored. Raises
     `CaptureMismatchError` where they differ, `NotCapturableError` for a row that may be hidden,
     and `TicketConflictError` for a ticket that does not hold any more.
     """
-    rows = _read_rows(connection, work, binding=binding, images=images, strict=strict)
+    changed = {change.bound.shape.type_name for change in work.changes}
+    bulk, others = split_images(images, binding=binding, changed=changed)
+    rows = _read_rows(connection, work, binding=binding, images=others, strict=strict)
     groups = group_effects(work, rows)
-    _check_idle(connection, work, groups=groups, read_tickets=read_tickets)
+    idle = groups.idle.difference(*[rows.aggregates for rows in bulk])
+    _check_idle(connection, work, idle=idle, read_tickets=read_tickets)
     tally = work.tally + measure(images)
     return GatheredWork(
-        work, groups.effects, created=groups.created, tally=tally or None, named=named
+        work,
+        groups.effects,
+        created=groups.created,
+        tally=tally or None,
+        named=named,
+        bulk=bulk,
+        read_bulk=BulkReader(connection, binding.by_name),
     )
 
 
@@ -68,14 +81,18 @@ def _read_rows(
 
 
 def _check_idle(
-    connection: Connection, work: RecordedWork, *, groups: Groups, read_tickets: ReadTickets
+    connection: Connection,
+    work: RecordedWork,
+    *,
+    idle: frozenset[str],
+    read_tickets: ReadTickets,
 ) -> None:
     """Raise `TicketConflictError` unless the tickets of idle aggregates hold.
 
     No record redeems them. Of two transactions that read 0 and wrote 1, the second changes
     nothing; unless its ticket is compared here, it is a lost update.
     """
-    taken = {name: work.tickets[name].version for name in groups.idle if name in work.tickets}
+    taken = {name: work.tickets[name].version for name in idle if name in work.tickets}
     if not taken:
         return
     versions = read_tickets(connection, sorted(taken))

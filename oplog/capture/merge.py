@@ -202,6 +202,14 @@ def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRo
     found = read_rows(
         connection, bound, [row.key for row in rows], columns=tuple(wanted), settings_fixed=True
     )
+    return settle_rows(connection, rows, found)
+
+
+def settle_rows(
+    connection: Connection, rows: Sequence[TouchedRow], found: Sequence[Stored | None]
+) -> list[NetRow]:
+    """Net rows of touched rows of one table, which were found as they are given."""
+    bound = rows[0].bound
     keys = frozenset(bound.shape.key_names)
     for row, stored in zip(rows, found, strict=True):
         if stored is None and row.is_doubtful and hides_rows(connection, bound):

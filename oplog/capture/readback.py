@@ -7,9 +7,8 @@ settings are fixed for the query and set back after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -31,6 +30,13 @@ _FIXED_TEXT = re.compile(
     r"(\([0-9, -]+\))?"
 )
 """Types that print and read the same under all settings."""
+_NARROW = re.compile(
+    r"(boolean|smallint|integer|bigint|real|double precision|uuid|date|time(stamp)?( .*|\(\d\).*)?"
+    r"|(numeric|character( varying)?)\(\d{1,2}[),].*)"
+)
+"""Types whose text is short, whatever is stored."""
+_PAGE_BYTES = 4 * 1024 * 1024
+"""Text of the rows that are read as columns at once, more only for the last of them."""
 
 
 def complete_rows(
@@ -144,18 +150,22 @@ def read_rows(
     shape = bound.shape
     codecs = shape.codecs
     selected = ", ".join(_print_column(codecs[name].pg_type, name) for name in columns)
-    statement = _select_one if len(keys) == 1 else _select_many
-    parameters: list[Any] = []
-    for place, column in enumerate(shape.key_columns):
-        to_text = codecs[column.name].to_text
-        parts = [key[place] for key in keys]
-        texts = [None if part is None else to_text(part) for part in parts]
-        parameters.append(texts[0] if len(keys) == 1 else texts)
+    if len(keys) == 1:
+        statement = _select_one(bound, double_percent(selected))
+        parameters: tuple[Any, ...] = tuple(
+            [p[0] for p in _print_keys(bound, [[k] for k in keys[0]])]
+        )
+    else:
+        given, joined = _join_keys(bound)
+        statement = (
+            f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
+            f"FROM {given} JOIN {joined}"
+        )
+        parts = list(zip(*keys, strict=True)) or [()] * len(shape.key_names)
+        parameters = _print_keys(bound, parts)
     unfixed = () if settings_fixed else (*columns, *shape.key_names)
     with _text_settings(connection, bound, unfixed):
-        rows = connection.exec_driver_sql(
-            statement(bound, double_percent(selected)) + lock, tuple(parameters)
-        ).fetchall()
+        rows = connection.exec_driver_sql(statement + lock, parameters).fetchall()
     found: list[dict[str, Wire | None] | None] = [None] * len(keys)
     parsers = [codecs[name].from_text for name in columns]
     for row in rows:
@@ -178,17 +188,76 @@ def _select_one(bound: BoundType, selected: str) -> str:
     )
 
 
-def _select_many(bound: BoundType, selected: str) -> str:
+def read_columns(
+    connection: Connection,
+    bound: BoundType,
+    keys: Sequence[Sequence[Wire | None]],
+    *,
+    columns: Sequence[str],
+) -> list[list[Wire | None]]:
+    """The named columns of rows in wire values; where there is no row they have None.
+
+    `keys` has a list for each column of the key. Rows come in this order, which nothing but
+    their keys proves. Fewer are given if they are large, but one at least.
+    """
+    codecs = bound.shape.codecs
+    named = [(f"c{n}", codecs[name]) for n, name in enumerate(columns)]
+    selected = [
+        f"{_print_column(codec.pg_type, name)} AS {alias}"
+        for name, (alias, codec) in zip(columns, named, strict=True)
+    ]
+    lengths = [
+        f"coalesce(pg_catalog.octet_length(r.{alias}), 0)"
+        for alias, codec in named
+        if not _NARROW.fullmatch(codec.pg_type)
+    ]
+    given, joined = _join_keys(bound)
+    # Of all rows of a page a column is one array, which has to stay far below 1 GB.
+    before = (
+        f"sum({' + '.join(lengths) or 0}) OVER "
+        "(ORDER BY r.n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    )
+    arrays = ", ".join(f"pg_catalog.array_agg(p.{alias})" for alias, _ in named)
+    statement = (
+        f"SELECT {arrays} FROM (SELECT r.*, {before} AS before FROM "
+        f"(SELECT k.n, {double_percent(', '.join(selected))} FROM {given} LEFT JOIN {joined}) r) p "
+        f"WHERE coalesce(p.before, 0) < {_PAGE_BYTES}"
+    )
+    with _text_settings(connection, bound, (*columns, *bound.shape.key_names)):
+        row = connection.exec_driver_sql(statement, _print_keys(bound, keys)).one()
+    return [
+        _read_texts(texts, codec.from_text) for texts, (_, codec) in zip(row, named, strict=True)
+    ]
+
+
+def _read_texts(texts: list[str | None], parse: Callable[[str], Wire]) -> list[Wire | None]:
+    if None in texts:
+        return [None if text is None else parse(text) for text in texts]
+    return list(map(parse, texts))  # type: ignore[arg-type]
+
+
+def _join_keys(bound: BoundType) -> tuple[str, str]:
+    """The given keys `k` in SQL, and the table `t` as it is joined to them, for a driver."""
     arrays, joined = [], []
     for place, column in enumerate(bound.shape.key_columns):
         arrays.append("pg_catalog.unnest(%s::text[])")
         joined.append(f"t.{quote(column.name)} = k.k{place}::{column.pg_type}")
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
     return (
-        f"SELECT k.n{', ' if selected else ''}{selected} "
-        f"FROM ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n) "
-        f"JOIN {double_percent(bound.live.qualified)} t "
-        f"ON {double_percent(' AND '.join(joined))}"
+        f"ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n)",
+        double_percent(f"{bound.live.qualified} t ON {' AND '.join(joined)}"),
+    )
+
+
+def _print_keys(
+    bound: BoundType, keys: Sequence[Sequence[Wire | None]]
+) -> tuple[list[str | None], ...]:
+    """The parameters of `_join_keys`; `keys` has a list for each column of the key."""
+    return tuple(
+        [
+            [None if part is None else bound.shape.codecs[name].to_text(part) for part in parts]
+            for name, parts in zip(bound.shape.key_names, keys, strict=True)
+        ]
     )
 
 

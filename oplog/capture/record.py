@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
+from oplog.capture.bulk import BulkRows, ReadBulk
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange, TrackedType
 from oplog.entry import Entry, Ticket
@@ -72,3 +73,12 @@ class GatheredWork:
     named: Sequence[tuple[str, int]] = ()
     """Quoted names of written tables with the oid that each has to mean when the entries are
     appended."""
+    bulk: Sequence[BulkRows] = ()
+    """Rows that are effects as well, after all others, and whose values were not read yet."""
+    read_bulk: ReadBulk | None = None
+    """Reads them, in the transaction that was gathered."""
+
+    @property
+    def operations(self) -> int:
+        """How many effects there are."""
+        return sum(map(len, self.effects.values())) + sum(map(len, self.bulk))

@@ -92,7 +92,7 @@ class RecordWriter:
             self.on_event(
                 EntriesDrafted(
                     entries=len(draft.aggregates),
-                    operations=sum(len(effects) for effects in gathered.effects.values()),
+                    operations=gathered.operations,
                     sealed_bytes=sum(len(part.data) for part in draft.record.parts),
                 )
             )

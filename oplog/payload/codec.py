@@ -18,7 +18,7 @@ from oplog.payload.block import RowKey, check_total, order_columns, read_block
 from oplog.payload.effect import Effect, effect_to_operation, operation_to_effect
 from oplog.payload.field_count import check_fields, check_messages
 from oplog.payload.row_codec import RowCodec
-from oplog.payload.row_run import MAX_NUMBER, RunCodec, check_run_rows, split_runs
+from oplog.payload.row_run import MAX_NUMBER, RunCodec, RunRows, check_run_rows, split_runs
 from oplog.payload.shape import Shape
 
 __all__ = [
@@ -77,12 +77,14 @@ class PayloadCodec:
             found = self._runs[key] = RunCodec(shape)
         return found
 
-    def encode(self, effects: Sequence[Effect], *, first: int = 0) -> bytes:
+    def encode(
+        self, effects: Sequence[Effect], *, first: int = 0, rows: Sequence[RunRows] = ()
+    ) -> bytes:
         """Return the payload of a part: effects on aggregates from number `first` on.
 
         Effects that are alike become one run wherever they stand; a run is smallest, and read
-        fastest, if `effects` are sorted by place, then by ordinal. Raises `EntryError` for a
-        value that does not fit its field.
+        fastest, if `effects` are sorted by place, then by ordinal. Each of `rows`, which have to
+        fit one, is a run of its own. Raises `EntryError` for a value that does not fit its field.
         """
         payload = record_pb2.Payload()
         uses: dict[int, int] = {}
@@ -91,15 +93,20 @@ class PayloadCodec:
             codec = self.find_row_codec(shape)
             use = uses.get(id(shape))
             if use is None:
-                use = uses[id(shape)] = len(uses)
-                added = payload.types.add()
-                added.name, added.revision = shape.type_name, shape.revision
+                use = _use_type(payload, uses, shape)
             if is_run:
                 run = self.find_run_codec(shape).encode(group, use=use, first=first)
                 payload.runs.append(run)
             else:
                 for effect in group:
                     codec.add_operation(payload, effect, use=use, first=first)
+        for columns in rows:
+            shape = columns.shape
+            use = uses.get(id(shape))
+            if use is None:
+                use = _use_type(payload, uses, shape)
+            run = self.find_run_codec(shape).encode_rows(columns, use=use, first=first)
+            payload.runs.append(run)
         return payload.SerializeToString()
 
     def encode_block(self, shape: Shape, rows: bytes, *, row_count: int) -> bytes:
@@ -185,6 +192,14 @@ class PayloadCodec:
             keys = None if find_keys is None else find_keys(shape)
             effects += self.find_run_codec(shape).decode(run, first=first, keys=keys)
         return effects
+
+
+def _use_type(payload: record_pb2.Payload, uses: dict[int, int], shape: Shape) -> int:
+    """Name a type in the payload; its index."""
+    use = uses[id(shape)] = len(uses)
+    added = payload.types.add()
+    added.name, added.revision = shape.type_name, shape.revision
+    return use
 
 
 def _decode_block(

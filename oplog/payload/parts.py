@@ -7,7 +7,7 @@ memory however large the transaction was.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -32,19 +32,24 @@ _NAME_BYTES = 48
 """What each aggregate takes beside its name: length, version and the hash before."""
 _FEW_NAMES = MAX_NAMES_BYTES // (MAX_AGGREGATE_BYTES + _NAME_BYTES)
 """So many names cannot be too long together."""
-_FILLED = 15 / 16
+FILLED = 15 / 16
 """A part that was estimated to be filled so far seldom comes out over the limit."""
 
 
 class CutPart(NamedTuple):
-    """The payload of a part, the number of its first aggregate, and the number of its effects."""
+    """The payload of a part, and the number of its first aggregate.
+
+    `hides`: it has an effect on a row of a secret type, of which its size must not tell.
+    """
 
     first: int
     payload: bytes
-    effects: int
+    hides: bool = False
 
 
-def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[CutPart]:
+def cut_parts(
+    codec: PayloadCodec, effects: Sequence[Effect], *, secret: Collection[str] = ()
+) -> list[CutPart]:
     """Return the payloads of a record's parts.
 
     `effects` are sorted by place, then by ordinal. A payload has at most `PART_BYTES`, unless
@@ -55,12 +60,12 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[CutPart]:
     if len(effects) <= _UNMEASURED:
         payload = codec.encode(effects)
         if len(payload) <= PART_BYTES:
-            return [CutPart(0, payload, len(effects))]
+            return [CutPart(0, payload, hides_secrets(effects, secret))]
         sums = _sum_weights(effects)
         length = _reach(sums, 0, rate=len(payload) / sums[-1])
     else:
         sample = effects[:: len(effects) // _SAMPLED]
-        length = _fit(len(sample), len(codec.encode(sample)))
+        length = fit(len(sample), len(codec.encode(sample)))
     parts: list[CutPart] = []
     start = total = 0
     while start < len(effects):
@@ -75,16 +80,21 @@ def cut_parts(codec: PayloadCodec, effects: Sequence[Effect]) -> list[CutPart]:
         rate = None if sums is None else size / (sums[end] - sums[start])
         if not too_large:
             total += size
-            _check_size(chunk[0], size, total=total)
-            parts.append(CutPart(first, payload, len(chunk)))
+            check_size(chunk[0], size, total=total)
+            parts.append(CutPart(first, payload, hides_secrets(chunk, secret)))
             start = end
         if sums is None or rate is None:
-            length = _fit(len(chunk), size)
+            length = fit(len(chunk), size)
         else:
             length = _reach(sums, start, rate=rate)
             if too_large:
                 length = min(length, len(chunk) - 1)
     return parts
+
+
+def hides_secrets(effects: Iterable[Effect], secret: Collection[str]) -> bool:
+    """Whether one of the effects is on a row of the types named in `secret`."""
+    return bool(secret) and any(effect.shape.type_name in secret for effect in effects)
 
 
 def check_names(aggregates: Sequence[str]) -> None:
@@ -100,9 +110,9 @@ def check_names(aggregates: Sequence[str]) -> None:
         )
 
 
-def _fit(count: int, size: int) -> int:
+def fit(count: int, size: int) -> int:
     """How many effects fill a part if so many have so many bytes."""
-    return min(max(int(count * PART_BYTES * _FILLED / size), 1), MOST_EFFECTS)
+    return min(max(int(count * PART_BYTES * FILLED / size), 1), MOST_EFFECTS)
 
 
 def _reach(sums: Sequence[int], start: int, *, rate: float) -> int:
@@ -110,22 +120,23 @@ def _reach(sums: Sequence[int], start: int, *, rate: float) -> int:
 
     `sums` are the weights of all effects before each, `rate` is the bytes for each of them.
     """
-    end = bisect_right(sums, sums[start] + PART_BYTES * _FILLED / rate) - 1
+    end = bisect_right(sums, sums[start] + PART_BYTES * FILLED / rate) - 1
     return min(max(end - start, 1), MOST_EFFECTS)
 
 
 def _sum_weights(effects: Sequence[Effect]) -> list[int]:
-    return [0, *accumulate([_weigh(effect) for effect in effects])]
+    return [0, *accumulate([weigh(effect) for effect in effects])]
 
 
-def _weigh(effect: Effect) -> int:
+def weigh(effect: Effect) -> int:
     """About how many bytes an effect has."""
     sizes = [len(value) for value in effect.values.values() if isinstance(value, (str, bytes))]
     sizes += [len(part) for part in effect.key if isinstance(part, (str, bytes))]
     return sum(sizes, 4 * (len(effect.values) + len(effect.key)) + 1)
 
 
-def _check_size(effect: Effect, size: int, *, total: int) -> None:
+def check_size(effect: Effect, size: int, *, total: int) -> None:
+    """Raise `EntryTooLargeError` for a part that begins with `effect`, or all parts together."""
     if size > MAX_PART_BYTES:
         named = zip(effect.shape.key_names, effect.key, strict=True)
         key = ", ".join(f"{name}={part!r:.80}" for name, part in named)

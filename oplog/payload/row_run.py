@@ -8,6 +8,7 @@ message of the application's own have no runs: its rows stay readable with that 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, repeat
 from operator import sub
 from typing import Any, Final
@@ -62,10 +63,70 @@ def split_runs(effects: Sequence[Effect]) -> list[tuple[Sequence[Effect], bool]]
 
 
 def _is_runnable(group: Sequence[Effect]) -> bool:
-    shape = group[0].shape
-    if not shape.key_names or not shape.message_name.startswith(f"{DERIVED}."):
+    if not _may_run(group[0].shape):
         return False
     return not any(None in column for column in zip(*[effect.key for effect in group], strict=True))
+
+
+def _may_run(shape: Shape) -> bool:
+    return bool(shape.key_names) and shape.message_name.startswith(f"{DERIVED}.")
+
+
+@dataclass(slots=True)
+class RunRows:
+    """The same kind of effect on rows of one shape, column by column.
+
+    What is of each row has one item for each: `ordinals`, `places`, and in `keys` and `values`
+    every column. `names` are the columns of `values`. Fields mean what they mean in `Effect`.
+    """
+
+    kind: OpType
+    shape: Shape
+    complete: bool
+    ordinals: Sequence[int]
+    places: Sequence[int]
+    keys: Sequence[Sequence[Wire | None]]
+    names: Sequence[str]
+    values: Sequence[Sequence[Wire | None]]
+
+    def __len__(self) -> int:
+        return len(self.ordinals)
+
+    @property
+    def fits_run(self) -> bool:
+        """They are a run, and not operations; a key is never NULL."""
+        return LEAST_ROWS <= len(self) <= MAX_RUN_ROWS and _may_run(self.shape)
+
+    def take(self, count: int) -> RunRows:
+        """The first `count` rows."""
+        return RunRows(
+            self.kind,
+            self.shape,
+            complete=self.complete,
+            ordinals=self.ordinals[:count],
+            places=self.places[:count],
+            keys=[column[:count] for column in self.keys],
+            names=self.names,
+            values=[column[:count] for column in self.values],
+        )
+
+    def list_effects(self) -> list[Effect]:
+        """The same as effects, one for each row."""
+        rows = zip(*self.values, strict=True) if self.names else repeat(())
+        return [
+            Effect(
+                self.kind,
+                self.shape,
+                key,
+                dict(zip(self.names, row, strict=True)),
+                complete=self.complete,
+                ordinal=ordinal,
+                place=place,
+            )
+            for ordinal, place, key, row in zip(
+                self.ordinals, self.places, zip(*self.keys, strict=True), rows, strict=False
+            )
+        ]
 
 
 class RunCodec:
@@ -85,29 +146,45 @@ class RunCodec:
         that does not fit its field.
         """
         one = effects[0]
-        run = record_pb2.RowRun(
-            kind=one.kind,  # type: ignore[arg-type]
-            type=use,
-            row_count=len(effects),
-            complete=one.complete,
-            first_ordinal=one.ordinal,
-            first_aggregate=one.place - first,
+        names = list(one.values)
+        rows = [effect.values for effect in effects]
+        return self.encode_rows(
+            RunRows(
+                kind=one.kind,
+                shape=self.shape,
+                complete=one.complete,
+                ordinals=[effect.ordinal for effect in effects],
+                places=[effect.place for effect in effects],
+                keys=list(zip(*[effect.key for effect in effects], strict=True)),
+                names=names,
+                values=[[row[name] for row in rows] for name in names],
+            ),
+            use=use,
+            first=first,
         )
-        run.ordinal_steps.extend(_list_steps([effect.ordinal for effect in effects]))
-        places = [effect.place for effect in effects]
-        if places.count(one.place) == len(places):
+
+    def encode_rows(self, rows: RunRows, *, use: int, first: int) -> record_pb2.RowRun:
+        """The same of rows that are columns already."""
+        ordinals, places = rows.ordinals, rows.places
+        run = record_pb2.RowRun(
+            kind=rows.kind,  # type: ignore[arg-type]
+            type=use,
+            row_count=len(ordinals),
+            complete=rows.complete,
+            first_ordinal=ordinals[0],
+            first_aggregate=places[0] - first,
+        )
+        run.ordinal_steps.extend(_list_steps(ordinals))
+        if places.count(places[0]) == len(places):
             run.one_aggregate = True
         else:
             run.aggregate_steps.extend(_list_steps(places))
-        if not self._holds_key(one.kind, complete=one.complete):
-            columns = zip(*[effect.key for effect in effects], strict=True)
-            run.keys = self._pack(dict(zip(self.shape.key_names, columns, strict=True)))
-        if one.values:
-            rows = [effect.values for effect in effects]
-            names = list(one.values)
-            if not one.complete:
-                run.fields.extend([self.shape.by_name[name].number for name in names])
-            run.values = self._pack_values(run, {n: [row[n] for row in rows] for n in names})
+        if not self._holds_key(rows.kind, complete=rows.complete):
+            run.keys = self._pack(dict(zip(self.shape.key_names, rows.keys, strict=True)))
+        if rows.names:
+            if not rows.complete:
+                run.fields.extend([self.shape.by_name[name].number for name in rows.names])
+            run.values = self._pack_values(run, dict(zip(rows.names, rows.values, strict=True)))
         return run
 
     @staticmethod

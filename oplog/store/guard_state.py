@@ -5,9 +5,10 @@ Images are collected and removed in one statement, inside the writing transactio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -39,7 +40,7 @@ class Guards:
     be known before the entries are built."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Image:
     """Rows that one statement touched unannounced, in part or whole.
 
@@ -85,6 +86,10 @@ class DeclaredGuard:
     bypass_role: str | None
 
 
+MANY_IMAGES = 1000
+"""From more images than these on they are joined, and their order is not kept: nothing depends
+on it but the order in which a reader is told of rows."""
+
 _GUARDED = """
 SELECT g.tgrelid::bigint, c.relkind::text, count(*)
 FROM pg_catalog.pg_trigger g
@@ -128,16 +133,40 @@ def read_guards(connection: Connection, schema: str) -> Guards:
 def collect_images(connection: Connection, schema: str) -> Collected:
     """Take this transaction's images away, in the order they were kept.
 
-    The same statement sets the text settings, because the rows are read next.
+    The same statement sets the text settings, because the rows are read next. Many images are
+    joined to one for each kind: a statement that is executed once for each row leaves an image
+    for each.
     """
     s = quote_for_driver(schema)
     rows = connection.exec_driver_sql(
         "SELECT s.before, g.relation::bigint, g.operation::text, g.rows, g.kept, g.old_rows, "
         f"g.new_rows, coalesce(g.changed, '{{}}') FROM ({FIXED_SETTINGS}) s "
         f"LEFT JOIN {s}.oplog_collect_images() g ON true ORDER BY g.id"
-    ).fetchall()
+    )
+    many = rows.rowcount > MANY_IMAGES
+    iterator = iter(rows)
+    first = next(iterator)
+    images = (row[1:] for row in chain((first,), iterator) if row[1] is not None)
     # Without any image there is the row of the settings.
-    return Collected([Image(*row[1:]) for row in rows if row[1] is not None], rows[0][0])
+    joined = _join_images(images) if many else [Image(*image) for image in images]
+    return Collected(joined, first[0])
+
+
+def _join_images(rows: Iterable[Sequence[Any]]) -> list[Image]:
+    """One image for all that differ in nothing but their rows."""
+    joined: dict[Hashable, tuple[Image, list[Any], list[Any]]] = {}
+    for row in rows:
+        relation, operation, count, kept, old_rows, new_rows, changed = row
+        kind = (relation, operation, *kept, None, *changed, old_rows is None, new_rows is None)
+        found = joined.get(kind)
+        if found is None:
+            joined[kind] = Image(*row), old_rows or [], new_rows or []
+            continue
+        image, olds, news = found
+        image.rows += count
+        olds += old_rows or ()
+        news += new_rows or ()
+    return [image for image, _, _ in joined.values()]
 
 
 def count_images(connection: Connection, schema: str) -> list[ImageCount]:

@@ -23,7 +23,7 @@ from oplog.payload import parts as cutting
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.payload.parts import MOST_EFFECTS, CutPart, check_names, cut_parts
-from oplog.payload.row_run import MAX_RUN_ROWS
+from oplog.payload.row_run import MAX_RUN_ROWS, RunRows
 from tests.bound import make_shape
 from tests.unit.test_block import Types
 
@@ -39,8 +39,10 @@ class Counting(PayloadCodec):
         super().__init__()
         self.calls = self.effects = self.bytes = 0
 
-    def encode(self, effects: Sequence[Effect], *, first: int = 0) -> bytes:
-        payload = super().encode(effects, first=first)
+    def encode(
+        self, effects: Sequence[Effect], *, first: int = 0, rows: Sequence[RunRows] = ()
+    ) -> bytes:
+        payload = super().encode(effects, first=first, rows=rows)
         self.calls += 1
         self.effects += len(effects)
         self.bytes += len(payload)
