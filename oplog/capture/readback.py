@@ -150,19 +150,17 @@ def read_rows(
     shape = bound.shape
     codecs = shape.codecs
     selected = ", ".join(_print_column(codecs[name].pg_type, name) for name in columns)
+    texts = _print_keys(bound, list(zip(*keys, strict=True)) or [()] * len(shape.key_names))
+    parameters: tuple[object, ...] = texts
     if len(keys) == 1:
         statement = _select_one(bound, double_percent(selected))
-        parameters: tuple[Any, ...] = tuple(
-            [p[0] for p in _print_keys(bound, [[k] for k in keys[0]])]
-        )
+        parameters = tuple([only for (only,) in texts])
     else:
         given, joined = _join_keys(bound)
         statement = (
             f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
             f"FROM {given} JOIN {joined}"
         )
-        parts = list(zip(*keys, strict=True)) or [()] * len(shape.key_names)
-        parameters = _print_keys(bound, parts)
     unfixed = () if settings_fixed else (*columns, *shape.key_names)
     with _text_settings(connection, bound, unfixed):
         rows = connection.exec_driver_sql(statement + lock, parameters).fetchall()
