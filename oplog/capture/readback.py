@@ -159,7 +159,7 @@ def read_rows(
         given, joined = _join_keys(bound)
         statement = (
             f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
-            f"FROM {given} JOIN {joined}"
+            f"FROM {given} JOIN {double_percent(bound.live.qualified)} t ON {joined}"
         )
     unfixed = () if settings_fixed else (*columns, *shape.key_names)
     with _text_settings(connection, bound, unfixed):
@@ -216,9 +216,15 @@ def read_columns(
         "(ORDER BY r.n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
     )
     arrays = ", ".join(f"pg_catalog.array_agg(p.{alias})" for alias, _ in named)
+    # OFFSET 0 has the key looked up for each row: a plan for all of them may read the table once
+    # for every page.
+    found = (
+        f"SELECT {double_percent(', '.join(selected))} "
+        f"FROM {double_percent(bound.live.qualified)} t WHERE {joined} OFFSET 0"
+    )
     statement = (
-        f"SELECT {arrays} FROM (SELECT r.*, {before} AS before FROM "
-        f"(SELECT k.n, {double_percent(', '.join(selected))} FROM {given} LEFT JOIN {joined}) r) p "
+        f"SELECT {arrays} FROM (SELECT r.*, {before} AS before FROM (SELECT k.n, f.* "
+        f"FROM {given} LEFT JOIN LATERAL ({found}) f ON true) r) p "
         f"WHERE coalesce(p.before, 0) < {_PAGE_BYTES}"
     )
     with _text_settings(connection, bound, (*columns, *bound.shape.key_names)):
@@ -235,7 +241,7 @@ def _read_texts(texts: list[str | None], parse: Callable[[str], Wire]) -> list[W
 
 
 def _join_keys(bound: BoundType) -> tuple[str, str]:
-    """The given keys `k` in SQL, and the table `t` as it is joined to them, for a driver."""
+    """The given keys `k` in SQL, and the condition that joins table `t` to them."""
     arrays, joined = [], []
     for place, column in enumerate(bound.shape.key_columns):
         arrays.append("pg_catalog.unnest(%s::text[])")
@@ -243,7 +249,7 @@ def _join_keys(bound: BoundType) -> tuple[str, str]:
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
     return (
         f"ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n)",
-        double_percent(f"{bound.live.qualified} t ON {' AND '.join(joined)}"),
+        double_percent(" AND ".join(joined)),
     )
 
 

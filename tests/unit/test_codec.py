@@ -184,7 +184,9 @@ def _without_presence(*, but: str = "") -> Shape:
             described.proto3_optional = True
             described.oneof_index = 0
             message.oneof_decl.add(name=f"_{but}")
-    return replace(shape, descriptor=files.SerializeToString())
+    # A derived message says what its columns say, whatever its descriptor does.
+    files.file[-1].package = "bank"
+    return replace(shape, message_name=f"bank.{message.name}", descriptor=files.SerializeToString())
 
 
 # -- what a shape's codec is kept for -----------------------------------------------------
