@@ -106,6 +106,7 @@ def drop_guard_statements(s: str) -> list[str]:
 FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
       WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0) t""",
         # Its trigger calls one of the functions.
+        f"DROP FUNCTION {s}.oplog_collect_images()",
         f"DROP TABLE {s}.oplog_image",
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
         f"DROP TABLE {s}.oplog_guard",

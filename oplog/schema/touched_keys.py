@@ -68,7 +68,6 @@ def create_image_statements(s: str, p: str) -> list[str]:
 
 
 IMAGE_FUNCTIONS = (
-    "collect_images()",
     "guard()",
     "guard_row()",
     "arm()",

@@ -29,6 +29,7 @@ NAMES = {
     "pruned": r"FROM .*oplog_pruned",
     "adoptions": r"^SELECT x\.aggregate_name, r\.position, r\.metadata",
     "news": r"^SELECT min\(n\.position\)",
+    "marks": r"^SELECT r\.position, r\.record_id",
     "records": r"^SELECT (p\.)?\* FROM \(SELECT r\.position",
     "parts": r"FROM .*oplog_part\b",
     "partitions": r"to_regclass\(pg_catalog\.concat\(.*oplog_record r WHERE false",
@@ -94,7 +95,7 @@ def test_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(list(bench.log.read(connection))) == 2
     opening = ["version and home", "log id", "keys", "snapshot"]
     # One page of records, and the empty one that is the end.
-    assert seen == [*opening, "records", "types", "records"]
+    assert seen == [*opening, "records", "marks", "types", "records"]
 
 
 def test_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_history(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine.connect() as connection, listen(engine, monkeypatch) as seen:
         assert len(bench.log.history(connection, Task, 1)) == 2
     opening = [*OPENING, "snapshot", "types"]
-    assert seen == [*opening, "records", "records"]
+    assert seen == [*opening, "records", "marks", "records"]
 
 
 def test_replay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_replay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine.connect() as connection, listen(engine, monkeypatch) as seen:
         assert bench.log.replay(connection).entries == 2
     opening = [*OPENING, "snapshot", "links", "types"]
-    reading = ["adoptions", "records", "records"]
+    reading = ["adoptions", "records", "marks", "records"]
     assert leave_out(seen, "settings", "tables") == ["standby", *opening, *reading]
 
 
@@ -119,7 +120,7 @@ def test_verify(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine.connect() as connection, listen(engine, monkeypatch) as seen:
         assert bench.log.verify(connection).ok
     opening = [*OPENING, "snapshot", "links", "types"]
-    reading = ["adoptions", "standby", "records", "records"]
+    reading = ["adoptions", "standby", "records", "marks", "records"]
     assert leave_out(seen, "settings", "tables") == [*opening, *reading]
 
 
@@ -130,4 +131,4 @@ def test_read_with_an_archive(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     with engine.connect() as connection, listen(engine, monkeypatch) as seen:
         assert len(list(bench.log.read(connection, archive=reopen(archive)))) == 2
     joining = ["version and home", "partitions", "archives", "pruned", "log id", "server"]
-    assert seen == [*joining, "keys", "snapshot", "types", "news", "pruned"]
+    assert seen == [*joining, "keys", "snapshot", "marks", "types", "news", "pruned"]

@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -105,7 +106,19 @@ class InterruptedHereError(BaseException):
 
 
 def interrupt(work: Callable[[], object], number: int) -> BaseException | None:
-    """Raise at a line of `oplog.crypto` that `work` comes to; None if it has not so many."""
+    """Raise at a line of `oplog.crypto` that `work` comes to; None if it has not so many.
+
+    In a thread of its own: what is raised at the end of an `except` block leaves its error behind
+    as that which the thread is handling, for whatever comes after.
+    """
+    failures: list[BaseException] = []
+    thread = Thread(target=_interrupt_here, args=(work, number, failures))
+    thread.start()
+    thread.join()
+    return failures[0] if failures else None
+
+
+def _interrupt_here(work: Callable[[], object], number: int, failures: list[BaseException]) -> None:
     counted = 0
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
@@ -118,15 +131,13 @@ def interrupt(work: Callable[[], object], number: int) -> BaseException | None:
                 raise InterruptedHereError
         return trace
 
-    before = sys.gettrace()
     sys.settrace(trace)
     try:
         work()
     except BaseException as failure:  # noqa: BLE001 - the interruption, and what was made of it
-        return failure
+        failures.append(failure)
     finally:
-        sys.settrace(before)
-    return None
+        sys.settrace(None)
 
 
 @pytest.fixture

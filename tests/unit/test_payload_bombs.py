@@ -41,7 +41,9 @@ for name in names:
         print(name.name, "refused")
     except MemoryError:
         print(name.name, "took too much")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Of this program alone: what a process was before it began one counts in getrusage.
+peak = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+print(int(peak[0].split()[1]) // 1024)
 """
 MOST_MEGABYTES = 600
 """The worst of these takes nearly a gigabyte without a count."""
