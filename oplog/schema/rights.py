@@ -42,7 +42,7 @@ _WRITTEN_BY_OTHERS = {"consumer": ("save_cursor",), "archive": WORKER_EXECUTES}
 """Tables that roles wrote themselves in earlier definitions, and the functions that do it now."""
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
-_HARMLESS = ("SELECT", "MAINTAIN")
+_HARMLESS = ("SELECT",)
 
 _GRANTED = """granted AS (
   SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from oplog import open_archive
-from oplog.schema.grants import RoleKind
+from oplog.schema.grants import RoleKind, list_grants
 from oplog.schema.tables import create_statements
 from tests.models.bank import Account
 from tests.postgres.appending import state_append
@@ -341,3 +341,28 @@ def test_nobody_else_writes_where_readers_look_for_marks(roles: Roles) -> None:
         state, _, _ = roles.refuse(APPLICATION, state_append(p_aggregates=names))
         assert state == "42501"
     roles.run(APPLICATION, state_append(p_aggregates="ARRAY['oplog/quarantined']"))
+
+
+def test_an_owner_and_a_restorer(roles: Roles) -> None:
+    """What is printed for them is enough: to make a log, and to fill one."""
+    tables = [(None, "account")]
+    owner, restorer = roles.names[STRANGER], roles.names[CONSUMER]
+    roles.superuser(*list_grants(owner, RoleKind.OWNER, schema="other", tables=tables))
+    roles.run(STRANGER, *create_statements("other"))
+    roles.run(STRANGER, "SELECT other.oplog_track_table('account'::regclass, NULL)")
+    roles.superuser(*list_grants(restorer, RoleKind.RESTORER, schema="other"))
+    roles.run(CONSUMER, "INSERT INTO other.oplog_restore VALUES (true, 0, 0, '', 0)")
+    assert roles.refuse(AUDITOR, "SELECT FROM other.oplog_record")[0] == "42501"
+
+
+def test_no_role_locks_a_table_of_the_log(roles: Roles) -> None:
+    """The right to maintain a table, of PostgreSQL 17 and newer, is one to lock it."""
+    with roles.engine(OWNER).connect() as connection:
+        (version,) = connection.exec_driver_sql("SHOW server_version_num").one()
+    if int(version) < 170000:
+        pytest.skip("a right of PostgreSQL 17")
+    roles.run(OWNER, f"GRANT MAINTAIN ON oplog.oplog_record TO {roles.names[AUDITOR]}")
+    (found,) = roles.find_problems()
+    assert (found.what, found.where) == ("table-open", "oplog.oplog_record")
+    roles.run(OWNER, found.hint.partition("; or ")[2])
+    assert roles.find_problems() == []

@@ -156,7 +156,7 @@ def describe_all(roles: Roles) -> tuple[Described, list[str]]:
         "UNION SELECT * FROM aclexplode(a.attacl)) x "
         "WHERE c.relnamespace = 'oplog'::regnamespace AND x.grantee <> c.relowner "
         # An auditor may well be given what only reads.
-        "AND x.privilege_type NOT IN ('SELECT', 'USAGE', 'MAINTAIN') ORDER BY 1"
+        "AND x.privilege_type NOT IN ('SELECT', 'USAGE') ORDER BY 1"
     )
     return describe(roles.url), rights
 
