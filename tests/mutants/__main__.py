@@ -82,7 +82,7 @@ def _serve() -> Iterator[str]:
 
 def _make_mutants(target: Target) -> list[Mutant]:
     source = locate(target.module).read_text(encoding="utf-8")
-    mutants = list_sql_mutants(source) if target.by_hand else list_mutants(source)
+    mutants = list_sql_mutants(target.name, source) if target.by_hand else list_mutants(source)
     for mutant in mutants:
         # One that is no Python would be killed by every test.
         ast.parse(mutant.source)

@@ -16,10 +16,25 @@ class Target:
     module: str
     tests: tuple[str, ...]
     by_hand: bool = False
-    """Its mutants are those of `sql.py`."""
+    """Its mutants are those of `sql.py`, under its name."""
 
 
 LIMITS = "tests/golden/test_archive_limits.py"
+
+HASHES = "tests/postgres/test_sql_hashing.py"
+_RETIREMENT = "tests/postgres/test_key_retirement.py"
+APPENDS = (
+    "tests/postgres/test_append_functions.py",
+    "tests/postgres/test_append_created.py",
+    "tests/postgres/test_record_ids.py::test_a_record_is_accepted_once",
+    "tests/postgres/test_partitions.py::test_an_append_makes_the_next_one",
+    f"{_RETIREMENT}::test_a_retired_key_seals_no_more",
+    f"{_RETIREMENT}::test_only_sealed_records_have_a_key_to_look_at",
+    f"{_RETIREMENT}::test_a_key_that_is_not_registered_seals_nothing",
+    f"{_RETIREMENT}::test_an_old_snapshot_is_no_way_round",
+    f"{_RETIREMENT}::test_a_key_that_is_newer_than_the_snapshot_seals",
+)
+"""They judge each module of which the append function is made."""
 
 TARGETS = (
     Target("chain", "oplog.crypto.hashing", ("tests/unit/test_chain.py",)),
@@ -89,21 +104,7 @@ TARGETS = (
         "oplog.store.records",
         ("tests/unit/test_store_binding.py", "tests/postgres/test_store_records.py"),
     ),
-    Target(
-        "sql",
-        "oplog.schema.append",
-        (
-            "tests/postgres/test_append_functions.py",
-            "tests/postgres/test_append_created.py",
-            "tests/postgres/test_record_ids.py::test_a_record_is_accepted_once",
-            "tests/postgres/test_partitions.py::test_an_append_makes_the_next_one",
-            "tests/postgres/test_rights.py::test_only_the_owner_says_that_a_type_is_gone",
-            "tests/postgres/test_key_retirement.py::test_a_retired_key_seals_no_more",
-            "tests/postgres/test_key_retirement.py::test_only_sealed_records_have_a_key_to_look_at",
-            "tests/postgres/test_key_retirement.py::test_a_key_that_is_not_registered_seals_nothing",
-            "tests/postgres/test_key_retirement.py::test_an_old_snapshot_is_no_way_round",
-            "tests/postgres/test_key_retirement.py::test_a_key_that_is_newer_than_the_snapshot_seals",
-        ),
-        by_hand=True,
-    ),
+    Target("sql", "oplog.schema.append", (*APPENDS, HASHES), by_hand=True),
+    Target("sql_checks", "oplog.schema.append_checks", (*APPENDS, HASHES), by_hand=True),
+    Target("sql_hashes", "oplog.crypto.sql_hashing", (HASHES, *APPENDS), by_hand=True),
 )

@@ -73,9 +73,9 @@ def test_records_are_chained_as_the_library_computes_it(
 
 
 def test_what_is_stored_is_what_was_given(connection: Connection) -> None:
-    metadata = [("actor", "ada"), ("actor", "bob"), ("none", ""), ("why", "'\"\\{},%s")]
-    given = make_record(MANY, metadata=metadata, idempotency_key="key", format=1, key_id="k.1")
-    STORE.insert_key(connection, "k.1", check_value=b"check")
+    metadata = [("actor", "ada"), ("actor", "bob"), ("none", ""), ("why", "'\"\\{},%s"), ("x", "☃")]
+    given = make_record(MANY, metadata=metadata, idempotency_key="key", format=1, key_id="k.é")
+    STORE.insert_key(connection, "k.é", check_value=b"check")
     before = connection.exec_driver_sql("SELECT pg_current_xact_id()::text::bigint").scalar()
     append(connection, given)
     now = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
@@ -83,7 +83,7 @@ def test_what_is_stored_is_what_was_given(connection: Connection) -> None:
     connection.commit()
     (record,) = read_all(connection)
     assert record.record_id == given.record_id
-    assert (record.format, record.key_id, record.idempotency_key) == (1, "k.1", "key")
+    assert (record.format, record.key_id, record.idempotency_key) == (1, "k.é", "key")
     assert record.metadata == tuple(metadata)
     assert record.parts == tuple(given.parts)
     assert record.transaction_id == before
@@ -104,7 +104,13 @@ def test_nothing_is_stored_of_what_is_usual(connection: Connection) -> None:
 
 
 def test_a_record_has_parts(connection: Connection) -> None:
-    parts = [Part(0, b"zero"), Part(0, b""), Part(1, b"\x00one"), Part(3, b"three" * 1000)]
+    parts = [
+        Part(0, b"zero"),
+        Part(0, b""),
+        Part(1, b"\x00one"),
+        Part(1, b"1"),
+        Part(3, b"three" * 1000),
+    ]
     append(connection, make_record(MANY, parts=parts))
     append(connection, make_record(MANY))
     connection.commit()
@@ -115,7 +121,7 @@ def test_a_record_has_parts(connection: Connection) -> None:
         "SELECT position, number, first, data FROM oplog.oplog_part ORDER BY number"
     )
     assert [(p, n, f, bytes(d)) for p, n, f, d in rows] == [
-        (first.position, n, *parts[n]) for n in (1, 2, 3)
+        (first.position, n, *parts[n]) for n in (1, 2, 3, 4)
     ]
 
 
@@ -194,6 +200,7 @@ NONSENSE: dict[str, dict[str, str]] = {
     "an aggregate without a name": {"p_aggregates": "ARRAY['a', NULL]"},
     "an aggregate with an empty name": {"p_aggregates": "ARRAY['', 'b']"},
     "a long name": {"p_aggregates": "ARRAY['a', repeat('b', 1025)]"},
+    "a long name of few letters": {"p_aggregates": "ARRAY['a', repeat('é', 513)]"},
     "too many names": {
         "p_aggregates": "(SELECT array_agg(concat(to_char(n, 'FM000000'), repeat('x', 1000)) "
         "ORDER BY n) FROM generate_series(1, 96100) n)"
@@ -202,6 +209,7 @@ NONSENSE: dict[str, dict[str, str]] = {
     "aggregates from 0 on": {"p_aggregates": "'[0:1]={a,b}'::text[]"},
     "too few versions": {"p_expected": "ARRAY[1]"},
     "too many versions": {"p_expected": "ARRAY[1, 1, 1]"},
+    "a square of versions": {"p_expected": "ARRAY[[0, 0]]"},
     "versions from 0 on": {"p_expected": "'[0:1]={0,0}'::bigint[]"},
     "no format": {"p_format": "NULL"},
     "no data": {"p_data": "NULL"},
@@ -214,6 +222,7 @@ NONSENSE: dict[str, dict[str, str]] = {
     "no word on durability": {"p_asynchronous": "NULL"},
     "an empty idempotency key": {"p_idempotency_key": "''"},
     "a long idempotency key": {"p_idempotency_key": "repeat('k', 1025)"},
+    "a long idempotency key of few letters": {"p_idempotency_key": "repeat('é', 513)"},
     "half a pair": {"p_metadata": "ARRAY['a', 'b', 'c']"},
     "no pair": {"p_metadata": "'{}'"},
     "a square of metadata": {"p_metadata": "ARRAY[['a', 'b'], ['c', 'd']]"},
@@ -222,12 +231,15 @@ NONSENSE: dict[str, dict[str, str]] = {
     "a value without a key": {"p_metadata": "ARRAY['', 'b']"},
     "a long key": {"p_metadata": "ARRAY[repeat('k', 129), 'b']"},
     "a long value": {"p_metadata": "ARRAY['k', 'b', 'k', repeat('v', 1025)]"},
+    "a long value of few letters": {"p_metadata": "ARRAY['k', repeat('é', 513)]"},
     "too many pairs": {"p_metadata": "array_fill('k'::text, ARRAY[514])"},
     "a part without data": {"p_firsts": "ARRAY[1]", "p_more": "ARRAY[NULL]::bytea[]"},
     "a part without a place": {"p_firsts": "NULL", "p_more": "ARRAY['x'::bytea]"},
     "a place without a part": {"p_firsts": "ARRAY[1]", "p_more": "NULL"},
     "no further parts": {"p_firsts": "'{}'", "p_more": "'{}'"},
     "more parts than places": {"p_firsts": "ARRAY[1]", "p_more": "ARRAY['x', 'y']::bytea[]"},
+    "more places than parts": {"p_firsts": "ARRAY[1, 1]", "p_more": "ARRAY['x'::bytea]"},
+    "a missing place": {"p_firsts": "ARRAY[NULL]::integer[]", "p_more": "ARRAY['x'::bytea]"},
     "parts from 0 on": {"p_firsts": "'[0:0]={1}'", "p_more": "'[0:0]={x}'"},
     "a part before the first": {"p_firsts": "ARRAY[-1]", "p_more": "ARRAY['x'::bytea]"},
     "a part after the last": {"p_firsts": "ARRAY[2]", "p_more": "ARRAY['x'::bytea]"},
@@ -241,8 +253,10 @@ NONSENSE: dict[str, dict[str, str]] = {
         "p_more": "ARRAY[convert_to(repeat('x', 18 * 1024 * 1024 + 1), 'UTF8')]",
     },
     "large parts": {
-        "p_firsts": "array_fill(1, ARRAY[9])",
-        "p_more": "array_fill(convert_to(repeat('x', 16 * 1024 * 1024), 'UTF8'), ARRAY[9])",
+        # Each of them may be, and all but the first together.
+        "p_data": "convert_to(repeat('x', 16 * 1024 * 1024), 'UTF8')",
+        "p_firsts": "array_fill(1, ARRAY[8])",
+        "p_more": "array_fill(convert_to(repeat('x', 16 * 1024 * 1024), 'UTF8'), ARRAY[8])",
     },
 }
 
@@ -261,6 +275,20 @@ def test_nothing_is_stored_that_nobody_could_read(
     assert len(read_all(connection)) == 1
 
 
+def test_the_longest_key_id_and_no_longer_one(connection: Connection) -> None:
+    """A key that is known: else it would be refused for that."""
+    for length in (128, 129):
+        connection.execute(
+            sa.text("INSERT INTO oplog.oplog_key (key_id, check_value) VALUES (:id, '')"),
+            {"id": "k" * length},
+        )
+    connection.commit()
+    append(connection, make_record(ONE, format=1, key_id="k" * 128))
+    with pytest.raises(DBAPIError) as refused:
+        append(connection, make_record(ONE, format=1, key_id="k" * 129))
+    assert sqlstate(refused) == "22023"
+
+
 def test_the_largest_that_is_accepted(connection: Connection) -> None:
     """Limits are those of the library, so that nothing which it builds is refused."""
     names = [f"{n:04}{'n' * 1020}" for n in range(300)]
@@ -268,6 +296,7 @@ def test_the_largest_that_is_accepted(connection: Connection) -> None:
     record = make_record(names, metadata=metadata, idempotency_key="k" * 1024, expected=CREATED)
     large = [Part(0, b"x" * (16 * 1024 * 1024 + 1024)), *(Part(n, b"y") for n in range(300))]
     append(connection, record._replace(parts=large))
+    connection.commit()
     (stored,) = read_all(connection)
     assert stored.record_hash == compute_hash(stored)
 
@@ -277,6 +306,20 @@ RESERVED: dict[str, tuple[dict[str, str], bool]] = {
     "a mark": ({"p_format": "3::smallint", "p_data": "''"}, False),
     "a mark of a bypass": (
         {"p_format": "3::smallint", "p_data": "''", "p_aggregates": "ARRAY['oplog/bypass']"},
+        False,
+    ),
+    "a mark of one aggregate": (
+        {"p_format": "3::smallint", "p_data": "''", "p_aggregates": "ARRAY['x']"},
+        False,
+    ),
+    "a request with parts": (
+        {
+            "p_format": "3::smallint",
+            "p_data": "''",
+            "p_aggregates": "ARRAY['oplog/request/x']",
+            "p_firsts": "ARRAY[0]",
+            "p_more": "ARRAY['x'::bytea]",
+        },
         False,
     ),
     "a request with a payload": (
@@ -292,6 +335,7 @@ RESERVED: dict[str, tuple[dict[str, str], bool]] = {
         False,
     ),
     "beside a mark of a bypass": ({"p_aggregates": "ARRAY['a', 'oplog/bypass', 'z']"}, False),
+    "at the marks of a quarantine": ({"p_aggregates": "ARRAY['oplog/quarantine']"}, False),
     "an adoption": ({"p_aggregates": "ARRAY['adopted/account']"}, True),
     "beside an adoption": ({"p_aggregates": "ARRAY['a', 'adopted/account', 'z']"}, True),
 }
@@ -306,6 +350,11 @@ def test_what_the_log_says_of_itself_is_not_appended_by_others(
     with engine.connect() as connection:
         if owner:
             connection.exec_driver_sql(state_append(**changed)).close()
+        else:
+            with pytest.raises(DBAPIError) as refused:
+                connection.exec_driver_sql(state_append(**changed))
+            assert sqlstate(refused) == "42501"
+            connection.rollback()
         connection.exec_driver_sql(f"{other}{grant}")
         connection.exec_driver_sql("SET SESSION AUTHORIZATION other")
         connection.exec_driver_sql(state_append(p_aggregates="ARRAY['b']")).close()
@@ -313,6 +362,16 @@ def test_what_the_log_says_of_itself_is_not_appended_by_others(
             connection.exec_driver_sql(state_append(**changed))
         assert sqlstate(refused) == "42501"
         connection.rollback()
+
+
+def test_the_log_writes_marks_of_its_own(connection: Connection) -> None:
+    mark = state_append(
+        p_format="3::smallint", p_data="''", p_aggregates="ARRAY['oplog/bypass']"
+    ).replace("oplog_append(", "oplog_append_mark(")
+    connection.exec_driver_sql(mark).close()
+    connection.commit()
+    (record,) = assert_whole(connection)
+    assert (record.format, record.aggregates) == (3, ("oplog/bypass",))
 
 
 @pytest.mark.parametrize("names", [ONE, TWO])

@@ -11,9 +11,16 @@ from tests.mutants.explanation import FILE, read_explanations
 from tests.mutants.judge import locate
 from tests.mutants.mutation import Mutant, list_mutants
 from tests.mutants.sql import CHANGES, list_sql_mutants
-from tests.mutants.target import TARGETS
+from tests.mutants.target import TARGETS, Target
 
 pytestmark = pytest.mark.unit
+
+
+def read_mutants(target: Target) -> tuple[str, list[Mutant]]:
+    source = locate(target.module).read_text(encoding="utf-8")
+    if target.by_hand:
+        return source, list_sql_mutants(target.name, source)
+    return source, list_mutants(source)
 
 
 def changes(source: str) -> list[str]:
@@ -69,10 +76,9 @@ def test_what_is_left_alone(source: str) -> None:
 
 
 def test_mutants_are_python_and_differ() -> None:
-    for name in ("cursor", "sql"):
+    for name in ("cursor", *CHANGES):
         (target,) = (target for target in TARGETS if target.name == name)
-        source = locate(target.module).read_text(encoding="utf-8")
-        mutants = list_sql_mutants(source) if target.by_hand else list_mutants(source)
+        source, mutants = read_mutants(target)
         assert all(ast.parse(mutant.source) for mutant in mutants)
         assert source not in {mutant.source for mutant in mutants}
 
@@ -86,16 +92,17 @@ def test_a_mutant_is_named_by_its_function_and_change() -> None:
 
 
 def test_a_change_that_fits_no_more_is_an_error() -> None:
-    with pytest.raises(SystemExit, match="is not in the source any more"):
-        list_sql_mutants("nothing")
-    assert len({change.name for change in CHANGES}) == len(CHANGES)
+    assert set(CHANGES) == {target.name for target in TARGETS if target.by_hand}
+    for target, changes in CHANGES.items():
+        with pytest.raises(SystemExit, match="is not in the source any more"):
+            list_sql_mutants(target, "nothing")
+        assert len({change.name for change in changes}) == len(changes)
 
 
 def test_every_explanation_is_about_a_mutant_and_says_why() -> None:
     known: set[tuple[str, str, str]] = set()
     for target in TARGETS:
-        source = locate(target.module).read_text(encoding="utf-8")
-        mutants: list[Mutant] = list_sql_mutants(source) if target.by_hand else list_mutants(source)
+        _, mutants = read_mutants(target)
         known.update((target.name, mutant.where, mutant.change) for mutant in mutants)
     explained = read_explanations(FILE.read_text(encoding="utf-8"))
     given = [(e.module, e.where, e.change) for e in explained]
