@@ -33,9 +33,9 @@ from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.sqlstate import read_sqlstate
 from oplog.postgres.work import Driver
 from oplog.schema.append_checks import KEY_RETIRED
+from oplog.schema.guard import ADOPTED
 from oplog.store import NewRecord, Store
 from oplog.store.adopted import (
-    ADOPTED,
     ADOPTED_REVISION,
     ADOPTED_ROWS,
     AdoptionStore,

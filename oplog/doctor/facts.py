@@ -23,7 +23,7 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
-from oplog.schema.guard import BYPASS_AGGREGATE, make_prefix
+from oplog.schema.guard import BYPASS_AGGREGATE, FORMAT_MARK, make_prefix
 from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.tables import (
     VERSION,
@@ -263,7 +263,8 @@ def _read_bypasses(connection: Connection, schema: str) -> Bypasses | None:
     row = connection.exec_driver_sql(
         f"SELECT e.version, r.created_at, r.metadata FROM {s}.oplog_entry e "
         f"JOIN {s}.oplog_record r ON r.position = e.position WHERE e.aggregate_name = %s "
-        "ORDER BY e.version DESC LIMIT 1",
+        # Another record may have an aggregate of this name.
+        f"AND r.format = {FORMAT_MARK} ORDER BY e.version DESC LIMIT 1",
         (BYPASS_AGGREGATE,),
     ).one_or_none()
     if row is None:

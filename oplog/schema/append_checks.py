@@ -20,11 +20,12 @@ from oplog.entry import (
     MAX_RECORD_BYTES,
 )
 from oplog.schema.guard import (
+    ADOPTED,
     ADOPTION_PREFIX,
-    BYPASS_AGGREGATE,
     FORMAT_MARK,
     QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
+    RETIRED,
 )
 
 ASYNCHRONOUS_COMMIT = "OP005"
@@ -40,8 +41,8 @@ MAX_IDEMPOTENCY_KEY_BYTES = 1024
 MAX_KEY_ID_BYTES = 128
 _NAME_BYTES = 48
 """What each aggregate takes in an archive beside its name."""
-_KEPT_FOR_MARKS = (BYPASS_AGGREGATE, QUARANTINE_AGGREGATE)
-"""Aggregates that only the database itself writes."""
+_KEPT_FOR_MARKS = (QUARANTINE_AGGREGATE,)
+"""Where every reader looks for marks: nobody else may fill that up."""
 
 
 def list_checks(s: str, *, by_anybody: bool) -> str:
@@ -233,8 +234,11 @@ def _refuse_marks() -> str:
 
 def _refuse_reserved() -> str:
     """Replay and restore go by these records: an adoption replaces what the log knew of a type."""
-    return f"""IF v_reserved IS NOT NULL AND NOT (pg_catalog.starts_with(v_reserved,
-      '{ADOPTION_PREFIX}') AND pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')) THEN
+    # A row's own name may begin like that: without these keys of metadata it says nothing.
+    return f"""IF v_reserved IN ({", ".join(f"'{name}'" for name in _KEPT_FOR_MARKS)})
+    OR v_reserved IS NOT NULL AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')
+      AND EXISTS (SELECT FROM pg_catalog.generate_series(1, v_texts, 2) AS n
+        WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')) THEN
     RAISE EXCEPTION USING errcode = '42501',
       message = pg_catalog.concat('oplog: aggregate ', pg_catalog.quote_literal(v_reserved),
         ' is kept for the owner of the log'),

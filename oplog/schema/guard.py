@@ -29,6 +29,8 @@ FORMAT_MARK = 3
 """Format number of a record that the database writes: no payload, only metadata."""
 ADOPTION_PREFIX = "adopted/"
 """How the aggregates begin that hold what is said of a type as a whole."""
+ADOPTED = "adopted"
+"""Metadata key of every adopted chunk: its type's name."""
 RETIRED = "retired"
 """Metadata key of the mark that says that a type's table is gone, with all its rows."""
 RETIRED_REVISION = "retired_revision"

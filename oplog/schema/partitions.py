@@ -57,7 +57,12 @@ BEGIN
         FROM generate_series(0, {AHEAD - 1}) AS n LOOP
       v_name := concat('{literal}.', v_table, '_p', v_number);
       CONTINUE WHEN to_regclass(v_name) IS NOT NULL;
-      EXECUTE concat('CREATE TABLE ', v_name, ' (LIKE {literal}.', v_table, ' INCLUDING ALL)');
+      BEGIN
+        EXECUTE concat('CREATE TABLE ', v_name, ' (LIKE {literal}.', v_table, ' INCLUDING ALL)');
+      EXCEPTION
+        -- Who had the lock before has made it, and this session had looked it up before that.
+        WHEN duplicate_table THEN CONTINUE;
+      END;
       FOR v_grantee IN SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC')
           FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) x
           LEFT JOIN pg_roles r ON r.oid = x.grantee

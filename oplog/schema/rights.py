@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from oplog.postgres.quoting import quote
+from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.partitions import PARTITION_PATTERN
 
 APPLICATION_EXECUTES = (
@@ -43,6 +44,7 @@ _WRITTEN_BY_OTHERS = {"consumer": ("save_cursor",), "archive": WORKER_EXECUTES}
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
 _HARMLESS = ("SELECT",)
+"""On every table but those of locks: to read these at SERIALIZABLE makes others fail."""
 
 _GRANTED = """granted AS (
   SELECT 'TABLE' AS kind, c.relname::text AS object, pg_catalog.quote_ident(c.relname) AS spelled,
@@ -122,7 +124,8 @@ def select_excess(
       WHEN 'FUNCTION' THEN NOT (g.object IN ({_list_names(CALLED_BY_EVERYBODY)})
         OR r.oid IS NOT NULL AND g.object = ANY (ARRAY[{_list_names(executable)}]::text[]))
       WHEN 'SEQUENCE' THEN g.privilege_type NOT IN ('SELECT', 'USAGE')
-      ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)}) END
+      ELSE g.privilege_type NOT IN ({", ".join(f"'{right}'" for right in _HARMLESS)})
+        OR g.object IN ({", ".join(f"'{table}'" for table in LOCK_TABLES)}) END
   GROUP BY 1, 2, 3, 4, 5, 6)
 SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   'REVOKE ', e.privileges, ' ON ', e.kind, ' ', pg_catalog.quote_ident(log.nspname), '.',

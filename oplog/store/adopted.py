@@ -17,10 +17,8 @@ from sqlalchemy.engine import Connection
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.schema.guard import ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
+from oplog.schema.guard import ADOPTED, ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
 
-ADOPTED = "adopted"
-"""Metadata key of every adopted chunk: its type's name."""
 ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
 ADOPTED_REVISION = "adopted_revision"

@@ -11,7 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.postgres.quoting import quote_for_driver
 from oplog.postgres.sqlstate import read_sqlstate
+from oplog.store.rows import read_microseconds
 
+_RETIRED = "(pg_catalog.to_jsonb(k) ->> 'retired_at')::timestamptz"
 _NOT_UPGRADED = "42883"
 """SQLSTATE of a function that is not there."""
 _REFUSALS = ("22023", "25000", "55000")
@@ -33,12 +35,26 @@ def list_logged_keys(connection: Connection, schema: str) -> list[LoggedKey]:
     """All keys, oldest first."""
     rows = connection.exec_driver_sql(
         # By its name in JSON, a column that an earlier definition did not have is NULL.
-        "SELECT k.key_id, k.check_value, k.created_at, "
-        "(pg_catalog.to_jsonb(k) ->> 'retired_at')::timestamptz, "
-        "pg_catalog.clock_timestamp() - k.created_at "
+        "SELECT k.key_id, k.check_value, "
+        f"{_count('k.created_at')}, {_count(_RETIRED)}, "
+        f"{_count('pg_catalog.clock_timestamp() - k.created_at')} "
         f"FROM {quote_for_driver(schema)}.oplog_key k ORDER BY k.created_at, k.key_id"
     )
-    return [LoggedKey(row[0], bytes(row[1]), *row[2:]) for row in rows]
+    return [
+        LoggedKey(
+            key_id,
+            bytes(check_value),
+            registered_at=read_microseconds(registered),
+            retired_at=None if retired is None else read_microseconds(retired),
+            age=timedelta(microseconds=age),
+        )
+        for key_id, check_value, registered, retired, age in rows
+    ]
+
+
+def _count(moment: str) -> str:
+    # A number: as text it would be in the session's DateStyle and time zone.
+    return f"(extract(epoch FROM {moment}) * 1000000)::bigint"
 
 
 def retire_key(connection: Connection, schema: str, *, key_id: str) -> datetime:
@@ -48,9 +64,8 @@ def retire_key(connection: Connection, schema: str, *, key_id: str) -> datetime:
     `SchemaVersionError` for a log that has no retirement yet.
     """
     try:
-        found: datetime = connection.exec_driver_sql(
-            f"SELECT {quote_for_driver(schema)}.oplog_retire_key(%s::text)", (key_id,)
-        ).scalar_one()
+        retired = f"{quote_for_driver(schema)}.oplog_retire_key(%s::text)"
+        found: int = connection.exec_driver_sql(f"SELECT {_count(retired)}", (key_id,)).scalar_one()
     except DBAPIError as cause:
         state = read_sqlstate(cause)
         if state == _NOT_UPGRADED:
@@ -68,4 +83,4 @@ def retire_key(connection: Connection, schema: str, *, key_id: str) -> datetime:
             hint=getattr(diagnostic, "message_hint", None)
             or "give a connection with isolation_level='READ COMMITTED'",
         ) from cause
-    return found
+    return read_microseconds(found)

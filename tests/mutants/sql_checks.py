@@ -209,16 +209,6 @@ CHANGES = (
     ),
     Change("aggregates of marks are not reserved", " OR v_name IN ({kept})", ""),
     Change(
-        "bypasses are not reserved",
-        "(BYPASS_AGGREGATE, QUARANTINE_AGGREGATE)",
-        "(QUARANTINE_AGGREGATE,)",
-    ),
-    Change(
-        "quarantines are not reserved",
-        "(BYPASS_AGGREGATE, QUARANTINE_AGGREGATE)",
-        "(BYPASS_AGGREGATE,)",
-    ),
-    Change(
         "only the last aggregate is reserved",
         "v_last := v_name;",
         "v_last := v_name;\n    IF n < v_count THEN v_reserved := NULL; END IF;",
@@ -240,9 +230,26 @@ CHANGES = (
         "pg_has_role(current_user, current_user",
     ),
     Change(
-        "the owner appends marks of a bypass",
-        "pg_catalog.starts_with(v_reserved,\n      '{ADOPTION_PREFIX}') AND ",
-        "",
+        "the owner appends where readers look for marks",
+        """IF v_reserved IN ({", ".join(f"'{name}'" for name in _KEPT_FOR_MARKS)})\n    OR """,
+        "IF ",
+    ),
+    Change(
+        "a row's name may not begin so",
+        "WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')",
+        "WHERE true",
+    ),
+    Change("everybody says what is adopted", "IN ('{ADOPTED}', '{RETIRED}')", "IN ('{RETIRED}')"),
+    Change("everybody ends a type", "IN ('{ADOPTED}', '{RETIRED}')", "IN ('{ADOPTED}')"),
+    Change(
+        "only the first pair tells an adoption",
+        "generate_series(1, v_texts, 2)",
+        "generate_series(1, 1, 2)",
+    ),
+    Change(
+        "a value tells an adoption",
+        "generate_series(1, v_texts, 2)",
+        "generate_series(1, v_texts, 1)",
     ),
     # Marks.
     Change("anybody appends marks", ", _refuse_marks()", ""),

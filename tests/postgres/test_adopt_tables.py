@@ -251,6 +251,8 @@ def test_excluded_columns_are_not_read_and_generated_ones_not_logged(engine: Eng
         f"CREATE ROLE {role}",
         f"GRANT SELECT (id, twice, name), UPDATE ON item TO {role}",
         *list_grants(role, RoleKind.APPLICATION, schema="oplog"),
+        # Else only the owner's, who may read all columns.
+        f"GRANT INSERT, UPDATE ON oplog.oplog_adoption TO {role}",
     )
     with engine.connect() as connection:
         connection.exec_driver_sql(f"SET ROLE {role}")

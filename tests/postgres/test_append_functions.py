@@ -275,18 +275,21 @@ def test_nothing_is_stored_that_nobody_could_read(
     assert len(read_all(connection)) == 1
 
 
-def test_the_longest_key_id_and_no_longer_one(connection: Connection) -> None:
-    """A key that is known: else it would be refused for that."""
-    for length in (128, 129):
+def test_how_long_a_key_id_is(connection: Connection) -> None:
+    """Of keys that are known: others would be refused for that."""
+    for length in (0, 128, 129):
         connection.execute(
             sa.text("INSERT INTO oplog.oplog_key (key_id, check_value) VALUES (:id, '')"),
             {"id": "k" * length},
         )
     connection.commit()
     append(connection, make_record(ONE, format=1, key_id="k" * 128))
-    with pytest.raises(DBAPIError) as refused:
-        append(connection, make_record(ONE, format=1, key_id="k" * 129))
-    assert sqlstate(refused) == "22023"
+    connection.commit()
+    for length in (0, 129):
+        with pytest.raises(DBAPIError) as refused:
+            append(connection, make_record(ONE, format=1, key_id="k" * length))
+        assert sqlstate(refused) == "22023"
+        connection.rollback()
 
 
 def test_the_largest_that_is_accepted(connection: Connection) -> None:
@@ -334,10 +337,22 @@ RESERVED: dict[str, tuple[dict[str, str], bool]] = {
         },
         False,
     ),
-    "beside a mark of a bypass": ({"p_aggregates": "ARRAY['a', 'oplog/bypass', 'z']"}, False),
     "at the marks of a quarantine": ({"p_aggregates": "ARRAY['oplog/quarantine']"}, False),
-    "an adoption": ({"p_aggregates": "ARRAY['adopted/account']"}, True),
-    "beside an adoption": ({"p_aggregates": "ARRAY['a', 'adopted/account', 'z']"}, True),
+    "an adoption": (
+        {"p_aggregates": "ARRAY['adopted/x']", "p_metadata": "ARRAY['a', 'b', 'adopted', 'x']"},
+        True,
+    ),
+    "the end of a type": (
+        {"p_aggregates": "ARRAY['adopted/x']", "p_metadata": "ARRAY['retired', 'x']"},
+        True,
+    ),
+    "beside an adoption": (
+        {
+            "p_aggregates": "ARRAY['a', 'adopted/account', 'z']",
+            "p_metadata": "ARRAY['adopted', 'account']",
+        },
+        True,
+    ),
 }
 
 
@@ -357,7 +372,11 @@ def test_what_the_log_says_of_itself_is_not_appended_by_others(
             connection.rollback()
         connection.exec_driver_sql(f"{other}{grant}")
         connection.exec_driver_sql("SET SESSION AUTHORIZATION other")
-        connection.exec_driver_sql(state_append(p_aggregates="ARRAY['b']")).close()
+        # Names that rows may have, and a value that means nothing by itself.
+        for names in ("ARRAY['b']", "ARRAY['adopted/x']", "ARRAY['oplog/bypass']"):
+            connection.exec_driver_sql(
+                state_append(p_aggregates=names, p_metadata="ARRAY['a', 'adopted']")
+            ).close()
         with pytest.raises(DBAPIError) as refused:
             connection.exec_driver_sql(state_append(**changed))
         assert sqlstate(refused) == "42501"

@@ -134,6 +134,7 @@ def quarantine_all(roles: Roles, log: Oplog, through: int) -> int:
         for position in list(positions):
             log.quarantine(connection, position, reason="appended by a stranger", lost_key=True)
             count += 1
+        connection.commit()
     return count
 
 

@@ -17,6 +17,7 @@ from oplog.capture.gathering import gather_work
 from oplog.capture.merge import list_group_names
 from oplog.capture.record import RecordedWork
 from oplog.capture.row_change import RowChange
+from oplog.crypto.seal import Packing
 from oplog.entry import OpType, Ticket
 from oplog.payload import paged_parts
 from oplog.payload.codec import PayloadCodec
@@ -66,6 +67,7 @@ class Known:
     log_id, key_id = UUID(int=1), ""
     by_name = {bound.shape.type_name: bound for bound in BOUND.values()}  # noqa: RUF012
     latest = SHAPES
+    secret_types: frozenset[str] = frozenset()
 
     def find_relation(self, oid: int) -> BoundType:
         return BOUND[oid]
@@ -160,7 +162,13 @@ class Database:
         return None if row is None else tuple(row[names.index(name)] for name in columns)
 
     def read_rows(
-        self, _connection: Any, bound: BoundType, keys: Sequence[Row], *, columns: Sequence[str]
+        self,
+        _connection: Any,
+        bound: BoundType,
+        keys: Sequence[Row],
+        *,
+        columns: Sequence[str],
+        settings_fixed: bool = False,
     ) -> list[Any]:
         found = [self._find(bound, key, columns) for key in keys]
         return [row if row is None else dict(zip(columns, row, strict=True)) for row in found]
@@ -180,7 +188,8 @@ class Unsealed:
 
     format = 1
 
-    def seal(self, payload: bytes, _context: Any, *, key_id: str) -> bytes:
+    def seal(self, payload: bytes, _context: Any, *, key_id: str, packing: Packing) -> bytes:
+        assert packing is Packing.SMALLEST
         return payload
 
 
