@@ -198,7 +198,7 @@ def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRo
     else:
         for changed in {row.changed for row in rows}:
             wanted.update(dict.fromkeys(changed))
-    # Who collected the images has set the text settings.
+    # The statement that collected the images has set the text settings.
     found = read_rows(
         connection, bound, [row.key for row in rows], columns=tuple(wanted), settings_fixed=True
     )

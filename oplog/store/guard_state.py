@@ -87,8 +87,8 @@ class DeclaredGuard:
 
 
 MANY_IMAGES = 1000
-"""From more images than these on they are joined, and their order is not kept: nothing depends
-on it but the order in which a reader is told of rows."""
+"""More images than these are joined, and their order is not kept. Only the order in which a reader
+gets the rows depends on it."""
 
 _GUARDED = """
 SELECT g.tgrelid::bigint, c.relkind::text, count(*)
