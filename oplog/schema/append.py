@@ -15,7 +15,7 @@ from oplog.crypto.sql_hashing import hash_body_statements, hash_record_statement
 from oplog.postgres.quoting import quote_literal
 from oplog.schema.append_checks import list_checks
 from oplog.schema.guard import check_and_reset_tally
-from oplog.schema.rights import APPLICATION_EXECUTES
+from oplog.schema.rights import APPLICATION_EXECUTES, FORMER_APPEND
 from oplog.schema.touched_keys import DEFINER, PINNED
 
 STALE_TICKET = "OP001"
@@ -50,8 +50,6 @@ _FORMER = (
     "text, bigint, boolean)"
 )
 """The function of an earlier definition, which was given the hash, without the prefix `oplog_`."""
-FORMER_NAME = "oplog_append_former"
-"""Its name while a log is upgraded: two of one name could not be told apart."""
 
 
 def rename_former_statement(s: str) -> str:
@@ -59,7 +57,7 @@ def rename_former_statement(s: str) -> str:
     old = f"{s}.oplog_{_FORMER}"
     return f"""DO $oplog_do$ BEGIN
   IF pg_catalog.to_regprocedure({quote_literal(old)}) IS NOT NULL THEN
-    ALTER FUNCTION {old} RENAME TO {FORMER_NAME};
+    ALTER FUNCTION {old} RENAME TO {FORMER_APPEND};
   END IF;
 END $oplog_do$"""
 
@@ -69,7 +67,7 @@ def replace_former_statement(s: str) -> str:
     functions = ", ".join(f"{s}.oplog_{name}" for name in APPLICATION_EXECUTES)
     return f"""DO $oplog_do$
 DECLARE
-  v_former regproc := pg_catalog.to_regproc({quote_literal(f"{s}.{FORMER_NAME}")});
+  v_former regproc := pg_catalog.to_regproc({quote_literal(f"{s}.{FORMER_APPEND}")});
   v_grantee text;
 BEGIN
   IF v_former IS NULL THEN RETURN; END IF;
@@ -80,7 +78,7 @@ BEGIN
     EXECUTE pg_catalog.concat({quote_literal(f"GRANT EXECUTE ON FUNCTION {functions} TO ")},
       v_grantee);
   END LOOP;
-  DROP FUNCTION {s}.{FORMER_NAME};
+  DROP FUNCTION {s}.{FORMER_APPEND};
 END $oplog_do$"""
 
 

@@ -32,6 +32,9 @@ GRANTED = tuple(dict.fromkeys((*APPLICATION_EXECUTES, *CONSUMER_EXECUTES, *WORKE
 """Functions that a named role may be given. All others are the owner's."""
 CALLED_BY_EVERYBODY = ("arm",)
 """Conditions of guards' triggers, which run with the rights of the role that writes the table."""
+FORMER_APPEND = "oplog_append_former"
+"""The append function of an earlier definition while a log is upgraded: two of one name could not
+be told apart."""
 _WRITTEN_BY_APPLICATIONS = {
     "type": ("register_type",),
     "type_numbers": ("register_type",),
@@ -133,7 +136,7 @@ SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   -- A role goes on doing what it did, by the function that does it now. What default privileges
   -- gave is no sign that it did: they give more, or nothing on the append function.
   CASE WHEN f.functions IS NOT NULL AND CASE WHEN f.by_others THEN e.privileges = 'INSERT, UPDATE'
-      ELSE EXISTS (SELECT FROM granted a WHERE a.object IN ('oplog_append', 'oplog_append_former')
+      ELSE EXISTS (SELECT FROM granted a WHERE a.object IN ('oplog_append', '{FORMER_APPEND}')
         AND a.grantee = e.grantee_oid) END
     THEN pg_catalog.concat('; GRANT EXECUTE ON FUNCTION ', f.functions, ' TO ', e.grantee) END)
   AS statement

@@ -216,19 +216,9 @@ def test_a_refused_key_is_renewed(
 
 
 def test_a_draft_becomes_one_statement() -> None:
-    record = NewRecord(
-        record_id=UUID(int=1),
-        aggregates=["a"],
-        expected=[4],
-        parts=[Part(0, b"data")],
-        format=3,
-        key_id="key",
-        metadata=[("actor", "ada")],
-        idempotency_key="k",
-    )
-    draft = Draft(record, claim=Claim("k", None), tally=5, named=[("item", 7)])
+    draft = Draft(RECORD, claim=Claim("k", None), tally=5, named=[("item", 7)])
     more = {"tally": 5, "named": [("item", 7)]}
-    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", (record, more))))
+    assert bind_draft(STORE, draft) == Append(draft, cast("Any", ("append", (RECORD, more))))
 
 
 def test_a_draft_without_a_record_is_told_to_the_guards() -> None:
