@@ -1,8 +1,8 @@
 """A log with many records, made by SQL: sealed parts of random bytes that nobody opens.
 
-Every record leaves all that a transaction leaves: its row, an entry of an aggregate of its own, its
-id and one pair of metadata, in all indexes. Each has a transaction id of its own, as the planner
-would expect of records that transactions wrote.
+Every record leaves all that a transaction leaves: its row with its hash, an entry of an aggregate
+of its own, its id and one pair of metadata, in all indexes. Each has a transaction id of its own,
+as the planner would expect of records that transactions wrote.
 """
 
 from __future__ import annotations
@@ -19,15 +19,28 @@ _MAKE = """CREATE TEMPORARY TABLE made ON COMMIT DROP AS
 SELECT n AS position, 'filled/' || n AS aggregate, 'clerk ' || mod(n, 1000) AS clerk,
   (%s::bigint + n)::text::xid8 AS transaction_id,
   -- Rises with the position and is random behind that, as ids of records are.
-  (lpad(to_hex(n), 12, '0') || substr(md5(n::text), 13))::uuid AS record_id
+  (lpad(to_hex(n), 12, '0') || substr(md5(n::text), 13))::uuid AS record_id,
+  sha256(('a' || n)::bytea) || sha256(('b' || n)::bytea) || sha256(('c' || n)::bytea) AS data,
+  clock_timestamp() AS created_at
 FROM generate_series(%s::bigint, %s::bigint) n"""
+
+
+def _frame(text: str) -> str:
+    return f"int4send(octet_length({text})) || convert_to({text}, 'UTF8')"
+
+
+_HASH = f"""sha256('oplog/v1/record'::bytea || '\\x00'::bytea || sha256(
+  'oplog/v1/record-body'::bytea || '\\x00'::bytea || int4send(1) || uuid_send(record_id)
+  || {_frame("'key'")} || int4send(1) || {_frame("'actor'")} || {_frame("clerk")} || '\\x00'::bytea
+  || int4send(1) || {_frame("aggregate")} || int4send(1) || int4send(0) || sha256(data))
+  || int8send(position) || timestamptz_send(created_at))"""
+"""Hash of such a record: the worker publishes none that does not match."""
 _INSERTS = (
-    """INSERT INTO oplog.oplog_record (position, record_id, transaction_id, format, key_id, data,
+    f"""INSERT INTO oplog.oplog_record (position, record_id, transaction_id, format, key_id, data,
   parts, aggregates, metadata, record_hash, created_at)
-SELECT position, record_id, transaction_id, 1, 'key', sha256(('a' || position)::bytea)
-  || sha256(('b' || position)::bytea) || sha256(('c' || position)::bytea), 1,
-  ARRAY[aggregate], ARRAY['actor', clerk], sha256(('r' || position)::bytea), clock_timestamp()
-FROM made ORDER BY position""",
+SELECT position, record_id, transaction_id, 1, 'key', data, 1, ARRAY[aggregate],
+  ARRAY['actor', clerk], {_HASH}, created_at
+FROM made ORDER BY position""",  # noqa: S608 - no text of anybody else's
     """INSERT INTO oplog.oplog_entry (aggregate_name, version, position)
 SELECT aggregate, 1, position FROM made""",
     """INSERT INTO oplog.oplog_outcome (record_id, position)
