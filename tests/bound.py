@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from oplog.binding import BoundType
 from oplog.catalog import DeclaredType
 from oplog.payload.aggregate_template import AggregateTemplate
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
 from oplog.value import codec_for
 

@@ -27,7 +27,7 @@ from oplog.events import EntriesAppended, EntriesDrafted, EventSink
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.block import MAX_BLOCK_ROWS
 from oplog.payload.codec import PayloadCodec
-from oplog.payload.lineage import find_breaks, group_shapes
+from oplog.payload.lineage import find_fills, group_shapes, map_columns
 from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.sqlstate import read_sqlstate
@@ -255,7 +255,12 @@ class _Work:
         if reached.revision in (0, bound.shape.revision):
             return reached
         shapes = group_shapes(self._target.store.list_types(self._connection))
-        if reached.revision in find_breaks(shapes[bound.declared.type_name], bound.shape):
+        revisions = shapes[bound.shape.type_name]
+        old = next(one for one in revisions if one.revision == reached.revision)
+        routes = map_columns(revisions, old, bound.shape)
+        # Rows that were adopted before would lack what was rewritten, or added with other values.
+        fills = find_fills(revisions, bound.shape)
+        if {route.target for route in routes} | fills.keys() != set(bound.shape.names):
             return Reached(revision=bound.shape.revision)
         return reached
 

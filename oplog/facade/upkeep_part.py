@@ -9,7 +9,6 @@ from datetime import timedelta
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.doctor.evolution import judge_columns
 from oplog.doctor.key_status import KeyRetirementReport
 from oplog.errors import ConfigurationError
 from oplog.facade.doctor_part import Examination
@@ -79,9 +78,7 @@ class Upkeep:
 
     def _judge_archived(self, archive: Archive) -> list[Finding]:
         """What the archive alone says of columns whose names mean other ones by now."""
-        source = self._restoring.open_source(archive)
-        shapes = group_shapes(source.shapes)
-        return judge_columns(shapes, source.find_adoptions(list(shapes)), self._log.catalog)
+        return []
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.

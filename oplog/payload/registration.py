@@ -13,7 +13,8 @@ from google.protobuf import descriptor_pb2, message
 
 from oplog.errors import ConfigurationError
 from oplog.payload.column_numbers import Numbers, is_same_table
-from oplog.payload.shape import Column, DeclaredColumn, Shape
+from oplog.payload.derived_shape import DeclaredColumn
+from oplog.payload.shape import Column, Shape
 
 
 def register_shape(

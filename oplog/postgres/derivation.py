@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from oplog.catalog import DeclaredType
 from oplog.errors import NotCapturableError, SchemaDriftError
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.registration import register_shape
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveColumn, LiveTable
 from oplog.value import Kind, check_parts, codec_for
 

@@ -7,11 +7,11 @@ logged anew since, or a step of the catalog says what became of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from oplog.errors import SchemaDriftError
-from oplog.payload.lineage import Break, find_breaks, group_shapes
+from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.reading.reader import RecordReader
 from oplog.replay.table_plan import TablePlan
@@ -52,56 +52,29 @@ def make_rules(
     strict: bool = True,
     from_empty: bool = True,
 ) -> FoldRules:
-    """The rules for all types of a log; `shapes` are all their revisions.
-
-    `same_database`: the plans' tables are of the database that wrote the log, so that their
-    column numbers show renamings. Not `strict`: rows of a renamed column are folded under its
-    old name instead of refused, so that a comparison shows them. Not `from_empty`: the tables
-    have rows already, so that effects of a renamed column are refused even if an adoption
-    supersedes them.
-    """
+    """The rules for all types of a log; `shapes` are all their revisions."""
     revisions = group_shapes(shapes)
     lenient = {
         name: math.inf if one.ended is None else one.ended
         for name, one in turns.items()
         if one.began
     }
-    breaks: dict[str, Mapping[int, Break]] = {}
-    for plan in plans:
-        for name in plan.types:
-            if name not in revisions:
-                continue
-            newest = revisions[name][-1]
-            numbers = (*newest.numbers, plan.live.numbers) if same_database else newest.numbers
-            breaks[name] = find_breaks(revisions[name], replace(newest, numbers=numbers))
-    judge = _Judge(
-        {name: turns.get(name, Turns()) for name in revisions}, breaks, strict, from_empty
-    )
+    present = {name for plan in plans for name in plan.types}
+    judge = _Judge({name: turns.get(name, Turns()) for name in revisions}, present)
     return FoldRules(lenient, judge)
 
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
     turns: Mapping[str, Turns]
-    breaks: Mapping[str, Mapping[int, Break]]
-    strict: bool
-    from_empty: bool
+    present: Collection[str]
 
     def __call__(self, shape: Shape) -> Validity:
         turns = self.turns.get(shape.type_name, Turns())
         since = turns.retired or 0
-        breaks = self.breaks.get(shape.type_name)
-        if breaks is None:
+        if shape.type_name not in self.present:
             return Validity(since, _refuse_retired(shape))
-        found = breaks.get(shape.revision)
-        if found is None:
-            return Validity(since) if since else VALID
-        if not self.from_empty:
-            hint = "restore an empty database from a snapshot that was taken since, and follow on"
-            return Validity(0, found.to_error(hint=hint))
-        if turns.ended and turns.revision is not None and turns.revision not in breaks:
-            return Validity(max(since, turns.ended), found.to_error())
-        return Validity(since, found.to_error() if self.strict else None)
+        return Validity(since) if since else VALID
 
 
 def _refuse_retired(shape: Shape) -> SchemaDriftError:

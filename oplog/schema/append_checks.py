@@ -26,6 +26,7 @@ from oplog.schema.guard import (
     QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
     RETIRED,
+    SCHEMA_CHANGE,
 )
 
 ASYNCHRONOUS_COMMIT = "OP005"
@@ -238,7 +239,7 @@ def _refuse_reserved() -> str:
     return f"""IF v_reserved IN ({", ".join(f"'{name}'" for name in _KEPT_FOR_MARKS)})
     OR v_reserved IS NOT NULL AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')
       AND EXISTS (SELECT FROM pg_catalog.generate_series(1, v_texts, 2) AS n
-        WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')) THEN
+        WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}', '{SCHEMA_CHANGE}')) THEN
     RAISE EXCEPTION USING errcode = '42501',
       message = pg_catalog.concat('oplog: aggregate ', pg_catalog.quote_literal(v_reserved),
         ' is kept for the owner of the log'),

@@ -35,6 +35,10 @@ RETIRED = "retired"
 """Metadata key of the mark that says that a type's table is gone, with all its rows."""
 RETIRED_REVISION = "retired_revision"
 """Metadata key of the same mark: the newest revision that the type had then."""
+SCHEMA_CHANGE = "schema_change"
+"""Metadata key of the mark that says from where on a table has the shape of a revision."""
+SCHEMA_REVISION = "schema_revision"
+"""Metadata key of the same mark: the revision."""
 QUARANTINE_AGGREGATE = "oplog/quarantine"
 """The aggregate of the marks that say which records cannot be read."""
 BYPASS_AGGREGATE = "oplog/bypass"
@@ -129,7 +133,7 @@ DECLARE
     LATERAL (VALUES (1, m.key), (2, m.value)) AS t(place, text) ORDER BY m.n, t.place);
 BEGIN
   PERFORM {s}.oplog_append_mark(gen_random_uuid(), ARRAY[p_aggregate], ARRAY[NULL]::bigint[],
-    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, true);
+    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, NULL, true);
 END $oplog_fn$"""
 
 

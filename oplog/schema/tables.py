@@ -6,10 +6,12 @@ which a driver would take for a parameter.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
+from oplog.payload.schema_change import FIRST
 from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.append import (
     create_append_statements,
@@ -37,8 +39,15 @@ from oplog.schema.registering import (
     create_registering_statements,
 )
 from oplog.schema.rights import create_rights_statements
+from oplog.schema.type_changes import (
+    CHANGE_FUNCTIONS,
+    CHANGE_TABLES,
+    create_change_functions,
+    create_change_tables,
+)
 from oplog.schema.upgrade import make_repeatable, require_first, require_free, restore_keys
 
+FIRST_CHANGE = json.dumps(FIRST.to_json())
 VERSION = 1
 """Newest schema version this library knows."""
 
@@ -138,11 +147,11 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     s = quote(schema)
     name = quote_literal(schema)
     kept = (*PARTITIONED, "entry", "ticket", "outcome", *_CATALOG_TABLES, "pruned")
-    functions = (*PROGRESS_FUNCTIONS, *REGISTERING, *REGISTERING_HELPERS)
+    functions = (*PROGRESS_FUNCTIONS, *REGISTERING, *REGISTERING_HELPERS, *CHANGE_FUNCTIONS)
     return [
         *drop_guard_statements(s),
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
-        *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
+        *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES, *CHANGE_TABLES)),
         *(f"DROP TABLE {s}.{table}" for table in LOCK_TABLES),
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in LOCK_FUNCTIONS),
         f"DROP FUNCTION {s}.oplog_append",
@@ -207,6 +216,7 @@ def _define(s: str, schema: str) -> list[str]:
     return [
         *_catalog_tables(s),
         *_record_tables(s),
+        *create_change_tables(s),
         *_indexes(s),
         *create_append_only_statements(s),
         *create_lock_statements(s, schema),
@@ -214,6 +224,7 @@ def _define(s: str, schema: str) -> list[str]:
         *create_append_statements(s, make_prefix(schema)),
         *create_key_statements(s),
         *create_guard_statements(s, schema),
+        *create_change_functions(s),
         *create_registering_statements(s),
         *create_progress_functions(s),
     ]
@@ -244,6 +255,10 @@ def _catalog_tables(s: str) -> list[str]:
   descriptor bytea NOT NULL,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (type_name, revision))""",
+        # Not above, as with keys: of revisions of an earlier definition it is not known.
+        f"""ALTER TABLE {s}.oplog_type ADD COLUMN IF NOT EXISTS change jsonb NOT NULL DEFAULT '{
+            FIRST_CHANGE
+        }'""",
         # Columns by their numbers in the catalog: a name may come to mean another column.
         f"""CREATE TABLE {s}.oplog_type_numbers (
   type_name text COLLATE "C" NOT NULL,

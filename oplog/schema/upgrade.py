@@ -41,6 +41,8 @@ _REPEATABLE = (
     (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
     (r"CREATE (FUNCTION|TRIGGER) ", r"CREATE OR REPLACE \1 "),
     (r"(ALTER (?:TABLE|SEQUENCE) )", r"\1"),
+    # Its row is there once.
+    (r"(INSERT INTO [^;]* SELECT 0 WHERE NOT EXISTS )", r"\1"),
     # The function looks for what is there.
     (r"(SELECT .*oplog_make_partitions)", r"\1"),
 )

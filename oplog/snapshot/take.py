@@ -20,7 +20,7 @@ from oplog.archive.format.manifest import ChunkRef, Dataset, SequenceState, Snap
 from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, encode_chunk
 from oplog.crypto.seal import Packing, Sealer
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
-from oplog.payload.lineage import find_breaks, group_shapes
+from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.reader import OpenedRecord
@@ -221,11 +221,9 @@ class _Work:
         found = _find_same(before, live)
         if found is None or found.types != live.types:
             return None
-        for name, revision in zip(found.types, found.revisions, strict=True):
-            shapes = self.stored[name]
-            if revision in find_breaks(shapes, shapes[-1]):
-                return None
-        return found
+        # Rows of another revision may read otherwise: those that a change rewrote, for one.
+        newest = tuple(self.stored[name][-1].revision for name in found.types)
+        return found if tuple(found.revisions) == newest else None
 
     def _collect(
         self,

@@ -62,7 +62,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of parts and metadata read at once, more only for a single larger record."""
 _PARTS = StoredRecord._fields.index("parts") + 1
 """Where `RECORD_COLUMNS` have the number of parts, after the first one."""
-_PLACES = ", ".join(f"${number}" for number in range(1, 11))
+_PLACES = ", ".join(f"${number}" for number in range(1, 12))
 _ANSWER_NONE = "SELECT NULL::bigint[], NULL::bytea"
 
 
@@ -184,6 +184,7 @@ class Store:
             Parameter(TEXT, record.key_id),
             Parameter(TEXT_ARRAY, flatten_metadata(record.metadata)),
             Parameter(TEXT, record.idempotency_key),
+            Parameter(INT8, record.epoch),
         )
         return _bind(
             f"{self._append}{_PLACES}, ",

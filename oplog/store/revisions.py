@@ -11,13 +11,14 @@ import json
 from sqlalchemy.engine import Connection
 
 from oplog.payload.column_numbers import Numbers
+from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
 
 
 def list_types(connection: Connection, s: str) -> list[Shape]:
     """Every revision in the quoted schema `s`, revisions of a type rising."""
     rows = connection.exec_driver_sql(
-        f"SELECT t.type_name, t.revision, t.shape::text, t.descriptor, (SELECT "
+        f"SELECT t.type_name, t.revision, t.shape::text, t.descriptor, t.change::text, (SELECT "
         "pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(n.database_id, n.table_oid, n.columns) "
         f"ORDER BY n.created_at, n.database_id)::text FROM {s}.oplog_type_numbers n "
         "WHERE n.type_name = t.type_name AND n.revision = t.revision) "
@@ -30,17 +31,24 @@ def list_types(connection: Connection, s: str) -> list[Shape]:
             shape=json.loads(shape),
             descriptor=bytes(descriptor),
             numbers=[Numbers(*one) for one in json.loads(numbers or "[]")],
+            change=SchemaChange.from_json(json.loads(change)),
         )
-        for name, revision, shape, descriptor, numbers in rows
+        for name, revision, shape, descriptor, change, numbers in rows
     ]
 
 
 def insert_type(connection: Connection, s: str, shape: Shape) -> bool:
     """Store what of a revision and its numbers is not there yet; False if nothing was new."""
     done = connection.exec_driver_sql(
-        f"INSERT INTO {s}.oplog_type (type_name, revision, shape, descriptor) "
-        "VALUES (%s, %s, %s::jsonb, %b) ON CONFLICT DO NOTHING",
-        (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
+        f"INSERT INTO {s}.oplog_type (type_name, revision, shape, descriptor, change) "
+        "VALUES (%s, %s, %s::jsonb, %b, %s::jsonb) ON CONFLICT DO NOTHING",
+        (
+            shape.type_name,
+            shape.revision,
+            json.dumps(shape.to_json()),
+            shape.descriptor,
+            json.dumps(shape.change.to_json()),
+        ),
     )
     new = done.rowcount
     for numbers in shape.numbers:

@@ -13,7 +13,8 @@ from oplog.entry import MAX_PART_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError, UnknownTypeError
 from oplog.payload.block import MAX_BLOCK_ROWS, order_columns
 from oplog.payload.codec import Effect, PayloadCodec, effect_to_operation
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.value import Wire, codec_for, read_copy_field
 
 pytestmark = pytest.mark.unit

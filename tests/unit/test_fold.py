@@ -11,7 +11,8 @@ import pytest
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
 from oplog.payload.codec import Effect
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import print_column
 from oplog.replay.validity import FoldRules
