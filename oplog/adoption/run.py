@@ -18,7 +18,7 @@ from oplog.adoption.choice import choose_types, sort_types
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows, read_chunk, read_key_order
-from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
+from oplog.binding import Binding, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Packing, Sealer, name_part
@@ -44,6 +44,7 @@ from oplog.store.adopted import (
     name_adoption,
 )
 from oplog.store.rows import Part
+from oplog.type_binding import BoundType
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each chunk with the number of adopted rows and the estimated total."""
