@@ -17,7 +17,8 @@ from sqlalchemy.engine import Connection
 
 from oplog.adoption.locking import LockWait
 from oplog.adoption.refill import log_rewritten
-from oplog.adoption.run import CHUNK_ROWS, AdoptionTarget, Progress
+from oplog.adoption.chunk_record import CHUNK_ROWS, AdoptionTarget
+from oplog.adoption.run import Progress
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError, UnknownTypeError
 from oplog.payload.lineage import group_shapes

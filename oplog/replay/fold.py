@@ -91,6 +91,9 @@ class TableFold:
 
     def create(self, key: Key, row: Row) -> None:
         """Add a row; `ReplayError` if one is known under its key."""
+        if key in self.doubtful and self.patched.pop(key, None) is not None:
+            # Of a row that was not there. The table says so if it was.
+            self.doubtful.discard(key)
         if key in self.created or key in self.patched or key in self.adopted:
             raise self.misfit(key, row[2], "creates a row that is already there")
         self.created[key] = row
@@ -264,7 +267,9 @@ class Fold:
                 put = route.table.adopt if effect.adopted else route.table.create
                 put(key, (values, columns, position))
             elif kind is OpType.UPDATE:
-                route.table.update(key, values, position, lenient=position < route.lenient_until)
+                # Columns that DDL rewrote are logged of every row, whether or not it is known.
+                lenient = effect.adopted or position < route.lenient_until
+                route.table.update(key, values, position, lenient=lenient)
             else:
                 route.table.delete(key, position, lenient=position < route.lenient_until)
 
