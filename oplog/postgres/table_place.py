@@ -13,7 +13,13 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.shape import Column, Shape
-from oplog.postgres.live_table import LiveColumn, LiveTable, read_live_tables
+from oplog.postgres.live_table import (
+    LiveColumn,
+    LiveTable,
+    read_database_id,
+    read_live_tables,
+    read_tables_by_oid,
+)
 
 Name = tuple[str, str]
 """Schema and table."""
@@ -36,22 +42,28 @@ def find_places(
     connection: Connection, revisions: Mapping[str, Sequence[Shape]]
 ) -> Mapping[str, Place]:
     """The place of each type, whose `revisions` rise."""
-    database = _read_database(connection)
+    database = read_database_id(connection)
     here = {name: _find_noted(shapes, database) for name, shapes in revisions.items()}
-    oids = {numbers.table for found in here.values() if found for _, numbers in [found]}
-    names = _read_names(connection, oids)
-    wanted: dict[str, Name] = {}
-    for name, shapes in revisions.items():
-        known = here[name]
-        by_oid = None if known is None else names.get(known[1].table)
-        wanted[name] = by_oid or (shapes[-1].schema, shapes[-1].table)
-    live = read_named_tables(connection, wanted.values())
+    by_oid = {
+        oid: table
+        for oid, table in read_tables_by_oid(
+            connection, {known[1].table for known in here.values() if known is not None}
+        ).items()
+        if table.kind in ("r", "p")
+    }
+    named = {
+        name: (shapes[-1].schema, shapes[-1].table)
+        for name, shapes in revisions.items()
+        for known in [here[name]]
+        if known is None or known[1].table not in by_oid
+    }
+    by_name = read_named_tables(connection, named.values())
     places = {}
-    for name in revisions:
-        known, table = here[name], live.get(wanted[name])
-        dropped = known is not None and known[1].table not in names
-        noted = known[0] if known and table and table.oid == known[1].table else None
-        places[name] = Place(table, dropped, noted)
+    for name, known in here.items():
+        if known is not None and known[1].table in by_oid:
+            places[name] = Place(by_oid[known[1].table], noted=known[0])
+        else:
+            places[name] = Place(by_name.get(named[name]), dropped=known is not None)
     return places
 
 
@@ -127,23 +139,3 @@ def _find_noted(shapes: Sequence[Shape], database: str) -> tuple[Shape, Numbers]
             if numbers.database == database:
                 return shape, numbers
     return None
-
-
-def _read_database(connection: Connection) -> str:
-    return str(
-        connection.exec_driver_sql(
-            "SELECT pg_catalog.concat(i.system_identifier, '/', d.oid) "
-            "FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d "
-            "WHERE d.datname = pg_catalog.current_database()"
-        ).scalar_one()
-    )
-
-
-def _read_names(connection: Connection, oids: Iterable[int]) -> Mapping[int, Name]:
-    rows = connection.exec_driver_sql(
-        "SELECT c.oid::bigint, n.nspname::text, c.relname::text FROM pg_catalog.pg_class c "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.oid = ANY (%s::bigint[]::oid[]) AND c.relkind IN ('r', 'p')",
-        (list(oids),),
-    )
-    return {oid: (schema, table) for oid, schema, table in rows}

@@ -24,7 +24,7 @@ from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.replay.type_target import TypeTarget
 from oplog.store import Store
 from oplog.store.adopted import Turns
-from oplog.store.type_state import keep_state
+from oplog.store.type_store import TypeStore
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def write_types(
 
 def keep_states(connection: Connection, schema: str, aim: Aim, *, lasting: bool) -> None:
     """Keep what the next migration is compared with, where the newest revision is that of now."""
+    kept = TypeStore(schema)
     for live, target in aim.placed:
         if target.shape is target.shapes[-1] or (lasting and make_next(live, target) is not None):
-            keep_state(connection, schema, target.shape.type_name, table=live.oid)
+            kept.keep_state(connection, target.shape.type_name, table=live.oid)

@@ -64,6 +64,9 @@ class TableFold:
 
     def create(self, key: Key, row: Row) -> None:
         """Add a row; `ReplayError` if one is known under its key."""
+        if key in self.doubtful and self.patched.pop(key, None) is not None:
+            # Of a row that was not there. The table says so if it was.
+            self.doubtful.discard(key)
         if key in self.created or key in self.patched or key in self.adopted:
             raise self.misfit(key, row[2], "creates a row that is already there")
         self.created[key] = row

@@ -15,11 +15,12 @@ from oplog.errors import NotCapturableError, SchemaDriftError
 from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
+from oplog.postgres.evolution import follow_names
 from oplog.postgres.live_table import LiveColumn, LiveTable
 from oplog.postgres.table_place import Place, find_places, fits, is_same_type, list_placed
 from oplog.replay.type_target import TypeTarget
 from oplog.store.adopted import Turns
-from oplog.store.type_state import describe_change
+from oplog.store.type_store import TypeStore
 from oplog.value import codec_for
 
 
@@ -86,12 +87,10 @@ def _find_target(
             if fits(shape, live, shapes):
                 return TypeTarget(shape, shapes)
     now, same = derive_now(live, shapes), fits(newest, live, shapes)
-    change: SchemaChange | None = SchemaChange()
+    change = SchemaChange()
     if not place.dropped:
         _check_key(live, now, place.noted or newest)
-        change = describe_change(connection, schema, now, table=live.oid)
-    if change is None:
-        change = _compare(now, newest)
+        change = _describe(connection, live, now, newest=newest, schema=schema)
     keys = {column.number for column in now.key_columns}
     if change.readopted and keys & change.rewritten:
         raise _refuse_unnoted(live, newest)
@@ -129,17 +128,8 @@ def derive_now(live: LiveTable, shapes: Sequence[Shape]) -> Shape:
 
 def _follow_excluded(live: LiveTable, newest: Shape) -> dict[str, str]:
     """The excluded columns, under the names that they have now."""
-    here = [
-        one for one in newest.numbers if one.table == live.oid and one.database == live.database
-    ]
-    called = {column.number: column.name for column in live.columns}
-    found = {}
-    for name, reason in newest.excluded.items():
-        number = here[-1].columns.get(name) if here else None
-        now = called.get(number) if number is not None else name
-        if now is not None:
-            found[now] = reason
-    return found
+    names = follow_names(newest, live)
+    return {names[name]: why for name, why in newest.excluded.items() if name in names}
 
 
 def _declare(live: LiveTable, column: LiveColumn) -> DeclaredColumn:
@@ -173,6 +163,15 @@ def _check_key(live: LiveTable, now: Shape, noted: Shape) -> None:
             f"revision {noted.revision})",
             hint=_say_replaced(noted),
         )
+
+
+def _describe(
+    connection: Connection, live: LiveTable, now: Shape, *, newest: Shape, schema: str
+) -> SchemaChange:
+    changes = TypeStore(schema)
+    if not changes.may_describe(connection):
+        return _compare(now, newest)
+    return changes.describe(connection, [(now, live.oid)])[0]
 
 
 def _compare(now: Shape, newest: Shape) -> SchemaChange:

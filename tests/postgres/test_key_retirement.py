@@ -463,7 +463,7 @@ def test_an_adoption_under_a_retired_key_is_continued(
 
     before = old.keyring.current_key_id
     with engine.connect() as connection:
-        with pytest.raises(KeyRetiredError, match="while rows were adopted") as refused:
+        with pytest.raises(KeyRetiredError, match="while rows were logged") as refused:
             old.log.adopt(connection, [Account], chunk_rows=4, progress=retire_after_the_first)
         assert refused.value.hint.startswith("adopt again, which continues")
         connection.rollback()
