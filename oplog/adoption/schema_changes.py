@@ -15,9 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from oplog.adoption.chunk_record import CHUNK_ROWS, AdoptionTarget
 from oplog.adoption.locking import LockWait
 from oplog.adoption.refill import log_rewritten
-from oplog.adoption.chunk_record import CHUNK_ROWS, AdoptionTarget
 from oplog.adoption.run import Progress
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError, UnknownTypeError
