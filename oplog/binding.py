@@ -45,6 +45,7 @@ from oplog.store.guard_state import Guard, Guards, read_guards
 
 _APART_SECONDS = 5.0
 """Seconds for storing types on a connection of its own; then the caller's transaction does it."""
+_NO_GUARDS = Guards({}, ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +135,7 @@ def bind_for_writing(
     store: Store,
     keyring: Keyring | None,
     guard: bool = True,
+    apart: bool = True,
 ) -> Binding:
     """What a transaction needs to log its rows; nothing is stored by the transaction itself.
 
@@ -141,17 +143,21 @@ def bind_for_writing(
     connection apart: in the caller's own, every other first writer would wait for its end,
     and one in the same thread for ever. Only where that cannot see the same tables (they
     are made by the caller's open transaction) the caller's own stores them, and the binding
-    is `fresh`. `ConfigurationError` on a standby, and for a driver other than psycopg 3.
+    is `fresh`. Without `apart` they are not looked for elsewhere. `ConfigurationError` on a
+    standby, and for a driver other than psycopg 3.
     """
     require_driver(connection)
     require_primary(connection, "writing to the log")
+    if not apart:
+        bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
+        return _add_guards(bound, read_guards(connection, store.schema) if guard else _NO_GUARDS)
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
-    guards = read_guards(connection, store.schema) if guard else Guards({}, ())
+    guards = read_guards(connection, store.schema) if guard else _NO_GUARDS
     if not bound.fresh:
         return _add_guards(bound, guards)
-    apart = _bind_apart(connection, catalog, store=store, keyring=keyring)
-    if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
-        return _add_guards(apart, guards)
+    other = _bind_apart(connection, catalog, store=store, keyring=keyring)
+    if other is not None and other.log_id == bound.log_id and _same_types(other, bound):
+        return _add_guards(other, guards)
     return _add_guards(bind_catalog(connection, catalog, store=store, keyring=keyring), guards)
 
 
@@ -211,6 +217,27 @@ def bind_catalog(
         types[declared.table] = BoundType(declared, shape, live)
     by_name = {bound.declared.type_name: bound for bound in types.values()}
     return Binding(log_id, key_id, types=types, by_name=by_name, fresh=fresh)
+
+
+def bind_fitting(
+    connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding:
+    """The binding of those types whose tables are there and fit their models, with guards.
+
+    In a migration some tables are not made yet, or not as the models have them.
+    """
+    require_driver(connection)
+    require_primary(connection, "writing to the log")
+    bound = bind_catalog(connection, catalog.narrow(()), store=store, keyring=keyring)
+    for name in catalog.types:
+        try:
+            found = bind_catalog(connection, catalog.narrow([name]), store=store, keyring=keyring)
+        except SchemaDriftError:
+            continue
+        types = {**bound.types, **found.types}
+        by_name = {**bound.by_name, **found.by_name}
+        bound = replace(bound, types=types, by_name=by_name)
+    return _add_guards(bound, read_guards(connection, store.schema))
 
 
 def list_unstored_shapes(

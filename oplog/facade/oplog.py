@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.engine import Connection, Engine
@@ -22,6 +23,7 @@ from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
+from oplog.facade.migration_part import Migrating
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
@@ -78,6 +80,7 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
+        self._migrating = Migrating(log, writing=writing)
         self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
@@ -89,17 +92,19 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
+        bind = partial(
+            bind_for_writing,
+            catalog=log.catalog,
+            store=log.store,
+            keyring=log.keyring,
+            guard=log.guard,
+        )
         return Transactions(
             engine,
             log.writer,
             log.catalog,
-            bind=lambda connection: bind_for_writing(
-                connection,
-                log.catalog,
-                store=log.store,
-                keyring=log.keyring,
-                guard=log.guard,
-            ),
+            bind=bind,
+            bind_altered=partial(bind, apart=False),
             collect=self._collect_images,
             log=self,
         )
@@ -250,6 +255,11 @@ class Oplog:
     take_ticket = PartMethod("_writing", Writing.take_ticket)
     append = PartMethod("_writing", Writing.append)
     adopt = PartMethod("_writing", Writing.adopt)
+
+    # -- migrations
+    migrating = PartMethod("_migrating", Migrating.migrating)
+    note_changes = PartMethod("_migrating", Migrating.note_changes)
+    replace_type = PartMethod("_migrating", Migrating.replace_type)
 
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)
