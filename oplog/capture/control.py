@@ -48,7 +48,9 @@ _LEAVES_TABLES = re.compile(
 )
 """How statements begin that Postgres executes on a table whose changes are not settled yet."""
 _ALTERS = re.compile(
-    rf"(?:alter|import|drop\s+(?!table\b)|create\s+(?!{_TEMPORARY}|schema\b|sequence\b))",
+    r"(?:alter\s+(?:table|type|domain|schema)\b|drop\s+(?:trigger|rule|schema|type|domain)\b"
+    r"|create\s+(?:unlogged\s+)?table\b|create\s+(?:or\s+replace\s+)?(?:constraint\s+)?trigger\b"
+    r"|create\s+(?:or\s+replace\s+)?rule\b|import\b)",
     re.IGNORECASE,
 )
 _ROUTINE = re.compile(r"(?:do|call)\b", re.IGNORECASE)

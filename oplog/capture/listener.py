@@ -164,8 +164,10 @@ class EngineListener:
         if recorder is not None and recorder.ending and exception_context.statement is None:
             return self._explain_loss(exception_context, recorder) or unlogged
         context = exception_context.execution_context
-        if recorder is not None and recorder.apart and not recorder.busy:
-            self._transactions.settler.roll_back_apart(connection, recorder)
+        if recorder is not None and not recorder.busy:
+            unlogged = self._transactions.settler.fail(
+                connection, recorder, exception_context.original_exception, refusal=unlogged
+            )
         if recorder is None or context is None or context not in self._under_way:
             return unlogged
         errors = connection.dialect.loaded_dbapi.Error

@@ -33,12 +33,18 @@ from oplog.capture.notices import NoticeState
 from oplog.capture.recorder import Recorder
 from oplog.capture.script import split_script
 from oplog.capture.sending import is_autocommitting, is_failed
+from oplog.errors import ConfigurationError, OplogError
+from oplog.postgres.sqlstate import OBJECT_IN_USE
 from oplog.receipt import Receipt
 from oplog.schema.guard import make_prefix
 from oplog.store.guard_state import is_armed, list_checks
 
 _RAW = {"no_parameters": True}
 """Execution options under which a percent sign means itself."""
+_ALONE = (
+    "in AUTOCOMMIT, as in an autocommit_block, rows are written by INSERT, UPDATE, DELETE, MERGE "
+    "or COPY, each of which gets a transaction of its own; run a routine that writes rows outside"
+)
 
 
 class Settler:
@@ -108,7 +114,9 @@ class Settler:
         if recorder.live is not None:
             return self._before_in_migration(connection, recorder, statement, context=context)
         if _has_text(recorder, context) and changes_schema(statement):
-            self.settle(connection, recorder)
+            # A session's is refused by the guard: it decides itself when its checks run.
+            if not (recorder.owned and sets_constraints(statement)):
+                self.settle(connection, recorder)
         return statement
 
     def after(
@@ -127,7 +135,7 @@ class Settler:
             return
         if may_alter(statement) or (recorder.live is not None and runs_routine(statement)):
             recorder.alter()
-        elif sets_constraints(statement) and recorder.claim is None:
+        elif sets_constraints(statement) and not recorder.owned:
             with recorder.at_work():
                 self._set_checks(connection, "DEFERRED")
 
@@ -168,15 +176,38 @@ class Settler:
             self.settle(connection, recorder)
             send_control(connection, "COMMIT")
         except BaseException:
-            self.roll_back_apart(connection, recorder)
+            self._roll_back_apart(connection, recorder)
             raise
         recorder.apart = False
 
-    def roll_back_apart(self, connection: Connection, recorder: Recorder) -> None:
-        """The statement that had a transaction of its own failed."""
+    def _roll_back_apart(self, connection: Connection, recorder: Recorder) -> None:
         recorder.apart = False
         if not connection.closed and not connection.invalidated:
             send_control(connection, "ROLLBACK")
+
+    # -- errors ---------------------------------------------------------------------------
+
+    def fail(
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        cause: BaseException,
+        *,
+        refusal: OplogError | None,
+    ) -> OplogError | None:
+        """A statement failed; what to raise, which is `refusal` unless more is known."""
+        if recorder.apart:
+            self._roll_back_apart(connection, recorder)
+        elif refusal is not None and recorder.live is not None and is_autocommitting(connection):
+            refusal.hint = _ALONE
+        elif recorder.claim is not None and getattr(cause, "sqlstate", None) == OBJECT_IN_USE:
+            # Postgres says the same of a table that an open cursor reads.
+            return ConfigurationError(
+                f"{cause}; the changes of this transaction wait to be logged under the idempotency "
+                f"key {recorder.claim.key!r}, which stands for one record",
+                hint="alter tables before the first write, or in a transaction of their own",
+            )
+        return refusal
 
 
 @contextmanager

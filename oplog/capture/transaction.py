@@ -136,7 +136,8 @@ class Transactions:
         self._migrating[connection] = live
         if connection.in_transaction():
             recorder = self.open(connection)
-            self.settler.settle(connection, recorder)
+            if recorder.dirty:
+                self.settler.settle(connection, recorder)
             recorder.join_migration(live)
         try:
             yield
