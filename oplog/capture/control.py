@@ -54,12 +54,12 @@ _ALTERS = re.compile(
     re.IGNORECASE,
 )
 _ROUTINE = re.compile(r"(?:do|call)\b", re.IGNORECASE)
+_WORD = r'(?:\w+|"(?:[^"]|"")*")'
 _TRACKS = re.compile(
-    r"select\s+\S*\boplog_(?:track_table|untrack_table|drop_guard)\b", re.IGNORECASE
+    rf"select\s+(?:{_WORD}\s*\.\s*)?oplog_(?:track_table|untrack_table|drop_guard)\b",
+    re.IGNORECASE,
 )
-_CALL = re.compile(
-    r"select\s+(?:\w+|\"[^\"]*\")(?:\s*\.\s*(?:\w+|\"[^\"]*\"))?\s*\(", re.IGNORECASE
-)
+_CALL = re.compile(rf"select\s+(?:{_WORD}\s*\.\s*)?{_WORD}\s*\(", re.IGNORECASE)
 _FROM = re.compile(r"\bfrom\b", re.IGNORECASE)
 _CONSTRAINTS = re.compile(r"set\s+constraints\b", re.IGNORECASE)
 

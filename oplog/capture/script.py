@@ -7,6 +7,7 @@ dollar-quoted text, parentheses or the body of a function in standard SQL (BEGIN
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _TOKEN = re.compile(
     r"(?P<line>--[^\n]*)"
@@ -21,6 +22,7 @@ _TOKEN = re.compile(
     r"|(?P<cut>;)",
     re.IGNORECASE | re.DOTALL,
 )
+_COMMENTS = re.compile(r"\A(?:\s+|--[^\n]*(?:\n|\Z))*")
 _MARK = re.compile(r"/\*|\*/")
 
 
@@ -30,37 +32,42 @@ def split_script(text: str) -> list[str]:
     What is not understood is not cut: Postgres gets it as it is.
     """
     pieces: list[str] = []
-    begin = place = parentheses = atomic = 0
-    blank = True
+    begin = 0
+    for end in _find_ends(text):
+        piece = text[begin:end]
+        if not _COMMENTS.fullmatch(_strip_blocks(piece)):
+            pieces.append(piece)
+        begin = end + 1
+    return pieces if len(pieces) > 1 else [text]
+
+
+def _find_ends(text: str) -> Iterator[int]:
+    """Where statements end: at semicolons that nothing encloses, and at the end of the text."""
+    place = depth = atomic = 0
     while found := _TOKEN.search(text, place):
-        blank = blank and not text[place : found.start()].strip()
         place = found.end()
         kind = found.lastgroup
-        if kind == "cut":
-            if parentheses or atomic:
-                continue
-            if not blank:
-                pieces.append(text[begin : found.start()])
-            begin, blank = place, True
-            continue
         if kind == "block":
             place = skip_comment(text, found.start())
-            continue
-        if kind == "line":
-            continue
-        blank = False
-        if kind == "dollar":
+        elif kind == "dollar":
             closing = text.find(found["dollar"], place)
             place = len(text) if closing < 0 else closing + len(found["dollar"])
-        elif kind in ("open", "close"):
-            parentheses = max(0, parentheses + (1 if kind == "open" else -1))
         elif kind == "atomic":
             atomic = 1
-        elif atomic and kind in ("case", "end"):
-            atomic += 1 if kind == "case" else -1
-    if not blank or text[place:].strip():
-        pieces.append(text[begin:])
-    return pieces if len(pieces) > 1 else [text]
+        elif atomic:
+            atomic += {"case": 1, "end": -1}.get(kind or "", 0)
+        elif kind == "cut" and not depth:
+            yield found.start()
+        else:
+            depth = max(0, depth + {"open": 1, "close": -1}.get(kind or "", 0))
+    yield len(text)
+
+
+def _strip_blocks(piece: str) -> str:
+    """The piece without the comments in `/* */` that it begins with."""
+    while (stripped := _COMMENTS.sub("", piece, count=1)).startswith("/*"):
+        piece = stripped[skip_comment(stripped, 0) :]
+    return piece
 
 
 def skip_comment(text: str, place: int) -> int:

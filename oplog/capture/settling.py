@@ -113,10 +113,10 @@ class Settler:
             return statement
         if recorder.live is not None:
             return self._before_in_migration(connection, recorder, statement, context=context)
-        if _has_text(recorder, context) and changes_schema(statement):
-            # A session's is refused by the guard: it decides itself when its checks run.
-            if not (recorder.owned and sets_constraints(statement)):
-                self.settle(connection, recorder)
+        # That a session asks for the checks of its changes is refused by the guard.
+        asks = recorder.owned and sets_constraints(statement)
+        if _has_text(recorder, context) and not asks and changes_schema(statement):
+            self.settle(connection, recorder)
         return statement
 
     def after(

@@ -8,18 +8,19 @@ from oplog.migration.autogenerate import register_autogenerate
 from oplog.migration.door import open_doors
 from oplog.migration.guard_operation import TrackTablesOp, UntrackTablesOp
 from oplog.migration.operation import (
-    AdoptTableOp,
     CreateOplogOp,
     DropOplogOp,
     RetireTypeOp,
     UpgradeOplogOp,
     migrations_path,
 )
+from oplog.migration.row_operation import AdoptTableOp, ReplaceTypeOp
 
 __all__ = [
     "AdoptTableOp",
     "CreateOplogOp",
     "DropOplogOp",
+    "ReplaceTypeOp",
     "RetireTypeOp",
     "TrackTablesOp",
     "UntrackTablesOp",
