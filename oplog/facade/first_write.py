@@ -28,12 +28,12 @@ _SIZE = """SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 0) FROM (
   SELECT p.relid FROM pg_catalog.pg_partition_tree(%s::bigint::oid) p) t"""
 
 
-def bind_first_write(connection: Connection, log: LogParts) -> Binding:
+def bind_first_write(connection: Connection, log: LogParts, *, apart: bool = True) -> Binding:
     """`bind_for_writing`, and rows that a migration wrote anew are logged again first.
 
     Raises `SchemaDriftError` where that is for `oplog types sync` to do.
     """
-    binding = _bind(connection, log)
+    binding = _bind(connection, log, apart=apart)
     if not binding.unfinished:
         return binding
     for bound in binding.unfinished:
@@ -43,7 +43,7 @@ def bind_first_write(connection: Connection, log: LogParts) -> Binding:
     # there comes once more in its own record.
     finish_types(connection, binding.unfinished, by)
     # A rollback takes that back, and the next transaction has to look again.
-    return replace(_bind(connection, log), fresh=True)
+    return replace(_bind(connection, log, apart=False), fresh=True)
 
 
 def make_target(log: LogParts) -> AdoptionTarget:
@@ -57,9 +57,14 @@ def make_target(log: LogParts) -> AdoptionTarget:
     )
 
 
-def _bind(connection: Connection, log: LogParts) -> Binding:
+def _bind(connection: Connection, log: LogParts, *, apart: bool) -> Binding:
     return bind_for_writing(
-        connection, log.catalog, store=log.store, keyring=log.keyring, guard=log.guard
+        connection,
+        log.catalog,
+        store=log.store,
+        keyring=log.keyring,
+        guard=log.guard,
+        apart=apart,
     )
 
 
