@@ -254,6 +254,7 @@ class Oplog:
 
     # -- migrations
     migrating = PartMethod("_migrating", Migrating.migrating)
+    note_migration = PartMethod("_migrating", Migrating.note_migration)
 
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)

@@ -56,13 +56,11 @@ class Types:
         changed. Raises `SchemaDriftError` where the database does not show what became of rows: a
         table, or the columns of its key, were replaced. `replace_type` says it then.
         """
-        with self._log.attachments.at_work(connection):
-            return note_changes(connection, self._note(chunk_rows, progress))
+        return self._run(connection, self._note(chunk_rows, progress))
 
-    def note_migration(self, connection: Connection) -> ChangesReport:
+    def note_guarded(self, connection: Connection) -> ChangesReport:
         """`note_changes` amid a migration: tables that are guarded are logged, declared or not."""
-        with self._log.attachments.at_work(connection):
-            return note_changes(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
+        return self._run(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
 
     def replace_type(
         self,
@@ -80,7 +78,9 @@ class Types:
         """
         by = self._note(chunk_rows, progress)
         with self._log.attachments.at_work(connection):
-            return replace_type(connection, type_name, reason=reason, by=by)
+            report = replace_type(connection, type_name, reason=reason, by=by)
+        self._log.attachments.refresh()
+        return report
 
     def store_types(self, connection: Connection) -> ChangesReport:
         """Store the types and the key that an application will write with, and note changes.
@@ -103,6 +103,14 @@ class Types:
                 or (shape.type_name, shape.revision) not in known
             ]
         return replace(report, stored=stored)
+
+    def _run(self, connection: Connection, by: NotedBy) -> ChangesReport:
+        with self._log.attachments.at_work(connection):
+            report = note_changes(connection, by)
+        if report.stored or report.retired or report.rows:
+            # This process need not be refused in order to look anew.
+            self._log.attachments.refresh()
+        return report
 
     def _note(self, chunk_rows: int, progress: Callable[[int, int], None] | None) -> NotedBy:
         return NotedBy(
