@@ -19,7 +19,9 @@ from oplog.adoption import RefillReport
 from oplog.binding import BoundType
 from oplog.errors import ConfigurationError, EntryTooLargeError, SchemaDriftError
 from oplog.payload.schema_change import SchemaChange
+from oplog.replay import verify_tables
 from oplog.schema.grants import RoleKind, list_grants
+from tests.kept import open_log
 from tests.logged import LoggedDatabase, open_logged
 from tests.refilling import bind, list_refills, migrate, refill, tell_columns
 
@@ -242,6 +244,38 @@ def test_keys_of_several_columns_in_partitions(engine: Engine) -> None:
     assert (report.rows, report.columns) == (50, ("size",))
     assert len(tell_columns(list_refills(database.read()))) == 50
     database.assert_replays()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 100])
+def test_batches_of_any_size_give_the_same(database: LoggedDatabase, batch_rows: int) -> None:
+    bound = widen(database)
+    database = reopen(database)
+    with database.sessions.begin() as session:
+        session.get_one(Account, 3).balance = 33
+        session.delete(session.get_one(Account, 4))
+        session.add(Account(id=11, owner="new", balance=11))
+        session.flush()
+        refill(session.connection(), database.log, bound, own=False, chunk_rows=3)
+    with database.sessions.begin() as session:
+        session.get_one(Account, 5).note = "later"
+        session.delete(session.get_one(Account, 6))
+    with database.engine.connect() as connection:
+        verdict = verify_tables(connection, open_log(database.log), batch_rows=batch_rows)
+    assert verdict.ok, verdict.differences
+
+
+def test_a_replay_and_a_history_have_the_values_of_after(database: LoggedDatabase) -> None:
+    run(database, widen(database), chunk_rows=4)
+    with database.engine.begin() as connection:
+        database.log.replay(connection, into="rebuilt")
+        rebuilt, live = (
+            set(connection.exec_driver_sql(f"SELECT id, owner, note, balance FROM {table}"))
+            for table in ("rebuilt.account", "public.account")
+        )
+        created, refilled = database.log.history(connection, Account, 6)
+    assert rebuilt == live
+    assert (created.kind, created.fields["balance"]) == (OpType.CREATE, 6)
+    assert (refilled.kind, refilled.fields) == (OpType.UPDATE, {"balance": 6000})
 
 
 # -- interrupted ------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from tests.refilling import bind, migrate, refill
 pytestmark = pytest.mark.postgres
 
 ROOT = Path(__file__).parents[2]
-ROWS, WIDTH = 200_000, 640
-MOST_MEGABYTES = 90
-"""More than a few chunks take beyond the program itself; the rows are over a hundred."""
+ROWS, WIDTH = 60_000, 1200
+MOST_MEGABYTES = 64
+"""More than a few chunks take beyond the program itself; all rows take twice that."""
 
 
 def read_peak() -> int:
