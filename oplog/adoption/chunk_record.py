@@ -15,7 +15,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows
-from oplog.binding import BoundType
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
@@ -31,6 +30,7 @@ from oplog.schema.guard import ADOPTED
 from oplog.store import NewRecord, Store
 from oplog.store.adopted import ADOPTED_REVISION, ADOPTED_ROWS, Reached, name_adoption
 from oplog.store.rows import Part
+from oplog.type_binding import BoundType
 
 CHUNK_ROWS: Final = 25_000
 """Most rows logged under one lock, by default."""

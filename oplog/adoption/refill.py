@@ -29,7 +29,6 @@ from oplog.adoption.chunk_record import (
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import RefillReport
 from oplog.adoption.table_rows import Chunk, read_chunk, read_key_order
-from oplog.binding import BoundType
 from oplog.errors import SchemaDriftError
 from oplog.payload.block import order_columns
 from oplog.payload.schema_change import SchemaChange
@@ -43,6 +42,7 @@ from oplog.store.adopted import (
     Reached,
     Turns,
 )
+from oplog.type_binding import BoundType
 
 RefillProgress: TypeAlias = Callable[[int, int], None]
 """Called after each chunk with the number of logged rows and the estimated total."""

@@ -28,12 +28,13 @@ from oplog.adoption.chunk_record import (
 from oplog.adoption.locking import LockWait, check_isolation, lock_tables, open_inside, open_own
 from oplog.adoption.report import AdoptedType, AdoptionReport
 from oplog.adoption.table_rows import Chunk, read_chunk, read_key_order
-from oplog.binding import Binding, BoundType, bind_catalog, bind_for_writing
+from oplog.binding import Binding, bind_catalog, bind_for_writing
 from oplog.catalog import TypeCatalog
 from oplog.errors import SchemaDriftError
 from oplog.payload.lineage import find_fills, group_shapes, map_columns
 from oplog.postgres.work import Driver
 from oplog.store.adopted import AdoptionStore, Reached, Turns
+from oplog.type_binding import BoundType
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called after each chunk with the number of adopted rows and the estimated total."""

@@ -14,7 +14,6 @@ from typing import Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import BoundType
 from oplog.entry import MAX_PART_BYTES
 from oplog.errors import EntryTooLargeError
 from oplog.payload.block import order_columns
@@ -26,6 +25,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.work import Driver
 from oplog.replay.table_plan import list_quoted, quote_literal_safely
+from oplog.type_binding import BoundType
 from oplog.value import read_copy_field
 
 AIMED_BYTES: Final = 4 * 1024 * 1024

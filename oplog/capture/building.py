@@ -96,6 +96,7 @@ class RecordBuilder:
             parts=parts,
             format=self._sealer.format,
             key_id=log.key_id,
+            epoch=log.epoch,
         )
 
     def _cut_bulk(
@@ -163,6 +164,7 @@ def _finish(
     parts: Sequence[Part],
     format: int,
     key_id: str,
+    epoch: int | None = None,
 ) -> NewRecord:
     """The record of these parts; `InvalidMetadataError` for too much metadata."""
     check_metadata_count(len(work.metadata))
@@ -174,5 +176,6 @@ def _finish(
         format=format,
         key_id=key_id,
         metadata=work.metadata,
+        epoch=epoch,
         idempotency_key=None if work.claim is None else work.claim.key,
     )

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.planning import StatementPlanner
 from oplog.capture.recorder import Recorder
 from oplog.errors import UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
+from oplog.type_binding import BoundType
 
 
 class EngineBinding:

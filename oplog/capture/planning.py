@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.statement_plan import StatementPlan, find_written, plan_statement
 from oplog.catalog import TypeCatalog
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.schema.guard import announce
+from oplog.type_binding import BoundType
 
 
 @dataclass(frozen=True, slots=True)

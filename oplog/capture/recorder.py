@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
 from oplog.capture.notices import NoticeState
 from oplog.capture.record import RecordedWork
@@ -28,6 +28,7 @@ from oplog.errors import (
 )
 from oplog.receipt import Receipt
 from oplog.store.commit_lookup import REQUEST
+from oplog.type_binding import BoundType
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import BoundType
 from oplog.capture.draft import Draft
 from oplog.capture.request import Claim
 from oplog.errors import (
@@ -31,6 +30,7 @@ from oplog.errors import (
     IdempotencyConflictError,
     KeyRetiredError,
     OplogError,
+    SchemaChangedError,
     TicketConflictError,
     UnloggedWriteError,
 )
@@ -43,8 +43,10 @@ from oplog.schema.append import FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
 from oplog.schema.append_checks import ASYNCHRONOUS_COMMIT, KEY_RETIRED
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
+from oplog.schema.type_changes import TYPES_CHANGED
 from oplog.store import Store
 from oplog.store.name_check import OTHER_TABLE
+from oplog.type_binding import BoundType
 
 _IDLE, _IN_ERROR = 0, 3
 """libpq's PQTRANS_IDLE and PQTRANS_INERROR, as psycopg passes them on."""
@@ -54,6 +56,7 @@ _AS_THE_SERVER_SAYS: Mapping[str, type[OplogError]] = MappingProxyType(
         ASYNCHRONOUS_COMMIT: ConfigurationError,
         HEAD_MISSING: ChainBrokenError,
         KEY_RETIRED: KeyRetiredError,
+        TYPES_CHANGED: SchemaChangedError,
     }
 )
 """Refusals of the append function whose message and hint say everything."""

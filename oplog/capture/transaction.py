@@ -33,7 +33,12 @@ from oplog.capture.sending import (
 from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
 from oplog.entry import Ticket
-from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteError
+from oplog.errors import (
+    CommitOutcomeUnknownError,
+    OplogError,
+    SchemaChangedError,
+    UnloggedWriteError,
+)
 from oplog.events import EntriesAppended, OutcomeLost
 from oplog.payload.gc_pause import pause_collector
 from oplog.postgres.quoting import double_percent
@@ -227,7 +232,7 @@ class Transactions:
     ) -> None:
         try:
             receipts = self._writer.send(connection, draft, commit=commit)
-        except UnloggedWriteError:
+        except (SchemaChangedError, UnloggedWriteError):
             # As `refreshing` does, without the cost of a context for each transaction.
             self.database.refresh()
             raise

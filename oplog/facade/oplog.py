@@ -9,7 +9,6 @@ from typing import Any, TypeVar, overload
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from oplog.binding import bind_for_writing
 from oplog.capture.attachment import Attachments
 from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
@@ -20,12 +19,14 @@ from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
+from oplog.facade.first_write import bind_first_write
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
+from oplog.facade.types_part import Types
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
 from oplog.receipt import Receipt
@@ -79,6 +80,7 @@ class Oplog:
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
         self._outcomes = Outcomes(log)
+        self._types = Types(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
         self._restoring = restoring = Restoring(log, reading=reading)
@@ -93,13 +95,7 @@ class Oplog:
             engine,
             log.writer,
             log.catalog,
-            bind=lambda connection: bind_for_writing(
-                connection,
-                log.catalog,
-                store=log.store,
-                keyring=log.keyring,
-                guard=log.guard,
-            ),
+            bind=lambda connection: bind_first_write(connection, log),
             collect=self._collect_images,
             log=self,
         )
@@ -307,6 +303,10 @@ class Oplog:
     status = PartMethod("_examination", Examination.status)
     grants = PartMethod("_examination", Examination.grants)
     list_keys = PartMethod("_examination", Examination.list_keys)
-    list_types = PartMethod("_examination", Examination.list_types)
-    print_proto = PartMethod("_examination", Examination.print_proto)
-    store_types = PartMethod("_examination", Examination.store_types)
+
+    # -- types
+    list_types = PartMethod("_types", Types.list_types)
+    print_proto = PartMethod("_types", Types.print_proto)
+    store_types = PartMethod("_types", Types.store_types)
+    note_changes = PartMethod("_types", Types.note_changes)
+    replace_type = PartMethod("_types", Types.replace_type)

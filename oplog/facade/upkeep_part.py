@@ -16,7 +16,6 @@ from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding
-from oplog.payload.lineage import group_shapes
 from oplog.store.logged_keys import retire_key
 from oplog.store.quarantined import QuarantinedRecord
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log

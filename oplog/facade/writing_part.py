@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from oplog.adoption import CHUNK_ROWS, AdoptionReport, AdoptionTarget, adopt_tables
+from oplog.adoption import CHUNK_ROWS, AdoptionReport, adopt_tables
 from oplog.capture.claiming import begin_run, claim_key, lock_aggregates
 from oplog.capture.request import check_key, fingerprint_request, fingerprint_work
 from oplog.capture.retry import RETRIES, Beginning, Course, run_async_work, run_work
@@ -21,6 +21,7 @@ from oplog.entry import (
     check_metadata_count,
 )
 from oplog.errors import TicketConflictError
+from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
 from oplog.receipt import Receipt
 
@@ -190,13 +191,7 @@ class Writing:
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
         self._log.attachments.check_clean(connection)
-        target = AdoptionTarget(
-            store=self._log.store,
-            keyring=self._log.keyring,
-            sealer=self._log.sealer,
-            codec=self._log.codec,
-            on_event=self._log.on_event,
-        )
+        target = make_target(self._log)
         return adopt_tables(
             connection,
             self._log.catalog,

@@ -83,6 +83,9 @@ def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
             return known
         if known is stored[-1] and not _is_unchanged(shape, known):
             return None
+        if known.change.logs_rows or known.change.labels or not known.change.previous:
+            # Values that rows of an earlier revision hold would not count any more.
+            return None
     return None
 
 

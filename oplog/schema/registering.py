@@ -33,6 +33,8 @@ REGISTERING_HELPERS = (
     "judge_columns(oid, jsonb)",
     "judge_succession(text, integer, jsonb, oid)",
     "judge_identity(text, jsonb, oid)",
+    "store_type(text, integer, jsonb, bytea, oid, jsonb)",
+    "replace_type(text, integer, jsonb, bytea)",
 )
 
 
@@ -43,7 +45,9 @@ def create_registering_statements(s: str) -> list[str]:
         _judge_columns(s),
         _judge_identity(s),
         _judge_succession(s),
+        _store_type(s),
         _register_type(s),
+        _replace_type(s),
         _register_key(s),
     ]
 
@@ -230,9 +234,6 @@ DECLARE
     ELSE current_setting('role') END;
   v_table oid;
   v_why text;
-  v_types integer;
-  v_numbers integer;
-  v_change jsonb;
 BEGIN
   {_judge_type(s)}
   IF v_why IS NOT NULL THEN
@@ -240,30 +241,69 @@ BEGIN
       errcode = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN '{NOT_PROVEN}' ELSE '22023' END,
       message = concat('oplog: type ', quote_literal(left(p_type, 200)), ' is not registered: ',
         v_why),
-      hint = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN concat('say so in a migration, which logs '
-          'its rows anew: op.replace_type(', quote_literal(p_type), ', reason=...)')
+      hint = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN concat('if its rows are to be logged ',
+          'anew, say so in a migration: op.replace_type(', quote_literal(p_type), ', reason=...)')
         ELSE 'oplog types sync stores the types of an application, as a role that may' END;
   END IF;
-  v_change := {s}.oplog_describe_change(p_type, p_shape, v_table);
+  RETURN {s}.oplog_store_type(p_type, p_revision, p_shape, p_descriptor, v_table,
+    {s}.oplog_describe_change(p_type, p_shape, v_table));
+END $oplog_fn$"""
+
+
+def _store_type(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_store_type(p_type text, p_revision integer,
+  p_shape jsonb, p_descriptor bytea, p_table oid, p_change jsonb) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+DECLARE
+  v_types integer;
+  v_numbers integer;
+BEGIN
   INSERT INTO {s}.oplog_type (type_name, revision, shape, descriptor, change)
-  VALUES (p_type, p_revision, p_shape, p_descriptor, v_change) ON CONFLICT DO NOTHING;
+  VALUES (p_type, p_revision, p_shape, p_descriptor, p_change) ON CONFLICT DO NOTHING;
   GET DIAGNOSTICS v_types = ROW_COUNT;
   INSERT INTO {s}.oplog_type_numbers (type_name, revision, database_id, table_oid, columns)
-  SELECT t.type_name, t.revision, {s}.oplog_find_database(), v_table,
+  SELECT t.type_name, t.revision, {s}.oplog_find_database(), p_table,
     (SELECT jsonb_object_agg(a.attname, a.attnum) FROM pg_attribute a
-      WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped)
+      WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped)
   FROM {s}.oplog_type t
   WHERE t.type_name = p_type AND t.revision = p_revision AND t.shape = p_shape
   ON CONFLICT DO NOTHING;
   GET DIAGNOSTICS v_numbers = ROW_COUNT;
   IF v_types > 0 OR NOT EXISTS (SELECT FROM {s}.oplog_type_state t WHERE t.type_name = p_type
-      AND t.database_id = {s}.oplog_find_database() AND t.table_oid = v_table::bigint) THEN
-    PERFORM {s}.oplog_keep_state(p_type, v_table);
+      AND t.database_id = {s}.oplog_find_database() AND t.table_oid = p_table::bigint) THEN
+    PERFORM {s}.oplog_keep_state(p_type, p_table);
   END IF;
-  IF v_types > 0 AND (v_change->>'previous')::integer > 0 THEN
+  IF v_types > 0 AND (p_change->>'previous')::integer > 0 THEN
     PERFORM {s}.oplog_raise_epoch();
   END IF;
   RETURN v_types + v_numbers > 0;
+END $oplog_fn$"""
+
+
+def _replace_type(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_replace_type(
+  p_type text, p_revision integer, p_shape jsonb, p_descriptor bytea) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Stores a revision of a type whose rows are all logged anew, whatever table or key it had.
+DECLARE
+  v_table oid := (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = p_shape->>'schema' AND c.relname = p_shape->>'table'
+      AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't');
+  v_newest integer := (SELECT max(t.revision) FROM {s}.oplog_type t WHERE t.type_name = p_type);
+  v_why text := CASE WHEN v_newest IS NULL THEN 'the log does not have it'
+    WHEN p_revision <> v_newest + 1 THEN concat('its newest revision is ', v_newest)
+    WHEN v_table IS NULL THEN 'its table is not in the database'
+    ELSE coalesce({s}.oplog_judge_shape(p_shape),
+      {s}.oplog_judge_columns(v_table, p_shape->'columns')) END;
+BEGIN
+  IF v_why IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '22023', message = concat('oplog: type ',
+      quote_literal(left(p_type, 200)), ' cannot be replaced: ', v_why),
+      hint = '`oplog types list` shows the types of the log';
+  END IF;
+  PERFORM {s}.oplog_store_type(p_type, p_revision, p_shape, p_descriptor, v_table,
+    jsonb_build_object('previous', v_newest, 'fills', '{{}}'::jsonb, 'rewritten', '[]'::jsonb,
+      'labels', '{{}}'::jsonb, 'readopted', true));
 END $oplog_fn$"""
 
 

@@ -22,14 +22,16 @@ TYPES_CHANGED = "OP011"
 
 CHANGE_TABLES = ("type_state", "epoch")
 CHANGE_FUNCTIONS = (
-    "mark_change(text, integer)",
+    "mark_change(text, integer, text)",
     "retire_missing()",
+    "renew_state(text)",
     "keep_state(text, oid)",
     "raise_epoch()",
     "describe_change(text, jsonb, oid)",
     "judge_numbers(text, jsonb, oid)",
     "list_files(oid)",
     "list_columns(oid)",
+    "is_marked(text, integer)",
     "is_retired(text, integer)",
     "find_database()",
 )
@@ -59,11 +61,13 @@ def create_change_functions(s: str) -> list[str]:
     return [
         _find_database(s),
         _is_retired(s),
+        _is_marked(s),
         _list_files(s),
         _list_columns(s),
         _judge_numbers(s),
         _describe_change(s),
         _keep_state(s),
+        _renew_state(s),
         _raise_epoch(s),
         _mark_change(s),
         _retire_missing(s),
@@ -107,7 +111,7 @@ def _is_retired(s: str) -> str:
     SELECT FROM generate_series(1, cardinality(m.metadata), 2) AS n
     WHERE m.metadata[n] = '{RETIRED_REVISION}' AND m.metadata[n + 1] = p_revision::text)"""
     return f"""CREATE FUNCTION {s}.oplog_is_retired(p_type text, p_revision integer)
-RETURNS boolean LANGUAGE sql STABLE {_PINNED} AS $oplog_fn$
+RETURNS boolean LANGUAGE sql STABLE {DEFINER} AS $oplog_fn$
 -- Whether the type was retired when this revision was its newest.
 SELECT EXISTS (SELECT FROM {s}.oplog_entry e JOIN {s}.oplog_record m ON m.position = e.position
     WHERE e.aggregate_name = concat('{ADOPTION_PREFIX}', p_type) AND {said})
@@ -115,6 +119,23 @@ SELECT EXISTS (SELECT FROM {s}.oplog_entry e JOIN {s}.oplog_record m ON m.positi
     WHERE m.aggregates IS NOT NULL AND concat('{ADOPTION_PREFIX}', p_type) = ANY (m.aggregates)
       AND {said})
 $oplog_fn$"""
+
+
+def _is_marked(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_is_marked(p_type text, p_revision integer)
+RETURNS boolean LANGUAGE plpgsql STABLE {DEFINER} AS $oplog_fn$
+-- Whether the log says from where on the table has the shape of this revision. It need not of the
+-- first one.
+DECLARE
+  v_aggregate text := concat('{ADOPTION_PREFIX}', p_type);
+  v_metadata text[] := ARRAY['{SCHEMA_CHANGE}', p_type, '{SCHEMA_REVISION}', p_revision::text];
+BEGIN
+  RETURN p_revision = (SELECT min(t.revision) FROM {s}.oplog_type t WHERE t.type_name = p_type)
+    OR EXISTS (SELECT FROM {s}.oplog_entry e JOIN {s}.oplog_record r ON r.position = e.position
+      WHERE e.aggregate_name = v_aggregate AND r.metadata[1:4] = v_metadata)
+    OR EXISTS (SELECT FROM {s}.oplog_outcome o WHERE o.aggregates IS NOT NULL
+      AND v_aggregate = ANY (o.aggregates) AND o.metadata[1:4] = v_metadata);
+END $oplog_fn$"""
 
 
 def _list_files(s: str) -> str:
@@ -141,9 +162,9 @@ $oplog_fn$"""
 # -- what a new revision is -------------------------------------------------------------------
 
 
-def _pair_columns(s: str) -> str:
+def _pair_columns() -> str:
     """CTEs: `pair` has each column of `p_shape` with what it was in the newest revision."""
-    return f"""given AS (
+    return """given AS (
     SELECT (c.value->>'number')::integer AS number, c.value->>'name' AS name,
       c.value->>'pg_type' AS spelled, c.value->>'kind' AS kind,
       (c.value->>'primary_key')::boolean AS key, a.attnum, a.atthasmissing,
@@ -190,7 +211,7 @@ BEGIN
   IF v_before.revision IS NULL OR {s}.oplog_is_retired(p_type, v_before.revision) THEN
     RETURN NULL;
   END IF;
-  WITH {_pair_columns(s)},
+  WITH {_pair_columns()},
   used AS (
     SELECT (c.value->>'number')::integer AS number, c.value->>'name' AS name,
       c.value->>'kind' AS kind, (n.columns->>(c.value->>'name'))::smallint AS attnum
@@ -219,7 +240,7 @@ def _describe_change(s: str) -> str:
         for column in ("p.spelled", "p.was_spelled")
     )
     return f"""CREATE FUNCTION {s}.oplog_describe_change(p_type text, p_shape jsonb, p_table oid)
-RETURNS jsonb LANGUAGE plpgsql STABLE {_PINNED} {_TEXT} AS $oplog_fn$
+RETURNS jsonb LANGUAGE plpgsql STABLE {DEFINER} {_TEXT} AS $oplog_fn$
 -- What became of rows of the newest revision if the table has this shape now.
 DECLARE
   v_before {s}.oplog_type;
@@ -249,7 +270,7 @@ BEGIN
       JOIN pg_inherits h ON h.inhrelid = f.relation::oid
       JOIN pg_attribute a ON a.attrelid = h.inhrelid AND a.attnum = -1 AND a.xmin <> h.xmin
       WHERE NOT v_state.files ? f.relation));
-  WITH {_pair_columns(s)},
+  WITH {_pair_columns()},
   judged AS (
     SELECT p.*, CASE
       WHEN p.was_left_out THEN true
@@ -297,6 +318,30 @@ ON CONFLICT (type_name) DO UPDATE SET database_id = excluded.database_id,
 $oplog_fn$"""
 
 
+def _renew_state(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_renew_state(p_type text) RETURNS boolean
+LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
+-- Compares the next change with what the table is now, if nothing became of its rows: a table may
+-- have been written anew without any change, and that is not to be taken for one later.
+DECLARE
+  v_newest {s}.oplog_type;
+  v_table oid;
+BEGIN
+  SELECT * INTO v_newest FROM {s}.oplog_type t WHERE t.type_name = p_type
+    ORDER BY t.revision DESC LIMIT 1;
+  SELECT n.table_oid::oid INTO v_table FROM {s}.oplog_type_numbers n WHERE n.type_name = p_type
+    AND n.revision = v_newest.revision AND n.database_id = {s}.oplog_find_database();
+  IF v_table IS NULL OR NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = v_table)
+    OR {s}.oplog_judge_columns(v_table, v_newest.shape->'columns') IS NOT NULL
+    OR {s}.oplog_describe_change(p_type, v_newest.shape, v_table) - 'previous' <>
+      '{{"fills": {{}}, "rewritten": [], "labels": {{}}, "readopted": false}}' THEN
+    RETURN false;
+  END IF;
+  PERFORM {s}.oplog_keep_state(p_type, v_table);
+  RETURN true;
+END $oplog_fn$"""
+
+
 def _raise_epoch(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_raise_epoch() RETURNS void
 LANGUAGE sql {_PINNED} AS $oplog_fn$
@@ -306,13 +351,10 @@ $oplog_fn$"""
 
 
 def _mark_change(s: str) -> str:
-    return f"""CREATE FUNCTION {s}.oplog_mark_change(p_type text, p_revision integer)
+    return f"""CREATE FUNCTION {s}.oplog_mark_change(p_type text, p_revision integer, p_reason text)
 RETURNS boolean LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 -- Says in the log that from here on the type's table has the shape of this revision; false if that
 -- was said, or if nothing was before it.
-DECLARE
-  v_aggregate text := concat('{ADOPTION_PREFIX}', p_type);
-  v_metadata text[] := ARRAY['{SCHEMA_CHANGE}', p_type, '{SCHEMA_REVISION}', p_revision::text];
 BEGIN
   IF p_revision IS DISTINCT FROM (SELECT max(t.revision) FROM {s}.oplog_type t
       WHERE t.type_name = p_type) THEN
@@ -320,15 +362,10 @@ BEGIN
       ' is not the newest of type ', quote_nullable(p_type)),
       hint = 'oplog types sync stores the types of an application, and says so';
   END IF;
-  IF p_revision = (SELECT min(t.revision) FROM {s}.oplog_type t WHERE t.type_name = p_type)
-    OR EXISTS (SELECT FROM {s}.oplog_entry e JOIN {s}.oplog_record r ON r.position = e.position
-      WHERE e.aggregate_name = v_aggregate AND r.metadata = v_metadata)
-    OR EXISTS (SELECT FROM {s}.oplog_outcome o WHERE o.aggregates IS NOT NULL
-      AND v_aggregate = ANY (o.aggregates) AND o.metadata = v_metadata) THEN
-    RETURN false;
-  END IF;
-  PERFORM {s}.oplog_write_mark(v_aggregate, ARRAY['{SCHEMA_CHANGE}', '{SCHEMA_REVISION}'],
-    ARRAY[p_type, p_revision::text]);
+  IF {s}.oplog_is_marked(p_type, p_revision) THEN RETURN false; END IF;
+  PERFORM {s}.oplog_write_mark(concat('{ADOPTION_PREFIX}', p_type),
+    ARRAY['{SCHEMA_CHANGE}', '{SCHEMA_REVISION}', 'oplog.role', 'oplog.reason'],
+    ARRAY[p_type, p_revision::text, session_user::text, left(coalesce(p_reason, ''), 250)]);
   RETURN true;
 END $oplog_fn$"""
 

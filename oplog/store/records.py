@@ -54,6 +54,7 @@ from oplog.store.rows import (
     measure_record,
     read_microseconds,
 )
+from oplog.store.type_store import TypeStore
 from oplog.store.version import parse_version, read_comment
 
 PAGE_ENTRIES = 4000
@@ -78,6 +79,8 @@ class Store:
         # One composite value: as a table of columns the same takes the server longer to plan.
         self._append = f"SELECT {s}.oplog_append("
         self._settle = f"{_ANSWER_NONE} FROM {s}.oplog_settle("
+        self.changes = TypeStore(schema)
+        """Schema changes of the logged tables."""
 
     # -- schema ---------------------------------------------------------------------------
 

@@ -7,12 +7,17 @@ a restored one keeps the same revision's columns elsewhere.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
+from oplog.errors import SchemaDriftError
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
+from oplog.postgres.sqlstate import read_sqlstate
+from oplog.schema.registering import NOT_PROVEN
 
 
 def list_types(connection: Connection, s: str) -> list[Shape]:
@@ -72,9 +77,16 @@ def register_type(connection: Connection, s: str, shape: Shape) -> bool:
     """Store a revision of a table of this database; False if another process has stored one first.
 
     The database reads the columns' numbers from its catalog, and compares the shape with it.
+    `SchemaDriftError` if it cannot tell what became of the type's rows.
     """
-    done = connection.exec_driver_sql(
-        f"SELECT {s}.oplog_register_type(%s, %s, %s::jsonb, %b)",
-        (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
-    )
+    try:
+        done = connection.exec_driver_sql(
+            f"SELECT {s}.oplog_register_type(%s, %s, %s::jsonb, %b)",
+            (shape.type_name, shape.revision, json.dumps(shape.to_json()), shape.descriptor),
+        )
+    except DBAPIError as cause:
+        if read_sqlstate(cause) != NOT_PROVEN:
+            raise
+        said: Any = cause.orig
+        raise SchemaDriftError(said.diag.message_primary, hint=said.diag.message_hint) from cause
     return bool(done.scalar_one())

@@ -159,7 +159,7 @@ PUBLIC = {
         "Ticket",
         "TypeCatalog",
         "TypesReport",
-        "TypesStoredReport",
+        "ChangesReport",
         "VerifyReport",
         "WorkRetried",
         "open_archive",
