@@ -10,7 +10,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog import LoggedEntry, Oplog
 from oplog.adoption import AdoptionTarget, RefillReport, log_rewritten
-from oplog.binding import BoundType, bind_catalog
+from oplog.binding import bind_catalog
+from oplog.type_binding import BoundType
 
 
 def make_target(log: Oplog) -> AdoptionTarget:
@@ -25,8 +26,7 @@ def make_target(log: Oplog) -> AdoptionTarget:
 
 
 def bind(connection: Connection, log: Oplog, type_name: str) -> BoundType:
-    """The type in the revision of now, stored if it is new, with what became of its rows."""
-    log.store_types(connection)
+    """The type in the revision of now, stored if it is new, before its rows are logged again."""
     binding = bind_catalog(connection, log.catalog, store=log.store, keyring=log.keyring)
     stored = [one for one in log.store.list_types(connection) if one.type_name == type_name]
     return replace(binding.by_name[type_name], shape=stored[-1])

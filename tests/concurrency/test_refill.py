@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from oplog import Oplog
 from oplog.adoption import LockWait
 from oplog.backoff import Backoff
-from oplog.binding import BoundType
 from oplog.errors import ConflictError
+from oplog.type_binding import BoundType
 from tests.concurrency.test_adoption import Writer, writing
 from tests.concurrency.workload import Customer, Invoice, make_log, waiting_for_lock
 from tests.refilling import list_refills, migrate, refill

@@ -16,11 +16,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from oplog import OpType
 from oplog.adoption import RefillReport
-from oplog.binding import BoundType
 from oplog.errors import ConfigurationError, EntryTooLargeError, SchemaDriftError
 from oplog.payload.schema_change import SchemaChange
 from oplog.replay import verify_tables
 from oplog.schema.grants import RoleKind, list_grants
+from oplog.type_binding import BoundType
 from tests.kept import open_log
 from tests.logged import LoggedDatabase, open_logged
 from tests.refilling import bind, list_refills, migrate, refill, tell_columns
@@ -194,10 +194,10 @@ def test_an_empty_table_has_nothing_to_log(engine: Engine) -> None:
 
 
 def test_a_change_that_rewrote_nothing_logs_nothing(database: LoggedDatabase) -> None:
-    before = len(database.read())
     bound = migrate(
         database.engine, database.log, "account", "ALTER TABLE account ADD extra int DEFAULT 7"
     )
+    before = len(database.read())
     report = run(database, bound)
     assert (report.rows, report.columns, len(database.read())) == (0, (), before)
     with database.engine.connect() as connection:
