@@ -272,6 +272,7 @@ class Oplog:
     verify = PartMethod("_reading", Reading.verify)
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
+    check_steps = PartMethod("_reading", Reading.check_steps)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)
