@@ -113,10 +113,11 @@ class Settler:
             return statement
         if recorder.live is not None:
             return self._before_in_migration(connection, recorder, statement, context=context)
-        # That a session asks for the checks of its changes is refused by the guard.
-        asks = recorder.owned and sets_constraints(statement)
-        if _has_text(recorder, context) and not asks and changes_schema(statement):
-            self.settle(connection, recorder)
+        if _has_text(recorder, context) and changes_schema(statement):
+            # If a session asks for the checks of its changes, the guard refuses them.
+            asked = recorder.owned and sets_constraints(statement)
+            if not asked:
+                self.settle(connection, recorder)
         return statement
 
     def after(
