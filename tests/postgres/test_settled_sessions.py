@@ -9,7 +9,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from oplog import Operation, Oplog, OpType, TypeCatalog
 from oplog.entry import Entry
-from oplog.errors import ConfigurationError
+from oplog.errors import ConfigurationError, NotCapturableError
 from tests.logged import LoggedDatabase, open_logged
 from tests.postgres.revisions import compare
 
@@ -243,3 +243,28 @@ def test_an_engine_that_is_attached(guarded: LoggedDatabase) -> None:
     Acct.__table__.indexes.clear()  # type: ignore[attr-defined]
     assert len(guarded.log.receipts(connection)) == 5
     compare(guarded.log, guarded.engine, "acct")
+
+
+def test_plans_for_tables_that_nobody_else_sees_are_not_kept(engine: Engine) -> None:
+    """A guard that was rolled back with its transaction captures nothing of the next one."""
+    db = fill(open_logged(engine, Base))
+    copied = sa.insert(Acct).from_select(["id", "name"], sa.select(Acct.id + 10, Acct.name))
+    with db.sessions() as session:
+        session.execute(sa.text("SELECT oplog.oplog_track_table('acct', NULL)"))
+        session.execute(copied)
+        with db.sessions() as other:
+            other.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+            with pytest.raises(NotCapturableError):
+                other.execute(copied)
+        session.rollback()
+    with db.sessions() as session, pytest.raises(NotCapturableError):
+        session.execute(copied)
+    with db.sessions.begin() as session:
+        session.execute(sa.text("SELECT oplog.oplog_track_table('acct', NULL)"))
+        session.execute(copied)
+    compare(db.log, db.engine, "acct")
+    with db.sessions.begin() as session:
+        session.execute(
+            sa.insert(Acct).from_select(["id", "name"], sa.select(Acct.id + 20, Acct.name))
+        )
+    compare(db.log, db.engine, "acct")
