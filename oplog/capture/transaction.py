@@ -363,13 +363,10 @@ class Transactions:
 
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
+        # A question is about one record, which tells the outcome of all.
         found = recorder.receipts
-        receipts = [
-            replace(receipt, process_id=recorder.process_id)
-            for receipt in found
-            # One record tells the outcome of all: a question is about one.
-            if receipt.record_id == found[-1].record_id
-        ]
+        last = [receipt for receipt in found if receipt.record_id == found[-1].record_id]
+        receipts = [replace(receipt, process_id=recorder.process_id) for receipt in last]
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
         else:
