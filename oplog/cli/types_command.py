@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_guards
 from oplog.payload.shape import Shape
 
 
@@ -64,7 +65,8 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
     """Store the types and the key that the application will write with.
 
     An application does so itself with its first transaction; doing it ahead finds models and
-    tables that disagree before the first request does.
+    tables that disagree before the first request does. Partitions of tracked tables that were made
+    later are guarded against TRUNCATE, if the role may.
     """
     log = invocation.load_log()
     # Waiting for another process that stores the same type must not end in a conflict.
@@ -74,13 +76,19 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
         report = log.store_types(connection)
     document = {**report.to_json(), "dry_run": dry_run}
     stored = report.shapes
-    invocation.emit(lambda: document, lambda: (line for shape in stored for line in _show(shape)))
+    invocation.emit(lambda: document, lambda: _show_stored(stored, document))
     verb = "would be stored" if dry_run else "stored"
     say(
         f"{show_count(len(stored), 'type')} {verb}"
         if stored
         else "the log knows every type already"
     )
+
+
+def _show_stored(shapes: Sequence[Shape], document: Mapping[str, Any]) -> Iterator[str]:
+    for shape in shapes:
+        yield from _show(shape)
+    yield from show_guards(document)
 
 
 def _show(shape: Shape) -> Iterator[str]:

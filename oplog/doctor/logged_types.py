@@ -15,6 +15,7 @@ from oplog.errors import UnknownTypeError
 from oplog.payload.proto_text import print_files
 from oplog.payload.shape import Shape
 from oplog.store import Store
+from oplog.store.partition_guards import NONE_MADE_LATER, GuardedPartitions, guard_partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,17 @@ class ProtoReport:
 
 @dataclass(frozen=True, slots=True)
 class TypesStoredReport:
-    """The revisions that were new to the log and are stored now."""
+    """The revisions that were new to the log and are stored now.
+
+    `guards` are partitions of tracked tables that were made later.
+    """
 
     shapes: Sequence[Shape]
+    guards: GuardedPartitions = NONE_MADE_LATER
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return {"stored": [_describe(shape) for shape in self.shapes]}
+        return {"stored": [_describe(shape) for shape in self.shapes], **self.guards.to_json()}
 
 
 def list_logged_types(connection: Connection, store: Store, catalog: TypeCatalog) -> TypesReport:
@@ -91,7 +96,8 @@ def store_types(
 ) -> TypesStoredReport:
     """Store the types of `catalog` and the current key of `keyring`, if they are new.
 
-    In the connection's transaction, which the caller commits.
+    And guard partitions that were made later. In the connection's transaction, which the caller
+    commits.
     """
     store.require_current(connection)
     before = {(shape.type_name, shape.revision) for shape in store.list_types(connection)}
@@ -101,7 +107,8 @@ def store_types(
             shape
             for shape in store.list_types(connection)
             if (shape.type_name, shape.revision) not in before
-        ]
+        ],
+        guard_partitions(connection, store.schema),
     )
 
 

@@ -117,8 +117,9 @@ class Examination:
         """Store the types and the key that an application will write with.
 
         An application does so itself with its first transaction; doing it ahead finds models and
-        tables that disagree before the first request does. In the connection's transaction, which
-        the caller commits.
+        tables that disagree before the first request does. Partitions of tracked tables that were
+        made later are guarded against TRUNCATE, if the role may. In the connection's transaction,
+        which the caller commits.
         """
         return store_types(
             connection,
