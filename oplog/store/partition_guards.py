@@ -72,7 +72,7 @@ def list_unguarded(connection: Connection, schema: str) -> list[UnguardedPartiti
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
         "WHERE g.tgfoid = pg_catalog.to_regprocedure(%s) AND g.tgname = %s "
         "AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger o "
-        "WHERE o.tgrelid = c.oid AND o.tgname = g.tgname) ORDER BY 1",
+        "WHERE o.tgrelid = c.oid AND o.tgname = g.tgname) ORDER BY n.nspname, c.relname",
         (f"{quote(schema)}.oplog_guard_truncate()", _name_trigger(schema)),
     )
     return [UnguardedPartition(*row) for row in rows]
