@@ -13,8 +13,8 @@ from oplog.schema.row_checks import CheckFault, find_check_faults
 def remove_idle_locks(connection: Connection, schema: str, *, limit: int) -> int:
     """Remove rows of `oplog_lock` that nobody holds or waits for, at most so many; how many.
 
-    A row that is held is passed over. One that is locked here and asked for before COMMIT is
-    waited for: whoever asks for it finds it gone then, and makes it again.
+    A row that is held is passed over. A transaction that asks for one that is being removed waits
+    for this one to end, and makes the row anew.
     """
     s = quote_for_driver(schema)
     kept = (
