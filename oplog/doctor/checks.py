@@ -348,7 +348,7 @@ def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]
                 part.name,
                 message=f"the partition of {tree.root.name} has no guard against TRUNCATE: it was "
                 "made or attached after the table was tracked",
-                hint="`oplog types sync` or `oplog maintain`, as a role that owns the partition and "
+                hint="`oplog types sync` or `oplog maintain`, as the owner of the partition and "
                 f"the log; or {track} again, in a migration",
             )
             continue
