@@ -41,6 +41,7 @@ from oplog.postgres.live_table import (
 from oplog.postgres.standby import require_primary
 from oplog.store import Store
 from oplog.store.guard_state import read_guards
+from oplog.store.partition_guards import NONE_MADE_LATER, GuardedPartitions
 from oplog.type_binding import BoundType, make_bound
 
 
@@ -56,6 +57,8 @@ class ChangesReport:
     retired: Sequence[str] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
     waiting: Sequence[str] = ()
+    guards: GuardedPartitions = NONE_MADE_LATER
+    """Partitions of tracked tables that were made later; only `store_types` guards them."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -67,6 +70,7 @@ class ChangesReport:
             "retired": list(self.retired),
             "rows": dict(self.rows),
             "waiting": list(self.waiting),
+            **self.guards.to_json(),
         }
 
 

@@ -19,6 +19,7 @@ from oplog.doctor.logged_types import (
 )
 from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
+from oplog.store.partition_guards import guard_partitions
 
 
 class Types:
@@ -87,7 +88,8 @@ class Types:
 
         An application does so itself with its first transaction; doing it ahead finds models and
         tables that disagree before the first request does (`SchemaDriftError`). In the
-        connection's transaction if it is in one, as with `note_changes`.
+        connection's transaction if it is in one, as with `note_changes`. Partitions of tracked
+        tables that were made later are guarded against TRUNCATE, if the role may.
         """
         report = self.note_changes(connection)
         before = {(shape.type_name, shape.revision) for shape in report.stored}
@@ -102,7 +104,8 @@ class Types:
                 if (shape.type_name, shape.revision) in before
                 or (shape.type_name, shape.revision) not in known
             ]
-        return replace(report, stored=stored)
+            guards = guard_partitions(connection, self._log.schema)
+        return replace(report, stored=stored, guards=guards)
 
     def _run(self, connection: Connection, by: NotedBy) -> ChangesReport:
         with self._log.attachments.at_work(connection):

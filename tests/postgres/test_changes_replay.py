@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy.engine import Engine
 
-from oplog import Keyring
 from oplog.errors import SchemaDriftError
 from tests.logged import track
 from tests.postgres.archived import open_memory

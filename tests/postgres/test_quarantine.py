@@ -322,7 +322,7 @@ def test_a_mark_is_not_quarantined_and_no_record_twice(scene: Scene) -> None:
     scene.quarantine()
     mark = scene.bench.last_position()
     with scene.connect() as connection:
-        again = scene.bench.log.quarantine(connection, scene.position, reason="once more")
+        (again,) = scene.bench.log.quarantine(connection, scene.position, reason="once more")
         assert (again.already, again.record.reason) == (True, REASON)
         assert again.record.marked_at_position == mark == scene.bench.last_position()
         with pytest.raises(ConfigurationError, match="is a mark of the database"):
