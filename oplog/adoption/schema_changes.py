@@ -23,7 +23,14 @@ from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError, UnknownTypeError
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
-from oplog.postgres.evolution import (
+from oplog.postgres.live_table import (
+    LiveTable,
+    check_settings,
+    read_live_tables,
+    read_tables_by_oid,
+)
+from oplog.postgres.standby import require_primary
+from oplog.postgres.type_evolution import (
     Revisions,
     derive_first,
     evolve_shape,
@@ -32,13 +39,6 @@ from oplog.postgres.evolution import (
     locate_tables,
     raise_revision,
 )
-from oplog.postgres.live_table import (
-    LiveTable,
-    check_settings,
-    read_live_tables,
-    read_tables_by_oid,
-)
-from oplog.postgres.standby import require_primary
 from oplog.store import Store
 from oplog.store.guard_state import read_guards
 from oplog.store.partition_guards import NONE_MADE_LATER, GuardedPartitions

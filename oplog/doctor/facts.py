@@ -23,8 +23,9 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
-from oplog.schema.guard import BYPASS_AGGREGATE, FORMAT_MARK, make_prefix
+from oplog.schema.guard import FORMAT_MARK, make_prefix
 from oplog.schema.locks import LOCK_TABLES
+from oplog.schema.mark_names import BYPASS_AGGREGATE
 from oplog.schema.tables import (
     VERSION,
 )

@@ -19,10 +19,10 @@ from oplog.entry import (
     MAX_PART_BYTES,
     MAX_RECORD_BYTES,
 )
-from oplog.schema.guard import (
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import (
     ADOPTED,
     ADOPTION_PREFIX,
-    FORMAT_MARK,
     QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
     RETIRED,

@@ -7,7 +7,7 @@ rows gives the table another file. What was last seen of that is kept in `oplog_
 
 from __future__ import annotations
 
-from oplog.schema.guard import (
+from oplog.schema.mark_names import (
     ADOPTION_PREFIX,
     RETIRED,
     RETIRED_REVISION,

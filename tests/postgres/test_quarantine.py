@@ -28,7 +28,7 @@ from oplog.errors import (
     SealError,
     WrongKeyError,
 )
-from oplog.schema.guard import QUARANTINE_AGGREGATE
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.schema.tables import create_statements
 from oplog.store.quarantined import write_metadata
 from oplog.store.records import read_records
