@@ -19,6 +19,7 @@ from oplog.doctor.logged_types import (
 )
 from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
+from oplog.store.partition_guards import guard_partitions
 
 
 class Types:
@@ -56,7 +57,11 @@ class Types:
         changed. Raises `SchemaDriftError` where the database does not show what became of rows: a
         table, or the columns of its key, were replaced. `replace_type` says it then.
         """
-        return note_changes(connection, self._note(chunk_rows, progress))
+        return self._run(connection, self._note(chunk_rows, progress))
+
+    def note_guarded(self, connection: Connection) -> ChangesReport:
+        """`note_changes` amid a migration: tables that are guarded are logged, declared or not."""
+        return self._run(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
 
     def replace_type(
         self,
@@ -73,14 +78,18 @@ class Types:
         `ConfigurationError` without a reason, `UnknownTypeError` and `SchemaDriftError`.
         """
         by = self._note(chunk_rows, progress)
-        return replace_type(connection, type_name, reason=reason, by=by)
+        with self._log.attachments.at_work(connection):
+            report = replace_type(connection, type_name, reason=reason, by=by)
+        self._log.attachments.refresh()
+        return report
 
     def store_types(self, connection: Connection) -> ChangesReport:
         """Store the types and the key that an application will write with, and note changes.
 
         An application does so itself with its first transaction; doing it ahead finds models and
         tables that disagree before the first request does (`SchemaDriftError`). In the
-        connection's transaction if it is in one, as with `note_changes`.
+        connection's transaction if it is in one, as with `note_changes`. Partitions of tracked
+        tables that were made later are guarded against TRUNCATE, if the role may.
         """
         report = self.note_changes(connection)
         before = {(shape.type_name, shape.revision) for shape in report.stored}
@@ -95,7 +104,16 @@ class Types:
                 if (shape.type_name, shape.revision) in before
                 or (shape.type_name, shape.revision) not in known
             ]
-        return replace(report, stored=stored)
+            guards = guard_partitions(connection, self._log.schema)
+        return replace(report, stored=stored, guards=guards)
+
+    def _run(self, connection: Connection, by: NotedBy) -> ChangesReport:
+        with self._log.attachments.at_work(connection):
+            report = note_changes(connection, by)
+        if report.stored or report.retired or report.rows:
+            # This process need not be refused in order to look anew.
+            self._log.attachments.refresh()
+        return report
 
     def _note(self, chunk_rows: int, progress: Callable[[int, int], None] | None) -> NotedBy:
         return NotedBy(

@@ -168,6 +168,7 @@ PUBLIC = {
         "AdoptTableOp",
         "CreateOplogOp",
         "DropOplogOp",
+        "ReplaceTypeOp",
         "RetireTypeOp",
         "TrackTablesOp",
         "UntrackTablesOp",
