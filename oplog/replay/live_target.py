@@ -61,6 +61,9 @@ def find_live_targets(
             if not retired:
                 found.gone.add(name)
             continue
+        if retired and (place.live.schema, place.live.name) != (shapes[-1].schema, shapes[-1].table):
+            # It went on under another name, and is not logged any more.
+            continue
         if place.dropped and not retired:
             if _has_rows(connection, place.live):
                 raise refuse_replaced(place.live, shapes[-1])
