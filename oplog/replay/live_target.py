@@ -61,7 +61,8 @@ def find_live_targets(
             if not retired:
                 found.gone.add(name)
             continue
-        if retired and (place.live.schema, place.live.name) != (shapes[-1].schema, shapes[-1].table):
+        named = (shapes[-1].schema, shapes[-1].table)
+        if retired and (place.live.schema, place.live.name) != named:
             # It went on under another name, and is not logged any more.
             continue
         if place.dropped and not retired:
