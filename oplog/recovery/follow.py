@@ -123,14 +123,8 @@ def follow_log(
     place, restored = _find_or_restore(work, snapshot)
     entries = restored or 0
     for page in cut_batches(source.iterate_sequence(after=place.sequence), most=batch_entries):
-        rest = page
-        while rest.records:
-            # Fewer records, if the tables cannot hold the next one: another call says why.
-            place, done = _apply(work, place, rest)
-            entries += _count_entries(done)
-            reach(place.sequence)
-            count = len(done.records)
-            rest = SequencedPage(rest.first + count, rest.records[count:])
+        place, applied = _apply_parts(work, place, page, reach=reach)
+        entries += applied
         if stop():
             break
     return FollowReport(
@@ -141,6 +135,21 @@ def follow_log(
         rebuilt=restored is not None,
         quarantined=tuple(work.skipped),
     )
+
+
+def _apply_parts(
+    work: _Following, place: LogPlace, page: SequencedPage, *, reach: Callable[[int], None]
+) -> tuple[LogPlace, int]:
+    """Apply one batch; return the place after it, and the number of entries."""
+    entries, rest = 0, page
+    while rest.records:
+        # Fewer records, if the tables cannot hold the next one: the call after that says why.
+        place, done = _apply(work, place, rest)
+        entries += _count_entries(done)
+        reach(place.sequence)
+        count = len(done.records)
+        rest = SequencedPage(rest.first + count, rest.records[count:])
+    return place, entries
 
 
 def _find_or_restore(

@@ -153,6 +153,8 @@ PUBLIC = {
         "SnapshotPolicy",
         "SnapshotReport",
         "StatusReport",
+        "StepFailure",
+        "StepReport",
         "Subscription",
         "SyncReport",
         "SyncWorker",
