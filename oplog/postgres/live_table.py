@@ -107,7 +107,8 @@ WITH RECURSIVE wanted AS (
     WITH ORDINALITY AS w(name, oid, n)),
 base AS (
   SELECT a.attrelid, a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
-  FROM pg_catalog.pg_attribute a JOIN wanted w ON w.oid = a.attrelid
+  FROM pg_catalog.pg_attribute a
+  JOIN (SELECT DISTINCT oid FROM wanted) w ON w.oid = a.attrelid
   WHERE a.attnum > 0 AND NOT a.attisdropped
   UNION ALL
   SELECT b.attrelid, b.attnum, t.typbasetype,

@@ -287,7 +287,14 @@ def _write_types(connection: Connection, log: Store, shapes: Sequence[Shape], ne
                 hint="it has gone on by itself since it was restored: follow with a new database",
             )
     for shape in place_shapes(shapes, needs.placed):
-        log.insert_type(connection, shape)
+        new = log.insert_type(connection, shape)
+        for table, target in needs.placed:
+            if new and (target.shape.type_name, target.shape.revision) == (
+                shape.type_name,
+                shape.revision,
+            ):
+                # The follower's own migration is no change of the rows that the log has.
+                log.changes.keep_state(connection, shape.type_name, table=table.oid)
 
 
 def _merge_page(work: _Following, reader: RecordReader, needs: Needs, page: SequencedPage) -> int:
