@@ -74,6 +74,7 @@ class Transactions:
         self._writer = writer
         self.database = EngineBinding(
             StatementPlanner(catalog, prefix=make_prefix(writer.schema)),
+            schema=writer.schema,
             bind=bind,
             bind_altered=bind_altered,
             find_key_id=lambda: writer.key_id,
@@ -123,6 +124,7 @@ class Transactions:
         found = self._recorders.get(connection)
         if found is None:
             found = self._recorders[connection] = Recorder()
+        found.attached = found.attached or self.explicit or owned
         # A session inside a migration ends no transaction, or one that is announced anyway.
         found.owned = found.owned or (owned and found.live is None)
         self._find_notices(connection, found).in_session = found.owned
