@@ -10,6 +10,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
+from oplog.doctor.contract import TypeChange, TypesCheckReport
 from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
 from oplog.entry import (
@@ -110,6 +111,8 @@ __all__ = [
     "SyncWorker",
     "Ticket",
     "TypeCatalog",
+    "TypeChange",
+    "TypesCheckReport",
     "TypesReport",
     "VerifyReport",
     "WorkRetried",

@@ -1,0 +1,395 @@
+"""Compares a build's models with what a log knows, and with its tables if they are there. Pure.
+
+For the time before a deploy: what the log would note, what readers of earlier revisions would not
+find any more, what a restore would refuse. What is only added breaks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oplog.catalog import DeclaredType, TypeCatalog
+from oplog.doctor.evolution import list_rewritten, list_unfillable, spell_replace
+from oplog.doctor.message_contract import judge_message
+from oplog.doctor.model_fit import list_absent, list_unfit, list_unknown
+from oplog.doctor.restore_risk import find_restore_risks
+from oplog.doctor.table_difference import (
+    ChangeKind,
+    Difference,
+    compare_revisions,
+)
+from oplog.doctor.type_facts import SchemaFacts, TypeFacts
+from oplog.payload.schema_change import FIRST
+from oplog.payload.shape import Shape
+
+_SYNC = "oplog types sync notes it; so does the next migration with import oplog.migration"
+_REFILL = "run oplog types sync, as the role that owns the log, before this build is started"
+_MIGRATE = "run the migrations before this build is started"
+
+
+@dataclass(frozen=True, slots=True)
+class TypeChange:
+    """What a build changes for a type or one of its columns; `column` may be empty.
+
+    With `breaks`, it is not to be deployed like this; the hint says what ends that.
+    """
+
+    type_name: str
+    kind: ChangeKind
+    column: str
+    message: str
+    breaks: bool = False
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The change as one JSON object."""
+        return {
+            "type": self.type_name,
+            "kind": self.kind.value,
+            "column": self.column,
+            "message": self.message,
+            "breaks": self.breaks,
+            "hint": self.hint,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TypesCheckReport:
+    """What a build's models change for a log: `changes`, those that break something first."""
+
+    changes: tuple[TypeChange, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing breaks."""
+        return not any(change.breaks for change in self.changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {"ok": self.ok, "changes": [change.to_json() for change in self.changes]}
+
+
+def judge_contract(facts: SchemaFacts, catalog: TypeCatalog) -> TypesCheckReport:
+    """What the models of `catalog` change for the log, and what of that breaks."""
+    found = [
+        *(change for one in facts.types for change in _judge_type(one, catalog)),
+        *_judge_restoring(facts, catalog),
+        *_judge_unasked(facts),
+    ]
+    return TypesCheckReport(tuple(sorted(found, key=lambda change: not change.breaks)))
+
+
+def _judge_type(facts: TypeFacts, catalog: TypeCatalog) -> Iterator[TypeChange]:
+    newest = facts.newest
+    if newest is None or facts.retired:
+        yield from _judge_new(facts)
+    elif facts.live is None:
+        yield from _judge_tableless(facts, newest)
+    else:
+        yield from _judge_noted(facts, newest, catalog)
+        yield from _judge_models(facts, newest, catalog)
+
+
+# -- types without a past, or without a table --------------------------------------------------
+
+
+def _judge_new(facts: TypeFacts) -> Iterator[TypeChange]:
+    declared, name = facts.declared, facts.type_name
+    if declared is None:
+        return
+    table = declared.table.fullname
+    if facts.refusal is not None:
+        yield _refuse(facts)
+        return
+    again = ", which was retired, begins anew" if facts.stored else " is new"
+    live = facts.live or facts.replacement
+    if live is None:
+        more, hint = f", and the database does not have its table {table} yet", _MIGRATE
+    else:
+        more, hint = "", "oplog adopt logs rows that the table has already"
+    yield TypeChange(name, ChangeKind.ADDED, "", f"type {name!r}{again}{more}", hint=hint)
+    if live is not None:
+        yield from _list_ahead(facts, declared, known=())
+
+
+def _judge_tableless(facts: TypeFacts, newest: Shape) -> Iterator[TypeChange]:
+    name, place = facts.type_name, f"{newest.schema}.{newest.table}"
+    if facts.replacement is not None:
+        filled = facts.filled is not False
+        yield TypeChange(
+            name,
+            ChangeKind.REPLACED,
+            "",
+            f"another table has taken the place of {place}"
+            + ("" if filled else ", and has no rows: the type begins anew"),
+            breaks=filled,
+            hint=spell_replace(name) if filled else _SYNC,
+        )
+        return
+    if facts.declared is not None:
+        yield TypeChange(
+            name,
+            ChangeKind.MISSING,
+            "",
+            f"the log has rows of {place}, and the table is not in the database any more, but in "
+            "the models"
+            if facts.dropped
+            else f"the log has rows of {place}, and the table is not in this database",
+            breaks=True,
+            hint="run the migrations that create it; or, if it was dropped for good, take it out "
+            "of the models",
+        )
+        return
+    yield TypeChange(
+        name,
+        ChangeKind.RETIRED,
+        "",
+        f"neither the database nor the models have {place}: the type ends",
+        breaks=not facts.dropped,
+        hint="oplog types sync retires it; what was logged stays readable"
+        if facts.dropped
+        else "if it was dropped for good, retire the type in a migration: "
+        f"op.retire_type({name!r}, reason=...); what was logged stays readable",
+    )
+
+
+def _refuse(facts: TypeFacts) -> TypeChange:
+    refusal = facts.refusal
+    kind = ChangeKind.WAITING if refusal is not None and refusal.waits else ChangeKind.REFUSED
+    message, hint = ("", "") if refusal is None else (refusal.message, refusal.hint)
+    return TypeChange(facts.type_name, kind, "", message, breaks=True, hint=hint)
+
+
+# -- what became of the table ------------------------------------------------------------------
+
+
+def _judge_noted(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Iterator[TypeChange]:
+    """What the log would note of the table as it is."""
+    if facts.refusal is not None:
+        yield _refuse(facts)
+    change = facts.change or FIRST
+    if facts.now is not None:
+        for one in compare_revisions(newest, facts.now, change):
+            yield _weigh(facts, one, newest, catalog)
+    rewritten = list_rewritten(facts)
+    if rewritten:
+        yield TypeChange(
+            facts.type_name,
+            ChangeKind.REFILL,
+            "",
+            f"a migration wrote {rewritten} anew for the rows that were there, and the log does "
+            "not have all of that yet",
+            breaks=True,
+            hint=_REFILL,
+        )
+
+
+def _weigh(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog) -> TypeChange:
+    """A difference, with whether it breaks something."""
+    if one.kind is ChangeKind.KEY:
+        return TypeChange(
+            facts.type_name,
+            one.kind,
+            "",
+            f"{one.message}: which row is which of before is not known",
+            breaks=True,
+            hint=spell_replace(facts.type_name),
+        )
+    if not one.lost:
+        return TypeChange(facts.type_name, one.kind, one.column, one.message, hint=_SYNC)
+    return _lose(facts, one, newest, catalog)
+
+
+def _lose(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog) -> TypeChange:
+    """A column that readers of the newest revision lose, unless a step says what they get."""
+    name, revision = facts.type_name, newest.revision
+    names = {name, facts.declared.type_name} if facts.declared is not None else {name}
+    handled = any(
+        catalog.find_step(called, revision + 1, to_revision=revision) is not None
+        for called in names
+    )
+    readers = f"readers of revision {revision}"
+    if handled:
+        message = f"{one.message}; {readers} get what the declared step gives them"
+        return TypeChange(name, one.kind, one.column, message, hint=_SYNC)
+    return TypeChange(
+        name,
+        one.kind,
+        one.column,
+        f"{one.message}: {readers} do not find it any more, or cannot read it",
+        breaks=True,
+        hint=f"say what they get: catalog.downcast({name!r}, to_revision={revision}, step=...); "
+        "or keep it until nobody reads that revision",
+    )
+
+
+# -- what the models say -----------------------------------------------------------------------
+
+
+def _judge_models(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Iterator[TypeChange]:
+    """What models and table do not have in common."""
+    declared, live, name = facts.declared, facts.live, facts.type_name
+    if live is None:
+        return
+    place = f"{live.schema}.{live.name}"
+    if declared is None:
+        reason = catalog.untracked.get(live.name) or catalog.untracked.get(place)
+        yield TypeChange(
+            name,
+            ChangeKind.UNDECLARED,
+            "",
+            f"the models do not have {place}: what this build writes to it is not logged"
+            if reason is None
+            else f"{place} is left untracked ({reason}), and the log has its rows: what this build "
+            "writes to it is not logged, and verify reports it",
+            breaks=reason is not None,
+            hint="declare the table, or make sure that another application logs it; a table that a "
+            "migration drops is retired by oplog types sync"
+            if reason is None
+            else "declare the table; or say that the log of it ends here, in a migration: "
+            f"op.retire_type({name!r}, reason=...)",
+        )
+        return
+    if not facts.reached:
+        yield TypeChange(
+            name,
+            ChangeKind.BEHIND,
+            "",
+            f"the models call the table {declared.table.fullname}, and it is {place} now",
+            breaks=True,
+            hint="deploy a build whose models have the table's name of now",
+        )
+    for column, text in judge_message(declared, facts.stored, live):
+        yield TypeChange(
+            name,
+            ChangeKind.MESSAGE,
+            column,
+            text,
+            breaks=True,
+            hint="field numbers are for ever: give the column its number again, and a new column a "
+            "number that no revision has had",
+        )
+    yield from _list_ahead(facts, declared, known=newest.names)
+    for column, text in list_unfit(declared, facts.now or newest):
+        difference = Difference(ChangeKind.CONVERTED, text, column, lost=True)
+        yield _lose(facts, difference, newest, catalog)
+    for column in list_unknown(declared, live):
+        if column in newest.by_name:
+            text = (
+                f"the models do not have column {column}, which is logged as long as the table has "
+                "it; when it is dropped"
+            )
+            difference = Difference(ChangeKind.DROPPED, text, column, lost=True)
+            yield _lose(facts, difference, newest, catalog)
+
+
+def _list_ahead(
+    facts: TypeFacts, declared: DeclaredType, *, known: Sequence[str]
+) -> Iterator[TypeChange]:
+    """What the models have and the table has not: not yet, or not any more."""
+    live = facts.live or facts.replacement
+    if live is None:
+        return
+    name, place = facts.type_name, f"{live.schema}.{live.name}"
+    for column in list_absent(declared, live):
+        gone = column in known
+        yield TypeChange(
+            name,
+            ChangeKind.BEHIND if gone else ChangeKind.ADDED,
+            column,
+            f"the models have column {column}, and {place} does not have it any more"
+            if gone
+            else f"column {column} is new, and {place} does not have it yet",
+            breaks=gone,
+            hint="deploy a build whose models know the migration" if gone else _MIGRATE,
+        )
+    wanted = tuple(column.name for column in declared.table.primary_key)
+    if set(wanted) != set(live.key_names):
+        yield TypeChange(
+            name,
+            ChangeKind.KEY,
+            "",
+            f"the primary key is ({', '.join(live.key_names)}) in the database, and "
+            f"({', '.join(wanted)}) in the models",
+            breaks=True,
+            hint="change the table's key in a migration, and in the same one "
+            + spell_replace(name),
+        )
+
+
+# -- restoring ---------------------------------------------------------------------------------
+
+
+def _judge_restoring(facts: SchemaFacts, catalog: TypeCatalog) -> Iterator[TypeChange]:
+    """What a restored row could not do without."""
+    by_table = {id(one.declared): one for one in facts.types if one.declared is not None}
+    said = set()
+    for one in facts.types:
+        for column in list_unfillable(one) if not one.retired else ():
+            said.add((one.type_name, column))
+            yield _warn(one.type_name, column, _EXCLUDED, _FILL)
+    for reference in facts.references:
+        said.add((reference.table, reference.parent))
+        yield _warn(
+            _find_type(facts, reference.table),
+            "",
+            f"foreign key {reference.constraint} of {reference.table} refers to "
+            f"{reference.parent}, which is not logged: a restore refuses rows whose parents are "
+            "missing",
+            _spell_parent(reference.parent),
+        )
+    for risk in find_restore_risks(catalog):
+        known = by_table.get(id(risk.declared))
+        live = known.live if known is not None else None
+        name = known.type_name if known is not None else risk.declared.type_name
+        if not risk.parent:
+            # What the database has was judged above.
+            if live is None or risk.column not in {column.name for column in live.columns}:
+                yield _warn(name, risk.column, _EXCLUDED, _FILL)
+        elif live is None or not _refers(facts, live.name, risk.parent):
+            text = f"{risk.text}: a restore refuses rows whose parents are missing"
+            yield _warn(name, risk.column, text, _spell_parent(risk.parent))
+
+
+_EXCLUDED = (
+    "the column is excluded from the log, may not be NULL and has no default: a restore refuses "
+    "the table's rows"
+)
+_FILL = "give the column a server default, let it be NULL, or log it"
+
+
+def _warn(type_name: str, column: str, message: str, hint: str) -> TypeChange:
+    return TypeChange(type_name, ChangeKind.RESTORE, column, message, breaks=True, hint=hint)
+
+
+def _spell_parent(parent: str) -> str:
+    return f"log {parent} too; or see that migrations fill it, before a restore"
+
+
+def _find_type(facts: SchemaFacts, table: str) -> str:
+    for one in facts.types:
+        if one.live is not None and f"{one.live.schema}.{one.live.name}" == table:
+            return one.type_name
+    return table
+
+
+def _refers(facts: SchemaFacts, table: str, parent: str) -> bool:
+    """Whether the database has a foreign key of these tables; models may leave out a schema."""
+    return any(
+        one.table.endswith(f".{table}") and one.parent.endswith(f".{parent.rpartition('.')[2]}")
+        for one in facts.references
+    )
+
+
+def _judge_unasked(facts: SchemaFacts) -> Iterator[TypeChange]:
+    if facts.unasked and any(one.stored for one in facts.types):
+        yield TypeChange(
+            "",
+            ChangeKind.UNKNOWN,
+            "",
+            f"this role may not execute {', '.join(facts.unasked)}: whether rows are to be logged "
+            "again was not checked",
+            hint="`oplog grants auditor ROLE` prints what a role needs that reads the log",
+        )
