@@ -170,7 +170,10 @@ def _judge_noted(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Itera
     if facts.refusal is not None:
         yield _refuse(facts)
     change = facts.change or FIRST
-    if facts.now is not None:
+    renumbered = list(_judge_message(facts))
+    yield from renumbered
+    # By other numbers every column would be another one.
+    if facts.now is not None and not renumbered:
         for one in compare_revisions(newest, facts.now, change):
             yield _weigh(facts, one, newest, catalog)
     rewritten = list_rewritten(facts)
@@ -183,6 +186,21 @@ def _judge_noted(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Itera
             "not have all of that yet",
             breaks=True,
             hint=_REFILL,
+        )
+
+
+def _judge_message(facts: TypeFacts) -> Iterator[TypeChange]:
+    if facts.declared is None or facts.live is None:
+        return
+    for column, text in judge_message(facts.declared, facts.stored, facts.live):
+        yield TypeChange(
+            facts.type_name,
+            ChangeKind.MESSAGE,
+            column,
+            text,
+            breaks=True,
+            hint="field numbers are for ever: give the column its number again, and a new column a "
+            "number that no revision has had",
         )
 
 
@@ -260,16 +278,6 @@ def _judge_models(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Iter
             f"the models call the table {declared.table.fullname}, and it is {place} now",
             breaks=True,
             hint="deploy a build whose models have the table's name of now",
-        )
-    for column, text in judge_message(declared, facts.stored, live):
-        yield TypeChange(
-            name,
-            ChangeKind.MESSAGE,
-            column,
-            text,
-            breaks=True,
-            hint="field numbers are for ever: give the column its number again, and a new column a "
-            "number that no revision has had",
         )
     yield from _list_ahead(facts, declared, known=newest.names)
     for column, text in list_unfit(declared, facts.now or newest):

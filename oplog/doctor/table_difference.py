@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.column_numbers import match_numbers
 from oplog.payload.schema_change import FIRST, SchemaChange
 from oplog.payload.shape import Column, Shape
@@ -74,7 +75,7 @@ def compare_revisions(old: Shape, new: Shape, change: SchemaChange = FIRST) -> I
             ChangeKind.KEY,
             f"the primary key is ({', '.join(new.key_names)}), was ({', '.join(old.key_names)})",
         )
-    if old.aggregate != new.aggregate and old.table == new.table:
+    elif old.table == new.table and _follow_aggregate(old, new) != new.aggregate:
         yield Difference(
             ChangeKind.REGROUPED, f"the aggregate is {new.aggregate!r}, was {old.aggregate!r}"
         )
@@ -144,6 +145,16 @@ def _compare_column(
         yield Difference(
             ChangeKind.RELABELLED, f"labels of column {name} were renamed: {said}", name
         )
+
+
+def _follow_aggregate(old: Shape, new: Shape) -> str:
+    """How rows were grouped, under the names that columns have in `new`."""
+    names = {
+        column.name: new.by_number[column.number].name
+        for column in old.columns
+        if column.number in new.by_number
+    }
+    return AggregateTemplate(old.aggregate).rename(names).text
 
 
 def _lose(column: Column, new: Shape) -> Difference:
