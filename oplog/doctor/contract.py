@@ -215,6 +215,10 @@ def _weigh(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalo
             breaks=True,
             hint=spell_replace(facts.type_name),
         )
+    if one.kind is ChangeKind.REGROUPED and facts.live is not None:
+        table = facts.declared.table.fullname if facts.declared is not None else facts.live.name
+        hint = f"to keep the names of before: aggregates={{{table!r}: {newest.aggregate!r}}}"
+        return TypeChange(facts.type_name, one.kind, "", one.message, hint=hint)
     if not one.lost:
         return TypeChange(facts.type_name, one.kind, one.column, one.message, hint=_SYNC)
     return _lose(facts, one, newest, catalog)

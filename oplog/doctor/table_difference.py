@@ -75,7 +75,7 @@ def compare_revisions(old: Shape, new: Shape, change: SchemaChange = FIRST) -> I
             ChangeKind.KEY,
             f"the primary key is ({', '.join(new.key_names)}), was ({', '.join(old.key_names)})",
         )
-    elif old.table == new.table and _follow_aggregate(old, new) != new.aggregate:
+    elif _follow_aggregate(old, new) != new.aggregate:
         yield Difference(
             ChangeKind.REGROUPED, f"the aggregate is {new.aggregate!r}, was {old.aggregate!r}"
         )
