@@ -15,7 +15,7 @@ from oplog.errors import SchemaDriftError
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
 from oplog.postgres.table_place import Name, fits, is_same_type, read_named_tables
-from oplog.replay.type_target import TypeTarget, find_then
+from oplog.replay.type_target import TypeTarget, find_then, leave_later
 from oplog.store.adopted import Turns
 
 
@@ -59,6 +59,7 @@ def find_targets(
         if found is not None:
             then[name] = found
     chosen = Targets()
+    then = leave_later(then, revisions)
     for name, shape in then.items():
         others = {
             column

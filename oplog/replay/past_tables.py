@@ -15,7 +15,7 @@ from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
 from oplog.postgres.table_place import Place, find_places, fits
 from oplog.replay.table_plan import TablePlan, make_stored_plan, read_plans
-from oplog.replay.type_target import TypeTarget, find_then
+from oplog.replay.type_target import TypeTarget, find_then, leave_later
 from oplog.store.adopted import Turns
 
 
@@ -36,19 +36,41 @@ def plan_past(
     places = find_places(connection, revisions)
     placed: list[tuple[LiveTable, TypeTarget]] = []
     stored: list[TypeTarget] = []
-    for name, known in revisions.items():
-        then = find_then(known, turns.get(name, Turns()), through, whole=whole.get(name, Turns()))
-        if then is None:
-            continue
-        target, live = TypeTarget(then, known), places[name].live
+    then = {
+        name: found
+        for name, known in revisions.items()
+        for found in [_find_then(name, known, places, turns, through=through, whole=whole)]
+        if found is not None
+    }
+    for name, shape in leave_later(then, revisions).items():
+        known = revisions[name]
+        target, live = TypeTarget(shape, known), places[name].live
         others = _list_others(name, places, revisions)
-        if live is not None and _is_live(then, places[name], known, others):
+        if live is not None and _is_live(shape, places[name], known, others):
             placed.append((live, target))
         else:
             stored.append(target)
     plans = read_plans(connection, placed)
     spelled = _find_types(connection, {c.pg_type for one in stored for c in one.shape.columns})
     return [*plans, *(_plan_stored(target, spelled) for target in stored)]
+
+
+def _find_then(
+    name: str,
+    known: Sequence[Shape],
+    places: Mapping[str, Place],
+    turns: Mapping[str, Turns],
+    *,
+    through: int | None,
+    whole: Mapping[str, Turns],
+) -> Shape | None:
+    found = find_then(known, turns.get(name, Turns()), through, whole=whole.get(name, Turns()))
+    place = places[name]
+    if through is None and found is not None and place.live is not None and place.noted is not None:
+        # A database that was restored with the columns of an earlier revision has these.
+        own = place.noted if place.noted is not found else found
+        return own if fits(own, place.live, known) else found
+    return found
 
 
 def _is_live(then: Shape, place: Place, known: Sequence[Shape], others: set[str]) -> bool:

@@ -68,3 +68,27 @@ def find_then(
         if begun and shape.change.previous == 0 and shape.revision not in marked:
             return shape
     return None
+
+
+def leave_later(
+    then: Mapping[str, Shape], revisions: Mapping[str, Sequence[Shape]]
+) -> dict[str, Shape]:
+    """`then` without types whose tables came later, under the name of a table that moved away.
+
+    The log does not say where a type's first revision begins; but two tables never have one name.
+    """
+    moving = {
+        (shape.schema, shape.table): name
+        for name, shape in then.items()
+        if any(
+            (later.schema, later.table) != (shape.schema, shape.table)
+            for later in revisions[name]
+            if later.revision > shape.revision
+        )
+    }
+    return {
+        name: shape
+        for name, shape in then.items()
+        if moving.get((shape.schema, shape.table), name) == name
+        or shape.revision > revisions[name][0].revision
+    }
