@@ -10,9 +10,9 @@ from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.contract import TypeChange, TypesCheckReport
 from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
+from oplog.doctor.type_change import TypeChange, TypesCheckReport
 from oplog.entry import (
     Change,
     Entry,

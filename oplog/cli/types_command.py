@@ -12,7 +12,7 @@ from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count
-from oplog.doctor.contract import TypesCheckReport
+from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
 
 _WIDTH = 80

@@ -7,19 +7,18 @@ find any more, what a restore would refuse. What is only added breaks nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from oplog.catalog import DeclaredType, TypeCatalog
-from oplog.doctor.evolution import list_rewritten, list_unfillable, spell_replace
+from oplog.doctor.evolution import list_rewritten, spell_replace
 from oplog.doctor.message_contract import judge_message
 from oplog.doctor.model_fit import list_absent, list_unfit, list_unknown
-from oplog.doctor.restore_risk import find_restore_risks
+from oplog.doctor.restore_contract import judge_restoring
 from oplog.doctor.table_difference import (
     ChangeKind,
     Difference,
     compare_revisions,
 )
+from oplog.doctor.type_change import TypeChange, TypesCheckReport
 from oplog.doctor.type_facts import SchemaFacts, TypeFacts
 from oplog.payload.schema_change import FIRST
 from oplog.payload.shape import Shape
@@ -29,53 +28,11 @@ _REFILL = "run oplog types sync, as the role that owns the log, before this buil
 _MIGRATE = "run the migrations before this build is started"
 
 
-@dataclass(frozen=True, slots=True)
-class TypeChange:
-    """What a build changes for a type or one of its columns; `column` may be empty.
-
-    With `breaks`, it is not to be deployed like this; the hint says what ends that.
-    """
-
-    type_name: str
-    kind: ChangeKind
-    column: str
-    message: str
-    breaks: bool = False
-    hint: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The change as one JSON object."""
-        return {
-            "type": self.type_name,
-            "kind": self.kind.value,
-            "column": self.column,
-            "message": self.message,
-            "breaks": self.breaks,
-            "hint": self.hint,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class TypesCheckReport:
-    """What a build's models change for a log: `changes`, those that break something first."""
-
-    changes: tuple[TypeChange, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing breaks."""
-        return not any(change.breaks for change in self.changes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object."""
-        return {"ok": self.ok, "changes": [change.to_json() for change in self.changes]}
-
-
 def judge_contract(facts: SchemaFacts, catalog: TypeCatalog) -> TypesCheckReport:
     """What the models of `catalog` change for the log, and what of that breaks."""
     found = [
         *(change for one in facts.types for change in _judge_type(one, catalog)),
-        *_judge_restoring(facts, catalog),
+        *judge_restoring(facts, catalog),
         *_judge_unasked(facts),
     ]
     return TypesCheckReport(tuple(sorted(found, key=lambda change: not change.breaks)))
@@ -331,68 +288,7 @@ def _list_ahead(
         )
 
 
-# -- restoring ---------------------------------------------------------------------------------
-
-
-def _judge_restoring(facts: SchemaFacts, catalog: TypeCatalog) -> Iterator[TypeChange]:
-    """What a restored row could not do without."""
-    by_table = {id(one.declared): one for one in facts.types if one.declared is not None}
-    said = set()
-    for one in facts.types:
-        for column in list_unfillable(one) if not one.retired else ():
-            said.add((one.type_name, column))
-            yield _warn(one.type_name, column, _EXCLUDED, _FILL)
-    for reference in facts.references:
-        said.add((reference.table, reference.parent))
-        yield _warn(
-            _find_type(facts, reference.table),
-            "",
-            f"foreign key {reference.constraint} of {reference.table} refers to "
-            f"{reference.parent}, which is not logged: a restore refuses rows whose parents are "
-            "missing",
-            _spell_parent(reference.parent),
-        )
-    for risk in find_restore_risks(catalog):
-        known = by_table.get(id(risk.declared))
-        live = known.live if known is not None else None
-        name = known.type_name if known is not None else risk.declared.type_name
-        if not risk.parent:
-            # What the database has was judged above.
-            if live is None or risk.column not in {column.name for column in live.columns}:
-                yield _warn(name, risk.column, _EXCLUDED, _FILL)
-        elif live is None or not _refers(facts, live.name, risk.parent):
-            text = f"{risk.text}: a restore refuses rows whose parents are missing"
-            yield _warn(name, risk.column, text, _spell_parent(risk.parent))
-
-
-_EXCLUDED = (
-    "the column is excluded from the log, may not be NULL and has no default: a restore refuses "
-    "the table's rows"
-)
-_FILL = "give the column a server default, let it be NULL, or log it"
-
-
-def _warn(type_name: str, column: str, message: str, hint: str) -> TypeChange:
-    return TypeChange(type_name, ChangeKind.RESTORE, column, message, breaks=True, hint=hint)
-
-
-def _spell_parent(parent: str) -> str:
-    return f"log {parent} too; or see that migrations fill it, before a restore"
-
-
-def _find_type(facts: SchemaFacts, table: str) -> str:
-    for one in facts.types:
-        if one.live is not None and f"{one.live.schema}.{one.live.name}" == table:
-            return one.type_name
-    return table
-
-
-def _refers(facts: SchemaFacts, table: str, parent: str) -> bool:
-    """Whether the database has a foreign key of these tables; models may leave out a schema."""
-    return any(
-        one.table.endswith(f".{table}") and one.parent.endswith(f".{parent.rpartition('.')[2]}")
-        for one in facts.references
-    )
+# -- what was not asked ------------------------------------------------------------------------
 
 
 def _judge_unasked(facts: SchemaFacts) -> Iterator[TypeChange]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from oplog.doctor.table_difference import compare_revisions, is_same_key
 from oplog.doctor.type_facts import SchemaFacts, TypeFacts
 from oplog.finding import Finding, make_notice, make_problem
-from oplog.payload.schema_change import FIRST
+from oplog.payload.schema_change import FIRST, SchemaChange
 from oplog.payload.shape import Shape
 
 TABLE_DIFFERS = "table-differs"
@@ -98,6 +98,11 @@ def list_rewritten(facts: TypeFacts) -> str:
         shape, change = newest, newest.change
     else:
         return ""
+    return name_rewritten(shape, change)
+
+
+def name_rewritten(shape: Shape, change: SchemaChange) -> str:
+    """The columns that a change wrote anew, for messages."""
     numbers = [n for n in sorted(change.rewritten) if n in shape.by_number]
     names = ", ".join(shape.by_number[number].name for number in numbers)
     return names if names and not change.readopted else "all columns"

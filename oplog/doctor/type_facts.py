@@ -36,7 +36,7 @@ from oplog.postgres.live_table import (
 from oplog.store import Store, TablesLog
 from oplog.store.adopted import Turns
 
-_ASKED = ("oplog_describe_change", "oplog_is_marked")
+_ASKED = ("oplog_describe_change",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ def read_schema_facts(connection: Connection, store: Store, catalog: TypeCatalog
     types = [
         replace(
             one,
-            retired=_is_retired(turns.get(one.type_name), one.stored),
+            retired=turns.get(one.type_name, Turns()).is_retired_at(one.stored[-1].revision),
+            pending=is_pending(turns.get(one.type_name, Turns()), one.stored[-1]),
             reached=one.declared is None or one.declared.table in tables,
         )
         for one in types
@@ -165,11 +166,11 @@ def _list_unasked(connection: Connection, schema: str) -> list[str]:
     return list(rows.scalars())
 
 
-def _is_retired(turns: Turns | None, revisions: Sequence[Shape]) -> bool:
-    """Whether the type was retired, and nothing has come after that."""
-    if turns is None or turns.retired is None:
-        return False
-    return turns.retired_revision in (None, revisions[-1].revision)
+def is_pending(turns: Turns, newest: Shape) -> bool:
+    """Whether the log does not say yet that all rows of the newest change are in it."""
+    said = {revision for _, revision in turns.changes}
+    retired = turns.is_retired_at(newest.revision)
+    return newest.change.logs_rows and newest.revision not in said and not retired
 
 
 def _look(
@@ -249,19 +250,7 @@ def _ask(connection: Connection, store: Store, types: Sequence[TypeFacts]) -> li
     }
     found = store.changes.describe(connection, list(asked.values()))
     changes = dict(zip(asked, found, strict=True))
-    unmarked: Mapping[str, int] = {}
-    if any(one.stored[-1].change.logs_rows for one in types):
-        unmarked = store.changes.list_unmarked(connection)
-    return [
-        replace(
-            one,
-            change=changes.get(one.type_name),
-            pending=one.stored[-1].change.logs_rows
-            and unmarked.get(one.type_name) == one.stored[-1].revision
-            and not one.retired,
-        )
-        for one in types
-    ]
+    return [replace(one, change=changes.get(one.type_name)) for one in types]
 
 
 def _may_have_changed(now: Shape, stored: Sequence[Shape], live: LiveTable) -> bool:

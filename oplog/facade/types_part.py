@@ -11,13 +11,14 @@ from sqlalchemy.engine import Connection
 from oplog.adoption import CHUNK_ROWS
 from oplog.adoption.schema_changes import ChangesReport, NotedBy, note_changes, replace_type
 from oplog.binding import bind_catalog
-from oplog.doctor.contract import TypesCheckReport, judge_contract
+from oplog.doctor.contract import judge_contract
 from oplog.doctor.logged_types import (
     ProtoReport,
     TypesReport,
     list_logged_types,
     print_proto,
 )
+from oplog.doctor.type_change import TypesCheckReport
 from oplog.doctor.type_facts import read_schema_facts
 from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
