@@ -15,7 +15,7 @@ from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.restore_risk import list_restore_risks
+from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
@@ -137,9 +137,9 @@ class Oplog:
         """
         self._log.catalog.check_keys()
         self._log.attachments.attach(target)
-        for risk in list_restore_risks(self._log.catalog):
+        for risk in find_restore_risks(self._log.catalog):
             warnings.warn(
-                f"{risk}: a restore will refuse its rows; oplog doctor says what to do",
+                f"{risk.text}: a restore will refuse its rows; oplog doctor says what to do",
                 RestoreWarning,
                 stacklevel=2,
             )
@@ -316,6 +316,7 @@ class Oplog:
     # -- types
     list_types = PartMethod("_types", Types.list_types)
     print_proto = PartMethod("_types", Types.print_proto)
+    check_types = PartMethod("_types", Types.check_types)
     store_types = PartMethod("_types", Types.store_types)
     note_changes = PartMethod("_types", Types.note_changes)
     replace_type = PartMethod("_types", Types.replace_type)

@@ -107,8 +107,9 @@ WITH RECURSIVE wanted AS (
     WITH ORDINALITY AS w(name, oid, n)),
 base AS (
   SELECT a.attrelid, a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
-  FROM pg_catalog.pg_attribute a JOIN wanted w ON w.oid = a.attrelid
-  WHERE a.attnum > 0 AND NOT a.attisdropped
+  FROM pg_catalog.pg_attribute a
+  -- Once, also where two names are of one table.
+  WHERE a.attrelid IN (SELECT w.oid FROM wanted w) AND a.attnum > 0 AND NOT a.attisdropped
   UNION ALL
   SELECT b.attrelid, b.attnum, t.typbasetype,
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
