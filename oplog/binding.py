@@ -25,9 +25,11 @@ from oplog.errors import (
     UnloggedWriteError,
     WrongKeyError,
 )
+from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
 from oplog.postgres.driver import cut_off, require_driver
+from oplog.postgres.evolution import find_declared, locate_tables
 from oplog.postgres.live_table import (
     check_settings,
     read_live_tables,
@@ -35,10 +37,11 @@ from oplog.postgres.live_table import (
 from oplog.postgres.standby import require_primary
 from oplog.store import Store
 from oplog.store.guard_state import Guards, read_guards
-from oplog.type_binding import BoundType, TypeBinding
+from oplog.type_binding import BoundType, TypeBinding, make_bound
 
 _APART_SECONDS = 5.0
 """Seconds for storing types on a connection of its own; then the caller's transaction does it."""
+_NO_GUARDS = Guards({}, ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,7 @@ def bind_for_writing(
     store: Store,
     keyring: Keyring | None,
     guard: bool = True,
+    apart: bool = True,
 ) -> Binding:
     """What a transaction needs to log its rows; nothing is stored by the transaction itself.
 
@@ -101,17 +105,21 @@ def bind_for_writing(
     connection apart: in the caller's own, every other first writer would wait for its end,
     and one in the same thread for ever. Only where that cannot see the same tables (they
     are made by the caller's open transaction) the caller's own stores them, and the binding
-    is `fresh`. `ConfigurationError` on a standby, and for a driver other than psycopg 3.
+    is `fresh`. Without `apart` they are not looked for elsewhere. `ConfigurationError` on a
+    standby, and for a driver other than psycopg 3.
     """
     require_driver(connection)
     require_primary(connection, "writing to the log")
+    if not apart:
+        bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
+        return _add_guards(bound, read_guards(connection, store.schema) if guard else _NO_GUARDS)
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
-    guards = read_guards(connection, store.schema) if guard else Guards({}, ())
+    guards = read_guards(connection, store.schema) if guard else _NO_GUARDS
     if not bound.fresh:
         return _add_guards(bound, guards)
-    apart = _bind_apart(connection, catalog, store=store, keyring=keyring)
-    if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
-        return _add_guards(apart, guards)
+    other = _bind_apart(connection, catalog, store=store, keyring=keyring)
+    if other is not None and other.log_id == bound.log_id and _same_types(other, bound):
+        return _add_guards(other, guards)
     return _add_guards(bind_catalog(connection, catalog, store=store, keyring=keyring), guards)
 
 
@@ -168,6 +176,30 @@ def bind_catalog(
         epoch=found.epoch,
         unfinished=found.unfinished,
     )
+
+
+def bind_stored(
+    connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding:
+    """The binding of all types that the log knows to the tables as they are, with their guards.
+
+    For a migration, whose tables are not what the models say: the newest revisions of the log are,
+    once changes were noted. Types that nobody declares any more are bound as well.
+    """
+    require_driver(connection)
+    require_primary(connection, "writing to the log")
+    nothing = bind_catalog(connection, catalog.narrow(()), store=store, keyring=keyring)
+    stored = group_shapes(store.list_types(connection))
+    located = locate_tables(connection, stored)
+    declared = find_declared(catalog, stored, located)
+    bound = [
+        make_bound(stored[name][-1], live, declared.get(name)) for name, live in located.items()
+    ]
+    # Two types may have been declared by one model, one after the other.
+    types = {sa.Table(one.type_name, sa.MetaData()): one for one in bound}
+    by_name = {one.type_name: one for one in bound}
+    binding = replace(nothing, types=types, by_name=by_name)
+    return _add_guards(binding, read_guards(connection, store.schema))
 
 
 def list_unstored_shapes(

@@ -7,7 +7,7 @@ what they are, and the models are those of the last one. What the catalog does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,26 +15,32 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from oplog.adoption.chunk_record import CHUNK_ROWS, AdoptionTarget
 from oplog.adoption.locking import LockWait
 from oplog.adoption.refill import log_rewritten
-from oplog.adoption.chunk_record import CHUNK_ROWS, AdoptionTarget
 from oplog.adoption.run import Progress
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError, UnknownTypeError
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
-from oplog.postgres.derivation import resolve_shape
 from oplog.postgres.evolution import (
     Revisions,
+    derive_first,
     evolve_shape,
     find_declared,
     find_numbers,
     locate_tables,
     raise_revision,
 )
-from oplog.postgres.live_table import LiveTable, check_settings, read_live_tables
+from oplog.postgres.live_table import (
+    LiveTable,
+    check_settings,
+    read_live_tables,
+    read_tables_by_oid,
+)
 from oplog.postgres.standby import require_primary
 from oplog.store import Store
+from oplog.store.guard_state import read_guards
 from oplog.type_binding import BoundType, make_bound
 
 
@@ -73,6 +79,8 @@ class NotedBy:
     lock_wait: LockWait = field(default_factory=LockWait)
     chunk_rows: int = CHUNK_ROWS
     progress: Progress | None = None
+    guarded: bool = False
+    """Types of guarded tables that nobody declares are stored as well."""
 
 
 def note_changes(connection: Connection, by: NotedBy) -> ChangesReport:
@@ -85,7 +93,7 @@ def note_changes(connection: Connection, by: NotedBy) -> ChangesReport:
     require_primary(connection, "noting schema changes")
     scope = _open_scope(connection)
     with scope():
-        noted = _Noting(connection, by.catalog, by.target.store)
+        noted = _Noting(connection, by.catalog, by.target.store, guarded=by.guarded)
         noted.run()
         unfinished = noted.mark()
     return replace(noted.report, rows=_finish(connection, unfinished, by, scope=scope))
@@ -161,10 +169,13 @@ def _finish(
 class _Noting:
     """One look at all types of a log and at their tables."""
 
-    def __init__(self, connection: Connection, catalog: TypeCatalog, store: Store) -> None:
+    def __init__(
+        self, connection: Connection, catalog: TypeCatalog, store: Store, *, guarded: bool
+    ) -> None:
         self._connection = connection
         self._catalog = catalog
         self._store = store
+        self._guarded = guarded
         self._located: dict[str, LiveTable] = {}
         self._declared: dict[str, DeclaredType] = {}
         self._stored: Revisions = {}
@@ -222,26 +233,38 @@ class _Noting:
         return missing + list(self._list_new())
 
     def _list_new(self) -> Iterator[Shape]:
-        """Types that are declared and not in the log, of tables that fit their models."""
+        """First revisions of tables that are declared or guarded, and that the log does not have.
+
+        As the table is now: the models may be those of a later revision of a migration.
+        """
         known = {live.oid for live in self._located.values()}
-        tables = read_live_tables(self._connection, [t.table for t in self._catalog.types.values()])
-        for one in self._catalog.types.values():
-            live = tables.get(one.table)
-            if live is None or live.oid in known or live.kind not in ("r", "p"):
-                continue
-            revisions = self._stored.get(one.type_name, [])
-            if revisions and one.type_name in self._located:
-                # Of another table; the application finds a name for its type when it binds.
-                continue
-            if live.oddity is not None or set(live.key_names) != set(
-                one.table.primary_key.columns.keys()
-            ):
-                continue
-            try:
-                yield resolve_shape(one, live, stored=list(revisions))
-            except SchemaDriftError:
-                # Models of a later revision: the table is not yet what they say.
-                continue
+        declared = list(self._catalog.types.values())
+        tables = read_live_tables(self._connection, [one.table for one in declared])
+        new: dict[int, tuple[LiveTable, DeclaredType | None]] = {
+            live.oid: (live, one)
+            for one in declared
+            for live in [tables.get(one.table)]
+            if live is not None and live.oid not in known and _fits(live, one)
+        }
+        guarded: Iterable[int] = ()
+        if self._guarded:
+            guarded = read_guards(self._connection, self._store.schema).tables
+        unknown = set(guarded) - known - new.keys()
+        for oid, live in read_tables_by_oid(self._connection, sorted(unknown)).items():
+            new[oid] = (live, None)
+        for live, one in new.values():
+            name = self._name_type(live, one)
+            shape = derive_first(live, one, type_name=name, stored=self._stored.get(name, []))
+            if shape is not None:
+                yield shape
+
+    def _name_type(self, live: LiveTable, declared: DeclaredType | None) -> str:
+        name = live.name if live.schema == "public" else f"{live.schema}.{live.name}"
+        name = name if declared is None else declared.type_name
+        while name in self._located:
+            # Another table, which was renamed, goes on under this name of a type.
+            name = f"{name}~"
+        return name
 
     def mark(self) -> list[BoundType]:
         """Say from where on tables are what they are; the types whose rows come first."""
@@ -284,6 +307,12 @@ def _replace(connection: Connection, type_name: str, by: NotedBy) -> BoundType:
     store.changes.replace(connection, shape)
     newest = group_shapes(store.list_types(connection))[name][-1]
     return make_bound(newest, live, declared)
+
+
+def _fits(live: LiveTable, declared: DeclaredType) -> bool:
+    """Whether rows of the table can be logged as what the model says at all."""
+    key = {column.name for column in declared.table.primary_key}
+    return live.kind in ("r", "p") and live.oddity is None and set(live.key_names) == key
 
 
 def _find_name(type_name: str, stored: Revisions, located: Mapping[str, LiveTable]) -> str:

@@ -64,10 +64,12 @@ class StatementPlanner:
             table = known.plan.bound.declared.table
             if bind().types.get(table) is known.plan.bound:
                 return known
-        planned = self._known[compiled] = self._plan(compiled, bind)
+        planned = self._known[compiled] = self.make(compiled, bind)
         return planned
 
-    def _plan(self, compiled: Any, bind: Callable[[], Binding]) -> Planned | None:
+    def make(self, compiled: Any, bind: Callable[[], Binding]) -> Planned | None:
+        """The same for a compiled statement, made anew and not kept."""
+
         def find_type(table: Any) -> BoundType | None:
             if self._catalog.find_table(table) is not None:
                 return bind().types[table]

@@ -182,6 +182,13 @@ def check_transactional(connection: Connection, bound: BoundType) -> None:
         )
 
 
+def is_autocommitting(connection: Connection) -> bool:
+    """The next statement would be a transaction of its own."""
+    raw: Any = connection.connection.driver_connection
+    status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
+    return bool(getattr(raw, "autocommit", False)) and status == _IDLE
+
+
 def is_failed(connection: Connection) -> bool:
     """A statement of the transaction failed: the server accepts only its end."""
     raw: Any = connection.connection.driver_connection
@@ -291,3 +298,14 @@ def _make_receipts(append: Append, row: Sequence[bytes] | None) -> list[Receipt]
         return []
     versions, record_hash = Store.read_append(row)
     return draft.make_receipts(versions or [1] * len(draft.aggregates), record_hash)
+
+
+def roll_back_refused(connection: Connection) -> None:
+    """End a transaction whose COMMIT was refused, on a connection that may be broken."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Not raised: the caller is raising why the COMMIT was refused.
+        connection.invalidate(failure)

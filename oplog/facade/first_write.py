@@ -6,47 +6,44 @@ is not: a request would wait for it, and all writers of the table with it.
 
 from __future__ import annotations
 
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from dataclasses import replace
 
-from oplog.adoption import AdoptionTarget
+from sqlalchemy.engine import Connection
+
+from oplog.adoption import AdoptionTarget, LockWait
 from oplog.adoption.schema_changes import NotedBy, finish_types
+from oplog.backoff import Backoff
 from oplog.binding import Binding, bind_for_writing
-from oplog.errors import OplogError, SchemaDriftError
+from oplog.errors import SchemaDriftError
 from oplog.facade.log_parts import LogParts
 from oplog.type_binding import BoundType
 
 _MOST_BYTES = 16 * 1024 * 1024
 """Size of the largest table that a first writer logs again."""
+_LOCK_WAIT = LockWait(
+    backoff=Backoff(first_seconds=0.2, longest_seconds=0.5, jitter=0.5, deadline_seconds=10.0)
+)
 _SIZE = """SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 0) FROM (
   SELECT %s::bigint::oid AS relid UNION
   SELECT p.relid FROM pg_catalog.pg_partition_tree(%s::bigint::oid) p) t"""
 
 
-def bind_first_write(connection: Connection, log: LogParts) -> Binding:
+def bind_first_write(connection: Connection, log: LogParts, *, apart: bool = True) -> Binding:
     """`bind_for_writing`, and rows that a migration wrote anew are logged again first.
 
     Raises `SchemaDriftError` where that is for `oplog types sync` to do.
     """
-    binding = _bind(connection, log)
+    binding = _bind(connection, log, apart=apart)
     if not binding.unfinished:
         return binding
     for bound in binding.unfinished:
         _require_small(connection, bound)
-    by = NotedBy(log.catalog, make_target(log))
-    if binding.fresh:
-        # Only this transaction sees the tables.
-        finish_types(connection, binding.unfinished, by)
-        return _bind(connection, log)
-    apart = Engine(connection.engine.pool.recreate(), connection.dialect, connection.engine.url)
-    try:
-        with apart.connect() as other, other.begin():
-            finish_types(other, binding.unfinished, by)
-    except (DBAPIError, OplogError) as cause:
-        raise _refuse(binding.unfinished[0]) from cause
-    finally:
-        apart.dispose()
-    return _bind(connection, log)
+    by = NotedBy(log.catalog, make_target(log), lock_wait=_LOCK_WAIT)
+    # In the caller's transaction, which may hold locks on the table already. What it has changed
+    # there comes once more in its own record.
+    finish_types(connection, binding.unfinished, by)
+    # A rollback takes that back, and the next transaction has to look again.
+    return replace(_bind(connection, log, apart=False), fresh=True)
 
 
 def make_target(log: LogParts) -> AdoptionTarget:
@@ -60,9 +57,14 @@ def make_target(log: LogParts) -> AdoptionTarget:
     )
 
 
-def _bind(connection: Connection, log: LogParts) -> Binding:
+def _bind(connection: Connection, log: LogParts, *, apart: bool) -> Binding:
     return bind_for_writing(
-        connection, log.catalog, store=log.store, keyring=log.keyring, guard=log.guard
+        connection,
+        log.catalog,
+        store=log.store,
+        keyring=log.keyring,
+        guard=log.guard,
+        apart=apart,
     )
 
 

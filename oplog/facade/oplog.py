@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.engine import Connection, Engine
@@ -22,6 +23,7 @@ from oplog.facade.doctor_part import Examination
 from oplog.facade.first_write import bind_first_write
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
+from oplog.facade.migration_part import Migrating
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
@@ -79,8 +81,9 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
-        self._outcomes = Outcomes(log)
         self._types = Types(log)
+        self._migrating = Migrating(log, types=self._types)
+        self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
         self._restoring = restoring = Restoring(log, reading=reading)
@@ -91,11 +94,13 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
+        bind = partial(bind_first_write, log=log)
         return Transactions(
             engine,
             log.writer,
             log.catalog,
-            bind=lambda connection: bind_first_write(connection, log),
+            bind=bind,
+            bind_altered=partial(bind, apart=False),
             collect=self._collect_images,
             log=self,
         )
@@ -246,6 +251,9 @@ class Oplog:
     take_ticket = PartMethod("_writing", Writing.take_ticket)
     append = PartMethod("_writing", Writing.append)
     adopt = PartMethod("_writing", Writing.adopt)
+
+    # -- migrations
+    migrating = PartMethod("_migrating", Migrating.migrating)
 
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)

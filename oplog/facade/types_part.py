@@ -56,7 +56,13 @@ class Types:
         changed. Raises `SchemaDriftError` where the database does not show what became of rows: a
         table, or the columns of its key, were replaced. `replace_type` says it then.
         """
-        return note_changes(connection, self._note(chunk_rows, progress))
+        with self._log.attachments.at_work(connection):
+            return note_changes(connection, self._note(chunk_rows, progress))
+
+    def note_migration(self, connection: Connection) -> ChangesReport:
+        """`note_changes` amid a migration: tables that are guarded are logged, declared or not."""
+        with self._log.attachments.at_work(connection):
+            return note_changes(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
 
     def replace_type(
         self,
@@ -73,7 +79,8 @@ class Types:
         `ConfigurationError` without a reason, `UnknownTypeError` and `SchemaDriftError`.
         """
         by = self._note(chunk_rows, progress)
-        return replace_type(connection, type_name, reason=reason, by=by)
+        with self._log.attachments.at_work(connection):
+            return replace_type(connection, type_name, reason=reason, by=by)
 
     def store_types(self, connection: Connection) -> ChangesReport:
         """Store the types and the key that an application will write with, and note changes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection
@@ -190,15 +191,20 @@ class Writing:
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
-        self._log.attachments.check_clean(connection)
+        attachments = self._log.attachments
+        # In a migration what it changed before is logged before.
+        inside = attachments.is_migrating(connection)
+        if not inside:
+            attachments.check_clean(connection)
         target = make_target(self._log)
-        return adopt_tables(
-            connection,
-            self._log.catalog,
-            tables=tables,
-            target=target,
-            chunk_rows=chunk_rows,
-            dry_run=dry_run,
-            again=again,
-            progress=progress,
-        )
+        with attachments.at_work(connection) if inside else nullcontext():
+            return adopt_tables(
+                connection,
+                self._log.catalog,
+                tables=tables,
+                target=target,
+                chunk_rows=chunk_rows,
+                dry_run=dry_run,
+                again=again,
+                progress=progress,
+            )

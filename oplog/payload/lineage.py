@@ -45,11 +45,24 @@ def map_columns(shapes: Sequence[Shape], old: Shape, target: Shape) -> tuple[Col
     return tuple(found)
 
 
+def is_apart(shapes: Iterable[Shape], one: Shape, other: Shape) -> bool:
+    """Whether all rows were logged anew between two revisions of the type.
+
+    Rows of the one are no rows of the other then: under another key, or of another table.
+    """
+    low, high = sorted((one.revision, other.revision))
+    return any(shape.change.readopted for shape in shapes if low < shape.revision <= high)
+
+
 def find_fills(shapes: Sequence[Shape], target: Shape) -> dict[str, str | None]:
     """By column of `target`, the value of rows from before the column was added, as text."""
     fills: dict[int, str | None] = {}
     for shape in shapes:
         if shape.revision <= target.revision:
+            for number, labels in shape.change.labels.items():
+                text = fills.get(number)
+                if text is not None:
+                    fills[number] = labels.get(text, text)
             fills.update(shape.change.fills)
     return {
         column.name: fills[column.number] for column in target.columns if column.number in fills

@@ -129,6 +129,41 @@ def evolve_shape(
     )
 
 
+def derive_first(
+    live: LiveTable,
+    declared: DeclaredType | None,
+    *,
+    type_name: str,
+    stored: Sequence[Shape] = (),
+) -> Shape | None:
+    """The revision of a table that the log does not have; None if only the application can tell.
+
+    `stored` are revisions of a type of this name whose table is gone. Raises `NotCapturableError`
+    for a column that cannot be logged.
+    """
+    if declared is not None and declared.message_class is not None:
+        try:
+            return resolve_shape(declared, live, stored=list(stored), type_name=type_name)
+        except (SchemaDriftError, ConfigurationError):
+            return None
+    present = {column.name for column in live.columns}
+    excluded = {} if declared is None else dict(declared.excluded)
+    excluded = {name: why for name, why in excluded.items() if name in present}
+    columns = list_live_columns(live, excluded)
+    logged = {column.name for column in columns}
+    fits = declared is not None and set(declared.template.columns) <= logged
+    return derive_shape(
+        type_name,
+        columns,
+        schema=live.schema,
+        table=live.name,
+        aggregate=declared.template.text if declared and fits else _name_each_row(live),
+        excluded=excluded,
+        stored=stored,
+        numbers=live.numbers,
+    )
+
+
 def follow_names(newest: Shape, live: LiveTable) -> dict[str, str]:
     """What the columns of a revision are called now; a column that is gone is left out."""
     here = next(
@@ -159,5 +194,10 @@ def _find_template(
     kept = AggregateTemplate(newest.aggregate)
     if {names.get(name) for name in kept.columns} <= logged:
         return kept.rename(names).text
+    return _name_each_row(live)
+
+
+def _name_each_row(live: LiveTable) -> str:
+    """The template by which each row is an aggregate of its own."""
     escaped = live.name.replace("{", "{{").replace("}", "}}")
     return f"{escaped}/" + "/".join(f"{{{name}}}" for name in live.key_names)

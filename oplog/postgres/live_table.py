@@ -166,7 +166,7 @@ def check_settings(connection: Connection) -> None:
     """Raise `ConfigurationError` where a setting changes what the log's own SQL says."""
     found = connection.exec_driver_sql(
         "SELECT name, setting, pg_catalog.current_database()::text FROM pg_catalog.pg_settings "
-        "WHERE name = ANY(%s::text[])",
+        "WHERE name OPERATOR(pg_catalog.=) ANY(%s::text[])",
         (list(REFUSED_SETTINGS),),
     )
     for name, value, database in found:

@@ -63,6 +63,14 @@ class RecordReader:
         self._key_checks = key_checks
         self._upcaster = upcaster
 
+    def aim_steps(self, revisions: Mapping[str, int]) -> None:
+        """Let declared steps lead no further than to these revisions, by type.
+
+        The caller reads the rest of the way by field number.
+        """
+        if self._upcaster is not None:
+            self._upcaster.aim(revisions)
+
     def open(
         self,
         stored: StoredRecord,

@@ -231,10 +231,10 @@ BEGIN
     message = concat('oplog: this transaction changes tracked rows and does not log them: ',
       concat_ws(', and ', v_changes,
         CASE WHEN NOT v_told THEN 'statements were announced and no entry came' END)),
-    hint = CASE WHEN current_query() ~* 'set\\s+constraints'
+    hint = concat(CASE WHEN current_query() ~* 'set\\s+constraints'
       THEN 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints instead'
-      ELSE 'write through a session that is attached to the log, or set {p}.bypass to the '
-        'reason why this transaction may pass unlogged' END;
+      ELSE 'write through a session that is attached to the log' END,
+      ', or set {p}.bypass to the reason why this transaction may pass unlogged');
 END $oplog_fn$"""
 
 

@@ -373,18 +373,27 @@ END $oplog_fn$"""
 def _retire_missing(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_retire_missing() RETURNS text[]
 LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
--- Retires the types whose tables this database had and has no more; their names.
+-- Retires the types whose tables this database had and has no more; their names. Where another
+-- table with rows has the name, what became of the type's rows is for op.replace_type to say.
 DECLARE
   v_type text;
+  v_other regclass;
+  v_filled boolean;
   v_retired text[] := '{{}}';
 BEGIN
-  FOR v_type IN SELECT t.type_name FROM (
-      SELECT n.type_name, max(n.revision) AS revision FROM {s}.oplog_type n GROUP BY 1) t
+  FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(quote_ident(k.shape->>'schema'), '.',
+      quote_ident(k.shape->>'table')))
+    FROM (SELECT n.type_name, max(n.revision) AS revision FROM {s}.oplog_type n GROUP BY 1) t
+    JOIN {s}.oplog_type k ON k.type_name = t.type_name AND k.revision = t.revision
     JOIN {s}.oplog_type_numbers n ON n.type_name = t.type_name AND n.revision = t.revision
       AND n.database_id = {s}.oplog_find_database()
     WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = n.table_oid::oid)
       AND NOT {s}.oplog_is_retired(t.type_name, t.revision) ORDER BY 1
   LOOP
+    IF v_other IS NOT NULL THEN
+      EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_other, ')') INTO v_filled;
+      CONTINUE WHEN v_filled;
+    END IF;
     PERFORM {s}.oplog_retire_type(v_type, 'its table was dropped');
     v_retired := v_retired || v_type;
   END LOOP;

@@ -17,7 +17,14 @@ from sqlalchemy.engine import Connection
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.schema.guard import ADOPTED, ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
+from oplog.schema.guard import (
+    ADOPTED,
+    ADOPTION_PREFIX,
+    RETIRED,
+    RETIRED_REVISION,
+    SCHEMA_CHANGE,
+    SCHEMA_REVISION,
+)
 
 ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
@@ -29,15 +36,24 @@ REFILLED_REVISION = "refilled_revision"
 """Metadata key of the same records: the revision that the rows were rewritten for."""
 ADOPTION, REFILL = "adoption", "refill"
 """Kinds of work whose progress is kept for a type."""
-_KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED, RETIRED_REVISION)
+_KEYS = (
+    ADOPTED,
+    ADOPTED_ROWS,
+    ADOPTED_REVISION,
+    RETIRED,
+    RETIRED_REVISION,
+    SCHEMA_CHANGE,
+    SCHEMA_REVISION,
+)
 
 
 class Turns(NamedTuple):
-    """Positions at which what the log knew of a type was replaced as a whole.
+    """Positions at which what the log knew of a type, or its table, changed as a whole.
 
     `began`: an adoption did. `ended` is the last record of the newest one that ended, which
     logged every row that there was, in `revision` if that is known; `retired` the newest mark
-    that the table is gone, when `retired_revision` was the type's newest.
+    that the table is gone, when `retired_revision` was the type's newest. `changes` are, by rising
+    position, the places of schema changes, each with the revision whose shape the table has since.
     """
 
     began: bool = False
@@ -45,6 +61,7 @@ class Turns(NamedTuple):
     revision: int | None = None
     retired: int | None = None
     retired_revision: int | None = None
+    changes: tuple[tuple[int, int], ...] = ()
 
     def join(self, other: Turns) -> Turns:
         """Both together."""
@@ -57,19 +74,28 @@ class Turns(NamedTuple):
             revision=last.revision,
             retired=gone.retired,
             retired_revision=gone.retired_revision,
+            changes=tuple(sorted({*self.changes, *other.changes})),
         )
+
+    def is_retired_at(self, revision: int) -> bool:
+        """Whether the table is gone, if this is the type's newest revision."""
+        if self.retired is None:
+            return False
+        return self.retired_revision is None or self.retired_revision >= revision
 
 
 def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
     """What one record of an adoption's aggregate says, by its metadata."""
     known = {key: value for key, value in metadata if key in _KEYS}
     ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
+    changed = _read_number(known.get(SCHEMA_REVISION)) if SCHEMA_CHANGE in known else None
     return Turns(
         began=ADOPTED in known,
         ended=ended,
         revision=_read_number(known.get(ADOPTED_REVISION)) if ended else None,
         retired=position if RETIRED in known else None,
         retired_revision=_read_number(known.get(RETIRED_REVISION)),
+        changes=() if changed is None else ((position, changed),),
     )
 
 

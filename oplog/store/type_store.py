@@ -9,13 +9,14 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
-from oplog.postgres.quoting import quote_for_driver
+from oplog.postgres.quoting import quote, quote_for_driver
 
 
 class TypeStore:
     """Schema changes of the tables of one log."""
 
     def __init__(self, schema: str) -> None:
+        self._schema = schema
         self._s = quote_for_driver(schema)
 
     def describe(
@@ -39,6 +40,20 @@ class TypeStore:
             ),
         )
         return [SchemaChange.from_json(json.loads(text)) for text in rows.scalars()]
+
+    def may_describe(self, connection: Connection) -> bool:
+        """Whether the role may ask what became of rows."""
+        found = connection.exec_driver_sql(
+            "SELECT pg_catalog.has_function_privilege(%s, 'EXECUTE')",
+            (f"{quote(self._schema)}.oplog_describe_change(text, jsonb, oid)",),
+        )
+        return bool(found.scalar_one())
+
+    def keep_state(self, connection: Connection, type_name: str, *, table: int) -> None:
+        """Compare the next change with what the table with this oid is now; for the owner."""
+        connection.exec_driver_sql(
+            f"SELECT {self._s}.oplog_keep_state(%s, %s::bigint::oid)", (type_name, table)
+        )
 
     def list_unmarked(self, connection: Connection) -> dict[str, int]:
         """Types whose newest revision the log does not say to be there yet, with the revision."""
