@@ -74,6 +74,20 @@ def copy_schema(engine: Engine, schema: str) -> Copies:
         return {name: copy_table(connection, schema, name) for name in list(names)}
 
 
+def assert_same(found: Copies, wanted: Copies) -> None:
+    """Both have the same tables, columns, types and rows; says what differs."""
+    differences = [f"tables {sorted(found)}, not {sorted(wanted)}"] if set(found) != set(wanted) else []
+    for name in found.keys() & wanted.keys():
+        types, rows = found[name].types, found[name].rows
+        if types != wanted[name].types:
+            differences.append(f"{name}: columns {types}, not {wanted[name].types}")
+        differences += [f"{name}: surplus {row}" for row in rows if row not in wanted[name].rows]
+        differences += [f"{name}: missing {row}" for row in wanted[name].rows if row not in rows]
+        if len(rows) != len(wanted[name].rows):
+            differences.append(f"{name}: {len(rows)} rows, not {len(wanted[name].rows)}")
+    assert not differences, "\n".join(differences)
+
+
 @dataclass
 class Application:
     """A process with models of the database as it was when it started, and its own log."""
@@ -136,7 +150,7 @@ class Application:
         with self.engine.connect() as connection:
             report = self.log.verify(connection)
         assert report.ok, report.differences
-        assert self.replay() == self.copy()
+        assert_same(self.replay(), self.copy())
 
     def restore(self, archive: Any, **options: Any) -> None:
         engine = sa.create_engine(self.engine.url, poolclass=NullPool)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from oplog.errors import OplogError, SchemaChangedError
 from tests.databases import FreshDatabase
-from tests.evolved import WAYS, Application, Evolved, alter, group, prepare
+from tests.evolved import WAYS, Application, Evolved, alter, assert_same, group, prepare
 from tests.evolving import ADDED, DEFAULTS, DROPPED, RENAMED, SAME_KIND, WORDS, Change
 from tests.evolving_tables import KEYS, NAMES, NOTHING, PARTITIONS, REPLACED, SEVERAL
 from tests.evolving_types import DOMAINS, ENUMS, OTHER_KIND
@@ -50,8 +50,8 @@ def test_every_position_replays(engine: Engine, name: str, way: str) -> None:
     evolved.new.assert_whole()
     evolved.write()
     evolved.new.assert_whole()
-    assert evolved.new.replay(through=evolved.position) == evolved.before
-    assert evolved.new.replay() == evolved.new.copy()
+    assert_same(evolved.new.replay(through=evolved.position), evolved.before)
+    assert_same(evolved.new.replay(), evolved.new.copy())
 
 
 SNAPSHOTS = {"none": (), "before": ("before",), "after": ("after",), "both": ("before", "after")}
@@ -79,11 +79,11 @@ def test_archives_restore_into_the_newest_schema_and_the_former_one(
         assert evolved.new.log.snapshot(engine, archive).taken
     newest = prepare_target(evolved, spare_engine)
     newest.restore(archive)
-    assert newest.copy() == evolved.new.copy()
+    assert_same(newest.copy(), evolved.new.copy())
     newest.assert_whole()
     former = prepare_target(evolved, third_engine, through=0)
     former.restore(archive, through=evolved.position)
-    assert former.copy() == evolved.before
+    assert_same(former.copy(), evolved.before)
     former.assert_whole()
 
 
@@ -114,7 +114,7 @@ def test_a_follower_that_is_migrated_goes_on(
     follower = prepare_target(evolved, spare_engine, through=0)
     evolved.old.log.sync(engine, archive)
     follower.follow(archive)
-    assert follower.copy() == evolved.before
+    assert_same(follower.copy(), evolved.before)
     groups = list(group(evolved.change))
 
     def follow(number: int) -> None:
@@ -123,14 +123,14 @@ def test_a_follower_that_is_migrated_goes_on(
         evolved.new.log.sync(engine, archive)
         migrated = evolved.open(spare_engine)
         migrated.follow(archive)
-        assert migrated.copy() == evolved.new.copy()
+        assert_same(migrated.copy(), evolved.new.copy())
 
     evolved.migrate(follow)
     evolved.write()
     evolved.new.log.sync(engine, archive)
     migrated = evolved.open(spare_engine)
     migrated.follow(archive)
-    assert migrated.copy() == evolved.new.copy()
+    assert_same(migrated.copy(), evolved.new.copy())
     migrated.assert_whole()
 
 
@@ -212,7 +212,7 @@ def test_rows_that_were_truncated_past_the_log_are_missed_until_the_type_is_repl
     evolved.new.assert_whole()
     evolved.new.write("INSERT INTO acct (id) VALUES (9)")
     evolved.new.assert_whole()
-    assert evolved.new.replay(through=evolved.position) == evolved.before
+    assert_same(evolved.new.replay(through=evolved.position), evolved.before)
 
 
 def test_there_are_changes_of_every_kind() -> None:
