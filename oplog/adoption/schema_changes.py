@@ -94,9 +94,9 @@ def note_changes(connection: Connection, by: NotedBy) -> ChangesReport:
     interrupted goes on where it ended. Does nothing where nothing changed. Raises
     `SchemaDriftError`, with the line to add, where the catalog does not prove what became of rows.
     """
-    # Asked first: every statement begins a transaction.
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
         require_primary(connection, "noting schema changes")
         noted = _Noting(connection, by.catalog, by.target.store, guarded=by.guarded)
         noted.run()
@@ -119,6 +119,7 @@ def replace_type(
         )
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
         require_primary(connection, "noting schema changes")
         bound = _replace(connection, type_name, by)
     rows = _finish(connection, [bound], by, scope=scope, reason=reason)
