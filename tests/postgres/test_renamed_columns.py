@@ -197,51 +197,6 @@ def test_a_replay_refuses_and_names_the_column(first: Release, change: str) -> N
     assert "oplog adopt --again" in str(caught.value.hint)
 
 
-@every_change
-def test_publishing_goes_on_and_says_that_it_cannot_be_restored(
-    first: Release, change: str
-) -> None:
-    archive = open_memory()
-    first.log.sync(first.engine, archive)
-    release = change_columns(first, change)
-    with refuses(change):
-        release.log.sync(release.engine, archive)
-    head = archive.find_head()
-    assert head is not None
-    # What is new is off-site all the same: refusing to keep it would be the greater loss.
-    assert head.position == release.find_position()
-    with refuses(change):
-        release.log.snapshot(release.engine, archive)
-    assert not archive.read_head().snapshots
-
-
-@pytest.mark.sampled(3)
-@every_change
-def test_doctor_and_check_report_it(first: Release, change: str) -> None:
-    archive = open_memory()
-    assert first.diagnose() == []
-    release = change_columns(first, change)
-    assert release.diagnose() == ["column-identity"]
-    with refuses(change):
-        release.log.sync(release.engine, archive)
-    for report in (
-        release.log.check(archive, release.engine),
-        release.log.check(archive),
-    ):
-        assert [problem.what for problem in report.problems] == ["schema"]
-        assert CHANGES[change][2] in report.problems[0].message
-        assert not report.ok
-
-
-def test_it_shows_before_anybody_wrote(first: Release) -> None:
-    release = first.migrate(READD, "b", "a")
-    assert "column-identity" in release.diagnose()
-    with refuses("added again"):
-        release.replay()
-    with refuses("added again"):
-        release.log.sync(release.engine, open_memory())
-
-
 @pytest.mark.sampled(4)
 @every_change
 @pytest.mark.parametrize("snapshot", [False, True])
