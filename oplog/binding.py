@@ -29,12 +29,12 @@ from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
 from oplog.postgres.driver import cut_off, require_driver
-from oplog.postgres.evolution import find_declared, locate_tables
 from oplog.postgres.live_table import (
     check_settings,
     read_live_tables,
 )
 from oplog.postgres.standby import require_primary
+from oplog.postgres.type_evolution import find_declared, locate_tables
 from oplog.store import Store
 from oplog.store.guard_state import Guards, read_guards
 from oplog.type_binding import BoundType, TypeBinding, make_bound

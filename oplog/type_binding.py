@@ -21,14 +21,14 @@ from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
-from oplog.postgres.evolution import (
+from oplog.postgres.live_table import LiveTable, read_live_tables, require_live_table
+from oplog.postgres.namesake import find_name, refuse_second_table
+from oplog.postgres.type_evolution import (
     Revisions,
     find_numbers,
     find_stored_name,
     raise_revision,
 )
-from oplog.postgres.live_table import LiveTable, read_live_tables, require_live_table
-from oplog.postgres.namesake import find_name, refuse_second_table
 from oplog.store import Store
 from oplog.store.guard_state import Guard
 

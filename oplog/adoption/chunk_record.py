@@ -26,7 +26,7 @@ from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import LiveTable, read_live_tables
 from oplog.postgres.sqlstate import read_sqlstate
 from oplog.schema.append_checks import KEY_RETIRED
-from oplog.schema.guard import ADOPTED
+from oplog.schema.mark_names import ADOPTED
 from oplog.store import NewRecord, Store
 from oplog.store.adopted import ADOPTED_REVISION, ADOPTED_ROWS, Reached, name_adoption
 from oplog.store.rows import Part

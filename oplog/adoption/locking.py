@@ -66,7 +66,7 @@ def open_inside(connection: Connection) -> Iterator[None]:
         yield
 
 
-def check_isolation(connection: Connection) -> None:
+def check_isolation(connection: Connection, *, doing: str = "an adoption") -> None:
     """Raise `ConfigurationError` unless the open transaction is READ COMMITTED.
 
     At a higher isolation level it would read old versions of rows under the lock, and log them
@@ -77,7 +77,7 @@ def check_isolation(connection: Connection) -> None:
     ).scalar_one()
     if isolation != "read committed":
         raise ConfigurationError(
-            f"an adoption cannot run inside a {str(isolation).upper()} transaction: it would "
+            f"{doing} cannot run inside a {str(isolation).upper()} transaction: it would "
             "read rows as they were when the transaction began",
             hint="use a READ COMMITTED transaction, or a connection without a transaction",
         )

@@ -74,18 +74,11 @@ def log_rewritten(
     """
     check_chunk_rows(chunk_rows)
     Driver(connection, doing="logging rows again")
-    columns = _choose_columns(bound, change)
-    report = RefillReport(
-        bound.shape.type_name,
-        f"{bound.live.schema}.{bound.live.name}",
-        bound.shape.revision,
-        columns=columns,
-        whole=change.readopted,
-    )
-    if not columns and not change.readopted:
+    report = _plan_refill(bound, change)
+    if not report.columns and not report.whole:
         return report
     if not own:
-        check_isolation(connection)
+        check_isolation(connection, doing="logging rows again")
     key_id = "" if target.keyring is None else target.keyring.current_key_id
     with connection.begin() if own else nullcontext():
         log_id = target.store.read_log_id(connection)
@@ -104,10 +97,16 @@ def log_rewritten(
     return refill.run_apart() if own and keep_progress else refill.run_at_once(own=own)
 
 
-def _choose_columns(bound: BoundType, change: SchemaChange) -> tuple[str, ...]:
-    """Names of the columns beside the key that are logged again."""
+def _plan_refill(bound: BoundType, change: SchemaChange) -> RefillReport:
+    """What is to be logged again: columns beside the key, or whole rows."""
     others = [c for c in order_columns(bound.shape) if not c.primary_key]
-    return tuple(c.name for c in others if change.readopted or c.number in change.rewritten)
+    return RefillReport(
+        bound.shape.type_name,
+        f"{bound.live.schema}.{bound.live.name}",
+        bound.shape.revision,
+        columns=tuple(c.name for c in others if change.readopted or c.number in change.rewritten),
+        whole=change.readopted,
+    )
 
 
 @dataclass(frozen=True, slots=True)

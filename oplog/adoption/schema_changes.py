@@ -23,7 +23,14 @@ from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import ConfigurationError, SchemaDriftError, UnknownTypeError
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
-from oplog.postgres.evolution import (
+from oplog.postgres.live_table import (
+    LiveTable,
+    check_settings,
+    read_live_tables,
+    read_tables_by_oid,
+)
+from oplog.postgres.standby import require_primary
+from oplog.postgres.type_evolution import (
     Revisions,
     derive_first,
     evolve_shape,
@@ -32,15 +39,9 @@ from oplog.postgres.evolution import (
     locate_tables,
     raise_revision,
 )
-from oplog.postgres.live_table import (
-    LiveTable,
-    check_settings,
-    read_live_tables,
-    read_tables_by_oid,
-)
-from oplog.postgres.standby import require_primary
 from oplog.store import Store
 from oplog.store.guard_state import read_guards
+from oplog.store.partition_guards import NONE_MADE_LATER, GuardedPartitions
 from oplog.type_binding import BoundType, make_bound
 
 
@@ -56,6 +57,8 @@ class ChangesReport:
     retired: Sequence[str] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
     waiting: Sequence[str] = ()
+    guards: GuardedPartitions = NONE_MADE_LATER
+    """Partitions of tracked tables that were made later; only `store_types` guards them."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -67,6 +70,7 @@ class ChangesReport:
             "retired": list(self.retired),
             "rows": dict(self.rows),
             "waiting": list(self.waiting),
+            **self.guards.to_json(),
         }
 
 
@@ -90,9 +94,9 @@ def note_changes(connection: Connection, by: NotedBy) -> ChangesReport:
     interrupted goes on where it ended. Does nothing where nothing changed. Raises
     `SchemaDriftError`, with the line to add, where the catalog does not prove what became of rows.
     """
-    # Asked first: every statement begins a transaction.
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
         require_primary(connection, "noting schema changes")
         noted = _Noting(connection, by.catalog, by.target.store, guarded=by.guarded)
         noted.run()
@@ -115,6 +119,7 @@ def replace_type(
         )
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
         require_primary(connection, "noting schema changes")
         bound = _replace(connection, type_name, by)
     rows = _finish(connection, [bound], by, scope=scope, reason=reason)

@@ -24,7 +24,8 @@ from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.payload.paged_parts import cut_pages
 from oplog.payload.parts import CutPart, check_names, cut_parts
-from oplog.schema.guard import FORMAT_MARK, REQUEST_PREFIX
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import REQUEST_PREFIX
 from oplog.store.rows import CREATED, NewRecord, Part
 
 

@@ -36,14 +36,19 @@ _REDIRECTING = re.compile(
 _INTO = re.compile(r"(?:select|with)\b.*\binto\b", re.IGNORECASE | re.DOTALL)
 _SPACE_OR_COMMENT = re.compile(r"\s+|--[^\n]*(?:\n|$)")
 _TEMPORARY = r"(?:(?:global|local)\s+)?temp(?:orary)?\b"
-_LEAVES_TABLES = re.compile(
-    r"(?:select|with|values|table|insert|update|delete|merge|copy|show|fetch|move|declare|close"
+_ROWS = (
+    r"select|with|values|table|insert|update|delete|merge|copy|show|fetch|move|declare|close"
     r"|listen|unlisten|notify|lock|savepoint|release|rollback|commit|end|abort|begin|start|prepare"
-    r"|execute|deallocate|explain|analyze|analyse|comment|grant|revoke|discard|load|checkpoint"
-    r"|security|reset|set(?!\s+constraints\b)|set\s+constraints\b(?!.*\bimmediate\b)"
-    rf"|create\s+(?:{_TEMPORARY}|schema\b|sequence\b|type\b|domain\b|extension\b|role\b|user\b"
+    r"|execute|deallocate|explain|reset"
+    r"|set(?!\s+constraints\b)|set\s+constraints\b(?!.*\bimmediate\b)"
+)
+_CONCERNS_ROWS = re.compile(rf"(?:{_ROWS})\b", re.IGNORECASE | re.DOTALL)
+"""How statements begin that write rows, read them, or control a transaction or its settings."""
+_LEAVES_TABLES = re.compile(
+    rf"(?:{_ROWS}|analyze|analyse|comment|grant|revoke|discard|load|checkpoint|security"
+    rf"|create\s+(?:{_TEMPORARY}|schema|sequence|type|domain|extension|role|user"
     r"|(?:unlogged\s+)?table\b(?!.*\b(?:references|partition|inherits)\b)"
-    r"|(?:or\s+replace\s+)?(?:function|procedure|aggregate|view)\b))",
+    r"|(?:or\s+replace\s+)?(?:function|procedure|aggregate|view)))\b",
     re.IGNORECASE | re.DOTALL,
 )
 """How statements begin that Postgres executes on a table whose changes are not settled yet."""
@@ -99,20 +104,22 @@ def may_redirect(statement: str) -> bool:
     )
 
 
-def changes_schema(statement: str) -> bool:
+def changes_schema(statement: str, *, strict: bool = False) -> bool:
     """Postgres may refuse the statement while a table has deferred checks that wait.
 
-    True for whatever is not known to leave tables alone. DO and CALL are told by `runs_routine`.
+    True for whatever is not known to leave tables alone, with `strict` for whatever does not
+    concern rows. DO and CALL are told by `runs_routine`.
     """
-    return any(_begins_schema_change(one) for one in _list_pieces(statement))
+    known = _CONCERNS_ROWS if strict else _LEAVES_TABLES
+    return any(_begins_schema_change(one, known) for one in _list_pieces(statement))
 
 
-def _begins_schema_change(statement: str) -> bool:
+def _begins_schema_change(statement: str, known: re.Pattern[str]) -> bool:
     start = _skip_comments(statement)
     if _TRACKS.match(statement, start):
         return True
-    known = _LEAVES_TABLES.match(statement, start) or _ROUTINE.match(statement, start)
-    return known is None and start < len(statement)
+    harmless = known.match(statement, start) or _ROUTINE.match(statement, start)
+    return harmless is None and start < len(statement)
 
 
 def runs_routine(statement: str) -> bool:

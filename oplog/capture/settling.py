@@ -113,10 +113,11 @@ class Settler:
             return statement
         if recorder.live is not None:
             return self._before_in_migration(connection, recorder, statement, context=context)
-        # That a session asks for the checks of its changes is refused by the guard.
-        asks = recorder.owned and sets_constraints(statement)
-        if _has_text(recorder, context) and not asks and changes_schema(statement):
-            self.settle(connection, recorder)
+        if _has_text(recorder, context) and changes_schema(statement):
+            # If a session asks for the checks of its changes, the guard refuses them.
+            asked = recorder.owned and sets_constraints(statement)
+            if not asked:
+                self.settle(connection, recorder)
         return statement
 
     def after(
@@ -133,7 +134,8 @@ class Settler:
             recorder.restart(committed=ended == "commit")
         if not _has_text(recorder, context):
             return
-        if may_alter(statement) or (recorder.live is not None and runs_routine(statement)):
+        called = runs_routine(statement) or calls_function(statement)
+        if may_alter(statement) or (recorder.live is not None and called):
             recorder.alter()
         elif sets_constraints(statement) and not recorder.owned:
             with recorder.at_work():
@@ -146,7 +148,7 @@ class Settler:
         options = _RAW if context.execution_options.get("no_parameters") else {}
         for one in earlier:
             connection.exec_driver_sql(one, execution_options=options)
-        if changes_schema(statement) or ends_transaction(statement) == "commit":
+        if changes_schema(statement, strict=True) or ends_transaction(statement) == "commit":
             self.settle(connection, recorder)
         elif not is_passive(statement) or calls_function(statement):
             self._before_rows(connection, recorder, statement)

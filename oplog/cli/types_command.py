@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -11,7 +12,7 @@ from oplog.adoption.schema_changes import ChangesReport
 from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_guards
 from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
 
@@ -73,6 +74,8 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
     Retires the types of dropped tables, and logs again the columns that a migration wrote anew.
     An application does so itself with its first transaction, unless many rows are to be logged.
     Interrupted, it goes on where it stopped when it is run again.
+    Partitions of tracked tables that were made later are guarded against TRUNCATE, if the role
+    may.
     """
     log = invocation.load_log()
     # Waiting for another process that stores the same type must not end in a conflict.
@@ -81,10 +84,8 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
             # Ends with the connection.
             connection.begin()
         report = log.store_types(connection)
-    invocation.emit(
-        lambda: {**report.to_json(), "dry_run": dry_run},
-        lambda: (line for shape in report.stored for line in _show(shape)),
-    )
+    document = {**report.to_json(), "dry_run": dry_run}
+    invocation.emit(lambda: document, lambda: _show_stored(report.stored, document))
     _say_noted(report, "would be" if dry_run else "")
 
 
@@ -140,6 +141,12 @@ def _say_noted(report: ChangesReport, would: str) -> None:
             f"{escape(name)}: its table changed, and its message is the application's own: deploy "
             "the version that has the fields"
         )
+
+
+def _show_stored(shapes: Sequence[Shape], document: Mapping[str, Any]) -> Iterator[str]:
+    for shape in shapes:
+        yield from _show(shape)
+    yield from show_guards(document)
 
 
 def _show(shape: Shape) -> Iterator[str]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from oplog.catalog import DeclaredType
 from oplog.payload.shape import Shape
-from oplog.postgres.evolution import follow_names
 from oplog.postgres.live_table import LiveTable
+from oplog.postgres.type_evolution import follow_names
 
 
 def judge_message(

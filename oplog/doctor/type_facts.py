@@ -18,13 +18,6 @@ from oplog.payload.lineage import group_shapes
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
-from oplog.postgres.evolution import (
-    Revisions,
-    evolve_shape,
-    find_declared,
-    find_numbers,
-    locate_tables,
-)
 from oplog.postgres.live_table import (
     LiveTable,
     Reference,
@@ -32,6 +25,13 @@ from oplog.postgres.live_table import (
     read_database_id,
     read_live_tables,
     require_live_table,
+)
+from oplog.postgres.type_evolution import (
+    Revisions,
+    evolve_shape,
+    find_declared,
+    find_numbers,
+    locate_tables,
 )
 from oplog.store import Store, TablesLog
 from oplog.store.adopted import Turns

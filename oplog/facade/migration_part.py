@@ -31,17 +31,20 @@ class Migrating:
         rows gets a transaction of its own. Tables without a guard are not seen. Alembic's
         migrations are in such a block by themselves, with `import oplog.migration`.
         """
-        live = LiveTables(bind=self._bind_live, note=self._note)
+        live = LiveTables(bind=self._bind_live, note=self.note_migration)
         return self._log.attachments.migrating(connection, live)
 
     def _bind_live(self, connection: Connection) -> Binding:
         """What the log knows of the tables as they are now, in the connection's transaction."""
         # The only place where a migration's changes of rows meet its changes of tables.
-        self._note(connection)
+        self.note_migration(connection)
         log = self._log
         return bind_stored(connection, log.catalog, store=log.store, keyring=log.keyring)
 
-    def _note(self, connection: Connection) -> None:
-        """Note changes; nothing in a database without a log of this version."""
+    def note_migration(self, connection: Connection) -> None:
+        """`note_changes` after a revision of a migration; nothing in a database without a log.
+
+        Tables that are guarded are logged, whether or not the models of now declare them.
+        """
         if parse_version(read_comment(connection, self._log.schema)) == VERSION:
-            self._types.note_migration(connection)
+            self._types.note_guarded(connection)

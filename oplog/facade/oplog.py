@@ -56,11 +56,10 @@ class Oplog:
 
         With both, new entries are sealed and older plaintext ones can still be read.
         `strict` reads every captured row back before COMMIT and compares. `guard` captures
-        what the application cannot see through the guards that `op.track_tables` installed;
-        without it a guarded table refuses every COMMIT. A transaction under
-        `synchronous_commit = off`, which a crash may lose after it was acknowledged, is refused
-        unless `asynchronous_commit` says that this is understood. `on_event` is called with
-        each event of `oplog.events`, inside the transaction.
+        what only the guards of `op.track_tables` see; without it a guarded table refuses every
+        COMMIT. A transaction under `synchronous_commit = off`, which a crash may lose after it
+        was acknowledged, is refused unless `asynchronous_commit` says that this is understood.
+        `on_event` gets the events of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
             raise ConfigurationError(
@@ -81,8 +80,8 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
-        self._types = Types(log)
-        self._migrating = Migrating(log, types=self._types)
+        self._types = types = Types(log)
+        self._migrating = Migrating(log, types=types)
         self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
@@ -254,6 +253,7 @@ class Oplog:
 
     # -- migrations
     migrating = PartMethod("_migrating", Migrating.migrating)
+    note_migration = PartMethod("_migrating", Migrating.note_migration)
 
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)
@@ -271,6 +271,7 @@ class Oplog:
     verify = PartMethod("_reading", Reading.verify)
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
+    check_steps = PartMethod("_reading", Reading.check_steps)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

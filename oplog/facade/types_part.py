@@ -22,6 +22,7 @@ from oplog.doctor.type_change import TypesCheckReport
 from oplog.doctor.type_facts import read_schema_facts
 from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
+from oplog.store.partition_guards import guard_partitions
 
 
 class Types:
@@ -70,13 +71,11 @@ class Types:
         changed. Raises `SchemaDriftError` where the database does not show what became of rows: a
         table, or the columns of its key, were replaced. `replace_type` says it then.
         """
-        with self._log.attachments.at_work(connection):
-            return note_changes(connection, self._note(chunk_rows, progress))
+        return self._run(connection, self._note(chunk_rows, progress))
 
-    def note_migration(self, connection: Connection) -> ChangesReport:
+    def note_guarded(self, connection: Connection) -> ChangesReport:
         """`note_changes` amid a migration: tables that are guarded are logged, declared or not."""
-        with self._log.attachments.at_work(connection):
-            return note_changes(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
+        return self._run(connection, replace(self._note(CHUNK_ROWS, None), guarded=True))
 
     def replace_type(
         self,
@@ -94,14 +93,17 @@ class Types:
         """
         by = self._note(chunk_rows, progress)
         with self._log.attachments.at_work(connection):
-            return replace_type(connection, type_name, reason=reason, by=by)
+            report = replace_type(connection, type_name, reason=reason, by=by)
+        self._log.attachments.refresh()
+        return report
 
     def store_types(self, connection: Connection) -> ChangesReport:
         """Store the types and the key that an application will write with, and note changes.
 
         An application does so itself with its first transaction; doing it ahead finds models and
         tables that disagree before the first request does (`SchemaDriftError`). In the
-        connection's transaction if it is in one, as with `note_changes`.
+        connection's transaction if it is in one, as with `note_changes`. Partitions of tracked
+        tables that were made later are guarded against TRUNCATE, if the role may.
         """
         report = self.note_changes(connection)
         before = {(shape.type_name, shape.revision) for shape in report.stored}
@@ -116,7 +118,16 @@ class Types:
                 if (shape.type_name, shape.revision) in before
                 or (shape.type_name, shape.revision) not in known
             ]
-        return replace(report, stored=stored)
+            guards = guard_partitions(connection, self._log.schema)
+        return replace(report, stored=stored, guards=guards)
+
+    def _run(self, connection: Connection, by: NotedBy) -> ChangesReport:
+        with self._log.attachments.at_work(connection):
+            report = note_changes(connection, by)
+        if report.stored or report.retired or report.rows:
+            # This process need not be refused in order to look anew.
+            self._log.attachments.refresh()
+        return report
 
     def _note(self, chunk_rows: int, progress: Callable[[int, int], None] | None) -> NotedBy:
         return NotedBy(

@@ -99,7 +99,7 @@ class Writing:
         )
 
     def receipts(self, session: Any) -> list[Receipt]:
-        """Receipts of the session's last commit, sorted by aggregate."""
+        """Receipts of the session's last commit, record by record, sorted by aggregate."""
         return self._log.attachments.list_receipts(find_session(session))
 
     def take_ticket(self, session: Any, aggregate: str) -> Ticket:

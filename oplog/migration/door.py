@@ -3,7 +3,7 @@
 `import oplog.migration` in an `env.py` puts this around `MigrationContext.run_migrations`. It
 needs a log: `context.configure(..., oplog=log)`, or one that is attached to the engine. While the
 revisions run, their connection is in `log.migrating`; after each of them, in its transaction,
-`log.note_changes` says what became of the tables. The engine itself is left as it was.
+`log.note_migration` says what became of the tables. The engine itself is left as it was.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _open_door(context: MigrationContext) -> Iterator[None]:
         if connection is None:
             context.impl.static_output(f"-- {NOTE_PRINTED}")
         else:
-            log.note_changes(connection)
+            log.note_migration(connection)
 
     callbacks = context.on_version_apply_callbacks
     # After those of the application, which may write rows.

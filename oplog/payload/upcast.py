@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from oplog.errors import UpcastError
 from oplog.payload.codec import Effect
-from oplog.payload.lineage import ColumnRoute, find_fills, is_apart, map_columns
+from oplog.payload.lineage import ColumnRoute, find_fills, is_apart, list_line, map_columns
 from oplog.payload.shape import Shape
 from oplog.value import UNSURE, Wire
 
@@ -67,14 +67,29 @@ class Upcaster:
         types: Revisions,
         *,
         revisions: Mapping[str, int] | None = None,
+        down: bool = False,
     ) -> None:
-        """`revisions`: wanted revision by type; other types are converted as far as steps lead."""
+        """`revisions`: wanted revision by type.
+
+        Other types are converted as far as steps lead, to later or (`down`) earlier revisions.
+        """
         self._steps = steps
         self._types = types
         self._revisions = dict(revisions or {})
+        self._down = down
+        self._within = False
         self._limits: Mapping[str, int] = {}
         self._paths: dict[tuple[str, int], tuple[_Hop, ...]] = {}
         self._maps: dict[tuple[str, int, int], _Map] = {}
+
+    def want(self, revisions: Mapping[str, int]) -> None:
+        """Convert effects of these types to these revisions, or as far as their keys are the same.
+
+        Effects of other types are left as they are.
+        """
+        self._revisions = dict(revisions)
+        self._within = True
+        self._paths.clear()
 
     def aim(self, limits: Mapping[str, int]) -> None:
         """Let steps lead no further than to these revisions, for types that none is wanted of."""
@@ -101,19 +116,27 @@ class Upcaster:
         return found
 
     def _find_goal(self, shape: Shape) -> int:
-        wanted = self._revisions.get(shape.type_name)
-        if wanted is not None:
-            return wanted
-        name, goal, stored = shape.type_name, shape.revision, self._types.list_revisions
-        newest = max((one.revision for one in stored(name)), default=shape.revision)
+        name, start = shape.type_name, shape.revision
+        wanted = self._revisions.get(name)
+        known = self._types.list_revisions(name)
         # Rows from before all were logged anew are not read any more; no step brings them along.
-        ends = [one.revision - 1 for one in stored(name) if one.change.readopted]
-        end = min((one for one in ends if one >= shape.revision), default=newest)
-        limit = self._limits.get(name, newest)
-        for revision in range(shape.revision, min(end, limit)):
-            if self._steps.find_step(name, revision, to_revision=revision + 1) is not None:
-                goal = revision + 1
-        for revision in range(shape.revision, limit, -1):
+        anew = [one.revision for one in known if one.change.readopted]
+        first = max((revision for revision in anew if revision <= start), default=0)
+        last = min((revision - 1 for revision in anew if revision > start), default=2**31)
+        if wanted is not None or self._within:
+            wanted = start if wanted is None else wanted
+            target = next((one for one in known if one.revision == wanted), shape)
+            if self._within and is_apart(known, shape, target):
+                return min(max(wanted, first), last)
+            return wanted
+        newest = max((one.revision for one in known), default=start)
+        limit = self._limits.get(name, 0 if self._down else newest)
+        goal = start
+        if not self._down:
+            for revision in range(start, min(last, limit)):
+                if self._steps.find_step(name, revision, to_revision=revision + 1) is not None:
+                    goal = revision + 1
+        for revision in range(start, max(limit, first), -1):
             if self._steps.find_step(name, revision, to_revision=revision - 1) is not None:
                 goal = revision - 1
         return goal
@@ -168,7 +191,7 @@ class Upcaster:
                 f"than those of revision {target.revision}, which were all logged anew",
                 hint="read them in the revision that they have, or begin after the change",
             )
-        added = [shape for shape in shapes if shape.revision > old.revision]
+        added = [one for one in list_line(shapes, target) if one.revision > old.revision]
         return _Map(
             map_columns(shapes, old, target),
             {

@@ -15,9 +15,9 @@ from oplog.errors import NotCapturableError, SchemaDriftError
 from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
-from oplog.postgres.evolution import follow_names
 from oplog.postgres.live_table import LiveColumn, LiveTable
 from oplog.postgres.table_place import Place, find_places, fits, is_same_type, list_placed
+from oplog.postgres.type_evolution import follow_names
 from oplog.replay.type_target import TypeTarget
 from oplog.store.adopted import Turns
 from oplog.store.type_store import TypeStore

@@ -19,10 +19,10 @@ from oplog.entry import (
     MAX_PART_BYTES,
     MAX_RECORD_BYTES,
 )
-from oplog.schema.guard import (
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import (
     ADOPTED,
     ADOPTION_PREFIX,
-    FORMAT_MARK,
     QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
     RETIRED,
@@ -171,7 +171,7 @@ def _refuse_key(s: str) -> str:
           hint = 'run the whole transaction again with a keyring that has a newer current key';
       END IF;
       BEGIN
-        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (coalesce(p_key_id, ''), '')
+        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (p_key_id, pg_catalog.sha256(''))
           ON CONFLICT DO NOTHING;
         RAISE EXCEPTION USING errcode = '22023', message = pg_catalog.concat(
           'oplog: the log does not know the key ', pg_catalog.quote_nullable(p_key_id)),

@@ -17,6 +17,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from oplog.schema.kept_images import create_collected_statements, weigh_image
+from oplog.schema.mark_names import ADOPTION_PREFIX, BYPASS_AGGREGATE, RETIRED, RETIRED_REVISION
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -27,24 +28,6 @@ from oplog.schema.touched_keys import (
 
 FORMAT_MARK = 3
 """Format number of a record that the database writes: no payload, only metadata."""
-ADOPTION_PREFIX = "adopted/"
-"""How the aggregates begin that hold what is said of a type as a whole."""
-ADOPTED = "adopted"
-"""Metadata key of every adopted chunk: its type's name."""
-RETIRED = "retired"
-"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
-RETIRED_REVISION = "retired_revision"
-"""Metadata key of the same mark: the newest revision that the type had then."""
-SCHEMA_CHANGE = "schema_change"
-"""Metadata key of the mark that says from where on a table has the shape of a revision."""
-SCHEMA_REVISION = "schema_revision"
-"""Metadata key of the same mark: the revision."""
-QUARANTINE_AGGREGATE = "oplog/quarantine"
-"""The aggregate of the marks that say which records cannot be read."""
-BYPASS_AGGREGATE = "oplog/bypass"
-"""The aggregate of the marks that bypassed transactions leave."""
-REQUEST_PREFIX = "oplog/request/"
-"""How the aggregates begin of keyed transactions that changed no tracked row: then a digest."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}
 """How many guard triggers an ordinary and a partitioned table have, by relkind."""
 

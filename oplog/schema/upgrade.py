@@ -43,7 +43,8 @@ _REPEATABLE = (
     (r"(ALTER (?:TABLE|SEQUENCE) )", r"\1"),
     # Its row is there once.
     (r"(INSERT INTO [^;]* SELECT 0 WHERE NOT EXISTS )", r"\1"),
-    # The function looks for what is there.
+    # These look for what is there.
+    (r"(DO \$oplog_do\$)", r"\1"),
     (r"(SELECT .*oplog_make_partitions)", r"\1"),
 )
 """How each kind of statement begins, and how it begins where it may run again."""

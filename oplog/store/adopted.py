@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.schema.guard import (
+from oplog.schema.mark_names import (
     ADOPTED,
     ADOPTION_PREFIX,
     RETIRED,

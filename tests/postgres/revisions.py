@@ -42,12 +42,13 @@ op.create_table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("name", sa.Text, nullable=False),
 )
-op.create_oplog(version=1)
 op.track_tables("acct")
 names = sa.table("acct", sa.column("id"), sa.column("name"))
 op.bulk_insert(names, [{"id": n, "name": f"N {n}"} for n in range(3)])
 """
-"""The first revision: a table with three rows, the log, and a guard."""
+"""The first revision where the log is there: a table with three rows, and a guard."""
+START_BARE = "op.create_oplog(version=1)\n" + START
+"""The same where it is not."""
 
 Row = dict[str, Any]
 

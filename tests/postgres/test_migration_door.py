@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from oplog import Oplog, TypeCatalog
-from oplog.errors import UnloggedWriteError
-from tests.postgres.revisions import ENVIRONMENT, START, Project, compare
+from oplog.errors import NotCapturableError, UnloggedWriteError
+from tests.postgres.revisions import ENVIRONMENT, START, START_BARE, Project, compare
 
 pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def project(tmp_path: Path, bare_database_url: URL) -> Iterator[Project]:
-    project = Project(tmp_path, bare_database_url)
+def project(tmp_path: Path, database_url: URL) -> Iterator[Project]:
+    project = Project(tmp_path, database_url)
     yield project
     project.engine.dispose()
 
@@ -96,6 +98,18 @@ op.execute("UPDATE acct SET name = 'then'")
 op.execute("SELECT late()")
 op.execute("UPDATE acct SET name = 'after'")
 """,
+    "partitions": """
+op.execute("CREATE TABLE owner (id integer PRIMARY KEY, name text) PARTITION BY RANGE (id)")
+op.execute("CREATE TABLE owner_1 PARTITION OF owner FOR VALUES FROM (0) TO (10)")
+op.track_tables("owner")
+op.execute("INSERT INTO owner SELECT * FROM acct")
+op.execute("CREATE TABLE owner_2 PARTITION OF owner FOR VALUES FROM (10) TO (20)")
+op.execute("UPDATE owner SET id = id + 10 WHERE id > 0")
+op.add_column("owner", sa.Column("kind", sa.Text))
+op.execute("UPDATE owner_2 SET kind = name")
+op.create_index("by_kind", "owner", ["kind"])
+op.execute("DELETE FROM owner WHERE id = 11")
+""",
     "guards after rows": """
 op.execute("UPDATE acct SET name = 'before'")
 op.track_tables("acct")
@@ -112,6 +126,7 @@ op.add_column("acct", sa.Column("note", sa.Text, server_default="none"))
 }
 
 
+@pytest.mark.sampled(13)
 @pytest.mark.parametrize("per_migration", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_logged(project: Project, shape: str, per_migration: bool) -> None:
@@ -146,13 +161,17 @@ def test_revisions_in_one_transaction_down_and_up_again(project: Project) -> Non
     compare(project.log, project.engine, "acct")
 
 
-def test_back_to_the_base_and_up_again(project: Project) -> None:
-    project.add(START, "op.execute('DELETE FROM acct')\nop.drop_oplog()\nop.drop_table('acct')")
+def test_back_to_the_base_and_up_again(tmp_path: Path, bare_database_url: URL) -> None:
+    project = Project(tmp_path, bare_database_url)
+    project.add(
+        START_BARE, "op.execute('DELETE FROM acct')\nop.drop_oplog()\nop.drop_table('acct')"
+    )
     project.add(SHAPES["split a column"])
     project.upgrade()
     project.downgrade("base")
     project.upgrade("1")
     compare(project.log, project.engine, "acct")
+    project.engine.dispose()
 
 
 def test_a_table_that_is_emptied_and_dropped(project: Project) -> None:
@@ -466,6 +485,24 @@ def test_the_log_of_an_attached_engine(project: Project, per_migration: bool) ->
     compare(project.log, project.engine, "acct")
 
 
+UNGUARDED = """
+op.create_table("owner", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))
+op.bulk_insert(sa.table("owner", sa.column("id")), [{"id": 1}])
+"""
+
+
+def test_what_an_attached_engine_would_not_see_is_refused(project: Project) -> None:
+    project.options = {}
+    project.log.attach(project.engine)
+    project.add(START)
+    project.upgrade()
+    project.add(UNGUARDED)
+    with pytest.raises(NotCapturableError, match=r"owner.* has no guard") as refused:
+        project.upgrade()
+    assert "op.track_tables('owner')" in refused.value.hint
+    compare(project.log, project.engine, "acct")
+
+
 def test_without_a_log_nothing_is_attached(project: Project) -> None:
     project.add(START)
     project.upgrade()
@@ -474,6 +511,15 @@ def test_without_a_log_nothing_is_attached(project: Project) -> None:
     with pytest.raises(DBAPIError, match="pending trigger events"):
         project.upgrade()
     compare(project.log, project.engine, "acct")
+
+
+def change_name(log: Oplog, sessions: sessionmaker[Session], name: str) -> None:
+    """Change a row. Another log has migrated: what this one knows is refused once."""
+
+    def change(session: Session) -> None:
+        session.get_one(Acct, 10).name = name
+
+    log.run(sessions, change)
 
 
 def test_the_application_captures_as_before(project: Project) -> None:
@@ -488,9 +534,7 @@ def test_the_application_captures_as_before(project: Project) -> None:
         session.execute(sa.text("UPDATE acct SET name = 'text' WHERE id = 0"))
     project.add(SHAPES["fill, then add a column"])
     project.upgrade("2")
-    with sessions.begin() as session:
-        session.get_one(Acct, 10).name = "changed"
-    assert len(log.receipts(session)) == 1
+    change_name(log, sessions, "changed")
     compare(log, project.engine, "acct")
     with (
         pytest.raises((DBAPIError, UnloggedWriteError), match="does not log them"),
@@ -503,7 +547,7 @@ def test_the_application_captures_as_before(project: Project) -> None:
 def test_a_log_in_another_schema(tmp_path: Path, bare_database_url: URL) -> None:
     schema = 'a "log": 100%s'
     project = Project(tmp_path, bare_database_url, schema=schema)
-    start = START.replace("version=1", f"version=1, schema={schema!r}")
+    start = START_BARE.replace("version=1", f"version=1, schema={schema!r}")
     project.add(start.replace('track_tables("acct"', f'track_tables("acct", log_schema={schema!r}'))
     project.add(SHAPES["add, fill, not null"])
     project.upgrade()
@@ -529,3 +573,40 @@ def test_two_logs_on_one_connection(project: Project) -> None:
     with project.engine.connect() as connection:
         verdict = other.verify(connection)
     assert verdict.ok, verdict.differences
+
+
+async def test_an_asynchronous_engine(project: Project) -> None:
+    """As environments for asyncio use it, with `connection.run_sync`."""
+    project.add(START)
+    project.upgrade()
+    log = project.log
+
+    def migrate(connection: Connection) -> None:
+        with log.migrating(connection):
+            for statement in (
+                "UPDATE acct SET name = 'x'",
+                "ALTER TABLE acct ADD COLUMN kind text",
+                "UPDATE acct SET kind = name; CREATE INDEX by_kind ON acct (kind)",
+            ):
+                connection.exec_driver_sql(statement)
+            log.note_changes(connection)
+
+    engine = create_async_engine(project.url)
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate)
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.run_sync(
+            lambda inner: migrate_apart(log, inner),
+        )
+    await engine.dispose()
+    compare(log, project.engine, "acct")
+
+
+def migrate_apart(log: Oplog, connection: Connection) -> None:
+    with log.migrating(connection):
+        connection.exec_driver_sql("UPDATE acct SET name = 'y'")
+        with suppress(DBAPIError):
+            connection.exec_driver_sql("INSERT INTO acct VALUES (1, 'twice')")
+        connection.exec_driver_sql("CREATE INDEX CONCURRENTLY by_name ON acct (name)")
+        log.note_changes(connection)
