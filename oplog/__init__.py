@@ -12,6 +12,7 @@ from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
+from oplog.doctor.type_change import TypeChange, TypesCheckReport
 from oplog.entry import (
     Change,
     Entry,
@@ -113,6 +114,8 @@ __all__ = [
     "SyncWorker",
     "Ticket",
     "TypeCatalog",
+    "TypeChange",
+    "TypesCheckReport",
     "TypesReport",
     "VerifyReport",
     "WorkRetried",

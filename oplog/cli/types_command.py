@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from oplog.adoption.schema_changes import ChangesReport
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count, show_guards
+from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
+
+_WIDTH = 80
+_INDENT = " " * 8
 
 
 @click.group()
@@ -81,6 +87,41 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
     document = {**report.to_json(), "dry_run": dry_run}
     invocation.emit(lambda: document, lambda: _show_stored(report.stored, document))
     _say_noted(report, "would be" if dry_run else "")
+
+
+@types.command()
+@standard_options
+@pass_invocation
+def check(invocation: Invocation) -> int:
+    """Compare these models with what the log knows, before they are deployed.
+
+    What the log would note, what readers of earlier revisions lose, what a restore would refuse.
+    Changes nothing. Exit code 3 when something breaks; what is only added is 0.
+    """
+    log = invocation.load_log()
+    with invocation.connect() as connection:
+        report = log.check_types(connection)
+    invocation.emit(report.to_json, lambda: _show_changes(report))
+    return 0 if report.ok else DIFFERENCES
+
+
+def _show_changes(report: TypesCheckReport) -> Iterator[str]:
+    for change in report.changes:
+        where = ".".join(filter(None, (change.type_name, change.column))) or "log"
+        state = "breaks" if change.breaks else "fine"
+        yield f"{state:<8}{escape(where)}  {change.kind}"
+        for text in (change.message, f"hint: {change.hint}" if change.hint else ""):
+            yield from textwrap.wrap(
+                escape(text),
+                _WIDTH,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    broken = sum(change.breaks for change in report.changes)
+    told = f"{show_count(len(report.changes), 'change')}, {broken} of them breaking"
+    yield told if report.changes else "nothing changes"
 
 
 def _say_noted(report: ChangesReport, would: str) -> None:

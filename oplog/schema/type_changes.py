@@ -235,8 +235,8 @@ DECLARE
   v_filled boolean;
   v_retired text[] := '{{}}';
 BEGIN
-  FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(quote_ident(k.shape->>'schema'), '.',
-      quote_ident(k.shape->>'table')))
+  FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(
+      quote_ident(k.shape->>'schema'), '.', quote_ident(k.shape->>'table')))
     FROM (SELECT n.type_name, max(n.revision) AS revision FROM {s}.oplog_type n GROUP BY 1) t
     JOIN {s}.oplog_type k ON k.type_name = t.type_name AND k.revision = t.revision
     JOIN {s}.oplog_type_numbers n ON n.type_name = t.type_name AND n.revision = t.revision

@@ -40,6 +40,7 @@ DEFINITIONS = (
     "append",
     "append_checks",
     "append_only",
+    "column_judgement",
     "guard",
     "guard_origin",
     "kept_images",
@@ -51,6 +52,7 @@ DEFINITIONS = (
     "rights",
     "tables",
     "touched_keys",
+    "type_changes",
     "upgrade",
 )
 # Names that say nothing about what is inside.
@@ -78,6 +80,7 @@ PUBLIC = {
         "IdempotencyConflictError",
         "InvalidMetadataError",
         "KeyRetiredError",
+        "SchemaChangedError",
         "KeyUnavailableError",
         "LeaseHeldError",
         "LeaseLostError",
