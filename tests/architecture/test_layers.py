@@ -161,6 +161,8 @@ PUBLIC = {
         "SyncWorker",
         "Ticket",
         "TypeCatalog",
+        "TypeChange",
+        "TypesCheckReport",
         "TypesReport",
         "ChangesReport",
         "VerifyReport",
