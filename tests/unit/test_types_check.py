@@ -437,6 +437,10 @@ DEPLOYED: dict[str, tuple[str, Case]] = {
         "table-replaced",
         Case([], live=None, facts={"dropped": True, "replacement": ANOTHER, "filled": True}),
     ),
+    "another table that cannot be looked at": (
+        "table-replaced",
+        Case([], live=None, facts={"dropped": True, "replacement": ANOTHER, "filled": None}),
+    ),
     "another table without rows": (
         "type-table-missing",
         Case([], live=None, facts={"dropped": True, "replacement": ANOTHER, "filled": False}),
