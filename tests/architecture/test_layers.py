@@ -163,6 +163,8 @@ PUBLIC = {
         "SyncWorker",
         "Ticket",
         "TypeCatalog",
+        "TypeChange",
+        "TypesCheckReport",
         "TypesReport",
         "ChangesReport",
         "VerifyReport",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -449,6 +450,24 @@ def test_the_command(tmp_path: Path, database_url: URL) -> None:
     assert "fine    account.extra  added\n" in out
     assert "hint: " in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_command_tries_steps(tmp_path: Path, database_url: URL) -> None:
+    shop: Shop = open_shop(tmp_path, database_url)
+    shop.fill()
+    steps = shop.ask("types", "check", "--steps")["steps"]
+    assert (steps["ok"], steps["converted"], steps["effects"]) == (True, 0, 5)
+    assert "steps: 0 effects converted, 0 failed\n" in shop.call("types", "check", "--steps")[0]
+    shop.execute("ALTER TABLE account ADD COLUMN extra int")
+    shop.ask("types", "sync")
+    with (tmp_path / "shop.py").open("a") as module:
+        module.write("log.catalog.upcast('account', from_revision=1, step=lambda row: row['no'])\n")
+    sys.modules.pop("shop", None)
+    document = shop.ask("types", "check", "--steps", code=3)
+    assert not document["ok"]
+    assert document["steps"]["count"] == len(document["steps"]["failures"]) > 0
+    out, _ = shop.call("types", "check", "--steps", code=3)
+    assert "account of revision 1 does not read as revision 2" in out
 
 
 def test_the_hints_of_a_migration_run(first: Build) -> None:
