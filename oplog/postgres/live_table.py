@@ -209,6 +209,8 @@ def _read(
     connection: Connection, names: Sequence[str | None], oids: Sequence[int | None]
 ) -> dict[int, LiveTable]:
     """Tables by their place among the names and oids, of which each has one."""
+    if not names:
+        return {}
     found: dict[int, list[Any]] = {}
     made: set[int] = set()
     for row in connection.exec_driver_sql(_QUERY, (list(names), list(oids))):

@@ -61,6 +61,10 @@ def find_live_targets(
             if not retired:
                 found.gone.add(name)
             continue
+        named = (shapes[-1].schema, shapes[-1].table)
+        if retired and (place.live.schema, place.live.name) != named:
+            # It went on under another name, and is not logged any more.
+            continue
         if place.dropped and not retired:
             if _has_rows(connection, place.live):
                 raise refuse_replaced(place.live, shapes[-1])

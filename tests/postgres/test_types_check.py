@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.orm import sessionmaker
 
 import oplog.migration
 from oplog import Keyring, Oplog, TypeCatalog, TypesCheckReport
@@ -20,75 +19,20 @@ from oplog.errors import SchemaVersionError
 from oplog.schema.tables import create_statements
 from tests.logged import track
 from tests.models.messages import make_message
+from tests.postgres.builds import (
+    BASE,
+    MOVE,
+    REPLACE,
+    SWAP,
+    Build,
+    add_table,
+    declare,
+    open_first,
+)
 from tests.postgres.roles import APPLICATION, AUDITOR, CONSUMER, OWNER, WORKER, Roles, open_roles
 from tests.postgres.shop import Shop, open_shop
 
 pytestmark = pytest.mark.postgres
-
-BASE = ("id int", "a int", "b text", "kind mood")
-TYPES: dict[str, Any] = {
-    "int": sa.Integer,
-    "bigint": sa.BigInteger,
-    "text": sa.Text,
-    "mood": sa.Enum(name="mood", create_type=False),
-}
-
-
-def declare(*columns: str, table: str = "acct", **more: Any) -> sa.MetaData:
-    """Models of one table, whose first column is the key; `more` are options of the table."""
-    metadata = sa.MetaData()
-    add_table(metadata, table, *columns, **more)
-    return metadata
-
-
-def add_table(metadata: sa.MetaData, table: str, *columns: str, **more: Any) -> None:
-    found = []
-    for place, one in enumerate(columns):
-        name, kind = one.split()
-        found.append(sa.Column(name, TYPES[kind], primary_key=place == 0))
-    sa.Table(table, metadata, *found, **more)
-
-
-class Build:
-    """A build of the application, with the database that it is checked against."""
-
-    def __init__(self, engine: Engine, keyring: Keyring, models: sa.MetaData, **options: Any):
-        self.engine = engine
-        self.keyring = keyring
-        self.models = models
-        self.log = Oplog(TypeCatalog.from_models(models, **options), keyring=keyring)
-
-    def write(self, statement: str) -> None:
-        sessions = sessionmaker(self.engine)
-        self.log.attach(sessions)
-        with sessions.begin() as session:
-            session.execute(sa.text(statement))
-        self.log.detach(sessions)
-
-    def run(self, ddl: str) -> None:
-        with self.engine.begin() as connection:
-            for statement in filter(str.strip, ddl.split(";")):
-                connection.exec_driver_sql(statement)
-
-    def build(self, models: sa.MetaData, **options: Any) -> Build:
-        """The next one."""
-        return Build(self.engine, self.keyring, models, **options)
-
-    def check(self) -> TypesCheckReport:
-        with self.engine.connect() as connection:
-            read_only = connection.execution_options(postgresql_readonly=True)
-            return self.log.check_types(read_only)
-
-    def sync(self) -> None:
-        with self.engine.connect() as connection:
-            self.log.store_types(connection)
-
-    def diagnose(self) -> list[tuple[str, str, str]]:
-        with self.engine.connect() as connection:
-            found = self.log.diagnose(connection)
-        # Not what depends on the server of the tests and its account.
-        mute = {"setting", "owner-connected", "owner-superuser"}
-        return [(f.severity, f.what, f.where) for f in found if f.what not in mute]
 
 
 def brief(report: TypesCheckReport) -> list[tuple[str, str, str, bool]]:
@@ -97,14 +41,7 @@ def brief(report: TypesCheckReport) -> list[tuple[str, str, str, bool]]:
 
 @pytest.fixture
 def first(engine: Engine) -> Build:
-    build = Build(engine, Keyring.generate(), declare(*BASE))
-    build.run(
-        "CREATE TYPE mood AS ENUM ('sad', 'glad');"
-        "CREATE TABLE acct (id int PRIMARY KEY, a int, b text, kind mood)"
-    )
-    track(engine, *build.models.tables.values())
-    build.write("INSERT INTO acct VALUES (1, 11, '12', 'sad'), (2, 21, '22', 'glad')")
-    return build
+    return open_first(engine)
 
 
 def test_nothing_changes(first: Build) -> None:
@@ -129,14 +66,6 @@ def test_no_log(bare_database_url: URL) -> None:
     engine.dispose()
 
 
-SWAP = (
-    "ALTER TABLE acct RENAME a TO t; ALTER TABLE acct RENAME b TO a; ALTER TABLE acct RENAME t TO b"
-)
-REPLACE = (
-    "CREATE TABLE acct2 AS SELECT * FROM acct; DROP TABLE acct;"
-    "ALTER TABLE acct2 RENAME TO acct; ALTER TABLE acct ADD PRIMARY KEY (id)"
-)
-MOVE = "CREATE SCHEMA books; ALTER TABLE acct SET SCHEMA books"
 MIGRATIONS: dict[str, tuple[str, tuple[str, ...], list[tuple[str, str, bool]], list[str]]] = {
     # DDL, the columns of the next models, what the check says, and what doctor says.
     "a column with a value": (
@@ -272,16 +201,9 @@ def test_what_is_not_proven_is_said_by_the_line_of_the_hint(first: Build, name: 
 
 
 def test_rows_of_a_noted_change_that_are_still_to_be_logged(first: Build) -> None:
-    class GivenUpError(Exception):
-        pass
-
-    def give_up(*_: int) -> None:
-        raise GivenUpError
-
     first.run("ALTER TABLE acct ADD COLUMN c int DEFAULT (random() * 100)::int")
     build = first.build(declare(*BASE, "c int"))
-    with build.engine.connect() as connection, pytest.raises(GivenUpError):
-        build.log.note_changes(connection, chunk_rows=1, progress=give_up)
+    build.give_up()
     report = build.check()
     assert brief(report) == [("acct", "refill", "", True)]
     assert "oplog types sync" in report.changes[0].hint
