@@ -5,11 +5,12 @@ public; nothing else is.
 """
 
 from oplog.adoption import AdoptedType, AdoptionReport
+from oplog.adoption.schema_changes import ChangesReport
 from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.logged_types import ProtoReport, TypesReport, TypesStoredReport
+from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
 from oplog.entry import (
     Change,
@@ -66,6 +67,7 @@ __all__ = [
     "Batch",
     "Blocker",
     "Change",
+    "ChangesReport",
     "CollectionReport",
     "Difference",
     "EntriesAppended",
@@ -109,7 +111,6 @@ __all__ = [
     "Ticket",
     "TypeCatalog",
     "TypesReport",
-    "TypesStoredReport",
     "VerifyReport",
     "WorkRetried",
     "open_archive",

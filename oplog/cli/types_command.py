@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
+from oplog.adoption.schema_changes import ChangesReport
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_guards
 from oplog.payload.shape import Shape
 
 
@@ -61,26 +63,49 @@ def _show_files(files: Mapping[str, str]) -> Iterator[str]:
 @standard_options
 @pass_invocation
 def sync(invocation: Invocation, *, dry_run: bool) -> None:
-    """Store the types and the key that the application will write with.
+    """Note what migrations made of the tables, and store types and key of the application.
 
-    An application does so itself with its first transaction; doing it ahead finds models and
-    tables that disagree before the first request does.
+    Retires the types of dropped tables, and logs again the columns that a migration wrote anew.
+    An application does so itself with its first transaction, unless many rows are to be logged.
+    Interrupted, it goes on where it stopped when it is run again.
+    Partitions of tracked tables that were made later are guarded against TRUNCATE, if the role
+    may.
     """
     log = invocation.load_log()
     # Waiting for another process that stores the same type must not end in a conflict.
-    with invocation.connect(
-        isolation="READ COMMITTED", read_only=False, commit=not dry_run
-    ) as connection:
+    with invocation.connect(isolation="READ COMMITTED", read_only=False) as connection:
+        if dry_run:
+            # Ends with the connection.
+            connection.begin()
         report = log.store_types(connection)
     document = {**report.to_json(), "dry_run": dry_run}
-    stored = report.shapes
-    invocation.emit(lambda: document, lambda: (line for shape in stored for line in _show(shape)))
-    verb = "would be stored" if dry_run else "stored"
-    say(
-        f"{show_count(len(stored), 'type')} {verb}"
-        if stored
-        else "the log knows every type already"
-    )
+    invocation.emit(lambda: document, lambda: _show_stored(report.stored, document))
+    _say_noted(report, "would be" if dry_run else "")
+
+
+def _say_noted(report: ChangesReport, would: str) -> None:
+    said = [
+        (f"{show_count(len(report.stored), 'type')}", "stored", bool(report.stored)),
+        *((escape(name), "retired: its table is gone", True) for name in report.retired),
+        *(
+            (f"{show_count(count, 'row')} of {escape(name)}", "logged again", True)
+            for name, count in report.rows.items()
+        ),
+    ]
+    lines = [" ".join(filter(None, (what, would, done))) for what, done, wanted in said if wanted]
+    for line in lines or ["the log knows every type already"]:
+        say(line)
+    for name in report.waiting:
+        say(
+            f"{escape(name)}: its table changed, and its message is the application's own: deploy "
+            "the version that has the fields"
+        )
+
+
+def _show_stored(shapes: Sequence[Shape], document: Mapping[str, Any]) -> Iterator[str]:
+    for shape in shapes:
+        yield from _show(shape)
+    yield from show_guards(document)
 
 
 def _show(shape: Shape) -> Iterator[str]:

@@ -28,6 +28,7 @@ from oplog.schema.expected import (
     list_log_functions,
     list_log_triggers,
 )
+from oplog.schema.row_checks import find_check_faults
 from oplog.schema.tables import VERSION
 from oplog.schema.upgrade import FIRST_TABLES
 from oplog.store.guard_state import DeclaredGuard
@@ -124,6 +125,7 @@ def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
         yield from _judge_log_tables(log, schema)
         yield from _judge_log_triggers(log, schema)
         yield from _judge_log_functions(log, schema)
+        yield from _judge_row_checks(log, schema)
 
 
 def _judge_log_tables(log: LogFacts, schema: str) -> Iterator[Finding]:
@@ -175,6 +177,25 @@ def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
                 if fault.kind == "disabled"
                 else "find out who changed it, and run `oplog verify`; "
                 f"{spell_upgrade(schema)} in a migration then puts it right",
+            )
+
+
+def _judge_row_checks(log: LogFacts, schema: str) -> Iterator[Finding]:
+    for fault in find_check_faults(log.row_checks):
+        where = f"{schema}.{fault.table} constraint {fault.name}"
+        if fault.kind == "unchecked":
+            yield make_notice(
+                "log-constraint-unchecked",
+                where,
+                message="rows that were there before it were not checked",
+                hint="`oplog maintain` checks them, and writers go on meanwhile",
+            )
+        elif fault.table not in log.missing_tables:
+            yield make_problem(
+                f"log-constraint-{fault.kind}",
+                where,
+                message=f"a constraint that keeps impossible rows out of the log is {fault.kind}",
+                hint=f"{spell_upgrade(schema)} in a migration puts it right; run `oplog verify`",
             )
 
 
@@ -327,7 +348,8 @@ def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]
                 part.name,
                 message=f"the partition of {tree.root.name} has no guard against TRUNCATE: it was "
                 "made or attached after the table was tracked",
-                hint=f"{track} again, in a migration",
+                hint="`oplog types sync` or `oplog maintain`, as the owner of the partition and "
+                f"the log; or {track} again, in a migration",
             )
             continue
         code = {"missing": "incomplete"}.get(fault.kind, fault.kind)

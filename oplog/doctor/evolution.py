@@ -8,14 +8,14 @@ restore.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.catalog import TypeCatalog
 from oplog.finding import Finding, make_problem
-from oplog.payload.lineage import StepLookup, find_breaks, group_shapes, list_unread
+from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import (
     LiveTable,
@@ -71,46 +71,10 @@ def read_evolution(connection: Connection, store: Store) -> Evolution:
 def judge_evolution(evolution: Evolution, catalog: TypeCatalog) -> list[Finding]:
     """A finding for all that a restore of this log would refuse, or lose silently."""
     return [
-        *_judge_columns(evolution, catalog),
         *_judge_tables(evolution),
         *_judge_excluded(evolution),
         *_judge_references(evolution),
     ]
-
-
-def judge_columns(
-    shapes: Mapping[str, Sequence[Shape]], turns: Mapping[str, Turns], steps: StepLookup
-) -> list[Finding]:
-    """Findings on revisions whose rows cannot be read as their type's newest one.
-
-    For a log without its database. A step in `steps` makes a revision readable.
-    """
-    return list(_judge_columns(Evolution(shapes, {}, turns, ()), steps))
-
-
-def _judge_columns(evolution: Evolution, steps: StepLookup) -> Iterator[Finding]:
-    for name, revisions in evolution.shapes.items():
-        newest, live = revisions[-1], evolution.live.get(name)
-        if live is not None:
-            newest = replace(newest, numbers=(*newest.numbers, live.numbers))
-        breaks = find_breaks(revisions, newest)
-        turns = evolution.turns.get(name, Turns())
-        if turns.retired and live is None:
-            continue
-        if turns.retired_revision is not None:
-            # Rows of these revisions were deleted with the retired table.
-            breaks = {n: b for n, b in breaks.items() if n > turns.retired_revision}
-        if turns.revision is not None and turns.revision not in breaks:
-            # All rows were adopted again in a revision that reads as the newest.
-            continue
-        for broken in list_unread(breaks, steps):
-            yield make_problem(
-                COLUMN_CHANGED,
-                broken.table,
-                message=f"{broken.describe()}; replay and restore refuse them",
-                hint=broken.hint,
-            )
-            break
 
 
 def _judge_tables(evolution: Evolution) -> Iterator[Finding]:

@@ -23,13 +23,15 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
-from oplog.schema.guard import BYPASS_AGGREGATE, FORMAT_MARK, make_prefix
+from oplog.schema.guard import FORMAT_MARK, make_prefix
 from oplog.schema.locks import LOCK_TABLES
+from oplog.schema.mark_names import BYPASS_AGGREGATE
 from oplog.schema.tables import (
     VERSION,
 )
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
+from oplog.store.housekeeping import list_row_checks
 from oplog.store.logged_keys import LoggedKey, list_logged_keys
 from oplog.store.partition_store import list_partition_names
 from oplog.store.records import Store
@@ -115,6 +117,8 @@ class LogFacts:
     """Names of the partitions of the log's tables."""
     triggers: Mapping[str, Mapping[str, FoundTrigger]] = field(default_factory=dict)
     functions: Mapping[str, list[FunctionForm]] = field(default_factory=dict)
+    row_checks: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """CHECK constraints by table and name."""
     owned: Sequence[OwnedObject] = ()
     declared: Sequence[DeclaredGuard] = ()
     shapes: Sequence[Shape] = ()
@@ -223,6 +227,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         partitions=list_partition_names(connection, schema),
         triggers=list_triggers(connection, schema),
         functions=list_functions(connection, schema),
+        row_checks=list_row_checks(connection, schema),
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
         shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),

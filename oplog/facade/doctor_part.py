@@ -9,14 +9,6 @@ from oplog.doctor.checks import judge
 from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
 from oplog.doctor.facts import read_facts
 from oplog.doctor.key_status import KEY_DAYS, KeysReport, read_keys
-from oplog.doctor.logged_types import (
-    ProtoReport,
-    TypesReport,
-    TypesStoredReport,
-    list_logged_types,
-    print_proto,
-    store_types,
-)
 from oplog.doctor.record_marks import RecordMarks, read_record_marks
 from oplog.doctor.status import StatusReport, read_status
 from oplog.errors import SchemaDriftError
@@ -98,31 +90,4 @@ class Examination:
         self._log.store.require_current(connection)
         return KeysReport(
             read_keys(connection, self._log.schema, keyring=self._log.keyring),
-        )
-
-    def list_types(self, connection: Connection) -> TypesReport:
-        """The types that the log knows, with all revisions, and those not stored yet."""
-        return list_logged_types(connection, self._log.store, self._log.catalog)
-
-    def print_proto(
-        self, connection: Connection, type_name: str, *, revision: int | None = None
-    ) -> ProtoReport:
-        """The .proto text of a stored type; the newest revision unless one is given.
-
-        Raises `UnknownTypeError`.
-        """
-        return print_proto(connection, self._log.store, type_name=type_name, revision=revision)
-
-    def store_types(self, connection: Connection) -> TypesStoredReport:
-        """Store the types and the key that an application will write with.
-
-        An application does so itself with its first transaction; doing it ahead finds models and
-        tables that disagree before the first request does. In the connection's transaction, which
-        the caller commits.
-        """
-        return store_types(
-            connection,
-            self._log.store,
-            catalog=self._log.catalog,
-            keyring=self._log.keyring,
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from oplog.binding import bind_for_writing
 from oplog.capture.attachment import Attachments
 from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
@@ -20,12 +20,15 @@ from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
+from oplog.facade.first_write import bind_first_write
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
+from oplog.facade.migration_part import Migrating
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
+from oplog.facade.types_part import Types
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
 from oplog.receipt import Receipt
@@ -78,6 +81,8 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
+        self._types = Types(log)
+        self._migrating = Migrating(log, types=self._types)
         self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
@@ -89,17 +94,13 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
+        bind = partial(bind_first_write, log=log)
         return Transactions(
             engine,
             log.writer,
             log.catalog,
-            bind=lambda connection: bind_for_writing(
-                connection,
-                log.catalog,
-                store=log.store,
-                keyring=log.keyring,
-                guard=log.guard,
-            ),
+            bind=bind,
+            bind_altered=partial(bind, apart=False),
             collect=self._collect_images,
             log=self,
         )
@@ -251,6 +252,10 @@ class Oplog:
     append = PartMethod("_writing", Writing.append)
     adopt = PartMethod("_writing", Writing.adopt)
 
+    # -- migrations
+    migrating = PartMethod("_migrating", Migrating.migrating)
+    note_migration = PartMethod("_migrating", Migrating.note_migration)
+
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)
     inquire = PartMethod("_outcomes", Outcomes.inquire)
@@ -267,6 +272,7 @@ class Oplog:
     verify = PartMethod("_reading", Reading.verify)
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
+    check_steps = PartMethod("_reading", Reading.check_steps)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)
@@ -307,6 +313,10 @@ class Oplog:
     status = PartMethod("_examination", Examination.status)
     grants = PartMethod("_examination", Examination.grants)
     list_keys = PartMethod("_examination", Examination.list_keys)
-    list_types = PartMethod("_examination", Examination.list_types)
-    print_proto = PartMethod("_examination", Examination.print_proto)
-    store_types = PartMethod("_examination", Examination.store_types)
+
+    # -- types
+    list_types = PartMethod("_types", Types.list_types)
+    print_proto = PartMethod("_types", Types.print_proto)
+    store_types = PartMethod("_types", Types.store_types)
+    note_changes = PartMethod("_types", Types.note_changes)
+    replace_type = PartMethod("_types", Types.replace_type)

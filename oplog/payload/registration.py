@@ -13,7 +13,8 @@ from google.protobuf import descriptor_pb2, message
 
 from oplog.errors import ConfigurationError
 from oplog.payload.column_numbers import Numbers, is_same_table
-from oplog.payload.shape import Column, DeclaredColumn, Shape
+from oplog.payload.derived_shape import DeclaredColumn
+from oplog.payload.shape import Column, Shape
 
 
 def register_shape(
@@ -63,8 +64,18 @@ def register_shape(
     for known in stored:
         if known.revision == revision:
             _check_registered(shape, known)
-            return known
+            return _find_raised(known, stored)
     return shape
+
+
+def _find_raised(known: Shape, stored: Sequence[Shape]) -> Shape:
+    """The last revision of the same shape: one more is stored when the database rewrites rows."""
+    later = [one for one in stored if one.revision > known.revision]
+    for one in later:
+        if not one.same_as(known):
+            break
+        known = one
+    return known
 
 
 def _check_registered(shape: Shape, known: Shape) -> None:

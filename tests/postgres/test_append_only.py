@@ -62,7 +62,7 @@ def write_rows(engine: Engine) -> None:
 
 
 def _write_rows(connection: Connection) -> None:
-    STORE.insert_key(connection, "k1", check_value=b"check")
+    STORE.insert_key(connection, "k1", check_value=bytes(32))
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor) "
         "VALUES ('account', 1, '{}', '')"
@@ -74,7 +74,7 @@ def _write_rows(connection: Connection) -> None:
     OutcomeStore("oplog").declare_aborted(connection, uuid4())
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_pruned (number, archive_id, url, generation, sequence, chain, "
-        "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, '', 1, 1)"
+        "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, sha256(''), 1, 1)"
     )
     parts = [Part(0, b"sealed"), Part(0, b"more")]
     for names in (["account/1", "account/2"], ["account/1"]):

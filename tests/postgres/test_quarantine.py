@@ -28,7 +28,7 @@ from oplog.errors import (
     SealError,
     WrongKeyError,
 )
-from oplog.schema.guard import QUARANTINE_AGGREGATE
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.schema.tables import create_statements
 from oplog.store.quarantined import write_metadata
 from oplog.store.records import read_records
@@ -322,7 +322,7 @@ def test_a_mark_is_not_quarantined_and_no_record_twice(scene: Scene) -> None:
     scene.quarantine()
     mark = scene.bench.last_position()
     with scene.connect() as connection:
-        again = scene.bench.log.quarantine(connection, scene.position, reason="once more")
+        (again,) = scene.bench.log.quarantine(connection, scene.position, reason="once more")
         assert (again.already, again.record.reason) == (True, REASON)
         assert again.record.marked_at_position == mark == scene.bench.last_position()
         with pytest.raises(ConfigurationError, match="is a mark of the database"):

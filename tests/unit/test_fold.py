@@ -11,7 +11,8 @@ import pytest
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
 from oplog.payload.codec import Effect
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import print_column
 from oplog.replay.validity import FoldRules
@@ -299,3 +300,38 @@ def test_the_next_batch_knows_no_adopted_rows() -> None:
     net.clear()
     assert len(net) == 0
     assert not net.doubtful
+
+
+# -- columns that DDL rewrote -----------------------------------------------------------------
+
+
+def refilled(id: Wire, values: Mapping[str, Wire | None]) -> Effect:
+    """Columns that were logged again."""
+    return replace(effect(U, id, values), adopted=True)
+
+
+def test_columns_that_were_logged_again_are_those_of_the_row() -> None:
+    known = fold(effect(C, 1, {"name": "a"}), refilled(1, {"size": 4}))
+    assert known.created[1,] == ({"id": 1, "name": "a", "size": 4}, ITEM.names, 2)
+    earlier = fold(effect(U, 1, {"name": "a"}), refilled(1, {"size": 4}))
+    assert earlier.patched[1,][0] == {"name": "a", "size": 4}
+    # It was known before, and has to be there.
+    assert earlier.doubtful == set()
+
+
+def test_columns_of_a_row_that_the_log_does_not_know_are_ignored() -> None:
+    net = fold(refilled(1, {"size": 4}))
+    assert (net.patched[1,][0], net.doubtful) == ({"size": 4}, {(1,)})
+    gone = fold(effect(C, 1), effect(D, 1), refilled(1, {"size": 4}))
+    assert gone.doubtful == {(1,)}
+    replaced = fold(effect(D, 1), refilled(1, {"size": 4}))
+    assert (replaced.gone, replaced.patched) == ({(1,): 1}, {})
+
+
+def test_a_row_may_be_created_after_its_columns_were_logged_again() -> None:
+    """One transaction changes the table, logs its columns again, and its own rows at the end."""
+    net = fold(refilled(1, {"size": 4}), effect(C, 1, {"size": 5}))
+    assert net.created[1,][0] == {"id": 1, "name": None, "size": 5}
+    assert (net.patched, net.doubtful) == ({}, set())
+    with pytest.raises(ReplayError, match="position 3 creates a row that is already there"):
+        fold(effect(U, 1, {"name": "a"}), refilled(1, {"size": 4}), effect(C, 1))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from oplog.payload.column_numbers import Numbers, is_same_table
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.lineage import Break, find_breaks, list_unread
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import Shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit
