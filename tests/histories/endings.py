@@ -6,7 +6,9 @@ gone, and in the end also one that was migrated from nothing.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -14,7 +16,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
 from oplog import open_archive
-from tests.histories.ledger import Ledger, Moment, StepError, staged
+from tests.histories.ledger import REPLAYED, Ledger, Moment, StepError, staged
 from tests.histories.results import Ending
 from tests.histories.tables import (
     Content,
@@ -41,7 +43,9 @@ def end_era(walk: Walk, revision: str) -> None:
     moments = pick(ledger.moments)
     where = f"{ledger.first}..{revision or 'failure'}"
     for moment in moments:
-        attempt(walk, f"{where}: replay as of {moment.revision}", lambda m=moment: replay(ledger, m))
+        attempt(
+            walk, f"{where}: replay as of {moment.revision}", lambda m=moment: replay(ledger, m)
+        )
     try:
         ledger.publish(snapshot=False)
     except StepError as error:
@@ -56,6 +60,13 @@ def end_era(walk: Walk, revision: str) -> None:
         attempt(
             walk, f"{where}: restore as of {moment.revision}", lambda m=moment: restore(walk, m)
         )
+
+
+def end_history(walk: Walk, revision: str) -> None:
+    """The last era's end; and its archive, restored into a database migrated from nothing."""
+    end_era(walk, revision)
+    attempt(walk, "restore into a database migrated from nothing", lambda: restore_fresh(walk))
+    attempt(walk, "restore of an archive without snapshot", lambda: restore_plain(walk))
 
 
 def pick(moments: list[Moment]) -> list[Moment]:
@@ -86,22 +97,49 @@ def replay(ledger: Ledger, moment: Moment) -> None:
 
 def restore(walk: Walk, moment: Moment | None) -> None:
     """The archive, into the newest schema; compared by number of column."""
-    live = walk.ledger
-    live.release()
+    walk.ledger.release()
     name = f"{walk.application.name}_restored"
     url = walk.cluster.create(name, template=walk.live)
-    target = Ledger(url, live.archive_path, live.hidden)
+    _restore(walk, url, walk.ledger.archive_path, moment)
+
+
+def restore_fresh(walk: Walk) -> None:
+    """Into a database that the application's migrations made at once."""
+    url = walk.cluster.create(f"{walk.application.name}_restored")
+    engine = sa.create_engine(url, poolclass=NullPool)
+    walk.migrator.set_up(engine, walk.application.setup)
+    walk.migrator.upgrade(engine, walk.history.steps[-1].revision)
+    engine.dispose()
+    _restore(walk, url, walk.ledger.archive_path, None)
+
+
+def restore_plain(walk: Walk) -> None:
+    """From an archive that has every record and no snapshot."""
+    walk.ledger.release()
+    url = walk.cluster.create(f"{walk.application.name}_restored", template=walk.live)
+    path = walk.ledger.archive_path.with_name(walk.ledger.archive_path.name + "-plain")
+    shutil.rmtree(path, ignore_errors=True)
+    engine = walk.ledger.open_engine()
+    walk.ledger.make_log().sync(engine, open_archive(f"file://{path}"))
+    engine.dispose()
+    _restore(walk, url, path, None)
+
+
+def _restore(walk: Walk, url: sa.URL, path: Path, moment: Moment | None) -> None:
+    target = Ledger(url, path, walk.ledger.hidden)
     try:
-        with live.connect() as connection:
-            content = read_content(connection, live.list_logged())
+        with walk.ledger.connect() as connection:
+            content = read_content(connection, walk.ledger.list_logged())
         with target.connect() as connection:
             empty(connection)
         target.begin("restored")
-        log = target.make_log()
-        engine = sa.create_engine(url, poolclass=NullPool)
-        archive = open_archive(f"file://{live.archive_path}")
+        engine = target.open_engine()
         with engine.connect() as connection:
-            log.restore(archive, connection, through=moment and moment.position)
+            target.make_log().restore(
+                open_archive(f"file://{path}"),
+                connection,
+                through=moment.position if moment else None,
+            )
         engine.dispose()
         with target.connect() as connection:
             found = read_content(connection, target.list_logged())
@@ -114,13 +152,14 @@ def restore(walk: Walk, moment: Moment | None) -> None:
             raise StepError("restore", "; ".join(differences)[:1500])
     finally:
         target.release()
-        walk.cluster.run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        walk.cluster.run(f'DROP DATABASE IF EXISTS "{url.database}" WITH (FORCE)')
 
 
 def empty(connection: Connection) -> None:
     """Remove the log and all rows."""
     connection.exec_driver_sql("DROP SCHEMA IF EXISTS oplog CASCADE")
-    names = ", ".join(quote(one) for one in read_tables(connection))
+    connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {REPLAYED} CASCADE")
+    names = ", ".join(quote(one) for one in read_tables(connection, without=["alembic_version"]))
     if names:
         connection.exec_driver_sql(f"TRUNCATE {names} CASCADE")
 

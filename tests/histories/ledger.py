@@ -18,9 +18,9 @@ from alembic.operations import Operations
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool
 
-import oplog.migration
 from oplog import Oplog, TypeCatalog, open_archive
 from oplog.errors import OplogError
+from oplog.migration import CreateOplogOp, TrackTablesOp
 from tests.histories.tables import (
     Content,
     Table,
@@ -29,7 +29,6 @@ from tests.histories.tables import (
     read_tables,
 )
 
-assert oplog.migration  # registers the operations
 REPLAYED = "replayed"
 NO_KEY = "has no primary key"
 
@@ -52,7 +51,9 @@ def staged(stage: str) -> Iterator[None]:
     except Exception as error:
         lines = str(getattr(error, "orig", None) or error).strip().splitlines() or [""]
         hint = getattr(error, "hint", "")
-        text = f"{type(error).__name__}: {' '.join(lines[:3])}" + (f" | hint: {hint}" if hint else "")
+        text = f"{type(error).__name__}: {' '.join(lines[:3])}" + (
+            f" | hint: {hint}" if hint else ""
+        )
         raise StepError(stage, text) from error
 
 
@@ -150,7 +151,8 @@ class Ledger:
         with self.connect() as connection:
             connection.exec_driver_sql("DROP SCHEMA IF EXISTS oplog CASCADE")
             connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {REPLAYED} CASCADE")
-            Operations(MigrationContext.configure(connection)).create_oplog(version=1)
+            operations = Operations(MigrationContext.configure(connection))
+            CreateOplogOp.create_oplog(operations, 1)
         self.track()
 
     def track(self) -> list[str]:
@@ -184,7 +186,8 @@ class Ledger:
         """Guard the tables together; if that fails one by one, and note which cannot have one."""
         try:
             with self.connect() as connection:
-                Operations(MigrationContext.configure(connection)).track_tables(*names)
+                operations = Operations(MigrationContext.configure(connection))
+                TrackTablesOp.track_tables(operations, *names)
         except (OplogError, sa.exc.DBAPIError) as error:
             if len(names) == 1:
                 self.untracked[names[0]] = str(getattr(error, "orig", error)).splitlines()[0]
@@ -216,8 +219,10 @@ class Ledger:
         stage = "replay" if moment is None else "replay of earlier position"
         with staged(stage), self.connect() as connection:
             connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {REPLAYED} CASCADE")
-            log.replay(connection, into=REPLAYED, through=moment and moment.position)
-            found = read_content(connection, read_tables(connection, schema=REPLAYED), schema=REPLAYED)
+            log.replay(connection, into=REPLAYED, through=moment.position if moment else None)
+            found = read_content(
+                connection, read_tables(connection, schema=REPLAYED), schema=REPLAYED
+            )
             expected = (
                 read_content(connection, self.list_logged()) if moment is None else moment.content
             )

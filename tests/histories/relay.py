@@ -1,43 +1,28 @@
 """Migrations of an application that pins SQLAlchemy 1.4: its statements go to another process.
 
 This module runs in the application's environment, which has no log, and imports nothing but what
-is there. It offers SQLAlchemy a database driver that sends each statement, with its parameters
-printed into it, over a pipe; the walk executes it on its own connection, to which the log is
-attached, and sends rows or the error back. So the migration reads what is really there.
+is there and the channel. It offers SQLAlchemy a database driver that sends each statement, with
+its parameters printed into it, over a pipe; the walk executes it on its own connection, which has
+a log, and sends rows or the error back. So the migration reads what is really there.
 """
 
 from __future__ import annotations
 
 import importlib
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
-Message = tuple[Any, ...]
+import psycopg2
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
-
-class Channel:
-    """Pickled messages in both directions."""
-
-    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
-        self.reader, self.writer = reader, writer
-
-    def send(self, *message: Any) -> None:
-        """Send one message."""
-        pickle.dump(message, self.writer)
-        self.writer.flush()
-
-    def receive(self) -> Message:
-        """Wait for one message. Raises `EOFError` when the other side has ended."""
-        found: Message = pickle.load(self.reader)
-        return found
-
-    def ask(self, *message: Any) -> Message:
-        """Send one message and wait for the answer."""
-        self.send(*message)
-        return self.receive()
+from tests.histories.channel import Channel
 
 
 class Error(Exception):
@@ -143,24 +128,19 @@ class Connection:
 
 def make_engine(channel: Channel, url: str) -> Any:
     """An engine of SQLAlchemy 1.4 over the channel; `url` is of a database that only prints."""
-    import psycopg2
-    import sqlalchemy as sa
-    from sqlalchemy.dialects import registry
-    from sqlalchemy.dialects.postgresql.base import PGDialect
-
     printer = psycopg2.connect(url).cursor()
 
     def mogrify(statement: str, parameters: Any) -> str:
         return str(printer.mogrify(statement, parameters).decode())
 
-    class Dialect(PGDialect):  # type: ignore[misc,unused-ignore]
+    class Dialect(PGDialect):
         driver = "relay"
         default_paramstyle = "pyformat"
         supports_statement_cache = True
         supports_native_decimal = True
 
         @classmethod
-        def dbapi(cls) -> Any:
+        def dbapi(cls) -> Any:  # type: ignore[override]
             return SimpleNamespace(
                 paramstyle="pyformat",
                 Error=Error,
@@ -193,10 +173,6 @@ def create(engine: Any, setup: str) -> None:
 
 def serve(channel: Channel, order: Mapping[str, Any]) -> None:
     """Answer what the walk asks: which revisions there are, and to upgrade to one."""
-    from alembic.config import Config
-    from alembic.runtime.environment import EnvironmentContext
-    from alembic.script import ScriptDirectory
-
     config = Config()
     config.set_main_option("script_location", order["scripts"])
     scripts = ScriptDirectory.from_config(config)
@@ -208,11 +184,13 @@ def serve(channel: Channel, order: Mapping[str, Any]) -> None:
         def find_steps(current: Any, _context: Any) -> Any:
             return scripts._upgrade_revs(revision, current)
 
-        with EnvironmentContext(config, scripts, fn=find_steps) as environment:
-            with engine.connect() as connection:
-                environment.configure(connection=connection)
-                with environment.begin_transaction():
-                    environment.run_migrations()
+        with (
+            EnvironmentContext(config, scripts, fn=find_steps) as environment,
+            engine.connect() as connection,
+        ):
+            environment.configure(connection=connection)
+            with environment.begin_transaction():
+                environment.run_migrations()
 
     while True:
         try:
@@ -224,7 +202,7 @@ def serve(channel: Channel, order: Mapping[str, Any]) -> None:
                 create(engine, target)
             else:
                 upgrade(engine, target)
-        except Exception as error:  # the walk reports it
+        except Exception as error:  # noqa: BLE001 - the walk reports it
             channel.send("failed", type(error).__name__, str(getattr(error, "orig", None) or error))
         else:
             channel.send("done")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, CursorResult, Engine, NestedTransaction
 
+from oplog import Oplog
 from tests.histories.applications import Application
-from tests.histories.relay import Channel, Message
+from tests.histories.channel import Channel, Message
 
 JSON_OIDS = frozenset({114, 3802})
 
@@ -38,14 +41,15 @@ class RelayedMigrator:
 
     def __init__(self, application: Application, *, python: Path, url: str) -> None:
         self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("relay.py")],
+            [python, "-m", "tests.histories.relay"],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sys.stderr,
         )
         assert self.process.stdin
         assert self.process.stdout
-        self.channel = Channel(self.process.stdout, self.process.stdin)  # type: ignore[arg-type]
+        self.channel = Channel(self.process.stdout, self.process.stdin)
         plain = sa.make_url(url).set(drivername="postgresql")
         root = next(python.parents[1].glob(f"lib/python*/site-packages/{application.package}"))
         self.channel.send(
@@ -65,28 +69,50 @@ class RelayedMigrator:
         """Make what is there before the first revision."""
         self._order(engine, "create", setup)
 
-    def upgrade(self, engine: Engine, revision: str) -> None:
-        """Upgrade to a revision. Raises `RelayError`, or the error of the last statement."""
-        self._order(engine, "upgrade", revision)
+    def upgrade(
+        self,
+        engine: Engine,
+        revision: str,
+        *,
+        log: Oplog | None = None,
+        replaced: Sequence[str] = (),
+    ) -> None:
+        """Upgrade to a revision. Raises `RelayError`, or the error of the last statement.
 
-    def _order(self, engine: Engine, *message: str) -> None:
+        What became of the tables is noted before each COMMIT, as Alembic's door does it.
+        """
+        self._order(engine, "upgrade", revision, log=log, replaced=replaced)
+
+    def _order(
+        self,
+        engine: Engine,
+        *message: str,
+        log: Oplog | None = None,
+        replaced: Sequence[str] = (),
+    ) -> None:
         self.channel.send(*message)
         with engine.connect() as connection:
-            answerer = Answerer(connection)
-            while True:
-                message = self.channel.receive()
-                if message[0] == "failed":
-                    raise answerer.error or RelayError(f"{message[1]}: {message[2]}")
-                if message[0] == "done":
-                    return
-                self.channel.send(*answerer.answer(message))
+            log = log or connection.info.get("oplog.log")
+            with nullcontext() if log is None else log.migrating(connection):
+                self._converse(Answerer(connection, log=log, replaced=replaced))
+
+    def _converse(self, answerer: Answerer) -> None:
+        while True:
+            message = self.channel.receive()
+            if message[0] == "failed":
+                raise answerer.error or RelayError(f"{message[1]}: {message[2]}")
+            if message[0] == "done":
+                return
+            self.channel.send(*answerer.answer(message))
 
 
 class Answerer:
     """Executes the messages of one upgrade."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(
+        self, connection: Connection, *, log: Oplog | None, replaced: Sequence[str]
+    ) -> None:
+        self.connection, self.log, self.replaced = connection, log, replaced
         self.savepoints: list[NestedTransaction] = []
         self.error: Exception | None = None
         """The last error, which the migration may have passed on."""
@@ -95,6 +121,10 @@ class Answerer:
         """What is sent back."""
         try:
             if message[0] == "commit":
+                if self.log is not None:
+                    for name in self.replaced:
+                        self.log.replace_type(self.connection, name, reason="replaced")
+                    self.log.note_changes(self.connection)
                 self.connection.commit()
                 return ("done",)
             if message[0] == "rollback":
@@ -127,7 +157,7 @@ def _tell(found: CursorResult[Any]) -> Message:
     """Names, rows and number of rows, as a driver for SQLAlchemy 1.4 gives them."""
     if not found.returns_rows:
         return ("rows", None, [], found.rowcount)
-    description = found.cursor.description  # type: ignore[union-attr]
+    description: Any = found.cursor.description
     is_json = [one.type_code in JSON_OIDS for one in description]
     rows = [
         tuple(

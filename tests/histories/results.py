@@ -103,15 +103,7 @@ def _print_history(history: History) -> Iterable[str]:
     yield f"## {history.application} {history.version} ({history.server})"
     if history.broken:
         yield f"\nEnded early: {history.broken}"
-    groups: dict[str, list[Step]] = defaultdict(list)
-    for step in history.steps:
-        if step.stage:
-            groups[step.kind].append(step)
-    for kind, steps in sorted(groups.items(), key=lambda item: -len(item[1])):
-        yield f"\n### {len(steps)} × {kind}\n"
-        for step in steps:
-            yield f"- `{step.revision}` {step.title}: {', '.join(step.forms) or 'no statements'}"
-            yield f"  - {step.error[:700]}"
+    yield from _print_failures(history)
     noted = [(step, note) for step in history.steps for note in step.notes]
     if noted:
         yield "\n### Notes\n"
@@ -127,6 +119,18 @@ def _print_history(history: History) -> Iterable[str]:
         if found:
             yield f"\n### {title}\n"
             yield from (f"- `{name}`: {reason}" for name, reason in sorted(found.items()))
+
+
+def _print_failures(history: History) -> Iterable[str]:
+    groups: dict[str, list[Step]] = defaultdict(list)
+    for step in history.steps:
+        if step.stage:
+            groups[step.kind].append(step)
+    for kind, steps in sorted(groups.items(), key=lambda item: -len(item[1])):
+        yield f"\n### {len(steps)} times: {kind}\n"
+        for step in steps:
+            yield f"- `{step.revision}` {step.title}: {', '.join(step.forms) or 'no statements'}"
+            yield f"  - {step.error[:700]}"
 
 
 def print_forms(histories: Sequence[History]) -> str:

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -83,9 +83,7 @@ class Generator:
         if optional and self.random.random() < NULLS:
             row.update(dict.fromkeys(optional))
             return
-        condition = " AND ".join(
-            f"{quote(one)}::text = :p{n}" for n, one in enumerate(known)
-        )
+        condition = " AND ".join(f"{quote(one)}::text = :p{n}" for n, one in enumerate(known))
         found = connection.execute(
             sa.text(
                 f"SELECT {', '.join(f'{quote(theirs)}::text' for _, theirs in pairs)}"
@@ -170,9 +168,7 @@ class Generator:
         given = {f"v{n}": value for n, value in enumerate(values.values())}
         return not self._try(connection, sql, given | _name_key(key))
 
-    def remove(
-        self, connection: Connection, tables: Mapping[str, Table], *, above: int
-    ) -> int:
+    def remove(self, connection: Connection, tables: Mapping[str, Table], *, above: int) -> int:
         """Delete a row of each table that has more than `above`, children first."""
         removed = 0
         for table in reversed(sort_by_reference(tables)):
@@ -190,7 +186,7 @@ class Generator:
         if every:
             self._try(connection, f"DELETE FROM {quote(table.name)}", {})
         for key in sorted(self.own.get(table.oid, set())):
-            named = dict(zip(table.key, key, strict=False))
+            named: Drawn = dict(zip(table.key, key, strict=False))
             if len(named) == len(key):
                 sql = f"DELETE FROM {quote(table.name)}{_match(named)}"
                 self._try(connection, sql, _name_key(named))
@@ -285,7 +281,7 @@ def draw_text(base: str, name: str, number: int) -> str:
     return maker(number)
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[int], str]] = {
     "smallint": lambda n: str(n % 32_000),
     "integer": str,
     "bigint": str,

@@ -92,23 +92,23 @@ def read_tables(
     tables: dict[str, Table] = {}
     numbered: dict[str, dict[int, str]] = {}
     for row in connection.exec_driver_sql(COLUMNS, (schema,)):
-        name, number, column, type_name, base, required, drawn, generated, default, labels, oid = row
+        name, number, column, type_name, base, required, drawn, generated, default, labels, oid = (
+            row
+        )
         table = tables.setdefault(name, Table(name, oid))
         numbered.setdefault(name, {})[number] = column
         table.columns[column] = Column(
             number, column, type_name, base, required, drawn, generated, default, tuple(labels)
         )
-    for name, kind, own, parent, theirs, text in connection.exec_driver_sql(
-        CONSTRAINTS, (schema,)
-    ):
+    for name, kind, own, parent, theirs, text in connection.exec_driver_sql(CONSTRAINTS, (schema,)):
         if name not in tables:
             continue
         columns = tuple(numbered[name][one] for one in own or ())
         if kind == "p":
             tables[name].key = columns
         elif kind == "f" and parent in tables:
-            theirs = tuple(numbered[parent][one] for one in theirs)
-            tables[name].references.append(Reference(columns, parent, theirs))
+            others = tuple(numbered[parent][one] for one in theirs)
+            tables[name].references.append(Reference(columns, parent, others))
         elif kind == "c" and len(columns) == 1:
             _note_labels(tables[name], columns[0], text)
     for name in without:
@@ -164,15 +164,11 @@ def read_content(
     content = {}
     for name, table in tables.items():
         columns = tuple(sorted(table.columns))
-        content[name] = Content(
-            table, columns, read_rows(connection, name, columns, schema=schema)
-        )
+        content[name] = Content(table, columns, read_rows(connection, name, columns, schema=schema))
     return content
 
 
-def compare_content(
-    expected: Mapping[str, Content], found: Mapping[str, Content]
-) -> list[str]:
+def compare_content(expected: Mapping[str, Content], found: Mapping[str, Content]) -> list[str]:
     """What differs, one line for each table."""
     lines = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     for name in sorted(expected.keys() & found.keys()):
