@@ -106,11 +106,10 @@ def follow_log(
     sequence, and the call ends if `stop` returns True.
 
     The tables may have the columns of any revision of their types. Records that they cannot hold
-    wait: `SchemaDriftError` after all before them, until the tables were migrated.
-
-    Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
-    a source behind it, `ConflictError` while another process follows or restores,
-    `ConfigurationError` for an empty name, and what `restore_log` raises.
+    wait: `SchemaDriftError` after all before them, until the tables were migrated. Raises
+    `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for a source
+    behind it, `ConflictError` while another process follows or restores, `ConfigurationError` for
+    an empty name, and what `restore_log` raises.
     """
     check_consumer_name(name)
     if connection.in_transaction():
