@@ -140,7 +140,9 @@ ENUMS = {
         "sad",
         old="either",
     ),
-    "enum to text": _mood("ALTER TABLE acct ALTER a TYPE text", "anything", old="either", past="mood"),
+    "enum to text": _mood(
+        "ALTER TABLE acct ALTER a TYPE text", "anything", old="either", past="mood"
+    ),
     "enum moved to another schema": _mood(
         "CREATE SCHEMA elsewhere;ALTER TYPE mood SET SCHEMA elsewhere",
         "sad",
