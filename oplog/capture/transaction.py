@@ -51,7 +51,7 @@ from oplog.store.guard_state import Collected, list_deferred
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
 _MANY_ROWS = 10_000
-"""From so many rows in images on, garbage collection is paused: it would walk all of them."""
+"""From so many rows in images on, garbage collection, which walks them all, is paused."""
 
 
 class Transactions:
@@ -387,8 +387,7 @@ class Transactions:
 
     def leave(self, connection: Connection) -> None:
         """The session's transaction ended; one of a migration may go on."""
-        recorder = self._recorders.get(connection)
-        if recorder is None or recorder.live is None:
+        if getattr(self._recorders.get(connection), "live", None) is None:
             self.close(connection)
 
     def close(self, connection: Connection) -> None:
