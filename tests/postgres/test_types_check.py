@@ -477,6 +477,8 @@ def test_the_hints_of_a_migration_run(first: Build) -> None:
     assert "op.retire_type('acct', reason=...)" in change.hint
     with first.engine.begin() as connection:
         context = MigrationContext.configure(connection)
-        operation = oplog.migration.RetireTypeOp("acct", reason="as the hint says")
+        operation = oplog.migration.RetireTypeOp(
+            "acct", reason="as the hint says", log_schema="oplog"
+        )
         Operations(context).invoke(operation)
     assert build.check() == TypesCheckReport()
