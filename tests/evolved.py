@@ -74,6 +74,13 @@ def copy_schema(engine: Engine, schema: str) -> Copies:
         return {name: copy_table(connection, schema, name) for name in list(names)}
 
 
+def drop_columns(copy: Copy, names: tuple[str, ...]) -> Copy:
+    """Without columns that a log does not have."""
+    rows = [{c: text for c, text in row.items() if c not in names} for row in copy.rows]
+    types = {c: one for c, one in copy.types.items() if c not in names}
+    return Copy(types, sorted(rows, key=repr_sorted))
+
+
 def assert_same(found: Copies, wanted: Copies) -> None:
     """Both have the same tables, columns, types and rows; says what differs."""
     differences = (
@@ -245,9 +252,42 @@ class Evolved:
                 self.writes = [first, *self.writes]
             between(number)
 
+    def migrate_and_wait(self) -> None:
+        """Run the change; its last transaction is not noted."""
+        groups = list(group(self.change))
+        self.writes = split(self.change.writes)
+        for number, (ddl, logged) in enumerate(groups, 1):
+            alter(self.engine, ddl, alone=self.change.alone)
+            self.new = self.open(self.engine)
+            if number < len(groups):
+                self._note_afterwards((), first="")
+                self.new.write(logged)
+
+    def note(self) -> None:
+        """Note what `migrate_and_wait` left."""
+        self._note_afterwards(self.change.replaced, first="")
+
     def write(self) -> None:
         """What applications with the new models write."""
         self.new.write(";".join(self.writes))
+
+    def assert_past(self) -> None:
+        """A replay to the position before the change gives the rows of then."""
+        change = self.change
+        wanted = {
+            name: drop_columns(
+                Copy({c: change.past.get(c, t) for c, t in one.types.items()}, one.rows),
+                change.computed,
+            )
+            for name, one in self.before.items()
+        }
+        found = {
+            name: drop_columns(one, change.computed)
+            for name, one in self.new.replay(through=self.position).items()
+            # A table that came later had no rows.
+            if name in wanted or one.rows
+        }
+        assert_same(found, wanted)
 
     # -- noting ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ TRACK puts guards on tables, ROWS writes rows past the log, LOGGED writes rows t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 WORDS = ("TRACK ", "ROWS ", "LOGGED ")
@@ -36,6 +36,9 @@ class Change:
     after the change, a transaction each. Processes with the models of before write `old_row` then;
     `old` says whether they go on, stop with an error, or may do either. With `alone` statements
     cannot share a transaction. `replaced` are types that only the user can say are the same.
+
+    `past` are types of columns that a replay to a position before cannot have any more: the enum or
+    domain of then is another one now. `computed` are columns that were computed before or are now.
     """
 
     ddl: str
@@ -47,6 +50,8 @@ class Change:
     alone: bool = False
     replaced: tuple[str, ...] = ()
     untracked: tuple[str, ...] = ()
+    past: Mapping[str, str] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
     server: int = 15
 
 
@@ -100,7 +105,7 @@ ADDED = {
         writes="INSERT INTO acct (id, e, d) VALUES (1, 52, 53);UPDATE acct SET d = 54",
         old="stops",
     ),
-    "add generated": add("d int GENERATED ALWAYS AS (a * 2) STORED"),
+    "add generated": add("d int GENERATED ALWAYS AS (a * 2) STORED", computed=("d",)),
     "add domain with check": add("d pos", prepare="CREATE DOMAIN pos AS int CHECK (VALUE > 0)"),
     "add domain with check and constant": add(
         "d pos NOT NULL DEFAULT 3", prepare="CREATE DOMAIN pos AS int CHECK (VALUE > 0)"
@@ -200,10 +205,12 @@ DEFAULTS = {
         "ALTER TABLE acct ALTER d DROP EXPRESSION",
         before=f"{BASE};ALTER TABLE acct ADD d int GENERATED ALWAYS AS (a * 2) STORED",
         writes=f"{WRITES};UPDATE acct SET d = 1 WHERE id = 2",
+        computed=("d",),
     ),
     "set expression": Change(
         "ALTER TABLE acct ALTER d SET EXPRESSION AS (a * 3)",
         before=f"{BASE};ALTER TABLE acct ADD d int GENERATED ALWAYS AS (a * 2) STORED",
+        computed=("d",),
         server=17,
     ),
     "identity added to the key": Change(

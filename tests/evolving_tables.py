@@ -212,11 +212,9 @@ NOTHING = {
         "ALTER TABLE acct REPLICA IDENTITY FULL;ALTER TABLE acct SET TABLESPACE pg_default;"
         "ALTER TABLE acct OWNER TO CURRENT_USER"
     ),
-    "inherits no more": Change(
-        "ALTER TABLE acct NO INHERIT parent",
-        before="CREATE TABLE parent (a int, e int, b text);"
-        "CREATE TABLE acct (id int PRIMARY KEY, c varchar(20) NOT NULL DEFAULT 'c') "
-        "INHERITS (parent)",
+    "inherits from now on": Change(
+        "ALTER TABLE acct INHERIT parent",
+        before=f"CREATE TABLE parent (a int, e int, b text);{BASE}",
         untracked=("parent",),
     ),
     "vacuum full, then a column": Change(

@@ -87,7 +87,9 @@ DELETE FROM acct WHERE id = 4;
 UPDATE acct SET b = 'w' WHERE id = 2"""
 
 
-def _mood(ddl: str, value: str, *, alone: bool = False, old: str = "goes on") -> Change:
+def _mood(
+    ddl: str, value: str, *, alone: bool = False, old: str = "goes on", past: str = "text"
+) -> Change:
     return Change(
         ddl,
         before=_MOODY,
@@ -97,13 +99,14 @@ def _mood(ddl: str, value: str, *, alone: bool = False, old: str = "goes on") ->
         old=old,
         old_row={"id": 70, "b": "old", "a": "ok"},
         alone=alone,
+        past={"a": past},
     )
 
 
 ENUMS = {
-    "enum value added": _mood("ALTER TYPE mood ADD VALUE 'new'", "new", alone=True),
+    "enum value added": _mood("ALTER TYPE mood ADD VALUE 'new'", "new", alone=True, past="mood"),
     "enum value added before": _mood(
-        "ALTER TYPE mood ADD VALUE 'new' BEFORE 'sad'", "new", alone=True
+        "ALTER TYPE mood ADD VALUE 'new' BEFORE 'sad'", "new", alone=True, past="mood"
     ),
     "enum value renamed": _mood("ALTER TYPE mood RENAME VALUE 'old' TO 'aged'", "aged"),
     "enum value renamed, and the old name added": _mood(
@@ -128,6 +131,7 @@ ENUMS = {
         "ALTER TABLE acct ALTER a TYPE humor USING upper(a::text)::humor",
         "SAD",
         old="either",
+        past="mood",
     ),
     "enum replaced by one of its name": _mood(
         "ALTER TYPE mood RENAME TO former;CREATE TYPE mood AS ENUM ('ok', 'sad');"
@@ -136,9 +140,14 @@ ENUMS = {
         "sad",
         old="either",
     ),
-    "enum to text": _mood("ALTER TABLE acct ALTER a TYPE text", "anything", old="either"),
+    "enum to text": _mood(
+        "ALTER TABLE acct ALTER a TYPE text", "anything", old="either", past="mood"
+    ),
     "enum moved to another schema": _mood(
-        "CREATE SCHEMA elsewhere;ALTER TYPE mood SET SCHEMA elsewhere", "sad", old="either"
+        "CREATE SCHEMA elsewhere;ALTER TYPE mood SET SCHEMA elsewhere",
+        "sad",
+        old="either",
+        past="elsewhere.mood",
     ),
 }
 
@@ -149,14 +158,17 @@ INSERT INTO acct VALUES (1, 11, 12, 'one'), (2, 21, 22, 'two'), (3, NULL, NULL, 
 UPDATE acct SET a = 13 WHERE id = 1"""
 
 
-def _domain(ddl: str, *, value: str = "30", old: str = "goes on") -> Change:
+def _domain(
+    ddl: str, *, value: str = "30", old: str = "goes on", past: str = "pos", seed: str = _POS_SEED
+) -> Change:
     return Change(
         ddl,
         before=_DOMAIN,
-        seed=_POS_SEED,
+        seed=seed,
         writes=f"INSERT INTO acct VALUES (5, {value}, 1, 'x');UPDATE acct SET a = {value} "
         "WHERE id = 2",
         old=old,
+        past={"a": past},
     )
 
 
@@ -169,11 +181,18 @@ DOMAINS = {
         "ALTER DOMAIN pos ADD CONSTRAINT large CHECK (VALUE > 20) NOT VALID"
     ),
     "domain's default": _domain("ALTER DOMAIN pos SET DEFAULT 8"),
-    "domain to its base": _domain("ALTER TABLE acct ALTER a TYPE int", value="-1"),
-    "domain renamed": _domain("ALTER DOMAIN pos RENAME TO positive_number", old="either"),
+    "domain to its base": _domain("ALTER TABLE acct ALTER a TYPE int", value="-1", past="integer"),
+    "domain renamed": _domain(
+        "ALTER DOMAIN pos RENAME TO positive_number", old="either", past="positive_number"
+    ),
     "column to a domain": _domain("ALTER TABLE acct ALTER e TYPE pos"),
+    "column to a domain that its values did not fit": _domain(
+        "ALTER TABLE acct ALTER e TYPE pos USING abs(e)",
+        seed=f"{_POS_SEED};UPDATE acct SET e = -5 WHERE id = 2",
+    ),
     "domain to another domain": _domain(
         "CREATE DOMAIN big AS bigint CHECK (VALUE <> 0);ALTER TABLE acct ALTER a TYPE big",
         old="either",
+        past="integer",
     ),
 }

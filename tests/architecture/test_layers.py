@@ -156,6 +156,8 @@ PUBLIC = {
         "SnapshotPolicy",
         "SnapshotReport",
         "StatusReport",
+        "StepFailure",
+        "StepReport",
         "Subscription",
         "SyncReport",
         "SyncWorker",

@@ -236,7 +236,7 @@ CHANGES = (
     ),
     Change(
         "a row's name may not begin so",
-        "WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')",
+        "WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}', '{SCHEMA_CHANGE}')",
         "WHERE true",
     ),
     Change("everybody says what is adopted", "IN ('{ADOPTED}', '{RETIRED}')", "IN ('{RETIRED}')"),

@@ -50,7 +50,7 @@ def test_every_position_replays(engine: Engine, name: str, way: str) -> None:
     evolved.new.assert_whole()
     evolved.write()
     evolved.new.assert_whole()
-    assert_same(evolved.new.replay(through=evolved.position), evolved.before)
+    evolved.assert_past()
     assert_same(evolved.new.replay(), evolved.new.copy())
 
 
@@ -163,6 +163,23 @@ def test_a_process_from_before_the_change_writes_exactly_or_not_at_all(
 
 @pytest.mark.sampled(6)
 @every_change
+def test_a_process_from_before_the_change_may_write_before_it_is_noted(
+    engine: Engine, name: str
+) -> None:
+    evolved = Evolved(CHANGES[name], engine)
+    evolved.migrate_and_wait()
+    errors = evolved.write_as_before()
+    assert not any(isinstance(error, SchemaChangedError) for error in errors)
+    evolved.note()
+    evolved.new.assert_whole()
+    evolved.write()
+    evolved.new.assert_whole()
+    if not evolved.change.replaced:
+        evolved.assert_past()
+
+
+@pytest.mark.sampled(6)
+@every_change
 def test_a_row_is_told_as_it_was_and_as_it_is(engine: Engine, name: str) -> None:
     evolved = Evolved(CHANGES[name], engine)
     before = read_rows(evolved.old)
@@ -212,7 +229,7 @@ def test_rows_that_were_truncated_past_the_log_are_missed_until_the_type_is_repl
     evolved.new.assert_whole()
     evolved.new.write("INSERT INTO acct (id) VALUES (9)")
     evolved.new.assert_whole()
-    assert_same(evolved.new.replay(through=evolved.position), evolved.before)
+    evolved.assert_past()
 
 
 def test_there_are_changes_of_every_kind() -> None:
