@@ -66,7 +66,11 @@ def find_places(
         if known is not None and known[1].table in by_oid:
             places[name] = Place(by_oid[known[1].table], noted=known[0])
         else:
-            places[name] = Place(by_name.get(named[name]), dropped=known is not None)
+            live = by_name.get(named[name])
+            if known is not None and live is not None and live.oid in by_oid:
+                # The table of another type, which was renamed.
+                live = None
+            places[name] = Place(live, dropped=known is not None)
     return places
 
 

@@ -244,7 +244,9 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = n.table_oid::oid)
       AND NOT {s}.oplog_is_retired(t.type_name, t.revision) ORDER BY 1
   LOOP
-    IF v_other IS NOT NULL THEN
+    -- One that was renamed is known by another type.
+    IF v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
+        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid) THEN
       EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_other, ')') INTO v_filled;
       CONTINUE WHEN v_filled;
     END IF;
