@@ -34,6 +34,7 @@ from oplog.facade import ForkReport, Oplog
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport
@@ -106,6 +107,8 @@ __all__ = [
     "SnapshotPolicy",
     "SnapshotReport",
     "StatusReport",
+    "StepFailure",
+    "StepReport",
     "Subscription",
     "SyncReport",
     "SyncWorker",

@@ -1,9 +1,10 @@
-"""`oplog types list`, `proto` and `sync`."""
+"""`oplog types list`, `proto`, `check` and `sync`."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count, show_guards
 from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
+from oplog.reading.step_check import StepReport
 
 _WIDTH = 80
 _INDENT = " " * 8
@@ -90,9 +92,12 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
 
 
 @types.command()
+@click.option(
+    "--steps", is_flag=True, help="Also try the declared steps on every effect of the log."
+)
 @standard_options
 @pass_invocation
-def check(invocation: Invocation) -> int:
+def check(invocation: Invocation, *, steps: bool) -> int:
     """Compare these models with what the log knows, before they are deployed.
 
     What the log would note, what readers of earlier revisions lose, what a restore would refuse.
@@ -101,8 +106,25 @@ def check(invocation: Invocation) -> int:
     log = invocation.load_log()
     with invocation.connect() as connection:
         report = log.check_types(connection)
-    invocation.emit(report.to_json, lambda: _show_changes(report))
-    return 0 if report.ok else DIFFERENCES
+        tried = log.check_steps(connection) if steps else None
+    ok = report.ok and (tried is None or tried.ok)
+    more = {} if tried is None else {"steps": tried.to_json()}
+    invocation.emit(
+        lambda: {**report.to_json(), "ok": ok, **more},
+        lambda: chain(_show_changes(report), _show_steps(tried)),
+    )
+    return 0 if ok else DIFFERENCES
+
+
+def _show_steps(report: StepReport | None) -> Iterator[str]:
+    if report is None:
+        return
+    for one in report.failures:
+        yield (
+            f"position {one.position}: {escape(one.type_name)} of revision {one.revision} does "
+            f"not read as revision {one.towards}: {escape(one.error)}"
+        )
+    yield f"steps: {show_count(report.converted, 'effect')} converted, {report.count} failed"
 
 
 def _show_changes(report: TypesCheckReport) -> Iterator[str]:

@@ -181,7 +181,9 @@ def _weigh(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalo
     return _lose(facts, one, newest, catalog)
 
 
-def _lose(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog) -> TypeChange:
+def _lose(
+    facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog, *, when: str = ""
+) -> TypeChange:
     """A column that readers of the newest revision lose, unless a step says what they get."""
     name, revision = facts.type_name, newest.revision
     names = {name, facts.declared.type_name} if facts.declared is not None else {name}
@@ -190,6 +192,8 @@ def _lose(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog
         for called in names
     )
     readers = f"readers of revision {revision}"
+    converted = one.kind is ChangeKind.CONVERTED
+    lost = "cannot read its values" if converted else "do not find it any more"
     if handled:
         message = f"{one.message}; {readers} get what the declared step gives them"
         return TypeChange(name, one.kind, one.column, message, hint=_SYNC)
@@ -197,7 +201,7 @@ def _lose(facts: TypeFacts, one: Difference, newest: Shape, catalog: TypeCatalog
         name,
         one.kind,
         one.column,
-        f"{one.message}: {readers} do not find it any more, or cannot read it",
+        f"{one.message}: {when}{readers} {lost}",
         breaks=True,
         hint=f"say what they get: catalog.downcast({name!r}, to_revision={revision}, step=...); "
         "or keep it until nobody reads that revision",
@@ -246,12 +250,9 @@ def _judge_models(facts: TypeFacts, newest: Shape, catalog: TypeCatalog) -> Iter
         yield _lose(facts, difference, newest, catalog)
     for column in list_unknown(declared, live):
         if column in newest.by_name:
-            text = (
-                f"the models do not have column {column}, which is logged as long as the table has "
-                "it; when it is dropped"
-            )
+            text = f"column {column} is not in the models, and logged as long as the table has it"
             difference = Difference(ChangeKind.DROPPED, text, column, lost=True)
-            yield _lose(facts, difference, newest, catalog)
+            yield _lose(facts, difference, newest, catalog, when="once it is dropped, ")
 
 
 def _list_ahead(

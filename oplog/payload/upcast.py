@@ -156,8 +156,8 @@ class Upcaster:
             ahead = [one for one in known if 0 < (one - revision) * towards <= abs(goal - revision)]
             if not ahead or revision not in known:
                 raise UpcastError(
-                    f"the log has no revision {goal} of type {shape.type_name!r}, and no step "
-                    f"leads from revision {revision} to {revision + towards}",
+                    f"type {shape.type_name!r} has no step from revision {revision} to "
+                    f"{revision + towards}, and the log has no revision {goal} of it",
                     hint="ask for a revision that oplog types lists, or declare the step with "
                     "catalog.upcast(...) or catalog.downcast(...)",
                 )

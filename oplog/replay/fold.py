@@ -108,8 +108,9 @@ class TableFold:
             if lenient:
                 self.doubtful.add(key)
             return
-        if not lenient:
-            # From here on the row must exist.
+        if not lenient and rows is self.patched:
+            # From here on the row must exist. A row that was made anew says nothing about the
+            # one that was deleted before it.
             self.doubtful.discard(key)
         merged = {**before[0], **values}
         columns = before[1] if len(before[1]) == len(merged) else tuple(merged)

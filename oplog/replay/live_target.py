@@ -99,6 +99,8 @@ def _find_target(
     if change.readopted and keys & change.rewritten:
         raise _refuse_unnoted(live, newest)
     if same and not (change.fills or change.rewritten or change.labels or change.readopted):
+        if (live.schema, live.name) != (newest.schema, newest.table) and not place.dropped:
+            found.unnoted[newest.type_name] = change
         return TypeTarget(newest, shapes)
     if not place.dropped:
         found.unnoted[newest.type_name] = change

@@ -73,7 +73,7 @@ class Process:
         def work(session: Session) -> None:
             self.log.annotate(session, token=token)
             person = Person()
-            values = {name: token for name in self.columns}
+            values = dict.fromkeys(self.columns, token)
             for name, value in {"id": self.number * 10_000 + count, "hits": 0, **values}.items():
                 setattr(person, name, value)
             session.add(person)

@@ -123,6 +123,7 @@ CHANGES: dict[str, Change] = {
     "label renamed": Change(
         ["ALTER TYPE mood RENAME VALUE 'good' TO 'great'"],
         ["INSERT INTO thing (id, m) VALUES (3, 'great')", "UPDATE thing SET a = 1 WHERE id = 1"],
+        earlier=True,
     ),
     "labels swapped": Change(
         [
@@ -323,4 +324,6 @@ def goes_on(target: App) -> None:
     migrated = target.migrate(f"ALTER TABLE {table.name} ADD COLUMN later integer DEFAULT 8")
     migrated.note()
     assert migrated.verify().ok
-    assert migrated.replay() == migrated.dump()
+    # A table that is there without a type, because it was dropped at the source, is empty.
+    live = {table: rows for table, rows in migrated.dump().items() if rows}
+    assert {table: rows for table, rows in migrated.replay().items() if rows} == live

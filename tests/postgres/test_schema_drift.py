@@ -107,10 +107,10 @@ def test_another_type_of_the_same_kind(db: LoggedDatabase, statement: str, live:
         ),
         (
             (
-                "CREATE TABLE thing2 (LIKE thing INCLUDING ALL)",
-                "INSERT INTO thing2 SELECT * FROM thing",
+                "CREATE TABLE thing2 AS SELECT * FROM thing",
                 "DROP TABLE thing",
                 "ALTER TABLE thing2 RENAME TO thing",
+                "ALTER TABLE thing ADD PRIMARY KEY (id)",
             ),
             r"public\.thing was replaced by another one of that name, which has rows",
         ),

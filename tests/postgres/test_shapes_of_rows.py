@@ -83,7 +83,7 @@ def test_a_reader_asks_for_the_revision_that_it_knows(app: App) -> None:
         assert read(revisions={"thing": 1}) == [*old, {"a": 13}]
         new = [{"uid": 1, "z": 11, "c": 7}, {"z": 12}, {"z": 13, "c": 8}]
         assert read(revisions={"thing": 2}) == read(revisions={"item": 2}) == new
-        with pytest.raises(UpcastError, match="no revision 9 of type 'thing'"):
+        with pytest.raises(UpcastError, match="the log has no revision 9 of it"):
             read(revisions={"thing": 9})
     batches = app.log.subscribe(app.engine, name="old", revisions={"thing": 1})
     found = []

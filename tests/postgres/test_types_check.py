@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy.engine import URL, Connection, Engine
+from sqlalchemy.engine import URL, Engine
 
 import oplog.migration
 from oplog import Keyring, Oplog, TypeCatalog, TypesCheckReport
@@ -451,19 +451,34 @@ def test_the_command(tmp_path: Path, database_url: URL) -> None:
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_the_command_tries_steps(tmp_path: Path, database_url: URL) -> None:
+    shop: Shop = open_shop(tmp_path, database_url)
+    shop.fill()
+    steps = shop.ask("types", "check", "--steps")["steps"]
+    assert (steps["ok"], steps["converted"], steps["effects"]) == (True, 0, 5)
+    assert "steps: 0 effects converted, 0 failed\n" in shop.call("types", "check", "--steps")[0]
+    shop.execute("ALTER TABLE account ADD COLUMN extra int")
+    shop.ask("types", "sync")
+    with (tmp_path / "shop.py").open("a") as module:
+        module.write("log.catalog.upcast('account', from_revision=1, step=lambda row: row['no'])\n")
+    sys.modules.pop("shop", None)
+    document = shop.ask("types", "check", "--steps", code=3)
+    assert not document["ok"]
+    assert document["steps"]["count"] == len(document["steps"]["failures"]) > 0
+    out, _ = shop.call("types", "check", "--steps", code=3)
+    assert "account of revision 1 does not read as revision 2" in out
+
+
 def test_the_hints_of_a_migration_run(first: Build) -> None:
     """The operation of a migration that a hint names does what the check asks for."""
-
-    def migrate(connection: Connection) -> None:
-        operations: Any = Operations(MigrationContext.configure(connection))
-        operations.retire_type("acct", reason="as the hint says")
-
-    assert oplog.migration
-    build = first.build(declare("id int", table="other"), untracked={"other": "not logged"})
     build = first.build(declare(*BASE), untracked={"acct": "not logged any more"})
     (change,) = build.check().changes
     assert change.breaks
     assert "op.retire_type('acct', reason=...)" in change.hint
     with first.engine.begin() as connection:
-        migrate(connection)
+        context = MigrationContext.configure(connection)
+        operation = oplog.migration.RetireTypeOp(
+            "acct", reason="as the hint says", log_schema="oplog"
+        )
+        Operations(context).invoke(operation)
     assert build.check() == TypesCheckReport()

@@ -365,6 +365,13 @@ def test_an_adopted_row_that_goes_may_leave_another_behind() -> None:
     assert (replaced.gone, replaced.doubtful) == ({(1,): 1}, set())
 
 
+def test_an_update_of_a_new_row_says_nothing_about_an_adopted_one_under_its_key() -> None:
+    # Adopted, deleted, created and updated: the table has no row to delete in the first batch.
+    net = fold_adoption(adopted(1), effect(D, 1), effect(C, 1), effect(U, 1, {"size": 4}), end=0)
+    assert (net.gone, net.doubtful) == ({(1,): 2}, {(1,)})
+    assert net.created[1,][0]["size"] == 4
+
+
 def test_before_the_end_of_an_adoption_rows_need_not_be_known() -> None:
     net = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 2))
     assert (list(net.patched), net.gone) == ([(1,)], {(2,): 2})

@@ -190,7 +190,9 @@ CASES = {
         [("dropped", "b", False)], live=LESS, models=LESS, adapt=add_downcast
     ),
     "a column is not in the models any more": Case(
-        [("dropped", "b", True)], models=LESS, said="logged as long as the table has it"
+        [("dropped", "b", True)],
+        models=LESS,
+        said="logged as long as the table has it: once it is dropped, readers",
     ),
     "a column was dropped, and the models have it": Case(
         [("dropped", "b", True), ("behind", "b", True)], live=LESS
@@ -434,6 +436,10 @@ DEPLOYED: dict[str, tuple[str, Case]] = {
     "another table with rows": (
         "table-replaced",
         Case([], live=None, facts={"dropped": True, "replacement": ANOTHER, "filled": True}),
+    ),
+    "another table that cannot be looked at": (
+        "table-replaced",
+        Case([], live=None, facts={"dropped": True, "replacement": ANOTHER, "filled": None}),
     ),
     "another table without rows": (
         "type-table-missing",
