@@ -205,12 +205,12 @@ PARTITIONS = {
     ),
     "partitioned: detach": _parted(
         "ALTER TABLE acct DETACH PARTITION acct_2;DROP TABLE acct_2",
-        writes="INSERT INTO acct (id) VALUES (0);UPDATE acct SET a = 3 WHERE id = 1",
+        writes="UPDATE acct SET a = 3 WHERE id = 1;DELETE FROM acct WHERE id = 2",
         old_row=0,
     ),
     "partitioned: drop one": _parted(
         "DROP TABLE acct_2",
-        writes="INSERT INTO acct (id) VALUES (0);UPDATE acct SET a = 3 WHERE id = 1",
+        writes="UPDATE acct SET a = 3 WHERE id = 1;DELETE FROM acct WHERE id = 2",
         old_row=0,
     ),
     "partitioned: drop an empty one": _parted(

@@ -84,13 +84,13 @@ def replay_log(
     """Rebuild every logged table in schema `into` from the log alone.
 
     Tables have the shape that they had at `through`. Those that the database has in that shape get
-    its constraints too; at an earlier position those that the rows of then do not break. Runs in the caller's transaction if there is one, which the caller
-    commits; else in one of its own. `through` is a position or an aware datetime and takes
-    transactions whole. Tables of an earlier replay are replaced; a live, a log's or a system
-    schema and tables made by anybody else are refused (`ConfigurationError`). Raises
-    `SchemaDriftError` where keys were replaced without a word in the log, `ChainBrokenError` for
-    an altered log and `ReplayError` for one that does not replay or breaks a constraint. A
-    standby is refused with `ConfigurationError`.
+    its constraints too; at an earlier position those that the rows of then do not break. Runs in
+    the caller's transaction if there is one, which the caller commits; else in one of its own.
+    `through` is a position or an aware datetime and takes transactions whole. Tables of an earlier
+    replay are replaced; a live, a log's or a system schema and tables made by anybody else are
+    refused (`ConfigurationError`). Raises `SchemaDriftError` where keys were replaced without a
+    word in the log, `ChainBrokenError` for an altered log and `ReplayError` for one that does not
+    replay or breaks a constraint. A standby is refused with `ConfigurationError`.
     """
     with open_work(connection):
         require_primary(connection, "a replay")

@@ -18,10 +18,12 @@ from collections import Counter
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, registry, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.capture.retry import is_retryable
+from oplog.errors import OplogError
 from oplog.events import Event, WorkRetried
 
 COLUMNS = {1: ("name",), 2: ("name", "full_name"), 3: ("full_name",)}
@@ -94,17 +96,18 @@ class Process:
             try:
                 with self.sessions.begin() as session:
                     work(session)
-                return
-            except Exception as error:
+            except (OplogError, SQLAlchemyError) as error:
                 if not is_retryable(error):
                     raise
                 self.again[type(error).__name__] += 1
+            else:
+                return
 
     def go_on(self, how: str, stopped: threading.Event) -> None:
         for count in range(MOST_WRITES):
             try:
                 self.write(count, how)
-            except Exception as error:
+            except (OplogError, SQLAlchemyError) as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
                 if len(self.errors) > 3:
                     break

@@ -1,4 +1,4 @@
-"""An expand-and-contract migration while old and new processes write: nothing is lost or refused."""
+"""Expand and contract while old and new processes write: nothing is lost, nothing refused."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_a_process_from_before_the_change_writes_exactly_or_not_at_all(
         assert others
     for error in others:
         # One of the database, or one that says what became of the table.
-        assert isinstance(error, DBAPIError) or error.hint, error
+        assert isinstance(error, DBAPIError) or (isinstance(error, OplogError) and error.hint)
         assert not isinstance(error, OplogError) or not error.retryable
     evolved.new.assert_whole()
     evolved.write()
@@ -169,7 +169,7 @@ def test_a_process_from_before_the_change_may_write_before_it_is_noted(
     evolved = Evolved(CHANGES[name], engine)
     evolved.migrate_and_wait()
     errors = evolved.write_as_before()
-    assert not any(isinstance(error, SchemaChangedError) for error in errors)
+    assert sum(isinstance(error, SchemaChangedError) for error in errors) <= 1
     evolved.note()
     evolved.new.assert_whole()
     evolved.write()

@@ -101,11 +101,11 @@ class Table:
 class Migrating(RuleBasedStateMachine):
     """One table, its migrations, and processes with the models of different times."""
 
-    open_database: ClassVar[Callable[[], Iterator[Engine]]]
+    cluster: ClassVar[Cluster]
 
     @initialize()
     def start(self) -> None:
-        self.databases = [self.open_database()]
+        self.databases = [open_database(self.cluster)]
         self.engine = next(self.databases[0])
         self.keyring = Keyring.generate()
         run(self.engine, "CREATE TABLE acct (id int PRIMARY KEY, a int, b text DEFAULT 'b')")
@@ -270,10 +270,10 @@ class Migrating(RuleBasedStateMachine):
                 with former.sessions.begin() as session:
                     session.execute(table.insert().values(id=key, **values))
                 break
-            except SchemaChangedError as error:
+            except SchemaChangedError:
                 refused += 1
-                assert error.retryable
-                assert refused == 1
+                if refused > 1:
+                    raise
             except (DBAPIError, OplogError):
                 self.former.remove(former)
                 return
@@ -377,7 +377,7 @@ class Migrating(RuleBasedStateMachine):
         through, then = (None, self.table)
         if place is not None:
             through, then = self.past[place % len(self.past)]
-        database = self.open_database()
+        database = open_database(self.cluster)
         self.databases.append(database)
         engine = next(database)
         columns = ", ".join(f"{name} {kind}" for name, kind in then.types.items())
@@ -443,21 +443,23 @@ class Migrating(RuleBasedStateMachine):
         }
 
 
+def open_database(cluster: Cluster) -> Iterator[Engine]:
+    """A database with the log's tables."""
+    database = FreshDatabase(cluster)
+    engine = database.make_engine()
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        database.drop()
+
+
 @pytest.mark.sampled
 def test_migrations_in_any_order(cluster: Cluster, sample: Sample) -> None:
-    def open_database() -> Iterator[Engine]:
-        database = FreshDatabase(cluster)
-        engine = database.make_engine()
-        try:
-            yield engine
-        finally:
-            engine.dispose()
-            database.drop()
-
     class Machine(Migrating):
         pass
 
-    Machine.open_database = staticmethod(open_database)
+    Machine.cluster = cluster
     if SEED is not None:
         seed(int(SEED))(Machine)
     run_state_machine_as_test(
