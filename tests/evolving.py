@@ -145,7 +145,7 @@ DROPPED = {
         "ALTER TABLE acct ADD a int NOT NULL DEFAULT (random() * 1000)::int"
     ),
     "drop and add again as text": Change(
-        "ALTER TABLE acct DROP COLUMN a;ALTER TABLE acct ADD a text DEFAULT 'x'", old="stops"
+        "ALTER TABLE acct DROP COLUMN a;ALTER TABLE acct ADD a text DEFAULT 'x'", old="either"
     ),
     "drop, note, add again": Change(
         "ALTER TABLE acct DROP COLUMN a;LOGGED UPDATE acct SET e = 8 WHERE id = 1;"

@@ -123,6 +123,7 @@ REPLACED = {
         "DROP TABLE other",
         before=_BOTH,
         seed=_BOTH_SEED,
+        old="stops",
     ),
     "table dropped and made again, empty": Change(
         f"DROP TABLE acct;{BASE};TRACK acct",
@@ -181,7 +182,7 @@ PARTITIONS = {
         "ALTER TABLE acct ADD d int DEFAULT (random() * 1000)::int"
     ),
     "partitioned: rename": _parted("ALTER TABLE acct RENAME a TO z", old="stops"),
-    "partitioned: convert": _parted("ALTER TABLE acct ALTER a TYPE text USING a * 2", old="stops"),
+    "partitioned: convert": _parted("ALTER TABLE acct ALTER a TYPE text USING a * 2", old="either"),
     "partitioned: attach an empty one": _parted(f"{_THIRD};{_ATTACH}", writes=_THIRD_WRITES),
     "partitioned: create one": _parted(
         "CREATE TABLE acct_3 PARTITION OF acct FOR VALUES FROM (50) TO (100)", writes=_THIRD_WRITES

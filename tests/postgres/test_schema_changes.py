@@ -46,6 +46,10 @@ LOGGED_ANEW = KEYS | REPLACED | PARTITIONS
 FOLLOWED_HOLES = {
     "add with now": "a follower's own rows have the time at which it was migrated itself",
 }
+BOUND_HOLES = {
+    "two tables swap names": "a process that is bound takes each table for the other, and the "
+    "error is not retryable",
+}
 _UNNOTED = "a process that is bound does not see DDL that is not noted yet"
 UNNOTED_HOLES = dict.fromkeys(
     (
@@ -180,8 +184,9 @@ def test_a_follower_that_is_migrated_goes_on(
 @pytest.mark.parametrize("way", WAYS)
 @every_change
 def test_a_process_from_before_the_change_writes_exactly_or_not_at_all(
-    engine: Engine, name: str, way: str
+    request: pytest.FixtureRequest, engine: Engine, name: str, way: str
 ) -> None:
+    expect_hole(request, BOUND_HOLES, name)
     change = CHANGES[name]
     evolved = Evolved(change, engine, way=way)
     evolved.migrate()
@@ -239,7 +244,10 @@ def test_a_row_is_told_as_it_was_and_as_it_is(engine: Engine, name: str) -> None
     for (table, key), row in before.items():
         model = evolved.old.metadata.tables[table]
         with engine.connect() as connection:
-            assert evolved.old.log.as_of(connection, model, key=key, at=evolved.position) == row
+            told = evolved.old.log.as_of(
+                connection, model, key=key, at=evolved.position, shape="then"
+            )
+            assert told == row
 
 
 def read_rows(application: Application) -> dict[tuple[str, Any], dict[str, Any]]:
