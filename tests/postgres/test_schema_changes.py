@@ -73,7 +73,7 @@ def expect_hole(request: pytest.FixtureRequest, holes: dict[str, str], name: str
         request.applymarker(pytest.mark.xfail(reason=holes[name], strict=True))
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("way", WAYS)
 @every_change
 def test_every_position_replays(engine: Engine, name: str, way: str) -> None:
@@ -89,7 +89,7 @@ def test_every_position_replays(engine: Engine, name: str, way: str) -> None:
 SNAPSHOTS = {"none": (), "before": ("before",), "after": ("after",), "both": ("before", "after")}
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("snapshots", SNAPSHOTS)
 @every_change
 def test_archives_restore_into_the_newest_schema_and_the_former_one(
@@ -136,7 +136,7 @@ def prepare_target(evolved: Evolved, engine: Engine, *, through: int | None = No
     return target
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @every_change
 def test_a_follower_that_is_migrated_goes_on(
     request: pytest.FixtureRequest,
@@ -180,7 +180,7 @@ def test_a_follower_that_is_migrated_goes_on(
     migrated.assert_whole()
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", WAYS)
 @every_change
 def test_a_process_from_before_the_change_writes_exactly_or_not_at_all(
@@ -208,7 +208,7 @@ def test_a_process_from_before_the_change_writes_exactly_or_not_at_all(
     evolved.new.assert_whole()
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @every_change
 def test_a_process_from_before_the_change_may_write_before_it_is_noted(
     request: pytest.FixtureRequest, engine: Engine, name: str
@@ -226,7 +226,7 @@ def test_a_process_from_before_the_change_may_write_before_it_is_noted(
         evolved.assert_past()
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @every_change
 def test_a_row_is_told_as_it_was_and_as_it_is(engine: Engine, name: str) -> None:
     evolved = Evolved(CHANGES[name], engine)
