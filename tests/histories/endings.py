@@ -98,14 +98,13 @@ def replay(ledger: Ledger, moment: Moment) -> None:
 def restore(walk: Walk, moment: Moment | None) -> None:
     """The archive, into the newest schema; compared by number of column."""
     walk.ledger.release()
-    name = f"{walk.application.name}_restored"
-    url = walk.cluster.create(name, template=walk.live)
+    url = walk.cluster.create(walk.restored, template=walk.live)
     _restore(walk, url, walk.ledger.archive_path, moment)
 
 
 def restore_fresh(walk: Walk) -> None:
     """Into a database that the application's migrations made at once."""
-    url = walk.cluster.create(f"{walk.application.name}_restored")
+    url = walk.cluster.create(walk.restored)
     engine = sa.create_engine(url, poolclass=NullPool)
     walk.migrator.set_up(engine, walk.application.setup)
     walk.migrator.upgrade(engine, walk.history.steps[-1].revision)
@@ -116,7 +115,7 @@ def restore_fresh(walk: Walk) -> None:
 def restore_plain(walk: Walk) -> None:
     """From an archive that has every record and no snapshot."""
     walk.ledger.release()
-    url = walk.cluster.create(f"{walk.application.name}_restored", template=walk.live)
+    url = walk.cluster.create(walk.restored, template=walk.live)
     path = walk.ledger.archive_path.with_name(walk.ledger.archive_path.name + "-plain")
     shutil.rmtree(path, ignore_errors=True)
     engine = walk.ledger.open_engine()
