@@ -12,6 +12,7 @@ from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
+from oplog.doctor.type_change import TypeChange, TypesCheckReport
 from oplog.entry import (
     Change,
     Entry,
@@ -33,6 +34,7 @@ from oplog.facade import ForkReport, Oplog
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport
@@ -105,11 +107,15 @@ __all__ = [
     "SnapshotPolicy",
     "SnapshotReport",
     "StatusReport",
+    "StepFailure",
+    "StepReport",
     "Subscription",
     "SyncReport",
     "SyncWorker",
     "Ticket",
     "TypeCatalog",
+    "TypeChange",
+    "TypesCheckReport",
     "TypesReport",
     "VerifyReport",
     "WorkRetried",

@@ -94,9 +94,10 @@ def note_changes(connection: Connection, by: NotedBy) -> ChangesReport:
     interrupted goes on where it ended. Does nothing where nothing changed. Raises
     `SchemaDriftError`, with the line to add, where the catalog does not prove what became of rows.
     """
-    require_primary(connection, "noting schema changes")
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
+        require_primary(connection, "noting schema changes")
         noted = _Noting(connection, by.catalog, by.target.store, guarded=by.guarded)
         noted.run()
         unfinished = noted.mark()
@@ -116,9 +117,10 @@ def replace_type(
         raise ConfigurationError(
             "replace_type needs a reason", hint="say what became of the table or of its key"
         )
-    require_primary(connection, "noting schema changes")
     scope = _open_scope(connection)
     with scope():
+        # Inside: the question begins a transaction, which would be taken for the caller's.
+        require_primary(connection, "noting schema changes")
         bound = _replace(connection, type_name, by)
     rows = _finish(connection, [bound], by, scope=scope, reason=reason)
     return ChangesReport(stored=[bound.shape], rows=rows)

@@ -55,6 +55,7 @@ class EngineListener:
             connection, recorder, statement, context=context
         )
         if recorder.live is not None:
+            self._transactions.database.require_guards(connection, recorder, context)
             return statement, rest[0]
         planned = self._find_plan(connection, recorder, context=context, statement=statement)
         if planned is None:

@@ -92,6 +92,12 @@ class StatementPlanner:
             return Planned(plan, announce(plan.bound.guard.oid, self._prefix), ())
         return Planned(None, "", (table,))
 
+    def list_tracked(self, compiled: Any) -> list[sa.Table]:
+        """The tables of the catalog, by identity or name, that a compiled statement writes."""
+        written = find_written(getattr(compiled, "statement", None))
+        found = [self._catalog.find_namesake(table) for table in written]
+        return [declared.table for declared in found if declared is not None]
+
     def _list_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> tuple[sa.Table, ...]:
         """The tracked tables that the statement writes; none if one of them has no guard."""
         translated = getattr(compiled, "schema_translate_map", None) or {}

@@ -66,6 +66,8 @@ class Recorder:
         self.settled = False
         """A record was appended before COMMIT. Of images after it no notice tells: it comes once
         for each transaction."""
+        self.attached = False
+        """The engine is attached, or a session that takes part."""
         self.owned_outside = False
         """What `owned` was before a migration joined the transaction."""
         self.altered = False

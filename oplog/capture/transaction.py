@@ -51,8 +51,7 @@ from oplog.store.guard_state import Collected, list_deferred
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
 _MANY_ROWS = 10_000
-"""From this many rows in images on, garbage collection is paused: walking the objects made of
-them costs more than the objects are worth."""
+"""From so many rows in images on, garbage collection, which walks them all, is paused."""
 
 
 class Transactions:
@@ -75,6 +74,7 @@ class Transactions:
         self._writer = writer
         self.database = EngineBinding(
             StatementPlanner(catalog, prefix=make_prefix(writer.schema)),
+            schema=writer.schema,
             bind=bind,
             bind_altered=bind_altered,
             find_key_id=lambda: writer.key_id,
@@ -124,6 +124,7 @@ class Transactions:
         found = self._recorders.get(connection)
         if found is None:
             found = self._recorders[connection] = Recorder()
+        found.attached = found.attached or self.explicit or owned
         # A session inside a migration ends no transaction, or one that is announced anyway.
         found.owned = found.owned or (owned and found.live is None)
         self._find_notices(connection, found).in_session = found.owned
@@ -364,8 +365,8 @@ class Transactions:
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
         # A question is about one record, which tells the outcome of all.
-        found = recorder.receipts
-        last = [receipt for receipt in found if receipt.record_id == found[-1].record_id]
+        newest = recorder.receipts[-1].record_id
+        last = [receipt for receipt in recorder.receipts if receipt.record_id == newest]
         receipts = [replace(receipt, process_id=recorder.process_id) for receipt in last]
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
@@ -376,9 +377,7 @@ class Transactions:
 
     def is_unconfirmed(self, connection: Connection, recorder: Recorder) -> bool:
         """COMMIT returned without having waited for its standby."""
-        if connection.invalidated:
-            return False
-        return self._find_notices(connection, recorder).unconfirmed
+        return not connection.invalidated and self._find_notices(connection, recorder).unconfirmed
 
     def roll_back(self, connection: Connection) -> None:
         """ROLLBACK of a transaction; one of a session is closed when the session ends it."""
@@ -388,8 +387,7 @@ class Transactions:
 
     def leave(self, connection: Connection) -> None:
         """The session's transaction ended; one of a migration may go on."""
-        recorder = self._recorders.get(connection)
-        if recorder is None or recorder.live is None:
+        if getattr(self._recorders.get(connection), "live", None) is None:
             self.close(connection)
 
     def close(self, connection: Connection) -> None:

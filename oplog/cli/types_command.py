@@ -1,17 +1,25 @@
-"""`oplog types list`, `proto` and `sync`."""
+"""`oplog types list`, `proto`, `check` and `sync`."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import click
 
 from oplog.adoption.schema_changes import ChangesReport
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count, show_guards
+from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
+from oplog.reading.step_check import StepReport
+
+_WIDTH = 80
+_INDENT = " " * 8
 
 
 @click.group()
@@ -81,6 +89,61 @@ def sync(invocation: Invocation, *, dry_run: bool) -> None:
     document = {**report.to_json(), "dry_run": dry_run}
     invocation.emit(lambda: document, lambda: _show_stored(report.stored, document))
     _say_noted(report, "would be" if dry_run else "")
+
+
+@types.command()
+@click.option(
+    "--steps", is_flag=True, help="Also try the declared steps on every effect of the log."
+)
+@standard_options
+@pass_invocation
+def check(invocation: Invocation, *, steps: bool) -> int:
+    """Compare these models with what the log knows, before they are deployed.
+
+    What the log would note, what readers of earlier revisions lose, what a restore would refuse.
+    Changes nothing. Exit code 3 when something breaks; what is only added is 0.
+    """
+    log = invocation.load_log()
+    with invocation.connect() as connection:
+        report = log.check_types(connection)
+        tried = log.check_steps(connection) if steps else None
+    ok = report.ok and (tried is None or tried.ok)
+    more = {} if tried is None else {"steps": tried.to_json()}
+    invocation.emit(
+        lambda: {**report.to_json(), "ok": ok, **more},
+        lambda: chain(_show_changes(report), _show_steps(tried)),
+    )
+    return 0 if ok else DIFFERENCES
+
+
+def _show_steps(report: StepReport | None) -> Iterator[str]:
+    if report is None:
+        return
+    for one in report.failures:
+        yield (
+            f"position {one.position}: {escape(one.type_name)} of revision {one.revision} does "
+            f"not read as revision {one.towards}: {escape(one.error)}"
+        )
+    yield f"steps: {show_count(report.converted, 'effect')} converted, {report.count} failed"
+
+
+def _show_changes(report: TypesCheckReport) -> Iterator[str]:
+    for change in report.changes:
+        where = ".".join(filter(None, (change.type_name, change.column))) or "log"
+        state = "breaks" if change.breaks else "fine"
+        yield f"{state:<8}{escape(where)}  {change.kind}"
+        for text in (change.message, f"hint: {change.hint}" if change.hint else ""):
+            yield from textwrap.wrap(
+                escape(text),
+                _WIDTH,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    broken = sum(change.breaks for change in report.changes)
+    told = f"{show_count(len(report.changes), 'change')}, {broken} of them breaking"
+    yield told if report.changes else "nothing changes"
 
 
 def _say_noted(report: ChangesReport, would: str) -> None:

@@ -6,7 +6,7 @@ not errors. `oplog.doctor.checks` judges them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -153,8 +153,6 @@ class Facts:
     """Settings of other roles: role, setting, value."""
     log: LogFacts
     live: Mapping[sa.Table, LiveTable]
-    existing: Collection[tuple[str, str]]
-    """Schema and name of existing tables that have types in the log."""
     trees: Sequence[GuardedTree]
     """Guarded tables, and those of the catalog."""
     activity: Activity
@@ -185,7 +183,6 @@ def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Tabl
         role_settings=_list_role_settings(connection),
         log=log,
         live=live,
-        existing=_find_existing(connection, {(s.schema, s.table) for s in log.shapes}),
         trees=_list_trees(connection, store.schema, oids=[table.oid for table in live.values()]),
         activity=read_activity(connection),
     )
@@ -342,19 +339,6 @@ def _list_trees(connection: Connection, schema: str, *, oids: Sequence[int]) -> 
         )
         for (root, kind), tree in parts.items()
     ]
-
-
-def _find_existing(
-    connection: Connection, names: Collection[tuple[str, str]]
-) -> set[tuple[str, str]]:
-    rows = connection.exec_driver_sql(
-        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relkind IN ('r', 'p') AND (n.nspname::text, c.relname::text) IN "
-        "(SELECT * FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])))",
-        ([schema for schema, _ in names], [table for _, table in names]),
-    )
-    return {(row[0], row[1]) for row in rows}
 
 
 # -- settings -----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.restore_risk import list_restore_risks
+from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
@@ -56,11 +56,10 @@ class Oplog:
 
         With both, new entries are sealed and older plaintext ones can still be read.
         `strict` reads every captured row back before COMMIT and compares. `guard` captures
-        what the application cannot see through the guards that `op.track_tables` installed;
-        without it a guarded table refuses every COMMIT. A transaction under
-        `synchronous_commit = off`, which a crash may lose after it was acknowledged, is refused
-        unless `asynchronous_commit` says that this is understood. `on_event` is called with
-        each event of `oplog.events`, inside the transaction.
+        what only the guards of `op.track_tables` see; without it a guarded table refuses every
+        COMMIT. A transaction under `synchronous_commit = off`, which a crash may lose after it
+        was acknowledged, is refused unless `asynchronous_commit` says that this is understood.
+        `on_event` gets the events of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
             raise ConfigurationError(
@@ -81,8 +80,8 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
-        self._types = Types(log)
-        self._migrating = Migrating(log, types=self._types)
+        self._types = types = Types(log)
+        self._migrating = Migrating(log, types=types)
         self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
@@ -138,9 +137,9 @@ class Oplog:
         """
         self._log.catalog.check_keys()
         self._log.attachments.attach(target)
-        for risk in list_restore_risks(self._log.catalog):
+        for risk in find_restore_risks(self._log.catalog):
             warnings.warn(
-                f"{risk}: a restore will refuse its rows; oplog doctor says what to do",
+                f"{risk.text}: a restore will refuse its rows; oplog doctor says what to do",
                 RestoreWarning,
                 stacklevel=2,
             )
@@ -317,6 +316,7 @@ class Oplog:
     # -- types
     list_types = PartMethod("_types", Types.list_types)
     print_proto = PartMethod("_types", Types.print_proto)
+    check_types = PartMethod("_types", Types.check_types)
     store_types = PartMethod("_types", Types.store_types)
     note_changes = PartMethod("_types", Types.note_changes)
     replace_type = PartMethod("_types", Types.replace_type)

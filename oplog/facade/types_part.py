@@ -11,12 +11,15 @@ from sqlalchemy.engine import Connection
 from oplog.adoption import CHUNK_ROWS
 from oplog.adoption.schema_changes import ChangesReport, NotedBy, note_changes, replace_type
 from oplog.binding import bind_catalog
+from oplog.doctor.contract import judge_contract
 from oplog.doctor.logged_types import (
     ProtoReport,
     TypesReport,
     list_logged_types,
     print_proto,
 )
+from oplog.doctor.type_change import TypesCheckReport
+from oplog.doctor.type_facts import read_schema_facts
 from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
 from oplog.store.partition_guards import guard_partitions
@@ -40,6 +43,17 @@ class Types:
         Raises `UnknownTypeError`.
         """
         return print_proto(connection, self._log.store, type_name=type_name, revision=revision)
+
+    def check_types(self, connection: Connection) -> TypesCheckReport:
+        """What these models change for the log, and what of that breaks; for before a deploy.
+
+        Compares the catalog with the types that the log knows, and with the tables if they are
+        there: what the log would note, what readers of earlier revisions lose, what a restore
+        would refuse. Reads only, and stores nothing. Raises `SchemaVersionError` without a log.
+        """
+        store, catalog = self._log.store, self._log.catalog
+        store.require_current(connection)
+        return judge_contract(read_schema_facts(connection, store, catalog), catalog)
 
     def note_changes(
         self,

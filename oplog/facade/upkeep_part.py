@@ -9,6 +9,8 @@ from datetime import timedelta
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.archived_log import ArchivedLog
+from oplog.doctor.archived_types import judge_archived_log
 from oplog.doctor.key_status import KeyRetirementReport
 from oplog.errors import ConfigurationError
 from oplog.facade.doctor_part import Examination
@@ -76,8 +78,10 @@ class Upkeep:
         return replace(report, problems=(*report.problems, *problems))
 
     def _judge_archived(self, archive: Archive) -> list[Finding]:
-        """What the archive alone says of columns whose names mean other ones by now."""
-        return []
+        """What the archive alone says of a restore."""
+        return judge_archived_log(
+            ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
+        )
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from oplog.errors import UpcastError
 from oplog.payload.codec import Effect
-from oplog.payload.lineage import ColumnRoute, find_fills, is_apart, map_columns
+from oplog.payload.lineage import ColumnRoute, find_fills, is_apart, list_line, map_columns
 from oplog.payload.shape import Shape
 from oplog.value import UNSURE, Wire
 
@@ -125,7 +125,10 @@ class Upcaster:
         last = min((revision - 1 for revision in anew if revision > start), default=2**31)
         if wanted is not None or self._within:
             wanted = start if wanted is None else wanted
-            return min(max(wanted, first), last) if self._within else wanted
+            target = next((one for one in known if one.revision == wanted), shape)
+            if self._within and is_apart(known, shape, target):
+                return min(max(wanted, first), last)
+            return wanted
         newest = max((one.revision for one in known), default=start)
         limit = self._limits.get(name, 0 if self._down else newest)
         goal = start
@@ -153,8 +156,8 @@ class Upcaster:
             ahead = [one for one in known if 0 < (one - revision) * towards <= abs(goal - revision)]
             if not ahead or revision not in known:
                 raise UpcastError(
-                    f"the log has no revision {goal} of type {shape.type_name!r}, and no step "
-                    f"leads from revision {revision} to {revision + towards}",
+                    f"type {shape.type_name!r} has no step from revision {revision} to "
+                    f"{revision + towards}, and the log has no revision {goal} of it",
                     hint="ask for a revision that oplog types lists, or declare the step with "
                     "catalog.upcast(...) or catalog.downcast(...)",
                 )
@@ -188,7 +191,7 @@ class Upcaster:
                 f"than those of revision {target.revision}, which were all logged anew",
                 hint="read them in the revision that they have, or begin after the change",
             )
-        added = [shape for shape in shapes if shape.revision > old.revision]
+        added = [one for one in list_line(shapes, target) if one.revision > old.revision]
         return _Map(
             map_columns(shapes, old, target),
             {

@@ -41,7 +41,7 @@ def resolve_shape(
     fields = {f.name for f in declared.message_class.DESCRIPTOR.fields}
     missing = [c.name for c in columns if c.name not in fields]
     if missing:
-        newer = _find_fitting(columns, live, stored)
+        newer = find_fitting(columns, live, stored)
         if newer is not None:
             return newer
         raise SchemaDriftError(
@@ -64,7 +64,7 @@ def resolve_shape(
     )
 
 
-def _find_fitting(
+def find_fitting(
     columns: Sequence[DeclaredColumn], live: LiveTable, stored: Sequence[Shape]
 ) -> Shape | None:
     """The newest stored revision, if it has these very columns of this table.

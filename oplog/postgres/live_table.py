@@ -107,8 +107,9 @@ WITH RECURSIVE wanted AS (
     WITH ORDINALITY AS w(name, oid, n)),
 base AS (
   SELECT a.attrelid, a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
-  FROM pg_catalog.pg_attribute a JOIN wanted w ON w.oid = a.attrelid
-  WHERE a.attnum > 0 AND NOT a.attisdropped
+  FROM pg_catalog.pg_attribute a
+  -- Once, also where two names are of one table.
+  WHERE a.attrelid IN (SELECT w.oid FROM wanted w) AND a.attnum > 0 AND NOT a.attisdropped
   UNION ALL
   SELECT b.attrelid, b.attnum, t.typbasetype,
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
@@ -208,6 +209,8 @@ def _read(
     connection: Connection, names: Sequence[str | None], oids: Sequence[int | None]
 ) -> dict[int, LiveTable]:
     """Tables by their place among the names and oids, of which each has one."""
+    if not names:
+        return {}
     found: dict[int, list[Any]] = {}
     made: set[int] = set()
     for row in connection.exec_driver_sql(_QUERY, (list(names), list(oids))):

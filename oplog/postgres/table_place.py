@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.payload.column_numbers import Numbers
+from oplog.payload.lineage import list_line
 from oplog.payload.shape import Column, Shape
 from oplog.postgres.live_table import (
     LiveColumn,
@@ -23,6 +24,8 @@ from oplog.postgres.live_table import (
 
 Name = tuple[str, str]
 """Schema and table."""
+Labels = Mapping[tuple[int, str], frozenset[str]]
+"""The labels of an enum, by the oid of a table and the name of its column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,11 @@ def find_places(
         if known is not None and known[1].table in by_oid:
             places[name] = Place(by_oid[known[1].table], noted=known[0])
         else:
-            places[name] = Place(by_name.get(named[name]), dropped=known is not None)
+            live = by_name.get(named[name])
+            if known is not None and live is not None and live.oid in by_oid:
+                # The table of another type, which was renamed.
+                live = None
+            places[name] = Place(live, dropped=known is not None)
     return places
 
 
@@ -102,6 +109,42 @@ def fits(
         )
         and all(one.name in shape.by_name or one.name in aside for one in stored)
     )
+
+
+def read_labels(connection: Connection, oids: Iterable[int]) -> Labels:
+    """The labels of all enum columns of tables."""
+    rows = connection.exec_driver_sql(
+        "SELECT a.attrelid::bigint, a.attname::text, pg_catalog.array_agg(e.enumlabel::text) "
+        "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_enum e ON e.enumtypid = a.atttypid "
+        "WHERE a.attrelid = ANY (%s::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped "
+        "GROUP BY 1, 2",
+        (list(oids),),
+    )
+    return {(oid, name): frozenset(found) for oid, name, found in rows}
+
+
+def has_labels(shape: Shape, live: LiveTable, shapes: Sequence[Shape], labels: Labels) -> bool:
+    """Whether enums of the table have the labels of the revision, as far as any was renamed."""
+    for column in shape.columns:
+        there = labels.get((live.oid, column.name))
+        if there is not None and not _list_labels(shape, column.number, shapes) <= there:
+            return False
+    return True
+
+
+def _list_labels(shape: Shape, number: int, shapes: Sequence[Shape]) -> set[str]:
+    """Labels that an enum has at a revision: what was renamed to before, and from after it."""
+    found: set[str] = set()
+    for one in list_line(shapes, shape):
+        renamed = one.change.labels.get(number, {})
+        found = (found - set(renamed)) | set(renamed.values())
+    since: set[str] = set()
+    for one in shapes:
+        if one.revision > shape.revision:
+            renamed = one.change.labels.get(number, {})
+            found |= set(renamed) - since
+            since |= set(renamed.values())
+    return found
 
 
 def list_placed(live: LiveTable, shapes: Iterable[Shape]) -> Mapping[int, Sequence[Column]]:

@@ -18,7 +18,7 @@ from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.derived_shape import derive_shape
 from oplog.payload.shape import DERIVED, Shape
-from oplog.postgres.derivation import list_live_columns, resolve_shape
+from oplog.postgres.derivation import find_fitting, list_live_columns, resolve_shape
 from oplog.postgres.live_table import (
     LiveTable,
     read_database_id,
@@ -109,7 +109,8 @@ def evolve_shape(
         except (SchemaDriftError, ConfigurationError):
             return None
     if declared is None and not newest.message_name.startswith(f"{DERIVED}."):
-        return None
+        # The message of another application: nothing to say as long as it fits.
+        return find_fitting(list_live_columns(live, newest.excluded), live, stored)
     names = follow_names(newest, live)
     present = {column.name for column in live.columns}
     excluded = {names[name]: why for name, why in newest.excluded.items() if name in names}

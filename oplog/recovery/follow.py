@@ -106,11 +106,10 @@ def follow_log(
     sequence, and the call ends if `stop` returns True.
 
     The tables may have the columns of any revision of their types. Records that they cannot hold
-    wait: `SchemaDriftError` after all before them, until the tables were migrated.
-
-    Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
-    a source behind it, `ConflictError` while another process follows or restores,
-    `ConfigurationError` for an empty name, and what `restore_log` raises.
+    wait: `SchemaDriftError` after all before them, until the tables were migrated. Raises
+    `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for a source
+    behind it, `ConflictError` while another process follows or restores, `ConfigurationError` for
+    an empty name, and what `restore_log` raises.
     """
     check_consumer_name(name)
     if connection.in_transaction():
@@ -123,14 +122,8 @@ def follow_log(
     place, restored = _find_or_restore(work, snapshot)
     entries = restored or 0
     for page in cut_batches(source.iterate_sequence(after=place.sequence), most=batch_entries):
-        rest = page
-        while rest.records:
-            # Fewer records, if the tables cannot hold the next one: another call says why.
-            place, done = _apply(work, place, rest)
-            entries += _count_entries(done)
-            reach(place.sequence)
-            count = len(done.records)
-            rest = SequencedPage(rest.first + count, rest.records[count:])
+        place, applied = _apply_parts(work, place, page, reach=reach)
+        entries += applied
         if stop():
             break
     return FollowReport(
@@ -141,6 +134,21 @@ def follow_log(
         rebuilt=restored is not None,
         quarantined=tuple(work.skipped),
     )
+
+
+def _apply_parts(
+    work: _Following, place: LogPlace, page: SequencedPage, *, reach: Callable[[int], None]
+) -> tuple[LogPlace, int]:
+    """Apply one batch; return the place after it, and the number of entries."""
+    entries, rest = 0, page
+    while rest.records:
+        # Fewer records, if the tables cannot hold the next one: the call after that says why.
+        place, done = _apply(work, place, rest)
+        entries += _count_entries(done)
+        reach(place.sequence)
+        count = len(done.records)
+        rest = SequencedPage(rest.first + count, rest.records[count:])
+    return place, entries
 
 
 def _find_or_restore(
@@ -278,7 +286,14 @@ def _write_types(connection: Connection, log: Store, shapes: Sequence[Shape], ne
                 hint="it has gone on by itself since it was restored: follow with a new database",
             )
     for shape in place_shapes(shapes, needs.placed):
-        log.insert_type(connection, shape)
+        new = log.insert_type(connection, shape)
+        for table, target in needs.placed:
+            if new and (target.shape.type_name, target.shape.revision) == (
+                shape.type_name,
+                shape.revision,
+            ):
+                # The follower's own migration is no change of the rows that the log has.
+                log.changes.keep_state(connection, shape.type_name, table=table.oid)
 
 
 def _merge_page(work: _Following, reader: RecordReader, needs: Needs, page: SequencedPage) -> int:

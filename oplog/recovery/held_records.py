@@ -106,7 +106,13 @@ def find_needs(connection: Connection, reader: RecordReader, *, position: int) -
     revisions = group_shapes(reader.types.shapes)
     targets = find_targets(connection, revisions, turns, lossy=True)
     reader.aim_steps({name: one.shape.revision for name, one in targets.by_type.items()})
-    return Needs(reader, read_plans(connection, targets.placed), turns, targets, position)
+    return Needs(
+        reader,
+        read_plans(connection, targets.placed),
+        turns=turns,
+        targets=targets,
+        position=position,
+    )
 
 
 def _refuse_anew(shape: Shape) -> SchemaDriftError:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from oplog.payload.column_numbers import Numbers
-from oplog.payload.lineage import map_columns
 from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import DERIVED, Shape
 from oplog.postgres.live_table import LiveTable
@@ -36,27 +35,18 @@ def place_shapes(
 def make_next(live: LiveTable, target: TypeTarget) -> Shape | None:
     """The revision that follows where a database goes on with the columns of an earlier one.
 
-    Without it the newest revision would be another than the table's. None if the table has the
-    newest, if the application counts the revisions, and if rows were logged anew in between: they
-    are logged once more then, when the application notes its tables.
+    It follows that one, and not the newest: this database has none of the rows that came with the
+    revisions in between. None if the table has the newest, and if the application counts the
+    revisions itself.
     """
     shape, newest = target.shape, target.shapes[-1]
-    between = [one for one in target.shapes if one.revision > shape.revision]
-    anew = any(one.change.logs_rows or one.change.previous == 0 for one in between)
-    if not between or anew or not shape.message_name.startswith(f"{DERIVED}."):
+    if shape.revision >= newest.revision or not shape.message_name.startswith(f"{DERIVED}."):
         return None
     return replace(
         shape,
         revision=newest.revision + 1,
         numbers=(live.numbers,),
-        change=SchemaChange(
-            previous=newest.revision,
-            labels={
-                shape.by_name[route.target].number: route.labels
-                for route in map_columns(target.shapes, newest, shape)
-                if route.labels
-            },
-        ),
+        change=SchemaChange(previous=shape.revision),
     )
 
 

@@ -268,15 +268,11 @@ def _check_target(request: _Request) -> None:
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
     take_lock(connection, request.store)
-    plans = _find_aim(request, request.log.open(connection)).plans
+    plans = find_aim(connection, request.log.open(connection), through=request.through).plans
     check_snapshot(request.source, request.snapshot)
     found = describe_rows(request.driver, request.store, plans)
     if found:
         raise refuse_filled(found)
-
-
-def _find_aim(request: _Request, reader: RecordReader) -> Aim:
-    return find_aim(request.connection, reader, through=request.through)
 
 
 def _restore(request: _Request) -> RestoreReport:
@@ -291,7 +287,7 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
     take_lock(connection, store)
     # In an empty log readers find nothing until the restore commits, and everything then.
     store.lock_tables(connection, readers=not request.replace_rows)
-    aim = _find_aim(request, reader)
+    aim = find_aim(connection, reader, through=request.through)
     plans = aim.plans
     lock_tables(driver, [plan.live.qualified for plan in plans])
     found = "" if request.replace_rows else describe_rows(driver, store, plans)
@@ -317,7 +313,6 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
     recorded = {} if request.snapshot is None else request.snapshot.sequences
     move_sequences(driver, oids, recorded=recorded)
     resume_tables(driver, suspended)
-    keep_states(connection, store.schema, aim, lasting=request.lasting)
     request.reach(RestoreStep.RESUMED)
     lives = [TableLoader(driver, plan, plan.live.qualified) for plan in plans]
     driver.execute(f"ANALYZE {', '.join([*store.list_tables(), *(one.target for one in lives)])}")
@@ -331,9 +326,7 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
         quarantined=reader.skipped.met,
     )
     store.remove_mark(connection)
-    # Also in a copied database: all transaction ids are this server's now, or count as ended.
-    write_home(connection, store.schema)
-    _write_place(request, log_loader)
+    _write_place(request, aim, log_loader)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)
     return report
@@ -392,9 +385,13 @@ def _write_identity(request: _Request, aim: Aim) -> None:
         log.insert_key(connection, key_id, check_value=check_value)
 
 
-def _write_place(request: _Request, log_loader: LogLoader) -> None:
+def _write_place(request: _Request, aim: Aim, log_loader: LogLoader) -> None:
+    connection, schema = request.connection, request.store.schema
+    # Also in a copied database: all transaction ids are this server's now, or count as ended.
+    write_home(connection, schema)
+    keep_states(connection, schema, aim, lasting=request.lasting)
     chain = request.source.find_chain(log_loader.sequence)
     # With records after a gap there is no sequence from which to follow without repetition.
     if log_loader.complete and chain is not None:
         place = LogPlace(request.source.generation, log_loader.sequence, chain, log_loader.position)
-        request.store.write_restored(request.connection, place)
+        request.store.write_restored(connection, place)

@@ -14,7 +14,15 @@ from sqlalchemy.engine import Connection
 from oplog.errors import SchemaDriftError
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
-from oplog.postgres.table_place import Name, fits, is_same_type, read_named_tables
+from oplog.postgres.table_place import (
+    Labels,
+    Name,
+    fits,
+    has_labels,
+    is_same_type,
+    read_labels,
+    read_named_tables,
+)
 from oplog.replay.type_target import TypeTarget, find_then, leave_later
 from oplog.store.adopted import Turns
 
@@ -52,6 +60,7 @@ def find_targets(
     """
     names = {(s.schema, s.table) for shapes in revisions.values() for s in shapes}
     live = read_named_tables(connection, names)
+    labels = read_labels(connection, [table.oid for table in live.values()])
     then = {}
     for name, shapes in revisions.items():
         all_turns = (whole or turns).get(name, Turns())
@@ -68,25 +77,37 @@ def find_targets(
             for column in one.names
         }
         try:
-            chosen.placed.append(_choose(shape, revisions[name], live, others, lossy=lossy))
+            chosen.placed.append(
+                _choose(shape, revisions[name], _Tables(live, labels), others, lossy=lossy)
+            )
         except SchemaDriftError as error:
             chosen.refused[name] = error
     _refuse_shared(chosen)
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Tables by name, and the labels of their enums."""
+
+    live: Mapping[Name, LiveTable]
+    labels: Labels
+
+
 def _choose(
     then: Shape,
     shapes: Sequence[Shape],
-    live: Mapping[Name, LiveTable],
+    tables: _Tables,
     others: Iterable[str],
     *,
     lossy: bool,
 ) -> tuple[LiveTable, TypeTarget]:
     best: tuple[LiveTable, TypeTarget] | None = None
     for shape in _order(then, shapes):
-        table = live.get((shape.schema, shape.table))
+        table = tables.live.get((shape.schema, shape.table))
         if table is None or not fits(shape, table, shapes, others=others):
+            continue
+        if not has_labels(shape, table, shapes, tables.labels):
             continue
         target = TypeTarget(shape, shapes)
         if not target.list_lost(then):
@@ -96,7 +117,7 @@ def _choose(
         return best
     if best is not None:
         raise refuse_loss(then, best[0], best[1])
-    raise _refuse_unknown(then, shapes, live)
+    raise _refuse_unknown(then, shapes, tables.live)
 
 
 def _order(then: Shape, shapes: Sequence[Shape]) -> Iterator[Shape]:
@@ -172,7 +193,7 @@ def _refuse_unknown(
         )
     return SchemaDriftError(
         f"{table.schema}.{table.name} has the columns of no revision of type {then.type_name!r}: "
-        f"{'; '.join(whys) or 'they are other columns of the same names'}",
+        f"{'; '.join(whys) or 'they are other columns of these names, or enums with other labels'}",
         hint=hint,
     )
 

@@ -61,6 +61,10 @@ def find_live_targets(
             if not retired:
                 found.gone.add(name)
             continue
+        named = (shapes[-1].schema, shapes[-1].table)
+        if retired and (place.live.schema, place.live.name) != named:
+            # It went on under another name, and is not logged any more.
+            continue
         if place.dropped and not retired:
             if _has_rows(connection, place.live):
                 raise refuse_replaced(place.live, shapes[-1])
@@ -95,6 +99,8 @@ def _find_target(
     if change.readopted and keys & change.rewritten:
         raise _refuse_unnoted(live, newest)
     if same and not (change.fills or change.rewritten or change.labels or change.readopted):
+        if (live.schema, live.name) != (newest.schema, newest.table) and not place.dropped:
+            found.unnoted[newest.type_name] = change
         return TypeTarget(newest, shapes)
     if not place.dropped:
         found.unnoted[newest.type_name] = change

@@ -185,7 +185,7 @@ def make_stored_plan(
         )
         for number, column in enumerate(shape.columns, 1)
     )
-    live = LiveTable(0, schema, table, "r", columns, rewrites_rows=False)
+    live = LiveTable(0, schema, table, kind="r", columns=columns, rewrites_rows=False)
     fills = {
         name: _state_fill(text, live_column.pg_type)
         for live_column in columns

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from oplog.payload.lineage import ColumnRoute, find_fills, find_shape_at, is_apart, map_columns
+from oplog.payload.lineage import (
+    ColumnRoute,
+    find_fills,
+    find_shape_at,
+    is_apart,
+    list_line,
+    map_columns,
+)
 from oplog.payload.shape import Shape
 from oplog.store.adopted import Turns
 
@@ -41,12 +48,8 @@ class TypeTarget:
 
     def list_late(self) -> frozenset[str]:
         """Columns whose values in older rows are logged apart from the rows, after these."""
-        numbers = {
-            number
-            for shape in self.shapes
-            if shape.revision <= self.shape.revision
-            for number in shape.change.rewritten
-        }
+        line = list_line(self.shapes, self.shape)
+        numbers = {number for shape in line for number in shape.change.rewritten}
         return frozenset(c.name for c in self.shape.columns if c.number in numbers)
 
 

@@ -19,12 +19,16 @@ def _pair_columns() -> str:
     return """given AS (
     SELECT (c.value->>'number')::integer AS number, c.value->>'name' AS name,
       c.value->>'pg_type' AS spelled, c.value->>'kind' AS kind,
-      (c.value->>'primary_key')::boolean AS key, a.attnum, a.atthasmissing,
-      CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1] END AS missing,
-      a.xmin::text AS altered, a.atttypid::bigint AS type
+      (c.value->>'primary_key')::boolean AS key, a.attnum, m.missing IS NOT NULL AS atthasmissing,
+      m.missing[1] AS missing, a.xmin::text AS altered, a.atttypid::bigint AS type
     FROM jsonb_array_elements(p_shape->'columns') AS c(value)
     JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.value->>'name'
-      AND a.attnum > 0 AND NOT a.attisdropped),
+      AND a.attnum > 0 AND NOT a.attisdropped
+    -- A partitioned table has no rows of its own: its partitions keep the default of theirs.
+    LEFT JOIN LATERAL (SELECT l.attmissingval::text::text[] AS missing
+      FROM (SELECT p_table AS relid UNION SELECT t.relid FROM pg_partition_tree(p_table) t) r
+      JOIN pg_attribute l ON l.attrelid = r.relid AND l.attname = a.attname
+        AND l.atthasmissing AND NOT l.attisdropped LIMIT 1) m ON true),
   earlier AS (
     SELECT (c.value->>'number')::integer AS number, c.value->>'name' AS name,
       c.value->>'pg_type' AS spelled, c.value->>'kind' AS kind,

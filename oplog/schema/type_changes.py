@@ -235,8 +235,8 @@ DECLARE
   v_filled boolean;
   v_retired text[] := '{{}}';
 BEGIN
-  FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(quote_ident(k.shape->>'schema'), '.',
-      quote_ident(k.shape->>'table')))
+  FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(
+      quote_ident(k.shape->>'schema'), '.', quote_ident(k.shape->>'table')))
     FROM (SELECT n.type_name, max(n.revision) AS revision FROM {s}.oplog_type n GROUP BY 1) t
     JOIN {s}.oplog_type k ON k.type_name = t.type_name AND k.revision = t.revision
     JOIN {s}.oplog_type_numbers n ON n.type_name = t.type_name AND n.revision = t.revision
@@ -244,7 +244,9 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = n.table_oid::oid)
       AND NOT {s}.oplog_is_retired(t.type_name, t.revision) ORDER BY 1
   LOOP
-    IF v_other IS NOT NULL THEN
+    -- One that was renamed is known by another type.
+    IF v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
+        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid) THEN
       EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_other, ')') INTO v_filled;
       CONTINUE WHEN v_filled;
     END IF;

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import (
+    quote,
     quote_for_driver,
 )
 from oplog.postgres.text_settings import FIXED_SETTINGS
@@ -128,6 +129,13 @@ JOIN pg_catalog.pg_namespace o ON o.oid = f.pronamespace
 WHERE k.contype = 't' AND g.tgdeferrable AND o.nspname = %s
   AND pg_catalog.starts_with(f.proname, 'oplog_guard') ORDER BY 1"""
 
+_UNGUARDED = """
+SELECT t.oid IS NOT NULL AND o.oid IS NOT NULL AND NOT EXISTS (
+  SELECT FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+  WHERE g.tgrelid = t.oid AND f.proname = 'oplog_guard_check'
+    AND f.pronamespace = (SELECT p.pronamespace FROM pg_catalog.pg_proc p WHERE p.oid = o.oid))
+FROM pg_catalog.to_regclass(%s) AS t(oid), pg_catalog.to_regprocedure(%s) AS o(oid)"""
+
 
 def read_guards(connection: Connection, schema: str) -> Guards:
     """The guards of the log in `schema`."""
@@ -221,3 +229,14 @@ def list_deferred(connection: Connection, schema: str) -> list[str]:
 def list_checks(connection: Connection, schema: str) -> list[str]:
     """Names of the constraints by which the log in `schema` looks at COMMIT, quoted."""
     return list(connection.exec_driver_sql(_CHECKS, (schema,)).scalars())
+
+
+def lacks_guard(connection: Connection, schema: str, table: str) -> bool:
+    """The table of this quoted name is there, and so is the log, and no guard of it stands there.
+
+    By its check alone: whether the guard is whole is for the binding.
+    """
+    found: Any = connection.exec_driver_sql(
+        _UNGUARDED, (table, f"{quote(schema)}.oplog_arm()")
+    ).scalar()
+    return bool(found)

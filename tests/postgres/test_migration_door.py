@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from oplog import Oplog, TypeCatalog
-from oplog.errors import UnloggedWriteError
+from oplog.errors import NotCapturableError, UnloggedWriteError
 from tests.postgres.revisions import ENVIRONMENT, START, START_BARE, Project, compare
 
 pytestmark = pytest.mark.postgres
@@ -493,6 +493,24 @@ def test_the_log_of_an_attached_engine(project: Project, per_migration: bool) ->
     project.add(START)
     project.add(SHAPES["add, fill, not null"])
     project.upgrade()
+    compare(project.log, project.engine, "acct")
+
+
+UNGUARDED = """
+op.create_table("owner", sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))
+op.bulk_insert(sa.table("owner", sa.column("id")), [{"id": 1}])
+"""
+
+
+def test_what_an_attached_engine_would_not_see_is_refused(project: Project) -> None:
+    project.options = {}
+    project.log.attach(project.engine)
+    project.add(START)
+    project.upgrade()
+    project.add(UNGUARDED)
+    with pytest.raises(NotCapturableError, match=r"owner.* has no guard") as refused:
+        project.upgrade()
+    assert "op.track_tables('owner')" in refused.value.hint
     compare(project.log, project.engine, "acct")
 
 

@@ -248,7 +248,8 @@ def test_an_engine_that_is_attached(guarded: LoggedDatabase) -> None:
 def test_plans_for_tables_that_nobody_else_sees_are_not_kept(engine: Engine) -> None:
     """A guard that was rolled back with its transaction captures nothing of the next one."""
     db = fill(open_logged(engine, Base))
-    copied = sa.insert(Acct).from_select(["id", "name"], sa.select(Acct.id + 10, Acct.name))
+    table: sa.Table = Acct.__table__  # type: ignore[assignment]
+    copied = sa.insert(table).from_select(["id", "name"], sa.select(table.c.id + 10, table.c.name))
     with db.sessions() as session:
         session.execute(sa.text("SELECT oplog.oplog_track_table('acct', NULL)"))
         session.execute(copied)
