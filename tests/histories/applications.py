@@ -233,13 +233,5 @@ ALL = (
         variables={"SUPERSET_CONFIG_PATH": "{home}/superset_config.py"},
         files={"superset_config.py": SUPERSET},
     ),
-    Application(
-        "buildbot",
-        ("buildbot",),
-        "buildbot",
-        "buildbot",
-        "db/migrations",
-        metadata="buildbot.db.model:Model.metadata",
-    ),
 )
 BY_NAME = {one.name: one for one in ALL}

@@ -220,9 +220,10 @@ class Ledger:
         with staged(stage), self.connect() as connection:
             connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {REPLAYED} CASCADE")
             log.replay(connection, into=REPLAYED, through=moment.position if moment else None)
-            found = read_content(
-                connection, read_tables(connection, schema=REPLAYED), schema=REPLAYED
-            )
+            # Of a column that the server computes the log has nothing, so a table that is no more
+            # as it was then is rebuilt without it.
+            tables = read_tables(connection, schema=REPLAYED)
+            found = read_content(connection, tables, schema=REPLAYED, generated=moment is None)
             expected = (
                 read_content(connection, self.list_logged()) if moment is None else moment.content
             )
@@ -244,7 +245,7 @@ class Ledger:
             position = connection.exec_driver_sql(
                 "SELECT coalesce(max(position), 0) FROM oplog.oplog_record"
             ).scalar_one()
-            content = read_content(connection, self.list_logged())
+            content = read_content(connection, self.list_logged(), generated=False)
         if position:
             self.moments.append(Moment(revision, position, content))
 

@@ -41,7 +41,7 @@ class Generator:
     seed: int = 1
     counter: int = 100
     refused: dict[str, str] = field(default_factory=dict)
-    """Tables for which no row was accepted when they were last tried, with the last reason."""
+    """Tables that stayed empty, with the last reason."""
     own: dict[int, set[tuple[str, ...]]] = field(default_factory=dict)
     """Keys of the rows that were made here, by oid of the table; others are left as they are."""
 
@@ -110,7 +110,11 @@ class Generator:
             ).scalar_one()
             wanted = min(2, rows - counted) if counted < rows else self.random.random() < NULLS
             for _ in range(int(wanted)):
-                made += self.insert(connection, table)
+                done = self.insert(connection, table)
+                made += done
+                counted += done
+            if counted:
+                self.refused.pop(table.name, None)
         return made
 
     def insert(self, connection: Connection, table: Table) -> bool:
