@@ -191,7 +191,8 @@ def bind_stored(
     nothing = bind_catalog(connection, catalog.narrow(()), store=store, keyring=keyring)
     stored = group_shapes(store.list_types(connection))
     located = locate_tables(connection, stored)
-    declared = find_declared(catalog, stored, located)
+    tables = read_live_tables(connection, [one.table for one in catalog.types.values()])
+    declared = find_declared(catalog, stored, located, tables)
     bound = [
         make_bound(stored[name][-1], live, declared.get(name)) for name, live in located.items()
     ]

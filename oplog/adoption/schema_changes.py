@@ -182,6 +182,7 @@ class _Noting:
         self._catalog = catalog
         self._store = store
         self._guarded = guarded
+        self._tables: Mapping[sa.Table, LiveTable] = {}
         self._located: dict[str, LiveTable] = {}
         self._declared: dict[str, DeclaredType] = {}
         self._stored: Revisions = {}
@@ -215,7 +216,9 @@ class _Noting:
         connection = self._connection
         self._stored = group_shapes(self._store.list_types(connection))
         self._located = locate_tables(connection, self._stored)
-        self._declared = find_declared(self._catalog, self._stored, self._located)
+        declared = [one.table for one in self._catalog.types.values()]
+        self._tables = read_live_tables(connection, declared)
+        self._declared = find_declared(self._catalog, self._stored, self._located, self._tables)
 
     def _list_missing(self, waiting: list[str]) -> list[Shape]:
         """Revisions that the log lacks, or lacks the numbers of."""
@@ -245,11 +248,10 @@ class _Noting:
         """
         known = {live.oid for live in self._located.values()}
         declared = list(self._catalog.types.values())
-        tables = read_live_tables(self._connection, [one.table for one in declared])
         new: dict[int, tuple[LiveTable, DeclaredType | None]] = {
             live.oid: (live, one)
             for one in declared
-            for live in [tables.get(one.table)]
+            for live in [self._tables.get(one.table)]
             if live is not None and live.oid not in known and _fits(live, one)
         }
         guarded: Iterable[int] = ()
@@ -294,7 +296,8 @@ def _replace(connection: Connection, type_name: str, by: NotedBy) -> BoundType:
     located = locate_tables(connection, stored)
     name = _find_name(type_name, stored, located)
     revisions = stored[name]
-    declared = find_declared(by.catalog, stored, located).get(name)
+    tables = read_live_tables(connection, [one.table for one in by.catalog.types.values()])
+    declared = find_declared(by.catalog, stored, located, tables).get(name)
     live = located.get(name) or _find_by_name(connection, revisions[-1], declared)
     if live is None:
         raise SchemaDriftError(

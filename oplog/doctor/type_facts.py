@@ -129,12 +129,7 @@ def read_schema_facts(connection: Connection, store: Store, catalog: TypeCatalog
     unasked = _list_unasked(connection, store.schema)
     located = locate_tables(connection, stored)
     tables = read_live_tables(connection, [one.table for one in catalog.types.values()])
-    declared = {
-        name: one
-        for name, one in find_declared(catalog, stored, located).items()
-        # A table of the type's name that came after the type's own was renamed is another one.
-        if name not in located or tables.get(one.table, located[name]).oid == located[name].oid
-    }
+    declared = find_declared(catalog, stored, located, tables)
     types = [
         _look(connection, name, stored, live=located.get(name), declared=declared.get(name))
         for name in stored

@@ -76,9 +76,16 @@ def find_stored_name(live: LiveTable, stored: Revisions) -> str | None:
 
 
 def find_declared(
-    catalog: TypeCatalog, stored: Revisions, located: Mapping[str, LiveTable]
+    catalog: TypeCatalog,
+    stored: Revisions,
+    located: Mapping[str, LiveTable],
+    tables: Mapping[sa.Table, LiveTable],
 ) -> dict[str, DeclaredType]:
-    """What the application declares of each stored type: of its table, or of its name."""
+    """What the application declares of each stored type: of its table, or of its name.
+
+    Not of its name where that is another table's by now: a table was renamed, and a new one made.
+    `tables` are the live ones of the declared types.
+    """
     by_place = {(one.table.schema, one.table.name): one for one in catalog.types.values()}
     found = {}
     for name in stored:
@@ -88,7 +95,9 @@ def find_declared(
         if matches:
             found[name] = matches[0]
         elif name in catalog.types:
-            found[name] = catalog.types[name]
+            one = catalog.types[name]
+            if live is None or one.table not in tables or tables[one.table].oid == live.oid:
+                found[name] = one
     return found
 
 
