@@ -211,7 +211,10 @@ class Walk:
             self.ledger.check(replayed=False)
         step.tables = len(self.ledger.list_logged())
         if number % MOMENT_EVERY == 0:
-            self.ledger.remember(step.revision)
+            copy = f"{self.live}_{number}"
+            self.ledger.release()
+            self.cluster.create(copy, template=self.live)
+            self.ledger.remember(step.revision, copy)
         if number % SYNC_EVERY == 0 or number % SNAPSHOT_EVERY == 0:
             self.ledger.publish(snapshot=number % SNAPSHOT_EVERY == 0)
 
