@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.evolving import BASE, SEED, WRITES, Change
 
 KEYS = {
@@ -188,6 +190,19 @@ PARTITIONS = {
         f"{_THIRD};ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
         writes=_THIRD_WRITES,
     ),
+    "partitioned: attach a filled one later": replace(
+        _parted(
+            f"{_THIRD};ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
+            writes=_THIRD_WRITES,
+        ),
+        alone=True,
+    ),
+    "partitioned: attach a filled tree": _parted(
+        f"{_THIRD} PARTITION BY RANGE (id);"
+        "CREATE TABLE acct_31 PARTITION OF acct_3 FOR VALUES FROM (50) TO (80);"
+        f"ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
+        writes=_THIRD_WRITES,
+    ),
     "partitioned: detach": _parted(
         "ALTER TABLE acct DETACH PARTITION acct_2;DROP TABLE acct_2",
         writes="INSERT INTO acct (id) VALUES (0);UPDATE acct SET a = 3 WHERE id = 1",
@@ -212,8 +227,8 @@ NOTHING = {
         "ALTER TABLE acct REPLICA IDENTITY FULL;ALTER TABLE acct SET TABLESPACE pg_default;"
         "ALTER TABLE acct OWNER TO CURRENT_USER"
     ),
-    "inherits from now on": Change(
-        "ALTER TABLE acct INHERIT parent",
+    "inherits for a while": Change(
+        "ALTER TABLE acct INHERIT parent;ALTER TABLE acct NO INHERIT parent",
         before=f"CREATE TABLE parent (a int, e int, b text);{BASE}",
         untracked=("parent",),
     ),

@@ -81,6 +81,7 @@ def _is_live(then: Shape, place: Place, known: Sequence[Shape], others: set[str]
         and (live.schema, live.name) == (then.schema, then.table)
         and fits(then, live, known, others=others)
         and not _list_relabelled(then, known)
+        and not _list_rewritten(then, known)
     )
 
 
@@ -109,15 +110,36 @@ def _list_relabelled(then: Shape, known: Sequence[Shape]) -> set[int]:
     }
 
 
+def _list_rewritten(then: Shape, known: Sequence[Shape]) -> set[int]:
+    """Columns that were converted since: a type of the same name may be another one now."""
+    return {
+        number
+        for shape in known
+        if shape.revision > then.revision
+        for number in shape.change.rewritten
+        if number in then.by_number
+    }
+
+
 def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
     shape = target.shape
-    relabelled = _list_relabelled(shape, target.shapes)
+    newest = target.shapes[-1]
+    # Labels of an enum are not in the log: one that the table has no more may have others.
+    changed = _list_relabelled(shape, target.shapes) | {
+        column.number
+        for column in shape.columns
+        if column.category == "E"
+        and (
+            column.number not in newest.by_number
+            or column.number in _list_rewritten(shape, target.shapes)
+        )
+    }
     return make_stored_plan(
         target,
         spelled={
             column.number: column.pg_type
             for column in shape.columns
-            if spelled[column.pg_type] and column.number not in relabelled
+            if spelled[column.pg_type] and column.number not in changed
         },
         schema=shape.schema,
         table=shape.table,

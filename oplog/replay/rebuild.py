@@ -84,7 +84,7 @@ def replay_log(
     """Rebuild every logged table in schema `into` from the log alone.
 
     Tables have the shape that they had at `through`. Those that the database has in that shape get
-    its constraints too. Runs in the caller's transaction if there is one, which the caller
+    its constraints too; at an earlier position those that the rows of then do not break. Runs in the caller's transaction if there is one, which the caller
     commits; else in one of its own. `through` is a position or an aware datetime and takes
     transactions whole. Tables of an earlier replay are replaced; a live, a log's or a system
     schema and tables made by anybody else are refused (`ConfigurationError`). Raises
@@ -132,7 +132,7 @@ def _rebuild(
         batch_rows=batch_rows,
         progress=progress,
     )
-    add_constraints(driver, loaders, into=into)
+    add_constraints(driver, loaders, into=into, past=limit is not None)
     comment_tables(driver, loaders, position=applied.position)
     return ReplayReport(
         rows=sum(loader.rows for loader in loaders),

@@ -203,17 +203,20 @@ _ORDER = "uxicf"
 """Kinds of constraints in the order they are added: keys before foreign keys."""
 
 
-def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:
+def add_constraints(
+    driver: Driver, loaders: Sequence[TableLoader], *, into: str, past: bool = False
+) -> None:
     """Give loaded tables the live ones' constraints and unique indexes.
 
     Foreign keys refer to the rebuilt tables. Foreign keys to tables that are not logged, and
-    constraints on an excluded column, are left out. `ReplayError` if rows break one.
+    constraints on an excluded column, are left out. `ReplayError` if rows break one; in the `past`
+    it is left out: rows of then may be why it was added only later.
     """
     by_oid = {loader.plan.live.oid: loader for loader in loaders if not loader.plan.stored}
     for loader in loaders:
         if not loader.keyed:
             loader.build_key()
-        _refuse_nulls(driver, loader)
+        _refuse_nulls(driver, loader, past=past)
     used = _list_relations(driver, into=into)
     rows = read_qualified(driver, _CONSTRAINTS, (list(by_oid),))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
@@ -222,13 +225,23 @@ def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str
         if statement is None:
             continue
         used.add(name)
-        try:
-            driver.execute(statement)
-        except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
-            raise _broken(by_oid[row[0]], name, cause) from cause
+        _alter(driver, by_oid[row[0]], statement, name, past=past)
 
 
-def _refuse_nulls(driver: Driver, loader: TableLoader) -> None:
+def _alter(driver: Driver, loader: TableLoader, statement: str, name: str, *, past: bool) -> None:
+    if past:
+        driver.execute("SAVEPOINT oplog_constraint")
+    try:
+        driver.execute(statement)
+    except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
+        if not past:
+            raise _broken(loader, name, cause) from cause
+        driver.execute("ROLLBACK TO SAVEPOINT oplog_constraint")
+    if past:
+        driver.execute("RELEASE SAVEPOINT oplog_constraint")
+
+
+def _refuse_nulls(driver: Driver, loader: TableLoader, *, past: bool) -> None:
     """Take back what the table could not have before it had its rows."""
     plan = loader.plan
     alter = []
@@ -239,12 +252,8 @@ def _refuse_nulls(driver: Driver, loader: TableLoader) -> None:
             alter.append(f"ALTER {quote(column.name)} TYPE {plan.domains[column.name]}")
         if column.not_null and not column.primary_key:
             alter.append(f"ALTER {quote(column.name)} SET NOT NULL")
-    if not alter:
-        return
-    try:
-        driver.execute(f"ALTER TABLE {loader.target} {', '.join(alter)}")
-    except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
-        raise _broken(loader, "on NULL", cause) from cause
+    for one in alter if past else [", ".join(alter)] if alter else []:
+        _alter(driver, loader, f"ALTER TABLE {loader.target} {one}", "on NULL", past=past)
 
 
 def _list_relations(driver: Driver, *, into: str) -> set[str]:

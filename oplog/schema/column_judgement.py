@@ -135,14 +135,21 @@ def _compare_files() -> str:
     SELECT FROM jsonb_each(v_files) AS f(relation, file)
     WHERE v_state.files->f.relation <> f.file);
   -- Rows of a partition come and go with it, past every trigger. One that was created as such was
-  -- empty: its columns are as old as its place in the tree.
+  -- empty: its columns are as old as its place in the tree, or of an earlier command of that
+  -- transaction; ATTACH writes them anew.
   v_parts := v_state.files IS NOT NULL AND (
     EXISTS (SELECT FROM jsonb_object_keys(v_state.files) AS f(relation)
       WHERE NOT v_files ? f.relation)
     OR EXISTS (SELECT FROM jsonb_object_keys(v_files) AS f(relation)
-      JOIN pg_inherits h ON h.inhrelid = f.relation::oid
-      JOIN pg_attribute a ON a.attrelid = h.inhrelid AND a.attnum = -1 AND a.xmin <> h.xmin
-      WHERE NOT v_state.files ? f.relation));"""
+      CROSS JOIN pg_partition_ancestors(f.relation::oid::regclass) AS r(relid)
+      JOIN pg_inherits h ON h.inhrelid = r.relid
+      JOIN pg_attribute a ON a.attrelid = r.relid AND a.attnum = -1
+      WHERE NOT v_state.files ? f.relation
+        AND NOT EXISTS (SELECT FROM pg_partition_tree(r.relid) t
+          WHERE v_state.files ? t.relid::oid::text)
+        AND (a.xmin <> h.xmin OR NOT EXISTS (SELECT FROM pg_attribute u
+          WHERE u.attrelid = r.relid AND u.attnum > 0 AND u.xmin = h.xmin
+            AND u.cmin::text::bigint < h.cmin::text::bigint))));"""
 
 
 def _judge_pairs() -> str:

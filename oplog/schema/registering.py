@@ -277,6 +277,14 @@ BEGIN
   END IF;
   IF v_types > 0 AND (p_change->>'previous')::integer > 0 THEN
     PERFORM {s}.oplog_raise_epoch();
+    -- Who may pass unlogged is declared by the name of a table, which was renamed or moved.
+    UPDATE {s}.oplog_guard g SET schema_name = p_shape->>'schema', table_name = p_shape->>'table'
+    FROM {s}.oplog_type t
+    WHERE t.type_name = p_type AND t.revision = (p_change->>'previous')::integer
+      AND g.schema_name = t.shape->>'schema' AND g.table_name = t.shape->>'table'
+      AND to_regclass(concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name))) IS NULL
+      AND NOT EXISTS (SELECT FROM {s}.oplog_guard o WHERE o.schema_name = p_shape->>'schema'
+        AND o.table_name = p_shape->>'table');
   END IF;
   RETURN v_types + v_numbers > 0;
 END $oplog_fn$"""

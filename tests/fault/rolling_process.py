@@ -78,7 +78,8 @@ class Process:
                 setattr(person, name, value)
             session.add(person)
             shared: Any = session.get_one(Person, self.draws.randrange(SHARED))
-            shared.hits += 1
+            # In SQL: what was read may be old by now.
+            shared.hits = Person.hits + 1  # type: ignore[attr-defined]
             for name, value in values.items():
                 setattr(shared, name, value)
 
