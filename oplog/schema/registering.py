@@ -210,14 +210,16 @@ BEGIN
     RETURN CASE WHEN v_filled THEN concat('its table was {REPLACED} by another one of that name, ',
       'which has rows') ELSE 'its table was dropped, and the type is not retired yet' END;
   END IF;
-  IF (SELECT array_agg(coalesce(v_numbers.columns->>(c.value->>'name'), c.value->>'name')
-        ORDER BY 1) FROM jsonb_array_elements(v_before.shape->'columns') AS c(value)
-        WHERE (c.value->>'primary_key')::boolean)
-    IS DISTINCT FROM (SELECT array_agg(CASE WHEN v_numbers.columns IS NULL THEN c.value->>'name'
-        ELSE a.attnum::text END ORDER BY 1)
-      FROM jsonb_array_elements(p_shape->'columns') AS c(value)
-      JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.value->>'name'
-      WHERE (c.value->>'primary_key')::boolean) THEN
+  IF (SELECT array_agg(k.part ORDER BY k.part) FROM
+        (SELECT coalesce(v_numbers.columns->>(c.value->>'name'), c.value->>'name') AS part
+          FROM jsonb_array_elements(v_before.shape->'columns') AS c(value)
+          WHERE (c.value->>'primary_key')::boolean) AS k)
+    IS DISTINCT FROM (SELECT array_agg(k.part ORDER BY k.part) FROM
+        (SELECT CASE WHEN v_numbers.columns IS NULL THEN a.attname::text
+            ELSE a.attnum::text END AS part
+          FROM jsonb_array_elements(p_shape->'columns') AS c(value)
+          JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.value->>'name'
+          WHERE (c.value->>'primary_key')::boolean) AS k) THEN
     RETURN 'its primary key was {REPLACED} by one of other columns';
   END IF;
   RETURN {s}.oplog_judge_numbers(p_type, p_shape, p_table);

@@ -49,7 +49,7 @@ def open_server() -> Iterator[str]:
         yield server.url
 
 
-def walk(application: Application, url: str, *, directory: Path, limit: int | None) -> History:
+def walk(application: Application, url: str, *, directory: Path, more: Sequence[str]) -> History:
     """Run one history in its environment, and read what became of it."""
     path = directory / f"{application.name}.json"
     path.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def walk(application: Application, url: str, *, directory: Path, limit: int | No
         *(sys.executable if application.relayed else python, "-m", "tests.histories.walk"),
         *(application.name, "--url", url, "--directory", str(directory)),
         *(("--python", python) if application.relayed else ()),
-        *(("--limit", str(limit)) if limit else ()),
+        *more,
     ]
     with (directory / f"{application.name}.log").open("w", encoding="utf-8") as output:
         done = subprocess.run(
@@ -79,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.histories", description=__doc__)
     parser.add_argument("applications", nargs="*", metavar="NAME")
     parser.add_argument("--directory", type=Path, help="where results go")
-    parser.add_argument("--limit", type=int, help="only so many revisions")
+    parser.add_argument("--first", type=int, help="number of the first revision with a log")
+    parser.add_argument("--last", type=int, help="number of the last revision")
     given = parser.parse_args(arguments)
+    bounds = {"--first": given.first, "--last": given.last}
+    more = [text for name, value in bounds.items() if value for text in (name, str(value))]
     unknown = sorted(set(given.applications) - BY_NAME.keys())
     if unknown:
         parser.error(f"{', '.join(unknown)}: not one of {', '.join(BY_NAME)}")
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with open_server() as url:
         for name in given.applications or [one.name for one in ALL]:
             print(f"{name}: see {directory / name}.log", flush=True)
-            found = walk(BY_NAME[name], url, directory=directory, limit=given.limit)
+            found = walk(BY_NAME[name], url, directory=directory, more=more)
             histories.append(found)
             (directory / "report.md").write_text(print_report(histories), encoding="utf-8")
             (directory / "forms.md").write_text(print_forms(histories), encoding="utf-8")

@@ -232,14 +232,13 @@ ALL = (
         setup="flask_appbuilder.security.sqla.models:Model.metadata ab_",
         variables={"SUPERSET_CONFIG_PATH": "{home}/superset_config.py"},
         files={"superset_config.py": SUPERSET},
-    ),
-    Application(
-        "buildbot",
-        ("buildbot",),
-        "buildbot",
-        "buildbot",
-        "db/migrations",
-        metadata="buildbot.db.model:Model.metadata",
+        samples={
+            "*.position_json": ("{}",),
+            "*.json_metadata": ("{}",),
+            "*.params": ("{}",),
+            "*.query_context": ("{}",),
+            "*.extra": ("{}",),
+        },
     ),
 )
 BY_NAME = {one.name: one for one in ALL}

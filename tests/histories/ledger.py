@@ -64,6 +64,8 @@ class Moment:
     revision: str
     position: int
     content: Mapping[str, Content]
+    copy: str
+    """Name of a database that is as this one was."""
 
 
 @dataclass
@@ -220,9 +222,10 @@ class Ledger:
         with staged(stage), self.connect() as connection:
             connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {REPLAYED} CASCADE")
             log.replay(connection, into=REPLAYED, through=moment.position if moment else None)
-            found = read_content(
-                connection, read_tables(connection, schema=REPLAYED), schema=REPLAYED
-            )
+            # Of a column that the server computes the log has nothing, so a table that is no more
+            # as it was then is rebuilt without it.
+            tables = read_tables(connection, schema=REPLAYED)
+            found = read_content(connection, tables, schema=REPLAYED, generated=moment is None)
             expected = (
                 read_content(connection, self.list_logged()) if moment is None else moment.content
             )
@@ -238,15 +241,15 @@ class Ledger:
             where = f"as of revision {moment.revision}: " if moment else ""
             raise StepError(stage, where + "; ".join(differences)[:1500])
 
-    def remember(self, revision: str) -> None:
-        """Keep what the tables hold now, with the position."""
+    def remember(self, revision: str, copy: str) -> None:
+        """Keep what the tables hold now, with the position; `copy` names a copy of the database."""
         with self.connect() as connection:
             position = connection.exec_driver_sql(
                 "SELECT coalesce(max(position), 0) FROM oplog.oplog_record"
             ).scalar_one()
-            content = read_content(connection, self.list_logged())
+            content = read_content(connection, self.list_logged(), generated=False)
         if position:
-            self.moments.append(Moment(revision, position, content))
+            self.moments.append(Moment(revision, position, content, copy))
 
     def publish(self, *, snapshot: bool) -> None:
         """Publish to the archive, with a snapshot or without."""

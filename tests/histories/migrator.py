@@ -18,7 +18,7 @@ from oplog import Oplog
 from tests.histories.applications import Application
 
 CAST = re.compile(r"(?<=\w=)(%\(\w+\)s)::VARCHAR\b")
-PERCENT = re.compile(r"%(?![%(sbt])")
+PERCENT = re.compile(r"%%|%(?![(sbt])")
 Names = Sequence[str]
 
 
@@ -96,7 +96,14 @@ def _extended(script: Script | None, replaced: Names) -> Iterator[None]:
 
 
 def _adapt(
-    _connection: Connection, _cursor: Any, statement: str, parameters: Any, *_rest: Any
+    _connection: Connection,
+    _cursor: Any,
+    statement: str,
+    parameters: Any,
+    context: Any,
+    *_rest: Any,
 ) -> tuple[str, Any]:
     """What psycopg2 and asyncpg accept: assigned text without a type, a percent sign."""
+    if context.execution_options.get("no_parameters"):
+        return statement, parameters
     return PERCENT.sub("%%", CAST.sub(r"\1", statement)), parameters

@@ -166,9 +166,10 @@ def create(engine: Any, setup: str) -> None:
     for one in attributes.split("."):
         metadata = getattr(metadata, one)
     with engine.begin() as connection:
-        metadata.create_all(
-            connection, tables=[t for t in metadata.sorted_tables if t.name.startswith(prefix)]
-        )
+        for table in metadata.sorted_tables:
+            # One by one: the metadata would create the enums of all its tables.
+            if table.name.startswith(prefix):
+                table.create(connection)
 
 
 def serve(channel: Channel, order: Mapping[str, Any]) -> None:

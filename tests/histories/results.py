@@ -43,6 +43,8 @@ class Ending:
     application: str
     what: str
     error: str = ""
+    refused: str = ""
+    """The log refuses, because values would be lost; nothing was written."""
 
 
 @dataclass
@@ -84,15 +86,16 @@ class History:
 def print_report(histories: Sequence[History]) -> str:
     """Markdown: a table of all, then each failure."""
     lines = [
-        "| application | version | revisions | passed | failed | endings passed | endings failed |",
-        "|---|---|---|---|---|---|---|",
+        "| application | version | revisions | passed | failed | ends equal | refused | failed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in histories:
         failed = sum(bool(step.stage) for step in one.steps)
         bad = sum(bool(ending.error) for ending in one.endings)
+        refused = sum(bool(ending.refused) for ending in one.endings)
         lines.append(
             f"| {one.application} | {one.version} | {len(one.steps)} | {len(one.steps) - failed}"
-            f" | {failed} | {len(one.endings) - bad} | {bad} |"
+            f" | {failed} | {len(one.endings) - bad - refused} | {refused} | {bad} |"
         )
     for one in histories:
         lines += ["", *_print_history(one)]
@@ -111,7 +114,7 @@ def _print_history(history: History) -> Iterable[str]:
     if history.endings:
         yield "\n### Endings\n"
         for ending in history.endings:
-            yield f"- {ending.what}: {ending.error[:700] or 'equal'}"
+            yield f"- {ending.what}: {(ending.error or ending.refused)[:700] or 'equal'}"
     for title, found in (
         ("Without guard", history.unguarded),
         ("Without rows", history.ungenerated),

@@ -41,7 +41,7 @@ class Generator:
     seed: int = 1
     counter: int = 100
     refused: dict[str, str] = field(default_factory=dict)
-    """Tables for which no row was accepted when they were last tried, with the last reason."""
+    """Tables that stayed empty, with the last reason."""
     own: dict[int, set[tuple[str, ...]]] = field(default_factory=dict)
     """Keys of the rows that were made here, by oid of the table; others are left as they are."""
 
@@ -103,14 +103,22 @@ class Generator:
 
     def fill(self, connection: Connection, tables: Mapping[str, Table], *, rows: int) -> int:
         """Insert rows until each table has as many as `rows`, but two for each table at most."""
-        made = 0
-        for table in sort_by_reference(tables):
-            counted = connection.exec_driver_sql(
-                f"SELECT count(*) FROM {quote(table.name, '%%')}"
-            ).scalar_one()
-            wanted = min(2, rows - counted) if counted < rows else self.random.random() < NULLS
-            for _ in range(int(wanted)):
-                made += self.insert(connection, table)
+        self.refused.clear()
+        made = sum(
+            self._fill_table(connection, one, rows=rows) for one in sort_by_reference(tables)
+        )
+        # Of tables that refer to each other in a circle one had no row to refer to.
+        again = [tables[name] for name in self.refused if name in tables]
+        return made + sum(self._fill_table(connection, one, rows=rows) for one in again)
+
+    def _fill_table(self, connection: Connection, table: Table, *, rows: int) -> int:
+        counted = connection.exec_driver_sql(
+            f"SELECT count(*) FROM {quote(table.name, '%%')}"
+        ).scalar_one()
+        wanted = min(2, rows - counted) if counted < rows else self.random.random() < NULLS
+        made = sum(self.insert(connection, table) for _ in range(int(wanted)))
+        if counted + made:
+            self.refused.pop(table.name, None)
         return made
 
     def insert(self, connection: Connection, table: Table) -> bool:

@@ -158,12 +158,18 @@ class Content:
 
 
 def read_content(
-    connection: Connection, tables: Mapping[str, Table], *, schema: str = "public"
+    connection: Connection,
+    tables: Mapping[str, Table],
+    *,
+    schema: str = "public",
+    generated: bool = True,
 ) -> dict[str, Content]:
-    """The rows of all tables; columns in the order of their names."""
+    """The rows of all tables; columns by name, those that the server computes only if wanted."""
     content = {}
     for name, table in tables.items():
-        columns = tuple(sorted(table.columns))
+        columns = tuple(
+            sorted(one.name for one in table.columns.values() if generated or not one.generated)
+        )
         content[name] = Content(table, columns, read_rows(connection, name, columns, schema=schema))
     return content
 

@@ -42,6 +42,7 @@ LINE = re.compile(r"op\.replace_type\('([^']+)'")
 ROWS = 4
 MOMENT_EVERY = 6
 SYNC_EVERY = 4
+CHECK_EVERY = 3
 SNAPSHOT_EVERY = 9
 
 
@@ -52,13 +53,16 @@ class Walk:
     application: Application
     cluster: Cluster
     directory: Path
+    suffix: str = ""
+    """Of the names of databases and results, where an application is walked twice at once."""
     python: Path | None = None
     """Interpreter of another environment, to which migrations are left."""
     report: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         name = self.application.name
-        self.live, self.bare = f"{name}_live", f"{name}_bare"
+        base = f"{name}{self.suffix}"
+        self.live, self.bare, self.restored = f"{base}_live", f"{base}_bare", f"{base}_restored"
         self.migrator: Migrator | RelayedMigrator
         if self.python is None:
             self.migrator = Migrator(self.application)
@@ -83,34 +87,46 @@ class Walk:
     def open_ledger(self) -> Ledger:
         """A ledger for the next era."""
         self.era += 1
-        archive = self.directory / f"{self.application.name}-{self.era}"
+        archive = self.directory / f"{self.application.name}{self.suffix}-{self.era}"
         shutil.rmtree(archive, ignore_errors=True)
         return Ledger(self.cluster.url.set(database=self.live), archive, self.application.hidden)
 
     # -- the course ---------------------------------------------------------------------------
 
-    def run(self, *, limit: int | None = None) -> History:
-        """Walk all revisions. A failure of the harness itself ends it, and is in the history."""
-        self.cluster.create(self.live)
-        engine = self.ledger.open_engine()
-        self.migrator.set_up(engine, self.application.setup)
-        engine.dispose()
+    def run(self, *, first: int = 1, last: int | None = None) -> History:
+        """Walk the revisions from the first to the last, those before without a log.
+
+        A failure of the harness itself ends it, and is in the history.
+        """
         revisions: Sequence[Script | Revision] = self.migrator.list_revisions()
-        revisions = revisions[:limit]
-        self.ledger.begin("base")
+        last = min(last or len(revisions), len(revisions))
         try:
-            for number, script in enumerate(revisions, 1):
+            self.begin(revisions[first - 2].revision if first > 1 else "")
+            for number, script in enumerate(revisions[first - 1 : last], first):
                 step = Step(self.application.name, script.revision, script.doc.splitlines()[0])
                 self.history.steps.append(step)
                 start = time.perf_counter()
                 self.take(step, number)
                 step.seconds = round(time.perf_counter() - start, 2)
-                self.note(step, number, len(revisions))
-            end_history(self, revisions[-1].revision)
+                self.note(step, number, last)
+            end_history(self, revisions[last - 1].revision)
         except Exception:  # noqa: BLE001 - the report says so
             self.history.broken = traceback.format_exc()[-3000:]
         self.report()
         return self.history
+
+    def begin(self, before: str) -> None:
+        """Make the database as of a revision, or of before all; and the log."""
+        self.cluster.create(self.live)
+        engine = self.ledger.open_engine()
+        self.migrator.set_up(engine, self.application.setup)
+        if before:
+            self.migrator.upgrade(engine, before)
+        engine.dispose()
+        self.ledger.begin(before or "base")
+        if before:
+            for _ in range(2):
+                self.write()
 
     def note(self, step: Step, number: int, of: int) -> None:
         """Say how the step went."""
@@ -190,10 +206,15 @@ class Walk:
         self.compare_with_bare(step)
         with staged("writing"):
             step.rows = self.write()
-        self.ledger.check(replayed=False)
+        if number % CHECK_EVERY == 0:
+            # In between, the check after the next revision finds what is wrong.
+            self.ledger.check(replayed=False)
         step.tables = len(self.ledger.list_logged())
         if number % MOMENT_EVERY == 0:
-            self.ledger.remember(step.revision)
+            copy = f"{self.live}_{number}"
+            self.ledger.release()
+            self.cluster.create(copy, template=self.live)
+            self.ledger.remember(step.revision, copy)
         if number % SYNC_EVERY == 0 or number % SNAPSHOT_EVERY == 0:
             self.ledger.publish(snapshot=number % SNAPSHOT_EVERY == 0)
 
@@ -295,7 +316,8 @@ class Walk:
 
     def start_anew(self, step: Step, *, migrated: bool) -> None:
         """End the era at the revision before, and begin one with all rows adopted."""
-        end_era(self, step.revision if migrated else "")
+        if migrated or not self.application.autocommit:
+            end_era(self, step.revision if migrated else "")
         self.ledger.release()
         if not migrated:
             self.cluster.replace(self.live, by=self.bare)
@@ -317,7 +339,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--directory", required=True, type=Path)
     parser.add_argument("--python", type=Path, help="interpreter that has the application")
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--first", type=int, default=1, help="number of a revision")
+    parser.add_argument("--last", type=int, help="number of a revision")
+    parser.add_argument("--suffix", default="", help="of the names of databases and results")
     parser.add_argument("--statements", action="store_true", help="only list statements")
     given = parser.parse_args(arguments)
     application = BY_NAME[given.application]
@@ -325,14 +349,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(application.make_variables(given.url))
     assert Path(oplog.__file__).parents[1] == Path(__file__).parents[2], "another oplog"
     cluster = Cluster(sa.make_url(given.url))
-    walk = Walk(application, cluster, given.directory, python=given.python)
-    if given.statements:
-        walk.live += "_statements"
-        walk.ledger = walk.open_ledger()
-    walk.report = lambda: walk.history.save(given.directory / f"{application.name}.json")
+    walk = Walk(application, cluster, given.directory, python=given.python, suffix=given.suffix)
+    walk.report = lambda: walk.history.save(
+        given.directory / f"{application.name}{given.suffix}.json"
+    )
     if given.statements:
         return bool(walk.list_statements().broken)
-    return bool(walk.run(limit=given.limit).broken)
+    return bool(walk.run(first=given.first, last=given.last).broken)
 
 
 if __name__ == "__main__":

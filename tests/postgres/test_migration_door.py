@@ -445,6 +445,17 @@ def test_an_engine_in_autocommit(project: Project) -> None:
     compare(project.log, project.engine, "acct")
 
 
+def test_rows_that_ddl_rewrites_on_an_engine_in_autocommit(project: Project) -> None:
+    project.engine = sa.create_engine(project.url, isolation_level="AUTOCOMMIT")
+    project.add(START)
+    project.add("op.alter_column('acct', 'name', type_=sa.String(400))")
+    project.add("op.execute('ALTER TABLE acct ADD COLUMN tag uuid DEFAULT gen_random_uuid()')")
+    project.upgrade()
+    project.engine.dispose()
+    project.engine = sa.create_engine(project.url)
+    compare(project.log, project.engine, "acct")
+
+
 def test_commit_as_a_statement(project: Project) -> None:
     """As revisions did before Alembic had autocommit blocks."""
     project.add(START)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.histories.forms import list_forms, name_form
-from tests.histories.results import History, Step, print_forms, print_report
+from tests.histories.results import Ending, History, Step, print_forms, print_report
 from tests.histories.rows import NoValueError, draw_text
 
 pytestmark = pytest.mark.unit
@@ -76,8 +76,9 @@ def test_the_report_groups_failures_by_kind() -> None:
         Step("app", "c3", "third", stage="verify", error="row 13 of 'y' differs"),
     ]
     history = History("app", "1.0", "PostgreSQL 18", steps=steps)
+    history.endings = [Ending("app", "restore"), Ending("app", "as of a1", refused="lost")]
     report = print_report([history])
-    assert "| app | 1.0 | 3 | 1 | 2 | 0 | 0 |" in report
+    assert "| app | 1.0 | 3 | 1 | 2 | 1 | 1 | 0 |" in report
     assert "### 2 times: verify: row … of … differs" in report
     assert "| DROP TABLE | app (1): a1 |" in print_forms([history])
     assert history.failed
