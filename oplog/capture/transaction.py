@@ -364,9 +364,9 @@ class Transactions:
 
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
-        # A question is about one record, which tells the outcome of all.
+        # One record tells the outcome of all.
         newest = recorder.receipts[-1].record_id
-        last = [receipt for receipt in recorder.receipts if receipt.record_id == newest]
+        last = (receipt for receipt in recorder.receipts if receipt.record_id == newest)
         receipts = [replace(receipt, process_id=recorder.process_id) for receipt in last]
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
@@ -381,13 +381,12 @@ class Transactions:
 
     def roll_back(self, connection: Connection) -> None:
         """ROLLBACK of a transaction; one of a session is closed when the session ends it."""
-        recorder = self._recorders.get(connection)
-        if recorder is not None and not recorder.owned:
+        if (recorder := self._recorders.get(connection)) is not None and not recorder.owned:
             self.close(connection)
 
     def leave(self, connection: Connection) -> None:
         """The session's transaction ended; one of a migration may go on."""
-        if getattr(self._recorders.get(connection), "live", None) is None:
+        if (found := self._recorders.get(connection)) is None or found.live is None:
             self.close(connection)
 
     def close(self, connection: Connection) -> None:

@@ -61,8 +61,13 @@ def register_shape(
         excluded=dict(excluded),
         numbers=() if numbers is None else (numbers,),
     )
+    return _match_registered(shape, stored)
+
+
+def _match_registered(shape: Shape, stored: Sequence[Shape]) -> Shape:
+    """The stored revision that the shape is; the shape itself if it is a new one."""
     for known in stored:
-        if known.revision == revision:
+        if known.revision == shape.revision:
             _check_registered(shape, known)
             return _find_raised(known, stored)
     if stored:

@@ -98,8 +98,7 @@ SNAPSHOTS = {"none": (), "before": ("before",), "after": ("after",), "both": ("b
 def test_archives_restore_into_the_newest_schema_and_the_former_one(
     request: pytest.FixtureRequest,
     engine: Engine,
-    spare_engine: Engine,
-    third_engine: Engine,
+    targets: tuple[Engine, Engine],
     name: str,
     snapshots: str,
 ) -> None:
@@ -114,14 +113,20 @@ def test_archives_restore_into_the_newest_schema_and_the_former_one(
     evolved.new.log.sync(engine, archive)
     if "after" in SNAPSHOTS[snapshots]:
         assert evolved.new.log.snapshot(engine, archive).taken
-    newest = prepare_target(evolved, spare_engine)
+    newest = prepare_target(evolved, targets[0])
     newest.restore(archive)
     assert_same(newest.copy(), evolved.new.copy())
     newest.assert_whole()
-    former = prepare_target(evolved, third_engine, through=0)
+    former = prepare_target(evolved, targets[1], through=0)
     former.restore(archive, through=evolved.position)
     assert_same(former.copy(), evolved.before)
     former.assert_whole()
+
+
+@pytest.fixture
+def targets(spare_engine: Engine, third_engine: Engine) -> tuple[Engine, Engine]:
+    """Two databases to restore into."""
+    return spare_engine, third_engine
 
 
 @pytest.fixture
