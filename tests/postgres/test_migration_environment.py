@@ -157,7 +157,7 @@ def test_noting_changes_where_there_is_no_log(tmp_path: Path, bare_database_url:
     with project.engine.begin() as connection, project.log.migrating(connection):
         connection.exec_driver_sql("CREATE TABLE acct (id integer PRIMARY KEY)")
         connection.exec_driver_sql("INSERT INTO acct VALUES (1)")
-        project.log.note_changes(connection)
+        project.log.note_migration(connection)
     with project.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM acct").scalar() == 1
     project.engine.dispose()
