@@ -110,9 +110,9 @@ def test_one_that_is_in_use_waits(db: LoggedDatabase) -> None:
 
 def test_a_dry_run_guards_nothing(db: LoggedDatabase) -> None:
     db.execute(LATER)
-    with db.engine.connect() as connection:
+    with db.engine.connect() as connection, connection.begin() as transaction:
         assert db.log.store_types(connection).guards.guarded == (NAME,)
-        connection.rollback()
+        transaction.rollback()
     assert list_findings(db) == [NAME]
 
 

@@ -272,7 +272,7 @@ def test_a_replay_and_a_history_have_the_values_of_after(database: LoggedDatabas
             set(connection.exec_driver_sql(f"SELECT id, owner, note, balance FROM {table}"))
             for table in ("rebuilt.account", "public.account")
         )
-        created, refilled = database.log.history(connection, Account, 6)
+        created, refilled = database.log.history(connection, Account, 6, shape="then")
     assert rebuilt == live
     assert (created.kind, created.fields["balance"]) == (OpType.CREATE, 6)
     assert (refilled.kind, refilled.fields) == (OpType.UPDATE, {"balance": 6000})
