@@ -102,7 +102,7 @@ _DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
    WHERE d.datname = pg_catalog.current_database())"""
 _QUERY = f"""
 WITH RECURSIVE wanted AS (
-  SELECT n, coalesce(w.oid::oid, pg_catalog.to_regclass(name)::oid) AS oid
+  SELECT n, CASE WHEN w.oid <> 0 THEN w.oid::oid ELSE pg_catalog.to_regclass(name)::oid END AS oid
   FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::bigint[]))
     WITH ORDINALITY AS w(name, oid, n)),
 base AS (
@@ -189,14 +189,14 @@ def read_live_tables(
         quote(table.name) if table.schema is None else f"{quote(table.schema)}.{quote(table.name)}"
         for table in ordered
     ]
-    found = _read(connection, names, [None] * len(names))
+    found = _read(connection, names, [0] * len(names))
     return {ordered[n]: table for n, table in found.items()}
 
 
 def read_tables_by_oid(connection: Connection, oids: Iterable[int]) -> Mapping[int, LiveTable]:
     """The live form of each table that exists, by its oid."""
     ordered = list(oids)
-    found = _read(connection, [None] * len(ordered), ordered)
+    found = _read(connection, [""] * len(ordered), ordered)
     return {ordered[n]: table for n, table in found.items()}
 
 
@@ -206,9 +206,12 @@ def read_database_id(connection: Connection) -> str:
 
 
 def _read(
-    connection: Connection, names: Sequence[str | None], oids: Sequence[int | None]
+    connection: Connection, names: Sequence[str], oids: Sequence[int]
 ) -> dict[int, LiveTable]:
-    """Tables by their place among the names and oids, of which each has one."""
+    """Tables by their place among the oids and, where one is 0, the names.
+
+    Not NULL: with `array_nulls` off it would be read as a name.
+    """
     if not names:
         return {}
     found: dict[int, list[Any]] = {}
