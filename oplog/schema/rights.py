@@ -48,7 +48,7 @@ _WRITTEN_BY_APPLICATIONS = {
     "outcome": ("declare_aborted",),
     "image": ("collect_images",),
 }
-_WRITTEN_BY_OTHERS = {"consumer": ("save_cursor",), "archive": WORKER_EXECUTES}
+_WRITTEN_BY_OTHERS = {"consumer": CONSUMER_EXECUTES, "archive": WORKER_EXECUTES}
 """Tables that roles wrote themselves in earlier definitions, and the functions that do it now."""
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""
