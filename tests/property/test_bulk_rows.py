@@ -68,6 +68,7 @@ class Known:
     by_name = {bound.shape.type_name: bound for bound in BOUND.values()}  # noqa: RUF012
     latest = SHAPES
     secret_types: frozenset[str] = frozenset()
+    epoch: int = 0
 
     def find_relation(self, oid: int) -> BoundType:
         return BOUND[oid]
