@@ -75,7 +75,7 @@ OTHER_KIND = {
     ),
     "int to int[]": convert("int", ("1", "2"), "int[] USING ARRAY[a]", "'{7,8}'"),
     "inet to text": convert("inet", ("'10.0.0.1'", "'::1'"), "text USING host(a)", "'x'"),
-    "time to interval": convert("time", ("'10:00'", "'23:59:59'"), "interval", "'1 month'"),
+    "time to interval": convert("time", ("'10:00'", "'23:59:59'"), "interval", "'1 day'"),
 }
 
 _MOOD = "CREATE TYPE mood AS ENUM ('ok', 'sad', 'old')"

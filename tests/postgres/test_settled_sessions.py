@@ -60,7 +60,8 @@ def fill(db: LoggedDatabase) -> LoggedDatabase:
 
 
 def count_records(db: LoggedDatabase) -> int:
-    return len({entry.position for entry in db.read()})
+    """Those of rows: another one says that the table has changed."""
+    return len({entry.position for entry in db.read() if entry.operations})
 
 
 def test_rows_before_and_after(db: LoggedDatabase) -> None:
@@ -77,7 +78,8 @@ def test_rows_before_and_after(db: LoggedDatabase) -> None:
     assert [receipt.aggregate for receipt in receipts] == ["acct/1", "acct/3", "acct/2", "acct/4"]
     assert len({receipt.record_id for receipt in receipts}) == 2
     compare(db.log, db.engine, "acct")
-    assert [entry.metadata for entry in db.read()[2:]] == [{"actor": ["somebody"]}] * 4
+    told = [entry.metadata for entry in db.read()[2:] if entry.operations]
+    assert told == [{"actor": ["somebody"]}] * 4
     with db.sessions.begin() as session:
         session.get_one(Acct, 1).name = "next"
     compare(db.log, db.engine, "acct")

@@ -345,6 +345,7 @@ def test_own_messages(own: Build) -> None:
     assert sorted(one for one in brief(moved.check()) if one[3]) == [
         ("acct", "message", "a", True),
         ("acct", "message", "b", True),
+        ("acct", "waiting", "", True),
     ]
     same = register(own.engine, own.keyring, 1, a=2)
     assert brief(same.check()) == [("acct", "dropped", "b", True)]
