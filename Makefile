@@ -36,7 +36,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 RUN := .venv/bin/python
 TYPED = $(wildcard oplog tests examples benchmarks migrations)
 
-.PHONY: help demo test check bench soak mutants
+.PHONY: help demo test check bench soak mutants histories
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
 
 help:
@@ -46,6 +46,7 @@ help:
 	@echo 'make bench    measure the cost of the log, in turns with plain SQLAlchemy and two others'
 	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
+	@echo 'make histories  migrate published applications with a log (ARGS="mlflow prefect")'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
@@ -71,6 +72,10 @@ soak: .venv/ready
 
 mutants: .venv/ready
 	@$(RUN) -m tests.mutants $(ONLY)
+
+# Takes an hour, and installs applications from the package index: no part of `make check`.
+histories: .venv/ready
+	@$(RUN) -m tests.histories $(ARGS)
 
 format: .venv/ready
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .

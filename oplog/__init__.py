@@ -5,12 +5,14 @@ public; nothing else is.
 """
 
 from oplog.adoption import AdoptedType, AdoptionReport
+from oplog.adoption.schema_changes import ChangesReport
 from oplog.archive.archive import Archive
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.logged_types import ProtoReport, TypesReport, TypesStoredReport
+from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
+from oplog.doctor.type_change import TypeChange, TypesCheckReport
 from oplog.entry import (
     Change,
     Entry,
@@ -32,6 +34,7 @@ from oplog.facade import ForkReport, Oplog
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport
@@ -66,6 +69,7 @@ __all__ = [
     "Batch",
     "Blocker",
     "Change",
+    "ChangesReport",
     "CollectionReport",
     "Difference",
     "EntriesAppended",
@@ -103,13 +107,16 @@ __all__ = [
     "SnapshotPolicy",
     "SnapshotReport",
     "StatusReport",
+    "StepFailure",
+    "StepReport",
     "Subscription",
     "SyncReport",
     "SyncWorker",
     "Ticket",
     "TypeCatalog",
+    "TypeChange",
+    "TypesCheckReport",
     "TypesReport",
-    "TypesStoredReport",
     "VerifyReport",
     "WorkRetried",
     "open_archive",

@@ -16,73 +16,32 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from oplog.catalog import DeclaredType, TypeCatalog
+from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.entry import check_aggregate_name
 from oplog.errors import (
-    EntryError,
     SchemaDriftError,
     SchemaVersionError,
     UnknownTypeError,
     UnloggedWriteError,
     WrongKeyError,
 )
-from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
 from oplog.postgres.driver import cut_off, require_driver
 from oplog.postgres.live_table import (
-    LiveTable,
     check_settings,
     read_live_tables,
-    require_live_table,
 )
-from oplog.postgres.namesake import refuse_second_table
 from oplog.postgres.standby import require_primary
+from oplog.postgres.type_evolution import find_declared, locate_tables
 from oplog.store import Store
-from oplog.store.guard_state import Guard, Guards, read_guards
+from oplog.store.guard_state import Guards, read_guards
+from oplog.type_binding import BoundType, TypeBinding, make_bound
 
 _APART_SECONDS = 5.0
 """Seconds for storing types on a connection of its own; then the caller's transaction does it."""
-
-
-@dataclass(frozen=True, eq=False)
-class BoundType:
-    """A tracked table in this database, ready to be captured."""
-
-    declared: DeclaredType
-    shape: Shape
-    live: LiveTable
-    guard: Guard | None = None
-    """None where the table has no guard: what the application cannot see is refused."""
-
-    @property
-    def template(self) -> AggregateTemplate:
-        """How rows are grouped."""
-        return self.declared.template
-
-    @cached_property
-    def regroups(self) -> bool:
-        """The aggregate's name depends on more than the primary key."""
-        return not set(self.template.columns) <= set(self.shape.key_names)
-
-    @cached_property
-    def affixes(self) -> tuple[str, str] | None:
-        """What stands before and after the only column of a name; None if there are others.
-
-        The column is all of the primary key. With any whole number between them, the name needs
-        no check.
-        """
-        columns = self.template.columns
-        if len(columns) != 1 or columns != self.shape.key_names:
-            return None
-        before, after = self.template.render({columns[0]: "\0"}).split("\0", 1)
-        try:
-            check_aggregate_name(f"{before}{-(2**63)}{after}")
-        except EntryError:
-            return None
-        return before, after
+_NO_GUARDS = Guards({}, ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +55,10 @@ class Binding:
     by_name: Mapping[str, BoundType]
     fresh: bool
     """Types or keys were stored by the transaction that built this; it must commit first."""
+    epoch: int = 0
+    """How many schema changes the log had when this was read."""
+    unfinished: Sequence[BoundType] = ()
+    """Types of a schema change whose rows have to be logged again first."""
     deferred: Sequence[str] = ()
     """Deferrable triggers of the application's own; empty where nothing is guarded."""
 
@@ -134,6 +97,7 @@ def bind_for_writing(
     store: Store,
     keyring: Keyring | None,
     guard: bool = True,
+    apart: bool = True,
 ) -> Binding:
     """What a transaction needs to log its rows; nothing is stored by the transaction itself.
 
@@ -141,17 +105,21 @@ def bind_for_writing(
     connection apart: in the caller's own, every other first writer would wait for its end,
     and one in the same thread for ever. Only where that cannot see the same tables (they
     are made by the caller's open transaction) the caller's own stores them, and the binding
-    is `fresh`. `ConfigurationError` on a standby, and for a driver other than psycopg 3.
+    is `fresh`. Without `apart` they are not looked for elsewhere. `ConfigurationError` on a
+    standby, and for a driver other than psycopg 3.
     """
     require_driver(connection)
     require_primary(connection, "writing to the log")
+    if not apart:
+        bound = bind_catalog(connection, catalog, store=store, keyring=keyring)
+        return _add_guards(bound, read_guards(connection, store.schema) if guard else _NO_GUARDS)
     bound = bind_catalog(connection, catalog, store=store, keyring=keyring, write=False)
-    guards = read_guards(connection, store.schema) if guard else Guards({}, ())
+    guards = read_guards(connection, store.schema) if guard else _NO_GUARDS
     if not bound.fresh:
         return _add_guards(bound, guards)
-    apart = _bind_apart(connection, catalog, store=store, keyring=keyring)
-    if apart is not None and apart.log_id == bound.log_id and _same_types(apart, bound):
-        return _add_guards(apart, guards)
+    other = _bind_apart(connection, catalog, store=store, keyring=keyring)
+    if other is not None and other.log_id == bound.log_id and _same_types(other, bound):
+        return _add_guards(other, guards)
     return _add_guards(bind_catalog(connection, catalog, store=store, keyring=keyring), guards)
 
 
@@ -162,7 +130,8 @@ def _add_guards(binding: Binding, guards: Guards) -> Binding:
         table: replace(bound, guard=guards.tables.get(bound.live.oid))
         for table, bound in binding.types.items()
     }
-    by_name = {bound.declared.type_name: bound for bound in types.values()}
+    by_name = {bound.shape.type_name: bound for bound in types.values()}
+    by_name |= {bound.declared.type_name: bound for bound in types.values()}
     return replace(binding, types=types, by_name=by_name, deferred=guards.deferred)
 
 
@@ -189,28 +158,49 @@ def bind_catalog(
     fresh = keyring is not None and not _knows_key(connection, keyring, key_id, store)
     if fresh and write and keyring is not None:
         store.register_key(connection, key_id, check_value=keyring.check_value(key_id))
-    tables = read_live_tables(connection, [t.table for t in catalog.types.values()])
+    found = TypeBinding(connection, catalog, store)
+    found.resolve()
+    if found.missing or found.unmarked:
+        fresh = True
+        if write:
+            found.register()
+    bound = {one.declared.table: one for one in found.bound}
+    by_name = {one.shape.type_name: one for one in bound.values()}
+    by_name |= {one.declared.type_name: one for one in bound.values()}
+    return Binding(
+        log_id,
+        key_id,
+        types=bound,
+        by_name=by_name,
+        fresh=fresh,
+        epoch=found.epoch,
+        unfinished=found.unfinished,
+    )
+
+
+def bind_stored(
+    connection: Connection, catalog: TypeCatalog, *, store: Store, keyring: Keyring | None
+) -> Binding:
+    """The binding of all types that the log knows to the tables as they are, with their guards.
+
+    For a migration, whose tables are not what the models say: the newest revisions of the log are,
+    once changes were noted. Types that nobody declares any more are bound as well.
+    """
+    require_driver(connection)
+    require_primary(connection, "writing to the log")
+    nothing = bind_catalog(connection, catalog.narrow(()), store=store, keyring=keyring)
     stored = group_shapes(store.list_types(connection))
-    types: dict[sa.Table, BoundType] = {}
-    for declared in catalog.types.values():
-        live = require_live_table(tables, declared.table)
-        refuse_second_table(
-            connection,
-            live,
-            type_name=declared.type_name,
-            stored=stored.get(declared.type_name, []),
-        )
-        shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
-        while not _is_stored(shape, live, stored.get(declared.type_name, [])):
-            fresh = True
-            if not write or store.register_type(connection, shape):
-                break
-            # Another process stored this revision first, and its commit was waited for.
-            stored = group_shapes(store.list_types(connection))
-            shape = resolve_shape(declared, live, stored=stored.get(declared.type_name, []))
-        types[declared.table] = BoundType(declared, shape, live)
-    by_name = {bound.declared.type_name: bound for bound in types.values()}
-    return Binding(log_id, key_id, types=types, by_name=by_name, fresh=fresh)
+    located = locate_tables(connection, stored)
+    tables = read_live_tables(connection, [one.table for one in catalog.types.values()])
+    declared = find_declared(catalog, stored, located, tables)
+    bound = [
+        make_bound(stored[name][-1], live, declared.get(name)) for name, live in located.items()
+    ]
+    # Two types may have been declared by one model, one after the other.
+    types = {sa.Table(one.type_name, sa.MetaData()): one for one in bound}
+    by_name = {one.type_name: one for one in bound}
+    binding = replace(nothing, types=types, by_name=by_name)
+    return _add_guards(binding, read_guards(connection, store.schema))
 
 
 def list_unstored_shapes(
@@ -254,13 +244,6 @@ def _bind_apart(
         return None
     finally:
         apart.dispose()
-
-
-def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:
-    """Whether the log has the revision, and where this database keeps its columns."""
-    return any(
-        known == shape and live.database in {n.database for n in known.numbers} for known in stored
-    )
 
 
 def _same_types(one: Binding, other: Binding) -> bool:

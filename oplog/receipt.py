@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -44,3 +44,8 @@ class Receipt:
             "version": self.version,
             "entry_hash": self.entry_hash.hex(),
         }
+
+
+def list_records(receipts: Iterable[Receipt]) -> tuple[UUID, ...]:
+    """The ids of the records that these receipts are of, each once."""
+    return tuple(dict.fromkeys(receipt.record_id for receipt in receipts))

@@ -20,7 +20,8 @@ from oplog.archive.format.segment import SegmentHeader, encode_segment, start_ch
 from oplog.archive.format.typefile import LoggedTypes, encode_types
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.crypto.hashing import ZERO_HASH
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.store.rows import Part, StoredRecord, compute_hash, read_microseconds
 from oplog.value import Kind
 

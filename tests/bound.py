@@ -6,24 +6,33 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from oplog.binding import BoundType
 from oplog.catalog import DeclaredType
 from oplog.payload.aggregate_template import AggregateTemplate
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
+from oplog.type_binding import BoundType
 from oplog.value import codec_for
 
 Columns = Sequence[tuple[str, str]]
 
 
-def make_shape(columns: Columns, *, key: Sequence[str], name: str = "item") -> Shape:
+def make_shape(
+    columns: Columns, *, key: Sequence[str], name: str = "item", aggregate: str = ""
+) -> Shape:
     """The first revision of a type."""
     declared = [
         DeclaredColumn(column, pg_type, codec_for(pg_type).kind, column in key)
         for column, pg_type in columns
     ]
     return derive_shape(
-        name, declared, schema="public", table=name, aggregate=name, excluded={}, stored=[]
+        name,
+        declared,
+        schema="public",
+        table=name,
+        aggregate=aggregate or name,
+        excluded={},
+        stored=[],
     )
 
 
@@ -33,4 +42,4 @@ def make_bound(
     """A bound type with these columns."""
     declared = DeclaredType(name, sa.Table(name, sa.MetaData()), AggregateTemplate(aggregate))
     live = LiveTable(oid, "public", name, "r", (), rewrites_rows=False)
-    return BoundType(declared, make_shape(columns, key=key, name=name), live)
+    return BoundType(declared, make_shape(columns, key=key, name=name, aggregate=aggregate), live)

@@ -2,7 +2,8 @@
 
 A test says `@pytest.mark.sampled(n)`, and of its parametrized cases `n` are collected, or it
 requests `sample` and draws from a sequence. The seed is in the header of the run. By default it
-comes from the commit, so that every push draws others and a failed one can be repeated.
+comes from the commit, so that every push draws others and a failed one can be repeated. With
+`seed=` in the mark the same cases are drawn every time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -92,7 +93,17 @@ def deselect_undrawn(sampling: Sampling, config: pytest.Config, items: list[pyte
         for item in items
         if (mark := item.get_closest_marker(MARK)) is not None and mark.args
     }
-    left_out = set(marked) - sampling.choose(marked)
+    fixed = {
+        item.nodeid: str(seed)
+        for item in items
+        for mark in [item.get_closest_marker(MARK)]
+        if mark is not None and (seed := mark.kwargs.get("seed")) is not None
+    }
+    chosen = sampling.choose({test: most for test, most in marked.items() if test not in fixed})
+    for seed in set(fixed.values()):
+        drawn = {test: marked[test] for test, one in fixed.items() if one == seed}
+        chosen |= replace(sampling, seed=seed).choose(drawn)
+    left_out = set(marked) - chosen
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]
 

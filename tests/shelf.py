@@ -21,10 +21,10 @@ from oplog.reading.reader import OpenedRecord
 from oplog.recovery.row_loader import load_snapshot
 from oplog.replay.loader import TableLoader
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.table_plan import list_quoted, read_plans
+from oplog.replay.table_plan import list_quoted
 from oplog.snapshot.base import HeadRow
 from oplog.snapshot.stored import StoredSnapshot
-from oplog.snapshot.table_data import describe_table, list_present
+from oplog.snapshot.table_data import describe_table, plan_present
 from oplog.snapshot.take import SETTINGS, SnapshotPoint, take_snapshot
 
 
@@ -112,16 +112,15 @@ class Shelf:
             return
         snapshot = self.read_back(connection, manifest)
         with pin_settings(connection, more=SETTINGS):
-            present = list_present(connection, self.log.store.list_types(connection))
-            plans = read_plans(connection, present)
-            revisions = {shape.type_name: shape.revision for shape in present}
+            types = self.log.store.list_types(connection)
+            plans = plan_present(connection, types, schema=self.log.schema)
             driver = Driver(connection)
             loaders = make_scratch(driver, plans)
             load_snapshot(driver, loaders, snapshot=snapshot)
             rows = {table.name: table.dataset.rows for table in snapshot.tables()}
             assert rows == {(one.plan.live.schema, one.plan.live.name): one.rows for one in loaders}
             for loader in loaders:
-                live = describe_table(connection, loader.plan, revisions=revisions).relation
+                live = describe_table(connection, loader.plan).relation
                 assert dump(connection, loader, loader.target) == dump(connection, loader, live)
         found = sorted(snapshot.heads())
         assert found == list_heads(connection, self.log.schema)

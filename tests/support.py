@@ -66,7 +66,10 @@ def _fold_log(log: Oplog, connection: Connection) -> dict[tuple[str, str], Row]:
         for effect in record.effects:
             where = (f"{effect.shape.schema}.{effect.shape.table}", repr(effect.key))
             values = {name: repr(value) for name, value in effect.values.items()}
-            if effect.adopted:
+            if effect.adopted and effect.kind is OpType.UPDATE:
+                # Columns that DDL rewrote, of a row that a later effect may yet create.
+                rows.get(where, {}).update(values)
+            elif effect.adopted:
                 rows[where] = values
             elif effect.kind is OpType.CREATE:
                 assert where not in rows, f"creates what is there: {where}"

@@ -66,7 +66,7 @@ def open_inside(connection: Connection) -> Iterator[None]:
         yield
 
 
-def check_isolation(connection: Connection) -> None:
+def check_isolation(connection: Connection, *, doing: str = "an adoption") -> None:
     """Raise `ConfigurationError` unless the open transaction is READ COMMITTED.
 
     At a higher isolation level it would read old versions of rows under the lock, and log them
@@ -77,18 +77,22 @@ def check_isolation(connection: Connection) -> None:
     ).scalar_one()
     if isolation != "read committed":
         raise ConfigurationError(
-            f"an adoption cannot run inside a {str(isolation).upper()} transaction: it would "
+            f"{doing} cannot run inside a {str(isolation).upper()} transaction: it would "
             "read rows as they were when the transaction began",
             hint="use a READ COMMITTED transaction, or a connection without a transaction",
         )
 
 
-def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: LockWait) -> None:
+def lock_tables(
+    connection: Connection, tables: Sequence[LiveTable], *, wait: LockWait, alone: bool = False
+) -> None:
     """Lock the tables against writers until the transaction ends.
 
-    The mode is SHARE, which does not block readers. Raises a retryable `ConflictError` when the
-    locks are not granted in time.
+    The mode is SHARE, which does not block readers. Several transactions may hold it; with `alone`
+    it is SHARE ROW EXCLUSIVE, which one holds, and may write. Raises a retryable `ConflictError`
+    when the locks are not granted in time.
     """
+    mode = "SHARE ROW EXCLUSIVE" if alone else "SHARE"
     pauses = wait.backoff.begin()
     names = ", ".join(name_rows(table) for table in tables)
     before = _execute(connection, "SELECT pg_catalog.current_setting('lock_timeout')")
@@ -97,7 +101,7 @@ def lock_tables(connection: Connection, tables: Sequence[LiveTable], *, wait: Lo
         _execute(connection, f"SAVEPOINT {SAVEPOINT}")
         _set_timeout(connection, f"{max(1, round(wait.attempt_seconds * 1000))}ms")
         try:
-            _execute(connection, f"LOCK TABLE {names} IN SHARE MODE")
+            _execute(connection, f"LOCK TABLE {names} IN {mode} MODE")
         except OperationalError as error:
             if read_sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
@@ -120,7 +124,7 @@ def _unavailable(tables: Sequence[LiveTable], wait: LockWait) -> ConflictError:
     return ConflictError(
         f"the lock on {names} was not granted within {wait.backoff.deadline_seconds:g} seconds: a "
         "transaction that wrote there is still open",
-        hint="end that transaction and adopt again: adoption continues where it stopped",
+        hint="end that transaction and run this again, which continues where it stopped",
         retryable=True,
     )
 

@@ -59,3 +59,34 @@ class AdoptionReport:
             "entries": self.entries,
             "types": [one.to_json() for one in self.types],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class RefillReport:
+    """Which rows of a type were logged again after DDL, and what of them.
+
+    `columns` are those that were, beside the key; with `whole` they are all. `rows` and `entries`
+    were logged by this call, `earlier_rows` by earlier ones that were interrupted.
+    """
+
+    type_name: str
+    table: str
+    revision: int
+    columns: tuple[str, ...]
+    whole: bool = False
+    rows: int = 0
+    entries: int = 0
+    earlier_rows: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        return {
+            "type": self.type_name,
+            "table": self.table,
+            "revision": self.revision,
+            "columns": list(self.columns),
+            "whole": self.whole,
+            "rows": self.rows,
+            "entries": self.entries,
+            "earlier_rows": self.earlier_rows,
+        }

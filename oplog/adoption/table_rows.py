@@ -7,18 +7,17 @@ too wide for any entry; such a row is refused, with its key in the message.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import BoundType
 from oplog.entry import MAX_PART_BYTES
 from oplog.errors import EntryTooLargeError
 from oplog.payload.block import order_columns
-from oplog.payload.shape import Shape
+from oplog.payload.shape import Column, Shape
 from oplog.postgres import driver_errors
 from oplog.postgres.live_table import LiveTable
 from oplog.postgres.quoting import (
@@ -26,6 +25,7 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.work import Driver
 from oplog.replay.table_plan import list_quoted, quote_literal_safely
+from oplog.type_binding import BoundType
 from oplog.value import read_copy_field
 
 AIMED_BYTES: Final = 4 * 1024 * 1024
@@ -77,16 +77,19 @@ def read_chunk(
     order: Sequence[str],
     after: Mapping[str, str] | None,
     limit: int,
+    columns: Collection[str] | None = None,
 ) -> Chunk:
     """Return the rows after the key `after`, at most `limit`; text settings must be pinned.
 
-    `order` is the result of `read_key_order`. Raises `EntryTooLargeError`, with the key, for a
+    `order` is the result of `read_key_order`. They have the key and `columns`, None for all that
+    are logged. Raises `EntryTooLargeError`, with the key, for a
     row that no entry can hold.
     """
     driver = Driver(connection, doing="an adoption")
     # A COPY that is cut off is cancelled, which aborts the transaction without a savepoint.
     driver.execute(f"SAVEPOINT {SAVEPOINT}")
-    statement = _select_rows(bound, order, after, limit)
+    selected = order_columns(bound.shape, columns)
+    statement = _select_rows(bound, selected, order, after=after, limit=limit)
     try:
         rows = driver.copy_out(statement, enough=_ENOUGH_BYTES)
     except driver_errors.Error as cause:
@@ -118,13 +121,18 @@ def name_rows(live: LiveTable) -> str:
 
 
 def _select_rows(
-    bound: BoundType, order: Sequence[str], after: Mapping[str, str] | None, limit: int
+    bound: BoundType,
+    columns: Sequence[Column],
+    order: Sequence[str],
+    *,
+    after: Mapping[str, str] | None,
+    limit: int,
 ) -> str:
-    """Return the COPY of the next rows, with columns in the order of `order_columns`."""
+    """Return the COPY of these columns of the next rows."""
     shape = bound.shape
     selected = ", ".join(
         f"t.{quote(column.name)}{'' if _PRINTED_AS_TEXT.fullmatch(column.pg_type) else '::text'}"
-        for column in order_columns(shape)
+        for column in columns
     )
     keys = list_quoted(order, prefix="t.")
     where = ""

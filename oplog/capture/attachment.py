@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
+from oplog.capture.attach_target import (
+    find_engine,
+    find_proxied,
+    is_async_factory,
+    list_keywords,
+)
 from oplog.capture.listener import EngineListener
 from oplog.capture.notices import mark_unconfirmed, warn_unconfirmed
-from oplog.capture.recorder import Recorder
+from oplog.capture.recorder import LiveTables, Recorder
+from oplog.capture.settling import begin_apart
 from oplog.capture.transaction import Transactions
 from oplog.errors import ConfigurationError
 from oplog.receipt import Receipt
@@ -86,7 +93,7 @@ class Attachments:
             return
         undo: Callable[[], None]
         session_class: type[Session]
-        if _is_async_factory(target):
+        if is_async_factory(target):
             session_class, undo = self._attach_async(target)
         elif isinstance(target, (sessionmaker, scoped_session)) or (
             isinstance(target, type) and issubclass(target, Session)
@@ -106,7 +113,7 @@ class Attachments:
         self._targets[id(target)] = (target, session_class, undo)
         self._watch_unattached()
         # The connections of its engine are this application's own, with a session or without.
-        bound = _find_engine(_list_keywords(target).get("bind"))
+        bound = find_engine(list_keywords(target).get("bind"))
         if bound is not None:
             self._find_transactions(bound).users.add(id(target))
 
@@ -242,6 +249,27 @@ class Attachments:
                     hint="commit the changes first, and adopt in a transaction after it",
                 )
 
+    def migrating(self, connection: Connection, live: LiveTables) -> AbstractContextManager[None]:
+        """Inside, the guards capture everything that is done on the connection."""
+        return self._find_transactions(connection.engine).migrating(connection, live)
+
+    @contextmanager
+    def at_work(self, connection: Connection) -> Iterator[None]:
+        """Inside, the log writes of itself, after what the transaction did so far."""
+        with begin_apart(connection), ExitStack() as stack:
+            for transactions in list(self._engines.values()):
+                recorder = transactions.find(connection)
+                if recorder is not None and not recorder.busy:
+                    transactions.settler.settle(connection, recorder)
+                    recorder.altered = False
+                    stack.enter_context(recorder.at_work())
+            yield
+
+    def is_migrating(self, connection: Connection) -> bool:
+        """The connection's transaction is one of a migration."""
+        found = [transactions.find(connection) for transactions in list(self._engines.values())]
+        return any(recorder is not None and recorder.live is not None for recorder in found)
+
     def _check_attached(self, session: Session) -> None:
         if not self._list_factories(session):
             raise ConfigurationError(
@@ -268,7 +296,7 @@ class Attachments:
         return state
 
     def _find_transactions(self, engine: Engine) -> Transactions:
-        engine = _find_proxied(engine)
+        engine = find_proxied(engine)
         found = self._engines.get(engine)
         if found is None:
             # If two threads' first transactions both listened, each change would be logged twice.
@@ -290,15 +318,15 @@ class Attachments:
         Called for every session of the process. A bind that no attached session ever used may
         be anything, so nothing is asked of it.
         """
-        engine = _find_engine(connection)
-        found = None if engine is None else self._engines.get(_find_proxied(engine))
+        engine = find_engine(connection)
+        found = None if engine is None else self._engines.get(find_proxied(engine))
         if found is not None and not self._list_factories(session):
             found.mark_unattached(connection)
 
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
-        if _find_engine(connection) is None:
+        if find_engine(connection) is None:
             # A stand-in for a connection, as tests use: there are no events to listen to.
             return
         state = self._state(session)
@@ -361,39 +389,8 @@ class Attachments:
             state.pending.pop(transaction, None)
             return
         for one in state.enlisted:
-            one.transactions.close(one.connection)
+            one.transactions.leave(one.connection)
         state.enlisted.clear()
         state.begun.clear()
         state.pending.clear()
         state.committing = False
-
-
-def _find_proxied(engine: Engine) -> Engine:
-    # engine.execution_options() gives a proxy whose events reach the same connections. Its type
-    # is compared, because a mock has every attribute, and so do its attributes without end.
-    found: Any = engine
-    while issubclass(type(found), OptionEngine):
-        found = found._proxied  # noqa: SLF001 - SQLAlchemy gives no public way
-    proxied: Engine = found
-    return proxied
-
-
-def _find_engine(target: Any) -> Engine | None:
-    """The engine that `target` is, wraps or connects to; None for what only looks like one."""
-    target = getattr(target, "sync_engine", target)
-    found = target.engine if isinstance(target, Connection) else target
-    return found if isinstance(found, Engine) else None
-
-
-def _list_keywords(target: Any) -> Mapping[str, Any]:
-    factory = getattr(target, "session_factory", target)
-    found: Mapping[str, Any] = getattr(factory, "kw", None) or {}
-    return found
-
-
-def _is_async_factory(target: Any) -> bool:
-    # Without touching sqlalchemy.ext.asyncio, which needs greenlet to import.
-    return any(
-        c.__module__ == "sqlalchemy.ext.asyncio.session" and c.__name__ == "async_sessionmaker"
-        for c in type(target).__mro__
-    )

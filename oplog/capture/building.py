@@ -24,7 +24,8 @@ from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import Effect
 from oplog.payload.paged_parts import cut_pages
 from oplog.payload.parts import CutPart, check_names, cut_parts
-from oplog.schema.guard import FORMAT_MARK, REQUEST_PREFIX
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import REQUEST_PREFIX
 from oplog.store.rows import CREATED, NewRecord, Part
 
 
@@ -96,6 +97,7 @@ class RecordBuilder:
             parts=parts,
             format=self._sealer.format,
             key_id=log.key_id,
+            epoch=log.epoch,
         )
 
     def _cut_bulk(
@@ -163,6 +165,7 @@ def _finish(
     parts: Sequence[Part],
     format: int,
     key_id: str,
+    epoch: int | None = None,
 ) -> NewRecord:
     """The record of these parts; `InvalidMetadataError` for too much metadata."""
     check_metadata_count(len(work.metadata))
@@ -174,5 +177,6 @@ def _finish(
         format=format,
         key_id=key_id,
         metadata=work.metadata,
+        epoch=epoch,
         idempotency_key=None if work.claim is None else work.claim.key,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.bulk import BulkRows
 from oplog.capture.grouping import has_own_aggregate, name_aggregate
 from oplog.capture.merge import list_group_names
@@ -18,6 +18,7 @@ from oplog.capture.row_change import Key
 from oplog.entry import MAX_AGGREGATES, OpType
 from oplog.errors import EntryTooLargeError
 from oplog.store.guard_state import Image
+from oplog.type_binding import BoundType
 from oplog.value import Wire
 
 LEAST_ROWS = 1000

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import BoundType
 from oplog.capture.bulk import BulkRows
 from oplog.capture.merge import TouchedRow, list_group_names, settle_rows
 from oplog.capture.readback import read_columns, read_rows
 from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError
+from oplog.type_binding import BoundType
 from oplog.value import Wire
 
 

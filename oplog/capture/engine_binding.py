@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import Binding, BoundType
-from oplog.capture.planning import StatementPlanner
+from oplog.binding import Binding
+from oplog.capture.control import is_text
+from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.errors import UnloggedWriteError
+from oplog.errors import NotCapturableError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
+from oplog.store.guard_state import lacks_guard
+from oplog.type_binding import BoundType
 
 
 class EngineBinding:
@@ -26,11 +30,15 @@ class EngineBinding:
         self,
         planner: StatementPlanner,
         *,
+        schema: str,
         bind: Callable[[Connection], Binding],
+        bind_altered: Callable[[Connection], Binding],
         find_key_id: Callable[[], str],
     ) -> None:
         self.planner = planner
+        self._schema = schema
         self._bind = bind
+        self._bind_altered = bind_altered
         self._find_key_id = find_key_id
         self._known: Binding | None = None
 
@@ -40,6 +48,12 @@ class EngineBinding:
         Not earlier: sessions that only read must not need the log.
         """
         if recorder.has_binding:
+            return recorder.binding
+        if recorder.live is not None or recorder.alters:
+            # Nobody else may see these tables, and they are altered again in a moment.
+            with recorder.at_work():
+                find = self._bind_altered if recorder.live is None else recorder.live.bind
+                recorder.bind(find(connection))
             return recorder.binding
         known = self._known
         # A rotated key has to be known to the log before it is used.
@@ -53,6 +67,36 @@ class EngineBinding:
             self.planner.clear()
         recorder.bind(known)
         return known
+
+    def find_plan(self, connection: Connection, recorder: Recorder, context: Any) -> Planned | None:
+        """How the statement of an execution is captured; None if it writes no tracked table."""
+
+        def bind() -> Binding:
+            return self.bind(connection, recorder)
+
+        if recorder.alters:
+            # Plans for tables that others do not see yet are not for them.
+            return self.planner.make(context.compiled, bind)
+        return self.planner.find(context, bind)
+
+    def require_guards(self, connection: Connection, recorder: Recorder, context: Any) -> None:
+        """Raise `NotCapturableError` for a construct that writes a tracked table without a guard.
+
+        In a migration it would not be seen, and on an attached engine, or in an attached session,
+        it would be logged outside of one.
+        """
+        if not recorder.attached or recorder.busy or is_text(context.compiled):
+            return
+        for table in self.planner.list_tracked(context.compiled):
+            (name,) = qualify([table.name], table.schema)
+            with recorder.at_work():
+                unseen = lacks_guard(connection, self._schema, name)
+            if unseen:
+                raise NotCapturableError(
+                    f"table {name} has no guard, and what a migration writes is captured by guards",
+                    hint="guard the table before it is written: "
+                    f"op.track_tables({table.name!r}), and adopt the rows that it has",
+                )
 
     def find(self, recorder: Recorder) -> Binding | None:
         """The transaction's binding, or the one it would get; asks the database nothing."""

@@ -21,7 +21,7 @@ from oplog.capture.transaction import Transactions
 from oplog.errors import CommitOutcomeUnknownError, NotCapturableError, OplogError
 
 _EVENTS = (
-    *("begin", "commit", "rollback", "prepare_twophase"),
+    *("engine_connect", "begin", "commit", "rollback", "prepare_twophase"),
     *("before_cursor_execute", "after_cursor_execute", "after_execute", "handle_error"),
 )
 _RETURNING = ("before_cursor_execute", "handle_error")
@@ -51,6 +51,12 @@ class EngineListener:
         if recorder is None:
             return statement, rest[0]
         context = rest[1]
+        statement = self._transactions.settler.before(
+            connection, recorder, statement, context=context
+        )
+        if recorder.live is not None:
+            self._transactions.database.require_guards(connection, recorder, context)
+            return statement, rest[0]
         planned = self._find_plan(connection, recorder, context=context, statement=statement)
         if planned is None:
             self._check_names(connection, recorder, statement)
@@ -82,8 +88,7 @@ class EngineListener:
         if not writes and not getattr(compiled, "ctes", None):
             return None
         recorder.wrote = True
-        database = self._transactions.database
-        return database.planner.find(context, lambda: database.bind(connection, recorder))
+        return self._transactions.database.find_plan(connection, recorder, context)
 
     def _check_names(self, connection: Connection, recorder: Recorder, statement: str) -> None:
         """Compare the names of what was written, before one of them may mean another table."""
@@ -115,6 +120,7 @@ class EngineListener:
             # The driver forgets the count when SQLAlchemy closes the cursor of an insert, and
             # nothing else shows that a trigger suppressed rows.
             context._rowcount = cursor.rowcount  # noqa: SLF001
+        self._transactions.settler.after(connection, recorder, statement, context=context)
         if not is_text(context.compiled):
             return
         matched = match_control(statement)
@@ -159,6 +165,10 @@ class EngineListener:
         if recorder is not None and recorder.ending and exception_context.statement is None:
             return self._explain_loss(exception_context, recorder) or unlogged
         context = exception_context.execution_context
+        if recorder is not None and not recorder.busy:
+            unlogged = self._transactions.settler.fail(
+                connection, recorder, exception_context.original_exception, refusal=unlogged
+            )
         if recorder is None or context is None or context not in self._under_way:
             return unlogged
         errors = connection.dialect.loaded_dbapi.Error
@@ -184,10 +194,20 @@ class EngineListener:
 
     # -- transactions ---------------------------------------------------------------------
 
+    def _on_engine_connect(self, connection: Connection) -> None:
+        self._name_log(connection)
+
     def _on_begin(self, connection: Connection) -> None:
-        # A migration finds the log by the engine's connection.
-        connection.info.setdefault("oplog.log", self._transactions.log)
+        self._name_log(connection)
         self._transactions.begin(connection)
+
+    def _name_log(self, connection: Connection) -> None:
+        """A migration finds the log by the engine's connection, as long as it is attached."""
+        log = self._transactions.log
+        if self._transactions.explicit or self._transactions.users:
+            connection.info.setdefault("oplog.log", log)
+        elif connection.info.get("oplog.log") is log:
+            del connection.info["oplog.log"]
 
     def _on_rollback(self, connection: Connection) -> None:
         self._transactions.roll_back(connection)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.net_row import NetRow
 from oplog.capture.readback import read_rows
 from oplog.capture.row_change import Key, RowChange, TrackedType
@@ -22,6 +22,7 @@ from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, UnloggedWriteError
 from oplog.schema.touched_keys import weigh
 from oplog.store.guard_state import Image
+from oplog.type_binding import BoundType
 from oplog.value import Wire
 
 Group = tuple[Wire | None, ...]

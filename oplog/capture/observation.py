@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import BoundType
 from oplog.capture.prediction import list_rows, predict_columns
 from oplog.capture.readback import normalise_keys, read_rows
 from oplog.capture.returned_columns import is_loose
@@ -22,6 +21,7 @@ from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.postgres.sent_value import find_foreign, is_read_plainly
+from oplog.type_binding import BoundType
 from oplog.value import UNSURE, Wire
 
 Group = Mapping[str, Wire | None]

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.statement_plan import StatementPlan, find_written, plan_statement
 from oplog.catalog import TypeCatalog
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.schema.guard import announce
+from oplog.type_binding import BoundType
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,12 @@ class StatementPlanner:
             table = known.plan.bound.declared.table
             if bind().types.get(table) is known.plan.bound:
                 return known
-        planned = self._known[compiled] = self._plan(compiled, bind)
+        planned = self._known[compiled] = self.make(compiled, bind)
         return planned
 
-    def _plan(self, compiled: Any, bind: Callable[[], Binding]) -> Planned | None:
+    def make(self, compiled: Any, bind: Callable[[], Binding]) -> Planned | None:
+        """The same for a compiled statement, made anew and not kept."""
+
         def find_type(table: Any) -> BoundType | None:
             if self._catalog.find_table(table) is not None:
                 return bind().types[table]
@@ -88,6 +91,12 @@ class StatementPlanner:
         if _is_certain(plan):
             return Planned(plan, announce(plan.bound.guard.oid, self._prefix), ())
         return Planned(None, "", (table,))
+
+    def list_tracked(self, compiled: Any) -> list[sa.Table]:
+        """The tables of the catalog, by identity or name, that a compiled statement writes."""
+        written = find_written(getattr(compiled, "statement", None))
+        found = [self._catalog.find_namesake(table) for table in written]
+        return [declared.table for declared in found if declared is not None]
 
     def _list_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> tuple[sa.Table, ...]:
         """The tracked tables that the statement writes; none if one of them has no guard."""

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import BoundType
 from oplog.capture.net_row import NetRow
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
@@ -23,6 +22,7 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.postgres.text_settings import fix_text_settings, set_back_text_settings
+from oplog.type_binding import BoundType
 from oplog.value import Wire
 
 _FIXED_TEXT = re.compile(

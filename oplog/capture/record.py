@@ -33,6 +33,11 @@ class WritableLog(Protocol):
         ...
 
     @property
+    def epoch(self) -> int:
+        """How many schema changes the transaction knows of."""
+        ...
+
+    @property
     def secret_types(self) -> frozenset[str]:
         """Types with columns that the sizes of sealed bytes must not tell."""
         ...

@@ -7,12 +7,15 @@ frame in which it happened is rolled back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
+from oplog.capture.frame import Frame, roll_back_frames, settle_frames
 from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
 from oplog.capture.notices import NoticeState
 from oplog.capture.record import RecordedWork
@@ -28,30 +31,17 @@ from oplog.errors import (
 )
 from oplog.receipt import Receipt
 from oplog.store.commit_lookup import REQUEST
+from oplog.type_binding import BoundType
 
 
-@dataclass(slots=True)
-class Frame:
-    """Changes, tickets and metadata of one savepoint (the root's name is empty)."""
+@dataclass(frozen=True, slots=True)
+class LiveTables:
+    """How a migration's transaction knows its tables, which it alters itself."""
 
-    name: str
-    changes: list[RowChange] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    tickets: dict[str, Ticket] = field(default_factory=dict)
-    metadata: dict[str, list[str]] = field(default_factory=dict)
-    failure: OplogError | None = None
-    claim: Claim | None = None
-    ticketed: int = 0
-    """How many of the changes `list_unticketed` has looked at already."""
-    created: set[str] = field(default_factory=set)
-    """Aggregates that `list_unticketed` found to begin with the create of their only row."""
-    statements: set[object] = field(default_factory=set)
-    """Statements that were sent and whose effect was not observed yet."""
-    tally: int = 0
-    """What the guards must have counted of the statements announced to them."""
-    unchecked: dict[sa.Table, str | None] = field(default_factory=dict)
-    """Tables written by a name that was not compared yet with the table it means. Each with
-    the search path at that time; None where the driver does not know it."""
+    bind: Callable[[Connection], Binding]
+    """The binding as the tables are now, made in the connection's own transaction."""
+    note: Callable[[Connection], object]
+    """Says in the log what became of the tables; does nothing where there is no log."""
 
 
 class Recorder:
@@ -60,7 +50,8 @@ class Recorder:
     def __init__(self) -> None:
         self._binding: Binding | None = None
         self.frames = [Frame("")]
-        self.receipts: list[Receipt] = []
+        self.sent: list[Receipt] = []
+        """Receipts of the record that COMMIT follows."""
         self.closed = False
         """The entries are built, or there is nothing to build them of."""
         self.owned = False
@@ -70,6 +61,23 @@ class Recorder:
         self.checking_names = False
         """Names of tables are being compared: statements executed for that must not start
         another comparison."""
+        self.busy = False
+        """Statements are the log's own, and say nothing of what the transaction does."""
+        self.settled = False
+        """A record was appended before COMMIT. Of images after it no notice tells: it comes once
+        for each transaction."""
+        self.attached = False
+        """The engine is attached, or a session that takes part."""
+        self.owned_outside = False
+        """What `owned` was before a migration joined the transaction."""
+        self.altered = False
+        """Tables were altered since the binding was made, or may have been."""
+        self.alters = False
+        """The same at any time in the transaction."""
+        self.live: LiveTables | None = None
+        """In a migration, where the guards capture everything and no plan is asked for."""
+        self.apart = False
+        """A statement runs in a transaction of its own, on a connection in AUTOCOMMIT."""
         self.final_claim: Claim | None = None
         """The claim that the transaction held when it was closed."""
         self.ending = False
@@ -98,6 +106,41 @@ class Recorder:
         """The database was looked at, which the first write to a tracked table does."""
         return self._binding is not None
 
+    def forget_binding(self) -> None:
+        """Look at the database anew before the next write."""
+        self._binding = None
+
+    def alter(self) -> None:
+        """A statement altered tables, or may have."""
+        self._binding = None
+        self.altered = self.alters = True
+
+    def join_migration(self, live: LiveTables) -> None:
+        """From here on this is a migration's transaction; what it wrote before is not known."""
+        self._binding = None
+        self.live, self.wrote = live, True
+        self.owned, self.owned_outside = False, self.owned
+
+    def leave_migration(self) -> None:
+        """From here on the transaction is captured as others are."""
+        self.alter()
+        self.live, self.owned = None, self.owned_outside
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of every record of the transaction, those that were settled first."""
+        return [*(r for frame in self.frames for r in frame.receipts), *self.sent]
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, statements are the log's own."""
+        busy, wrote = self.busy, self.wrote
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy, self.wrote = busy, wrote
+
     # -- savepoints -----------------------------------------------------------------------
 
     def push(self, name: str) -> None:
@@ -111,7 +154,7 @@ class Recorder:
             # A savepoint from before the session joined the transaction: all of this is gone.
             self.frames = [Frame("")]
         else:
-            self.frames[place:] = [Frame(name)]
+            self.frames = roll_back_frames(self.frames, place)
 
     def release(self, name: str) -> None:
         """RELEASE SAVEPOINT: what happened since belongs to the enclosing frame."""
@@ -120,17 +163,7 @@ class Recorder:
             return
         outer = self.frames[place - 1]
         for frame in self.frames[place:]:
-            outer.changes += frame.changes
-            outer.entries += frame.entries
-            for aggregate, ticket in frame.tickets.items():
-                outer.tickets.setdefault(aggregate, ticket)
-            outer.created |= frame.created
-            outer.metadata.update(frame.metadata)
-            outer.failure = outer.failure or frame.failure
-            outer.claim = outer.claim or frame.claim
-            outer.statements |= frame.statements
-            outer.tally += frame.tally
-            outer.unchecked.update(frame.unchecked)
+            outer.absorb(frame, place=place - 1)
         del self.frames[place:]
 
     def _find(self, name: str) -> int | None:
@@ -245,8 +278,9 @@ class Recorder:
     def find_ticket(self, aggregate: str) -> Ticket | None:
         """The ticket held for an aggregate: the first one taken protects the longest."""
         for frame in self.frames:
-            if aggregate in frame.tickets:
-                return frame.tickets[aggregate]
+            found = frame.tickets.get(aggregate) or frame.redeemed.get(aggregate)
+            if found is not None:
+                return found
         return None
 
     def annotate(self, metadata: Mapping[str, list[str]]) -> None:
@@ -323,6 +357,15 @@ class Recorder:
             merged.update(frame.metadata)
         return [(key, value) for key, values in merged.items() for value in values]
 
+    def settle(self, receipts: list[Receipt]) -> None:
+        """What is recorded so far was appended, and the transaction goes on."""
+        settle_frames(self.frames, receipts)
+        self.settled = True
+
+    def restart(self, *, committed: bool) -> None:
+        """COMMIT or ROLLBACK was sent as a statement: the driver begins another transaction."""
+        self.frames = [Frame("", receipts=self.receipts if committed else [])]
+
     def raise_failure(self) -> None:
         """Raise the first failure to capture a statement that was not rolled back."""
         for frame in self.frames:
@@ -338,5 +381,5 @@ class Recorder:
     def close(self) -> None:
         """The entries are built: nothing may be recorded after this in the transaction."""
         self.final_claim = self.claim
-        self.frames = [Frame(frame.name) for frame in self.frames]
+        self.frames = [Frame(frame.name, receipts=frame.receipts) for frame in self.frames]
         self.closed = True

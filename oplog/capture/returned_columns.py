@@ -14,8 +14,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from oplog.binding import BoundType
 from oplog.postgres.sent_value import name_loaded
+from oplog.type_binding import BoundType
 from oplog.value import Unsure, Wire
 
 

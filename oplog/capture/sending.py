@@ -17,7 +17,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from oplog.binding import BoundType
 from oplog.capture.draft import Draft
 from oplog.capture.request import Claim
 from oplog.errors import (
@@ -31,6 +30,7 @@ from oplog.errors import (
     IdempotencyConflictError,
     KeyRetiredError,
     OplogError,
+    SchemaChangedError,
     TicketConflictError,
     UnloggedWriteError,
 )
@@ -43,8 +43,10 @@ from oplog.schema.append import FENCED, HEAD_MISSING, SENT_TWICE, STALE_TICKET
 from oplog.schema.append_checks import ASYNCHRONOUS_COMMIT, KEY_RETIRED
 from oplog.schema.tables import IDEMPOTENCY_INDEX
 from oplog.schema.touched_keys import UNLOGGED
+from oplog.schema.type_changes import TYPES_CHANGED
 from oplog.store import Store
 from oplog.store.name_check import OTHER_TABLE
+from oplog.type_binding import BoundType
 
 _IDLE, _IN_ERROR = 0, 3
 """libpq's PQTRANS_IDLE and PQTRANS_INERROR, as psycopg passes them on."""
@@ -54,6 +56,7 @@ _AS_THE_SERVER_SAYS: Mapping[str, type[OplogError]] = MappingProxyType(
         ASYNCHRONOUS_COMMIT: ConfigurationError,
         HEAD_MISSING: ChainBrokenError,
         KEY_RETIRED: KeyRetiredError,
+        TYPES_CHANGED: SchemaChangedError,
     }
 )
 """Refusals of the append function whose message and hint say everything."""
@@ -179,6 +182,13 @@ def check_transactional(connection: Connection, bound: BoundType) -> None:
         )
 
 
+def is_autocommitting(connection: Connection) -> bool:
+    """The next statement would be a transaction of its own."""
+    raw: Any = connection.connection.driver_connection
+    status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
+    return bool(getattr(raw, "autocommit", False)) and status == _IDLE
+
+
 def is_failed(connection: Connection) -> bool:
     """A statement of the transaction failed: the server accepts only its end."""
     raw: Any = connection.connection.driver_connection
@@ -288,3 +298,14 @@ def _make_receipts(append: Append, row: Sequence[bytes] | None) -> list[Receipt]
         return []
     versions, record_hash = Store.read_append(row)
     return draft.make_receipts(versions or [1] * len(draft.aggregates), record_hash)
+
+
+def roll_back_refused(connection: Connection) -> None:
+    """End a transaction whose COMMIT was refused, on a connection that may be broken."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Not raised: the caller is raising why the COMMIT was refused.
+        connection.invalidate(failure)

@@ -17,11 +17,11 @@ from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, Grouping
 
-from oplog.binding import BoundType
 from oplog.capture.returned_columns import ReturnedColumn, find_natural, find_returned_key
 from oplog.entry import OpType
 from oplog.errors import NotCapturableError
 from oplog.postgres.sent_value import unwrap
+from oplog.type_binding import BoundType
 from oplog.value import Unsure, ValueCodec, Wire
 from oplog.value.kind import refuse_to_guess
 

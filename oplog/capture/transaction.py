@@ -8,10 +8,9 @@ back and sent together with COMMIT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, Engine
@@ -23,30 +22,36 @@ from oplog.capture.engine_binding import EngineBinding
 from oplog.capture.naming import NameChecks
 from oplog.capture.notices import Notices, NoticeState
 from oplog.capture.planning import StatementPlanner
-from oplog.capture.recorder import Recorder
+from oplog.capture.recorder import LiveTables, Recorder
 from oplog.capture.sending import (
     can_commit_at_once,
     check_committable,
     describe_loss,
     find_process,
+    roll_back_refused,
 )
+from oplog.capture.settling import Settler
 from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
 from oplog.entry import Ticket
-from oplog.errors import CommitOutcomeUnknownError, OplogError, UnloggedWriteError
+from oplog.errors import (
+    CommitOutcomeUnknownError,
+    OplogError,
+    SchemaChangedError,
+    UnloggedWriteError,
+)
 from oplog.events import EntriesAppended, OutcomeLost
 from oplog.payload.gc_pause import pause_collector
 from oplog.postgres.quoting import double_percent
 from oplog.postgres.text_settings import set_back_text_settings
-from oplog.receipt import Receipt
+from oplog.receipt import Receipt, list_records
 from oplog.schema.guard import make_prefix
-from oplog.store.guard_state import Collected
+from oplog.store.guard_state import Collected, list_deferred
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
 _MANY_ROWS = 10_000
-"""From this many rows in images on, garbage collection is paused: walking the objects made of
-them costs more than the objects are worth."""
+"""From so many rows in images on, garbage collection, which walks them all, is paused."""
 
 
 class Transactions:
@@ -59,6 +64,7 @@ class Transactions:
         catalog: TypeCatalog,
         *,
         bind: Callable[[Connection], Binding],
+        bind_altered: Callable[[Connection], Binding],
         collect: Callable[[Connection], Collected | None],
         log: object,
     ) -> None:
@@ -68,11 +74,20 @@ class Transactions:
         self._writer = writer
         self.database = EngineBinding(
             StatementPlanner(catalog, prefix=make_prefix(writer.schema)),
+            schema=writer.schema,
             bind=bind,
+            bind_altered=bind_altered,
             find_key_id=lambda: writer.key_id,
         )
         self.names = NameChecks(self.database)
         self._collect = collect
+        self.settler = Settler(
+            writer.schema,
+            find_notices=self._find_notices,
+            draft=self._draft,
+            send=lambda connection, draft: self._send(connection, draft, commit=False),
+        )
+        self._migrating: WeakKeyDictionary[Connection, LiveTables] = WeakKeyDictionary()
         self._notices = Notices(writer.schema)
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
         self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
@@ -90,9 +105,12 @@ class Transactions:
         """A transaction begins on a connection."""
         self._notices.find(connection).begin()
         # Kept after the COMMIT before, in order to explain an error of it.
-        self._recorders.pop(connection, None)
+        self._forget(connection)
         if self.explicit:
             self._recorders[connection] = Recorder()
+        live = self._migrating.get(connection)
+        if live is not None:
+            self.open(connection).live = live
 
     def find(self, connection: Connection) -> Recorder | None:
         """The recorder of a connection's transaction, if it has one."""
@@ -106,7 +124,9 @@ class Transactions:
         found = self._recorders.get(connection)
         if found is None:
             found = self._recorders[connection] = Recorder()
-        found.owned = found.owned or owned
+        found.attached = found.attached or self.explicit or owned
+        # A session inside a migration ends no transaction, or one that is announced anyway.
+        found.owned = found.owned or (owned and found.live is None)
         self._find_notices(connection, found).in_session = found.owned
         return found
 
@@ -115,6 +135,25 @@ class Transactions:
         if recorder.notices is None:
             recorder.notices = self._notices.find(connection)
         return recorder.notices
+
+    @contextmanager
+    def migrating(self, connection: Connection, live: LiveTables) -> Iterator[None]:
+        """Inside, the connection's transactions are those of a migration."""
+        self._migrating[connection] = live
+        if connection.in_transaction():
+            recorder = self.open(connection)
+            if recorder.dirty:
+                self.settler.settle(connection, recorder)
+            recorder.join_migration(live)
+        try:
+            yield
+            found = self._recorders.get(connection)
+            if found is not None and (self.explicit or found.owned_outside):
+                self.settler.settle(connection, found)
+                found.leave_migration()
+        finally:
+            # Where nothing else is logged, the transaction itself stays what it was.
+            self._migrating.pop(connection, None)
 
     def mark_unattached(self, connection: Connection) -> None:
         """The transaction belongs to a session that is not attached: its images stay."""
@@ -140,8 +179,13 @@ class Transactions:
     def write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
         """Gather, build and send the transaction's entries; nothing may be recorded after.
 
-        With `defer` they are sent together with COMMIT, which the caller knows to follow.
+        With `defer` they are sent together with COMMIT, which the caller knows to follow. A
+        session's commit in a migration is not the transaction's.
         """
+        if recorder.live is None:
+            self._write_entries(connection, recorder, defer=defer)
+
+    def _write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
         if recorder.closed:
             return
         if not self._finish_writes(connection, recorder):
@@ -158,7 +202,7 @@ class Transactions:
             connection.info[_DEFERRED] = True
             self._drafts[connection] = draft
         else:
-            self._send(connection, recorder, draft)
+            recorder.sent += self._send(connection, draft, commit=False)
 
     def _finish_writes(self, connection: Connection, recorder: Recorder) -> bool:
         """Whether there is anything to log, after deferred triggers have run.
@@ -166,6 +210,10 @@ class Transactions:
         They run here, because at COMMIT it would be too late for what they write.
         """
         notices = self._find_notices(connection, recorder)
+        if recorder.live is not None:
+            return self._finish_migration(connection, recorder)
+        if recorder.settled and self.settler.has_images(connection, recorder):
+            notices.images_kept = True
         # Without notices any transaction that wrote may have images.
         must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
         known = self.database.find(recorder)
@@ -179,8 +227,21 @@ class Transactions:
             connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
         return must_log or notices.may_have_images
 
+    def _finish_migration(self, connection: Connection, recorder: Recorder) -> bool:
+        check_committable(connection)
+        with recorder.at_work():
+            # What they write is not seen after this.
+            deferred = list_deferred(connection, self._writer.schema) if recorder.wrote else ()
+            if deferred:
+                names = double_percent(", ".join(deferred))
+                connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
+            return self.settler.has_images(connection, recorder) or recorder.dirty
+
     def _draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
         """Gather and build."""
+        if recorder.live is not None:
+            recorder.forget_binding()
+            self.database.bind(connection, recorder)
         collected = self._collect_images(connection, recorder)
         images = () if collected is None else collected.images
         named = self.names.list_named(connection, recorder)
@@ -213,7 +274,7 @@ class Transactions:
         """Send what was kept back for a COMMIT that this session did not make."""
         draft = self._pop_draft(connection)
         if draft is not None:
-            self._send(connection, recorder, draft)
+            recorder.sent += self._send(connection, draft, commit=False)
 
     def _pop_draft(self, connection: Connection) -> Draft | None:
         draft = self._drafts.pop(connection, None)
@@ -222,18 +283,16 @@ class Transactions:
             connection.info.pop(_DEFERRED, None)
         return draft
 
-    def _send(
-        self, connection: Connection, recorder: Recorder, draft: Draft, *, commit: bool = False
-    ) -> None:
+    def _send(self, connection: Connection, draft: Draft, *, commit: bool) -> list[Receipt]:
         try:
             receipts = self._writer.send(connection, draft, commit=commit)
-        except UnloggedWriteError:
+        except (SchemaChangedError, UnloggedWriteError):
             # As `refreshing` does, without the cost of a context for each transaction.
             self.database.refresh()
             raise
-        recorder.receipts += receipts
         if receipts:
             self._writer.on_event(EntriesAppended(receipts[0].record_id, commit))
+        return receipts
 
     # -- COMMIT and after -----------------------------------------------------------------
 
@@ -252,21 +311,23 @@ class Transactions:
                 check_committable(connection)
             self._finish(connection, recorder)
             if draft is not None:
-                self._send(connection, recorder, draft, commit=True)
+                recorder.sent += self._send(connection, draft, commit=True)
             # Without entries there is nothing to ask about: the error stays the database's.
             recorder.ending = bool(recorder.receipts)
             recorder.process_id = find_process(connection) if recorder.ending else 0
         except CommitOutcomeUnknownError as lost:
-            self._writer.on_event(OutcomeLost(_list_records(lost.receipts)))
+            self._writer.on_event(OutcomeLost(list_records(lost.receipts)))
             raise
         except (OplogError, DBAPIError):
             # SQLAlchemy takes the transaction for ended once this hook ran. If it were left
             # open, it would go back to the pool with the connection.
-            _roll_back(connection)
+            roll_back_refused(connection)
             raise
         finally:
             if not recorder.owned and not recorder.ending:
                 self.close(connection)
+            elif recorder.alters:
+                self.database.refresh()
 
     def _find_committing(self, connection: Connection) -> Recorder | None:
         """The recorder of a transaction that may have something to log."""
@@ -279,9 +340,9 @@ class Transactions:
 
     def _finish(self, connection: Connection, recorder: Recorder) -> None:
         if not recorder.owned:
-            self.write_entries(connection, recorder, defer=False)
-            self.receipts[connection] = recorder.receipts
-            self._find_notices(connection, recorder).receipts = recorder.receipts
+            self._write_entries(connection, recorder, defer=False)
+            receipts = self.receipts[connection] = recorder.receipts
+            self._find_notices(connection, recorder).receipts = receipts
         recorder.raise_failure()
         if recorder.dirty:
             raise UnloggedWriteError(
@@ -303,42 +364,37 @@ class Transactions:
 
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
-        receipts = [replace(r, process_id=recorder.process_id) for r in recorder.receipts]
+        # One record tells the outcome of all.
+        newest = recorder.receipts[-1].record_id
+        last = (receipt for receipt in recorder.receipts if receipt.record_id == newest)
+        receipts = [replace(receipt, process_id=recorder.process_id) for receipt in last]
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
         else:
             lost = describe_loss(cause, receipts, recorder.final_claim)
-        self._writer.on_event(OutcomeLost(_list_records(receipts)))
+        self._writer.on_event(OutcomeLost(list_records(receipts)))
         return lost
 
     def is_unconfirmed(self, connection: Connection, recorder: Recorder) -> bool:
         """COMMIT returned without having waited for its standby."""
-        if connection.invalidated:
-            return False
-        return self._find_notices(connection, recorder).unconfirmed
+        return not connection.invalidated and self._find_notices(connection, recorder).unconfirmed
 
     def roll_back(self, connection: Connection) -> None:
         """ROLLBACK of a transaction; one of a session is closed when the session ends it."""
-        recorder = self._recorders.get(connection)
-        if recorder is not None and not recorder.owned:
+        if (recorder := self._recorders.get(connection)) is not None and not recorder.owned:
+            self.close(connection)
+
+    def leave(self, connection: Connection) -> None:
+        """The session's transaction ended; one of a migration may go on."""
+        if (found := self._recorders.get(connection)) is None or found.live is None:
             self.close(connection)
 
     def close(self, connection: Connection) -> None:
         """Forget the transaction, however it ended."""
-        self._recorders.pop(connection, None)
+        self._forget(connection)
         self._pop_draft(connection)
 
-
-def _list_records(receipts: Iterable[Receipt]) -> tuple[UUID, ...]:
-    return tuple(dict.fromkeys(receipt.record_id for receipt in receipts))
-
-
-def _roll_back(connection: Connection) -> None:
-    """End a transaction whose COMMIT was refused, on a connection that may be broken."""
-    if connection.invalidated:
-        return
-    try:
-        connection.dialect.do_rollback(connection.connection)
-    except connection.dialect.loaded_dbapi.Error as failure:
-        # Not raised: the caller is raising why the COMMIT was refused.
-        connection.invalidate(failure)
+    def _forget(self, connection: Connection) -> None:
+        recorder = self._recorders.pop(connection, None)
+        if recorder is not None and recorder.alters:
+            self.database.refresh()

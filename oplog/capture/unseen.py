@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import BoundType
 from oplog.errors import NotCapturableError
+from oplog.type_binding import BoundType
 
 _HINT = (
     "let the role and the settings that wrote the row see it until COMMIT: give it a SELECT "

@@ -14,6 +14,7 @@ import click
 _MAX_POSITION = (1 << 63) - 1
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([dhms])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_POSITIONS = re.compile(r"([0-9]{1,19})(?:-([0-9]{1,19}))?")
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(%?)")
 
 
@@ -84,7 +85,27 @@ class ShareType(click.ParamType[float]):
         return share
 
 
+class PositionsType(click.ParamType[range]):
+    """A position, or a range of them with its last one: 5, or 5-9."""
+
+    name = "POSITION"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> range:
+        """The positions that the text spells."""
+        if isinstance(value, range):
+            return value
+        matched = _POSITIONS.fullmatch(str(value).strip())
+        first = int(matched[1]) if matched else 0
+        last = int(matched[2] or first) if matched else 0
+        if not 0 < first <= last <= _MAX_POSITION:
+            self.fail(f"{value!r} is not a position such as 5, or a range such as 5-9", param, ctx)
+        return range(first, last + 1)
+
+
 PLACE = PlaceType()
+POSITIONS = PositionsType()
 DURATION = DurationType()
 SHARE = ShareType()
 

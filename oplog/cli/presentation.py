@@ -109,6 +109,17 @@ def show_quarantined(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"  {escape(one['reason'])} (by {role}, at position {mark})"
 
 
+def show_guards(document: Mapping[str, Any]) -> Iterator[str]:
+    """Partitions that were made after their table was tracked, as a report has them."""
+    for name in document["guarded"]:
+        yield f"guarded against TRUNCATE: {escape(name)}"
+    for name in document["unguarded"]:
+        yield (
+            f"not guarded against TRUNCATE: {escape(name)}; it is in use, or this role may not "
+            "create its trigger"
+        )
+
+
 def show_problems(problems: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Problems of an archive, as a report has them."""
     for problem in problems:

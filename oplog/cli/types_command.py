@@ -1,15 +1,25 @@
-"""`oplog types list`, `proto` and `sync`."""
+"""`oplog types list`, `proto`, `check` and `sync`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import click
 
+from oplog.adoption.schema_changes import ChangesReport
+from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
-from oplog.cli.presentation import escape, show_count
+from oplog.cli.presentation import escape, show_count, show_guards
+from oplog.doctor.type_change import TypesCheckReport
 from oplog.payload.shape import Shape
+from oplog.reading.step_check import StepReport
+
+_WIDTH = 80
+_INDENT = " " * 8
 
 
 @click.group()
@@ -61,26 +71,104 @@ def _show_files(files: Mapping[str, str]) -> Iterator[str]:
 @standard_options
 @pass_invocation
 def sync(invocation: Invocation, *, dry_run: bool) -> None:
-    """Store the types and the key that the application will write with.
+    """Note what migrations made of the tables, and store types and key of the application.
 
-    An application does so itself with its first transaction; doing it ahead finds models and
-    tables that disagree before the first request does.
+    Retires the types of dropped tables, and logs again the columns that a migration wrote anew.
+    An application does so itself with its first transaction, unless many rows are to be logged.
+    Interrupted, it goes on where it stopped when it is run again.
+    Partitions of tracked tables that were made later are guarded against TRUNCATE, if the role
+    may.
     """
     log = invocation.load_log()
     # Waiting for another process that stores the same type must not end in a conflict.
-    with invocation.connect(
-        isolation="READ COMMITTED", read_only=False, commit=not dry_run
-    ) as connection:
+    with invocation.connect(isolation="READ COMMITTED", read_only=False) as connection:
+        if dry_run:
+            # Ends with the connection.
+            connection.begin()
         report = log.store_types(connection)
     document = {**report.to_json(), "dry_run": dry_run}
-    stored = report.shapes
-    invocation.emit(lambda: document, lambda: (line for shape in stored for line in _show(shape)))
-    verb = "would be stored" if dry_run else "stored"
-    say(
-        f"{show_count(len(stored), 'type')} {verb}"
-        if stored
-        else "the log knows every type already"
+    invocation.emit(lambda: document, lambda: _show_stored(report.stored, document))
+    _say_noted(report, "would be" if dry_run else "")
+
+
+@types.command()
+@click.option(
+    "--steps", is_flag=True, help="Also try the declared steps on every effect of the log."
+)
+@standard_options
+@pass_invocation
+def check(invocation: Invocation, *, steps: bool) -> int:
+    """Compare these models with what the log knows, before they are deployed.
+
+    What the log would note, what readers of earlier revisions lose, what a restore would refuse.
+    Changes nothing. Exit code 3 when something breaks; what is only added is 0.
+    """
+    log = invocation.load_log()
+    with invocation.connect() as connection:
+        report = log.check_types(connection)
+        tried = log.check_steps(connection) if steps else None
+    ok = report.ok and (tried is None or tried.ok)
+    more = {} if tried is None else {"steps": tried.to_json()}
+    invocation.emit(
+        lambda: {**report.to_json(), "ok": ok, **more},
+        lambda: chain(_show_changes(report), _show_steps(tried)),
     )
+    return 0 if ok else DIFFERENCES
+
+
+def _show_steps(report: StepReport | None) -> Iterator[str]:
+    if report is None:
+        return
+    for one in report.failures:
+        yield (
+            f"position {one.position}: {escape(one.type_name)} of revision {one.revision} does "
+            f"not read as revision {one.towards}: {escape(one.error)}"
+        )
+    yield f"steps: {show_count(report.converted, 'effect')} converted, {report.count} failed"
+
+
+def _show_changes(report: TypesCheckReport) -> Iterator[str]:
+    for change in report.changes:
+        where = ".".join(filter(None, (change.type_name, change.column))) or "log"
+        state = "breaks" if change.breaks else "fine"
+        yield f"{state:<8}{escape(where)}  {change.kind}"
+        for text in (change.message, f"hint: {change.hint}" if change.hint else ""):
+            yield from textwrap.wrap(
+                escape(text),
+                _WIDTH,
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    broken = sum(change.breaks for change in report.changes)
+    told = f"{show_count(len(report.changes), 'change')}, {broken} of them breaking"
+    yield told if report.changes else "nothing changes"
+
+
+def _say_noted(report: ChangesReport, would: str) -> None:
+    said = [
+        (f"{show_count(len(report.stored), 'type')}", "stored", bool(report.stored)),
+        *((escape(name), "retired: its table is gone", True) for name in report.retired),
+        *(
+            (f"{show_count(count, 'row')} of {escape(name)}", "logged again", True)
+            for name, count in report.rows.items()
+        ),
+    ]
+    lines = [" ".join(filter(None, (what, would, done))) for what, done, wanted in said if wanted]
+    for line in lines or ["the log knows every type already"]:
+        say(line)
+    for name in report.waiting:
+        say(
+            f"{escape(name)}: its table changed, and its message is the application's own: deploy "
+            "the version that has the fields"
+        )
+
+
+def _show_stored(shapes: Sequence[Shape], document: Mapping[str, Any]) -> Iterator[str]:
+    for shape in shapes:
+        yield from _show(shape)
+    yield from show_guards(document)
 
 
 def _show(shape: Shape) -> Iterator[str]:

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oplog.catalog import DeclaredType, TypeCatalog
+from oplog.catalog import TypeCatalog
 from oplog.doctor.access import judge_access, spell_upgrade
 from oplog.doctor.environment import judge_activity, judge_owners, judge_settings
-from oplog.doctor.evolution import Evolution, judge_evolution
+from oplog.doctor.evolution import judge_evolution
 from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
 from oplog.doctor.key_status import KEY_DAYS, judge_keys
+from oplog.doctor.model_fit import judge_models
 from oplog.doctor.record_marks import RecordMarks, judge_record_marks
-from oplog.errors import ConfigurationError, SchemaDriftError
+from oplog.doctor.type_facts import SchemaFacts
 from oplog.finding import Finding, make_notice, make_problem
-from oplog.payload.lineage import group_shapes
-from oplog.payload.shape import Shape
-from oplog.postgres.derivation import resolve_shape
-from oplog.postgres.live_table import LiveTable, require_live_table
 from oplog.schema.expected import (
     find_function_faults,
     find_trigger_faults,
@@ -28,6 +25,7 @@ from oplog.schema.expected import (
     list_log_functions,
     list_log_triggers,
 )
+from oplog.schema.row_checks import find_check_faults
 from oplog.schema.tables import VERSION
 from oplog.schema.upgrade import FIRST_TABLES
 from oplog.store.guard_state import DeclaredGuard
@@ -40,7 +38,7 @@ def judge(
     schema: str,
     catalog: TypeCatalog,
     guard: bool,
-    evolution: Evolution | None = None,
+    evolution: SchemaFacts | None = None,
     key_id: str = "",
     key_days: int = KEY_DAYS,
     marks: RecordMarks = RecordMarks(),  # noqa: B008 - frozen
@@ -55,9 +53,9 @@ def judge(
     if facts.log.usable and facts.log.version == VERSION:
         found += judge_access(facts.log.access, schema)
         found += judge_owners(facts, schema)
-        found += _judge_tables(facts, catalog)
+        found += judge_models(facts, catalog, evolution)
         if evolution is not None:
-            found += judge_evolution(evolution, catalog)
+            found += judge_evolution(evolution)
         found += _judge_guards(facts, schema=schema, catalog=catalog, guard=guard)
         found += judge_keys(facts.log.keys, current=key_id, key_days=key_days)
         found += _judge_traces(facts.log)
@@ -124,6 +122,7 @@ def _judge_log(log: LogFacts, schema: str) -> Iterator[Finding]:
         yield from _judge_log_tables(log, schema)
         yield from _judge_log_triggers(log, schema)
         yield from _judge_log_functions(log, schema)
+        yield from _judge_row_checks(log, schema)
 
 
 def _judge_log_tables(log: LogFacts, schema: str) -> Iterator[Finding]:
@@ -178,80 +177,23 @@ def _judge_log_triggers(log: LogFacts, schema: str) -> Iterator[Finding]:
             )
 
 
-# -- the application's tables -------------------------------------------------------------------
-
-
-def _judge_tables(facts: Facts, catalog: TypeCatalog) -> Iterator[Finding]:
-    stored = group_shapes(facts.log.shapes)
-    for declared in catalog.types.values():
-        live = facts.live.get(declared.table)
-        if live is None:
-            yield make_problem(
-                "table-missing",
-                declared.table.fullname,
-                message="the catalog has this table, the database has not",
-                hint="run the migrations, or list the table in untracked={...}",
-            )
-            continue
-        yield from _judge_shape(declared, facts, live, stored.get(declared.type_name, []))
-    for name, shapes in stored.items():
-        newest = shapes[-1]
-        if name in catalog.types:
-            continue
-        where = f"{newest.schema}.{newest.table}"
-        # A missing table is reported by `judge_evolution`.
-        if (newest.schema, newest.table) in facts.existing and all(
-            live.schema != newest.schema or live.name != newest.table
-            for live in facts.live.values()
-        ):
+def _judge_row_checks(log: LogFacts, schema: str) -> Iterator[Finding]:
+    for fault in find_check_faults(log.row_checks):
+        where = f"{schema}.{fault.table} constraint {fault.name}"
+        if fault.kind == "unchecked":
             yield make_notice(
-                "type-undeclared",
+                "log-constraint-unchecked",
                 where,
-                message=f"the log has the type {name!r}, and this application's catalog has not: "
-                "what this application writes to the table is not logged",
-                hint="declare the table, or make sure that another application logs it",
+                message="rows that were there before it were not checked",
+                hint="`oplog maintain` checks them, and writers go on meanwhile",
             )
-
-
-def _judge_shape(
-    declared: DeclaredType, facts: Facts, live: LiveTable, stored: list[Shape]
-) -> Iterator[Finding]:
-    where = f"{live.schema}.{live.name}"
-    try:
-        require_live_table(facts.live, declared.table)
-        shape = resolve_shape(declared, live, stored=stored)
-    except (SchemaDriftError, ConfigurationError) as error:
-        yield make_problem("table-differs", where, message=str(error.args[0]), hint=error.hint)
-        return
-    if stored and shape not in stored:
-        yield make_problem(
-            "table-differs",
-            where,
-            message=f"the table is not what the log's newest type {declared.type_name!r} revision "
-            f"{stored[-1].revision} says: {'; '.join(_compare_shapes(stored[-1], shape))}",
-            hint="run `oplog types sync` and, in processes that were running during the migration, "
-            "log.refresh()",
-        )
-
-
-def _compare_shapes(old: Shape, new: Shape) -> Iterator[str]:
-    for name, column in new.by_name.items():
-        known = old.by_name.get(name)
-        if known is None:
-            yield f"column {name} is new"
-        elif known.pg_type != column.pg_type:
-            yield f"column {name} is {column.pg_type}, was {known.pg_type}"
-    for name in old.names:
-        if name not in new.by_name:
-            yield f"column {name} is {'excluded' if name in new.excluded else 'gone'}"
-    if old.key_names != new.key_names:
-        yield f"the primary key is ({', '.join(new.key_names)}), was ({', '.join(old.key_names)})"
-    if (old.schema, old.table) != (new.schema, new.table):
-        yield f"it was {old.schema}.{old.table}"
-    if old.aggregate != new.aggregate:
-        yield f"its aggregate is {new.aggregate!r}, was {old.aggregate!r}"
-    if old.message_name != new.message_name:
-        yield f"its message is {new.message_name}, was {old.message_name}"
+        elif fault.table not in log.missing_tables:
+            yield make_problem(
+                f"log-constraint-{fault.kind}",
+                where,
+                message=f"a constraint that keeps impossible rows out of the log is {fault.kind}",
+                hint=f"{spell_upgrade(schema)} in a migration puts it right; run `oplog verify`",
+            )
 
 
 # -- guards -------------------------------------------------------------------------------------
@@ -327,7 +269,8 @@ def _judge_part(tree: GuardedTree, part: Part, schema: str) -> Iterator[Finding]
                 part.name,
                 message=f"the partition of {tree.root.name} has no guard against TRUNCATE: it was "
                 "made or attached after the table was tracked",
-                hint=f"{track} again, in a migration",
+                hint="`oplog types sync` or `oplog maintain`, as the owner of the partition and "
+                f"the log; or {track} again, in a migration",
             )
             continue
         code = {"missing": "incomplete"}.get(fault.kind, fault.kind)

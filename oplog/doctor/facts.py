@@ -6,7 +6,7 @@ not errors. `oplog.doctor.checks` judges them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -23,13 +23,15 @@ from oplog.postgres.quoting import (
     quote_for_driver,
 )
 from oplog.schema.expected import FoundTrigger, FunctionForm, list_log_tables
-from oplog.schema.guard import BYPASS_AGGREGATE, FORMAT_MARK, make_prefix
+from oplog.schema.guard import FORMAT_MARK, make_prefix
 from oplog.schema.locks import LOCK_TABLES
+from oplog.schema.mark_names import BYPASS_AGGREGATE
 from oplog.schema.tables import (
     VERSION,
 )
 from oplog.store.guard_state import DeclaredGuard, list_declared_guards
 from oplog.store.home import Homing, read_homing
+from oplog.store.housekeeping import list_row_checks
 from oplog.store.logged_keys import LoggedKey, list_logged_keys
 from oplog.store.partition_store import list_partition_names
 from oplog.store.records import Store
@@ -115,6 +117,8 @@ class LogFacts:
     """Names of the partitions of the log's tables."""
     triggers: Mapping[str, Mapping[str, FoundTrigger]] = field(default_factory=dict)
     functions: Mapping[str, list[FunctionForm]] = field(default_factory=dict)
+    row_checks: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """CHECK constraints by table and name."""
     owned: Sequence[OwnedObject] = ()
     declared: Sequence[DeclaredGuard] = ()
     shapes: Sequence[Shape] = ()
@@ -149,8 +153,6 @@ class Facts:
     """Settings of other roles: role, setting, value."""
     log: LogFacts
     live: Mapping[sa.Table, LiveTable]
-    existing: Collection[tuple[str, str]]
-    """Schema and name of existing tables that have types in the log."""
     trees: Sequence[GuardedTree]
     """Guarded tables, and those of the catalog."""
     activity: Activity
@@ -181,7 +183,6 @@ def read_facts(connection: Connection, store: Store, *, tables: Iterable[sa.Tabl
         role_settings=_list_role_settings(connection),
         log=log,
         live=live,
-        existing=_find_existing(connection, {(s.schema, s.table) for s in log.shapes}),
         trees=_list_trees(connection, store.schema, oids=[table.oid for table in live.values()]),
         activity=read_activity(connection),
     )
@@ -223,6 +224,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         partitions=list_partition_names(connection, schema),
         triggers=list_triggers(connection, schema),
         functions=list_functions(connection, schema),
+        row_checks=list_row_checks(connection, schema),
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
         shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),
@@ -337,19 +339,6 @@ def _list_trees(connection: Connection, schema: str, *, oids: Sequence[int]) -> 
         )
         for (root, kind), tree in parts.items()
     ]
-
-
-def _find_existing(
-    connection: Connection, names: Collection[tuple[str, str]]
-) -> set[tuple[str, str]]:
-    rows = connection.exec_driver_sql(
-        "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relkind IN ('r', 'p') AND (n.nspname::text, c.relname::text) IN "
-        "(SELECT * FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])))",
-        ([schema for schema, _ in names], [table for _, table in names]),
-    )
-    return {(row[0], row[1]) for row in rows}
 
 
 # -- settings -----------------------------------------------------------------------------------

@@ -31,7 +31,9 @@ from oplog.schema.expected import (
     list_log_triggers,
     normalise_settings,
 )
+from oplog.schema.row_checks import find_check_faults
 from oplog.store.entry_filter import bind_filter
+from oplog.store.housekeeping import list_row_checks
 from oplog.store.partition_store import list_partition_names
 from oplog.store.rows import EntryFilter
 from oplog.value import codec_for
@@ -61,10 +63,11 @@ def read_server_status(connection: Connection, schema: str) -> ServerStatus:
 
 
 def list_guard_problems(connection: Connection, schema: str) -> list[str]:
-    """Faults of the triggers that keep the log append-only, and of the log's functions.
+    """Faults of what keeps the log append-only, of its rows' constraints, and of its functions.
 
     A trigger is at fault if it is missing, disabled, active in some replication roles only, or
-    has other events or another function; a function if it is missing or was replaced.
+    has other events or another function; a constraint or a function if it is missing or was
+    replaced.
     """
     found = list_triggers(connection, schema)
     triggers = list_log_triggers(schema, partitions=list_partition_names(connection, schema))
@@ -72,6 +75,11 @@ def list_guard_problems(connection: Connection, schema: str) -> list[str]:
         f"trigger {fault.name} on {table} {fault.text}"
         for table, expected in triggers.items()
         for fault in find_trigger_faults(schema, expected=expected, found=found.get(table, {}))
+    ]
+    problems += [
+        f"constraint {fault.name} on {fault.table} is {fault.kind}"
+        for fault in find_check_faults(list_row_checks(connection, schema))
+        if fault.kind != "unchecked"
     ]
     functions = list_functions(connection, schema)
     return problems + [

@@ -8,9 +8,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.binding import bind_catalog
 from oplog.catalog import TypeCatalog
-from oplog.crypto.keyring import Keyring
 from oplog.errors import UnknownTypeError
 from oplog.payload.proto_text import print_files
 from oplog.payload.shape import Shape
@@ -49,17 +47,6 @@ class ProtoReport:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class TypesStoredReport:
-    """The revisions that were new to the log and are stored now."""
-
-    shapes: Sequence[Shape]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object."""
-        return {"stored": [_describe(shape) for shape in self.shapes]}
-
-
 def list_logged_types(connection: Connection, store: Store, catalog: TypeCatalog) -> TypesReport:
     """List the log's types, and those of `catalog` that it does not have."""
     store.require_current(connection)
@@ -84,25 +71,6 @@ def print_proto(
         )
     shape = found[-1]
     return ProtoReport(shape, print_files(shape, retired=_list_retired(shape, shapes)))
-
-
-def store_types(
-    connection: Connection, store: Store, *, catalog: TypeCatalog, keyring: Keyring | None
-) -> TypesStoredReport:
-    """Store the types of `catalog` and the current key of `keyring`, if they are new.
-
-    In the connection's transaction, which the caller commits.
-    """
-    store.require_current(connection)
-    before = {(shape.type_name, shape.revision) for shape in store.list_types(connection)}
-    bind_catalog(connection, catalog, store=store, keyring=keyring)
-    return TypesStoredReport(
-        [
-            shape
-            for shape in store.list_types(connection)
-            if (shape.type_name, shape.revision) not in before
-        ]
-    )
 
 
 def _list_retired(shape: Shape, shapes: Sequence[Shape]) -> list[int]:

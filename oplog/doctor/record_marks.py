@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.postgres.quoting import quote_for_driver
-from oplog.schema.guard import FORMAT_MARK, QUARANTINE_AGGREGATE
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.store import Store
 from oplog.store.adopted import name_adoption
 from oplog.store.quarantined import QuarantinedRecord, list_marked

@@ -7,6 +7,7 @@ filled.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.exc import NoReferenceError
@@ -14,20 +15,32 @@ from sqlalchemy.exc import NoReferenceError
 from oplog.catalog import DeclaredType, TypeCatalog
 
 
-def list_restore_risks(catalog: TypeCatalog) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class RestoreRisk:
+    """A column that a restored row cannot do without; `parent` is the table it refers to."""
+
+    declared: DeclaredType
+    column: str
+    text: str
+    parent: str = ""
+
+
+def find_restore_risks(catalog: TypeCatalog) -> list[RestoreRisk]:
     """Columns and foreign keys for which a restore of logged tables may refuse rows."""
     logged = {declared.table for declared in catalog.types.values()}
     return [risk for one in catalog.types.values() for risk in _list_risks(one, logged)]
 
 
-def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterator[str]:
+def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterator[RestoreRisk]:
     table = declared.table
     for name in declared.excluded:
         column = table.columns[name]
         if not (column.nullable or column.server_default is not None or column.identity):
-            yield (
+            yield RestoreRisk(
+                declared,
+                name,
                 f"column {table.fullname}.{name} is excluded from the log, may not be NULL and has "
-                "no server default"
+                "no server default",
             )
     for key in table.foreign_keys:
         try:
@@ -36,4 +49,9 @@ def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterato
             # The table is in no model here; `judge_evolution` reads it from the database.
             continue
         if parent not in logged:
-            yield f"table {table.fullname} refers to {parent.fullname}, which is not logged"
+            yield RestoreRisk(
+                declared,
+                key.parent.name,
+                f"table {table.fullname} refers to {parent.fullname}, which is not logged",
+                parent.fullname,
+            )

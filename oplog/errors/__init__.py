@@ -28,6 +28,7 @@ from oplog.errors.commit_errors import (
     ConflictError,
     IdempotencyConflictError,
     KeyRetiredError,
+    SchemaChangedError,
     TicketConflictError,
 )
 from oplog.errors.configuration_errors import (
@@ -95,6 +96,7 @@ __all__ = [
     "QuarantineWarning",
     "ReplayError",
     "RestoreWarning",
+    "SchemaChangedError",
     "SchemaDriftError",
     "SchemaVersionError",
     "SealError",

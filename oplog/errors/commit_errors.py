@@ -44,6 +44,15 @@ class KeyRetiredError(ConflictError):
     exit_code = 12
 
 
+class SchemaChangedError(ConflictError):
+    """A migration changed tables since this process looked at them; nothing was written.
+
+    What was known of the database is forgotten by then: the next run looks at it anew.
+    """
+
+    retryable = True
+
+
 class IdempotencyConflictError(ConflictError):
     """The idempotency key was used before: for another request, or by a commit not seen yet.
 

@@ -6,19 +6,12 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
 from oplog.doctor.checks import judge
-from oplog.doctor.evolution import COLUMN_CHANGED, TABLE_GONE, judge_evolution, read_evolution
+from oplog.doctor.evolution import ROWS_PENDING, judge_evolution, select_unfinished
 from oplog.doctor.facts import read_facts
 from oplog.doctor.key_status import KEY_DAYS, KeysReport, read_keys
-from oplog.doctor.logged_types import (
-    ProtoReport,
-    TypesReport,
-    TypesStoredReport,
-    list_logged_types,
-    print_proto,
-    store_types,
-)
 from oplog.doctor.record_marks import RecordMarks, read_record_marks
 from oplog.doctor.status import StatusReport, read_status
+from oplog.doctor.type_facts import SchemaFacts, read_schema_facts
 from oplog.errors import SchemaDriftError
 from oplog.facade.log_parts import LogParts
 from oplog.finding import Finding
@@ -50,25 +43,42 @@ class Examination:
             guard=self._log.guard,
             key_id=self._log.sealer.key_id,
             key_days=key_days,
-            evolution=read_evolution(connection, store) if readable else None,
+            evolution=self._read(connection) if readable else None,
             marks=read_record_marks(connection, store) if readable else RecordMarks(),
         )
 
     def find_restore_problems(self, connection: Connection) -> list[Finding]:
         """What a restore of this log would refuse or get wrong; `diagnose` has it too.
 
-        Columns whose names mean other columns by now, tables that are gone, and columns and
-        references that restored rows cannot do without.
+        Changes of tables that the log does not know yet, rows that are still to be logged again,
+        tables that are gone or were replaced, and columns and references that restored rows
+        cannot do without.
         """
-        return judge_evolution(read_evolution(connection, self._log.store), self._log.catalog)
+        found = judge_evolution(self._read(connection))
+        return [finding for finding in found if finding.severity == "problem"]
 
-    def require_readable(self, connection: Connection) -> tuple[Finding, ...]:
-        """Tables that are gone; `SchemaDriftError` where names mean other columns by now."""
-        found = self.find_restore_problems(connection)
-        for finding in found:
-            if finding.what == COLUMN_CHANGED:
-                raise SchemaDriftError(finding.message, hint=finding.hint)
-        return tuple(finding for finding in found if finding.what == TABLE_GONE)
+    def list_unfinished(self, connection: Connection) -> tuple[Finding, ...]:
+        """What of the tables the log cannot follow until somebody acts; no change of names."""
+        return tuple(select_unfinished(judge_evolution(self._read(connection))))
+
+    def require_finished(self, connection: Connection) -> tuple[Finding, ...]:
+        """`list_unfinished`; `SchemaDriftError` while rows are to be logged again.
+
+        The log has the shape of before then, and a snapshot of the tables would have another one
+        at the same position.
+        """
+        found = self.list_unfinished(connection)
+        for one in found:
+            if one.what == ROWS_PENDING:
+                raise SchemaDriftError(
+                    f"{one.where}: {one.message}: a snapshot would not be what the log says at "
+                    "its position",
+                    hint=one.hint,
+                )
+        return found
+
+    def _read(self, connection: Connection) -> SchemaFacts:
+        return read_schema_facts(connection, self._log.store, self._log.catalog)
 
     def status(self, connection: Connection, *, archive: Archive | None = None) -> StatusReport:
         """How large the log is, what it was written with, and whether it is in order.
@@ -98,31 +108,4 @@ class Examination:
         self._log.store.require_current(connection)
         return KeysReport(
             read_keys(connection, self._log.schema, keyring=self._log.keyring),
-        )
-
-    def list_types(self, connection: Connection) -> TypesReport:
-        """The types that the log knows, with all revisions, and those not stored yet."""
-        return list_logged_types(connection, self._log.store, self._log.catalog)
-
-    def print_proto(
-        self, connection: Connection, type_name: str, *, revision: int | None = None
-    ) -> ProtoReport:
-        """The .proto text of a stored type; the newest revision unless one is given.
-
-        Raises `UnknownTypeError`.
-        """
-        return print_proto(connection, self._log.store, type_name=type_name, revision=revision)
-
-    def store_types(self, connection: Connection) -> TypesStoredReport:
-        """Store the types and the key that an application will write with.
-
-        An application does so itself with its first transaction; doing it ahead finds models and
-        tables that disagree before the first request does. In the connection's transaction, which
-        the caller commits.
-        """
-        return store_types(
-            connection,
-            self._log.store,
-            catalog=self._log.catalog,
-            keyring=self._log.keyring,
         )

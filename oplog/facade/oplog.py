@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from oplog.binding import bind_for_writing
 from oplog.capture.attachment import Attachments
 from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
-from oplog.doctor.restore_risk import list_restore_risks
+from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
+from oplog.facade.first_write import bind_first_write
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
+from oplog.facade.migration_part import Migrating
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
+from oplog.facade.types_part import Types
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
 from oplog.receipt import Receipt
@@ -53,11 +56,10 @@ class Oplog:
 
         With both, new entries are sealed and older plaintext ones can still be read.
         `strict` reads every captured row back before COMMIT and compares. `guard` captures
-        what the application cannot see through the guards that `op.track_tables` installed;
-        without it a guarded table refuses every COMMIT. A transaction under
-        `synchronous_commit = off`, which a crash may lose after it was acknowledged, is refused
-        unless `asynchronous_commit` says that this is understood. `on_event` is called with
-        each event of `oplog.events`, inside the transaction.
+        what only the guards of `op.track_tables` see; without it a guarded table refuses every
+        COMMIT. A transaction under `synchronous_commit = off`, which a crash may lose after it
+        was acknowledged, is refused unless `asynchronous_commit` says that this is understood.
+        `on_event` gets the events of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
             raise ConfigurationError(
@@ -78,6 +80,8 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
+        self._types = types = Types(log)
+        self._migrating = Migrating(log, types=types)
         self._outcomes = Outcomes(log)
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
@@ -89,17 +93,13 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
+        bind = partial(bind_first_write, log=log)
         return Transactions(
             engine,
             log.writer,
             log.catalog,
-            bind=lambda connection: bind_for_writing(
-                connection,
-                log.catalog,
-                store=log.store,
-                keyring=log.keyring,
-                guard=log.guard,
-            ),
+            bind=bind,
+            bind_altered=partial(bind, apart=False),
             collect=self._collect_images,
             log=self,
         )
@@ -137,9 +137,9 @@ class Oplog:
         """
         self._log.catalog.check_keys()
         self._log.attachments.attach(target)
-        for risk in list_restore_risks(self._log.catalog):
+        for risk in find_restore_risks(self._log.catalog):
             warnings.warn(
-                f"{risk}: a restore will refuse its rows; oplog doctor says what to do",
+                f"{risk.text}: a restore will refuse its rows; oplog doctor says what to do",
                 RestoreWarning,
                 stacklevel=2,
             )
@@ -251,6 +251,10 @@ class Oplog:
     append = PartMethod("_writing", Writing.append)
     adopt = PartMethod("_writing", Writing.adopt)
 
+    # -- migrations
+    migrating = PartMethod("_migrating", Migrating.migrating)
+    note_migration = PartMethod("_migrating", Migrating.note_migration)
+
     # -- outcomes
     resolve = PartMethod("_outcomes", Outcomes.resolve)
     inquire = PartMethod("_outcomes", Outcomes.inquire)
@@ -267,6 +271,7 @@ class Oplog:
     verify = PartMethod("_reading", Reading.verify)
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
+    check_steps = PartMethod("_reading", Reading.check_steps)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)
@@ -307,6 +312,11 @@ class Oplog:
     status = PartMethod("_examination", Examination.status)
     grants = PartMethod("_examination", Examination.grants)
     list_keys = PartMethod("_examination", Examination.list_keys)
-    list_types = PartMethod("_examination", Examination.list_types)
-    print_proto = PartMethod("_examination", Examination.print_proto)
-    store_types = PartMethod("_examination", Examination.store_types)
+
+    # -- types
+    list_types = PartMethod("_types", Types.list_types)
+    print_proto = PartMethod("_types", Types.print_proto)
+    check_types = PartMethod("_types", Types.check_types)
+    store_types = PartMethod("_types", Types.store_types)
+    note_changes = PartMethod("_types", Types.note_changes)
+    replace_type = PartMethod("_types", Types.replace_type)

@@ -63,13 +63,13 @@ class Publishing:
         "fork" begins a new generation and keeps the lost branch readable. Raises
         `LeaseHeldError` while another worker publishes, `LeaseLostError` when one took over,
         `StoreUnavailableError` and `StorageConfigError` for the store, `ConfigurationError` on a
-        standby and for an archive that holds another log. `SchemaDriftError`, after everything is
-        published, while rows of an old revision would be read under a wrong name.
+        standby and for an archive that holds another log. The report's `problems` are tables that
+        the log cannot follow until somebody acts.
         """
         self.require_log(engine)
         report = self.make_exporter(archive, fork=fork).publish_all(engine)
         with engine.connect() as connection:
-            problems = self._examination.require_readable(connection)
+            problems = self._examination.list_unfinished(connection)
         return replace(report, problems=problems)
 
     def wait_until_archived(
@@ -108,7 +108,8 @@ class Publishing:
         Only rows that changed since the last snapshot are uploaded, unless `full`; nothing, if
         none did. With a `policy`, only if one is due. Writers go on; nothing else is published
         meanwhile. Raises what `sync` raises, `SchemaDriftError`, after what is new is published,
-        and `KeyUnavailableError` for a sealed log without a keyring.
+        while rows that a migration wrote anew are not all logged again, and
+        `KeyUnavailableError` for a sealed log without a keyring.
         """
         with engine.connect() as connection:
             self._log.store.require_current(connection)
@@ -120,7 +121,7 @@ class Publishing:
             schema=self._log.schema,
             sealer=self._log.sealer,
             log=self._reading.make_opener(),
-            check=self._examination.require_readable,
+            check=self._examination.require_finished,
             policy=policy,
             full=full,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy.engine import Connection, Engine
 
@@ -18,9 +18,11 @@ from oplog.entry import (
 )
 from oplog.errors import ConfigurationError
 from oplog.facade.log_parts import LogParts
+from oplog.payload.upcast import StepLookup
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row
+from oplog.reading.step_check import StepReport, check_steps
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
 from oplog.replay import (
     MOST_DIFFERENCES,
@@ -32,6 +34,9 @@ from oplog.replay import (
 )
 from oplog.store import EntryFilter, LogSource
 from oplog.store.feed import Feed
+
+RowShape: TypeAlias = Literal["now", "then"]
+"""Whose columns a row is shown with."""
 
 
 class Reading:
@@ -84,7 +89,8 @@ class Reading:
         `metadata` keeps entries of transactions that have every given value. `after` and
         `through` are positions (`through` also a time); a lower position may become visible
         later, so a consumer that goes on from where it stopped uses `subscribe`.
-        `revisions` asks for types, by name, as of a revision (through the catalog's steps).
+        `revisions` asks for types, by name, as of a revision: through the catalog's steps, and by
+        field number where none is declared.
 
         With an `archive`, what was published is read from there, entries that were pruned too:
         these come first, in the order of their sequence. With an `archive` and None for the
@@ -162,13 +168,19 @@ class Reading:
         return read_key(connection, table, texts=match_key(texts, columns))
 
     def subscribe(
-        self, engine: Engine, *, name: str, max_entries: int = BATCH_ENTRIES
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        max_entries: int = BATCH_ENTRIES,
+        revisions: Mapping[str, int] | None = None,
     ) -> Subscription:
         """A durable consumer: `for batch in log.subscribe(...): ...; batch.commit()`.
 
         A batch is a sequence of `LoggedEntry` in causal order, whole transactions of about
         `max_entries` entries together. Its cursor is saved under `name` by `batch.commit()`,
         after which it is not delivered again. The iteration ends when nothing is new.
+        `revisions` asks for types, by name, as of the revision that the consumer knows.
         """
         return Subscription(
             engine,
@@ -176,6 +188,7 @@ class Reading:
             feed=Feed(self._log.schema),
             log=self.make_opener(),
             max_entries=max_entries,
+            revisions=revisions,
         )
 
     # -- replaying ------------------------------------------------------------------------
@@ -241,18 +254,22 @@ class Reading:
         model: Any,
         key: Any,
         *,
+        shape: RowShape = "now",
+        revisions: Mapping[str, int] | None = None,
         archive: Archive | None = None,
     ) -> list[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
-        it has. The connection may be None if there is an `archive`, as for `read`. Raises
-        `PrunedError` as `replay` does.
+        it has. Columns have the names of now, and those that were added since the values that rows
+        of before got; with `shape="then"` each change is as it was logged, and with `revisions` it
+        is as of these revisions, by type. The connection may be None if there is an `archive`, as
+        for `read`. Raises `PrunedError` as `replay` does.
         """
         types = self._log.catalog.find_types(model)
-        reader = self.make_opener(archive=archive).open(connection)
-        return list_changes(reader, types, key=key)
+        reader, steps = self._open_row(connection, shape, revisions, archive=archive)
+        return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
 
     def as_of(
         self,
@@ -261,15 +278,50 @@ class Reading:
         *,
         key: Any,
         at: int | datetime,
+        shape: RowShape = "now",
+        revisions: Mapping[str, int] | None = None,
         archive: Archive | None = None,
     ) -> dict[str, Any] | None:
         """The row's logged columns at a position or an aware datetime; None if there was none.
 
-        `connection`, `archive` and errors are as for `history`.
+        Columns are those of now; with `shape="then"` those that the table had at that position,
+        and with `revisions` those of these revisions, by type. `connection`, `archive` and errors
+        are as for `history`.
         """
         types = self._log.catalog.find_types(model)
-        reader = self.make_opener(archive=archive).open(connection)
-        return rebuild_row(reader, types, key=key, at=at)
+        reader, steps = self._open_row(connection, shape, revisions, archive=archive)
+        return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
+
+    def check_steps(
+        self, connection: Connection | None, *, archive: Archive | None = None
+    ) -> StepReport:
+        """Try the declared steps on every effect of the log, and change nothing.
+
+        Goes on after a failure, and reports each with its position, type, revision and error.
+        """
+        opener = self.make_opener(archive=archive)
+        reader = opener.open(connection, stepping=False, whole=False)
+        return check_steps(reader, opener.make_steps(reader))
+
+    def _open_row(
+        self,
+        connection: Connection | None,
+        shape: RowShape,
+        revisions: Mapping[str, int] | None,
+        *,
+        archive: Archive | None,
+    ) -> tuple[RecordReader, StepLookup | None]:
+        """A reader, and the steps by which it shall read; None where it knows how."""
+        if shape not in ("now", "then"):
+            raise ConfigurationError(
+                f"shape={shape!r} is neither 'now' nor 'then'",
+                hint="'now' gives columns as they are, 'then' as they were",
+            )
+        opener = self.make_opener(archive=archive)
+        if revisions:
+            return opener.open(connection, revisions=revisions), None
+        reader = opener.open(connection, stepping=False)
+        return reader, opener.make_steps(reader)
 
 
 def _flatten(

@@ -9,7 +9,8 @@ from datetime import timedelta
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.doctor.evolution import judge_columns
+from oplog.archive.archived_log import ArchivedLog
+from oplog.doctor.archived_types import judge_archived_log
 from oplog.doctor.key_status import KeyRetirementReport
 from oplog.errors import ConfigurationError
 from oplog.facade.doctor_part import Examination
@@ -17,7 +18,6 @@ from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.restoring_part import Restoring
 from oplog.finding import Finding
-from oplog.payload.lineage import group_shapes
 from oplog.store.logged_keys import retire_key
 from oplog.store.quarantined import QuarantinedRecord
 from oplog.upkeep.check import CheckProgress, check_archive, check_with_log
@@ -26,7 +26,7 @@ from oplog.upkeep.maintenance import MaintenanceReport, maintain_log
 from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.upkeep.prune import PruneReport, prune_log
-from oplog.upkeep.quarantine import QuarantineReport, quarantine_record
+from oplog.upkeep.quarantine import QuarantineReport, quarantine_records
 from oplog.upkeep.resync import ResyncReport, resync_archive
 from oplog.upkeep.retention import Retention
 
@@ -78,10 +78,10 @@ class Upkeep:
         return replace(report, problems=(*report.problems, *problems))
 
     def _judge_archived(self, archive: Archive) -> list[Finding]:
-        """What the archive alone says of columns whose names mean other ones by now."""
-        source = self._restoring.open_source(archive)
-        shapes = group_shapes(source.shapes)
-        return judge_columns(shapes, source.find_adoptions(list(shapes)), self._log.catalog)
+        """What the archive alone says of a restore."""
+        return judge_archived_log(
+            ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
+        )
 
     def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.
@@ -153,10 +153,13 @@ class Upkeep:
         )
 
     def maintain(self, engine: Engine) -> MaintenanceReport:
-        """Make the partitions of the log's tables that are needed next.
+        """Make the partitions of the log's tables that are needed next, and tidy.
 
-        Appending makes them too, in a transaction of the application. Needs no keys, and the role
-        that owns the log. Raises `ConfigurationError` for another role and on a standby.
+        Appending makes them too, in a transaction of the application. Tidying removes rows of
+        locks that nobody holds, guards partitions against TRUNCATE that were made after their
+        table was tracked, and checks rows that are older than a constraint of the log, all without
+        keeping writers waiting for long. Needs no keys, and the role that owns the log. Raises
+        `ConfigurationError` for another role and on a standby.
         """
         return maintain_log(engine, schema=self._log.schema)
 
@@ -180,26 +183,27 @@ class Upkeep:
     def quarantine(
         self,
         connection: Connection,
-        position: int,
-        *,
+        *positions: int | range,
         reason: str,
         archive: Archive | None = None,
         lost_key: bool = False,
-    ) -> QuarantineReport:
-        """Say in the log that the record at `position` cannot be read; readers go past it then.
+    ) -> tuple[QuarantineReport, ...]:
+        """Say in the log that records cannot be read; readers go past them then.
 
+        Of a range all records that there are. All are quarantined, for the same reason, or none.
         Readers, replays, restores and followers pass over a quarantined record with a
         `QuarantineWarning`, and reports list it. Nothing is removed. Only a record that does not
         open, does not decode, or does not fit the rows before it: any other is refused
         (`ConfigurationError`), as is one that was altered (`ChainBrokenError`) and one that a key
         may open which the keyring lacks (`KeyUnavailableError`, `WrongKeyError`); with `lost_key`
-        a key that the keyring lacks is taken for one that nobody has. In the
-        connection's transaction if it is in one, which the caller commits. Needs the role that
-        owns the log, and the `archive` for a record that was pruned.
+        a key that the keyring lacks is taken for one that nobody has. One that was quarantined
+        before stays so, and nothing is written for it. In the connection's transaction if it is in
+        one, which the caller commits. Needs the role that owns the log, and the `archive` for a
+        record that was pruned.
         """
         opener = self._restoring.reading.make_opener(archive=archive)
-        return quarantine_record(
-            connection, opener, position=position, reason=reason, lost_key=lost_key
+        return quarantine_records(
+            connection, opener, positions=positions, reason=reason, lost_key=lost_key
         )
 
     def list_quarantined(self, connection: Connection) -> tuple[QuarantinedRecord, ...]:

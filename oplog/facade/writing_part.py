@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
-from oplog.adoption import CHUNK_ROWS, AdoptionReport, AdoptionTarget, adopt_tables
+from oplog.adoption import CHUNK_ROWS, AdoptionReport, adopt_tables
 from oplog.capture.claiming import begin_run, claim_key, lock_aggregates
 from oplog.capture.request import check_key, fingerprint_request, fingerprint_work
 from oplog.capture.retry import RETRIES, Beginning, Course, run_async_work, run_work
@@ -21,6 +22,7 @@ from oplog.entry import (
     check_metadata_count,
 )
 from oplog.errors import TicketConflictError
+from oplog.facade.first_write import make_target
 from oplog.facade.log_parts import LogParts
 from oplog.receipt import Receipt
 
@@ -97,7 +99,7 @@ class Writing:
         )
 
     def receipts(self, session: Any) -> list[Receipt]:
-        """Receipts of the session's last commit, sorted by aggregate."""
+        """Receipts of the session's last commit, record by record, sorted by aggregate."""
         return self._log.attachments.list_receipts(find_session(session))
 
     def take_ticket(self, session: Any, aggregate: str) -> Ticket:
@@ -189,21 +191,20 @@ class Writing:
         gets rows done and estimated. Raises `UnknownTypeError`, `ConflictError` where a lock is
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
-        self._log.attachments.check_clean(connection)
-        target = AdoptionTarget(
-            store=self._log.store,
-            keyring=self._log.keyring,
-            sealer=self._log.sealer,
-            codec=self._log.codec,
-            on_event=self._log.on_event,
-        )
-        return adopt_tables(
-            connection,
-            self._log.catalog,
-            tables=tables,
-            target=target,
-            chunk_rows=chunk_rows,
-            dry_run=dry_run,
-            again=again,
-            progress=progress,
-        )
+        attachments = self._log.attachments
+        # In a migration what it changed before is logged before.
+        inside = attachments.is_migrating(connection)
+        if not inside:
+            attachments.check_clean(connection)
+        target = make_target(self._log)
+        with attachments.at_work(connection) if inside else nullcontext():
+            return adopt_tables(
+                connection,
+                self._log.catalog,
+                tables=tables,
+                target=target,
+                chunk_rows=chunk_rows,
+                dry_run=dry_run,
+                again=again,
+                progress=progress,
+            )

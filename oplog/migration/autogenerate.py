@@ -24,6 +24,7 @@ from oplog.migration.operation import (
     RetireTypeOp,
     UpgradeOplogOp,
 )
+from oplog.migration.row_operation import AdoptTableOp, ReplaceTypeOp
 from oplog.schema.tables import list_table_names
 from oplog.store.guard_state import list_declared_guards
 from oplog.store.partition_store import list_partition_names
@@ -189,6 +190,19 @@ def _print_retire(_context: AutogenContext, operation: RetireTypeOp) -> str:
     )
 
 
+def _print_adopt(_context: AutogenContext, operation: AdoptTableOp) -> str:
+    return _print_call("adopt_table", operation.name, schema=operation.schema)
+
+
+def _print_replace(_context: AutogenContext, operation: ReplaceTypeOp) -> str:
+    return _print_call(
+        "replace_type",
+        operation.type_name,
+        reason=operation.reason,
+        log_schema=operation.log_schema,
+    )
+
+
 # -- registration -----------------------------------------------------------------------------
 
 
@@ -209,3 +223,5 @@ def register_autogenerate() -> None:
     renderers.dispatch_for(UpgradeOplogOp, replace=True)(_print_upgrade)
     renderers.dispatch_for(DropOplogOp, replace=True)(_print_drop)
     renderers.dispatch_for(RetireTypeOp, replace=True)(_print_retire)
+    renderers.dispatch_for(AdoptTableOp, replace=True)(_print_adopt)
+    renderers.dispatch_for(ReplaceTypeOp, replace=True)(_print_replace)

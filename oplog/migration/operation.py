@@ -1,20 +1,16 @@
 """The log's tables and types as Alembic operations: `op.create_oplog`, `op.retire_type` etc.
 
-`import oplog.migration` in an `env.py` registers them. Operations work on names and statements
-only; `op.adopt_table`, which needs a log, is given one.
+`import oplog.migration` in an `env.py` registers them. They work on names and statements only.
 """
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from alembic.operations import MigrateOperation, Operations
 
 from oplog.errors import ConfigurationError, SchemaVersionError
-from oplog.facade import Oplog
 from oplog.migration.emission import emit
-from oplog.migration.given_log import find_log
 from oplog.schema.tables import (
     VERSION,
     create_statements,
@@ -179,65 +175,6 @@ def _drop(operations: Operations, operation: DropOplogOp) -> None:
     emit(operations, drop_statements(operation.schema))
 
 
-# -- adoption ---------------------------------------------------------------------------------
-
-
-@Operations.register_operation("adopt_table")
-class AdoptTableOp(MigrateOperation):
-    """Log the rows that are in a table."""
-
-    def __init__(self, name: str, *, schema: str | None = None, log: Oplog | None = None) -> None:
-        self.name = name
-        self.schema = schema
-        self.log = log
-
-    @classmethod
-    def adopt_table(
-        cls,
-        operations: Operations,
-        name: str,
-        *,
-        schema: str | None = None,
-        log: Oplog | None = None,
-    ) -> None:
-        """Log the rows that are in table `name`.
-
-        Runs in the migration's transaction: writers of the table wait until that ends. `name`
-        may also be the name of a type. The log is `log`, or that given to
-        `context.configure(oplog=...)`, or the one attached to the engine. Raises
-        `ConfigurationError` without a log, and in a migration that is printed as SQL, which
-        cannot read the rows.
-        """
-        operations.invoke(cls(name, schema=schema, log=log))
-
-    def reverse(self) -> MigrateOperation:
-        """Raise `ConfigurationError`: the log is append-only."""
-        raise ConfigurationError(
-            f"the adoption of {self.name} cannot be undone: the log is append-only",
-            hint="leave it out of downgrade(); adopting again does nothing",
-        )
-
-
-@Operations.implementation_for(AdoptTableOp)
-def _adopt(operations: Operations, operation: AdoptTableOp) -> None:
-    context = operations.migration_context
-    name = operation.name if operation.schema is None else f"{operation.schema}.{operation.name}"
-    if context.as_sql:
-        raise ConfigurationError(
-            f"the rows of {name} cannot be adopted by SQL that is printed",
-            hint="run this revision online, or remove the line and run: oplog adopt "
-            f"{shlex.quote(name)}",
-        )
-    connection = operations.get_bind()
-    log = operation.log or find_log(context.opts, connection)
-    if log is None:
-        raise ConfigurationError(
-            f"op.adopt_table({operation.name!r}) does not know the log",
-            hint="pass it in env.py: context.configure(connection=connection, ..., oplog=log)",
-        )
-    log.adopt(connection, [name])
-
-
 def migrations_path() -> Path:
     """Return the directory of the log's own Alembic environment, a `script_location`.
 
@@ -256,7 +193,6 @@ def migrations_path() -> Path:
 
 
 __all__ = [
-    "AdoptTableOp",
     "CreateOplogOp",
     "DropOplogOp",
     "RetireTypeOp",

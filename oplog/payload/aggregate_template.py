@@ -45,6 +45,15 @@ class AggregateTemplate:
                 out.append("null" if text is None else text)
         return "".join(out)
 
+    def rename(self, names: Mapping[str, str]) -> AggregateTemplate:
+        """The template with other names of columns; those that are not in `names` stay."""
+        out = []
+        for literal, name in self._pieces:
+            out.append(literal.replace("{", "{{").replace("}", "}}"))
+            if name is not None:
+                out.append(f"{{{names.get(name, name)}}}")
+        return AggregateTemplate("".join(out))
+
 
 def _check_constant(text: str) -> None:
     try:

@@ -1,13 +1,15 @@
 """Decodes row blocks: many rows of one table, as COPY printed them.
 
-Adoption writes blocks, because it logs rows without looking at each of them. A block can be
-damaged or forged. What COPY does not write is refused, and the number of rows that a block
-claims is checked before any of them is decoded.
+Adoption writes blocks, because it logs rows without looking at each of them. A *patch* has the key
+and some columns of rows that the log knows already. A block can be damaged or forged. What COPY
+does not write is refused, and the number of rows that a block claims is checked before any of them
+is decoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from oplog.entry import OpType
@@ -27,9 +29,13 @@ _BARE = "\b\v\f\r"
 _BOOLS = {"true": True, "false": False}
 
 
-def order_columns(shape: Shape) -> tuple[Column, ...]:
-    """Return the columns in the order of a block: the key first, so that rows are found by it."""
-    return (*shape.key_columns, *(c for c in shape.columns if not c.primary_key))
+def order_columns(shape: Shape, only: Collection[str] | None = None) -> tuple[Column, ...]:
+    """Return the columns in the order of a block: the key first, so that rows are found by it.
+
+    `only` are names of the columns beside the key; None for all.
+    """
+    others = (c for c in shape.columns if not c.primary_key)
+    return (*shape.key_columns, *(c for c in others if only is None or c.name in only))
 
 
 def read_block(
@@ -41,21 +47,24 @@ def read_block(
     first_ordinal: int,
     place: int = 0,
     keys: Collection[RowKey] | None = None,
+    patch: bool = False,
 ) -> list[Effect]:
-    """Return the creates in a block, or only those of rows under one of `keys`.
+    """Return the effects in a block, or only those on rows under one of `keys`.
 
-    `fields` are the field numbers of the rows' columns, `place` is the number of the rows'
-    aggregate in the record. Raises `DecodeError` unless the fields are all columns of the shape,
-    there are `row_count` rows, and each row is one that COPY writes.
+    They are creates, of a `patch` updates. `fields` are the field numbers of the rows' columns,
+    `place` is the number of the rows' aggregate in the record. Raises `DecodeError` unless the
+    fields are all columns of the shape, or those of the key and then others for a `patch`, there
+    are `row_count` rows, and each row is one that COPY writes.
     """
-    columns = _find_columns(shape, fields)
+    columns = (_find_patched if patch else _find_columns)(shape, fields)
     _check_count(shape, rows, row_count)
+    make = _Maker(shape, columns, place, patch=patch)
     if keys is None:
-        return _read_rows(shape, columns, rows, first=first_ordinal, place=place)
+        return make.read_rows(rows, first=first_ordinal)
     prefixes = _print_keys(columns, shape, keys)
     if prefixes is None:
         # A value may have several texts (1 and 1.0 of a float): decode every row and compare.
-        found = _read_rows(shape, columns, rows, first=first_ordinal, place=place)
+        found = make.read_rows(rows, first=first_ordinal)
         wanted = set(keys)
         return [effect for effect in found if effect.key in wanted]
     effects: list[Effect] = []
@@ -63,7 +72,7 @@ def read_block(
     for prefix in prefixes:
         for start, end in _find_lines(rows, prefix + (b"\n" if whole else b"\t")):
             ordinal = first_ordinal + rows.count(b"\n", 0, start)
-            effects += _read_rows(shape, columns, rows[start:end], first=ordinal, place=place)
+            effects += make.read_rows(rows[start:end], first=ordinal)
     return effects
 
 
@@ -85,6 +94,22 @@ def _find_columns(shape: Shape, fields: Sequence[int]) -> list[Column]:
     return [shape.by_number[number] for number in fields]
 
 
+def _find_patched(shape: Shape, fields: Sequence[int]) -> list[Column]:
+    # Counted first: a forged block may name millions of them.
+    known = len(fields) <= len(shape.columns) and set(fields) <= shape.by_number.keys()
+    if not known or len(set(fields)) != len(fields):
+        raise _damaged(
+            shape, f"its columns are fields {list(fields[:20])}, not fields of the type, each once"
+        )
+    columns = [shape.by_number[number] for number in fields]
+    width = len(shape.key_columns)
+    if not all(column.primary_key for column in columns[:width]) or len(columns) <= width:
+        raise _damaged(
+            shape, f"its columns are fields {list(fields[:20])}, not the key and then others"
+        )
+    return columns
+
+
 def _check_count(shape: Shape, rows: bytes, row_count: int) -> None:
     found = rows.count(b"\n")
     if found != row_count:
@@ -96,39 +121,50 @@ def _check_count(shape: Shape, rows: bytes, row_count: int) -> None:
 # -- all rows ---------------------------------------------------------------------------------
 
 
-def _read_rows(
-    shape: Shape, columns: Sequence[Column], rows: bytes, *, first: int, place: int
-) -> list[Effect]:
-    if not rows:
-        return []
-    try:
-        text = rows.decode()
-        by_column = _split(text, len(columns))
-        escaped = "\\" in text
-        values = {
-            column.name: _read_column(shape.codecs[column.name], found, escaped=escaped)
-            for column, found in zip(columns, by_column, strict=True)
-        }
-    except (ValueError, ArithmeticError, KeyError) as cause:
-        raise _damaged(shape, f"a row is not what COPY writes: {cause}") from cause
-    if any(None in values[name] for name in shape.key_names):
-        raise _damaged(shape, "a row has NULL in its key")
-    names = shape.names
-    keys = zip(*[values[name] for name in shape.key_names], strict=True)
-    whole = zip(*[values[name] for name in names], strict=True)
-    return [
-        Effect(
-            OpType.CREATE,
-            shape,
-            key,
-            dict(zip(names, row, strict=True)),
-            complete=True,
-            ordinal=ordinal,
-            adopted=True,
-            place=place,
-        )
-        for ordinal, (key, row) in enumerate(zip(keys, whole, strict=True), first)
-    ]
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes effects of the rows of one block."""
+
+    shape: Shape
+    columns: Sequence[Column]
+    place: int
+    patch: bool
+
+    def read_rows(self, rows: bytes, *, first: int) -> list[Effect]:
+        """Return the effects of these whole rows, with ordinals from `first` on."""
+        if not rows:
+            return []
+        shape = self.shape
+        try:
+            text = rows.decode()
+            by_column = _split(text, len(self.columns))
+            escaped = "\\" in text
+            values = {
+                column.name: _read_column(shape.codecs[column.name], found, escaped=escaped)
+                for column, found in zip(self.columns, by_column, strict=True)
+            }
+        except (ValueError, ArithmeticError, KeyError) as cause:
+            raise _damaged(shape, f"a row is not what COPY writes: {cause}") from cause
+        if any(None in values[name] for name in shape.key_names):
+            raise _damaged(shape, "a row has NULL in its key")
+        names = shape.names
+        if self.patch:
+            names = tuple(c.name for c in shape.columns if c.name in values and not c.primary_key)
+        keys = zip(*[values[name] for name in shape.key_names], strict=True)
+        written = zip(*[values[name] for name in names], strict=True)
+        return [
+            Effect(
+                OpType.UPDATE if self.patch else OpType.CREATE,
+                shape,
+                key,
+                dict(zip(names, row, strict=True)),
+                complete=not self.patch,
+                ordinal=ordinal,
+                adopted=True,
+                place=self.place,
+            )
+            for ordinal, (key, row) in enumerate(zip(keys, written, strict=True), first)
+        ]
 
 
 def _split(text: str, width: int) -> Iterable[tuple[str, ...]]:

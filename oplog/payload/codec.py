@@ -109,16 +109,25 @@ class PayloadCodec:
             payload.runs.append(run)
         return payload.SerializeToString()
 
-    def encode_block(self, shape: Shape, rows: bytes, *, row_count: int) -> bytes:
+    def encode_block(
+        self,
+        shape: Shape,
+        rows: bytes,
+        *,
+        row_count: int,
+        columns: Collection[str] | None = None,
+    ) -> bytes:
         """Return the payload of a part with adopted rows: `rows` are what COPY printed, unchanged.
 
         Their columns are in the order of `order_columns`, their aggregate is the record's first.
-        Raises `EntryTooLargeError` if they are over the limit of a part.
+        With `columns` it is a patch of these columns. Raises `EntryTooLargeError` if they are over
+        the limit of a part.
         """
         payload = record_pb2.Payload()
         payload.types.add(name=shape.type_name, revision=shape.revision)
-        fields = [column.number for column in order_columns(shape)]
-        payload.blocks.add(type=0, fields=fields, row_count=row_count, rows=rows)
+        fields = [column.number for column in order_columns(shape, columns)]
+        patch = columns is not None
+        payload.blocks.add(type=0, fields=fields, row_count=row_count, rows=rows, patch=patch)
         data = payload.SerializeToString()
         if len(data) > MAX_PART_BYTES:
             raise EntryTooLargeError(
@@ -225,6 +234,7 @@ def _decode_block(
         first_ordinal=block.first_ordinal,
         place=first + block.aggregate,
         keys=None if find_keys is None else find_keys(shape),
+        patch=block.patch,
     )
 
 

@@ -22,7 +22,8 @@ class Effect:
     `key` is the primary key before the operation, in the order of `shape.key_columns`.
     `values` maps written columns to wire values; `complete` says that they are all logged
     columns. `ordinal` counts over the whole record. `adopted` marks the create of a row that
-    adoption found in the table: it replaces everything that the log had under that key before.
+    adoption found in the table: it replaces everything that the log had under that key before; or
+    the update of columns that DDL rewrote, which says nothing of a row that the log does not know.
     `place` is the number of the effect's aggregate in the record.
     """
 

@@ -1,98 +1,110 @@
-"""Follows a type's columns from one revision to the next, and finds renamed and replaced ones.
+"""Reads rows of one revision of a type as rows of another: column by column, by field number.
 
-Rows of an old revision are read by column name. That is wrong after a rename, and after a column
-was dropped and another one was added under its name. Column numbers show both. Revisions may
-come from several databases, and the oldest ones have no numbers; then only names count.
+A column keeps its number through every revision, so a renamed one is found under its new name, and
+one that was added again under an old name is not taken for it. Revisions are enough for that: an
+archive is read like the database that it came from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
 
-from oplog.errors import SchemaDriftError
-from oplog.payload.column_numbers import match_numbers
 from oplog.payload.shape import Shape
-
-_WAY_OUT = (
-    "log the rows as they are now: oplog adopt --again, then oplog snapshot; or declare how "
-    "old columns map to new ones: catalog.upcast(...)"
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
-    """Why rows of an old revision cannot be read by the names of their columns.
+class ColumnRoute:
+    """Where a column of a revision gets its value from in rows of another one.
 
-    `column` is the name in the old revision, `now` the name in the table; both are empty if
-    the whole table was replaced.
+    `labels` are enum labels that read otherwise there; those that are not in it stay.
     """
 
-    type_name: str
-    revision: int
-    table: str
-    what: Literal["renamed", "added again", "replaced"]
-    column: str = ""
-    now: str = ""
-
-    def describe(self) -> str:
-        """Return one sentence for an error or a finding."""
-        logged = f"rows of type {self.type_name!r} revision {self.revision} were logged"
-        if self.what == "renamed":
-            return f"column {self.table}.{self.now} was called {self.column} when {logged}"
-        if self.what == "added again":
-            return (
-                f"column {self.table}.{self.column} was dropped and added again since {logged}: "
-                "their values belong to the dropped column"
-            )
-        return f"table {self.table} was replaced by another of that name since {logged}"
-
-    @property
-    def hint(self) -> str:
-        """What to do about it."""
-        return _WAY_OUT
-
-    def to_error(self, *, hint: str = _WAY_OUT) -> SchemaDriftError:
-        """Return the error that refuses to read these rows."""
-        return SchemaDriftError(self.describe(), hint=hint)
+    target: str
+    source: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
-class StepLookup(Protocol):
-    """Gives the declared steps between revisions; `TypeCatalog` implements it."""
+def map_columns(shapes: Sequence[Shape], old: Shape, target: Shape) -> tuple[ColumnRoute, ...]:
+    """How rows of `old` read as rows of `target`, in the order of the target's columns.
 
-    def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> object | None:
-        """Return the step between two adjacent revisions, or None."""
-        ...
-
-
-def find_breaks(shapes: Sequence[Shape], target: Shape) -> dict[int, Break]:
-    """Return, by revision, why its rows cannot be read as rows of `target`.
-
-    Revisions whose rows can are left out. `shapes` are the stored revisions of one type in
-    ascending order. `target` is the table as it is now, or the newest of the revisions.
+    `shapes` are all revisions of the type. A column is left out if rows of `old` do not have it,
+    and if the database rewrote it between the two: its values were logged again. Towards an
+    earlier revision labels and numbers are followed back.
     """
-    chain = [*(shape for shape in shapes if shape is not target), target]
-    steps = [_follow(old, new) for old, new in pairwise(chain)]
-    found = {}
-    for place, shape in enumerate(chain[:-1]):
-        broken = _find_break(shape, steps[place:], target)
-        if broken is not None:
-            found[shape.revision] = broken
-    return found
+    between = list_between(shapes, old, target)
+    rewritten = {number for shape in between for number in shape.change.rewritten}
+    found = []
+    for column in target.columns:
+        source = old.by_number.get(column.number)
+        if source is None or column.number in rewritten:
+            continue
+        labels = _follow_labels(shapes, (old, target), column.number)
+        found.append(ColumnRoute(column.name, source.name, labels))
+    return tuple(found)
 
 
-def list_unread(breaks: Mapping[int, Break], steps: StepLookup) -> list[Break]:
-    """Return the breaks that no declared step converts past."""
-    left = []
-    for revision, broken in breaks.items():
-        lifted = revision
-        while steps.find_step(broken.type_name, lifted, to_revision=lifted + 1) is not None:
-            lifted += 1
-        if lifted in breaks:
-            left.append(breaks[lifted])
-    return left
+def is_apart(shapes: Iterable[Shape], one: Shape, other: Shape) -> bool:
+    """Whether all rows were logged anew between two revisions of the type.
+
+    Rows of the one are no rows of the other then: under another key, or of another table.
+    """
+    return any(shape.change.readopted for shape in list_between(shapes, one, other))
+
+
+def list_between(shapes: Iterable[Shape], one: Shape, other: Shape) -> list[Shape]:
+    """The revisions whose changes lie between two revisions of the type, rising.
+
+    A database that was restored as of an earlier position goes on from the revision of then: its
+    next one follows that, and not the revisions that only the other branch of the log has.
+    """
+    known = list(shapes)
+    mine, its = list_line(known, one), list_line(known, other)
+    shared = {shape.revision for shape in mine} & {shape.revision for shape in its}
+    apart = {shape.revision: shape for shape in (*mine, *its) if shape.revision not in shared}
+    return [apart[revision] for revision in sorted(apart)]
+
+
+def list_line(shapes: Iterable[Shape], shape: Shape) -> list[Shape]:
+    """The revisions that a revision came of, rising, it too."""
+    known = {one.revision: one for one in shapes}
+    line = [shape]
+    while line[-1].revision > min(known, default=shape.revision):
+        last = line[-1]
+        earlier = [revision for revision in known if revision < last.revision]
+        before = last.change.previous
+        line.append(known[before if before in earlier else max(earlier)])
+    return line[::-1]
+
+
+def find_fills(shapes: Sequence[Shape], target: Shape) -> dict[str, str | None]:
+    """By column of `target`, the value of rows from before the column was added, as text."""
+    fills: dict[int, str | None] = {}
+    for shape in list_line(shapes, target):
+        for number, labels in shape.change.labels.items():
+            text = fills.get(number)
+            if text is not None:
+                fills[number] = labels.get(text, text)
+        fills.update(shape.change.fills)
+    return {
+        column.name: fills[column.number] for column in target.columns if column.number in fills
+    }
+
+
+def find_shape_at(
+    shapes: Sequence[Shape], changes: Iterable[tuple[int, int]], through: int | None
+) -> Shape | None:
+    """The revision that the table had at position `through`, None for now.
+
+    `shapes` are all revisions of the type, rising, `changes` pairs of the position of a schema
+    change and its revision. None if there was no revision yet.
+    """
+    if not shapes or through is None:
+        return shapes[-1] if shapes else None
+    reached = [revision for position, revision in changes if position <= through]
+    # Revisions without a mark are from before anything changed, or still under way.
+    wanted = max(reached, default=shapes[0].revision)
+    return next((shape for shape in shapes if shape.revision == wanted), None)
 
 
 def group_shapes(shapes: Iterable[Shape]) -> dict[str, list[Shape]]:
@@ -103,40 +115,22 @@ def group_shapes(shapes: Iterable[Shape]) -> dict[str, list[Shape]]:
     return grouped
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """From one revision to the next: the new name of each column that is still there."""
-
-    names: Mapping[str, str]
-    replaced: bool = False
-
-
-def _follow(old: Shape, new: Shape) -> _Step:
-    pair = match_numbers(old.numbers, new.numbers)
-    if pair is None:
-        # There are no numbers to compare: a column whose name is missing counts as dropped.
-        known = {*new.names, *new.excluded}
-        return _Step({name: name for name in (*old.names, *old.excluded) if name in known})
-    before, now = pair
-    if before.table != now.table:
-        return _Step({}, replaced=True)
-    called = {number: name for name, number in now.columns.items()}
-    return _Step(
-        {name: called[number] for name, number in before.columns.items() if number in called}
-    )
-
-
-def _find_break(shape: Shape, steps: Sequence[_Step], target: Shape) -> Break | None:
-    first = Break(shape.type_name, shape.revision, f"{target.schema}.{target.table}", "replaced")
-    if any(step.replaced for step in steps):
-        return first
-    logged = {*target.names}
-    for column in shape.names:
-        now: str | None = column
-        for step in steps:
-            now = None if now is None else step.names.get(now)
-        if now is None and column in logged:
-            return replace(first, what="added again", column=column, now=column)
-        if now is not None and now != column and (now in logged or column in logged):
-            return replace(first, what="renamed", column=column, now=now)
-    return None
+def _follow_labels(
+    shapes: Sequence[Shape], way: tuple[Shape, Shape], number: int
+) -> dict[str, str]:
+    """What labels of the first revision read as in the second one."""
+    old, target = (list_line(shapes, shape) for shape in way)
+    shared = {shape.revision for shape in old} & {shape.revision for shape in target}
+    steps: list[Mapping[str, str]] = [
+        {new: label for label, new in shape.change.labels.get(number, {}).items()}
+        for shape in reversed(old)
+        if shape.revision not in shared
+    ]
+    steps += [
+        shape.change.labels.get(number, {}) for shape in target if shape.revision not in shared
+    ]
+    followed: dict[str, str] = {}
+    for step in steps:
+        # At once: two labels may have swapped their names.
+        followed = {**step, **{first: step.get(last, last) for first, last in followed.items()}}
+    return {label: name for label, name in followed.items() if label != name}

@@ -12,8 +12,9 @@ from typing import Any
 from google.protobuf import descriptor_pb2, message
 
 from oplog.errors import ConfigurationError
-from oplog.payload.column_numbers import Numbers, is_same_table
-from oplog.payload.shape import Column, DeclaredColumn, Shape
+from oplog.payload.column_numbers import Numbers, is_same_table, match_numbers
+from oplog.payload.derived_shape import DeclaredColumn
+from oplog.payload.shape import Column, Shape
 
 
 def register_shape(
@@ -60,11 +61,44 @@ def register_shape(
         excluded=dict(excluded),
         numbers=() if numbers is None else (numbers,),
     )
+    return _match_registered(shape, stored)
+
+
+def _match_registered(shape: Shape, stored: Sequence[Shape]) -> Shape:
+    """The stored revision that the shape is; the shape itself if it is a new one."""
     for known in stored:
-        if known.revision == revision:
+        if known.revision == shape.revision:
             _check_registered(shape, known)
-            return known
+            return _find_raised(known, stored)
+    if stored:
+        _check_numbers(shape, stored[-1])
     return shape
+
+
+def _check_numbers(shape: Shape, newest: Shape) -> None:
+    """Raise `ConfigurationError` for a column whose field number is another one than it was."""
+    here = match_numbers(newest.numbers, shape.numbers)
+    places = {} if here is None else {place: name for name, place in here[1].columns.items()}
+    for column in newest.columns:
+        name = column.name if here is None else places.get(here[0].columns.get(column.name, 0), "")
+        now = shape.by_name.get(name)
+        if now is not None and now.kind is column.kind and now.number != column.number:
+            raise ConfigurationError(
+                f"message {shape.message_name} has column {name} of type {shape.type_name!r} as "
+                f"field {now.number}, and the log has it as field {column.number}: rows of earlier "
+                "revisions would be read as another column's",
+                hint=f"give the field the number {column.number} again: numbers are for ever",
+            )
+
+
+def _find_raised(known: Shape, stored: Sequence[Shape]) -> Shape:
+    """The last revision of the same shape: one more is stored when the database rewrites rows."""
+    later = [one for one in stored if one.revision > known.revision]
+    for one in later:
+        if not one.same_as(known):
+            break
+        known = one
+    return known
 
 
 def _check_registered(shape: Shape, known: Shape) -> None:

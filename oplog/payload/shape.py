@@ -7,7 +7,7 @@ removed column is never used again, and a column whose values changed kind gets 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -16,7 +16,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
 from oplog.errors import DecodeError
-from oplog.payload.column_numbers import Numbers, is_same_table
+from oplog.payload.column_numbers import Numbers
+from oplog.payload.schema_change import FIRST, SchemaChange
 from oplog.value import Kind, ValueCodec, codec_for
 
 FIELD_TYPES = MappingProxyType(
@@ -69,6 +70,8 @@ class Shape:
     excluded: Mapping[str, str] = field(default_factory=dict)
     numbers: tuple[Numbers, ...] = field(default=(), compare=False)
     """Column numbers in each database that has used this revision, oldest first."""
+    change: SchemaChange = field(default=FIRST, compare=False)
+    """What became of rows of the revision before."""
 
     @cached_property
     def by_name(self) -> Mapping[str, Column]:
@@ -124,7 +127,7 @@ class Shape:
     def _read_descriptor(self) -> tuple[str, descriptor_pb2.FileDescriptorSet]:
         if not self.message_name.startswith(f"{DERIVED}."):
             return self.message_name, descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
-        name, derived = _describe(self.type_name, self.columns, ())
+        name, derived = describe_message(self.type_name, self.columns, ())
         try:
             stored = descriptor_pb2.FileDescriptorSet.FromString(self.descriptor)
         except message.DecodeError:
@@ -168,6 +171,7 @@ class Shape:
         shape: Mapping[str, Any],
         descriptor: bytes,
         numbers: Iterable[Numbers] = (),
+        change: SchemaChange = FIRST,
     ) -> Shape:
         """The inverse of `to_json`; `DecodeError` if the stored row is not a shape."""
         try:
@@ -194,6 +198,7 @@ class Shape:
                 descriptor=descriptor,
                 excluded=shape["excluded"],
                 numbers=tuple(numbers),
+                change=change,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise DecodeError(
@@ -206,128 +211,10 @@ class Shape:
         return replace(self, revision=0) == replace(other, revision=0)
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredColumn:
-    """A column that both the application's models and the database have."""
-
-    name: str
-    pg_type: str
-    kind: Kind
-    primary_key: bool
-    category: str = ""
-
-
-def derive_shape(
-    type_name: str,
-    columns: Sequence[DeclaredColumn],
-    *,
-    schema: str,
-    table: str,
-    aggregate: str,
-    excluded: Mapping[str, str],
-    stored: Sequence[Shape],
-    numbers: Numbers | None = None,
-) -> Shape:
-    """Return the shape for a table whose message is derived from its columns.
-
-    `stored` are all revisions in the log. An equal revision of the same table and columns (by
-    their `numbers`) is returned unchanged: old and new processes run side by side during a
-    deploy, and must not add revisions in turns. Otherwise a new revision is made, in which a
-    column keeps the field number that its name and kind had in any earlier revision.
-    """
-    numbered, retired = _number_columns(columns, stored)
-    message_name, files = _describe(type_name, numbered, retired)
-    shape = Shape(
-        type_name=type_name,
-        revision=max((known.revision for known in stored), default=0) + 1,
-        schema=schema,
-        table=table,
-        columns=tuple(numbered),
-        aggregate=aggregate,
-        message_name=message_name,
-        descriptor=files.SerializeToString(deterministic=True),
-        excluded=dict(excluded),
-        numbers=() if numbers is None else (numbers,),
-    )
-    return match_stored(shape, stored) or shape
-
-
-def _number_columns(
-    columns: Sequence[DeclaredColumn], stored: Sequence[Shape]
-) -> tuple[list[Column], list[int]]:
-    """Return the columns with their numbers, and the numbers of removed columns."""
-    numbers: dict[tuple[str, Kind], int] = {}
-    fields: dict[int, str] = {}
-    for known in stored:
-        for column in known.columns:
-            numbers.setdefault((column.name, column.kind), column.number)
-            fields.setdefault(column.number, column.field)
-    highest = max(numbers.values(), default=0)
-    taken = {
-        _json_name(fields[numbers[c.name, c.kind]]) for c in columns if (c.name, c.kind) in numbers
-    }
-    numbered: list[Column] = []
-    for declared in columns:
-        number = numbers.get((declared.name, declared.kind))
-        if number is None:
-            highest += 1
-            if highest == FIRST_RESERVED:
-                highest = LAST_RESERVED + 1
-            number = highest
-            fields[number] = _name_field(declared.name, number, taken)
-            taken.add(_json_name(fields[number]))
-        numbered.append(
-            Column(
-                name=declared.name,
-                pg_type=declared.pg_type,
-                kind=declared.kind,
-                field=fields[number],
-                number=number,
-                primary_key=declared.primary_key,
-                category=declared.category,
-            )
-        )
-    return numbered, sorted(set(numbers.values()) - {column.number for column in numbered})
-
-
-def match_stored(shape: Shape, stored: Sequence[Shape]) -> Shape | None:
-    """Return the newest stored revision that stands for the same bytes of the same table.
-
-    Descriptors are not compared: a derived descriptor also reserves numbers of removed
-    columns, so it changes although the columns are the same.
-    """
-    for known in reversed(stored):
-        # A column that was dropped and added again has the old name but none of the old values.
-        if replace(known, revision=0, descriptor=b"") == replace(
-            shape, revision=0, descriptor=b""
-        ) and is_same_table(known.numbers, shape.numbers, shape.names):
-            return known
-    return None
-
-
-def _name_field(column: str, number: int, taken: Collection[str]) -> str:
-    """Return a protobuf name for a new column: its own if it is valid and free.
-
-    `taken` are JSON names: protobuf compilers refuse `address1` beside `address_1`.
-    """
-    if (
-        re.fullmatch(r"[a-z][a-z0-9_]*", column)
-        # A field of this name would hide a method of the message.
-        and not hasattr(message.Message, column)
-        and not re.fullmatch(r"column_[0-9]+", column)
-        and _json_name(column) not in taken
-    ):
-        return column
-    return f"column_{number}"
-
-
-def _json_name(name: str) -> str:
-    return re.sub(r"_+([a-z0-9]?)", lambda found: found[1].upper(), name)
-
-
-def _describe(
+def describe_message(
     type_name: str, columns: Sequence[Column], retired: Sequence[int]
 ) -> tuple[str, descriptor_pb2.FileDescriptorSet]:
+    """The name and the descriptor of a derived message; `retired` are numbers it must not use."""
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{type_name}.proto", package=DERIVED, syntax="proto3"
     )

@@ -5,20 +5,31 @@ A column that cannot be logged exactly is refused by name, before the first row 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from oplog.catalog import DeclaredType
 from oplog.errors import NotCapturableError, SchemaDriftError
+from oplog.payload.column_numbers import is_same_table
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.registration import register_shape
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveColumn, LiveTable
 from oplog.value import Kind, check_parts, codec_for
 
 
-def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape]) -> Shape:
-    """The revision under which rows of this table are logged now."""
+def resolve_shape(
+    declared: DeclaredType, live: LiveTable, *, stored: list[Shape], type_name: str = ""
+) -> Shape:
+    """The revision under which rows of this table are logged now.
+
+    `type_name` is the log's name of the type, if it is not the declared one. Where the application
+    compiled the message itself and that lacks columns, a stored revision that has them is used.
+    """
+    type_name = type_name or declared.type_name
     columns = _list_columns(declared, live)
     if declared.message_class is None:
         return derive_shape(
-            declared.type_name,
+            type_name,
             columns,
             schema=live.schema,
             table=live.name,
@@ -30,6 +41,9 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
     fields = {f.name for f in declared.message_class.DESCRIPTOR.fields}
     missing = [c.name for c in columns if c.name not in fields]
     if missing:
+        newer = find_fitting(columns, live, stored)
+        if newer is not None:
+            return newer
         raise SchemaDriftError(
             f"table {live.schema}.{live.name} has columns that message "
             f"{declared.message_class.DESCRIPTOR.full_name} has no field for: "
@@ -37,7 +51,7 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
             hint="add the fields and raise the revision, or exclude the columns with a reason",
         )
     return register_shape(
-        declared.type_name,
+        type_name,
         columns,
         revision=declared.revision or 1,
         schema=live.schema,
@@ -50,9 +64,26 @@ def resolve_shape(declared: DeclaredType, live: LiveTable, *, stored: list[Shape
     )
 
 
+def find_fitting(
+    columns: Sequence[DeclaredColumn], live: LiveTable, stored: Sequence[Shape]
+) -> Shape | None:
+    """The newest stored revision, if it has these very columns of this table.
+
+    A process of the next version has stored it: until this one is replaced, it writes that, too.
+    """
+    if not stored:
+        return None
+    newest = stored[-1]
+    found = {(c.name, c.pg_type, c.primary_key) for c in newest.columns}
+    fits = found == {(c.name, c.pg_type, c.primary_key) for c in columns} and (
+        newest.schema,
+        newest.table,
+    ) == (live.schema, live.name)
+    return newest if fits and is_same_table(newest.numbers, (live.numbers,), newest.names) else None
+
+
 def _list_columns(declared: DeclaredType, live: LiveTable) -> list[DeclaredColumn]:
     """The live columns that are logged; refuses those that cannot be, and missing ones."""
-    columns = []
     names = {column.name for column in live.columns}
     for column in declared.list_columns():
         if column.name not in names:
@@ -61,9 +92,15 @@ def _list_columns(declared: DeclaredType, live: LiveTable) -> list[DeclaredColum
                 "the database",
                 hint="run the migrations before this version of the application",
             )
+    return list_live_columns(live, declared.excluded)
+
+
+def list_live_columns(live: LiveTable, excluded: Collection[str]) -> list[DeclaredColumn]:
+    """The columns of a table that are logged; `NotCapturableError` for one that cannot be."""
+    columns = []
     for found in live.columns:
         # Columns that the model does not have yet are logged as well: the row is the truth.
-        if found.name in declared.excluded:
+        if found.name in excluded:
             continue
         if found.primary_key:
             _check_key(live, found)

@@ -6,7 +6,7 @@ what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -97,14 +97,19 @@ class LiveTable:
         return tuple(c.name for c in self.columns if c.primary_key)
 
 
-_QUERY = """
+_DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
+   FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d
+   WHERE d.datname = pg_catalog.current_database())"""
+_QUERY = f"""
 WITH RECURSIVE wanted AS (
-  SELECT n, pg_catalog.to_regclass(name)::oid AS oid
-  FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS w(name, n)),
+  SELECT n, CASE WHEN w.oid <> 0 THEN w.oid::oid ELSE pg_catalog.to_regclass(name)::oid END AS oid
+  FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::bigint[]))
+    WITH ORDINALITY AS w(name, oid, n)),
 base AS (
   SELECT a.attrelid, a.attnum, a.atttypid AS typid, a.atttypmod AS typmod
-  FROM pg_catalog.pg_attribute a JOIN wanted w ON w.oid = a.attrelid
-  WHERE a.attnum > 0 AND NOT a.attisdropped
+  FROM pg_catalog.pg_attribute a
+  -- Once, also where two names are of one table.
+  WHERE a.attrelid IN (SELECT w.oid FROM wanted w) AND a.attnum > 0 AND NOT a.attisdropped
   UNION ALL
   SELECT b.attrelid, b.attnum, t.typbasetype,
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
@@ -131,9 +136,7 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
         AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
   a.attnum,
-  (SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
-   FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d
-   WHERE d.datname = pg_catalog.current_database())
+  {_DATABASE_ID}
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -164,7 +167,7 @@ def check_settings(connection: Connection) -> None:
     """Raise `ConfigurationError` where a setting changes what the log's own SQL says."""
     found = connection.exec_driver_sql(
         "SELECT name, setting, pg_catalog.current_database()::text FROM pg_catalog.pg_settings "
-        "WHERE name = ANY(%s::text[])",
+        "WHERE name OPERATOR(pg_catalog.=) ANY(%s::text[])",
         (list(REFUSED_SETTINGS),),
     )
     for name, value, database in found:
@@ -186,17 +189,42 @@ def read_live_tables(
         quote(table.name) if table.schema is None else f"{quote(table.schema)}.{quote(table.name)}"
         for table in ordered
     ]
+    found = _read(connection, names, [0] * len(names))
+    return {ordered[n]: table for n, table in found.items()}
+
+
+def read_tables_by_oid(connection: Connection, oids: Iterable[int]) -> Mapping[int, LiveTable]:
+    """The live form of each table that exists, by its oid."""
+    ordered = list(oids)
+    found = _read(connection, [""] * len(ordered), ordered)
+    return {ordered[n]: table for n, table in found.items()}
+
+
+def read_database_id(connection: Connection) -> str:
+    """The server's system identifier and the database's oid, with a slash between."""
+    return str(connection.exec_driver_sql(f"SELECT {_DATABASE_ID}").scalar_one())
+
+
+def _read(
+    connection: Connection, names: Sequence[str], oids: Sequence[int]
+) -> dict[int, LiveTable]:
+    """Tables by their place among the oids and, where one is 0, the names.
+
+    Not NULL: with `array_nulls` off it would be read as a name.
+    """
+    if not names:
+        return {}
     found: dict[int, list[Any]] = {}
     made: set[int] = set()
-    for row in connection.exec_driver_sql(_QUERY, (names,)):
+    for row in connection.exec_driver_sql(_QUERY, (list(names), list(oids))):
         found.setdefault(row[0] - 1, []).append(row)
         if row[14] is not None:
             made.add(row[14])
     parts: dict[int, tuple[str, ...]] = {}
     if made:
         asked = connection.exec_driver_sql(_PARTS, (sorted(made),))
-        parts = {typid: tuple(names) for typid, names in asked}
-    return {ordered[n]: _build(rows, parts) for n, rows in found.items()}
+        parts = {typid: tuple(made_of) for typid, made_of in asked}
+    return {n: _build(rows, parts) for n, rows in found.items()}
 
 
 def require_live_table(live: Mapping[sa.Table, LiveTable], table: sa.Table) -> LiveTable:

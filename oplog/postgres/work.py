@@ -123,7 +123,8 @@ def check_driver(connection: Connection, *, doing: str = "a replay") -> psycopg.
             f"{doing} needs psycopg 3, the connection is {type(raw).__module__}'s",
             hint="use a postgresql+psycopg:// URL",
         )
-    if raw.autocommit:
+    # In a migration a transaction may have been begun by hand.
+    if raw.autocommit and raw.info.transaction_status is psycopg.pq.TransactionStatus.IDLE:
         raise ConfigurationError(
             f"{doing} needs a transaction, and the connection is in autocommit",
             hint="leave out isolation_level='AUTOCOMMIT'",

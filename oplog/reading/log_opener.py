@@ -18,6 +18,7 @@ from oplog.payload.upcast import Upcaster
 from oplog.reading.joined_log import join_log
 from oplog.reading.reader import RecordReader
 from oplog.reading.shape_table import ShapeTable
+from oplog.reading.type_match import StoredSteps
 from oplog.store import LogSource, Store, TablesLog
 from oplog.store.removal import PruningStore
 
@@ -44,22 +45,32 @@ class LogOpener:
         *,
         revisions: Mapping[str, int] | None = None,
         whole: bool = True,
+        stepping: bool = True,
     ) -> RecordReader:
         """A reader of the log, after checking schema, server and keyring.
 
-        Without a connection the archive is read alone. Raises `PrunedError` if the log must be
-        `whole` and what is read lacks its beginning; `ConfigurationError` if there is nothing to
-        read from.
+        `revisions` are wanted of types; without `stepping` rows stay as they were logged. Without
+        a connection the archive is read alone. Raises `PrunedError` if the log must be `whole`
+        and what is read lacks its beginning; `ConfigurationError` if there is nothing to read
+        from.
         """
         source = self.source or self._find_source(connection, whole=whole)
-        return self.open_source(source, revisions=revisions)
+        return self.open_source(source, revisions=revisions, stepping=stepping)
 
     def open_source(
-        self, source: LogSource, *, revisions: Mapping[str, int] | None = None
+        self,
+        source: LogSource,
+        *,
+        revisions: Mapping[str, int] | None = None,
+        stepping: bool = True,
     ) -> RecordReader:
         """A reader of `source`, with the keys and codecs of this log."""
         types = ShapeTable(source)
-        lifts = self.catalog.has_steps or revisions
+        upcaster = None
+        if stepping and (self.catalog.has_steps or revisions):
+            steps = StoredSteps(self.catalog, lambda: types.latest)
+            wanted = steps.name_stored(revisions) if revisions else {}
+            upcaster = Upcaster(steps, types, revisions=wanted)
         return RecordReader(
             source,
             sealer=self.sealer,
@@ -67,8 +78,12 @@ class LogOpener:
             types=types,
             log_id=source.read_log_id(),
             key_checks=check_keyring(source, self.keyring),
-            upcaster=Upcaster(self.catalog, types, revisions=revisions) if lifts else None,
+            upcaster=upcaster,
         )
+
+    def make_steps(self, reader: RecordReader) -> StoredSteps:
+        """The declared steps, by the log's names of types."""
+        return StoredSteps(self.catalog, lambda: reader.types.latest)
 
     def _find_source(self, connection: Connection | None, *, whole: bool) -> LogSource:
         if connection is None:

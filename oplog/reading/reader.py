@@ -16,7 +16,7 @@ from oplog.crypto.seal import Sealer, name_part
 from oplog.entry import LoggedEntry, Operation
 from oplog.errors import ChainBrokenError, DecodeError, KeyUnavailableError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
-from oplog.payload.upcast import Upcaster
+from oplog.payload.upcast import StepLookup, Upcaster
 from oplog.reading.shape_table import ShapeTable
 from oplog.reading.skipped_records import SkippedRecords, advise_quarantine, is_unreadable
 from oplog.schema.guard import FORMAT_MARK
@@ -62,6 +62,19 @@ class RecordReader:
         self._log_id = log_id
         self._key_checks = key_checks
         self._upcaster = upcaster
+
+    def read_as(self, revisions: Mapping[str, int], steps: StepLookup) -> None:
+        """Give effects of these types in these revisions, and others as they were logged."""
+        self._upcaster = Upcaster(steps, self.types)
+        self._upcaster.want(revisions)
+
+    def aim_steps(self, revisions: Mapping[str, int]) -> None:
+        """Let declared steps lead no further than to these revisions, by type.
+
+        The caller reads the rest of the way by field number.
+        """
+        if self._upcaster is not None:
+            self._upcaster.aim(revisions)
 
     def open(
         self,

@@ -19,11 +19,14 @@ from oplog.entry import Change, Operation, OpType
 from oplog.errors import ConfigurationError
 from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.codec import Effect
+from oplog.payload.lineage import find_shape_at, group_shapes, map_columns
 from oplog.payload.shape import Shape
+from oplog.payload.upcast import StepLookup
 from oplog.postgres.work import check_moment
 from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs, list_aggregates
+from oplog.reading.type_match import match_type
 from oplog.store import EntryFilter
-from oplog.store.adopted import name_adoption
+from oplog.store.adopted import Turns, name_adoption
 from oplog.value import UNSURE, Wire
 
 
@@ -40,55 +43,81 @@ _Touch: TypeAlias = tuple[Effect, Operation, _Origin]
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row in one table: every revision logged for the table, and the key by shape."""
+    """A row in one table: every revision logged for the table, and the key by field number."""
 
     newest: Shape
-    shapes: Mapping[tuple[str, int], Shape]
-    key: Mapping[str, Wire]
+    revisions: Mapping[str, Sequence[Shape]]
+    """By type of the table, all revisions."""
+    keys: Mapping[str, Mapping[int, Wire]]
+    """By type, the key's values as the newest revision has them, by field number."""
 
     def matches(self, effect: Effect) -> bool:
         """Whether the effect is on this row."""
-        return self.holds(effect.shape) and effect.key == self._order_key(effect.shape)
+        return self.holds(effect.shape) and effect.key == self._make_key(effect.shape)
 
     def holds(self, shape: Shape) -> bool:
         """Whether the shape is one that was logged for the row's table."""
-        return (shape.type_name, shape.revision) in self.shapes
+        return shape.type_name in self.revisions
 
     def find_key(self, shape: Shape) -> tuple[Wire | None, ...] | None:
         """The key as it stands in blocks of this shape; None where that is not certain."""
-        known, now = shape.by_name, self.newest.by_name
-        if not self.holds(shape) or any(
-            name not in now or now[name].pg_type != known[name].pg_type for name in shape.key_names
-        ):
+        if not self.holds(shape):
             return None
-        return self._order_key(shape)
+        now = self.revisions[shape.type_name][-1].by_number
+        for column in shape.key_columns:
+            known = now.get(column.number)
+            if known is None or known.pg_type != column.pg_type:
+                return None
+        return self._make_key(shape)
 
-    def _order_key(self, shape: Shape) -> tuple[Wire | None, ...]:
-        return tuple([self.key.get(name) for name in shape.key_names])
+    def _make_key(self, shape: Shape) -> tuple[Wire | None, ...]:
+        known = self.revisions[shape.type_name]
+        labels = {
+            one.target: one.labels
+            for one in map_columns(known, known[-1], shape)
+            if one.labels and shape is not known[-1]
+        }
+        key = [self.keys[shape.type_name].get(column.number) for column in shape.key_columns]
+        return tuple(
+            labels[name].get(wire, wire) if name in labels and isinstance(wire, str) else wire
+            for name, wire in zip(shape.key_names, key, strict=True)
+        )
 
     def list_adoptions(self) -> set[str]:
         """Aggregates that hold the adopted rows of the table."""
-        return {name_adoption(type_name) for type_name, _ in self.shapes}
+        return {name_adoption(type_name) for type_name in self.revisions}
 
     def list_aggregates(self) -> set[str] | None:
         """Aggregates the row can be in; None when its key alone does not say."""
         names = set()
-        for shape in self.shapes.values():
+        for shape in (one for known in self.revisions.values() for one in known):
             template = AggregateTemplate(shape.aggregate)
-            if not set(template.columns) <= set(shape.key_names) & set(self.key):
+            key = dict(zip(shape.key_names, self._make_key(shape), strict=True))
+            if not set(template.columns) <= set(key) or None in key.values():
                 return None
-            texts = {n: shape.codecs[n].to_text(self.key[n]) for n in template.columns}
+            texts = {
+                name: shape.codecs[name].to_text(wire)
+                for name, wire in key.items()
+                if wire is not None and name in template.columns
+            }
             names.add(template.render(texts))
         return names
 
 
-def list_changes(reader: RecordReader, types: Sequence[DeclaredType], *, key: Any) -> list[Change]:
+def list_changes(
+    reader: RecordReader,
+    types: Sequence[DeclaredType],
+    *,
+    key: Any,
+    steps: StepLookup | None = None,
+) -> list[Change]:
     """What happened to the row with this key, oldest first.
 
     `types` are those that hold the row (several for joined inheritance; their changes in one
     transaction are one). `key` is the primary key's value, a tuple in the order of the
     model's key columns, or a mapping. A row deleted and written again in one transaction, or
-    moved to another aggregate, is one update with every field.
+    moved to another aggregate, is one update with every field. With `steps`, columns have the
+    names of now; without, those that the reader gives.
 
     Reads only the row's aggregate if its name follows from the key, else the whole log.
     Raises `ConfigurationError` for a key that does not fit.
@@ -96,43 +125,86 @@ def list_changes(reader: RecordReader, types: Sequence[DeclaredType], *, key: An
     # Before the types: those of every record in the snapshot are stored by then.
     snapshot = reader.source.read_snapshot()
     rows = _find_rows(reader, types, key)
-    return [_merge(group) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
+    if steps is not None:
+        reader.read_as(_list_newest(rows), steps)
+    return [_merge(group, rows) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
 
 
 def rebuild_row(
-    reader: RecordReader, types: Sequence[DeclaredType], *, key: Any, at: int | datetime
+    reader: RecordReader,
+    types: Sequence[DeclaredType],
+    *,
+    key: Any,
+    at: int | datetime,
+    steps: StepLookup | None = None,
+    then: bool = False,
 ) -> dict[str, Any] | None:
     """The row's logged columns after the last transaction at or before `at`.
 
     A position or an aware datetime; transactions count whole. None if there was no row, or
-    none that the log knew: a row that was not adopted yet may have been changed before.
+    none that the log knew: a row that was not adopted yet may have been changed before. With
+    `steps`, columns are those of now, or (`then`) those that the table had at `at`; without, those
+    that the reader gives.
     """
     snapshot = reader.source.read_snapshot()
     if isinstance(at, datetime):
         at = reader.source.find_position(check_moment(at), snapshot=snapshot)
     rows = _find_rows(reader, types, key)
+    revisions = _list_newest(rows)
+    if then:
+        turns = reader.source.find_adoptions(list(revisions), snapshot=snapshot, through=at)
+        revisions |= _list_then(rows, turns, at)
+    if steps is not None:
+        reader.read_as(revisions, steps)
     # With joined inheritance there is a row only where every table has its part of it.
-    states: dict[tuple[str, str], dict[str, Any] | None] = dict.fromkeys(
-        (row.newest.schema, row.newest.table) for row in rows
-    )
+    states: list[dict[str, Any] | None] = [None for _ in rows]
     for transaction, group in _iterate_groups(reader, rows, snapshot=snapshot):
         if transaction > at:
             break
-        for effect, operation, _ in group:
-            place = (effect.shape.schema, effect.shape.table)
-            before = states[place]
-            if effect.kind is OpType.DELETE:
-                states[place] = None
-            elif effect.kind is OpType.CREATE:
-                states[place] = dict(operation.fields)
-            elif before is not None:
-                before.update(operation.fields)
+        for touch in group:
+            _change_state(states, rows, touch)
     row: dict[str, Any] = {}
-    for state in states.values():
+    for one, state in zip(rows, states, strict=True):
         if state is None:
             return None
+        if steps is not None:
+            # What rows of then got when a column was added came with later records.
+            wanted = revisions[one.newest.type_name]
+            row |= dict.fromkeys(reader.types.find_shape(one.newest.type_name, wanted).names)
         row.update(state)
     return row or None
+
+
+def _change_state(states: list[dict[str, Any] | None], rows: Sequence[_Row], touch: _Touch) -> None:
+    effect, operation, _ = touch
+    place = _find_place(rows, effect)
+    before = states[place]
+    if effect.kind is OpType.DELETE:
+        states[place] = None
+    elif effect.kind is OpType.CREATE:
+        states[place] = dict(operation.fields)
+    elif before is not None:
+        before.update(operation.fields)
+
+
+def _list_then(rows: Sequence[_Row], turns: Mapping[str, Turns], at: int) -> dict[str, int]:
+    """By type, the revision that its table had at a position."""
+    return {
+        name: shape.revision
+        for row in rows
+        for name, known in row.revisions.items()
+        for shape in [find_shape_at(known, turns.get(name, Turns()).changes, at)]
+        if shape is not None
+    }
+
+
+def _list_newest(rows: Sequence[_Row]) -> dict[str, int]:
+    return {name: known[-1].revision for row in rows for name, known in row.revisions.items()}
+
+
+def _find_place(rows: Sequence[_Row], effect: Effect) -> int:
+    """Which of the rows the effect is on."""
+    return next(place for place, row in enumerate(rows) if row.holds(effect.shape))
 
 
 def _iterate_groups(
@@ -170,12 +242,12 @@ def _iterate_groups(
         yield position, found[position]
 
 
-def _merge(group: Sequence[_Touch]) -> Change:
+def _merge(group: Sequence[_Touch], rows: Sequence[_Row]) -> Change:
     """One transaction's effects on a row, over all tables that hold it."""
-    by_table: dict[tuple[str, str], list[OpType]] = {}
+    by_table: dict[int, list[OpType]] = {}
     fields: dict[str, Any] = {}
     for effect, operation, _ in group:
-        kinds = by_table.setdefault((effect.shape.schema, effect.shape.table), [])
+        kinds = by_table.setdefault(_find_place(rows, effect), [])
         kinds.append(effect.kind)
         if effect.kind is not OpType.DELETE:
             fields.update(operation.fields)
@@ -215,26 +287,51 @@ def _find_filter(rows: Sequence[_Row]) -> EntryFilter:
 
 
 def _find_rows(reader: RecordReader, types: Sequence[DeclaredType], key: Any) -> list[_Row]:
-    stored, newest = reader.types.shapes, reader.types.latest
+    newest, known = reader.types.latest, group_shapes(reader.types.shapes)
     values = _list_values(types[0].table, key)
     rows = []
     for declared in types:
-        shape = newest.get(declared.type_name)
+        shape = match_type(newest, declared)
         if shape is None:
             # Never written: the log has not even stored the type.
             continue
         place = (shape.schema, shape.table)
-        shapes = {
-            (other.type_name, other.revision): other
-            for other in stored
-            if (newest[other.type_name].schema, newest[other.type_name].table) == place
+        revisions = {
+            name: shapes
+            for name, shapes in known.items()
+            if name == shape.type_name or (shapes[-1].schema, shapes[-1].table) == place
         }
         names = [column.name for column in declared.table.primary_key]
-        wires = {
-            name: _to_wire(shape, name, value) for name, value in zip(names, values, strict=True)
+        by_number = _find_key(shape, known[shape.type_name], dict(zip(names, values, strict=True)))
+        wires = {shape.by_number[number].name: wire for number, wire in by_number.items()}
+        keys = {
+            name: {
+                column.number: wires[column.name]
+                for column in shapes[-1].columns
+                if column.name in wires
+            }
+            for name, shapes in revisions.items()
         }
-        rows.append(_Row(shape, shapes, wires))
+        rows.append(_Row(shape, revisions, keys))
     return rows
+
+
+def _find_key(newest: Shape, known: Sequence[Shape], values: Mapping[str, Any]) -> dict[int, Wire]:
+    """The key by field number, given by the names of the newest revision or of an earlier one."""
+    for shape in reversed(known):
+        if set(values) <= set(shape.key_names):
+            numbers = {shape.by_name[name].number: value for name, value in values.items()}
+            if numbers.keys() <= newest.by_number.keys():
+                return {
+                    number: _to_wire(newest, newest.by_number[number].name, value)
+                    for number, value in numbers.items()
+                }
+    unknown = next(iter(values))
+    raise ConfigurationError(
+        f"{unknown} is no key of type {newest.type_name!r} in the log, which has "
+        f"({', '.join(newest.key_names)})",
+        hint="bring the model and the table into agreement",
+    )
 
 
 def _list_values(table: sa.Table, key: Any) -> list[Any]:

@@ -34,6 +34,10 @@ class ShapeTable:
             )
         return found
 
+    def list_revisions(self, type_name: str) -> Sequence[Shape]:
+        """Every revision of a type, rising."""
+        return [shape for shape in self.shapes if shape.type_name == type_name]
+
     @property
     def shapes(self) -> Sequence[Shape]:
         """Every revision, revisions of a type rising."""

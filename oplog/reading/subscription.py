@@ -7,7 +7,7 @@ two processes with one name, one gets `ConflictError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import overload
 
 from sqlalchemy.engine import Connection, Engine
@@ -80,6 +80,7 @@ class Subscription:
         feed: Feed,
         log: LogOpener,
         max_entries: int = BATCH_ENTRIES,
+        revisions: Mapping[str, int] | None = None,
     ) -> None:
         check_consumer_name(name)
         if max_entries < 1:
@@ -91,6 +92,7 @@ class Subscription:
         self._feed = feed
         self._log = log
         self._max_entries = max_entries
+        self._revisions = revisions
         self._furthest: Cursor | None = None
         """The newest cursor that was read from the database, so one that was committed."""
 
@@ -121,7 +123,7 @@ class Subscription:
         """
         with self._engine.connect() as connection:
             # Of a log that was pruned, a new consumer gets what is left.
-            reader = self._log.open(connection, whole=False)
+            reader = self._log.open(connection, revisions=self._revisions, whole=False)
             system_identifier, timeline = self._feed.read_origin(connection)
             saved = self._feed.read_checkpoint(connection, self.name)
             if saved is None:

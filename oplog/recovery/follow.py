@@ -20,20 +20,20 @@ from oplog.errors import (
     HeadRolledBackError,
     LogForkedError,
 )
+from oplog.payload.shape import Shape
 from oplog.postgres.standby import require_primary
 from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
+from oplog.recovery.held_records import Needs, find_needs
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_records
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
 from oplog.recovery.sequences import advance_sequences
-from oplog.replay.rebuild import read_reader_plans
-from oplog.replay.rules import read_rules
-from oplog.replay.table_plan import TablePlan
+from oplog.replay.rules import make_rules
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredRecord
 from oplog.store.feed import check_consumer_name
@@ -105,9 +105,11 @@ def follow_log(
     log is kept in `oplog_follower` under `name`. After each batch, `reach` is called with its last
     sequence, and the call ends if `stop` returns True.
 
-    Raises `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for
-    a source behind it, `ConflictError` while another process follows or restores,
-    `ConfigurationError` for an empty name, and what `restore_log` raises.
+    The tables may have the columns of any revision of their types. Records that they cannot hold
+    wait: `SchemaDriftError` after all before them, until the tables were migrated. Raises
+    `LogForkedError` if somebody else wrote into this database, `HeadRolledBackError` for a source
+    behind it, `ConflictError` while another process follows or restores, `ConfigurationError` for
+    an empty name, and what `restore_log` raises.
     """
     check_consumer_name(name)
     if connection.in_transaction():
@@ -120,9 +122,8 @@ def follow_log(
     place, restored = _find_or_restore(work, snapshot)
     entries = restored or 0
     for page in cut_batches(source.iterate_sequence(after=place.sequence), most=batch_entries):
-        place = _apply(work, place, page)
-        entries += _count_entries(page)
-        reach(place.sequence)
+        place, applied = _apply_parts(work, place, page, reach=reach)
+        entries += applied
         if stop():
             break
     return FollowReport(
@@ -133,6 +134,21 @@ def follow_log(
         rebuilt=restored is not None,
         quarantined=tuple(work.skipped),
     )
+
+
+def _apply_parts(
+    work: _Following, place: LogPlace, page: SequencedPage, *, reach: Callable[[int], None]
+) -> tuple[LogPlace, int]:
+    """Apply one batch; return the place after it, and the number of entries."""
+    entries, rest = 0, page
+    while rest.records:
+        # Fewer records, if the tables cannot hold the next one: the call after that says why.
+        place, done = _apply(work, place, rest)
+        entries += _count_entries(done)
+        reach(place.sequence)
+        count = len(done.records)
+        rest = SequencedPage(rest.first + count, rest.records[count:])
+    return place, entries
 
 
 def _find_or_restore(
@@ -158,6 +174,7 @@ def _find_or_restore(
             schema=store.schema,
             snapshot=snapshot,
             finish=lambda inside, report: _save_place(work, inside, report),
+            lasting=False,
         )
         return _find_place(source, restored), restored.entries
     if source.find_chain(place.sequence) == place.chain:
@@ -212,8 +229,14 @@ def _check_only_writer(store: RestorationStore, connection: Connection, place: L
         )
 
 
-def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
-    """Apply one batch in one transaction; return the place after it."""
+def _apply(
+    work: _Following, place: LogPlace, page: SequencedPage
+) -> tuple[LogPlace, SequencedPage]:
+    """Apply one batch in one transaction; return the place after it, and what was applied.
+
+    That is all before the first record which the tables cannot hold; `SchemaDriftError` if the
+    first one is that.
+    """
     store, connection, source = work.store, work.connection, work.source
     with open_work(connection):
         take_lock(connection, store)
@@ -225,10 +248,10 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         log = Store(store.schema)
         log.require_home(connection)
         reader = work.log.open(connection)
-        plans = read_reader_plans(connection, reader, snapshot=source.read_snapshot())
-        live = {name: plan.live for plan in plans for name in plan.types}
-        for shape in place_shapes(source.list_types(), live):
-            log.insert_type(connection, shape)
+        needs = find_needs(connection, reader, position=place.position)
+        plans = needs.plans
+        page = needs.cut(page)
+        _write_types(connection, log, source.list_types(), needs)
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
@@ -236,7 +259,7 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         # The tables are locked now: any other write has been committed and is visible.
         _check_only_writer(store, connection, place)
         with reader.skipped.name_in_misfits():
-            position = _merge_page(work, reader, plans, page)
+            position = _merge_page(work, reader, needs, page)
         reached = page.first + len(page.records) - 1
         chain = source.find_chain(reached)
         if chain is None:
@@ -249,27 +272,39 @@ def _apply(work: _Following, place: LogPlace, page: SequencedPage) -> LogPlace:
         resume_tables(work.driver, suspended)
         store.write_follower(connection, work.name, place=place)
     work.skipped.extend(reader.skipped.met)
-    return place
+    return place, page
 
 
-def _merge_page(
-    work: _Following, reader: RecordReader, plans: Sequence[TablePlan], page: SequencedPage
-) -> int:
+def _write_types(connection: Connection, log: Store, shapes: Sequence[Shape], needs: Needs) -> None:
+    """Store revisions that are new; `LogForkedError` if this database has one of its own."""
+    known = {(shape.type_name, shape.revision): shape for shape in shapes}
+    for shape in log.list_types(connection):
+        if known.get((shape.type_name, shape.revision)) != shape:
+            raise LogForkedError(
+                f"this database has a revision {shape.revision} of type {shape.type_name!r} that "
+                "the log which it follows has not",
+                hint="it has gone on by itself since it was restored: follow with a new database",
+            )
+    for shape in place_shapes(shapes, needs.placed):
+        new = log.insert_type(connection, shape)
+        for table, target in needs.placed:
+            if new and (target.shape.type_name, target.shape.revision) == (
+                shape.type_name,
+                shape.revision,
+            ):
+                # The follower's own migration is no change of the rows that the log has.
+                log.changes.keep_state(connection, shape.type_name, table=table.oid)
+
+
+def _merge_page(work: _Following, reader: RecordReader, needs: Needs, page: SequencedPage) -> int:
     """Write the page's records, and what they did to rows; their highest position."""
     store, connection = work.store, work.connection
     aggregates = _list_aggregates(page)
     _check_chains(store.read_heads(connection, aggregates), page)
     log_loader = LogLoader(work.driver, reader, store=store, after=page.first - 1, as_new=True)
     records = list(log_loader.run([page]))
-    rules = read_rules(
-        reader,
-        plans,
-        snapshot=work.source.read_snapshot(),
-        same_database=False,
-        from_empty=False,
-    )
-    merge_records(work.driver, plans, records, rules=rules)
-    advance_sequences(connection, find_extremes(plans, records))
+    merge_records(work.driver, needs.plans, records, rules=make_rules(needs.plans, needs.turns))
+    advance_sequences(connection, find_extremes(needs.plans, records))
     store.advance_tickets(connection, aggregates)
     return log_loader.position
 

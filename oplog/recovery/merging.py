@@ -22,7 +22,8 @@ from oplog.postgres.quoting import (
 from oplog.postgres.suspension import list_references, resume_tables, suspend_tables
 from oplog.postgres.work import Driver
 from oplog.reading.reader import OpenedRecord
-from oplog.replay.fold import Fold, Key, TableFold
+from oplog.replay.effect_route import Key
+from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader, print_column
 from oplog.replay.rebuild import Applied, add_record
 from oplog.replay.rebuilt_table import make_scratch
@@ -231,17 +232,22 @@ def _insert_new(driver: Driver, table: _StagedTable) -> int:
 
 def find_extremes(plans: Sequence[TablePlan], records: Iterable[OpenedRecord]) -> Extremes:
     """The lowest and the highest whole number that the records wrote, by column."""
-    oids = {name: plan.live.oid for plan in plans for name in plan.types}
+    places = {name: plan for plan in plans for name in plan.types}
+    names: dict[int, Mapping[str, str]] = {}
     found: dict[tuple[int, str], tuple[int, int]] = {}
     for record in records:
         for effect in record.effects:
-            oid = oids.get(effect.shape.type_name)
-            if oid is None:
+            shape, plan = effect.shape, places.get(effect.shape.type_name)
+            if plan is None:
                 # A retired type has no table.
                 continue
+            if id(shape) not in names:
+                routes = plan.targets[shape.type_name].map_from(shape)
+                names[id(shape)] = {route.source: route.target for route in routes}
             for name, value in effect.values.items():
-                if effect.shape.codecs[name].kind is Kind.INT and isinstance(value, int):
-                    place = (oid, name)
+                now = names[id(shape)].get(name)
+                if shape.codecs[name].kind is Kind.INT and isinstance(value, int) and now:
+                    place = (plan.live.oid, now)
                     low, high = found.get(place, (value, value))
                     found[place] = (min(low, value), max(high, value))
     return found

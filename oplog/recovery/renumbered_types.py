@@ -5,27 +5,49 @@ A restore makes the tables anew, so the numbers in the archive belong to tables 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from oplog.payload.column_numbers import Numbers
-from oplog.payload.shape import Shape
+from oplog.payload.schema_change import SchemaChange
+from oplog.payload.shape import DERIVED, Shape
 from oplog.postgres.live_table import LiveTable
+from oplog.replay.type_target import TypeTarget
 
 
-def place_shapes(shapes: Sequence[Shape], live: Mapping[str, LiveTable]) -> Iterator[Shape]:
-    """The same revisions, the newest of each type with its live table's numbers added.
+def place_shapes(
+    shapes: Sequence[Shape], placed: Iterable[tuple[LiveTable, TypeTarget]]
+) -> Iterator[Shape]:
+    """The same revisions, those that this database's tables have with their numbers added.
 
-    `live` are this database's tables by type, which have the columns of those revisions.
+    `placed` are the tables with the revisions that they have the columns of.
     """
-    newest = {shape.type_name: shape for shape in shapes}
-    present = {table.database for table in live.values()}
+    tables = {(one.shape.type_name, one.shape.revision): live for live, one in placed}
+    present = {table.database for table in tables.values()}
     for shape in shapes:
         numbers = tuple(_set_apart(one, present) for one in shape.numbers)
-        table = live.get(shape.type_name)
-        if table is not None and newest[shape.type_name] is shape:
+        table = tables.get((shape.type_name, shape.revision))
+        if table is not None:
             numbers = (*numbers, table.numbers)
         yield replace(shape, numbers=numbers)
+
+
+def make_next(live: LiveTable, target: TypeTarget) -> Shape | None:
+    """The revision that follows where a database goes on with the columns of an earlier one.
+
+    It follows that one, and not the newest: this database has none of the rows that came with the
+    revisions in between. None if the table has the newest, and if the application counts the
+    revisions itself.
+    """
+    shape, newest = target.shape, target.shapes[-1]
+    if shape.revision >= newest.revision or not shape.message_name.startswith(f"{DERIVED}."):
+        return None
+    return replace(
+        shape,
+        revision=newest.revision + 1,
+        numbers=(live.numbers,),
+        change=SchemaChange(previous=shape.revision),
+    )
 
 
 def _set_apart(numbers: Numbers, present: set[str]) -> Numbers:

@@ -28,8 +28,8 @@ from oplog.recovery.preconditions import (
     refuse_filled,
     take_lock,
 )
-from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restored_heads import restore_heads
+from oplog.recovery.restored_types import Aim, find_aim, keep_states, write_types
 from oplog.recovery.row_loader import load_snapshot, move_rows
 from oplog.recovery.sequences import move_sequences
 from oplog.replay.loader import TableLoader
@@ -39,13 +39,10 @@ from oplog.replay.rebuild import (
     Progress,
     digest_tables,
     find_last,
-    find_limit,
     fold_records,
-    read_reader_plans,
 )
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.rules import read_rules
-from oplog.replay.table_plan import TablePlan
+from oplog.replay.rules import make_rules
 from oplog.schema.tables import VERSION
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
@@ -113,6 +110,8 @@ class _Request:
     batch_rows: int = BATCH_ROWS
     progress: Progress | None = None
     reach: Callable[[RestoreStep], None] = lambda _: None
+    lasting: bool = True
+    """This database goes on by itself, and does not follow the log."""
     replace_rows: bool = False
     """Existing rows are deleted first, in the same transaction, and records count as new."""
 
@@ -138,19 +137,23 @@ def restore_log(
     progress: Progress | None = None,
     finish: Finish = lambda *_: None,
     reach: Callable[[RestoreStep], None] = lambda _: None,
+    lasting: bool = True,
 ) -> RestoreReport:
     """Fill an empty, migrated database from `source`, whose records `log` opens.
 
     `schema` is that of the log's tables there. `through` is a position or an aware datetime.
     With a `snapshot`, only later records are folded, into its rows. New records get positions
-    above `least_position`. Everything is one transaction; a mark, committed before it, refuses
+    above `least_position`. The tables may have the columns of any revision of their types, if
+    all that the rows hold has a place there. `lasting`: the database goes on by itself afterwards,
+    and does not follow the log. Everything is one transaction; a mark, committed before it, refuses
     applications (`SchemaVersionError`) until it commits. An interrupted restore leaves nothing
     but the mark, and can be run again. A connection that is in a transaction keeps it: there is
     no mark, the caller commits, and applications wait.
 
     Raises `ConfigurationError` for a target whose log or logged tables have rows, and for a
     snapshot that does not fit; `ConflictError` while another restore is under way;
-    `SchemaDriftError` where tables and log disagree about columns; `ChainBrokenError` for an
+    `SchemaDriftError` where tables have the columns of no revision, or values would be lost;
+    `ChainBrokenError` for an
     altered log, and `ReplayError` for one that does not replay or whose rows break a constraint.
     """
     request = _Request(
@@ -165,6 +168,7 @@ def restore_log(
         batch_rows=batch_rows,
         progress=progress,
         reach=reach,
+        lasting=lasting,
     )
     return _mark_and_restore(request)
 
@@ -237,6 +241,7 @@ def rebuild_log(
         store=RestorationStore(schema),
         snapshot=snapshot,
         finish=finish,
+        lasting=False,
         replace_rows=True,
     )
     with open_work(connection):
@@ -263,18 +268,11 @@ def _check_target(request: _Request) -> None:
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
     take_lock(connection, request.store)
-    plans = _read_plans(request)
+    plans = find_aim(connection, request.log.open(connection), through=request.through).plans
     check_snapshot(request.source, request.snapshot)
     found = describe_rows(request.driver, request.store, plans)
     if found:
         raise refuse_filled(found)
-
-
-def _read_plans(request: _Request) -> list[TablePlan]:
-    connection = request.connection
-    reader, visible = request.log.open(connection), request.source.read_snapshot()
-    limit = find_limit(reader, request.through, snapshot=visible)
-    return read_reader_plans(connection, reader, snapshot=visible, through=limit)
 
 
 def _restore(request: _Request) -> RestoreReport:
@@ -289,7 +287,8 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
     take_lock(connection, store)
     # In an empty log readers find nothing until the restore commits, and everything then.
     store.lock_tables(connection, readers=not request.replace_rows)
-    plans = _read_plans(request)
+    aim = find_aim(connection, reader, through=request.through)
+    plans = aim.plans
     lock_tables(driver, [plan.live.qualified for plan in plans])
     found = "" if request.replace_rows else describe_rows(driver, store, plans)
     if found:
@@ -304,7 +303,7 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
         store.clear(connection)
     request.reach(RestoreStep.EMPTIED)
     loaders = make_scratch(driver, plans)
-    log_loader = _load_log(request, reader, loaders)
+    log_loader = _load_log(request, reader, aim, loaders=loaders)
     request.reach(RestoreStep.FOLDED)
     for loader in loaders:
         move_rows(driver, loader)
@@ -327,9 +326,7 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
         quarantined=reader.skipped.met,
     )
     store.remove_mark(connection)
-    # Also in a copied database: all transaction ids are this server's now, or count as ended.
-    write_home(connection, store.schema)
-    _write_place(request, log_loader)
+    _write_place(request, aim, log_loader)
     request.finish(connection, report)
     request.reach(RestoreStep.FINISHED)
     return report
@@ -338,14 +335,14 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
 # -- the log --------------------------------------------------------------------------------
 
 
-def _load_log(request: _Request, reader: RecordReader, loaders: Sequence[TableLoader]) -> LogLoader:
+def _load_log(
+    request: _Request, reader: RecordReader, aim: Aim, *, loaders: Sequence[TableLoader]
+) -> LogLoader:
     """Write the log's records to its tables, and fold its rows into those of `loaders`."""
     source, driver = request.source, request.driver
-    plans = [loader.plan for loader in loaders]
-    _write_identity(request, plans)
-    visible = source.read_snapshot()
-    limit = find_limit(reader, request.through, snapshot=visible)
-    rules = read_rules(reader, plans, snapshot=visible, through=limit, same_database=False)
+    _write_identity(request, aim)
+    visible, limit = source.read_snapshot(), aim.limit
+    rules = make_rules(aim.plans, aim.turns)
     if request.snapshot is not None:
         load_snapshot(driver, loaders, snapshot=request.snapshot, judge=rules.judge)
     before = source.first_sequence - 1
@@ -379,20 +376,22 @@ def _load_log(request: _Request, reader: RecordReader, loaders: Sequence[TableLo
     return log_loader
 
 
-def _write_identity(request: _Request, plans: Sequence[TablePlan]) -> None:
+def _write_identity(request: _Request, aim: Aim) -> None:
     connection = request.connection
     log = Store(request.store.schema)
     request.store.write_log_id(connection, request.source.read_log_id())
-    shapes = request.source.list_types()
-    for shape in place_shapes(shapes, {name: p.live for p in plans for name in p.types}):
-        log.insert_type(connection, shape)
+    write_types(connection, log, aim, request.source.list_types(), lasting=request.lasting)
     for key_id, check_value in request.source.list_keys().items():
         log.insert_key(connection, key_id, check_value=check_value)
 
 
-def _write_place(request: _Request, log_loader: LogLoader) -> None:
+def _write_place(request: _Request, aim: Aim, log_loader: LogLoader) -> None:
+    connection, schema = request.connection, request.store.schema
+    # Also in a copied database: all transaction ids are this server's now, or count as ended.
+    write_home(connection, schema)
+    keep_states(connection, schema, aim, lasting=request.lasting)
     chain = request.source.find_chain(log_loader.sequence)
     # With records after a gap there is no sequence from which to follow without repetition.
     if log_loader.complete and chain is not None:
         place = LogPlace(request.source.generation, log_loader.sequence, chain, log_loader.position)
-        request.store.write_restored(request.connection, place)
+        request.store.write_restored(connection, place)

@@ -10,22 +10,19 @@ nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
 from oplog.payload.codec import Effect
 from oplog.payload.shape import Shape
+from oplog.replay.effect_route import Key, Route, TableForm, make_route
+from oplog.replay.type_target import TypeTarget
 from oplog.replay.validity import VALID, FoldRules, Validity
-from oplog.value import Kind, ValueCodec, Wire
-
-Key: TypeAlias = tuple[Wire | None, ...]
-Values: TypeAlias = dict[str, Wire | None]
-Conversion: TypeAlias = Callable[[Wire], Wire]
-
+from oplog.value import ValueCodec, Wire
 
 Row: TypeAlias = tuple[Mapping[str, Wire | None], tuple[str, ...], int]
 """Values, their columns in the same order, and the last position that wrote them.
@@ -33,30 +30,6 @@ Row: TypeAlias = tuple[Mapping[str, Wire | None], tuple[str, ...], int]
 A bare tuple, because there is one for every row of the log. Rows of one origin share the
 tuple of columns.
 """
-
-
-class TableForm(Protocol):
-    """The logged columns of a table, with their current types."""
-
-    @property
-    def name(self) -> str:
-        """Schema and table, for errors."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The logged columns."""
-        ...
-
-    @property
-    def key_names(self) -> tuple[str, ...]:
-        """The columns of the primary key."""
-        ...
-
-    @property
-    def codecs(self) -> Mapping[str, ValueCodec]:
-        """The codec of each logged column's current type."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +64,9 @@ class TableFold:
 
     def create(self, key: Key, row: Row) -> None:
         """Add a row; `ReplayError` if one is known under its key."""
+        if key in self.doubtful and self.patched.pop(key, None) is not None:
+            # Of a row that was not there. The table says so if it was.
+            self.doubtful.discard(key)
         if key in self.created or key in self.patched or key in self.adopted:
             raise self.misfit(key, row[2], "creates a row that is already there")
         self.created[key] = row
@@ -132,8 +108,9 @@ class TableFold:
             if lenient:
                 self.doubtful.add(key)
             return
-        if not lenient:
-            # From here on the row must exist.
+        if not lenient and rows is self.patched:
+            # From here on the row must exist. A row that was made anew says nothing about the
+            # one that was deleted before it.
             self.doubtful.discard(key)
         merged = {**before[0], **values}
         columns = before[1] if len(before[1]) == len(merged) else tuple(merged)
@@ -174,47 +151,7 @@ class _NoTable:
     names: tuple[str, ...] = ()
     key_names: tuple[str, ...] = ()
     codecs: Mapping[str, ValueCodec] = MappingProxyType({})
-
-
-@dataclass(slots=True, eq=False)
-class _Route:
-    """How effects of one shape reach their table; the newest revision needs no conversion."""
-
-    shape: Shape
-    """Kept alive, because routes are cached by its `id()`."""
-    table: TableFold
-    columns: tuple[str, ...] = ()
-    conversions: tuple[tuple[str, Conversion | None], ...] | None = None
-    key_conversions: tuple[tuple[int, Conversion | None], ...] | None = None
-    lenient_until: float = 0
-    """Before this position, effects may concern rows that the log never created."""
-    validity: Validity = VALID
-    """Which of its effects are applied."""
-
-    def is_superseded(self, position: int) -> bool:
-        """Whether an effect at `position` is skipped; raises the refusal of any other."""
-        if position < self.validity.since:
-            return True
-        if self.validity.refusal is not None:
-            raise self.validity.refusal
-        return False
-
-    def convert(self, values: Mapping[str, Wire | None]) -> Values:
-        """Convert values of an old revision to the columns that the table has now."""
-        return {
-            name: value if conversion is None or value is None else conversion(value)
-            for name, conversion in self.conversions or ()
-            if name in values
-            for value in (values[name],)
-        }
-
-    def convert_key(self, key: Key) -> Key:
-        """Convert a key of an old revision to the table's order and types."""
-        return tuple(
-            value if conversion is None or value is None else conversion(value)
-            for index, conversion in self.key_conversions or ()
-            for value in (key[index],)
-        )
+    targets: Mapping[str, TypeTarget] = MappingProxyType({})
 
 
 class Fold:
@@ -234,7 +171,7 @@ class Fold:
         self._by_type = tables
         self._rules = rules
         self.tables: Sequence[TableFold] = list({id(t): t for t in tables.values()}.values())
-        self._routes: dict[int, _Route] = {}
+        self._routes: dict[int, tuple[Route, TableFold]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self.tables))
@@ -247,48 +184,55 @@ class Fold:
     def add(self, effects: Iterable[Effect], *, position: int) -> None:
         """Fold effects in order; `ReplayError` for one that contradicts an earlier one."""
         last: Shape | None = None
-        route: _Route | None = None
+        route: Route | None = None
+        table: TableFold | None = None
         for effect in effects:
             shape = effect.shape
-            if route is None or shape is not last:
-                route, last = self._find_route(shape), shape
+            if route is None or table is None or shape is not last:
+                (route, table), last = self._find_route(shape), shape
             if route.validity is not VALID and route.is_superseded(position):
                 continue
             key, values, columns = effect.key, effect.values, route.columns
-            if route.key_conversions is not None or route.conversions is not None:
-                key, values = _convert(route, effect, position)
+            if route.converts:
+                key, values = route.apply(effect, position)
             kind = effect.kind
             if kind is OpType.CREATE:
                 if not effect.complete:
                     columns = tuple(values)
-                put = route.table.adopt if effect.adopted else route.table.create
+                put = table.adopt if effect.adopted else table.create
                 put(key, (values, columns, position))
             elif kind is OpType.UPDATE:
-                route.table.update(key, values, position, lenient=position < route.lenient_until)
+                # What a change of the schema made of rows is logged of the rows that it found.
+                lenient = effect.adopted or position < route.lenient_until
+                if values or not effect.adopted:
+                    table.update(key, values, position, lenient=lenient)
             else:
-                route.table.delete(key, position, lenient=position < route.lenient_until)
+                table.delete(key, position, lenient=position < route.lenient_until)
 
-    def _find_route(self, shape: Shape) -> _Route:
+    def _find_route(self, shape: Shape) -> tuple[Route, TableFold]:
         found = self._routes.get(id(shape))
         if found is None:
             found = self._routes[id(shape)] = self._build_route(shape)
         return found
 
-    def _build_route(self, shape: Shape) -> _Route:
+    def _build_route(self, shape: Shape) -> tuple[Route, TableFold]:
         validity = self._rules.judge(shape)
         until = self._rules.lenient_until.get(shape.type_name, 0)
         table = self._by_type.get(shape.type_name)
         if table is None or validity.refusal is not None:
             # None of its effects reaches a table.
             table = table or TableFold(_NoTable())
-            return _Route(shape, table, lenient_until=until, validity=validity)
+            return Route(shape, table.form, lenient_until=until, validity=validity), table
+        if table.form.targets[shape.type_name].is_apart_from(shape):
+            return Route(shape, table.form, validity=Validity(math.inf)), table
         try:
-            return replace(_make_route(shape, table, lenient_until=until), validity=validity)
+            route = make_route(shape, table.form, lenient_until=until)
         except SchemaDriftError as error:
             if not validity.since:
                 raise
             validity = Validity(validity.since, error)
-            return _Route(shape, table, lenient_until=until, validity=validity)
+            return Route(shape, table.form, lenient_until=until, validity=validity), table
+        return replace(route, validity=validity), table
 
 
 def _are_nan(*values: Wire | None) -> bool:
@@ -311,68 +255,3 @@ def make_misfit(form: TableForm, key: Key, *, position: int, what: str) -> Repla
         hint="the log lacks a change or holds one twice: rows were written behind its back, or "
         "before it began and were never adopted; compare with a backup or the archive",
     )
-
-
-# -- old revisions ------------------------------------------------------------------------
-
-
-def _convert(route: _Route, effect: Effect, position: int) -> tuple[Key, Mapping[str, Wire | None]]:
-    try:
-        key = effect.key if route.key_conversions is None else route.convert_key(effect.key)
-        return key, effect.values if route.conversions is None else route.convert(effect.values)
-    except (ValueError, ArithmeticError) as cause:
-        raise ReplayError(
-            f"position {position}: a value of {route.shape.type_name!r} revision "
-            f"{route.shape.revision} does not fit its column in {route.table.form.name} any "
-            f"more: {cause}",
-            hint="the column's type was changed; replay into the type it had, or log the "
-            "converted rows anew",
-        ) from cause
-
-
-def _make_route(shape: Shape, table: TableFold, *, lenient_until: float) -> _Route:
-    form = table.form
-    if set(shape.key_names) != set(form.key_names):
-        raise SchemaDriftError(
-            f"{form.name} has primary key ({', '.join(form.key_names)}); type "
-            f"{shape.type_name!r} revision {shape.revision} was logged with "
-            f"({', '.join(shape.key_names)})",
-            hint="the rows logged before the key changed cannot be told apart by the new one; "
-            "log the table under a new type name and adopt its rows",
-        )
-    conversions = tuple(
-        (name, _find_conversion(shape.codecs[name], form.codecs[name]))
-        for name in form.names
-        if name in shape.codecs
-    )
-    converted = any(one for _, one in conversions)
-    same = tuple(name for name, _ in conversions) == shape.names and not converted
-    key_conversions = tuple(
-        (shape.key_names.index(name), _find_key_conversion(shape.codecs[name], form.codecs[name]))
-        for name in form.key_names
-    )
-    same_key = key_conversions == tuple((index, None) for index in range(len(key_conversions)))
-    return _Route(
-        shape,
-        table,
-        columns=tuple(name for name, _ in conversions),
-        conversions=None if same else conversions,
-        key_conversions=None if same_key else key_conversions,
-        lenient_until=lenient_until,
-    )
-
-
-def _find_conversion(old: ValueCodec, new: ValueCodec) -> Conversion | None:
-    if old.kind is new.kind:
-        return None
-    read, write = new.from_text, old.to_text
-    return lambda wire: read(write(wire))
-
-
-def _find_key_conversion(old: ValueCodec, new: ValueCodec) -> Conversion | None:
-    found = _find_conversion(old, new)
-    if new.kind not in (Kind.FLOAT4, Kind.FLOAT8):
-        return found
-    # NaN equals NaN in Postgres; in a dict only the very same object does.
-    convert: Conversion = found or (lambda wire: wire)
-    return lambda wire: math.nan if math.isnan(float(convert(wire))) else convert(wire)

@@ -20,7 +20,8 @@ from oplog.postgres.quoting import (
 )
 from oplog.postgres.work import Driver
 from oplog.reading.reader import RecordReader
-from oplog.replay.fold import Fold, Key, Row, TableFold, make_misfit
+from oplog.replay.effect_route import Key
+from oplog.replay.fold import Fold, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
 from oplog.replay.rebuild import Applied, Progress, add_record, find_last
 from oplog.replay.table_comparison import Comparison, compare_table

@@ -15,7 +15,8 @@ from oplog.postgres.quoting import (
     quote,
 )
 from oplog.postgres.work import Driver
-from oplog.replay.fold import Key, Row, TableFold, make_misfit
+from oplog.replay.effect_route import Key
+from oplog.replay.fold import Row, TableFold, make_misfit
 from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.value import Kind, ValueCodec, Wire, copy_field
 

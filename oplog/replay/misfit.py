@@ -7,10 +7,10 @@ from sqlalchemy.engine import Connection
 from oplog.errors import ReplayError
 from oplog.postgres.work import Driver
 from oplog.reading.reader import OpenedRecord, RecordReader
+from oplog.replay.past_tables import plan_past
 from oplog.replay.rebuild import fold_records
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.rules import find_turns, list_retired, make_rules
-from oplog.replay.table_plan import read_plans
+from oplog.replay.rules import find_turns, make_rules
 
 
 def find_misfit(
@@ -23,9 +23,8 @@ def find_misfit(
     """
     snapshot = reader.source.read_snapshot()
     turns = find_turns(reader, snapshot=snapshot)
-    types = reader.types.latest.values()
-    plans = read_plans(connection, types, retired=list_retired(types, turns))
-    rules = make_rules(reader.types.shapes, plans, turns=turns, same_database=True, strict=False)
+    plans = plan_past(connection, reader.types.shapes, turns, through=None, whole=turns)
+    rules = make_rules(plans, turns)
     # A table that refuses a row ends the transaction, or this savepoint.
     savepoint = connection.begin_nested()
     try:

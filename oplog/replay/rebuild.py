@@ -25,9 +25,10 @@ from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import OpenedRecord, RecordReader
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import TableLoader
+from oplog.replay.past_tables import plan_past
 from oplog.replay.rebuilt_table import add_constraints, comment_tables, make_schema
-from oplog.replay.rules import find_turns, list_retired, make_rules
-from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
+from oplog.replay.rules import find_turns, make_rules
+from oplog.replay.table_plan import TablePlan, list_quoted
 from oplog.replay.validity import FoldRules
 from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
@@ -82,13 +83,14 @@ def replay_log(
 ) -> ReplayReport:
     """Rebuild every logged table in schema `into` from the log alone.
 
-    Runs in the caller's transaction if there is one, which the caller commits; else in one
-    of its own. `through` is a position or an aware datetime and takes transactions whole.
-    Tables of an earlier replay are replaced; a live, a log's or a system schema and tables
-    made by anybody else are refused (`ConfigurationError`). Raises `SchemaDriftError` where
-    live tables and log disagree about columns, `ChainBrokenError` for an altered log and
-    `ReplayError` for one that does not replay or breaks a constraint. A standby is refused
-    with `ConfigurationError`.
+    Tables have the shape that they had at `through`. Those that the database has in that shape get
+    its constraints too; at an earlier position those that the rows of then do not break. Runs in
+    the caller's transaction if there is one, which the caller commits; else in one of its own.
+    `through` is a position or an aware datetime and takes transactions whole. Tables of an earlier
+    replay are replaced; a live, a log's or a system schema and tables made by anybody else are
+    refused (`ConfigurationError`). Raises `SchemaDriftError` where keys were replaced without a
+    word in the log, `ChainBrokenError` for an altered log and `ReplayError` for one that does not
+    replay or breaks a constraint. A standby is refused with `ConfigurationError`.
     """
     with open_work(connection):
         require_primary(connection, "a replay")
@@ -117,19 +119,20 @@ def _rebuild(
     check_links(reader)
     limit = find_limit(reader, through, snapshot=snapshot)
     turns = find_turns(reader, snapshot=snapshot, through=limit)
-    types = reader.types.latest.values()
-    plans = read_plans(driver.connection, types, retired=list_retired(types, turns))
+    whole = turns if limit is None else find_turns(reader, snapshot=snapshot)
+    plans = plan_past(driver.connection, reader.types.shapes, turns, through=limit, whole=whole)
+    reader.aim_steps({name: one.shape.revision for p in plans for name, one in p.targets.items()})
     loaders = make_schema(driver, plans, into=into, log_schema=reader.source.schema)
     applied = fold_log(
         reader,
         loaders,
         snapshot=snapshot,
-        rules=make_rules(reader.types.shapes, plans, turns=turns, same_database=True),
+        rules=make_rules(plans, turns),
         through=limit,
         batch_rows=batch_rows,
         progress=progress,
     )
-    add_constraints(driver, loaders, into=into)
+    add_constraints(driver, loaders, into=into, past=limit is not None)
     comment_tables(driver, loaders, position=applied.position)
     return ReplayReport(
         rows=sum(loader.rows for loader in loaders),
@@ -138,15 +141,6 @@ def _rebuild(
         digest=digest_tables(driver, loaders),
         quarantined=reader.skipped.met,
     )
-
-
-def read_reader_plans(
-    connection: Connection, reader: RecordReader, *, snapshot: str, through: int | None = None
-) -> list[TablePlan]:
-    """Plans for the live tables of all types but those that were retired, up to `through`."""
-    types = reader.types.latest.values()
-    turns = find_turns(reader, snapshot=snapshot, through=through)
-    return read_plans(connection, types, retired=list_retired(types, turns))
 
 
 def find_limit(

@@ -64,17 +64,28 @@ def comment_tables(driver: Driver, loaders: Iterable[TableLoader], *, position: 
 
 
 def _create_table(driver: Driver, plan: TablePlan, target: str, *, temporary: bool) -> None:
-    driver.execute(
-        f"CREATE {'TEMPORARY ' if temporary else ''}TABLE {target.removeprefix('pg_temp.')} "
-        f"(LIKE {plan.live.qualified} INCLUDING GENERATED)"
-        f"{' ON COMMIT DROP' if temporary else ''}"
-    )
+    begin = f"CREATE {'TEMPORARY ' if temporary else ''}TABLE {target.removeprefix('pg_temp.')} "
+    end = " ON COMMIT DROP" if temporary else ""
+    if plan.stored:
+        columns = ", ".join(
+            f"{quote(column.name)} {column.pg_type}"
+            + (f" DEFAULT {plan.fills[column.name]}" if column.name in plan.fills else "")
+            for column in plan.live.columns
+        )
+        driver.execute(f"{begin}({columns}){end}")
+        return
+    driver.execute(f"{begin}(LIKE {plan.live.qualified} INCLUDING GENERATED){end}")
     alter = [f"ALTER {quote(name)} SET DEFAULT {fill}" for name, fill in plan.fills.items()]
     for column in plan.live.columns:
         hidden = column.name not in plan.compared
-        if hidden and not column.generated and column.name in plan.domains:
+        if (
+            column.name in plan.domains
+            and not column.generated
+            and (hidden or column.name in plan.late)
+        ):
             alter.append(f"ALTER {quote(column.name)} TYPE {column.pg_type}")
-        if column.not_null and not column.primary_key and (hidden or temporary):
+        if column.not_null and not column.primary_key:
+            # The log may give a row first, and later what a change of the schema put into it.
             alter.append(f"ALTER {quote(column.name)} DROP NOT NULL")
     if alter:
         driver.execute(f"ALTER TABLE {target} {', '.join(alter)}")
@@ -101,10 +112,17 @@ def _check_schema(plans: Sequence[TablePlan], *, into: str, log_schema: str) -> 
 
 
 def _name_tables(plans: Sequence[TablePlan]) -> dict[TablePlan, str]:
-    """The live names, prefixed with the schema where two schemas share one."""
+    """The tables' names, prefixed with the schema where two schemas share one."""
     names = [plan.live.name for plan in plans]
+    whole = [plan.name for plan in plans]
     return {
-        plan: plan.name if names.count(plan.live.name) > 1 else plan.live.name for plan in plans
+        # Two tables that changed names have the same one between the marks of the two changes.
+        plan: f"{plan.name} ({plan.types[0]})"
+        if whole.count(plan.name) > 1
+        else plan.name
+        if names.count(plan.live.name) > 1
+        else plan.live.name
+        for plan in plans
     }
 
 
@@ -185,16 +203,20 @@ _ORDER = "uxicf"
 """Kinds of constraints in the order they are added: keys before foreign keys."""
 
 
-def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str) -> None:
+def add_constraints(
+    driver: Driver, loaders: Sequence[TableLoader], *, into: str, past: bool = False
+) -> None:
     """Give loaded tables the live ones' constraints and unique indexes.
 
     Foreign keys refer to the rebuilt tables. Foreign keys to tables that are not logged, and
-    constraints on an excluded column, are left out. `ReplayError` if rows break one.
+    constraints on an excluded column, are left out. `ReplayError` if rows break one; in the `past`
+    it is left out: rows of then may be why it was added only later.
     """
-    by_oid = {loader.plan.live.oid: loader for loader in loaders}
+    by_oid = {loader.plan.live.oid: loader for loader in loaders if not loader.plan.stored}
     for loader in loaders:
         if not loader.keyed:
             loader.build_key()
+        _refuse_nulls(driver, loader, past=past)
     used = _list_relations(driver, into=into)
     rows = read_qualified(driver, _CONSTRAINTS, (list(by_oid),))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
@@ -203,10 +225,35 @@ def add_constraints(driver: Driver, loaders: Sequence[TableLoader], *, into: str
         if statement is None:
             continue
         used.add(name)
-        try:
-            driver.execute(statement)
-        except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
-            raise _broken(by_oid[row[0]], name, cause) from cause
+        _alter(driver, by_oid[row[0]], statement, name, past=past)
+
+
+def _alter(driver: Driver, loader: TableLoader, statement: str, name: str, *, past: bool) -> None:
+    if past:
+        driver.execute("SAVEPOINT oplog_constraint")
+    try:
+        driver.execute(statement)
+    except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
+        if not past:
+            raise _broken(loader, name, cause) from cause
+        driver.execute("ROLLBACK TO SAVEPOINT oplog_constraint")
+    if past:
+        driver.execute("RELEASE SAVEPOINT oplog_constraint")
+
+
+def _refuse_nulls(driver: Driver, loader: TableLoader, *, past: bool) -> None:
+    """Take back what the table could not have before it had its rows."""
+    plan = loader.plan
+    alter = []
+    for column in plan.live.columns:
+        if column.name not in plan.compared or plan.stored:
+            continue
+        if column.name in plan.domains and column.name in plan.late and not column.generated:
+            alter.append(f"ALTER {quote(column.name)} TYPE {plan.domains[column.name]}")
+        if column.not_null and not column.primary_key:
+            alter.append(f"ALTER {quote(column.name)} SET NOT NULL")
+    for one in alter if past else [", ".join(alter)] if alter else []:
+        _alter(driver, loader, f"ALTER TABLE {loader.target} {one}", "on NULL", past=past)
 
 
 def _list_relations(driver: Driver, *, into: str) -> set[str]:

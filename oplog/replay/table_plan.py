@@ -1,37 +1,36 @@
-"""Which tables the log rebuilds, and whether they still have the shape that it describes.
+"""What the log rebuilds: tables, the revisions of types that they have the columns of, and values.
 
 Reads the log's own types and the live tables, not the application's models, so that a log can be
-verified without them. A column that only old revisions have is history; one that the newest
-revision lacks was never logged, and is drift.
+verified without them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from oplog.errors import NotCapturableError, SchemaDriftError
-from oplog.payload.shape import Column, Shape
-from oplog.postgres.live_table import LiveColumn, LiveTable, read_live_tables
+from oplog.payload.shape import Column
+from oplog.postgres.live_table import LiveColumn, LiveTable
 from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
+from oplog.replay.type_target import TypeTarget
 from oplog.value import ValueCodec, codec_for
 
 
 @dataclass(frozen=True, eq=False)
 class TablePlan:
-    """A live table with its types and columns in the log."""
+    """A table with its types and columns in the log."""
 
     live: LiveTable
-    types: tuple[str, ...]
+    targets: Mapping[str, TypeTarget]
+    """By type, the revision as which its rows are read."""
     columns: tuple[Column, ...]
     """Logged columns, in the table's order."""
     excluded: frozenset[str]
@@ -41,13 +40,20 @@ class TablePlan:
     fills: Mapping[str, str]
     """Values, as SQL, of columns in rows that were logged before the column was added."""
     domains: Mapping[str, str]
-    """Base types of columns whose type is a domain, which may refuse NULL."""
+    """Columns whose type is a domain, which may refuse NULL, and the domain."""
     formulas: Mapping[str, str]
     """SQL of the computed columns, by the bare names of the others."""
+    stored: bool = False
+    """Whether `live` is no table of the database, but made from a stored revision."""
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types whose rows the table has."""
+        return tuple(self.targets)
 
     @property
     def name(self) -> str:
-        """The live table as errors show it."""
+        """The table as errors show it."""
         return f"{self.live.schema}.{self.live.name}"
 
     @cached_property
@@ -62,18 +68,13 @@ class TablePlan:
 
     @cached_property
     def codecs(self) -> Mapping[str, ValueCodec]:
-        """The codec of each logged column's current type."""
-        from_log = Shape(
-            type_name="",
-            revision=0,
-            schema="",
-            table="",
-            columns=self.columns,
-            aggregate="",
-            message_name="",
-            descriptor=b"",
-        )
-        return from_log.codecs
+        """The codec of each logged column's type."""
+        return {c.name: codec_for(c.pg_type, category=c.category) for c in self.columns}
+
+    @cached_property
+    def late(self) -> frozenset[str]:
+        """Columns that older rows get from the log after the rows themselves."""
+        return frozenset(name for one in self.targets.values() for name in one.list_late())
 
     @cached_property
     def live_columns(self) -> Mapping[str, LiveColumn]:
@@ -105,37 +106,20 @@ _LITERAL = re.compile(
 
 
 def read_plans(
-    connection: Connection, types: Iterable[Shape], *, retired: Collection[str] = ()
+    connection: Connection, placed: Iterable[tuple[LiveTable, TypeTarget]]
 ) -> list[TablePlan]:
-    """Plans for the newest revisions of all types, by table name.
+    """Plans for live tables, each with the revision of a type that it has the columns of.
 
-    The tables of `retired` types may be missing. `SchemaDriftError` names the table and the
-    column where live table and log disagree. Text settings must be pinned: stored defaults are
-    read as text.
+    Text settings must be pinned: stored defaults are read as text.
     """
-    grouped: dict[tuple[str, str], list[Shape]] = {}
-    for shape in types:
-        grouped.setdefault((shape.schema, shape.table), []).append(shape)
-    metadata = sa.MetaData()
-    wanted = {name: sa.Table(name[1], metadata, schema=name[0]) for name in sorted(grouped)}
-    live = read_live_tables(connection, wanted.values())
-    details = _read_details(connection, [table.oid for table in live.values()])
-    plans = []
-    for name, table in wanted.items():
-        found = live.get(table)
-        if found is None or found.kind not in ("r", "p"):
-            missing = [s.type_name for s in grouped[name] if s.type_name not in retired]
-            if not missing:
-                continue
-            raise SchemaDriftError(
-                f"table {name[0]}.{name[1]} is in the log (type {missing[-1]!r}) and not in the "
-                "database",
-                hint="if a migration dropped, renamed or moved it, say so in a migration: "
-                f"op.retire_type({missing[-1]!r}, reason=...); rows that go on under another "
-                "name are logged with oplog adopt",
-            )
-        plans.append(_make_plan(found, grouped[name], details[found.oid]))
-    return plans
+    tables: dict[int, LiveTable] = {}
+    targets: dict[int, list[TypeTarget]] = {}
+    for live, target in placed:
+        tables[live.oid] = live
+        targets.setdefault(live.oid, []).append(target)
+    details = _read_details(connection, list(tables))
+    plans = [_make_plan(tables[oid], targets[oid], details[oid]) for oid in tables]
+    return sorted(plans, key=lambda plan: plan.name)
 
 
 def _read_details(connection: Connection, oids: list[int]) -> dict[int, dict[str, Any]]:
@@ -145,28 +129,34 @@ def _read_details(connection: Connection, oids: list[int]) -> dict[int, dict[str
     return found
 
 
-def _make_plan(live: LiveTable, shapes: list[Shape], details: dict[str, Any]) -> TablePlan:
-    name = f"{live.schema}.{live.name}"
-    excluded = frozenset(column for shape in shapes for column in shape.excluded)
-    logged = {c.name: c for shape in shapes for c in shape.columns if c.name not in excluded}
-    _check_drift(live, shapes, name=name, excluded=excluded)
+def _make_plan(
+    live: LiveTable, targets: Sequence[TypeTarget], details: dict[str, Any]
+) -> TablePlan:
+    shapes = [target.shape for target in targets]
+    logged = {column.name: column for shape in shapes for column in shape.columns}
+    excluded = frozenset(
+        name for shape in shapes for name in shape.excluded if name not in shapes[-1].by_name
+    )
     columns = tuple(
         logged[column.name]
         for column in live.columns
-        if not column.generated and column.name in logged
+        if not column.generated and column.name in logged and column.name not in excluded
     )
+    hidden = {column.name for column in live.columns if not column.generated} - {
+        column.name for column in columns
+    }
     computed = [
         column.name
         for column in live.columns
-        if column.generated and not excluded & set(details[column.name][4])
+        if column.generated and not hidden & set(details[column.name][4])
     ]
     return TablePlan(
         live=live,
-        types=tuple(shape.type_name for shape in shapes),
+        targets={target.shape.type_name: target for target in targets},
         columns=columns,
         excluded=excluded,
         compared=(*(column.name for column in columns), *computed),
-        fills=_find_fills(columns, details),
+        fills=_find_fills(columns, targets, details),
         domains={column: row[6] for column, row in details.items() if row[5]},
         formulas={
             column.name: details[column.name][3] for column in live.columns if column.generated
@@ -174,77 +164,71 @@ def _make_plan(live: LiveTable, shapes: list[Shape], details: dict[str, Any]) ->
     )
 
 
-def _check_drift(
-    live: LiveTable, shapes: list[Shape], *, name: str, excluded: frozenset[str]
-) -> None:
-    by_name = {column.name: column for column in live.columns}
-    for shape in shapes:
-        if set(shape.key_names) != set(live.key_names):
-            raise SchemaDriftError(
-                f"{name} has primary key ({', '.join(live.key_names)}) in the database and "
-                f"({', '.join(shape.key_names)}) in the log",
-                hint="bring the table and the log's type into agreement with a migration",
-            )
-    # Of several types of one table only one is still written: a column that any of them lacks
-    # may have been dropped since.
-    for column in shapes[0].names:
-        if column not in by_name and all(column in shape.by_name for shape in shapes):
-            raise SchemaDriftError(
-                f"column {name}.{column} is in the log (type {shapes[-1].type_name!r} revision "
-                f"{shapes[-1].revision}) and not in the table",
-                hint="if a migration dropped it, start the application once: its next logged "
-                "transaction stores the new revision",
-            )
-    _check_kinds(live, shapes, name=name, excluded=excluded)
-    known = {column for shape in shapes for column in shape.names}
-    for found in live.columns:
-        if found.generated or found.name in excluded or found.name in known:
-            continue
-        raise SchemaDriftError(
-            f"column {name}.{found.name} is in the table and not in the log (type "
-            f"{shapes[-1].type_name!r} revision {shapes[-1].revision})",
-            hint="if a migration added it, start the application once: its next logged "
-            "transaction stores the new revision",
-        )
+def make_stored_plan(
+    target: TypeTarget, *, spelled: Mapping[int, str], schema: str, table: str
+) -> TablePlan:
+    """The plan of a table that the database does not have, from the revision alone.
 
-
-def _check_kinds(
-    live: LiveTable, shapes: list[Shape], *, name: str, excluded: frozenset[str]
-) -> None:
-    """Raise `SchemaDriftError` for a column whose type has another `Kind` than the logged ones.
-
-    Types of one kind, such as integer and bigint, read each other's values, or report the one
-    that does not fit.
+    `spelled` are types of its columns by field number; any other column is made as text.
     """
-    for found in live.columns:
-        logged = [s.by_name[found.name] for s in shapes if found.name in s.by_name]
-        if not logged or found.generated or found.name in excluded:
-            continue
-        try:
-            kind = codec_for(found.pg_type, category=found.category).kind
-        except NotCapturableError:
-            kind = None
-        if all(column.kind is not kind for column in logged):
-            raise SchemaDriftError(
-                f"column {name}.{found.name} is {found.pg_type} in the table and "
-                f"{logged[-1].pg_type} in the log (type {shapes[-1].type_name!r} revision "
-                f"{shapes[-1].revision})",
-                hint="if a migration changed it, log its rows anew with the new model: "
-                "oplog adopt --again",
-            )
+    shape = target.shape
+    columns = tuple(
+        LiveColumn(
+            name=column.name,
+            pg_type=spelled.get(column.number, "text"),
+            category=column.category,
+            generated=False,
+            primary_key=column.primary_key,
+            not_null=column.primary_key,
+            has_default=False,
+            number=number,
+        )
+        for number, column in enumerate(shape.columns, 1)
+    )
+    live = LiveTable(0, schema, table, kind="r", columns=columns, rewrites_rows=False)
+    fills = {
+        name: _state_fill(text, live_column.pg_type)
+        for live_column in columns
+        for name, text in target.find_fills().items()
+        if name == live_column.name and text is not None
+    }
+    return TablePlan(
+        live=live,
+        targets={shape.type_name: target},
+        columns=shape.columns,
+        excluded=frozenset(),
+        compared=shape.names,
+        fills=fills,
+        domains={},
+        formulas={},
+        stored=True,
+    )
 
 
-def _find_fills(columns: tuple[Column, ...], details: dict[str, Any]) -> dict[str, str]:
+def _find_fills(
+    columns: tuple[Column, ...], targets: Sequence[TypeTarget], details: dict[str, Any]
+) -> dict[str, str]:
+    known: dict[str, str | None] = {}
+    for target in targets:
+        known |= dict(target.find_fills()) | dict.fromkeys(target.list_late())
     fills = {}
     for column in columns:
         _, _, missing, default, _, _, type_name = details[column.name]
-        if missing is not None:
-            # What ALTER TABLE ADD COLUMN gave the rows of that time, whatever the default
-            # has become since.
-            fills[column.name] = f"{quote_literal_safely(missing)}::{type_name}"
+        if column.name in known:
+            text = known[column.name]
+            if text is not None:
+                fills[column.name] = _state_fill(text, type_name)
+        elif missing is not None:
+            # Nothing is noted of the column: what ALTER TABLE ADD COLUMN gave the rows of that
+            # time, whatever the default has become since.
+            fills[column.name] = _state_fill(missing, type_name)
         elif default is not None and _LITERAL.fullmatch(default):
             fills[column.name] = default
     return fills
+
+
+def _state_fill(text: str, type_name: str) -> str:
+    return f"{quote_literal_safely(text)}::{type_name}"
 
 
 def quote_literal_safely(text: str) -> str:

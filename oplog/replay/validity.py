@@ -22,7 +22,7 @@ class Validity:
     other raises it.
     """
 
-    since: int = 0
+    since: float = 0
     refusal: SchemaDriftError | None = None
 
 

@@ -13,14 +13,16 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from oplog.binding import list_unstored_shapes
+from oplog.payload.lineage import group_shapes
 from oplog.postgres.standby import is_standby
 from oplog.postgres.work import Driver, open_snapshot
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
 from oplog.replay.hash_buckets import compare_in_buckets
+from oplog.replay.live_target import LiveTargets, find_live_targets
 from oplog.replay.rebuild import BATCH_ROWS, Progress, check_links, fold_log
 from oplog.replay.rebuilt_table import make_scratch
-from oplog.replay.rules import find_turns, list_retired, make_rules
+from oplog.replay.rules import find_turns, make_rules
 from oplog.replay.table_comparison import Comparison, Difference, compare_table
 from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.replay.validity import FoldRules
@@ -36,7 +38,9 @@ class VerifyReport:
 
     `differences` holds the first ones by table and key, `count` is the number of all.
     `rows` is the number of rows by the log, `entries` of entries read, `position` the last's.
-    `quarantined` records were passed over: what they did is not in the log's rows.
+    `quarantined` records were passed over: what they did is not in the log's rows. `unnoted` are
+    types whose tables a migration has changed or dropped without a word in the log yet; values
+    that it rewrote are differences until `oplog types sync` has logged them.
     """
 
     ok: bool
@@ -46,6 +50,7 @@ class VerifyReport:
     entries: int
     position: int
     quarantined: tuple[QuarantinedRecord, ...] = ()
+    unnoted: tuple[str, ...] = ()
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
         """The report as one JSON object; `redact` hides values, keys stay readable."""
@@ -57,6 +62,7 @@ class VerifyReport:
             "position": self.position,
             "differences": [one.to_json(redact=redact) for one in self.differences],
             "quarantined": list_quarantined_json(self.quarantined),
+            "unnoted": list(self.unnoted),
         }
 
 
@@ -76,8 +82,9 @@ def verify_tables(
     all its rows are extra. At most `limit` differences are described. Excluded columns are not
     compared; generated ones are computed again.
 
-    Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where tables and log
-    disagree about columns, `ReplayError` for a log that does not replay.
+    A table that a migration has changed is compared with what the database proves of the change.
+    Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where nothing is proved: a
+    table or a key was replaced; `ReplayError` for a log that does not replay.
     """
     with open_snapshot(connection) as inside:
         # Row security would hide rows in silence; this makes it an error.
@@ -86,11 +93,13 @@ def verify_tables(
         snapshot = reader.source.read_snapshot()
         check_links(reader)
         turns = find_turns(reader, snapshot=snapshot)
-        shapes, stored = reader.types.shapes, reader.types.latest
-        types = [*stored.values(), *list_unstored_shapes(inside, log.catalog, stored=stored.keys())]
-        plans = read_plans(inside, types, retired=list_retired(types, turns))
-        # Not strict: rows of a renamed column shall appear as differences.
-        rules = make_rules(shapes, plans, turns=turns, same_database=True, strict=False)
+        stored = reader.types.latest
+        unstored = list_unstored_shapes(inside, log.catalog, stored=stored.keys())
+        revisions = group_shapes([*reader.types.shapes, *unstored])
+        live = find_live_targets(inside, revisions, turns, schema=log.store.schema)
+        reader.aim_steps({one.shape.type_name: one.shape.revision for _, one in live.placed})
+        plans = read_plans(inside, live.placed)
+        rules = make_rules(plans, turns, gone=live.gone)
         compare = compare_in_buckets if is_standby(inside) else _compare_in_tables
         with reader.skipped.name_in_misfits():
             found = compare(
@@ -103,10 +112,10 @@ def verify_tables(
                 batch_rows=batch_rows,
                 progress=progress,
             )
-        return _report(found, reader)
+        return _report(found, reader, live)
 
 
-def _report(found: Comparison, reader: RecordReader) -> VerifyReport:
+def _report(found: Comparison, reader: RecordReader, live: LiveTargets) -> VerifyReport:
     return VerifyReport(
         ok=found.count == 0,
         differences=found.differences,
@@ -115,6 +124,7 @@ def _report(found: Comparison, reader: RecordReader) -> VerifyReport:
         entries=found.applied.entries,
         position=found.applied.position,
         quarantined=reader.skipped.met,
+        unnoted=tuple(sorted({*live.unnoted, *live.gone})),
     )
 
 

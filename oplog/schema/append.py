@@ -17,6 +17,7 @@ from oplog.schema.append_checks import list_checks
 from oplog.schema.guard import check_and_reset_tally
 from oplog.schema.rights import APPLICATION_EXECUTES, FORMER_APPEND
 from oplog.schema.touched_keys import DEFINER, PINNED
+from oplog.schema.type_changes import refuse_old_types
 
 STALE_TICKET = "OP001"
 """SQLSTATE of a redeem that lost: class OP is free for applications."""
@@ -45,20 +46,29 @@ def create_append_statements(s: str, p: str) -> list[str]:
     ]
 
 
-_FORMER = (
-    "append(uuid, text[], bigint[], bytea, bytea, integer[], bytea[], smallint, text, text[], "
-    "text, bigint, boolean)"
+_ARGUMENTS = (
+    "uuid, text[], bigint[], bytea, integer[], bytea[], smallint, text, text[], text, bigint, "
+    "bigint, boolean"
 )
-"""The function of an earlier definition, which was given the hash, without the prefix `oplog_`."""
+"""Types of the present functions' arguments."""
 
 
 def rename_former_statement(s: str) -> str:
     """The statement that moves the function of an earlier definition aside."""
-    old = f"{s}.oplog_{_FORMER}"
-    return f"""DO $oplog_do$ BEGIN
-  IF pg_catalog.to_regprocedure({quote_literal(old)}) IS NOT NULL THEN
-    ALTER FUNCTION {old} RENAME TO {FORMER_APPEND};
-  END IF;
+    name = quote_literal(f"{s}.oplog_append")
+    return f"""DO $oplog_do$
+DECLARE
+  v_former regprocedure;
+BEGIN
+  FOR v_former IN SELECT p.oid FROM pg_catalog.pg_proc p
+    WHERE p.oid IN (pg_catalog.to_regproc({name}), pg_catalog.to_regproc({name} || '_mark'))
+      AND pg_catalog.oidvectortypes(p.proargtypes) <> '{_ARGUMENTS}' LOOP
+    IF v_former::oid = pg_catalog.to_regproc({name}) THEN
+      EXECUTE pg_catalog.concat('ALTER FUNCTION ', v_former, ' RENAME TO {FORMER_APPEND}');
+    ELSE
+      EXECUTE pg_catalog.concat('DROP FUNCTION ', v_former);
+    END IF;
+  END LOOP;
 END $oplog_do$"""
 
 
@@ -285,7 +295,7 @@ def _append_function(s: str, p: str, *, name: str, rights: str, by_anybody: bool
     return f"""CREATE FUNCTION {s}.oplog_{name}(
   p_record uuid, p_aggregates text[], p_expected bigint[], p_data bytea,
   p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
-  p_idempotency_key text, p_tally bigint, p_asynchronous boolean,
+  p_idempotency_key text, p_epoch bigint, p_tally bigint, p_asynchronous boolean,
   OUT o_versions bigint[], OUT o_hash bytea)
 LANGUAGE plpgsql {rights} SET plan_cache_mode = force_generic_plan AS $oplog_fn$
 -- A plan for each call would plan the partitioned tables each time: hence the setting.
@@ -302,6 +312,7 @@ DECLARE
   v_last text;
   v_reserved text;
   v_size bigint;
+  v_epoch bigint;
   v_version bigint;
   v_before bigint;
   v_hash bytea;
@@ -315,6 +326,7 @@ DECLARE
   v_numbers bytea := ''::bytea;
 BEGIN
   {list_checks(s, by_anybody=by_anybody)}
+  {refuse_old_types(s) if by_anybody else ""}
   IF p_tally IS NOT NULL THEN
   {check_and_reset_tally(p)}
   END IF;

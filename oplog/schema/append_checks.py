@@ -19,13 +19,14 @@ from oplog.entry import (
     MAX_PART_BYTES,
     MAX_RECORD_BYTES,
 )
-from oplog.schema.guard import (
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import (
     ADOPTED,
     ADOPTION_PREFIX,
-    FORMAT_MARK,
     QUARANTINE_AGGREGATE,
     REQUEST_PREFIX,
     RETIRED,
+    SCHEMA_CHANGE,
 )
 
 ASYNCHRONOUS_COMMIT = "OP005"
@@ -170,7 +171,7 @@ def _refuse_key(s: str) -> str:
           hint = 'run the whole transaction again with a keyring that has a newer current key';
       END IF;
       BEGIN
-        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (coalesce(p_key_id, ''), '')
+        INSERT INTO {s}.oplog_key (key_id, check_value) VALUES (p_key_id, pg_catalog.sha256(''))
           ON CONFLICT DO NOTHING;
         RAISE EXCEPTION USING errcode = '22023', message = pg_catalog.concat(
           'oplog: the log does not know the key ', pg_catalog.quote_nullable(p_key_id)),
@@ -238,7 +239,7 @@ def _refuse_reserved() -> str:
     return f"""IF v_reserved IN ({", ".join(f"'{name}'" for name in _KEPT_FOR_MARKS)})
     OR v_reserved IS NOT NULL AND NOT pg_catalog.pg_has_role(session_user, current_user, 'MEMBER')
       AND EXISTS (SELECT FROM pg_catalog.generate_series(1, v_texts, 2) AS n
-        WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')) THEN
+        WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}', '{SCHEMA_CHANGE}')) THEN
     RAISE EXCEPTION USING errcode = '42501',
       message = pg_catalog.concat('oplog: aggregate ', pg_catalog.quote_literal(v_reserved),
         ' is kept for the owner of the log'),

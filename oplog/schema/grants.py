@@ -15,7 +15,12 @@ from typing import Any
 from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.expected import list_log_tables
 from oplog.schema.locks import LOCK_TABLES
-from oplog.schema.rights import APPLICATION_EXECUTES, CONSUMER_EXECUTES, WORKER_EXECUTES
+from oplog.schema.rights import (
+    APPLICATION_EXECUTES,
+    CONSUMER_EXECUTES,
+    READER_EXECUTES,
+    WORKER_EXECUTES,
+)
 
 
 class RoleKind(StrEnum):
@@ -39,7 +44,7 @@ _EXECUTES = {
     RoleKind.APPLICATION: APPLICATION_EXECUTES,
     RoleKind.WORKER: WORKER_EXECUTES,
     RoleKind.CONSUMER: CONSUMER_EXECUTES,
-    RoleKind.AUDITOR: (),
+    RoleKind.AUDITOR: READER_EXECUTES,
 }
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 from oplog.schema.kept_images import create_collected_statements, weigh_image
+from oplog.schema.mark_names import ADOPTION_PREFIX, BYPASS_AGGREGATE, RETIRED, RETIRED_REVISION
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -27,20 +28,6 @@ from oplog.schema.touched_keys import (
 
 FORMAT_MARK = 3
 """Format number of a record that the database writes: no payload, only metadata."""
-ADOPTION_PREFIX = "adopted/"
-"""How the aggregates begin that hold what is said of a type as a whole."""
-ADOPTED = "adopted"
-"""Metadata key of every adopted chunk: its type's name."""
-RETIRED = "retired"
-"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
-RETIRED_REVISION = "retired_revision"
-"""Metadata key of the same mark: the newest revision that the type had then."""
-QUARANTINE_AGGREGATE = "oplog/quarantine"
-"""The aggregate of the marks that say which records cannot be read."""
-BYPASS_AGGREGATE = "oplog/bypass"
-"""The aggregate of the marks that bypassed transactions leave."""
-REQUEST_PREFIX = "oplog/request/"
-"""How the aggregates begin of keyed transactions that changed no tracked row: then a digest."""
 GUARD_TRIGGERS = {"r": 5, "p": 3}
 """How many guard triggers an ordinary and a partitioned table have, by relkind."""
 
@@ -129,7 +116,7 @@ DECLARE
     LATERAL (VALUES (1, m.key), (2, m.value)) AS t(place, text) ORDER BY m.n, t.place);
 BEGIN
   PERFORM {s}.oplog_append_mark(gen_random_uuid(), ARRAY[p_aggregate], ARRAY[NULL]::bigint[],
-    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, true);
+    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, NULL, true);
 END $oplog_fn$"""
 
 
@@ -227,10 +214,10 @@ BEGIN
     message = concat('oplog: this transaction changes tracked rows and does not log them: ',
       concat_ws(', and ', v_changes,
         CASE WHEN NOT v_told THEN 'statements were announced and no entry came' END)),
-    hint = CASE WHEN current_query() ~* 'set\\s+constraints'
+    hint = concat(CASE WHEN current_query() ~* 'set\\s+constraints'
       THEN 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints instead'
-      ELSE 'write through a session that is attached to the log, or set {p}.bypass to the '
-        'reason why this transaction may pass unlogged' END;
+      ELSE 'write through a session that is attached to the log' END,
+      ', or set {p}.bypass to the reason why this transaction may pass unlogged');
 END $oplog_fn$"""
 
 

@@ -21,6 +21,8 @@ PRUNE_LOCK = "prune"
 """Held while pruning."""
 RESTORE_LOCK = "restore"
 """Held by what fills a database from an archive."""
+KEPT_LOCKS = (PARTITIONS_LOCK, PRUNE_LOCK, RESTORE_LOCK)
+"""Locks whose rows are never removed, as those of archives: who tries for one must get it."""
 WAITED_FOR = ("claim", "lock", "lease")
 """Functions with which named roles hold what others wait for, without the prefix."""
 LOCK_FUNCTIONS = (
@@ -45,7 +47,8 @@ def create_lock_statements(s: str, schema: str) -> list[str]:
   name bytea PRIMARY KEY)""",
         # Unlogged: what is held here ends with a crash, or another check finds the conflict. Rows
         # stay, so that a lock leaves no dead row: all waiters would have to read all of those
-        # while any old snapshot is open. No truncation, which would be taken for a holder.
+        # while any old snapshot is open. `oplog maintain` removes those of aggregates that nobody
+        # holds. No truncation, which would be taken for a holder.
         f"""CREATE UNLOGGED TABLE {s}.oplog_lock (
   name bytea PRIMARY KEY) WITH (vacuum_truncate = off)""",
         _claim(s, schema),

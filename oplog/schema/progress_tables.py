@@ -32,13 +32,15 @@ def create_progress_tables(s: str) -> list[str]:
   {_UPDATED})""",
         _archive_table(s),
         f"""CREATE TABLE {s}.oplog_{ADOPTION} (
-  type_name text COLLATE "C" PRIMARY KEY,
+  type_name text COLLATE "C" NOT NULL,
+  work text COLLATE "C" NOT NULL DEFAULT 'adoption' CHECK (work IN ('adoption', 'refill')),
   after jsonb CHECK (pg_catalog.jsonb_typeof(after) = 'object'),
   rows bigint NOT NULL DEFAULT 0 CHECK (rows >= 0),
   entries bigint NOT NULL DEFAULT 0 CHECK (entries >= 0),
   done boolean NOT NULL DEFAULT false,
   revision integer NOT NULL DEFAULT 0 CHECK (revision >= 0),
-  {_UPDATED})""",
+  {_UPDATED},
+  PRIMARY KEY (type_name, work))""",
         # A database is restored once: the constant key keeps a second row out.
         f"""CREATE TABLE {s}.oplog_{RESTORE} (
   only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

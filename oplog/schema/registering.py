@@ -19,6 +19,10 @@ _NUMBERS_AHEAD = 2000
 """Field numbers may be so far over the highest known one: of a table with very many columns."""
 KEY_ID_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 CHECK_VALUE_BYTES = 32
+REPLACED = "replaced"
+"""In the reasons that `op.replace_type` is the remedy for."""
+NOT_PROVEN = "OP012"
+"""SQLSTATE of a type whose table or key was replaced: nobody said what became of its rows."""
 _SHAPE_KEYS = "aggregate,columns,excluded,message,schema,table"
 _COLUMN_KEYS = "category,field,kind,name,number,pg_type,primary_key"
 
@@ -28,6 +32,9 @@ REGISTERING_HELPERS = (
     "judge_shape(jsonb)",
     "judge_columns(oid, jsonb)",
     "judge_succession(text, integer, jsonb, oid)",
+    "judge_identity(text, jsonb, oid)",
+    "store_type(text, integer, jsonb, bytea, oid, jsonb)",
+    "replace_type(text, integer, jsonb, bytea)",
 )
 
 
@@ -36,8 +43,11 @@ def create_registering_statements(s: str) -> list[str]:
     return [
         _judge_shape(s),
         _judge_columns(s),
+        _judge_identity(s),
         _judge_succession(s),
+        _store_type(s),
         _register_type(s),
+        _replace_type(s),
         _register_key(s),
     ]
 
@@ -160,17 +170,59 @@ BEGIN
     AND starts_with(p_shape->>'message', '{DERIVED}.') THEN
     RETURN 'a field number leaves too many out';
   END IF;
-  -- Rows of two tables in one type could not be told apart. A table that was renamed or moved has
-  -- left no other behind.
+  -- Rows of two tables in one type could not be told apart. By oid where this database has had the
+  -- type: a table that was renamed or moved is the same.
   SELECT concat(quote_ident(n.nspname), '.', quote_ident(c.relname)) INTO v_other
   FROM {s}.oplog_type t
-  JOIN pg_namespace n ON n.nspname = t.shape->>'schema'
-  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.shape->>'table'
+  LEFT JOIN {s}.oplog_type_numbers k ON k.type_name = t.type_name AND k.revision = t.revision
+    AND k.database_id = {s}.oplog_find_database()
+  JOIN pg_class c ON CASE WHEN k.table_oid IS NULL THEN c.relname = t.shape->>'table'
+    AND c.relnamespace = to_regnamespace(quote_ident(t.shape->>'schema'))
+    ELSE c.oid = k.table_oid::oid END
+  JOIN pg_namespace n ON n.oid = c.relnamespace
   WHERE t.type_name = p_type AND t.revision = v_newest AND c.oid <> p_table;
   IF FOUND THEN
     RETURN concat('it is table ', v_other, ' in the log, which is still there');
   END IF;
+  IF v_newest > 0 AND NOT {s}.oplog_is_retired(p_type, v_newest) THEN
+    RETURN {s}.oplog_judge_identity(p_type, p_shape, p_table);
+  END IF;
   RETURN NULL;
+END $oplog_fn$"""
+
+
+def _judge_identity(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_judge_identity(p_type text, p_shape jsonb, p_table oid)
+RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Why rows of this table cannot go on those that the type has; NULL if they can. What the catalog
+-- does not prove is for op.replace_type to say.
+DECLARE
+  v_before {s}.oplog_type;
+  v_numbers {s}.oplog_type_numbers;
+  v_filled boolean;
+BEGIN
+  SELECT * INTO v_before FROM {s}.oplog_type t WHERE t.type_name = p_type
+    ORDER BY t.revision DESC LIMIT 1;
+  SELECT * INTO v_numbers FROM {s}.oplog_type_numbers n WHERE n.type_name = p_type
+    AND n.revision = v_before.revision AND n.database_id = {s}.oplog_find_database();
+  IF v_numbers.table_oid <> p_table::bigint THEN
+    EXECUTE concat('SELECT EXISTS (SELECT FROM ', p_table::regclass, ')') INTO v_filled;
+    RETURN CASE WHEN v_filled THEN concat('its table was {REPLACED} by another one of that name, ',
+      'which has rows') ELSE 'its table was dropped, and the type is not retired yet' END;
+  END IF;
+  IF (SELECT array_agg(k.part ORDER BY k.part) FROM
+        (SELECT coalesce(v_numbers.columns->>(c.value->>'name'), c.value->>'name') AS part
+          FROM jsonb_array_elements(v_before.shape->'columns') AS c(value)
+          WHERE (c.value->>'primary_key')::boolean) AS k)
+    IS DISTINCT FROM (SELECT array_agg(k.part ORDER BY k.part) FROM
+        (SELECT CASE WHEN v_numbers.columns IS NULL THEN a.attname::text
+            ELSE a.attnum::text END AS part
+          FROM jsonb_array_elements(p_shape->'columns') AS c(value)
+          JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.value->>'name'
+          WHERE (c.value->>'primary_key')::boolean) AS k) THEN
+    RETURN 'its primary key was {REPLACED} by one of other columns';
+  END IF;
+  RETURN {s}.oplog_judge_numbers(p_type, p_shape, p_table);
 END $oplog_fn$"""
 
 
@@ -184,29 +236,84 @@ DECLARE
     ELSE current_setting('role') END;
   v_table oid;
   v_why text;
-  v_types integer;
-  v_numbers integer;
 BEGIN
   {_judge_type(s)}
   IF v_why IS NOT NULL THEN
-    RAISE EXCEPTION USING errcode = '22023',
+    RAISE EXCEPTION USING
+      errcode = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN '{NOT_PROVEN}' ELSE '22023' END,
       message = concat('oplog: type ', quote_literal(left(p_type, 200)), ' is not registered: ',
         v_why),
-      hint = 'oplog types sync stores the types of an application, as a role that may';
+      hint = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN concat('if its rows are to be logged ',
+          'anew, say so in a migration: op.replace_type(', quote_literal(p_type), ', reason=...)')
+        ELSE 'oplog types sync stores the types of an application, as a role that may' END;
   END IF;
-  INSERT INTO {s}.oplog_type (type_name, revision, shape, descriptor)
-  VALUES (p_type, p_revision, p_shape, p_descriptor) ON CONFLICT DO NOTHING;
+  RETURN {s}.oplog_store_type(p_type, p_revision, p_shape, p_descriptor, v_table,
+    {s}.oplog_describe_change(p_type, p_shape, v_table));
+END $oplog_fn$"""
+
+
+def _store_type(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_store_type(p_type text, p_revision integer,
+  p_shape jsonb, p_descriptor bytea, p_table oid, p_change jsonb) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+DECLARE
+  v_types integer;
+  v_numbers integer;
+BEGIN
+  INSERT INTO {s}.oplog_type (type_name, revision, shape, descriptor, change)
+  VALUES (p_type, p_revision, p_shape, p_descriptor, p_change) ON CONFLICT DO NOTHING;
   GET DIAGNOSTICS v_types = ROW_COUNT;
   INSERT INTO {s}.oplog_type_numbers (type_name, revision, database_id, table_oid, columns)
-  SELECT t.type_name, t.revision, concat(i.system_identifier, '/', d.oid), v_table,
+  SELECT t.type_name, t.revision, {s}.oplog_find_database(), p_table,
     (SELECT jsonb_object_agg(a.attname, a.attnum) FROM pg_attribute a
-      WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped)
-  FROM {s}.oplog_type t, pg_control_system() i, pg_database d
+      WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped)
+  FROM {s}.oplog_type t
   WHERE t.type_name = p_type AND t.revision = p_revision AND t.shape = p_shape
-    AND d.datname = current_database()
   ON CONFLICT DO NOTHING;
   GET DIAGNOSTICS v_numbers = ROW_COUNT;
+  IF v_types > 0 OR NOT EXISTS (SELECT FROM {s}.oplog_type_state t WHERE t.type_name = p_type
+      AND t.database_id = {s}.oplog_find_database() AND t.table_oid = p_table::bigint) THEN
+    PERFORM {s}.oplog_keep_state(p_type, p_table);
+  END IF;
+  IF v_types > 0 AND (p_change->>'previous')::integer > 0 THEN
+    PERFORM {s}.oplog_raise_epoch();
+    -- Who may pass unlogged is declared by the name of a table, which was renamed or moved.
+    UPDATE {s}.oplog_guard g SET schema_name = p_shape->>'schema', table_name = p_shape->>'table'
+    FROM {s}.oplog_type t
+    WHERE t.type_name = p_type AND t.revision = (p_change->>'previous')::integer
+      AND g.schema_name = t.shape->>'schema' AND g.table_name = t.shape->>'table'
+      AND to_regclass(concat(quote_ident(g.schema_name), '.', quote_ident(g.table_name))) IS NULL
+      AND NOT EXISTS (SELECT FROM {s}.oplog_guard o WHERE o.schema_name = p_shape->>'schema'
+        AND o.table_name = p_shape->>'table');
+  END IF;
   RETURN v_types + v_numbers > 0;
+END $oplog_fn$"""
+
+
+def _replace_type(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_replace_type(
+  p_type text, p_revision integer, p_shape jsonb, p_descriptor bytea) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $oplog_fn$
+-- Stores a revision of a type whose rows are all logged anew, whatever table or key it had.
+DECLARE
+  v_table oid := (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = p_shape->>'schema' AND c.relname = p_shape->>'table'
+      AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't');
+  v_newest integer := (SELECT max(t.revision) FROM {s}.oplog_type t WHERE t.type_name = p_type);
+  v_why text := CASE WHEN v_newest IS NULL THEN 'the log does not have it'
+    WHEN p_revision <> v_newest + 1 THEN concat('its newest revision is ', v_newest)
+    WHEN v_table IS NULL THEN 'its table is not in the database'
+    ELSE coalesce({s}.oplog_judge_shape(p_shape),
+      {s}.oplog_judge_columns(v_table, p_shape->'columns')) END;
+BEGIN
+  IF v_why IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '22023', message = concat('oplog: type ',
+      quote_literal(left(p_type, 200)), ' cannot be replaced: ', v_why),
+      hint = '`oplog types list` shows the types of the log';
+  END IF;
+  PERFORM {s}.oplog_store_type(p_type, p_revision, p_shape, p_descriptor, v_table,
+    jsonb_build_object('previous', v_newest, 'fills', '{{}}'::jsonb, 'rewritten', '[]'::jsonb,
+      'labels', '{{}}'::jsonb, 'readopted', true));
 END $oplog_fn$"""
 
 

@@ -12,21 +12,27 @@ from oplog.postgres.quoting import quote
 from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.partitions import PARTITION_PATTERN
 
+READER_EXECUTES = ("describe_change", "is_marked", "is_retired")
+"""What tells how a table that was migrated reads by the log."""
 APPLICATION_EXECUTES = (
     "append",
     "settle",
     "collect_images",
     "register_type",
     "register_key",
+    *READER_EXECUTES,
+    "mark_change",
+    "renew_state",
+    "retire_missing",
     "declare_aborted",
     "save_cursor",
     "claim",
     "lock",
 )
 """What writes the log for an application, consuming included."""
-CONSUMER_EXECUTES = ("save_cursor",)
+CONSUMER_EXECUTES = ("save_cursor", *READER_EXECUTES)
 """What `log.subscribe` saves its place with."""
-WORKER_EXECUTES = ("take_epoch", "acknowledge", "lease")
+WORKER_EXECUTES = ("take_epoch", "acknowledge", "lease", *READER_EXECUTES)
 """What publishing keeps its place with."""
 GRANTED = tuple(dict.fromkeys((*APPLICATION_EXECUTES, *CONSUMER_EXECUTES, *WORKER_EXECUTES)))
 """Functions that a named role may be given. All others are the owner's."""
@@ -42,7 +48,7 @@ _WRITTEN_BY_APPLICATIONS = {
     "outcome": ("declare_aborted",),
     "image": ("collect_images",),
 }
-_WRITTEN_BY_OTHERS = {"consumer": ("save_cursor",), "archive": WORKER_EXECUTES}
+_WRITTEN_BY_OTHERS = {"consumer": CONSUMER_EXECUTES, "archive": WORKER_EXECUTES}
 """Tables that roles wrote themselves in earlier definitions, and the functions that do it now."""
 SEQUENCES = ("oplog_position_seq", "oplog_image_id_seq")
 """Positions of records, and numbers of images. Nobody but the owner moves them."""

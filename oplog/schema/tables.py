@@ -6,10 +6,12 @@ which a driver would take for a parameter.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
 from oplog.errors import SchemaVersionError
+from oplog.payload.schema_change import FIRST
 from oplog.postgres.quoting import quote, quote_literal
 from oplog.schema.append import (
     create_append_statements,
@@ -37,8 +39,16 @@ from oplog.schema.registering import (
     create_registering_statements,
 )
 from oplog.schema.rights import create_rights_statements
+from oplog.schema.row_checks import create_row_checks
+from oplog.schema.type_changes import (
+    CHANGE_FUNCTIONS,
+    CHANGE_TABLES,
+    create_change_functions,
+    create_change_tables,
+)
 from oplog.schema.upgrade import make_repeatable, require_first, require_free, restore_keys
 
+FIRST_CHANGE = json.dumps(FIRST.to_json())
 VERSION = 1
 """Newest schema version this library knows."""
 
@@ -54,8 +64,6 @@ SCHEMA_COMMENT = "created for oplog"
 HOME_PREFIX = "oplog home: "
 """Begins the comment that says which server's transaction ids the records have."""
 
-HIGHEST_POSITION = 1 << 62
-"""No record has this position or a higher one: half of what the type holds stays free."""
 _CATALOG_TABLES = ("type", "type_numbers", "key", "log")
 
 
@@ -138,11 +146,11 @@ def drop_statements(schema: str = "oplog") -> list[str]:
     s = quote(schema)
     name = quote_literal(schema)
     kept = (*PARTITIONED, "entry", "ticket", "outcome", *_CATALOG_TABLES, "pruned")
-    functions = (*PROGRESS_FUNCTIONS, *REGISTERING, *REGISTERING_HELPERS)
+    functions = (*PROGRESS_FUNCTIONS, *REGISTERING, *REGISTERING_HELPERS, *CHANGE_FUNCTIONS)
     return [
         *drop_guard_statements(s),
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in functions),
-        *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES)),
+        *(f"DROP TABLE {s}.oplog_{table}" for table in (*kept, *PROGRESS_TABLES, *CHANGE_TABLES)),
         *(f"DROP TABLE {s}.{table}" for table in LOCK_TABLES),
         *(f"DROP FUNCTION {s}.oplog_{function}" for function in LOCK_FUNCTIONS),
         f"DROP FUNCTION {s}.oplog_append",
@@ -207,6 +215,8 @@ def _define(s: str, schema: str) -> list[str]:
     return [
         *_catalog_tables(s),
         *_record_tables(s),
+        create_row_checks(s),
+        *create_change_tables(s),
         *_indexes(s),
         *create_append_only_statements(s),
         *create_lock_statements(s, schema),
@@ -214,6 +224,7 @@ def _define(s: str, schema: str) -> list[str]:
         *create_append_statements(s, make_prefix(schema)),
         *create_key_statements(s),
         *create_guard_statements(s, schema),
+        *create_change_functions(s),
         *create_registering_statements(s),
         *create_progress_functions(s),
     ]
@@ -239,11 +250,15 @@ def _catalog_tables(s: str) -> list[str]:
         f"INSERT INTO {s}.oplog_log DEFAULT VALUES",
         f"""CREATE TABLE {s}.oplog_type (
   type_name text COLLATE "C" NOT NULL,
-  revision integer NOT NULL CHECK (revision > 0),
+  revision integer NOT NULL,
   shape jsonb NOT NULL,
   descriptor bytea NOT NULL,
   created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (type_name, revision))""",
+        # Not above, as with keys: of revisions of an earlier definition it is not known.
+        f"""ALTER TABLE {s}.oplog_type ADD COLUMN IF NOT EXISTS change jsonb NOT NULL DEFAULT '{
+            FIRST_CHANGE
+        }'""",
         # Columns by their numbers in the catalog: a name may come to mean another column.
         f"""CREATE TABLE {s}.oplog_type_numbers (
   type_name text COLLATE "C" NOT NULL,
@@ -280,18 +295,14 @@ def _record_tables(s: str) -> list[str]:
   metadata text[] COLLATE "C",
   record_hash bytea NOT NULL,
   created_at timestamptz NOT NULL,
-  idempotency_key text COLLATE "C",
-  -- Positions have room on both sides, so that no record uses up those after it; a time that is
-  -- not finite would be before or after all others.
-  CONSTRAINT oplog_record_bounds CHECK (position > 0 AND position < {HIGHEST_POSITION}
-    AND parts > 0 AND pg_catalog.isfinite(created_at))) PARTITION BY RANGE (position)""",
+  idempotency_key text COLLATE "C") PARTITION BY RANGE (position)""",
         f"ALTER SEQUENCE {s}.oplog_position_seq OWNED BY {s}.oplog_record.position",
         # Sealed bytes do not compress; trying costs time on every insert.
         f"ALTER TABLE {s}.oplog_record ALTER COLUMN data SET STORAGE EXTERNAL",
         f"""CREATE TABLE {s}.oplog_part (
   position bigint NOT NULL,
-  number integer NOT NULL CHECK (number > 0),
-  first integer NOT NULL CHECK (first >= 0),
+  number integer NOT NULL,
+  first integer NOT NULL,
   data bytea NOT NULL,
   PRIMARY KEY (position, number)) PARTITION BY RANGE (position)""",
         f"ALTER TABLE {s}.oplog_part ALTER COLUMN data SET STORAGE EXTERNAL",
@@ -312,14 +323,14 @@ def _index_tables(s: str) -> list[str]:
         # one if the record is in a snapshot only: nobody creates the aggregate a second time.
         f"""CREATE TABLE {s}.oplog_entry (
   aggregate_name text COLLATE "C" NOT NULL,
-  version bigint NOT NULL CHECK (version > 0),
-  position bigint NOT NULL CHECK (position >= 0),
+  version bigint NOT NULL,
+  position bigint NOT NULL,
   PRIMARY KEY (aggregate_name, version))""",
         # Updated in place by every record: room on the page keeps the updates HOT. The head is the
         # newest record of an aggregate that has none here any more.
         f"""CREATE TABLE {s}.oplog_ticket (
   aggregate_name text COLLATE "C" PRIMARY KEY,
-  version bigint NOT NULL CHECK (version >= 0),
+  version bigint NOT NULL,
   head_version bigint,
   head_hash bytea) WITH (fillfactor = 80)""",
         # Every record id that was ever used. Without a position it was declared aborted while its

@@ -145,7 +145,7 @@ def refuse_early(relation: str) -> str:
       THEN 'logical replication does not fire statement triggers: take the table out of the '
         'subscription, and write it through a session that is attached to the log'
       ELSE 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints '
-        'instead' END;"""
+        'instead, or write SET CONSTRAINTS ALL DEFERRED after it' END;"""
 
 
 def _require_armed(s: str, p: str, relation: str) -> str:

@@ -41,7 +41,10 @@ _REPEATABLE = (
     (r"CREATE ((?:UNLOGGED )?TABLE|SEQUENCE|(?:UNIQUE )?INDEX) ", r"CREATE \1 IF NOT EXISTS "),
     (r"CREATE (FUNCTION|TRIGGER) ", r"CREATE OR REPLACE \1 "),
     (r"(ALTER (?:TABLE|SEQUENCE) )", r"\1"),
-    # The function looks for what is there.
+    # Its row is there once.
+    (r"(INSERT INTO [^;]* SELECT 0 WHERE NOT EXISTS )", r"\1"),
+    # These look for what is there.
+    (r"(DO \$oplog_do\$)", r"\1"),
     (r"(SELECT .*oplog_make_partitions)", r"\1"),
 )
 """How each kind of statement begins, and how it begins where it may run again."""

@@ -17,17 +17,15 @@ from oplog.archive.read_ahead import read_ahead
 from oplog.crypto.seal import SealContext, Sealer
 from oplog.errors import (
     ManifestInvalidError,
-    NotCapturableError,
-    SchemaDriftError,
     SegmentCorruptError,
 )
-from oplog.payload.shape import Column, Shape
+from oplog.payload.shape import Shape
 from oplog.postgres.quoting import (
     quote,
 )
 from oplog.snapshot.base import HeadRow
 from oplog.store.heads import HEAD_COLUMNS
-from oplog.value import Kind, codec_for, read_copy_field
+from oplog.value import read_copy_field
 
 GetObject: TypeAlias = Callable[[str], bytes]
 """Returns the object under a path, verified by the hash in its name. Called by several threads."""
@@ -150,49 +148,32 @@ class StoredLayer:
     def rows(self) -> Iterator[bytes]:
         """COPY text of the rows to insert."""
         if self._chunk.rows:
-            yield self._table.keep(self._chunk.rows)
+            yield self._chunk.rows
 
 
 class StoredTable:
     """One table of a stored snapshot."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        source: ChunkSource,
-        *,
-        name: tuple[str, str],
-        columns: Sequence[str],
-        shapes: Sequence[Shape],
-    ) -> None:
-        """`name` is the table to restore the rows into, `columns` those to restore.
-
-        `shapes` are the type revisions of the rows, as far as they are known.
-        """
+    def __init__(self, dataset: Dataset, source: ChunkSource, *, shapes: Sequence[Shape]) -> None:
+        """`shapes` are the type revisions of the rows, as far as they are known."""
         self.dataset = dataset
         self.shapes = shapes
-        self.name = name
-        self.columns = tuple(columns)
+        self.name = (dataset.schema, dataset.table)
+        self.columns = dataset.names
         self.key_names = dataset.key
         self.key_places = [dataset.names.index(column) for column in dataset.key]
         self._source = source
-        places = [dataset.names.index(column) for column in columns]
-        self._places = None if len(places) == len(dataset.names) else places
 
     def rows(self) -> Iterator[bytes]:
         """COPY text of the base rows: whole lines, UTF-8, under the text settings."""
         for chunk in self._source.iterate(self.dataset, self.dataset.base):
-            yield self.keep(chunk.rows)
+            yield chunk.rows
 
     def layers(self) -> Iterator[StoredLayer]:
         """The layers, each to be used before the next is taken."""
         refs = [ref for layer in self.dataset.layers for ref in layer]
         for chunk in self._source.iterate(self.dataset, refs):
             yield StoredLayer(self, chunk)
-
-    def keep(self, lines: bytes) -> bytes:
-        """Rows with only the columns to restore."""
-        return lines if self._places is None else _pick(lines, self._places)
 
 
 class StoredSnapshot:
@@ -210,26 +191,13 @@ class StoredSnapshot:
     ) -> None:
         """`key_checks` are the check values of the log's keys, by key id.
 
-        `types` are those that the log has stored. With them, columns that were dropped since
-        or are no longer logged are left out of rows, and a table that was renamed goes by its
-        new name. Raises `SchemaDriftError` for a column whose values are of another kind now,
-        and for a table with another key.
+        `types` are those that the log has stored: they say which columns the rows have.
         """
         self.manifest = manifest
         self._source = ChunkSource(
             manifest, get=get, sealer=sealer, key_checks=key_checks, threads=threads
         )
-        known = list(types)
-        self._shapes = {(shape.type_name, shape.revision): shape for shape in known}
-        newest = {shape.type_name: shape for shape in known}
-        self._destinations = [
-            _find_destination(
-                dataset,
-                [newest[name] for name in dataset.types if name in newest],
-                manifest.revisions,
-            )
-            for dataset in manifest.tables
-        ]
+        self._shapes = {(shape.type_name, shape.revision): shape for shape in types}
 
     @property
     def sequence(self) -> int:
@@ -251,19 +219,13 @@ class StoredSnapshot:
 
     def tables(self) -> Iterator[StoredTable]:
         """One item for each table."""
-        for dataset, destination in zip(self.manifest.tables, self._destinations, strict=True):
+        for dataset in self.manifest.tables:
             shapes = [
                 self._shapes[one]
                 for one in zip(dataset.types, dataset.revisions, strict=True)
                 if one in self._shapes
             ]
-            yield StoredTable(
-                dataset,
-                self._source,
-                name=destination.name,
-                columns=destination.columns,
-                shapes=shapes,
-            )
+            yield StoredTable(dataset, self._source, shapes=shapes)
 
     def heads(self) -> Iterator[HeadRow]:
         """The head of each aggregate that was written, once."""
@@ -281,53 +243,6 @@ class StoredSnapshot:
             for head in _read_heads(chunk):
                 yield newer.pop(head.aggregate, head)
         yield from newer.values()
-
-
-@dataclass(frozen=True, slots=True)
-class _Destination:
-    """The table to restore a dataset's rows into, and the columns to restore."""
-
-    name: tuple[str, str]
-    columns: tuple[str, ...]
-
-
-def _find_destination(
-    dataset: Dataset, shapes: Sequence[Shape], revisions: Sequence[str]
-) -> _Destination:
-    """The destination by `shapes`, the newest revisions of the dataset's types.
-
-    `SchemaDriftError` for another key, or a column whose values are of another kind now.
-    """
-    if not shapes:
-        return _Destination((dataset.schema, dataset.table), dataset.names)
-    recorded = f"the snapshot was taken at Alembic revision {', '.join(revisions) or 'none'}"
-    hint = "migrate the empty database to that revision, or restore from the log alone"
-    last = shapes[-1]
-    if set(dataset.key) != set(last.key_names):
-        raise SchemaDriftError(
-            f"{dataset.name} has primary key ({', '.join(last.key_names)}) in the log and "
-            f"({', '.join(dataset.key)}) in the snapshot; {recorded}",
-            hint=hint,
-        )
-    excluded = {name for shape in shapes for name in shape.excluded}
-    logged = {c.name: c for shape in shapes for c in shape.columns if c.name not in excluded}
-    for name, pg_type in dataset.columns:
-        column = logged.get(name)
-        if column is not None and _find_kind(pg_type, column) is not column.kind:
-            raise SchemaDriftError(
-                f"column {dataset.name}.{name} is {column.pg_type} in the log and {pg_type} in "
-                f"the snapshot; {recorded}",
-                hint=hint,
-            )
-    columns = tuple(name for name in dataset.names if name in logged)
-    return _Destination((last.schema, last.table), columns)
-
-
-def _find_kind(pg_type: str, column: Column) -> Kind | None:
-    try:
-        return codec_for(pg_type, category=column.category).kind
-    except NotCapturableError:
-        return None
 
 
 def _pick(lines: bytes, places: Sequence[int]) -> bytes:

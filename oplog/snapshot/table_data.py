@@ -14,14 +14,18 @@ from sqlalchemy.engine import Connection
 
 from oplog.archive.format.manifest import ColumnType
 from oplog.errors import SchemaDriftError
+from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.quoting import (
     quote,
 )
+from oplog.postgres.table_place import fits
 from oplog.postgres.work import Driver
-from oplog.replay.fold import Key
+from oplog.replay.effect_route import Key
+from oplog.replay.live_target import find_live_targets
 from oplog.replay.loader import print_column
-from oplog.replay.table_plan import TablePlan, list_quoted
+from oplog.replay.table_plan import TablePlan, list_quoted, read_plans
+from oplog.replay.type_target import TypeTarget
 from oplog.store.heads import HEAD_COLUMNS, HEAD_KEY, HEAD_TABLES, select_heads, select_heads_of
 from oplog.value import ValueCodec, codec_for
 
@@ -202,17 +206,15 @@ class Stage:
             self._driver.execute(f"DROP TABLE {self.name}")
 
 
-def describe_table(
-    connection: Connection, plan: TablePlan, *, revisions: Mapping[str, int]
-) -> LiveData:
-    """A logged table with its logged columns; `revisions` are the newest by type."""
+def describe_table(connection: Connection, plan: TablePlan) -> LiveData:
+    """A logged table with its logged columns, and the revisions that it has the columns of."""
     live = plan.live
     source = SourceTable(live.schema, live.name, only=live.kind == "r")
     return LiveData(
         schema=live.schema,
         table=live.name,
         types=plan.types,
-        revisions=tuple(revisions[name] for name in plan.types),
+        revisions=tuple(target.shape.revision for target in plan.targets.values()),
         columns=tuple(ColumnType(name, plan.live_columns[name].pg_type) for name in plan.names),
         key=plan.key_names,
         order=_read_key_order(connection, live.oid),
@@ -243,16 +245,28 @@ def describe_heads(schema: str) -> LiveData:
     )
 
 
-def list_present(connection: Connection, types: Iterable[Shape]) -> list[Shape]:
-    """The newest revision of each type whose table exists; a dropped table has no rows."""
-    newest = list({shape.type_name: shape for shape in types}.values())
-    found = connection.exec_driver_sql(
-        "SELECT pg_catalog.to_regclass(pg_catalog.format('%%I.%%I', schema, name)) IS NOT NULL "
-        "FROM ROWS FROM (pg_catalog.unnest(%s::text[]), pg_catalog.unnest(%s::text[])) "
-        "WITH ORDINALITY AS w(schema, name, n) ORDER BY n",
-        ([shape.schema for shape in newest], [shape.table for shape in newest]),
-    ).scalars()
-    return [shape for shape, there in zip(newest, found, strict=True) if there]
+def plan_present(connection: Connection, types: Iterable[Shape], *, schema: str) -> list[TablePlan]:
+    """Plans of the tables that exist; a dropped one has no rows. `schema` is that of the log.
+
+    `SchemaDriftError` for one that is not what a stored revision says: which columns its rows have
+    could not be told later.
+    """
+    revisions = group_shapes(types)
+    found = find_live_targets(connection, revisions, {}, schema=schema, missing=True)
+    placed = []
+    for live, target in found.placed:
+        shapes = revisions[target.shape.type_name]
+        known = target
+        if target.shape not in shapes:
+            known = TypeTarget(shapes[-1], shapes)
+            if target.shape.change.labels or not fits(known.shape, live, shapes):
+                raise SchemaDriftError(
+                    f"table {live.schema}.{live.name} was changed, and the log does not say so yet "
+                    f"(type {known.shape.type_name!r} revision {known.shape.revision})",
+                    hint="note the change, and take the snapshot again: oplog types sync",
+                )
+        placed.append((live, known))
+    return read_plans(connection, placed)
 
 
 def _read_key_order(connection: Connection, oid: int) -> tuple[str, ...]:

@@ -20,11 +20,10 @@ from oplog.archive.format.manifest import ChunkRef, Dataset, SequenceState, Snap
 from oplog.archive.format.snapshot_chunk import ChunkContent, PartSeal, encode_chunk
 from oplog.crypto.seal import Packing, Sealer
 from oplog.errors import ChainBrokenError, ConfigurationError, ManifestInvalidError
-from oplog.payload.lineage import find_breaks, group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.work import Driver, pin_settings
 from oplog.reading.reader import OpenedRecord
-from oplog.replay.table_plan import TablePlan, read_plans
+from oplog.replay.table_plan import TablePlan
 from oplog.snapshot.policy import is_merge_due
 from oplog.snapshot.schema_state import read_revisions, read_sequences
 from oplog.snapshot.table_data import (
@@ -32,7 +31,7 @@ from oplog.snapshot.table_data import (
     Stage,
     describe_heads,
     describe_table,
-    list_present,
+    plan_present,
 )
 from oplog.snapshot.touched_rows import TouchedRows, collect_touched
 
@@ -111,8 +110,8 @@ def take_snapshot(
     _check_order(previous, point)
     with pin_settings(connection, more=SETTINGS):
         chunks = ChunkWriter(point.log_id, sealer, put, secret=secret)
-        work = _Work(connection, chunks, group_shapes(types))
-        plans = read_plans(connection, list_present(connection, types))
+        work = _Work(connection, chunks)
+        plans = plan_present(connection, types, schema=schema)
         schemas = sorted({plan.live.schema for plan in plans})
         datasets = work.run(plans, schema=schema, previous=previous, changes=changes, point=point)
         manifest = SnapshotManifest(
@@ -187,7 +186,6 @@ class _Work:
 
     connection: Connection
     writer: ChunkWriter
-    stored: Mapping[str, Sequence[Shape]]
     driver: Driver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -204,28 +202,16 @@ class _Work:
     ) -> list[Dataset]:
         """All tables' datasets, that of the heads last."""
         before = {} if previous is None else {(t.schema, t.table): t for t in previous.tables}
-        revisions = {name: shapes[-1].revision for name, shapes in self.stored.items()}
         tables = [
-            _Table(live, plan, self._find_base(before.get((live.schema, live.table)), live))
+            _Table(live, plan, _find_base(before.get((live.schema, live.table)), live))
             for plan in plans
-            for live in [describe_table(self.connection, plan, revisions=revisions)]
+            for live in [describe_table(self.connection, plan)]
         ]
         live = describe_heads(schema)
         heads = _Table(live, None, _find_same(None if previous is None else previous.heads, live))
         if previous is not None:
             self._collect(tables, heads, changes, wanted=point.sequence - previous.sequence)
         return [self._write(table) for table in (*tables, heads)]
-
-    def _find_base(self, before: Dataset | None, live: LiveData) -> Dataset | None:
-        """`before`, if a layer may go over it: the columns are the same by name and by number."""
-        found = _find_same(before, live)
-        if found is None or found.types != live.types:
-            return None
-        for name, revision in zip(found.types, found.revisions, strict=True):
-            shapes = self.stored[name]
-            if revision in find_breaks(shapes, shapes[-1]):
-                return None
-        return found
 
     def _collect(
         self,
@@ -321,6 +307,15 @@ def _find_same(before: Dataset | None, live: LiveData) -> Dataset | None:
     if before is None or (before.columns, before.key) != (live.columns, live.key):
         return None
     return before
+
+
+def _find_base(before: Dataset | None, live: LiveData) -> Dataset | None:
+    """`before`, if a layer may go over it: rows of the same columns, in the same revisions."""
+    found = _find_same(before, live)
+    # Rows of another revision may read otherwise: those that a change rewrote, for one.
+    if found is None or (found.types, found.revisions) != (live.types, live.revisions):
+        return None
+    return found
 
 
 def _is_same(previous: SnapshotManifest, manifest: SnapshotManifest) -> bool:

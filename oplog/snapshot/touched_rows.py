@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from oplog.reading.reader import OpenedRecord, RecordReader
-from oplog.replay.fold import Fold, Key, Row, TableFold, TableForm
+from oplog.replay.effect_route import Key, TableForm
+from oplog.replay.fold import Fold, Row, TableFold
 from oplog.snapshot.table_data import Stage
 from oplog.store import SequencedLog
 from oplog.value import Wire

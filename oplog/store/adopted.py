@@ -1,7 +1,7 @@
 """SQL of adoption: which types were adopted or retired, and how far a running adoption came.
 
 Progress is kept in `oplog_adoption`, outside the log, and can be lost. So whether an adoption
-ended is read from the records.
+ended is read from the records. A refill may be done again, which changes nothing.
 """
 
 from __future__ import annotations
@@ -17,21 +17,43 @@ from sqlalchemy.engine import Connection
 from oplog.postgres.quoting import (
     quote_for_driver,
 )
-from oplog.schema.guard import ADOPTED, ADOPTION_PREFIX, RETIRED, RETIRED_REVISION
+from oplog.schema.mark_names import (
+    ADOPTED,
+    ADOPTION_PREFIX,
+    RETIRED,
+    RETIRED_REVISION,
+    SCHEMA_CHANGE,
+    SCHEMA_REVISION,
+)
 
 ADOPTED_ROWS = "adopted_rows"
 """Metadata key of the last chunk of an adoption: how many rows were adopted in all."""
 ADOPTED_REVISION = "adopted_revision"
 """Metadata key of the last chunk: the revision of the type that all rows were logged in."""
-_KEYS = (ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, RETIRED, RETIRED_REVISION)
+REFILLED = "refilled"
+"""Metadata key of rows that were logged again after DDL: their type's name. For people to find."""
+REFILLED_REVISION = "refilled_revision"
+"""Metadata key of the same records: the revision that the rows were rewritten for."""
+ADOPTION, REFILL = "adoption", "refill"
+"""Kinds of work whose progress is kept for a type."""
+_KEYS = (
+    ADOPTED,
+    ADOPTED_ROWS,
+    ADOPTED_REVISION,
+    RETIRED,
+    RETIRED_REVISION,
+    SCHEMA_CHANGE,
+    SCHEMA_REVISION,
+)
 
 
 class Turns(NamedTuple):
-    """Positions at which what the log knew of a type was replaced as a whole.
+    """Positions at which what the log knew of a type, or its table, changed as a whole.
 
     `began`: an adoption did. `ended` is the last record of the newest one that ended, which
     logged every row that there was, in `revision` if that is known; `retired` the newest mark
-    that the table is gone, when `retired_revision` was the type's newest.
+    that the table is gone, when `retired_revision` was the type's newest. `changes` are, by rising
+    position, the places of schema changes, each with the revision whose shape the table has since.
     """
 
     began: bool = False
@@ -39,6 +61,7 @@ class Turns(NamedTuple):
     revision: int | None = None
     retired: int | None = None
     retired_revision: int | None = None
+    changes: tuple[tuple[int, int], ...] = ()
 
     def join(self, other: Turns) -> Turns:
         """Both together."""
@@ -51,19 +74,28 @@ class Turns(NamedTuple):
             revision=last.revision,
             retired=gone.retired,
             retired_revision=gone.retired_revision,
+            changes=tuple(sorted({*self.changes, *other.changes})),
         )
+
+    def is_retired_at(self, revision: int) -> bool:
+        """Whether the table is gone, if this is the type's newest revision."""
+        if self.retired is None:
+            return False
+        return self.retired_revision is None or self.retired_revision >= revision
 
 
 def read_turns(position: int, metadata: Iterable[tuple[str, str]]) -> Turns:
     """What one record of an adoption's aggregate says, by its metadata."""
     known = {key: value for key, value in metadata if key in _KEYS}
     ended = position if ADOPTED in known and ADOPTED_ROWS in known else None
+    changed = _read_number(known.get(SCHEMA_REVISION)) if SCHEMA_CHANGE in known else None
     return Turns(
         began=ADOPTED in known,
         ended=ended,
         revision=_read_number(known.get(ADOPTED_REVISION)) if ended else None,
         retired=position if RETIRED in known else None,
         retired_revision=_read_number(known.get(RETIRED_REVISION)),
+        changes=() if changed is None else ((position, changed),),
     )
 
 
@@ -88,9 +120,9 @@ def join_turns(found: Iterable[tuple[str, Turns]]) -> dict[str, Turns]:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far an adoption came.
+    """How far an adoption, or other work on all rows, came.
 
-    `after` is the last adopted row's key, as text; `revision` the type's when it began.
+    `after` is the last logged row's key, as text; `revision` the type's when it began.
     """
 
     after: dict[str, str] | None = None
@@ -135,27 +167,42 @@ class AdoptionStore:
             if flat is not None
         )
 
-    def lock_progress(self, connection: Connection, type_name: str) -> Reached | None:
-        """The saved progress of a type's adoption, None if it has not begun.
+    def find_newest_revision(self, connection: Connection, type_name: str) -> int:
+        """The newest revision of a type; 0 if there is none."""
+        found = connection.exec_driver_sql(
+            f"SELECT coalesce(max(revision), 0) FROM {self._s}.oplog_type WHERE type_name = %s",
+            (type_name,),
+        )
+        return int(found.scalar_one())
 
-        Another adoption of the type waits here until this transaction ends. The caller saves
+    def lock_progress(
+        self, connection: Connection, type_name: str, *, work: str = ADOPTION
+    ) -> Reached | None:
+        """The saved progress of a type's adoption, or other work, None if it has not begun.
+
+        Another one of the type waits here until this transaction ends. The caller saves
         progress, or rolls back: a row that stays says that the adoption has begun.
         """
         made = connection.exec_driver_sql(
-            f"INSERT INTO {self._s}.oplog_adoption (type_name) VALUES (%s) ON CONFLICT DO NOTHING",
-            (type_name,),
+            f"INSERT INTO {self._s}.oplog_adoption (type_name, work) VALUES (%s, %s) "
+            "ON CONFLICT DO NOTHING",
+            (type_name, work),
         )
-        return None if made.rowcount else self._read(connection, type_name, lock="FOR UPDATE")
+        return None if made.rowcount else self._read(connection, type_name, work, lock="FOR UPDATE")
 
-    def read_progress(self, connection: Connection, type_name: str) -> Reached | None:
-        """The saved progress, without waiting for other adoptions."""
-        return self._read(connection, type_name)
+    def read_progress(
+        self, connection: Connection, type_name: str, *, work: str = ADOPTION
+    ) -> Reached | None:
+        """The saved progress, without waiting for others."""
+        return self._read(connection, type_name, work)
 
-    def _read(self, connection: Connection, type_name: str, *, lock: str = "") -> Reached | None:
+    def _read(
+        self, connection: Connection, type_name: str, work: str, *, lock: str = ""
+    ) -> Reached | None:
         row = connection.exec_driver_sql(
             "SELECT after::text, rows, entries, done, revision "
-            f"FROM {self._s}.oplog_adoption WHERE type_name = %s {lock}",
-            (type_name,),
+            f"FROM {self._s}.oplog_adoption WHERE type_name = %s AND work = %s {lock}",
+            (type_name, work),
         ).one_or_none()
         if row is None:
             return None
@@ -163,12 +210,14 @@ class AdoptionStore:
         rows, entries, done, revision = row[1:]
         return Reached(after, rows, entries, done=done, revision=revision)
 
-    def write_progress(self, connection: Connection, type_name: str, *, reached: Reached) -> None:
-        """Save how far the adoption came, in the transaction that appended its entry."""
+    def write_progress(
+        self, connection: Connection, type_name: str, *, reached: Reached, work: str = ADOPTION
+    ) -> None:
+        """Save how far the work came, in the transaction that appended its entry."""
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_adoption SET after = %s::jsonb, rows = %s, entries = %s, "
             "done = %s, revision = %s, updated_at = pg_catalog.clock_timestamp() "
-            "WHERE type_name = %s",
+            "WHERE type_name = %s AND work = %s",
             (
                 None if reached.after is None else json.dumps(reached.after),
                 reached.rows,
@@ -176,5 +225,6 @@ class AdoptionStore:
                 reached.done,
                 reached.revision,
                 type_name,
+                work,
             ),
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import (
+    quote,
     quote_for_driver,
 )
 from oplog.postgres.text_settings import FIXED_SETTINGS
@@ -118,6 +119,23 @@ JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 WHERE g.tgdeferrable AND NOT g.tgisinternal AND g.tgenabled <> 'D'
   AND NOT pg_catalog.starts_with(f.proname, 'oplog_guard')"""
 
+_CHECKS = """
+SELECT DISTINCT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(k.conname)
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace
+JOIN pg_catalog.pg_trigger g ON g.tgconstraint = k.oid
+JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+JOIN pg_catalog.pg_namespace o ON o.oid = f.pronamespace
+WHERE k.contype = 't' AND g.tgdeferrable AND o.nspname = %s
+  AND pg_catalog.starts_with(f.proname, 'oplog_guard') ORDER BY 1"""
+
+_UNGUARDED = """
+SELECT t.oid IS NOT NULL AND o.oid IS NOT NULL AND NOT EXISTS (
+  SELECT FROM pg_catalog.pg_trigger g JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
+  WHERE g.tgrelid = t.oid AND f.proname = 'oplog_guard_check'
+    AND f.pronamespace = (SELECT p.pronamespace FROM pg_catalog.pg_proc p WHERE p.oid = o.oid))
+FROM pg_catalog.to_regclass(%s) AS t(oid), pg_catalog.to_regprocedure(%s) AS o(oid)"""
+
 
 def read_guards(connection: Connection, schema: str) -> Guards:
     """The guards of the log in `schema`."""
@@ -188,3 +206,37 @@ def list_declared_guards(connection: Connection, schema: str) -> list[DeclaredGu
         "ORDER BY 1, 2"
     )
     return [DeclaredGuard(*row) for row in rows]
+
+
+def is_armed(connection: Connection, prefix: str) -> bool:
+    """Guards counted rows in this transaction, and their check has not run yet.
+
+    A setting says it, so that a database without a log can be asked as well.
+    """
+    found: Any = connection.exec_driver_sql(
+        "SELECT pg_catalog.current_setting(%s, true) "
+        "= pg_catalog.pg_current_xact_id_if_assigned()::text",
+        (f"{prefix}.armed",),
+    ).scalar_one()
+    return bool(found)
+
+
+def list_deferred(connection: Connection, schema: str) -> list[str]:
+    """Names of the application's deferrable triggers, quoted; none where nothing is guarded."""
+    return list(read_guards(connection, schema).deferred)
+
+
+def list_checks(connection: Connection, schema: str) -> list[str]:
+    """Names of the constraints by which the log in `schema` looks at COMMIT, quoted."""
+    return list(connection.exec_driver_sql(_CHECKS, (schema,)).scalars())
+
+
+def lacks_guard(connection: Connection, schema: str, table: str) -> bool:
+    """The table of this quoted name is there, and so is the log, and no guard of it stands there.
+
+    By its check alone: whether the guard is whole is for the binding.
+    """
+    found: Any = connection.exec_driver_sql(
+        _UNGUARDED, (table, f"{quote(schema)}.oplog_arm()")
+    ).scalar()
+    return bool(found)

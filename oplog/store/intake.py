@@ -20,7 +20,8 @@ from oplog.schema.append import state_token
 from oplog.schema.locks import PARTITIONS_LOCK, RESTORE_LOCK
 from oplog.schema.partitions import PARTITION_POSITIONS, PARTITIONED
 from oplog.schema.progress_tables import PROGRESS_TABLES
-from oplog.schema.tables import HIGHEST_POSITION, VERSION
+from oplog.schema.row_checks import HIGHEST_POSITION
+from oplog.schema.tables import VERSION
 from oplog.store.heads import select_heads_of
 from oplog.store.links import (
     IS_BROKEN,

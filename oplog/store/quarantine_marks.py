@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import quote, quote_for_driver
-from oplog.schema.guard import FORMAT_MARK, QUARANTINE_AGGREGATE
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.store.quarantined import ROLE, write_metadata
 from oplog.store.records import complete_records
 from oplog.store.rows import RECORD_COLUMNS, StoredRecord

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from oplog.schema.guard import FORMAT_MARK, QUARANTINE_AGGREGATE
+from oplog.schema.guard import FORMAT_MARK
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.store.rows import StoredRecord
 
 QUARANTINED = "quarantined"

@@ -54,6 +54,7 @@ from oplog.store.rows import (
     measure_record,
     read_microseconds,
 )
+from oplog.store.type_store import TypeStore
 from oplog.store.version import parse_version, read_comment
 
 PAGE_ENTRIES = 4000
@@ -62,7 +63,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of parts and metadata read at once, more only for a single larger record."""
 _PARTS = StoredRecord._fields.index("parts") + 1
 """Where `RECORD_COLUMNS` have the number of parts, after the first one."""
-_PLACES = ", ".join(f"${number}" for number in range(1, 11))
+_PLACES = ", ".join(f"${number}" for number in range(1, 12))
 _ANSWER_NONE = "SELECT NULL::bigint[], NULL::bytea"
 
 
@@ -78,6 +79,8 @@ class Store:
         # One composite value: as a table of columns the same takes the server longer to plan.
         self._append = f"SELECT {s}.oplog_append("
         self._settle = f"{_ANSWER_NONE} FROM {s}.oplog_settle("
+        self.changes = TypeStore(schema)
+        """Schema changes of the logged tables."""
 
     # -- schema ---------------------------------------------------------------------------
 
@@ -184,6 +187,7 @@ class Store:
             Parameter(TEXT, record.key_id),
             Parameter(TEXT_ARRAY, flatten_metadata(record.metadata)),
             Parameter(TEXT, record.idempotency_key),
+            Parameter(INT8, record.epoch),
         )
         return _bind(
             f"{self._append}{_PLACES}, ",

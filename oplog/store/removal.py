@@ -16,8 +16,8 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import ConflictError, PrunedError
 from oplog.postgres.quoting import quote, quote_for_driver
-from oplog.schema.guard import ADOPTED, RETIRED, RETIRED_REVISION
 from oplog.schema.locks import PRUNE_LOCK
+from oplog.schema.mark_names import ADOPTED, RETIRED, RETIRED_REVISION
 from oplog.store.adopted import ADOPTED_REVISION, ADOPTED_ROWS
 from oplog.store.commit_lookup import REQUEST
 from oplog.store.cursor import Cursor

@@ -113,7 +113,8 @@ class NewRecord(NamedTuple):
     """A record about to be appended.
 
     `aggregates` are in the order of collation C. `expected` has, for each, the ticket's version,
-    None for any, or `CREATED`. `parts` begin at rising aggregates, the first at 0.
+    None for any, or `CREATED`. `parts` begin at rising aggregates, the first at 0. `epoch` is the
+    number of schema changes that the writer knows of; None where that does not matter.
     """
 
     record_id: UUID
@@ -124,6 +125,7 @@ class NewRecord(NamedTuple):
     key_id: str
     metadata: Sequence[tuple[str, str]] = ()
     idempotency_key: str | None = None
+    epoch: int | None = None
 
 
 class Seen(NamedTuple):

@@ -13,7 +13,7 @@ from oplog.archive.format.segment import MAX_BODY_BYTES
 from oplog.entry import MAX_AGGREGATE_BYTES, MAX_METADATA_KEY_BYTES, MAX_METADATA_VALUE_BYTES
 from oplog.errors import ChainBrokenError
 from oplog.reading.reader import describe
-from oplog.schema.tables import HIGHEST_POSITION
+from oplog.schema.row_checks import HIGHEST_POSITION
 from oplog.store import StoredRecord
 from oplog.store.rows import compute_hash
 

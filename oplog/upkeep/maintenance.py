@@ -1,11 +1,12 @@
-"""What the log's tables need now and then: partitions for the positions to come.
+"""What the log's tables need now and then: partitions for the positions to come, and tidying.
 
-Appending makes them as well, in a transaction of the application. Here they are made before that.
+Appending makes partitions as well, in a transaction of the application. Here they are made before
+that. What else is done here can wait, and nothing depends on it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -13,7 +14,17 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.errors import ConfigurationError
 from oplog.postgres.standby import require_primary
 from oplog.store import Store
+from oplog.store.housekeeping import (
+    check_rows,
+    list_unchecked,
+    may_remove_locks,
+    remove_idle_locks,
+)
+from oplog.store.partition_guards import NONE_MADE_LATER, GuardedPartitions, guard_partitions
 from oplog.store.partition_store import PartitionStore
+
+_LOCKS_AT_ONCE = 1000
+"""Rows of locks removed in one transaction, for whose end waits who wants one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +32,40 @@ class MaintenanceReport:
     """What was made: `made` counts tables.
 
     `position` is the newest that was given to a record, `through_position` the last that has a
-    partition, and there are `partitions` in all.
+    partition, and there are `partitions` in all. `locks_removed` counts rows of locks that nobody
+    held. `guards` are partitions of tracked tables that were made later: those that are guarded
+    against TRUNCATE now, and those that still are not. `checked` are constraints for which rows
+    that were there before were checked now, `broken` those that such a row breaks.
     """
 
     made: int
     position: int
     through_position: int
     partitions: int
+    locks_removed: int = 0
+    guards: GuardedPartitions = NONE_MADE_LATER
+    checked: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self)
+        return {
+            "made": self.made,
+            "position": self.position,
+            "through_position": self.through_position,
+            "partitions": self.partitions,
+            "locks_removed": self.locks_removed,
+            **self.guards.to_json(),
+            "checked": list(self.checked),
+            "broken": list(self.broken),
+        }
 
 
 def maintain_log(engine: Engine, *, schema: str) -> MaintenanceReport:
-    """Make the partitions that are needed next; costs a few look-ups if they are there.
+    """Make the partitions that are needed next, and tidy; a few look-ups where all is done.
 
-    Raises `ConfigurationError` on a standby, and for a role that is no member of the log's owner.
+    Each step is a transaction of its own. Raises `ConfigurationError` on a standby, and for a role
+    that is no member of the log's owner.
     """
     with engine.begin() as connection:
         Store(schema).require_current(connection)
@@ -49,7 +77,18 @@ def maintain_log(engine: Engine, *, schema: str) -> MaintenanceReport:
             hint="do it as the role that runs the migrations; appending makes them too, so that "
             "nothing is lost",
         )
-    return report
+    # Each statement looks anew: what others did meanwhile is no conflict.
+    reading = engine.execution_options(isolation_level="READ COMMITTED")
+    with reading.begin() as connection:
+        guards = guard_partitions(connection, schema)
+    checked, broken = _check_older_rows(reading, schema)
+    return replace(
+        report,
+        locks_removed=_remove_locks(reading, schema),
+        guards=guards,
+        checked=checked,
+        broken=broken,
+    )
 
 
 def make_ahead(connection: Connection, *, schema: str) -> MaintenanceReport | None:
@@ -66,3 +105,29 @@ def make_ahead(connection: Connection, *, schema: str) -> MaintenanceReport | No
         through_position=max((one.last for one in partitions), default=0),
         partitions=len(partitions),
     )
+
+
+def _remove_locks(engine: Engine, schema: str) -> int:
+    removed, last = 0, _LOCKS_AT_ONCE
+    while last == _LOCKS_AT_ONCE:
+        with engine.begin() as connection:
+            if not may_remove_locks(connection, schema):
+                return removed
+            last = remove_idle_locks(connection, schema, limit=_LOCKS_AT_ONCE)
+        removed += last
+    return removed
+
+
+def _check_older_rows(engine: Engine, schema: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the constraints that every row keeps since now, and of those that some break."""
+    checked, broken = [], []
+    with engine.connect() as connection:
+        unchecked = list_unchecked(connection, schema)
+    for constraint in unchecked:
+        with engine.connect() as connection, connection.begin() as transaction:
+            if check_rows(connection, schema, constraint):
+                checked.append(constraint.name)
+            else:
+                transaction.rollback()
+                broken.append(constraint.name)
+    return tuple(checked), tuple(broken)

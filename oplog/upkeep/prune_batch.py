@@ -8,7 +8,7 @@ from datetime import datetime
 
 from oplog.archive.archived_log import ArchivedLog
 from oplog.reading.reader import check_hashes
-from oplog.schema.guard import ADOPTION_PREFIX, RETIRED
+from oplog.schema.mark_names import ADOPTION_PREFIX, RETIRED
 from oplog.store import StoredRecord
 from oplog.store.adopted import ADOPTED_ROWS
 

@@ -132,7 +132,7 @@ def insert_records(engine: Engine, sizes: list[int]) -> None:
             connection.exec_driver_sql(
                 "INSERT INTO oplog.oplog_record (position, record_id, format, key_id, data, parts, "
                 "aggregates, record_hash, created_at) "
-                "VALUES (%s, gen_random_uuid(), 1, '', '', 1, %s::text[], '', now())",
+                "VALUES (%s, gen_random_uuid(), 1, '', '', 1, %s::text[], sha256(''), now())",
                 (position, [f"a/{position}/{number}" for number in range(size)]),
             )
 

@@ -33,6 +33,7 @@ from oplog.archive.format.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, 
 from oplog.archive.format.segment import decode_segment, start_chain
 from oplog.archive.format.typefile import LoggedTypes, decode_types, encode_types
 from oplog.payload.column_numbers import Numbers
+from oplog.payload.schema_change import SchemaChange
 from oplog.store.rows import Part, StoredRecord
 from tests.archived import ARCHIVE_ID, LOG_ID, MOMENT, encode_records, make_record, make_shape
 
@@ -217,6 +218,9 @@ def test_types() -> None:
     assert shape.to_json() == make_shape().to_json()
     assert shape.numbers == (Numbers("7312345678901234567/16384", 16402, {"id": 1, "owner": 3}),)
     assert shape.message_class(id=7, owner="ada").SerializeToString().hex() == "080e1203616461"
+    assert shape.change == SchemaChange(
+        previous=3, fills={2: None}, rewritten=frozenset({1}), labels={2: {"ada": "bo"}}
+    )
     # The descriptor is bytes of protobuf's own making: only these very ones are pinned.
     assert encode_types(LoggedTypes([shape], found.key_checks)) == TYPES
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from oplog.entry import OpType
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
 
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.golden
 
 PINNED = json.loads((Path(__file__).parent / "data/block_v1.json").read_text(encoding="utf-8"))
 ROWS = PINNED["rows"].encode()
+PATCH = PINNED["patch_rows"].encode()
 
 
 class Types:
@@ -45,9 +47,24 @@ def test_writing_gives_the_pinned_bytes() -> None:
     assert payload.hex() == PINNED["payload"]
 
 
+def test_pinned_patches_are_read() -> None:
+    effects = PayloadCodec().decode(bytes.fromhex(PINNED["patch"]), Types())
+    assert [dict(effect.values) for effect in effects] == PINNED["patched"]
+    assert [list(effect.key) for effect in effects] == PINNED["keys"]
+    assert all(effect.kind is OpType.UPDATE and effect.adopted for effect in effects)
+
+
+def test_patching_gives_the_pinned_bytes() -> None:
+    payload = PayloadCodec().encode_block(Types().shape, PATCH, row_count=2, columns=["ok"])
+    assert payload.hex() == PINNED["patch"]
+
+
 def test_the_layout_is_the_documented_one() -> None:
     """Written by hand, field by field: numbers and wire types of `RowBlock` and `Payload`."""
     use = b"\x0a\x04item\x10\x03"
     block = b"\x12\x03\x02\x01\x05\x18\x02" + b"\x22" + bytes([len(ROWS)]) + ROWS
     payload = b"\x0a" + bytes([len(use)]) + use + b"\x1a" + bytes([len(block)]) + block
     assert payload.hex() == PINNED["payload"]
+    patch = b"\x12\x02\x02\x05\x18\x02" + b"\x22" + bytes([len(PATCH)]) + PATCH + b"\x38\x01"
+    payload = b"\x0a" + bytes([len(use)]) + use + b"\x1a" + bytes([len(patch)]) + patch
+    assert payload.hex() == PINNED["patch"]

@@ -236,11 +236,12 @@ CHANGES = (
     ),
     Change(
         "a row's name may not begin so",
-        "WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}')",
+        "WHERE p_metadata[n] IN ('{ADOPTED}', '{RETIRED}', '{SCHEMA_CHANGE}')",
         "WHERE true",
     ),
-    Change("everybody says what is adopted", "IN ('{ADOPTED}', '{RETIRED}')", "IN ('{RETIRED}')"),
-    Change("everybody ends a type", "IN ('{ADOPTED}', '{RETIRED}')", "IN ('{ADOPTED}')"),
+    Change("everybody says what is adopted", "IN ('{ADOPTED}', ", "IN ("),
+    Change("everybody ends a type", "'{RETIRED}', '{SCHEMA_CHANGE}'", "'{SCHEMA_CHANGE}'"),
+    Change("everybody says where a table has changed", ", '{SCHEMA_CHANGE}'", ""),
     Change(
         "only the first pair tells an adoption",
         "generate_series(1, v_texts, 2)",

@@ -135,6 +135,7 @@ ARGUMENTS: dict[str, str] = {
     "p_key_id": "''",
     "p_metadata": "NULL::text[]",
     "p_idempotency_key": "NULL",
+    "p_epoch": "NULL",
     "p_tally": "NULL",
     "p_asynchronous": "true",
 }

@@ -94,6 +94,7 @@ _MAKERS: dict[str, Callable[[Draw], Any]] = {
     "bigint": lambda draw: draw.random.choice(NUMBERS),
     "uuid": lambda draw: UUID(int=draw.random.choice((0, 1, draw.random.getrandbits(128)))),
     "jsonb": Draw.json,
+    "oid": lambda draw: draw.random.choice([n for n in NUMBERS if 0 <= n < 2**32]),
 }
 
 

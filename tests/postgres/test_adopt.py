@@ -584,6 +584,7 @@ def test_the_saved_progress_is_what_is_documented(database: LoggedDatabase) -> N
         row = connection.exec_driver_sql("SELECT * FROM oplog.oplog_adoption").mappings().one()
     assert {name: value for name, value in row.items() if name != "updated_at"} == {
         "type_name": "account",
+        "work": "adoption",
         "after": {"id": "4"},
         "rows": 4,
         "entries": 2,

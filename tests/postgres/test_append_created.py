@@ -138,7 +138,9 @@ def prune(connection: Connection, *numbers: int) -> None:
     gone = sum(len(records[n].aggregates) for n in numbers)
     store.write_watermark(
         connection,
-        Watermark(uuid4(), "memory:", 0, len(numbers), b"", position=positions[-1], entries=gone),
+        Watermark(
+            uuid4(), "memory:", 0, len(numbers), bytes(32), position=positions[-1], entries=gone
+        ),
     )
     assert store.remove(connection, positions, kept=[]) == len(positions)
 

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.schema.locks import LOCK_TABLES
 from oplog.schema.partitions import PARTITIONED
 from oplog.schema.progress_tables import PROGRESS_TABLES
+from oplog.schema.type_changes import CHANGE_TABLES
 from oplog.store.commit_lookup import OutcomeStore
 from oplog.store.rows import Part
 from tests.databases import fill_database
@@ -62,7 +63,7 @@ def write_rows(engine: Engine) -> None:
 
 
 def _write_rows(connection: Connection) -> None:
-    STORE.insert_key(connection, "k1", check_value=b"check")
+    STORE.insert_key(connection, "k1", check_value=bytes(32))
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor) "
         "VALUES ('account', 1, '{}', '')"
@@ -74,7 +75,7 @@ def _write_rows(connection: Connection) -> None:
     OutcomeStore("oplog").declare_aborted(connection, uuid4())
     connection.exec_driver_sql(
         "INSERT INTO oplog.oplog_pruned (number, archive_id, url, generation, sequence, chain, "
-        "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, '', 1, 1)"
+        "position, entries) VALUES (1, gen_random_uuid(), 'memory:', 0, 1, sha256(''), 1, 1)"
     )
     parts = [Part(0, b"sealed"), Part(0, b"more")]
     for names in (["account/1", "account/2"], ["account/1"]):
@@ -324,10 +325,10 @@ def test_a_key_is_retired_once(connection: Connection) -> None:
 
 def test_every_table_of_the_log_was_considered(engine: Engine) -> None:
     tables = set(sa.inspect(engine).get_table_names("oplog"))
-    # Not the record: locks, how far consumers and others came in it, what migrations declared, and
-    # images that live no longer than their transaction.
+    # Not the record: locks, how far consumers and others came in it, what migrations declared and
+    # left behind, and images that live no longer than their transaction.
     moving = {*(f"oplog_{table}" for table in PROGRESS_TABLES), "oplog_guard", "oplog_image"}
-    moving |= set(LOCK_TABLES)
+    moving |= {*LOCK_TABLES, *(f"oplog_{table}" for table in CHANGE_TABLES)}
     assert tables == {*FROZEN, *STEPPING, *moving}
 
 

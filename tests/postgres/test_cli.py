@@ -189,6 +189,7 @@ def test_verify(shop: Shop) -> None:
         "position": 3,
         "differences": [],
         "quarantined": [],
+        "unnoted": [],
     }
 
 

@@ -352,8 +352,11 @@ DRIFTS = {
         "ALTER TABLE bin ALTER COLUMN label TYPE varchar(40)",
         "column label is character varying(40), was character varying",
     ),
-    "column dropped": ("ALTER TABLE part DROP COLUMN note CASCADE", "in the model and not"),
-    "column renamed": ("ALTER TABLE bin RENAME COLUMN label TO name", "in the model and not"),
+    "column dropped": ("ALTER TABLE part DROP COLUMN note CASCADE", "column note is gone"),
+    "column renamed": (
+        "ALTER TABLE bin RENAME COLUMN label TO name",
+        "column label is called name now",
+    ),
     "column not capturable": ("ALTER TABLE part ADD COLUMN price money", "money"),
     "primary key changed": (
         "ALTER TABLE setting DROP CONSTRAINT setting_pkey, ADD PRIMARY KEY (name, value)",
@@ -371,11 +374,9 @@ def test_ddl_that_went_by(db: LoggedDatabase, statement: str, told: str) -> None
     if "ADD PRIMARY KEY" in statement:
         db.execute("ALTER TABLE setting ALTER COLUMN value TYPE jsonb")
     db.execute(statement)
-    found = [f for f in find(db) if f.what == "table-differs"]
-    assert len(found) == 1
-    assert found[0].severity == "problem"
+    found = [f for f in find(db) if told in f.message and f.what == "table-differs"]
+    assert [f.severity for f in found] == ["problem"]
     assert found[0].where in {"public.part", "public.bin", "public.setting"}
-    assert told in found[0].message
 
 
 def test_ddl_that_the_log_has_learnt_of(db: LoggedDatabase) -> None:
@@ -383,7 +384,8 @@ def test_ddl_that_the_log_has_learnt_of(db: LoggedDatabase) -> None:
     db.log.refresh()
     with db.sessions.begin() as session:
         session.get_one(Part, 1).note = "x"
-    assert find(db) == []
+    # That the models do not have it yet is worth knowing, and no more.
+    assert brief(find(db)) == [("notice", "models-behind", "public.part")]
 
 
 def test_a_table_that_is_gone(db: LoggedDatabase) -> None:

@@ -35,6 +35,7 @@ _HONEST_APPEND = {
     "p_more": None,
     "p_metadata": ["actor", "mallory"],
     "p_idempotency_key": None,
+    "p_epoch": None,
     "p_tally": None,
     "p_asynchronous": True,
 }

@@ -60,6 +60,11 @@ def test_what_comes_next_is_made_ahead(logged: LoggedDatabase) -> None:
         "position": 16,
         "through_position": 47,
         "partitions": 3,
+        "locks_removed": 0,
+        "guarded": [],
+        "unguarded": [],
+        "checked": [],
+        "broken": [],
     }
 
 
@@ -136,7 +141,17 @@ def test_the_command(tmp_path: Path, database_url: URL) -> None:
     shop.fill()
     report = shop.ask("maintain")
     last = 2 * PARTITION_POSITIONS - 1
-    assert report == {"made": 0, "position": 3, "through_position": last, "partitions": 2}
+    assert report == {
+        "made": 0,
+        "position": 3,
+        "through_position": last,
+        "partitions": 2,
+        "locks_removed": 0,
+        "guarded": [],
+        "unguarded": [],
+        "checked": [],
+        "broken": [],
+    }
     out, err = shop.call("maintain")
     assert out == f"0 tables made; at position 3, with 2 partitions through {last}\n"
     assert err == NOISE

@@ -491,7 +491,7 @@ def application(engine: Engine) -> Iterator[sa.URL]:
 
 _DECLARE = (
     "INSERT INTO oplog.oplog_pruned (number, archive_id, url, generation, sequence, chain, "
-    "position, entries) VALUES (%s, gen_random_uuid(), 'x', 0, 1, '', 1, 1)"
+    "position, entries) VALUES (%s, gen_random_uuid(), 'x', 0, 1, sha256(''), 1, 1)"
 )
 
 

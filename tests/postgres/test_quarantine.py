@@ -28,7 +28,7 @@ from oplog.errors import (
     SealError,
     WrongKeyError,
 )
-from oplog.schema.guard import QUARANTINE_AGGREGATE
+from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.schema.tables import create_statements
 from oplog.store.quarantined import write_metadata
 from oplog.store.records import read_records
@@ -322,7 +322,7 @@ def test_a_mark_is_not_quarantined_and_no_record_twice(scene: Scene) -> None:
     scene.quarantine()
     mark = scene.bench.last_position()
     with scene.connect() as connection:
-        again = scene.bench.log.quarantine(connection, scene.position, reason="once more")
+        (again,) = scene.bench.log.quarantine(connection, scene.position, reason="once more")
         assert (again.already, again.record.reason) == (True, REASON)
         assert again.record.marked_at_position == mark == scene.bench.last_position()
         with pytest.raises(ConfigurationError, match="is a mark of the database"):
@@ -426,7 +426,7 @@ def test_what_is_no_mark_quarantines_nothing(scene: Scene) -> None:
         flat = [text for pair in zip(keys, values, strict=True) for text in pair]
         connection.exec_driver_sql(
             "SELECT oplog.oplog_append_mark(gen_random_uuid(), ARRAY[%s], NULL, 'x'::bytea, NULL, "
-            "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, true)",
+            "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, NULL, true)",
             (QUARANTINE_AGGREGATE, flat),
         )
         connection.commit()

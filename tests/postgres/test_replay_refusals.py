@@ -141,22 +141,30 @@ def test_a_parent_never_logged_breaks_the_foreign_key(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "what"),
+    "statement",
     [
-        ("ALTER TABLE task DROP COLUMN title", r"public\.task\.title is in the log"),
-        ("ALTER TABLE task ADD COLUMN extra int", r"public\.task\.extra is in the table"),
-        ("DROP TABLE task", r"public\.task is in the log"),
-        ("ALTER TABLE task DROP CONSTRAINT task_pkey", r"public\.task has primary key \(\)"),
+        "ALTER TABLE task DROP COLUMN title",
+        "ALTER TABLE task ADD COLUMN extra int",
+        "DROP TABLE task",
     ],
 )
-def test_drift_names_table_and_column(bench: Bench, statement: str, what: str) -> None:
+def test_what_the_database_shows_of_a_change_is_no_drift(bench: Bench, statement: str) -> None:
     write_history(bench)
     bench.tamper(statement)
     with bench.engine.connect() as connection:
-        with pytest.raises(SchemaDriftError, match=what):
-            bench.log.replay(connection)
-        with pytest.raises(SchemaDriftError, match=what):
-            bench.log.verify(connection)
+        bench.log.replay(connection)
+        connection.rollback()
+        assert bench.log.verify(connection).ok
+
+
+def test_drift_names_the_table(bench: Bench) -> None:
+    write_history(bench)
+    bench.tamper("ALTER TABLE task DROP CONSTRAINT task_pkey")
+    with (
+        bench.engine.connect() as connection,
+        pytest.raises(SchemaDriftError, match=r"public\.task has primary key \(\)"),
+    ):
+        bench.log.verify(connection)
 
 
 # -- manners -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from oplog.errors import (
 )
 from oplog.recovery import restore_log
 from oplog.recovery.restore import RestoreStep
-from oplog.schema.tables import HIGHEST_POSITION
+from oplog.schema.row_checks import HIGHEST_POSITION
 from oplog.store.rows import Part
 from tests.archived import seal_record
 from tests.kept import KeptLog, open_log

@@ -244,12 +244,13 @@ def test_tickets_that_were_never_written_are_left_out(connection: Connection) ->
 
 
 def test_keys_are_kept_once(connection: Connection) -> None:
+    one, other = bytes(32), bytes([1] * 32)
     assert STORE.read_key_check(connection, "k") is None
-    STORE.insert_key(connection, "k", check_value=b"one")
-    STORE.insert_key(connection, "k", check_value=b"two")
-    STORE.insert_key(connection, "l", check_value=b"three")
-    assert STORE.read_key_check(connection, "k") == b"one"
-    assert STORE.list_keys(connection) == {"k": b"one", "l": b"three"}
+    STORE.insert_key(connection, "k", check_value=one)
+    STORE.insert_key(connection, "k", check_value=other)
+    STORE.insert_key(connection, "l", check_value=other)
+    assert STORE.read_key_check(connection, "k") == one
+    assert STORE.list_keys(connection) == {"k": one, "l": other}
 
 
 def test_types_are_kept_once(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import URL
 
-from oplog.schema.guard import BYPASS_AGGREGATE
+from oplog.schema.mark_names import BYPASS_AGGREGATE
 from oplog.schema.tables import create_statements, upgrade_statements
 from tests.postgres.roles import APPLICATION, OWNER, STRANGER, Roles, open_roles
 

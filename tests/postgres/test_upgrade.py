@@ -17,11 +17,14 @@ from oplog.errors import ConfigurationError, SchemaVersionError
 from oplog.migration import UpgradeOplogOp
 from oplog.schema.locks import LOCK_FUNCTIONS, LOCK_TABLES
 from oplog.schema.partitions import PARTITIONED
+from oplog.schema.row_checks import ROW_CHECKS
 from oplog.schema.tables import create_statements, list_table_names, upgrade_statements
+from oplog.schema.type_changes import CHANGE_TABLES
 from oplog.schema.upgrade import FIRST_TABLES
 from tests.models.bank import Account
 from tests.postgres.log_schema import ODD, Described, describe
 from tests.postgres.roles import APPLICATION, AUDITOR, OWNER, STRANGER, WORKER, Roles, open_roles
+from tests.postgres.spoiling import allow_statement
 
 pytestmark = pytest.mark.postgres
 
@@ -69,6 +72,13 @@ DAMAGES: dict[str, list[str]] = {
     "keys": [
         f"ALTER TABLE oplog.oplog_{table} DROP CONSTRAINT oplog_{table}_pkey"
         for table in ("outcome", "entry", "ticket", "record", "part", "consumer", "type_numbers")
+    ],
+    "constraints of rows": [allow_statement(check.name) for check in ROW_CHECKS],
+    "constraints that were altered": [
+        allow_statement("oplog_record_bounds"),
+        "ALTER TABLE oplog.oplog_record ADD CONSTRAINT oplog_record_bounds CHECK (parts > 0)",
+        allow_statement("oplog_key_form"),
+        "ALTER TABLE oplog.oplog_key ADD CONSTRAINT oplog_key_form CHECK (true) NO INHERIT",
     ],
     "rights": [
         f"GRANT ALL ON {CLOSED} TO PUBLIC",
@@ -189,6 +199,7 @@ def test_everything_works_afterwards(roles: Roles) -> None:
         "table-open",
         "log-function-altered",
         "log-function-missing",
+        "log-constraint-missing",
         "log-index-missing",
         "log-trigger-missing",
         "log-trigger-disabled",
@@ -250,7 +261,7 @@ def test_positions_do_not_begin_again(roles: Roles) -> None:
 
 def test_every_table_is_a_first_one() -> None:
     """One that comes later is not in this list, and an upgrade creates it."""
-    later = set(LOCK_TABLES)
+    later = {*LOCK_TABLES, *(f"oplog_{table}" for table in CHANGE_TABLES)}
     assert {f"oplog_{table}" for table in FIRST_TABLES} == set(list_table_names()) - later
 
 

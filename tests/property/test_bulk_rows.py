@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oplog.binding import BoundType
 from oplog.capture import bulk_images
 from oplog.capture.building import RecordBuilder
 from oplog.capture.gathering import gather_work
@@ -24,6 +23,7 @@ from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
 from oplog.store.guard_state import Image
 from oplog.store.rows import CREATED
+from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.property
@@ -68,6 +68,7 @@ class Known:
     by_name = {bound.shape.type_name: bound for bound in BOUND.values()}  # noqa: RUF012
     latest = SHAPES
     secret_types: frozenset[str] = frozenset()
+    epoch: int = 0
 
     def find_relation(self, oid: int) -> BoundType:
         return BOUND[oid]

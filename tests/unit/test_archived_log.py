@@ -14,7 +14,7 @@ from oplog.archive.archived_log import ArchivedLog
 from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.crypto.hashing import ZERO_HASH
 from oplog.errors import ChainBrokenError, SegmentMissingError
-from oplog.schema.guard import ADOPTED
+from oplog.schema.mark_names import ADOPTED
 from oplog.store import EntryFilter
 from oplog.store.adopted import ADOPTED_REVISION, ADOPTED_ROWS, Turns
 from oplog.store.rows import StoredRecord, read_microseconds

@@ -13,10 +13,13 @@ from oplog.entry import MAX_PART_BYTES, OpType
 from oplog.errors import DecodeError, EntryTooLargeError, UnknownTypeError
 from oplog.payload.block import MAX_BLOCK_ROWS, order_columns
 from oplog.payload.codec import Effect, PayloadCodec, effect_to_operation
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.value import Wire, codec_for, read_copy_field
 
 pytestmark = pytest.mark.unit
+
+U = OpType.UPDATE
 
 
 def make_shape(*columns: tuple[str, str], key: Sequence[str] = ("id",)) -> Shape:
@@ -185,6 +188,104 @@ def test_keys_with_several_texts_are_found_by_value() -> None:
 
 def test_a_shape_for_which_the_key_is_uncertain_is_read_whole() -> None:
     assert len(decode(encode(), find_keys=lambda _: None)) == 3
+
+
+# -- patches ----------------------------------------------------------------------------------
+
+PATCH = b"7\ttrue\t\\\\x00ff\n-8\t\\N\t\\N\n"
+
+
+def encode_patch(rows: bytes = PATCH, *columns: str, shape: Shape = ITEM, **fields: Any) -> bytes:
+    chosen = columns or ("data", "ok")
+    count = rows.count(b"\n")
+    payload = record_pb2.Payload.FromString(
+        PayloadCodec().encode_block(shape, rows, row_count=count, columns=chosen)
+    )
+    for name, value in fields.items():
+        if name == "fields":
+            del payload.blocks[0].fields[:]
+            payload.blocks[0].fields.extend(value)
+        else:
+            setattr(payload.blocks[0], name, value)
+    return payload.SerializeToString()
+
+
+def test_a_patch_has_the_key_and_some_columns_in_the_order_of_a_block() -> None:
+    assert [column.name for column in order_columns(ITEM, ["data", "id", "name"])] == [
+        "id",
+        "name",
+        "data",
+    ]
+    block = record_pb2.Payload.FromString(encode_patch()).blocks[0]
+    numbers = [ITEM.by_name[name].number for name in ("id", "ok", "data")]
+    assert (list(block.fields), block.patch) == (numbers, True)
+    assert not record_pb2.Payload.FromString(encode()).blocks[0].patch
+
+
+def test_rows_of_a_patch_are_updates_marked_as_adopted() -> None:
+    expected = [
+        Effect(U, ITEM, (7,), {"ok": True, "data": b"\x00\xff"}, False, 4, True, 7),  # noqa: FBT003
+        Effect(U, ITEM, (-8,), {"ok": None, "data": None}, False, 5, True, 7),  # noqa: FBT003
+    ]
+    payload = encode_patch(aggregate=2, first_ordinal=4)
+    assert decode(payload, first=5) == expected
+    assert decode(payload, first=5, find_keys=lambda _: [(-8,)]) == expected[1:]
+    assert decode(payload, find_keys=lambda _: [(8,)]) == []
+    assert decode(encode_patch(b"")) == []
+    operation = effect_to_operation(expected[0])
+    assert (operation.kind, operation.key) == (U, {"id": 7})
+    assert operation.fields == {"ok": True, "data": b"\x00\xff"}
+
+
+def test_a_patch_is_found_by_keys_of_several_columns_and_several_texts() -> None:
+    shape = make_shape(
+        ("n", "integer"), ("x", "double precision"), ("code", "text"), key=("x", "code")
+    )
+    payload = encode_patch(b"0.5\ta\t1\n1e+20\ta\t\\N\n", "n", shape=shape)
+    found = PayloadCodec().decode(payload, Types(shape), find_keys=lambda _: [(1e20, "a")])
+    assert [(one.key, one.values, one.ordinal) for one in found] == [((1e20, "a"), {"n": None}, 1)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fields": [2, 3]},
+        {"fields": [2, 3, 3]},
+        {"fields": [2, 2, 3]},
+        {"fields": [2, 3, 5]},
+        {"fields": [3, 2, 4]},
+        {"fields": [1, 3, 4]},
+        {"fields": [2]},
+        {"fields": []},
+        {"fields": [2, 3, 4, 1, 1]},
+        {"row_count": 3},
+        {"row_count": 1},
+        {"rows": b"7\ttrue\n", "row_count": 1},
+        {"rows": b"7\tyes\t\\N\n", "row_count": 1},
+        {"patch": False},
+    ],
+)
+def test_a_patch_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError):
+        decode(encode_patch(**fields))
+    with pytest.raises(DecodeError):
+        decode(encode_patch(**fields), find_keys=lambda _: [(7,)])
+
+
+def test_a_patch_of_the_key_alone_is_refused() -> None:
+    with pytest.raises(DecodeError, match="not the key and then others"):
+        decode(encode_patch(b"7\n", "id"))
+
+
+def test_a_patch_of_no_row_is_refused() -> None:
+    with pytest.raises(DecodeError, match="NULL in its key"):
+        decode(encode_patch(b"\\N\ttrue\t\\N\n"))
+
+
+def test_a_patch_may_have_all_columns() -> None:
+    (effect,) = decode(encode_patch(b"7\ta\ttrue\t\\N\n", "name", "ok", "data"))
+    assert (effect.kind, effect.complete) == (U, False)
+    assert effect.values == {"name": "a", "ok": True, "data": None}
 
 
 # -- hostile bytes ----------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Log:
     key_id: str = "key"
     log_id: UUID = LOG_ID
     secret_types: frozenset[str] = frozenset()
+    epoch: int = 0
 
     def find_type(self, type_name: str) -> TrackedType:
         return TYPES[type_name]

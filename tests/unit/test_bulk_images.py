@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from oplog.binding import BoundType
 from oplog.capture import bulk_images
 from oplog.capture.bulk_images import LEAST_ROWS, split_images
 from oplog.entry import OpType
 from oplog.errors import EntryTooLargeError
 from oplog.store.guard_state import Image
+from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

@@ -26,9 +26,10 @@ from oplog.cli.presentation import show_value
 from oplog.doctor.inspection import match_key
 from oplog.errors import ConfigurationError
 from oplog.json_value import to_json_value
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
 from oplog.payload.proto_text import print_files
 from oplog.payload.registration import register_shape
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.shape import Shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit

@@ -11,9 +11,13 @@ import pytest
 from oplog.entry import OpType
 from oplog.errors import ReplayError, SchemaDriftError
 from oplog.payload.codec import Effect
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.column_numbers import Numbers
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.schema_change import SchemaChange
+from oplog.payload.shape import Shape
 from oplog.replay.fold import Fold, TableFold
 from oplog.replay.loader import print_column
+from oplog.replay.type_target import TypeTarget
 from oplog.replay.validity import FoldRules
 from oplog.value import Kind, ValueCodec, Wire, codec_for, copy_field
 
@@ -28,15 +32,19 @@ class Form:
     """A table as a fold sees it."""
 
     shape: Shape
+    older: Sequence[Shape] = ()
     name: str = "public.item"
     names: tuple[str, ...] = field(init=False)
     key_names: tuple[str, ...] = field(init=False)
     codecs: Mapping[str, ValueCodec] = field(init=False)
+    targets: Mapping[str, TypeTarget] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = self.shape.names
         self.key_names = self.shape.key_names
         self.codecs = self.shape.codecs
+        shapes = sorted((*self.older, self.shape), key=lambda shape: shape.revision)
+        self.targets = {"item": TypeTarget(self.shape, shapes)}
 
 
 def make_shape(columns: Sequence[tuple[str, str]], *, stored: Sequence[Shape] = ()) -> Shape:
@@ -69,9 +77,9 @@ def effect(
     return Effect(kind, ITEM, (id,), written, kind is C, ordinal)
 
 
-def fold(*effects: Effect, shape: Shape = ITEM) -> TableFold:
-    """The net of effects at positions 1, 2, 3..."""
-    table = TableFold(Form(shape))
+def fold(*effects: Effect, shape: Shape = ITEM, older: Sequence[Shape] = ()) -> TableFold:
+    """The net of effects at positions 1, 2, 3..., in a table of `shape`."""
+    table = TableFold(Form(shape, older))
     whole = Fold({"item": table})
     for position, one in enumerate(effects, start=1):
         whole.add([one], position=position)
@@ -163,28 +171,127 @@ def test_clear_begins_a_batch_that_knows_nothing() -> None:
     assert set(table.patched) == {(1,)}
 
 
-def test_an_old_revision_is_read_as_the_columns_of_today() -> None:
-    old = make_shape([("id", "integer"), ("gone", "text"), ("name", "integer")])
-    new = make_shape([("id", "integer"), ("name", "text"), ("size", "integer")], stored=[old])
-    created = Effect(C, old, (1,), {"id": 1, "gone": "x", "name": 7}, WHOLE, 0)
-    patch = Effect(U, new, (1,), {"size": 5}, PART, 0)
-    net = fold(created, patch, shape=new)
-    assert net.created[1,] == ({"id": 1, "name": "7", "size": 5}, ("id", "name", "size"), 2)
-    alone = fold(created, shape=new)
-    assert alone.created[1,] == ({"id": 1, "name": "7"}, ("id", "name"), 1)
+HERE = "1/16384"
 
 
-def test_a_value_that_no_longer_fits_is_named() -> None:
-    old = make_shape([("id", "integer"), ("name", "text")])
-    new = make_shape([("id", "integer"), ("name", "integer")], stored=[old])
-    with pytest.raises(ReplayError, match=r"position 1: a value of 'item' revision 1"):
-        fold(Effect(C, old, (1,), {"id": 1, "name": "seven"}, WHOLE, 0), shape=new)
+def follow(
+    old: Shape,
+    columns: Sequence[tuple[str, str]],
+    places: Mapping[str, int],
+    change: SchemaChange | None = None,
+) -> Shape:
+    """The next revision of the same table, whose columns are in these places."""
+    declared = [
+        DeclaredColumn(name, pg_type, codec_for(pg_type).kind, number == 0)
+        for number, (name, pg_type) in enumerate(columns)
+    ]
+    new = derive_shape(
+        "item",
+        declared,
+        schema="public",
+        table="item",
+        aggregate="item",
+        excluded={},
+        stored=[old],
+        numbers=Numbers(HERE, 7, places),
+    )
+    return replace(new, change=change or SchemaChange(previous=old.revision))
+
+
+OLD = replace(
+    make_shape([("id", "integer"), ("gone", "text"), ("name", "text")]),
+    numbers=(Numbers(HERE, 7, {"id": 1, "gone": 2, "name": 3}),),
+)
+
+
+def test_rows_of_an_old_revision_are_read_by_field_number() -> None:
+    new = follow(
+        OLD,
+        [("uid", "integer"), ("label", "text"), ("gone", "text")],
+        {"uid": 1, "label": 3, "gone": 4},
+    )
+    created = Effect(C, OLD, (1,), {"id": 1, "gone": "x", "name": "seven"}, WHOLE, 0)
+    alone = fold(created, shape=new, older=[OLD])
+    assert alone.created[1,] == ({"uid": 1, "label": "seven"}, ("uid", "label"), 1)
+    patch = Effect(U, new, (1,), {"gone": "y"}, PART, 0)
+    net = fold(created, patch, shape=new, older=[OLD])
+    assert net.created[1,][0] == {"uid": 1, "label": "seven", "gone": "y"}
+    deleted = Effect(D, OLD, (2,), {}, PART, 0)
+    assert fold(deleted, shape=new, older=[OLD]).gone == {(2,): 1}
+    # And rows of a later one, by a table of before: its own column of that name is another one.
+    later = Effect(C, new, (3,), {"uid": 3, "label": "l", "gone": "z"}, WHOLE, 0)
+    back = fold(later, shape=OLD, older=[new])
+    assert back.created[3,] == ({"id": 3, "name": "l"}, ("id", "name"), 1)
+
+
+def test_rewritten_columns_are_left_out_and_come_with_a_refill() -> None:
+    new = follow(
+        OLD,
+        [("id", "integer"), ("gone", "text"), ("name", "character varying")],
+        {"id": 1, "gone": 2, "name": 3},
+        SchemaChange(previous=1, rewritten=frozenset({3})),
+    )
+    created = Effect(C, OLD, (1,), {"id": 1, "gone": "x", "name": "seven"}, WHOLE, 0)
+    refill = Effect(U, new, (1,), {"name": "sev"}, PART, 0, adopted=True)
+    missing = Effect(U, new, (2,), {"name": "two"}, PART, 0, adopted=True)
+    assert fold(created, shape=new, older=[OLD]).created[1,][0] == {"id": 1, "gone": "x"}
+    net = fold(created, refill, missing, shape=new, older=[OLD])
+    assert net.created[1,][0] == {"id": 1, "gone": "x", "name": "sev"}
+    # A refill is of rows as they were found: one that the log never had is nobody's fault.
+    assert net.doubtful == {(2,)}
+    assert len(fold(refill, shape=OLD, older=[new])) == 0
+
+
+def test_labels_are_followed_in_values_and_keys() -> None:
+    def make(stored: Sequence[Shape], change: SchemaChange) -> Shape:
+        columns = [
+            DeclaredColumn("id", "mood", Kind.TEXT, primary_key=True, category="E"),
+            DeclaredColumn("m", "mood", Kind.TEXT, primary_key=False, category="E"),
+        ]
+        shape = derive_shape(
+            "item",
+            columns,
+            schema="public",
+            table="item",
+            aggregate=f"item {len(stored)}",
+            excluded={},
+            stored=stored,
+        )
+        return replace(shape, change=change)
+
+    old = make([], SchemaChange())
+    swapped = {"good": "bad", "bad": "good"}
+    new = make([old], SchemaChange(previous=1, labels={1: swapped, 2: swapped}))
+    created = Effect(C, old, ("good",), {"id": "good", "m": "bad"}, WHOLE, 0)
+    net = fold(created, shape=new, older=[old])
+    assert net.created["bad",][0] == {"id": "bad", "m": "good"}
+    assert fold(replace(created, shape=new), shape=old, older=[new]).created["bad",][0] == {
+        "id": "bad",
+        "m": "good",
+    }
+
+
+def test_rows_from_before_all_were_logged_anew_do_not_count() -> None:
+    new = follow(
+        OLD,
+        [("id", "integer"), ("gone", "text"), ("name", "text")],
+        {"id": 1, "gone": 2, "name": 4},
+        SchemaChange(previous=1, readopted=True),
+    )
+    created = Effect(C, OLD, (1,), {"id": 1, "gone": "x", "name": "seven"}, WHOLE, 0)
+    assert len(fold(created, created, shape=new, older=[OLD])) == 0
+    again = Effect(C, new, (1,), {"id": 1, "gone": "", "name": ""}, WHOLE, 0, adopted=True)
+    assert list(fold(created, again, shape=new, older=[OLD]).adopted) == [(1,)]
+    # Before that moment, those rows are not there yet.
+    assert list(fold(created, again, shape=OLD, older=[new]).created) == [(1,)]
 
 
 def test_another_primary_key_is_drift() -> None:
     old = make_shape([("uid", "integer"), ("name", "text")])
-    with pytest.raises(SchemaDriftError, match=r"primary key \(id\).*\(uid\)"):
-        fold(Effect(D, old, (1,), {}, PART, 0))
+    new = make_shape([("id", "integer"), ("name", "text")], stored=[old])
+    with pytest.raises(SchemaDriftError, match=r"primary key \(id\).*\(uid\)") as caught:
+        fold(Effect(D, old, (1,), {}, PART, 0), shape=new, older=[old])
+    assert "op.replace_type('item', reason=...)" in str(caught.value.hint)
 
 
 def test_nan_is_one_key() -> None:
@@ -258,6 +365,13 @@ def test_an_adopted_row_that_goes_may_leave_another_behind() -> None:
     assert (replaced.gone, replaced.doubtful) == ({(1,): 1}, set())
 
 
+def test_an_update_of_a_new_row_says_nothing_about_an_adopted_one_under_its_key() -> None:
+    # Adopted, deleted, created and updated: the table has no row to delete in the first batch.
+    net = fold_adoption(adopted(1), effect(D, 1), effect(C, 1), effect(U, 1, {"size": 4}), end=0)
+    assert (net.gone, net.doubtful) == ({(1,): 2}, {(1,)})
+    assert net.created[1,][0]["size"] == 4
+
+
 def test_before_the_end_of_an_adoption_rows_need_not_be_known() -> None:
     net = fold_adoption(effect(U, 1, {"size": 1}), effect(D, 2))
     assert (list(net.patched), net.gone) == ([(1,)], {(2,): 2})
@@ -292,3 +406,38 @@ def test_the_next_batch_knows_no_adopted_rows() -> None:
     net.clear()
     assert len(net) == 0
     assert not net.doubtful
+
+
+# -- columns that DDL rewrote -----------------------------------------------------------------
+
+
+def refilled(id: Wire, values: Mapping[str, Wire | None]) -> Effect:
+    """Columns that were logged again."""
+    return replace(effect(U, id, values), adopted=True)
+
+
+def test_columns_that_were_logged_again_are_those_of_the_row() -> None:
+    known = fold(effect(C, 1, {"name": "a"}), refilled(1, {"size": 4}))
+    assert known.created[1,] == ({"id": 1, "name": "a", "size": 4}, ITEM.names, 2)
+    earlier = fold(effect(U, 1, {"name": "a"}), refilled(1, {"size": 4}))
+    assert earlier.patched[1,][0] == {"name": "a", "size": 4}
+    # It was known before, and has to be there.
+    assert earlier.doubtful == set()
+
+
+def test_columns_of_a_row_that_the_log_does_not_know_are_ignored() -> None:
+    net = fold(refilled(1, {"size": 4}))
+    assert (net.patched[1,][0], net.doubtful) == ({"size": 4}, {(1,)})
+    gone = fold(effect(C, 1), effect(D, 1), refilled(1, {"size": 4}))
+    assert gone.doubtful == {(1,)}
+    replaced = fold(effect(D, 1), refilled(1, {"size": 4}))
+    assert (replaced.gone, replaced.patched) == ({(1,): 1}, {})
+
+
+def test_a_row_may_be_created_after_its_columns_were_logged_again() -> None:
+    """One transaction changes the table, logs its columns again, and its own rows at the end."""
+    net = fold(refilled(1, {"size": 4}), effect(C, 1, {"size": 5}))
+    assert net.created[1,][0] == {"id": 1, "name": None, "size": 5}
+    assert (net.patched, net.doubtful) == ({}, set())
+    with pytest.raises(ReplayError, match="position 3 creates a row that is already there"):
+        fold(effect(U, 1, {"name": "a"}), refilled(1, {"size": 4}), effect(C, 1))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import pytest
 from sqlalchemy.engine import Connection
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.gathering import gather_work
 from oplog.capture.net_row import NetRow
 from oplog.capture.record import GatheredWork, RecordedWork
@@ -16,6 +16,7 @@ from oplog.entry import OpType, Ticket
 from oplog.errors import TicketConflictError
 from oplog.schema.touched_keys import weigh
 from oplog.store.guard_state import Image
+from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.merge import list_group_names, measure, read_touched_rows, touch_rows
 from oplog.capture.net_row import NetRow
 from oplog.capture.row_change import Key, RowChange
@@ -15,6 +15,7 @@ from oplog.entry import OpType
 from oplog.errors import CaptureMismatchError, NotCapturableError, UnloggedWriteError
 from oplog.schema.touched_keys import weigh
 from oplog.store.guard_state import Image
+from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

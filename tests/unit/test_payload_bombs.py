@@ -107,6 +107,8 @@ def test_a_small_payload_cannot_take_much_memory(tmp_path: Path) -> None:
         "fields": make_run(complete=False, fields=[1] * (room - 8)),
         "steps": make_run(ordinal_steps=[0] * (room - 8)),
         "fields of a block": head + wrap(0x1A, wrap(0x12, b"\x01" * (room - 64))),
+        "fields of a patch": head + wrap(0x1A, wrap(0x12, b"\x01" * (room - 64)) + b"\x38\x01"),
+        "a patch that claims more": head + wrap(0x1A, b"\x18\xff\xff\xff\x0f\x38\x01"),
         "a cut field": head + fill(b"\x12\x00", size=room // 64) + b"\x12\xff\xff\xff\x7f",
         "NULLs of an operation": head + wrap(0x12, operation + wrap(0x2A, b"\x01" * (room - 64))),
         "a block that claims more": head + wrap(0x1A, b"\x18\xff\xff\xff\x0f"),

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from oplog.binding import Binding, BoundType
+from oplog.binding import Binding
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange
@@ -25,6 +25,7 @@ from oplog.errors import (
     UnloggedWriteError,
 )
 from oplog.receipt import Receipt
+from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
 pytestmark = pytest.mark.unit

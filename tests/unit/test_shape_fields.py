@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from google.protobuf import descriptor_pb2
 
-from oplog.payload.shape import DeclaredColumn, Shape, derive_shape
+from oplog.payload.derived_shape import DeclaredColumn, derive_shape
+from oplog.payload.shape import Shape
 from oplog.value import Kind
 
 pytestmark = pytest.mark.unit

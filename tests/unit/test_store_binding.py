@@ -45,14 +45,14 @@ def places(first: int, last: int) -> str:
 
 def test_one_aggregate_and_one_part() -> None:
     message = Store("log").bind_append(RECORD)
-    assert message.statement == f'SELECT "log".oplog_append({places(1, 12)})'
+    assert message.statement == f'SELECT "log".oplog_append({places(1, 13)})'
     assert list_values(message) == [
         *(UUID(int=1), ["a"], [4], b"\x02data", None, None, 2, "k"),
-        *(None, None, None, False),
+        *(None, None, None, None, False),
     ]
     assert list_oids(message) == [
         *(UUID_OID, TEXT_ARRAY, INT8_ARRAY, BYTEA, INT4_ARRAY, BYTEA_ARRAY),
-        *(INT2, TEXT, TEXT_ARRAY, TEXT, INT8, BOOL),
+        *(INT2, TEXT, TEXT_ARRAY, TEXT, INT8, INT8, BOOL),
     ]
 
 
@@ -64,13 +64,14 @@ def test_several_of_all() -> None:
         parts=parts,
         metadata=[("actor", "ada"), ("actor", "bob")],
         idempotency_key="key",
+        epoch=9,
     )
     message = Store("log", asynchronous_commit=True).bind_append(record, tally=7)
     # One statement, whatever the record holds.
     assert message.statement == Store("log").bind_append(RECORD).statement
     assert list_values(message) == [
         *(UUID(int=1), ["a", 'b"\\,{}', "c"], [None, -1, 0], b"zero"),
-        *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key", 7, True),
+        *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key", 9, 7, True),
     ]
 
 
@@ -102,8 +103,8 @@ def test_names_are_compared_in_the_same_statement() -> None:
     message = Store("log").bind_append(RECORD, tally=5, named=named)
     assert list_values(message)[-4:] == [('"a"."b"', '"c"'), (7, 8), 5, False]
     assert list_oids(message)[-4:] == [TEXT_ARRAY, INT8_ARRAY, INT8, BOOL]
-    assert "unnest($11::text[])" in message.statement
-    assert message.statement.endswith("= $12::bigint[] THEN $13 ELSE -1 END, $14)")
+    assert "unnest($12::text[])" in message.statement
+    assert message.statement.endswith("= $13::bigint[] THEN $14 ELSE -1 END, $15)")
     message = Store("log").bind_settle(5, named=named)
     assert list_values(message) == [('"a"."b"', '"c"'), (7, 8), 5]
     assert message.statement.endswith("= $2::bigint[] THEN $3 ELSE -1 END)")

@@ -39,6 +39,7 @@ class Binding:
 
     log_id = UUID(int=5)
     key_id = ""
+    epoch = 0
     secret_types: frozenset[str] = frozenset()
     by_name: ClassVar = {"item": BY_KEY}
 

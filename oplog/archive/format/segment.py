@@ -41,7 +41,7 @@ from oplog.archive.format.container import (
     encode_container,
 )
 from oplog.errors import DecodeError, EntryError
-from oplog.schema.guard import ADOPTION_PREFIX
+from oplog.schema.mark_names import ADOPTION_PREFIX
 from oplog.store.quarantined import is_quarantine_mark
 from oplog.store.rows import StoredRecord, write_microseconds
 

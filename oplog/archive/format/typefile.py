@@ -28,9 +28,13 @@ from oplog.archive.format.canonical_json import (
 )
 from oplog.errors import DecodeError
 from oplog.payload.column_numbers import Numbers
+from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import Shape
 
 _MOST = 1_000_000
+_MOST_REVISIONS = 2**31 - 1
+NumberText = Annotated[str, Meta(pattern="^[1-9][0-9]{0,8}$")]
+"""A field number as the key of a JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,16 @@ class NumbersJson(Document, frozen=True):
     columns: dict[str, Positive]
 
 
+class ChangeJson(Document, frozen=True):
+    """What became of rows of the revision before; keys of mappings are field numbers."""
+
+    previous: Annotated[int, Meta(ge=0, le=_MOST_REVISIONS)]
+    fills: dict[NumberText, str | None]
+    rewritten: Annotated[tuple[Positive, ...], Meta(max_length=_MOST)]
+    labels: dict[NumberText, dict[str, str]]
+    readopted: bool
+
+
 class TypeJson(Document, frozen=True):
     """One revision of a type; bytes are spelled in base64."""
 
@@ -80,6 +94,7 @@ class TypeJson(Document, frozen=True):
     shape: ShapeJson
     descriptor: bytes
     numbers: Annotated[tuple[NumbersJson, ...], Meta(max_length=_MOST)]
+    change: ChangeJson
 
 
 class TypesJson(Document, frozen=True, tag=1, tag_field="format"):
@@ -130,6 +145,7 @@ def _write_shape(shape: Shape) -> TypeJson:
             NumbersJson(database=one.database, table=one.table, columns=dict(one.columns))
             for one in shape.numbers
         ),
+        change=msgspec.convert(shape.change.to_json(), ChangeJson),
     )
 
 
@@ -141,6 +157,7 @@ def _read_shape(document: TypeJson, what: str) -> Shape:
             shape=msgspec.to_builtins(document.shape),
             descriptor=document.descriptor,
             numbers=[Numbers(one.database, one.table, one.columns) for one in document.numbers],
+            change=SchemaChange.from_json(msgspec.to_builtins(document.change)),
         )
     except (ValueError, DecodeError) as cause:
         name = f"type {document.name!r} revision {document.revision}"

@@ -49,20 +49,22 @@ class Operation(_message.Message):
     def __init__(self, kind: _Optional[_Union[OperationKind, str]] = ..., type: _Optional[int] = ..., key: _Optional[bytes] = ..., row: _Optional[bytes] = ..., null_fields: _Optional[_Iterable[int]] = ..., default_fields: _Optional[_Iterable[int]] = ..., complete: bool = ..., ordinal: _Optional[int] = ..., aggregate: _Optional[int] = ...) -> None: ...
 
 class RowBlock(_message.Message):
-    __slots__ = ("type", "fields", "row_count", "rows", "first_ordinal", "aggregate")
+    __slots__ = ("type", "fields", "row_count", "rows", "first_ordinal", "aggregate", "patch")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     FIRST_ORDINAL_FIELD_NUMBER: _ClassVar[int]
     AGGREGATE_FIELD_NUMBER: _ClassVar[int]
+    PATCH_FIELD_NUMBER: _ClassVar[int]
     type: int
     fields: _containers.RepeatedScalarFieldContainer[int]
     row_count: int
     rows: bytes
     first_ordinal: int
     aggregate: int
-    def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ..., aggregate: _Optional[int] = ...) -> None: ...
+    patch: bool
+    def __init__(self, type: _Optional[int] = ..., fields: _Optional[_Iterable[int]] = ..., row_count: _Optional[int] = ..., rows: _Optional[bytes] = ..., first_ordinal: _Optional[int] = ..., aggregate: _Optional[int] = ..., patch: bool = ...) -> None: ...
 
 class NullRows(_message.Message):
     __slots__ = ("field", "rows")

@@ -1,0 +1,79 @@
+"""The types of a log in the database that it is restored into: found, stored, and kept.
+
+A database that goes on by itself with the columns of an earlier revision gets a next one, so that
+its newest revision is that of its tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.engine import Connection
+
+from oplog.payload.lineage import group_shapes
+from oplog.payload.shape import Shape
+from oplog.postgres.live_table import LiveTable
+from oplog.reading.reader import RecordReader
+from oplog.recovery.renumbered_types import make_next, place_shapes
+from oplog.recovery.target_revisions import find_targets
+from oplog.replay.rebuild import find_limit
+from oplog.replay.rules import find_turns
+from oplog.replay.table_plan import TablePlan, read_plans
+from oplog.replay.type_target import TypeTarget
+from oplog.store import Store
+from oplog.store.adopted import Turns
+from oplog.store.type_store import TypeStore
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is restored into which tables, up to position `limit`."""
+
+    placed: Sequence[tuple[LiveTable, TypeTarget]]
+    plans: Sequence[TablePlan]
+    turns: Mapping[str, Turns]
+    limit: int | None
+
+
+def find_aim(
+    connection: Connection, reader: RecordReader, *, through: int | datetime | None
+) -> Aim:
+    """The tables of all types; `SchemaDriftError` if one of them cannot hold what is restored.
+
+    Text settings must be pinned.
+    """
+    visible = reader.source.read_snapshot()
+    limit = find_limit(reader, through, snapshot=visible)
+    turns = find_turns(reader, snapshot=visible, through=limit)
+    whole = turns if limit is None else find_turns(reader, snapshot=visible)
+    revisions = group_shapes(reader.types.shapes)
+    found = find_targets(connection, revisions, turns, through=limit, whole=whole)
+    for error in found.refused.values():
+        raise error
+    reader.aim_steps({name: one.shape.revision for name, one in found.by_type.items()})
+    return Aim(found.placed, read_plans(connection, found.placed), turns, limit)
+
+
+def write_types(
+    connection: Connection, log: Store, aim: Aim, shapes: Sequence[Shape], *, lasting: bool
+) -> None:
+    """Store all revisions, and where this database keeps their columns.
+
+    `lasting`: the database goes on by itself, and does not follow the log.
+    """
+    for shape in place_shapes(shapes, aim.placed):
+        log.insert_type(connection, shape)
+    for live, target in aim.placed:
+        following = make_next(live, target) if lasting else None
+        if following is not None:
+            log.insert_type(connection, following)
+
+
+def keep_states(connection: Connection, schema: str, aim: Aim, *, lasting: bool) -> None:
+    """Keep what the next migration is compared with, where the newest revision is that of now."""
+    kept = TypeStore(schema)
+    for live, target in aim.placed:
+        if target.shape is target.shapes[-1] or (lasting and make_next(live, target) is not None):
+            kept.keep_state(connection, target.shape.type_name, table=live.oid)

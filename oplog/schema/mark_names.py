@@ -1,0 +1,22 @@
+"""Names by which the log finds what it says of itself: aggregates and keys of metadata."""
+
+from __future__ import annotations
+
+ADOPTION_PREFIX = "adopted/"
+"""How the aggregates begin that hold what is said of a type as a whole."""
+ADOPTED = "adopted"
+"""Metadata key of every adopted chunk: its type's name."""
+RETIRED = "retired"
+"""Metadata key of the mark that says that a type's table is gone, with all its rows."""
+RETIRED_REVISION = "retired_revision"
+"""Metadata key of the same mark: the newest revision that the type had then."""
+SCHEMA_CHANGE = "schema_change"
+"""Metadata key of the mark that says from where on a table has the shape of a revision."""
+SCHEMA_REVISION = "schema_revision"
+"""Metadata key of the same mark: the revision."""
+QUARANTINE_AGGREGATE = "oplog/quarantine"
+"""The aggregate of the marks that say which records cannot be read."""
+BYPASS_AGGREGATE = "oplog/bypass"
+"""The aggregate of the marks that bypassed transactions leave."""
+REQUEST_PREFIX = "oplog/request/"
+"""How the aggregates begin of keyed transactions that changed no tracked row: then a digest."""
