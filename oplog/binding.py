@@ -231,6 +231,8 @@ def _bind_apart(
     apart = Engine(engine.pool.recreate(), engine.dialect, engine.url)
     try:
         with apart.connect() as connection, cut_off(connection, _APART_SECONDS), connection.begin():
+            # What is read here is written by every append: at SERIALIZABLE one of both would fail.
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.exec_driver_sql(
                 "SELECT pg_catalog.set_config('lock_timeout', '5s', true), "
                 "pg_catalog.set_config('search_path', %s, true)",
