@@ -106,6 +106,12 @@ DECLARE
   v_part regclass;
   v_change jsonb;
 BEGIN
+  IF p_type IS NULL OR p_table IS NULL OR p_shape IS NULL
+    OR {s}.oplog_judge_shape(p_shape) IS NOT NULL THEN
+    RAISE EXCEPTION USING errcode = '22023',
+      message = 'oplog: what is to be described is not the shape of a type',
+      hint = 'log.check_types compares the types of an application with its tables';
+  END IF;
   {_find_before(s)}
   IF v_before.revision IS NULL OR {s}.oplog_is_retired(p_type, v_before.revision) THEN
     RETURN jsonb_build_object('previous', 0, 'fills', '{{}}'::jsonb, 'rewritten', '[]'::jsonb,
