@@ -44,12 +44,16 @@ def may_remove_locks(connection: Connection, schema: str) -> bool:
 
 
 def list_row_checks(connection: Connection, schema: str) -> dict[tuple[str, str], str]:
-    """The CHECK constraints of tables of `schema`, by table and name, as PostgreSQL prints them."""
+    """The CHECK constraints of tables of `schema`, by table and name, as PostgreSQL prints them.
+
+    Those of partitions are their parents'. A partition that `prune` drops meanwhile is still in the
+    snapshot, and PostgreSQL fails to print a constraint of it: "could not open relation".
+    """
     rows = connection.exec_driver_sql(
         "SELECT c.relname::text, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid) "
         "FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND k.contype = 'c'",
+        "WHERE n.nspname = %s AND k.contype = 'c' AND NOT c.relispartition",
         (schema,),
     )
     return {(row[0], row[1]): row[2] for row in rows}
