@@ -7,9 +7,10 @@ other writer waits for the caller's, and a rollback does not take it away.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import xor
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -37,6 +38,7 @@ from oplog.postgres.standby import require_primary
 from oplog.postgres.type_evolution import find_declared, locate_tables
 from oplog.store import Store
 from oplog.store.guard_state import Guards, read_guards
+from oplog.store.rows import KnownTables
 from oplog.type_binding import BoundType, TypeBinding, make_bound
 
 _APART_SECONDS = 5.0
@@ -61,6 +63,17 @@ class Binding:
     """Types of a schema change whose rows have to be logged again first."""
     deferred: Sequence[str] = ()
     """Deferrable triggers of the application's own; empty where nothing is guarded."""
+
+    def know(self, written: Iterable[BoundType]) -> KnownTables:
+        """What a transaction that writes these types takes the tables for."""
+        forms, labels = dict[int, int](), dict[int, int]()
+        for bound in written:
+            forms |= bound.live.forms
+            labels |= bound.live.labels
+        if not forms:
+            return KnownTables(self.epoch)
+        form = reduce(xor, (*forms.values(), *labels.values()))
+        return KnownTables(self.epoch, list(forms), list(labels), form)
 
     @cached_property
     def secret_types(self) -> frozenset[str]:

@@ -26,7 +26,7 @@ from oplog.payload.paged_parts import cut_pages
 from oplog.payload.parts import CutPart, check_names, cut_parts
 from oplog.schema.guard import FORMAT_MARK
 from oplog.schema.mark_names import REQUEST_PREFIX
-from oplog.store.rows import CREATED, NewRecord, Part
+from oplog.store.rows import CREATED, NOTHING_KNOWN, KnownTables, NewRecord, Part
 
 
 class RecordBuilder:
@@ -97,7 +97,7 @@ class RecordBuilder:
             parts=parts,
             format=self._sealer.format,
             key_id=log.key_id,
-            epoch=log.epoch,
+            known=gathered.known,
         )
 
     def _cut_bulk(
@@ -165,7 +165,7 @@ def _finish(
     parts: Sequence[Part],
     format: int,
     key_id: str,
-    epoch: int | None = None,
+    known: KnownTables = NOTHING_KNOWN,
 ) -> NewRecord:
     """The record of these parts; `InvalidMetadataError` for too much metadata."""
     check_metadata_count(len(work.metadata))
@@ -177,6 +177,6 @@ def _finish(
         format=format,
         key_id=key_id,
         metadata=work.metadata,
-        epoch=epoch,
+        known=known,
         idempotency_key=None if work.claim is None else work.claim.key,
     )

@@ -45,6 +45,8 @@ def gather_work(
     and `TicketConflictError` for a ticket that does not hold any more.
     """
     changed = {change.bound.shape.type_name for change in work.changes}
+    written = [binding.find_type(name) for name in changed]
+    written += [binding.find_relation(oid) for oid in {image.relation for image in images}]
     bulk, others = split_images(images, binding=binding, changed=changed)
     rows = _read_rows(connection, work, binding=binding, images=others, strict=strict)
     groups = group_effects(work, rows)
@@ -56,6 +58,7 @@ def gather_work(
         groups.effects,
         created=groups.created,
         tally=tally or None,
+        known=binding.know(written),
         named=named,
         bulk=bulk,
         read_bulk=BulkReader(connection, binding.by_name),

@@ -243,9 +243,12 @@ def _read_texts(texts: list[str | None], parse: Callable[[str], Wire]) -> list[W
 def _join_keys(bound: BoundType) -> tuple[str, str]:
     """The given keys `k` in SQL, and the condition that joins table `t` to them."""
     arrays, joined = [], []
+    enums = {column.name for column in bound.live.columns if column.category == "E"}
     for place, column in enumerate(bound.shape.key_columns):
         arrays.append("pg_catalog.unnest(%s::text[])")
-        joined.append(f"t.{quote(column.name)} = k.k{place}::{column.pg_type}")
+        # A domain over an enum has no operators of its own.
+        cast = f"::{column.pg_type}" if column.name in enums else ""
+        joined.append(f"t.{quote(column.name)}{cast} = k.k{place}::{column.pg_type}")
     aliases = ", ".join(f"k{place}" for place in range(len(arrays)))
     return (
         f"ROWS FROM ({', '.join(arrays)}) WITH ORDINALITY AS k({aliases}, n)",

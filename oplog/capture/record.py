@@ -17,6 +17,7 @@ from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange, TrackedType
 from oplog.entry import Entry, Ticket
 from oplog.payload.effect import Effect
+from oplog.store.rows import NOTHING_KNOWN, KnownTables
 
 
 class WritableLog(Protocol):
@@ -30,11 +31,6 @@ class WritableLog(Protocol):
     @property
     def key_id(self) -> str:
         """The key that the transaction seals with; empty for plaintext."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """How many schema changes the transaction knows of."""
         ...
 
     @property
@@ -75,6 +71,8 @@ class GatheredWork:
     """Aggregates that the transaction believes to create. The append finds out."""
     tally: int | None = None
     """What the guards must have counted of the whole transaction; None if it is nothing."""
+    known: KnownTables = NOTHING_KNOWN
+    """What the transaction took the written tables for."""
     named: Sequence[tuple[str, int]] = ()
     """Quoted names of written tables with the oid that each has to mean when the entries are
     appended."""

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 BOOL, BYTEA, INT8, INT2, TEXT, UUID_OID = 16, 17, 20, 21, 25, 2950
-BYTEA_ARRAY, INT4_ARRAY, TEXT_ARRAY, INT8_ARRAY = 1001, 1007, 1009, 1016
+BYTEA_ARRAY, INT4_ARRAY, TEXT_ARRAY, INT8_ARRAY, OID_ARRAY = 1001, 1007, 1009, 1016, 1028
 """Oids of types, which are the same in every database."""
 
-_INT4_OID = 23
+_INT4_OID, _OID_OID = 23, 26
 _INT2, _INT4, _INT8 = struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
+_OID = struct.Struct(">I")
 _HEADER = struct.Struct(">iiI")
 """Of an array: dimensions, whether there are NULLs, the element's oid."""
 _DIMENSION = struct.Struct(">ii")
@@ -90,6 +91,10 @@ def _write_int4(value: int, _encoding: str) -> bytes:
     return _INT4.pack(value)
 
 
+def _write_oid(value: int, _encoding: str) -> bytes:
+    return _OID.pack(value)
+
+
 def _write_int8(value: int, _encoding: str) -> bytes:
     return _INT8.pack(value)
 
@@ -104,6 +109,7 @@ _ENCODERS: Mapping[int, Callable[[Any, str], bytes]] = MappingProxyType(
         BYTEA_ARRAY: _encode_array(BYTEA, _write_bytes),
         INT4_ARRAY: _encode_array(_INT4_OID, _write_int4),
         INT8_ARRAY: _encode_array(INT8, _write_int8),
+        OID_ARRAY: _encode_array(_OID_OID, _write_oid),
         TEXT_ARRAY: _encode_array(TEXT, _write_text),
     }
 )

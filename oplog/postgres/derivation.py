@@ -90,7 +90,8 @@ def _list_columns(declared: DeclaredType, live: LiveTable) -> list[DeclaredColum
             raise SchemaDriftError(
                 f"column {live.schema}.{live.name}.{column.name} is in the model and not in "
                 "the database",
-                hint="run the migrations before this version of the application",
+                hint="run the migrations before this version of the application; if a migration "
+                "has renamed or dropped the column, deploy the version that goes with it",
             )
     return list_live_columns(live, declared.excluded)
 

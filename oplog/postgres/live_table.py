@@ -6,8 +6,10 @@ what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import xor
 from types import MappingProxyType
 from typing import Any
 
@@ -16,8 +18,13 @@ from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError, NotCapturableError, SchemaDriftError
 from oplog.payload.column_numbers import Numbers
-from oplog.postgres.quoting import (
-    quote,
+from oplog.postgres.quoting import quote
+from oplog.postgres.table_form import (
+    hash_column,
+    hash_enums,
+    hash_relations,
+    hash_triggers,
+    is_own_trigger,
 )
 
 REFUSED_SETTINGS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
@@ -65,6 +72,15 @@ class LiveColumn:
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a type is made of: names of types, and hashes of composite and enum types by oid."""
+
+    names: list[str]
+    forms: dict[int, int]
+    labels: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class LiveTable:
     """A table as Postgres has it."""
 
@@ -77,6 +93,10 @@ class LiveTable:
     """A trigger or rule of the application's may change what a statement stores."""
     oddity: str | None = None
     """Why rows of this table cannot be told exactly, whatever writes them."""
+    forms: Mapping[int, int] = field(default_factory=dict)
+    """Hashes of its columns, and of those of composite types in it, by the oid of each."""
+    labels: Mapping[int, int] = field(default_factory=dict)
+    """Hashes of the labels of enum types in it, by the type's oid."""
     database: str = ""
     """The server's system identifier and the database's oid, with a slash between."""
 
@@ -115,8 +135,8 @@ base AS (
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
   FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid WHERE t.typtype = 'd')
 SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
-  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
-          AND g.tgenabled <> 'D' AND g.tgname NOT LIKE 'oplog\\_%%')
+  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled <> 'D'
+          AND {is_own_trigger("g")})
   OR EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid),
   a.attname, pg_catalog.format_type(b.typid, b.typmod), t.typtype::text,
   a.attgenerated <> '', a.attnotnull,
@@ -136,6 +156,7 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
         AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
   a.attnum,
+  {hash_column("a")}, ({hash_triggers("c.oid")}),
   {_DATABASE_ID}
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
@@ -147,8 +168,12 @@ JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
 ORDER BY w.n, a.attnum
 """
 
-_PARTS = """
-SELECT w.typid, ARRAY(WITH RECURSIVE part(oid) AS (
+_PARTS = f"""
+SELECT w.typid, found.made_of, found.oid, found.relation, CASE found.kind
+  WHEN 'c' THEN ({hash_relations("ARRAY[found.relation]")})
+  WHEN 'e' THEN ({hash_enums("ARRAY[found.oid]")}) END
+FROM pg_catalog.unnest(%s::bigint[]) AS w(typid) CROSS JOIN LATERAL (
+  WITH RECURSIVE part(oid) AS (
     SELECT w.typid::oid UNION SELECT inner_part.oid FROM part
     JOIN pg_catalog.pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
       SELECT p.typelem WHERE p.typelem <> 0
@@ -157,8 +182,10 @@ SELECT w.typid, ARRAY(WITH RECURSIVE part(oid) AS (
         WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
       UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
         WHERE p.oid IN (r.rngtypid, r.rngmultitypid)) inner_part(oid))
-    SELECT pg_catalog.format_type(oid, NULL) FROM part WHERE oid <> w.typid::oid ORDER BY 1)
-FROM pg_catalog.unnest(%s::bigint[]) AS w(typid)
+  SELECT t.oid, t.typrelid AS relation, t.typtype AS kind,
+    CASE WHEN t.oid <> w.typid::oid THEN pg_catalog.format_type(t.oid, NULL) END AS made_of
+  FROM part JOIN pg_catalog.pg_type t ON t.oid = part.oid) found
+ORDER BY 1, 2
 """
 """What types are made of. Apart from the rest, which is planned in half the time without it."""
 
@@ -220,11 +247,23 @@ def _read(
         found.setdefault(row[0] - 1, []).append(row)
         if row[14] is not None:
             made.add(row[14])
-    parts: dict[int, tuple[str, ...]] = {}
-    if made:
-        asked = connection.exec_driver_sql(_PARTS, (sorted(made),))
-        parts = {typid: tuple(made_of) for typid, made_of in asked}
+    parts = _read_parts(connection, made)
     return {n: _build(rows, parts) for n, rows in found.items()}
+
+
+def _read_parts(connection: Connection, types: Collection[int]) -> dict[int, _Parts]:
+    """What each of these types is made of."""
+    parts: dict[int, _Parts] = {}
+    if types:
+        for typid, name, oid, relation, form in connection.exec_driver_sql(
+            _PARTS, (sorted(types),)
+        ):
+            found = parts.setdefault(typid, _Parts([], {}, {}))
+            if name is not None:
+                found.names.append(name)
+            if form is not None:
+                (found.forms if relation else found.labels)[relation or oid] = form
+    return parts
 
 
 def require_live_table(live: Mapping[sa.Table, LiveTable], table: sa.Table) -> LiveTable:
@@ -254,7 +293,7 @@ def require_live_table(live: Mapping[sa.Table, LiveTable], table: sa.Table) -> L
     return found
 
 
-def _build(rows: list[Any], parts: Mapping[int, tuple[str, ...]]) -> LiveTable:
+def _build(rows: list[Any], parts: Mapping[int, _Parts]) -> LiveTable:
     _, oid, schema, name, kind, rewrites = rows[0][:6]
     columns = tuple(
         LiveColumn(
@@ -265,13 +304,21 @@ def _build(rows: list[Any], parts: Mapping[int, tuple[str, ...]]) -> LiveTable:
             primary_key=row[11],
             not_null=row[10],
             has_default=row[12],
-            parts=() if row[14] is None else parts[row[14]],
+            parts=() if row[14] is None else tuple(parts[row[14]].names),
             blind=row[15],
             cast_to_text=row[16],
             number=row[17],
         )
         for row in rows
     )
+    forms, labels = (
+        {oid: reduce(xor, (row[18] for row in rows), rows[0][19] or 0)},
+        dict[int, int](),
+    )
+    for row in rows:
+        if row[14] is not None:
+            forms |= parts[row[14]].forms
+            labels |= parts[row[14]].labels
     return LiveTable(
         oid=oid,
         schema=schema,
@@ -280,7 +327,9 @@ def _build(rows: list[Any], parts: Mapping[int, tuple[str, ...]]) -> LiveTable:
         columns=columns,
         rewrites_rows=rewrites,
         oddity=rows[0][13],
-        database=rows[0][18],
+        forms=forms,
+        labels=labels,
+        database=rows[0][20],
     )
 
 

@@ -87,7 +87,7 @@ def compare_table(
     codecs = _list_codecs(plan)
     # Rows are joined by equal keys, which can still differ in their text.
     tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
-    tests = [_test(name, codecs[name]) for name in tested]
+    tests = [_test(plan, name, codecs[name]) for name in tested]
     key = plan.key_names[0]
     # Of a composite value, IS NOT NULL asks whether every field is; this asks for the value.
     here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
@@ -104,7 +104,7 @@ def compare_table(
         f"{_texts('l', names)} AS live, {_texts('r', names)} AS logged, "
         f"{', '.join(f'{place} AS k{n}' for n, place in enumerate(order))} "
         f"FROM {live} l FULL JOIN {target} r ON "
-        f"{' AND '.join(f'l.{quote(n)} = r.{quote(n)}' for n in plan.key_names)} "
+        f"{' AND '.join(' = '.join(_name(plan, s, n) for s in 'lr') for n in plan.key_names)} "
         f"WHERE NOT ({both}){''.join(f' OR {test}' for test in tests)}) d "
         f"ORDER BY {', '.join(f'd.k{n}' for n in range(len(order)))} LIMIT {max(limit, 1)}",
         parameters,
@@ -152,9 +152,17 @@ def _list_codecs(plan: TablePlan) -> dict[str, ValueCodec]:
     return codecs
 
 
-def _test(name: str, codec: ValueCodec) -> str:
-    suffix = '::text COLLATE "C"' if codec.compare_as_text else ""
-    return f"l.{quote(name)}{suffix} IS DISTINCT FROM r.{quote(name)}{suffix}"
+def _test(plan: TablePlan, name: str, codec: ValueCodec) -> str:
+    if codec.compare_as_text:
+        return " IS DISTINCT FROM ".join(f'{side}.{quote(name)}::text COLLATE "C"' for side in "lr")
+    return f"{_name(plan, 'l', name)} IS DISTINCT FROM {_name(plan, 'r', name)}"
+
+
+def _name(plan: TablePlan, side: str, name: str) -> str:
+    """A column that can be compared: of a domain over an enum PostgreSQL finds no operator."""
+    column = plan.live_columns[name]
+    cast = f"::{column.pg_type}" if name in plan.domains and column.category == "E" else ""
+    return f"{side}.{quote(name)}{cast}"
 
 
 def _texts(side: str, names: Sequence[str]) -> str:

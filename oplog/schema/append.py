@@ -48,7 +48,7 @@ def create_append_statements(s: str, p: str) -> list[str]:
 
 _ARGUMENTS = (
     "uuid, text[], bigint[], bytea, integer[], bytea[], smallint, text, text[], text, bigint, "
-    "bigint, boolean"
+    "oid[], oid[], bigint, bigint, boolean"
 )
 """Types of the present functions' arguments."""
 
@@ -295,14 +295,14 @@ def _append_function(s: str, p: str, *, name: str, rights: str, by_anybody: bool
     return f"""CREATE FUNCTION {s}.oplog_{name}(
   p_record uuid, p_aggregates text[], p_expected bigint[], p_data bytea,
   p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
-  p_idempotency_key text, p_epoch bigint, p_tally bigint, p_asynchronous boolean,
+  p_idempotency_key text, p_epoch bigint, p_relations oid[], p_enums oid[], p_form bigint,
+  p_tally bigint, p_asynchronous boolean,
   OUT o_versions bigint[], OUT o_hash bytea)
 LANGUAGE plpgsql {rights} SET plan_cache_mode = force_generic_plan AS $oplog_fn$
 -- A plan for each call would plan the partitioned tables each time: hence the setting.
 -- p_aggregates are in "C" order, one lock order for everybody. p_expected has the version of each
--- one's ticket, NULL for any, {_CREATED} for one that this transaction creates; it is NULL if all
--- are created. o_versions is NULL if all are 1. Raises {STALE_TICKET} when somebody else has
--- written an aggregate since its ticket was taken.
+-- one's ticket, NULL for any, {_CREATED} for one that this transaction creates; NULL: all are
+-- created. o_versions is NULL if all are 1. {STALE_TICKET}: an aggregate was written since.
 DECLARE
   v_set text;
   v_count integer := pg_catalog.cardinality(p_aggregates);
@@ -312,13 +312,13 @@ DECLARE
   v_last text;
   v_reserved text;
   v_size bigint;
-  v_epoch bigint;
+  v_epoch bigint; v_form bigint;
+  v_position bigint;
   v_version bigint;
   v_before bigint;
+  v_made integer;
   v_hash bytea;
   v_hashes bytea[];
-  v_position bigint;
-  v_made integer;
   v_bytes bytea;
   v_body bytea;
   v_body_hash bytea;

@@ -116,7 +116,8 @@ DECLARE
     LATERAL (VALUES (1, m.key), (2, m.value)) AS t(place, text) ORDER BY m.n, t.place);
 BEGIN
   PERFORM {s}.oplog_append_mark(gen_random_uuid(), ARRAY[p_aggregate], ARRAY[NULL]::bigint[],
-    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, NULL, true);
+    ''::bytea, NULL, NULL, {FORMAT_MARK}::smallint, '', v_metadata, NULL, NULL, NULL, NULL, NULL,
+    NULL, true);
 END $oplog_fn$"""
 
 

@@ -7,6 +7,7 @@ rows gives the table another file. What was last seen of that is kept in `oplog_
 
 from __future__ import annotations
 
+from oplog.postgres.table_form import hash_enums, hash_relations
 from oplog.schema.column_judgement import PINNED, describe_change, judge_numbers
 from oplog.schema.mark_names import (
     ADOPTION_PREFIX,
@@ -73,19 +74,29 @@ def create_change_functions(s: str) -> list[str]:
 
 
 def refuse_old_types(s: str) -> str:
-    """PL/pgSQL that raises unless `p_epoch` is the number of schema changes, or NULL.
+    """PL/pgSQL that raises if tables were changed since the writer looked at them.
+
+    `p_epoch` is the number of schema changes that were noted then; NULL asks for nothing.
+    `p_relations` are the written tables, and the composite types in them, `p_enums` the enum
+    types, and `p_form` is what they were: there may be a change that nobody noted yet.
 
     A transaction whose snapshot is older than a change sees the number of before: locking the row
     raises 40001 then.
     """
-    read = f"SELECT e.epoch INTO v_epoch FROM {s}.oplog_epoch e"
+    read = (
+        f"SELECT e.epoch, ({hash_relations('p_relations')}) INTO v_epoch, v_form "
+        f"FROM {s}.oplog_epoch e"
+    )
     return f"""IF p_epoch IS NOT NULL THEN
     IF pg_catalog.current_setting('transaction_isolation') = 'read committed' THEN
       {read};
     ELSE
       {read} FOR SHARE;
     END IF;
-    IF p_epoch <> v_epoch THEN
+    IF p_enums IS NOT NULL THEN
+      v_form := v_form # ({hash_enums("p_enums")});
+    END IF;
+    IF p_epoch <> v_epoch OR p_form <> v_form THEN
       RAISE EXCEPTION USING errcode = '{TYPES_CHANGED}',
         message = 'oplog: tables were changed since this process looked at them',
         hint = 'run the whole transaction again: the next one knows the tables of now';

@@ -23,6 +23,7 @@ from oplog.postgres.binary_message import (
     INT4_ARRAY,
     INT8,
     INT8_ARRAY,
+    OID_ARRAY,
     TEXT,
     TEXT_ARRAY,
     UUID_OID,
@@ -63,7 +64,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of parts and metadata read at once, more only for a single larger record."""
 _PARTS = StoredRecord._fields.index("parts") + 1
 """Where `RECORD_COLUMNS` have the number of parts, after the first one."""
-_PLACES = ", ".join(f"${number}" for number in range(1, 12))
+_PLACES = ", ".join(f"${number}" for number in range(1, 15))
 _ANSWER_NONE = "SELECT NULL::bigint[], NULL::bytea"
 
 
@@ -176,6 +177,7 @@ class Store:
         """
         created = all(version == CREATED for version in record.expected)
         more = record.parts[1:]
+        known = record.known
         parameters = (
             Parameter(UUID_OID, record.record_id),
             Parameter(TEXT_ARRAY, record.aggregates),
@@ -187,7 +189,10 @@ class Store:
             Parameter(TEXT, record.key_id),
             Parameter(TEXT_ARRAY, flatten_metadata(record.metadata)),
             Parameter(TEXT, record.idempotency_key),
-            Parameter(INT8, record.epoch),
+            Parameter(INT8, known.epoch),
+            Parameter(OID_ARRAY, known.relations or None),
+            Parameter(OID_ARRAY, known.enums or None),
+            Parameter(INT8, known.form),
         )
         return _bind(
             f"{self._append}{_PLACES}, ",

@@ -109,12 +109,29 @@ CREATED = -1
 """In `NewRecord.expected`: the transaction believes that it creates the aggregate."""
 
 
+class KnownTables(NamedTuple):
+    """What a writer took the tables for; by default it says nothing.
+
+    `epoch` is the number of schema changes that were noted. `relations` are oids of the written
+    tables and of composite types in them, `enums` of enum types, and `form` is the hash of their
+    columns and labels.
+    """
+
+    epoch: int | None = None
+    relations: Sequence[int] = ()
+    enums: Sequence[int] = ()
+    form: int | None = None
+
+
+NOTHING_KNOWN = KnownTables()
+
+
 class NewRecord(NamedTuple):
     """A record about to be appended.
 
     `aggregates` are in the order of collation C. `expected` has, for each, the ticket's version,
-    None for any, or `CREATED`. `parts` begin at rising aggregates, the first at 0. `epoch` is the
-    number of schema changes that the writer knows of; None where that does not matter.
+    None for any, or `CREATED`. `parts` begin at rising aggregates, the first at 0. `known` is
+    compared with the tables of then.
     """
 
     record_id: UUID
@@ -125,7 +142,7 @@ class NewRecord(NamedTuple):
     key_id: str
     metadata: Sequence[tuple[str, str]] = ()
     idempotency_key: str | None = None
-    epoch: int | None = None
+    known: KnownTables = NOTHING_KNOWN
 
 
 class Seen(NamedTuple):

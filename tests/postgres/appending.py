@@ -136,6 +136,9 @@ ARGUMENTS: dict[str, str] = {
     "p_metadata": "NULL::text[]",
     "p_idempotency_key": "NULL",
     "p_epoch": "NULL",
+    "p_relations": "NULL::oid[]",
+    "p_enums": "NULL::oid[]",
+    "p_form": "NULL",
     "p_tally": "NULL",
     "p_asynchronous": "true",
 }

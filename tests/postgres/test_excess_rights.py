@@ -195,7 +195,7 @@ FORMER = (
     FORMER_FUNCTION,
     "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA oplog FROM PUBLIC",
     """DROP FUNCTION oplog.oplog_append(uuid, text[], bigint[], bytea, integer[], bytea[],
-  smallint, text, text[], text, bigint, bigint, boolean)""",
+  smallint, text, text[], text, bigint, oid[], oid[], bigint, bigint, boolean)""",
     "GRANT EXECUTE ON FUNCTION oplog.oplog_append, oplog.oplog_settle TO {application}",
     "GRANT INSERT ON oplog.oplog_type, oplog.oplog_type_numbers, oplog.oplog_key TO {application}",
     "GRANT INSERT (record_id) ON oplog.oplog_outcome TO {application}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -16,6 +17,7 @@ from oplog.entry import OpType, Ticket
 from oplog.errors import TicketConflictError
 from oplog.schema.touched_keys import weigh
 from oplog.store.guard_state import Image
+from oplog.store.rows import KnownTables
 from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.unit
 
 COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer")]
 BY_KEY = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="item")
-AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing")
+AS_ONE = make_bound(COLUMNS, key=["id"], aggregate="all", name="thing", oid=9)
 C, U, D = OpType.CREATE, OpType.UPDATE, OpType.DELETE
 CONNECTION = cast("Connection", object())
 
@@ -33,8 +35,14 @@ class Bound:
 
     by_name: ClassVar = {"item": BY_KEY, "thing": AS_ONE}
 
+    def find_type(self, name: str) -> BoundType:
+        return self.by_name[name]
+
     def find_relation(self, _oid: int) -> BoundType:
         return BY_KEY
+
+    def know(self, written: Iterable[BoundType]) -> KnownTables:
+        return KnownTables(8, sorted(bound.live.oid for bound in written))
 
 
 class Database:
@@ -117,6 +125,7 @@ def test_rows_are_completed_before_they_are_grouped(database: Database, strict: 
     assert effect.values == {"id": 1, "team": "a", "points": 99}
     assert (gathered.tally, gathered.named) == (3, [("item", 7)])
     assert gathered.created == {"item/1"}
+    assert gathered.known == KnownTables(8, [7])
 
 
 def test_rows_that_images_touched_are_told_by_the_images(database: Database) -> None:
@@ -128,6 +137,7 @@ def test_rows_that_images_touched_are_told_by_the_images(database: Database) -> 
     told = [(e.kind, e.key) for effects in gathered.effects.values() for e in effects]
     assert sorted(told) == [(C, (2,)), (D, (1,))]
     assert database.order == ["complete", "touched"]
+    assert gathered.known == KnownTables(8, [7, 7])
 
 
 def test_nothing_is_no_effect_and_no_tally(database: Database) -> None:

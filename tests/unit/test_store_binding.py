@@ -18,13 +18,14 @@ from oplog.postgres.binary_message import (
     INT4_ARRAY,
     INT8,
     INT8_ARRAY,
+    OID_ARRAY,
     TEXT,
     TEXT_ARRAY,
     UUID_OID,
     Message,
 )
 from oplog.store import NewRecord, Store
-from oplog.store.rows import CREATED, Part
+from oplog.store.rows import CREATED, KnownTables, Part
 
 pytestmark = pytest.mark.unit
 
@@ -45,14 +46,15 @@ def places(first: int, last: int) -> str:
 
 def test_one_aggregate_and_one_part() -> None:
     message = Store("log").bind_append(RECORD)
-    assert message.statement == f'SELECT "log".oplog_append({places(1, 13)})'
+    assert message.statement == f'SELECT "log".oplog_append({places(1, 16)})'
     assert list_values(message) == [
         *(UUID(int=1), ["a"], [4], b"\x02data", None, None, 2, "k"),
-        *(None, None, None, None, False),
+        *(None, None, None, None, None, None, None, False),
     ]
     assert list_oids(message) == [
         *(UUID_OID, TEXT_ARRAY, INT8_ARRAY, BYTEA, INT4_ARRAY, BYTEA_ARRAY),
-        *(INT2, TEXT, TEXT_ARRAY, TEXT, INT8, INT8, BOOL),
+        *(INT2, TEXT, TEXT_ARRAY, TEXT),
+        *(INT8, OID_ARRAY, OID_ARRAY, INT8, INT8, BOOL),
     ]
 
 
@@ -64,14 +66,15 @@ def test_several_of_all() -> None:
         parts=parts,
         metadata=[("actor", "ada"), ("actor", "bob")],
         idempotency_key="key",
-        epoch=9,
+        known=KnownTables(9, [3, 2], [5], -8),
     )
     message = Store("log", asynchronous_commit=True).bind_append(record, tally=7)
     # One statement, whatever the record holds.
     assert message.statement == Store("log").bind_append(RECORD).statement
     assert list_values(message) == [
         *(UUID(int=1), ["a", 'b"\\,{}', "c"], [None, -1, 0], b"zero"),
-        *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key", 9, 7, True),
+        *([0, 2], [b"", b"\xff"], 2, "k", ["actor", "ada", "actor", "bob"], "key"),
+        *(9, [3, 2], [5], -8, 7, True),
     ]
 
 
@@ -103,8 +106,8 @@ def test_names_are_compared_in_the_same_statement() -> None:
     message = Store("log").bind_append(RECORD, tally=5, named=named)
     assert list_values(message)[-4:] == [('"a"."b"', '"c"'), (7, 8), 5, False]
     assert list_oids(message)[-4:] == [TEXT_ARRAY, INT8_ARRAY, INT8, BOOL]
-    assert "unnest($12::text[])" in message.statement
-    assert message.statement.endswith("= $13::bigint[] THEN $14 ELSE -1 END, $15)")
+    assert "unnest($15::text[])" in message.statement
+    assert message.statement.endswith("= $16::bigint[] THEN $17 ELSE -1 END, $18)")
     message = Store("log").bind_settle(5, named=named)
     assert list_values(message) == [('"a"."b"', '"c"'), (7, 8), 5]
     assert message.statement.endswith("= $2::bigint[] THEN $3 ELSE -1 END)")
