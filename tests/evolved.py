@@ -6,6 +6,7 @@ Models are reflected from the database, so each application has those of its own
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,34 @@ def assert_same(found: Copies, wanted: Copies) -> None:
     assert not differences, "\n".join(differences)
 
 
+class Spelled(sa.types.UserDefinedType[str]):
+    """A type by its name in the database."""
+
+    cache_ok = True
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    def get_col_spec(self, **_: object) -> str:
+        return self.spec
+
+
+def spell(inspector: sa.Inspector, table: sa.Table, column: Any) -> None:
+    """Give a column the name of its type where the log has texts: composites, arrays of enums."""
+    found = column["type"]
+    if isinstance(found, sa.types.NullType) or (
+        isinstance(found, sa.ARRAY) and isinstance(found.item_type, sa.Enum)
+    ):
+        connection = inspector.bind
+        assert isinstance(connection, Connection)
+        spec = connection.exec_driver_sql(
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = to_regclass(%s) AND attname = %s",
+            (f'"{table.schema or "public"}"."{table.name}"', column["name"]),
+        ).scalar_one()
+        column["type"] = Spelled(spec)
+
+
 @dataclass
 class Application:
     """A process with models of the database as it was when it started, and its own log."""
@@ -119,7 +148,15 @@ class Application:
         for schema, name in self.places:
             place = None if schema == "public" else schema
             # Not what it refers to: that is reflected in its turn, or not logged.
-            sa.Table(name, self.metadata, schema=place, autoload_with=connection)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Did not recognize type")
+                sa.Table(
+                    name,
+                    self.metadata,
+                    schema=place,
+                    autoload_with=connection,
+                    listeners=[("column_reflect", spell)],
+                )
         untracked = {n: "not logged" for n in self.untracked if n in self.metadata.tables}
         catalog = TypeCatalog.from_models(self.metadata, untracked=untracked)
         self.log = Oplog(catalog, keyring=self.keyring)

@@ -148,6 +148,46 @@ ENUMS = {
     ),
 }
 
+_MADE = (
+    "CREATE TYPE mood AS ENUM ('ok', 'sad', 'old');CREATE DOMAIN humour AS mood;"
+    "CREATE TYPE place AS (street text, mood mood);CREATE TABLE acct (id int PRIMARY KEY, "
+    "a mood[], e humour, p place, b text)"
+)
+_MADE_SEED = """
+INSERT INTO acct VALUES (1, '{ok,old}', 'old', '(x,old)', 'x'), (2, '{}', 'sad', NULL, 'y'),
+  (3, NULL, NULL, '(,)', 'z');
+UPDATE acct SET a = '{old}' WHERE id = 2"""
+
+
+def _made(ddl: str, *, label: str = "old", place: str = "(y,sad)", text: str = "aep") -> Change:
+    return Change(
+        ddl,
+        before=_MADE,
+        seed=_MADE_SEED,
+        writes=f"INSERT INTO acct VALUES (5, '{{sad,{label}}}', '{label}', '{place}', 'v');"
+        f"UPDATE acct SET a = '{{{label}}}' WHERE id = 3;UPDATE acct SET b = 'u' WHERE id = 1",
+        old_row={"id": 70, "b": "old"},
+        # A table of then that is made from the stored revision has base types.
+        past={"e": "mood"} | dict.fromkeys(text, "text") if text else {},
+    )
+
+
+MADE = {
+    "label of elements, a domain and fields renamed": _made(
+        "ALTER TYPE mood RENAME VALUE 'old' TO 'aged'", label="aged"
+    ),
+    "labels of elements, a domain and fields swapped": _made(
+        "ALTER TYPE mood RENAME VALUE 'old' TO 't';ALTER TYPE mood RENAME VALUE 'ok' TO 'old';"
+        "ALTER TYPE mood RENAME VALUE 't' TO 'ok'"
+    ),
+    "field added": _made("ALTER TYPE place ADD ATTRIBUTE n int", place="(y,sad,3)", text="p"),
+    "field dropped": _made("ALTER TYPE place DROP ATTRIBUTE mood", place="(y)", text="p"),
+    "field renamed": _made("ALTER TYPE place RENAME ATTRIBUTE mood TO other", text=""),
+    "field added and dropped": _made(
+        "ALTER TYPE place ADD ATTRIBUTE n int;ALTER TYPE place DROP ATTRIBUTE n", text=""
+    ),
+}
+
 _POS = "CREATE DOMAIN pos AS int CONSTRAINT positive CHECK (VALUE > 0)"
 _DOMAIN = f"{_POS};CREATE TABLE acct (id int PRIMARY KEY, a pos, e int, b text)"
 _POS_SEED = """

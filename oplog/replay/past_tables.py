@@ -124,11 +124,11 @@ def _list_rewritten(then: Shape, known: Sequence[Shape]) -> set[int]:
 def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
     shape = target.shape
     newest = target.shapes[-1]
-    # Labels of an enum are not in the log: one that the table has no more may have others.
+    # Labels and fields of types are not in the log: one of that name may have others now.
     changed = _list_relabelled(shape, target.shapes) | {
         column.number
         for column in shape.columns
-        if column.category == "E"
+        if (column.category == "E" or spelled.get(column.pg_type))
         and (
             column.number not in newest.by_number
             or column.number in _list_rewritten(shape, target.shapes)
@@ -139,7 +139,7 @@ def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
         spelled={
             column.number: column.pg_type
             for column in shape.columns
-            if spelled[column.pg_type] and column.number not in changed
+            if column.pg_type in spelled and column.number not in changed
         },
         schema=shape.schema,
         table=shape.table,
@@ -147,10 +147,11 @@ def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
 
 
 def _find_types(connection: Connection, names: Iterable[str]) -> Mapping[str, bool]:
-    """Whether the database has each type."""
+    """Those that the database has; True for one that was created here, or has such elements."""
     rows = connection.exec_driver_sql(
-        "SELECT w.name, pg_catalog.to_regtype(w.name) IS NOT NULL "
-        "FROM pg_catalog.unnest(%s::text[]) AS w(name)",
+        "SELECT w.name, t.oid >= 16384 OR t.typelem >= 16384 "
+        "FROM pg_catalog.unnest(%s::text[]) AS w(name) "
+        "JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(w.name)",
         (sorted(names),),
     )
     return {row[0]: row[1] for row in rows}

@@ -121,7 +121,7 @@ BEGIN
     AND t.database_id = {s}.oplog_find_database() AND t.table_oid = p_table;
   {_compare_files()}
   WITH {_pair_columns()},
-  judged AS ({_judge_pairs()})
+  judged AS ({_judge_pairs(s)})
   SELECT jsonb_build_object('previous', v_before.revision,
       'fills', coalesce(jsonb_object_agg(j.number, j.missing)
         FILTER (WHERE j.was_number IS NULL AND NOT j.rewritten), '{{}}'),
@@ -167,7 +167,18 @@ def _compare_files() -> str:
   END LOOP;"""
 
 
-def _judge_pairs() -> str:
+def _judge_made(s: str) -> str:
+    """A condition: of what the column's type is made reads otherwise in every row that has it."""
+    return f"""EXISTS (SELECT FROM jsonb_each(CASE jsonb_typeof(p.seen->'made') WHEN 'object'
+        THEN p.seen->'made' ELSE '{{}}' END) AS o(name, value)
+      FULL JOIN jsonb_each(coalesce({s}.oplog_list_made(p.type::oid), '{{}}')) AS n(name, value)
+        ON o.name = n.name
+      -- A label that was added is in no row.
+      WHERE CASE WHEN starts_with(coalesce(o.name, n.name), 'label ') THEN o.value <> n.value
+        ELSE o.value IS DISTINCT FROM n.value END)"""
+
+
+def _judge_pairs(s: str) -> str:
     """The query: of each column, whether its values were rewritten, and labels renamed."""
     bare, was_bare = (
         f"regexp_replace({column}, '[(][0-9, -]*[)]', '')"
@@ -177,6 +188,7 @@ def _judge_pairs() -> str:
       WHEN p.was_left_out THEN true
       WHEN p.was_number IS NULL THEN NOT (p.atthasmissing OR v_kept)
       WHEN p.was_kind <> p.kind THEN true
+      WHEN (p.seen->'type')::bigint = p.type AND p.seen ? 'made' AND {_judge_made(s)} THEN true
       WHEN v_kept AND (p.seen->'type')::bigint = p.type THEN false
       WHEN p.spelled <> p.was_spelled AND NOT right(p.spelled, length(p.was_spelled) + 1)
           = concat('.', p.was_spelled) AND NOT right(p.was_spelled, length(p.spelled) + 1)

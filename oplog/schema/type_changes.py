@@ -32,6 +32,7 @@ CHANGE_FUNCTIONS = (
     "judge_numbers(text, jsonb, oid)",
     "list_files(oid)",
     "list_columns(oid)",
+    "list_made(oid)",
     "is_marked(text, integer)",
     "is_retired(text, integer)",
     "find_database()",
@@ -62,6 +63,7 @@ def create_change_functions(s: str) -> list[str]:
         _is_retired(s),
         _is_marked(s),
         _list_files(s),
+        _list_made(s),
         _list_columns(s),
         judge_numbers(s),
         describe_change(s),
@@ -157,13 +159,38 @@ JOIN pg_class c ON c.oid = r.relid WHERE c.relkind = 'r'
 $oplog_fn$"""
 
 
+def _list_made(s: str) -> str:
+    return f"""CREATE FUNCTION {s}.oplog_list_made(p_type oid) RETURNS jsonb
+LANGUAGE sql STABLE {PINNED} AS $oplog_fn$
+-- Of what an array, a domain, a range or a composite type is made: by oid the labels of enums, and
+-- by type and number the fields' types. The text of a value has those labels and fields.
+WITH RECURSIVE part(oid) AS (
+  SELECT t.oid FROM pg_type t WHERE t.oid = p_type AND (t.typtype <> 'b' OR t.typelem <> 0)
+  UNION SELECT i.oid FROM part JOIN pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
+    SELECT p.typelem WHERE p.typelem <> 0
+    UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
+    UNION ALL SELECT e.atttypid FROM pg_attribute e
+      WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
+    UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE p.oid IN (r.rngtypid, r.rngmultitypid))
+    i(oid))
+SELECT jsonb_object_agg(m.key, m.value) FROM (
+  SELECT concat('label ', l.oid) AS key, l.enumlabel::text AS value FROM part
+  JOIN pg_enum l ON l.enumtypid = part.oid WHERE part.oid <> p_type
+  UNION ALL SELECT concat('field ', p.oid, ' ', e.attnum), e.atttypid::bigint::text FROM part
+  JOIN pg_type p ON p.oid = part.oid
+  JOIN pg_attribute e ON e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped) m
+$oplog_fn$"""
+
+
 def _list_columns(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_list_columns(p_table oid) RETURNS jsonb
 LANGUAGE sql STABLE {PINNED} AS $oplog_fn$
--- By number: the type, the transaction that last altered the column, and labels of an enum by oid.
+-- By number: the type, the transaction that last altered the column, labels of an enum by oid, and
+-- of what another type is made.
 SELECT coalesce(jsonb_object_agg(a.attnum, jsonb_build_object('type', a.atttypid::bigint,
   'altered', a.xmin::text, 'labels', (SELECT jsonb_object_agg(l.oid, l.enumlabel)
-    FROM pg_enum l WHERE l.enumtypid = a.atttypid))), '{{}}')
+    FROM pg_enum l WHERE l.enumtypid = a.atttypid),
+  'made', {s}.oplog_list_made(a.atttypid))), '{{}}')
 FROM pg_attribute a WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped
 $oplog_fn$"""
 

@@ -64,6 +64,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_kept_columns": (False, False, "s", set()),
     "oplog_lease": (True, True, "v", {WORKER}),
     "oplog_list_columns": (False, True, "s", set()),
+    "oplog_list_made": (False, True, "s", set()),
     "oplog_list_files": (False, True, "s", set()),
     "oplog_lock": (True, True, "v", {APPLICATION}),
     "oplog_make_partitions": (True, True, "v", set()),

@@ -17,7 +17,7 @@ from tests.databases import FreshDatabase
 from tests.evolved import WAYS, Application, Evolved, alter, assert_same, group, prepare
 from tests.evolving import ADDED, DEFAULTS, DROPPED, RENAMED, SAME_KIND, WORDS, Change
 from tests.evolving_tables import KEYS, NAMES, NOTHING, PARTITIONS, REPLACED, SEVERAL
-from tests.evolving_types import DOMAINS, ENUMS, OTHER_KIND
+from tests.evolving_types import DOMAINS, ENUMS, MADE, OTHER_KIND
 from tests.postgres.archived import open_memory
 
 pytestmark = pytest.mark.postgres
@@ -30,6 +30,7 @@ CHANGES: dict[str, Change] = (
     | SAME_KIND
     | OTHER_KIND
     | ENUMS
+    | MADE
     | DOMAINS
     | KEYS
     | NAMES
@@ -290,6 +291,7 @@ def test_there_are_changes_of_every_kind() -> None:
                 SAME_KIND,
                 OTHER_KIND,
                 ENUMS,
+                MADE,
                 DOMAINS,
                 KEYS,
                 NAMES,

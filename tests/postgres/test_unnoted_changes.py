@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import SchemaChangedError, SchemaDriftError
+from tests.evolved import Spelled
 from tests.logged import run, track
 
 pytestmark = pytest.mark.postgres
@@ -61,18 +62,6 @@ HARMLESS = (
     "VACUUM FULL person",
     "CREATE TABLE beside (id integer)",
 )
-
-
-class Spelled(sa.types.UserDefinedType[str]):
-    """A type by its name in the database."""
-
-    cache_ok = True
-
-    def __init__(self, spec: str) -> None:
-        self.spec = spec
-
-    def get_col_spec(self, **_: object) -> str:
-        return self.spec
 
 
 class Process:
