@@ -26,6 +26,7 @@ from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
+from oplog.recovery.filled_columns import FilledColumn, fill_columns, list_filled
 from oplog.recovery.held_records import Needs, find_needs
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_records
@@ -251,11 +252,12 @@ def _apply(
         needs = find_needs(connection, reader, position=place.position)
         plans = needs.plans
         page = needs.cut(page)
-        _write_types(connection, log, source.list_types(), needs)
+        filled = _write_types(connection, log, source.list_types(), needs)
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
         suspended = suspend_switches(work.driver, oids)
+        fill_columns(work.driver, filled)
         # The tables are locked now: any other write has been committed and is visible.
         _check_only_writer(store, connection, place)
         with reader.skipped.name_in_misfits():
@@ -275,10 +277,16 @@ def _apply(
     return place, page
 
 
-def _write_types(connection: Connection, log: Store, shapes: Sequence[Shape], needs: Needs) -> None:
-    """Store revisions that are new; `LogForkedError` if this database has one of its own."""
+def _write_types(
+    connection: Connection, log: Store, shapes: Sequence[Shape], needs: Needs
+) -> list[FilledColumn]:
+    """Store revisions that are new; columns that came with those that the tables have.
+
+    `LogForkedError` if this database has a revision of its own.
+    """
     known = {(shape.type_name, shape.revision): shape for shape in shapes}
-    for shape in log.list_types(connection):
+    before = log.list_types(connection)
+    for shape in before:
         if known.get((shape.type_name, shape.revision)) != shape:
             raise LogForkedError(
                 f"this database has a revision {shape.revision} of type {shape.type_name!r} that "
@@ -294,6 +302,7 @@ def _write_types(connection: Connection, log: Store, shapes: Sequence[Shape], ne
             ):
                 # The follower's own migration is no change of the rows that the log has.
                 log.changes.keep_state(connection, shape.type_name, table=table.oid)
+    return list(list_filled(before, needs.placed))
 
 
 def _merge_page(work: _Following, reader: RecordReader, needs: Needs, page: SequencedPage) -> int:
