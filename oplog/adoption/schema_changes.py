@@ -198,8 +198,7 @@ class _Noting:
         self._read()
         waiting: list[str] = []
         while missing := self._list_missing(waiting):
-            for shape in missing:
-                store.register_type(connection, shape)
+            self._register(missing)
             waiting.clear()
             self._read()
         stored = [
@@ -211,6 +210,23 @@ class _Noting:
         for name in self._located:
             store.changes.renew_state(connection, name)
         self.report = ChangesReport(stored=stored, retired=retired, waiting=waiting)
+
+    def _register(self, missing: Iterable[Shape]) -> None:
+        """Store revisions; `SchemaDriftError` names all types of which the user has to say more."""
+        refused: list[SchemaDriftError] = []
+        for shape in missing:
+            try:
+                with self._connection.begin_nested():
+                    self._store.register_type(self._connection, shape)
+            except SchemaDriftError as error:
+                refused.append(error)
+        if len(refused) == 1:
+            raise refused[0]
+        if refused:
+            raise SchemaDriftError(
+                "; ".join(str(error.args[0]) for error in refused),
+                hint="; ".join(error.hint for error in refused),
+            ) from refused[0]
 
     def _read(self) -> None:
         connection = self._connection
