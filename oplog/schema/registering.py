@@ -244,7 +244,8 @@ BEGIN
       message = concat('oplog: type ', quote_literal(left(p_type, 200)), ' is not registered: ',
         v_why),
       hint = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN concat('if its rows are to be logged ',
-          'anew, say so in a migration: op.replace_type(', quote_literal(p_type), ', reason=...)')
+          'anew, say so in the migration, before it writes them: op.replace_type(',
+          quote_literal(p_type), ', reason=...)')
         ELSE 'oplog types sync stores the types of an application, as a role that may' END;
   END IF;
   RETURN {s}.oplog_store_type(p_type, p_revision, p_shape, p_descriptor, v_table,
