@@ -20,6 +20,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
+from oplog.replay.domain_columns import DomainColumn, DomainColumns, choose_columns
 from oplog.replay.type_target import TypeTarget
 from oplog.value import ValueCodec, codec_for
 
@@ -39,10 +40,12 @@ class TablePlan:
     """Logged columns and those computed from logged ones alone."""
     fills: Mapping[str, str]
     """Values, as SQL, of columns in rows that were logged before the column was added."""
-    domains: Mapping[str, str]
-    """Columns whose type is a domain, which may refuse NULL, and the domain."""
+    domains: DomainColumns
+    """Columns whose type is a domain, which may refuse rows of then, and those made of them."""
     formulas: Mapping[str, str]
     """SQL of the computed columns, by the bare names of the others."""
+    unproved: frozenset[str] = frozenset()
+    """Columns with constraints that are NOT VALID: rows may break them."""
     stored: bool = False
     """Whether `live` is no table of the database, but made from a stored revision."""
 
@@ -91,7 +94,18 @@ SELECT a.attrelid::bigint, a.attname,
     WHERE p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
       AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = a.attrelid
       AND b.attnum <> a.attnum),
-  t.typtype = 'd', pg_catalog.format_type(a.atttypid, a.atttypmod)
+  t.typtype = 'd', pg_catalog.format_type(a.atttypid, a.atttypmod),
+  (SELECT pg_catalog.concat(' COLLATE ', pg_catalog.quote_ident(n.nspname), '.',
+      pg_catalog.quote_ident(c.collname))
+    FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+    WHERE c.oid = a.attcollation),
+  t.typtype = 'd' AND EXISTS (WITH RECURSIVE below(oid) AS (
+      SELECT t.oid UNION SELECT u.typbasetype FROM below JOIN pg_catalog.pg_type u
+        ON u.oid = below.oid WHERE u.typtype = 'd')
+    SELECT FROM pg_catalog.pg_constraint k JOIN below ON below.oid = k.contypid
+    WHERE NOT k.convalidated)
+  OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = a.attrelid
+    AND k.contype = 'n' AND k.conkey[1] = a.attnum AND NOT k.convalidated)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -156,12 +170,22 @@ def _make_plan(
         columns=columns,
         excluded=excluded,
         compared=(*(column.name for column in columns), *computed),
-        fills=_find_fills(columns, targets, details),
-        domains={column: row[6] for column, row in details.items() if row[5]},
+        fills=_find_fills(columns, live, targets, details),
+        domains=choose_columns(_describe_type(c, details[c.name]) for c in live.columns),
         formulas={
             column.name: details[column.name][3] for column in live.columns if column.generated
         },
+        unproved=frozenset(name for name, row in details.items() if row[8]),
     )
+
+
+def _describe_type(column: LiveColumn, row: Sequence[Any]) -> DomainColumn:
+    _, name, _, expression, uses, is_domain, own, collation, _ = row
+    base = column.pg_type if is_domain else own
+    suffix = collation or ""
+    if not column.generated:
+        return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}")
+    return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}", expression, frozenset(uses))
 
 
 def make_stored_plan(
@@ -206,22 +230,27 @@ def make_stored_plan(
 
 
 def _find_fills(
-    columns: tuple[Column, ...], targets: Sequence[TypeTarget], details: dict[str, Any]
+    columns: tuple[Column, ...],
+    live: LiveTable,
+    targets: Sequence[TypeTarget],
+    details: dict[str, Any],
 ) -> dict[str, str]:
+    # Of a domain what is below it: it may have been narrowed since.
+    types = {column.name: column.pg_type for column in live.columns}
     known: dict[str, str | None] = {}
     for target in targets:
         known |= dict(target.find_fills()) | dict.fromkeys(target.list_late())
     fills = {}
     for column in columns:
-        _, _, missing, default, _, _, type_name = details[column.name]
+        _, _, missing, default = details[column.name][:4]
         if column.name in known:
             text = known[column.name]
             if text is not None:
-                fills[column.name] = _state_fill(text, type_name)
+                fills[column.name] = _state_fill(text, types[column.name])
         elif missing is not None:
             # Nothing is noted of the column: what ALTER TABLE ADD COLUMN gave the rows of that
             # time, whatever the default has become since.
-            fills[column.name] = _state_fill(missing, type_name)
+            fills[column.name] = _state_fill(missing, types[column.name])
         elif default is not None and _LITERAL.fullmatch(default):
             fills[column.name] = default
     return fills
