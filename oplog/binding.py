@@ -160,7 +160,7 @@ def bind_catalog(
         store.register_key(connection, key_id, check_value=keyring.check_value(key_id))
     found = TypeBinding(connection, catalog, store)
     found.resolve()
-    if found.missing or found.unmarked:
+    if found.missing or found.unmarked or found.gone:
         fresh = True
         if write:
             found.register()
