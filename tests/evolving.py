@@ -38,9 +38,11 @@ class Change:
     cannot share a transaction. `replaced` are types that only the user can say are the same; with
     `anew` all rows are logged again, and nobody has to say so.
 
-    `past` are types of columns that a replay to a position before cannot have any more: the enum or
-    domain of then is another one now. `loose` are those that no replay has, because rows break what
-    was asked of new ones only. `computed` are columns that were computed before or are now.
+    `moved` are tables of before whose names are those of others now, each with its own name of now,
+    or none. `past` are types of columns that a replay to a position before cannot have any more:
+    the enum or domain of then is another one now. `loose` are those that no replay has, because
+    rows break what was asked of new ones only. `computed` are columns that were computed before or
+    are now.
     """
 
     ddl: str
@@ -53,6 +55,7 @@ class Change:
     replaced: tuple[str, ...] = ()
     anew: bool = False
     untracked: tuple[str, ...] = ()
+    moved: Mapping[str, str] = field(default_factory=dict)
     past: Mapping[str, str] = field(default_factory=dict)
     loose: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[str, ...] = ()
