@@ -147,9 +147,11 @@ def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
 
 
 def _find_types(connection: Connection, names: Iterable[str]) -> Mapping[str, bool]:
-    """Whether the database has each type."""
+    """Whether the database has each type, and no domain in it that could refuse values of then."""
     rows = connection.exec_driver_sql(
-        "SELECT w.name, pg_catalog.to_regtype(w.name) IS NOT NULL "
+        "SELECT w.name, pg_catalog.to_regtype(w.name) IS NOT NULL AND NOT EXISTS (SELECT "
+        "FROM pg_catalog.pg_type t JOIN pg_catalog.pg_type e ON e.oid = t.typelem "
+        "WHERE t.oid = pg_catalog.to_regtype(w.name) AND e.typtype = 'd') "
         "FROM pg_catalog.unnest(%s::text[]) AS w(name)",
         (sorted(names),),
     )

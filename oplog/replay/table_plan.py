@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class TablePlan:
     """Columns whose type is a domain, which may refuse rows of then, and those made of them."""
     formulas: Mapping[str, str]
     """SQL of the computed columns, by the bare names of the others."""
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    """Columns that are arrays of a domain, and the type of such an array of what is below it."""
     unproved: frozenset[str] = frozenset()
     """Columns with constraints that are NOT VALID: rows may break them."""
     stored: bool = False
@@ -79,6 +81,10 @@ class TablePlan:
         """Columns that older rows get from the log after the rows themselves."""
         return frozenset(name for one in self.targets.values() for name in one.list_late())
 
+    def name_type(self, name: str) -> str:
+        """The type of a column below its domain, as SQL."""
+        return self.arrays.get(name) or self.live_columns[name].pg_type
+
     @cached_property
     def live_columns(self) -> Mapping[str, LiveColumn]:
         """All of the table's columns by name."""
@@ -94,14 +100,23 @@ SELECT a.attrelid::bigint, a.attname,
     WHERE p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
       AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = a.attrelid
       AND b.attnum <> a.attnum),
+  CASE WHEN t.typtype <> 'd' THEN (WITH RECURSIVE below(oid, modifier) AS (
+      SELECT e.typbasetype, e.typtypmod FROM pg_catalog.pg_type e
+        WHERE e.oid = t.typelem AND e.typtype = 'd'
+      UNION ALL SELECT u.typbasetype, CASE WHEN u.typtypmod >= 0 THEN u.typtypmod
+        ELSE below.modifier END FROM below JOIN pg_catalog.pg_type u
+        ON u.oid = below.oid WHERE u.typtype = 'd')
+    SELECT pg_catalog.concat(pg_catalog.format_type(below.oid, below.modifier), '[]')
+    FROM below JOIN pg_catalog.pg_type u ON u.oid = below.oid WHERE u.typtype <> 'd') END,
   t.typtype = 'd', pg_catalog.format_type(a.atttypid, a.atttypmod),
   (SELECT pg_catalog.concat(' COLLATE ', pg_catalog.quote_ident(n.nspname), '.',
       pg_catalog.quote_ident(c.collname))
     FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
     WHERE c.oid = a.attcollation),
-  t.typtype = 'd' AND EXISTS (WITH RECURSIVE below(oid) AS (
-      SELECT t.oid UNION SELECT u.typbasetype FROM below JOIN pg_catalog.pg_type u
-        ON u.oid = below.oid WHERE u.typtype = 'd')
+  EXISTS (WITH RECURSIVE below(oid) AS (
+      SELECT t.oid UNION SELECT CASE WHEN u.typtype = 'd' THEN u.typbasetype ELSE u.typelem END
+        FROM below JOIN pg_catalog.pg_type u ON u.oid = below.oid
+        WHERE u.typtype = 'd' OR u.typelem <> 0)
     SELECT FROM pg_catalog.pg_constraint k JOIN below ON below.oid = k.contypid
     WHERE NOT k.convalidated)
   OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = a.attrelid
@@ -175,13 +190,14 @@ def _make_plan(
         formulas={
             column.name: details[column.name][3] for column in live.columns if column.generated
         },
-        unproved=frozenset(name for name, row in details.items() if row[8]),
+        arrays={name: row[5] for name, row in details.items() if row[5]},
+        unproved=frozenset(name for name, row in details.items() if row[9]),
     )
 
 
 def _describe_type(column: LiveColumn, row: Sequence[Any]) -> DomainColumn:
-    _, name, _, expression, uses, is_domain, own, collation, _ = row
-    base = column.pg_type if is_domain else own
+    _, name, _, expression, uses, array, is_domain, own, collation, _ = row
+    base = column.pg_type if is_domain else array or own
     suffix = collation or ""
     if not column.generated:
         return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}")
@@ -236,7 +252,7 @@ def _find_fills(
     details: dict[str, Any],
 ) -> dict[str, str]:
     # Of a domain what is below it: it may have been narrowed since.
-    types = {column.name: column.pg_type for column in live.columns}
+    types = {column.name: details[column.name][5] or column.pg_type for column in live.columns}
     known: dict[str, str | None] = {}
     for target in targets:
         known |= dict(target.find_fills()) | dict.fromkeys(target.list_late())

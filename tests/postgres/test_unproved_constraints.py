@@ -100,3 +100,38 @@ def test_a_replay_says_which_rows_break_a_domain(app: App) -> None:
     with app.engine.begin() as connection, pytest.raises(ReplayError, match=r"of a domain.*small"):
         app.log.replay(connection, into="again")
     assert not app.verify().ok
+
+
+def test_arrays_of_a_domain_that_was_narrowed(engine: Engine, spare_engine: Engine) -> None:
+    made = (*BEFORE, "ALTER TABLE thing ADD d odd[]")
+    app, archive = make_app(engine, *made), open_memory()
+    app.write("INSERT INTO thing (id, d) VALUES (1, '{21,NULL}'), (2, NULL), (3, '{5,6}')")
+    before, dump = app.position(), app.dump()
+    migrated = app.migrate("ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 20) NOT VALID")
+    assert migrated.verify().ok
+    migrated.note()
+    migrated.write("UPDATE thing SET d = '{7}' WHERE id = 3")
+    assert migrated.verify().ok
+    assert migrated.replay() == migrated.dump()
+    assert migrated.replay(through=before) == dump
+    migrated.log.sync(migrated.engine, archive)
+    narrow = "ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 20) NOT VALID"
+    target = make_app(spare_engine, *made, narrow, keyring=app.keyring)
+    target.restore(archive)
+    assert target.dump() == migrated.dump()
+    migrated.write("UPDATE thing SET d = '{1}' WHERE id = 1", "DELETE FROM thing WHERE id = 2")
+    run_ddl(
+        migrated.engine,
+        "SET LOCAL oplog.bypass = 'the test says so'",
+        "UPDATE thing SET d = '{2}' WHERE id = 1",
+        "SET CONSTRAINTS ALL IMMEDIATE",
+    )
+    (difference,) = migrated.verify().differences
+    assert (difference.column, difference.live, difference.logged) == ("d", "{2}", "{1}")
+    with migrated.engine.begin() as connection:
+        migrated.log.replay(connection, into="again")
+        kind = connection.exec_driver_sql(
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = 'again.thing'::regclass AND attname = 'd'"
+        ).scalar_one()
+        assert kind == "odd[]"
