@@ -58,7 +58,7 @@ def gather_work(
         tally=tally or None,
         named=named,
         bulk=bulk,
-        read_bulk=BulkReader(connection, binding.by_name),
+        read_bulk=BulkReader(connection, binding.by_stored_name),
     )
 
 
@@ -72,11 +72,11 @@ def _read_rows(
 ) -> list[NetRow]:
     rows = fold_changes(work.changes)
     if not images:
-        complete_rows(connection, rows, types=binding.by_name, strict=strict)
+        complete_rows(connection, rows, types=binding.by_stored_name, strict=strict)
         return rows
     touched = touch_rows(images, binding=binding, changes=work.changes)
     rows = [row for row in rows if (row.bound.shape.type_name, row.key) not in touched]
-    complete_rows(connection, rows, types=binding.by_name, strict=strict)
+    complete_rows(connection, rows, types=binding.by_stored_name, strict=strict)
     return rows + read_touched_rows(connection, touched)
 
 

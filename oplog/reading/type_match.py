@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 from oplog.catalog import DeclaredType, TypeCatalog
@@ -29,6 +29,16 @@ def match_type(
     if declared.type_name in candidates or len(candidates) != 1:
         return newest.get(declared.type_name)
     return next(iter(candidates.values()))
+
+
+def list_secret_types(catalog: TypeCatalog, shapes: Iterable[Shape]) -> frozenset[str]:
+    """The log's names of types whose sizes must not tell what they hold, and the declared ones.
+
+    `shapes` are all revisions, rising.
+    """
+    newest = {shape.type_name: shape for shape in shapes}
+    found = [match_type(newest, one) for one in catalog.types.values() if one.secret]
+    return catalog.secret_types | {shape.type_name for shape in found if shape is not None}
 
 
 class StoredSteps:
