@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,9 +22,10 @@ from sqlalchemy.pool import NullPool
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import OplogError, SchemaChangedError, SchemaDriftError
 from tests.evolving import OLD_ROW, WORDS, Change, split
+from tests.former_writes import list_writes, touch
 from tests.logged import run, track
 
-WAYS = ("first writer", "in the migration", "types sync")
+WAYS = ("first writer", "first writer, Core", "in the migration", "types sync")
 AGAIN = "again"
 NO_PARAMETERS = {"no_parameters": True}
 LIVE = (
@@ -115,10 +116,17 @@ class Application:
     untracked: tuple[str, ...] = ()
     loose: Mapping[str, str] = field(default_factory=dict)
     metadata: sa.MetaData = field(default_factory=sa.MetaData)
+    places: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        with self.engine.connect() as connection:
-            self._reflect(connection)
+        if not self.places:
+            with self.engine.connect() as connection:
+                self._reflect(connection)
+        untracked = {n: "not logged" for n in self.untracked if n in self.metadata.tables}
+        catalog = TypeCatalog.from_models(self.metadata, untracked=untracked)
+        self.log = Oplog(catalog, keyring=self.keyring)
+        self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
+        self.log.attach(self.sessions)
 
     def _reflect(self, connection: Connection) -> None:
         self.places = [
@@ -133,11 +141,10 @@ class Application:
                 warnings.filterwarnings("ignore", "Can't validate argument", sa.exc.SAWarning)
                 # Not what it refers to: that is reflected in its turn, or not logged.
                 sa.Table(name, self.metadata, schema=place, autoload_with=connection)
-        untracked = {n: "not logged" for n in self.untracked if n in self.metadata.tables}
-        catalog = TypeCatalog.from_models(self.metadata, untracked=untracked)
-        self.log = Oplog(catalog, keyring=self.keyring)
-        self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
-        self.log.attach(self.sessions)
+
+    def restart(self) -> Application:
+        """Another process with the same models, which knows nothing of the database yet."""
+        return replace(self)
 
     def track(self) -> None:
         """Put guards on all tables of the models that are logged."""
@@ -259,9 +266,9 @@ class Evolved:
             self._run_group(ddl, replaced)
             self.new = self.open(self.engine)
             self._note_afterwards(replaced, first=first if last else logged)
-            if logged and self.way != "first writer":
+            if logged and not self._noted_by_writer:
                 self.new.write(logged)
-            if last and self.way != "first writer":
+            if last and not self._noted_by_writer:
                 self.writes = [first, *self.writes]
             between(number)
 
@@ -300,6 +307,10 @@ class Evolved:
     # -- noting ---------------------------------------------------------------------------
 
     @property
+    def _noted_by_writer(self) -> bool:
+        return self.way.startswith("first writer")
+
+    @property
     def _notes_inside(self) -> bool:
         return self.way == "in the migration" and not self.change.alone
 
@@ -326,7 +337,7 @@ class Evolved:
     def _note_afterwards(self, replaced: tuple[str, ...], *, first: str) -> None:
         if self._notes_inside:
             return
-        if self.change.anew and self.way == "first writer":
+        if self.change.anew and self._noted_by_writer:
             # All rows are to be logged anew, which is for the owner of the log.
             with pytest.raises(SchemaDriftError) as caught:
                 self._note(first)
@@ -342,7 +353,10 @@ class Evolved:
         self._note(first)
 
     def _note(self, first: str) -> None:
-        if self.way == "first writer":
+        if self._noted_by_writer:
+            if self.way.endswith("Core"):
+                with self.new.sessions.begin() as session:
+                    touch(session, [self.new.find(*place) for place in self.new.places])
             self.new.write(first)
             return
         with self.engine.connect() as connection:
@@ -353,25 +367,21 @@ class Evolved:
 
     # -- a process from before the change ---------------------------------------------------
 
-    def write_as_before(self, table: str = "acct") -> list[BaseException]:
+    def write_as_before(
+        self, table: str = "acct", *, how: str = "Core", process: Application | None = None
+    ) -> list[BaseException]:
         """Write with the models of before; the errors that came of it."""
+        process = process or self.old
         errors: list[BaseException] = []
         values = dict(self.change.old_row or OLD_ROW)
-        found = self.old.metadata.tables.get(table)
-        target = next(iter(self.old.metadata.tables.values())) if found is None else found
+        found = process.metadata.tables.get(table)
+        target = next(iter(process.metadata.tables.values())) if found is None else found
         values = {name: value for name, value in values.items() if name in target.columns}
-        key = values["id"]
-        changed = {k: v for k, v in values.items() if k != "id"}
-        statements: list[Any] = [
-            target.insert().values(values),
-            target.update().where(target.c.id == key).values(changed),
-            target.delete().where(target.c.id == 2),
-        ]
-        for statement in statements:
+        for write in list_writes(target, values, how=how):
             for _ in range(2):
                 try:
-                    with self.old.sessions.begin() as session:
-                        session.execute(statement)
+                    with process.sessions.begin() as session:
+                        write(session)
                     break
                 except (OplogError, DBAPIError) as error:
                     errors.append(error)
