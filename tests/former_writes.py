@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, registry
+from sqlalchemy.orm import Session, load_only, registry
 from sqlalchemy.orm.attributes import set_committed_value
 
 Write: TypeAlias = Callable[[Session], object]
@@ -35,7 +35,9 @@ def _write_by_orm(table: sa.Table, values: Mapping[str, Any]) -> Sequence[Write]
     registry(metadata=table.metadata).map_imperatively(mapped, table)
 
     def find(session: Session, key: Any) -> Any:
-        return session.scalars(sa.select(mapped).where(table.c.id == key)).first()
+        # The key alone: SQLAlchemy does not read a label that the model's enum has not.
+        found = sa.select(mapped).where(table.c.id == key).options(load_only(mapped.id))
+        return session.scalars(found).first()
 
     def add(session: Session) -> None:
         row = mapped()

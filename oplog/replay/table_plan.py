@@ -201,7 +201,9 @@ def _describe_type(column: LiveColumn, row: Sequence[Any]) -> DomainColumn:
     suffix = collation or ""
     if not column.generated:
         return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}")
-    return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}", expression, frozenset(uses))
+    return DomainColumn(
+        name, f"{base}{suffix}", f"{own}{suffix}", formula=expression, uses=frozenset(uses)
+    )
 
 
 def make_stored_plan(
