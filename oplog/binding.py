@@ -55,6 +55,7 @@ class Binding:
     """The key this transaction seals with; empty for plaintext."""
     types: Mapping[sa.Table, BoundType]
     by_name: Mapping[str, BoundType]
+    """By declared names, and by the log's own where no other type is declared under them."""
     fresh: bool
     """Types or keys were stored by the transaction that built this; it must commit first."""
     epoch: int = 0
@@ -76,9 +77,16 @@ class Binding:
         return KnownTables(self.epoch, list(forms), list(labels), form)
 
     @cached_property
+    def by_stored_name(self) -> Mapping[str, BoundType]:
+        """By the log's names: after two tables swapped theirs, each is declared as the other."""
+        return {bound.type_name: bound for bound in self.types.values()}
+
+    @cached_property
     def secret_types(self) -> frozenset[str]:
         """Types with columns that the sizes of sealed bytes must not tell."""
-        return frozenset(name for name, bound in self.by_name.items() if bound.declared.secret)
+        return frozenset(
+            name for name, bound in self.by_stored_name.items() if bound.declared.secret
+        )
 
     def find_relation(self, oid: int) -> BoundType:
         """The tracked type of a table by its oid; `UnloggedWriteError` if there is none."""
@@ -173,7 +181,7 @@ def bind_catalog(
         store.register_key(connection, key_id, check_value=keyring.check_value(key_id))
     found = TypeBinding(connection, catalog, store)
     found.resolve()
-    if found.missing or found.unmarked:
+    if found.missing or found.unmarked or found.gone:
         fresh = True
         if write:
             found.register()

@@ -21,7 +21,12 @@ from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.derivation import resolve_shape
-from oplog.postgres.live_table import LiveTable, read_live_tables, require_live_table
+from oplog.postgres.live_table import (
+    LiveTable,
+    read_live_tables,
+    read_tables_by_oid,
+    require_live_table,
+)
 from oplog.postgres.namesake import find_name, refuse_second_table
 from oplog.postgres.type_evolution import (
     Revisions,
@@ -104,6 +109,8 @@ class TypeBinding:
         """Those whose revision, or its numbers in this database, the log does not have."""
         self.unmarked: list[BoundType] = []
         """Those of which the log does not say yet from where on they are so."""
+        self.gone: list[str] = []
+        """Names of types whose tables this database had and has no more."""
         self.epoch = 0
 
     @property
@@ -136,9 +143,13 @@ class TypeBinding:
             self.unmarked = [
                 one for one in self.bound if unmarked.get(one.type_name) == one.shape.revision
             ]
+        self.gone = self._list_gone(stored)
 
     def register(self) -> None:
-        """Store what is missing, and say from where on it is so."""
+        """Store what is missing, retire what is gone, and say from where on it is so."""
+        if self.gone:
+            self._store.changes.retire_missing(self._connection)
+            self.resolve()
         while self.missing:
             if any(self._may_be_gone(one) for one in self.missing):
                 self._store.changes.retire_missing(self._connection)
@@ -178,6 +189,22 @@ class TypeBinding:
         known = stored.get(one.type_name)
         numbers = find_numbers(known, one.live.database) if known else None
         return numbers is not None and numbers.table != one.live.oid
+
+    def _list_gone(self, stored: Revisions) -> list[str]:
+        """Of the types that nobody declares here: those of dropped tables, not retired yet."""
+        declared = {one.type_name for one in self.bound}
+        oids = {
+            name: numbers.table
+            for database in {one.live.database for one in self.bound}
+            for name, revisions in stored.items()
+            for numbers in [find_numbers(revisions, database)]
+            if name not in declared and numbers is not None
+        }
+        present = read_tables_by_oid(self._connection, set(oids.values()))
+        if set(oids.values()) <= present.keys():
+            return []
+        retired = self._store.changes.list_retired(self._connection)
+        return [name for name, oid in oids.items() if oid not in present and name not in retired]
 
     # -- what the database did by itself --------------------------------------------------
 

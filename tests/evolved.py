@@ -7,9 +7,9 @@ Models are reflected from the database, so each application has those of its own
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -22,9 +22,10 @@ from sqlalchemy.pool import NullPool
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import OplogError, SchemaChangedError, SchemaDriftError
 from tests.evolving import OLD_ROW, WORDS, Change, split
+from tests.former_writes import list_writes, touch
 from tests.logged import run, track
 
-WAYS = ("first writer", "in the migration", "types sync")
+WAYS = ("first writer", "first writer, Core", "in the migration", "types sync")
 AGAIN = "again"
 NO_PARAMETERS = {"no_parameters": True}
 LIVE = (
@@ -82,6 +83,14 @@ def drop_columns(copy: Copy, names: tuple[str, ...]) -> Copy:
     return Copy(types, sorted(rows, key=repr_sorted))
 
 
+def retype(copies: Copies, types: Mapping[str, str]) -> Copies:
+    """With other types of the columns that are named."""
+    return {
+        name: Copy({c: types.get(c, t) for c, t in one.types.items()}, one.rows)
+        for name, one in copies.items()
+    }
+
+
 def assert_same(found: Copies, wanted: Copies) -> None:
     """Both have the same tables, columns, types and rows; says what differs."""
     differences = (
@@ -133,11 +142,19 @@ class Application:
     engine: Engine
     keyring: Keyring
     untracked: tuple[str, ...] = ()
+    loose: Mapping[str, str] = field(default_factory=dict)
     metadata: sa.MetaData = field(default_factory=sa.MetaData)
+    places: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        with self.engine.connect() as connection:
-            self._reflect(connection)
+        if not self.places:
+            with self.engine.connect() as connection:
+                self._reflect(connection)
+        untracked = {n: "not logged" for n in self.untracked if n in self.metadata.tables}
+        catalog = TypeCatalog.from_models(self.metadata, untracked=untracked)
+        self.log = Oplog(catalog, keyring=self.keyring)
+        self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
+        self.log.attach(self.sessions)
 
     def _reflect(self, connection: Connection) -> None:
         self.places = [
@@ -147,9 +164,12 @@ class Application:
         ]
         for schema, name in self.places:
             place = None if schema == "public" else schema
-            # Not what it refers to: that is reflected in its turn, or not logged.
             with warnings.catch_warnings():
+                # SQLAlchemy does not know composite types, and an option of a check that is NOT
+                # VALID.
                 warnings.filterwarnings("ignore", "Did not recognize type")
+                warnings.filterwarnings("ignore", "Can't validate argument", sa.exc.SAWarning)
+                # Not what it refers to: that is reflected in its turn, or not logged.
                 sa.Table(
                     name,
                     self.metadata,
@@ -157,11 +177,10 @@ class Application:
                     autoload_with=connection,
                     listeners=[("column_reflect", spell)],
                 )
-        untracked = {n: "not logged" for n in self.untracked if n in self.metadata.tables}
-        catalog = TypeCatalog.from_models(self.metadata, untracked=untracked)
-        self.log = Oplog(catalog, keyring=self.keyring)
-        self.sessions: sessionmaker[Session] = sessionmaker(self.engine)
-        self.log.attach(self.sessions)
+
+    def restart(self) -> Application:
+        """Another process with the same models, which knows nothing of the database yet."""
+        return replace(self)
 
     def track(self) -> None:
         """Put guards on all tables of the models that are logged."""
@@ -196,7 +215,7 @@ class Application:
         with self.engine.connect() as connection:
             report = self.log.verify(connection)
         assert report.ok, report.differences
-        assert_same(self.replay(), self.copy())
+        assert_same(self.replay(), retype(self.copy(), self.loose))
 
     def restore(self, archive: Any, **options: Any) -> None:
         engine = sa.create_engine(self.engine.url, poolclass=NullPool)
@@ -271,7 +290,7 @@ class Evolved:
 
     def open(self, engine: Engine) -> Application:
         """An application with the models of now."""
-        return Application(engine, self.keyring, self.change.untracked)
+        return Application(engine, self.keyring, self.change.untracked, self.change.loose)
 
     def migrate(self, between: Callable[[int], None] = lambda _: None) -> None:
         """Run and note the change; `between` is called after each of its transactions."""
@@ -283,9 +302,9 @@ class Evolved:
             self._run_group(ddl, replaced)
             self.new = self.open(self.engine)
             self._note_afterwards(replaced, first=first if last else logged)
-            if logged and self.way != "first writer":
+            if logged and not self._noted_by_writer:
                 self.new.write(logged)
-            if last and self.way != "first writer":
+            if last and not self._noted_by_writer:
                 self.writes = [first, *self.writes]
             between(number)
 
@@ -311,13 +330,8 @@ class Evolved:
     def assert_past(self) -> None:
         """A replay to the position before the change gives the rows of then."""
         change = self.change
-        wanted = {
-            name: drop_columns(
-                Copy({c: change.past.get(c, t) for c, t in one.types.items()}, one.rows),
-                change.computed,
-            )
-            for name, one in self.before.items()
-        }
+        before = retype(self.before, change.past)
+        wanted = {name: drop_columns(one, change.computed) for name, one in before.items()}
         found = {
             name: drop_columns(one, change.computed)
             for name, one in self.new.replay(through=self.position).items()
@@ -327,6 +341,10 @@ class Evolved:
         assert_same(found, wanted)
 
     # -- noting ---------------------------------------------------------------------------
+
+    @property
+    def _noted_by_writer(self) -> bool:
+        return self.way.startswith("first writer")
 
     @property
     def _notes_inside(self) -> bool:
@@ -355,6 +373,13 @@ class Evolved:
     def _note_afterwards(self, replaced: tuple[str, ...], *, first: str) -> None:
         if self._notes_inside:
             return
+        if self.change.anew and self._noted_by_writer:
+            # All rows are to be logged anew, which is for the owner of the log.
+            with pytest.raises(SchemaDriftError) as caught:
+                self._note(first)
+            assert "oplog types sync" in str(caught.value.hint)
+            with self.engine.connect() as connection:
+                self.new.log.store_types(connection)
         if replaced:
             with refused(replaced):
                 self._note(first)
@@ -364,7 +389,10 @@ class Evolved:
         self._note(first)
 
     def _note(self, first: str) -> None:
-        if self.way == "first writer":
+        if self._noted_by_writer:
+            if self.way.endswith("Core"):
+                with self.new.sessions.begin() as session:
+                    touch(session, [self.new.find(*place) for place in self.new.places])
             self.new.write(first)
             return
         with self.engine.connect() as connection:
@@ -375,25 +403,21 @@ class Evolved:
 
     # -- a process from before the change ---------------------------------------------------
 
-    def write_as_before(self, table: str = "acct") -> list[BaseException]:
+    def write_as_before(
+        self, table: str = "acct", *, how: str = "Core", process: Application | None = None
+    ) -> list[BaseException]:
         """Write with the models of before; the errors that came of it."""
+        process = process or self.old
         errors: list[BaseException] = []
         values = dict(self.change.old_row or OLD_ROW)
-        found = self.old.metadata.tables.get(table)
-        target = next(iter(self.old.metadata.tables.values())) if found is None else found
+        found = process.metadata.tables.get(table)
+        target = next(iter(process.metadata.tables.values())) if found is None else found
         values = {name: value for name, value in values.items() if name in target.columns}
-        key = values["id"]
-        changed = {k: v for k, v in values.items() if k != "id"}
-        statements: list[Any] = [
-            target.insert().values(values),
-            target.update().where(target.c.id == key).values(changed),
-            target.delete().where(target.c.id == 2),
-        ]
-        for statement in statements:
+        for write in list_writes(target, values, how=how):
             for _ in range(2):
                 try:
-                    with self.old.sessions.begin() as session:
-                        session.execute(statement)
+                    with process.sessions.begin() as session:
+                        write(session)
                     break
                 except (OplogError, DBAPIError) as error:
                     errors.append(error)

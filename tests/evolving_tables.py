@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.evolving import BASE, SEED, WRITES, Change
 
 KEYS = {
-    "key int to bigint": Change("ALTER TABLE acct ALTER id TYPE bigint"),
+    "key int to bigint": Change("ALTER TABLE acct ALTER id TYPE bigint", anew=True),
     "key renamed": Change(
         "ALTER TABLE acct RENAME id TO nr",
         writes="INSERT INTO acct (nr, a) VALUES (5, 5);UPDATE acct SET a = 1 WHERE nr = 2;"
@@ -18,18 +18,21 @@ KEYS = {
         "ALTER TABLE acct ALTER id TYPE text USING 'n' || id",
         writes="INSERT INTO acct (id, a) VALUES ('x', 5);UPDATE acct SET a = 1 WHERE id = 'n2';"
         "DELETE FROM acct WHERE id = 'n3'",
+        anew=True,
         old="stops",
     ),
     "key to uuid": Change(
         "ALTER TABLE acct ALTER id TYPE uuid USING lpad(id::text, 32, '0')::uuid",
         writes="INSERT INTO acct (id, a) VALUES (gen_random_uuid(), 5);"
         "UPDATE acct SET a = 1 WHERE id = lpad('2', 32, '0')::uuid",
+        anew=True,
         old="stops",
     ),
     "key's values changed": Change(
         "ALTER TABLE acct ALTER id TYPE int USING id + 100",
         writes="INSERT INTO acct (id, a) VALUES (1, 5);UPDATE acct SET a = 1 WHERE id = 102;"
         "DELETE FROM acct WHERE id = 103",
+        anew=True,
         old="either",
     ),
     "key to another column": Change(
@@ -103,11 +106,13 @@ NAMES = {
         writes="INSERT INTO acct (id) VALUES (5);INSERT INTO other (id) VALUES (5);"
         "UPDATE acct SET b = 'x' WHERE id = 8;UPDATE other SET b = 'y' WHERE id = 3;"
         "DELETE FROM acct WHERE id = 1;DELETE FROM other WHERE id = 2",
+        moved={"acct": "other", "other": "acct"},
     ),
     "table renamed, and another one of its name": Change(
         f"ALTER TABLE acct RENAME TO ledger;ALTER INDEX acct_pkey RENAME TO l;{BASE};TRACK acct",
         writes=f"{_named('ledger')};INSERT INTO acct (id, a) VALUES (1, 1), (2, 2);"
         "UPDATE acct SET a = 3 WHERE id = 1",
+        moved={"acct": "ledger"},
     ),
     "table renamed, the other way next time": Change(
         "ALTER TABLE acct RENAME TO ledger;LOGGED UPDATE ledger SET a = 5 WHERE id = 1;"
@@ -150,6 +155,7 @@ REPLACED = {
         f"{_COPY};ALTER TABLE acct RENAME TO former;ALTER TABLE acct2 RENAME TO acct;"
         "ROWS TRUNCATE acct;TRACK acct",
         writes=f"INSERT INTO acct (id, a) VALUES (1, 1);{_named('former')}",
+        moved={"acct": "former"},
     ),
 }
 
@@ -171,9 +177,10 @@ def _parted(
     old_row: int = 40,
     before: str = _PARTED,
     old: str = "goes on",
+    anew: bool = False,
 ) -> Change:
     row = {"id": old_row, "a": 71}
-    return Change(ddl, before=before, writes=writes, old_row=row, old=old)
+    return Change(ddl, before=before, writes=writes, old_row=row, old=old, anew=anew)
 
 
 PARTITIONS = {
@@ -190,11 +197,13 @@ PARTITIONS = {
     "partitioned: attach a filled one": _parted(
         f"{_THIRD};ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
         writes=_THIRD_WRITES,
+        anew=True,
     ),
     "partitioned: attach a filled one later": replace(
         _parted(
             f"{_THIRD};ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
             writes=_THIRD_WRITES,
+            anew=True,
         ),
         alone=True,
     ),
@@ -203,20 +212,24 @@ PARTITIONS = {
         "CREATE TABLE acct_31 PARTITION OF acct_3 FOR VALUES FROM (50) TO (80);"
         f"ROWS INSERT INTO acct_3 (id, a) VALUES (55, 5), (56, 6);{_ATTACH}",
         writes=_THIRD_WRITES,
+        anew=True,
     ),
     "partitioned: detach": _parted(
         "ALTER TABLE acct DETACH PARTITION acct_2;DROP TABLE acct_2",
         writes="UPDATE acct SET a = 3 WHERE id = 1;DELETE FROM acct WHERE id = 2",
+        anew=True,
         old_row=0,
     ),
     "partitioned: drop one": _parted(
         "DROP TABLE acct_2",
         writes="UPDATE acct SET a = 3 WHERE id = 1;DELETE FROM acct WHERE id = 2",
+        anew=True,
         old_row=0,
     ),
     "partitioned: drop an empty one": _parted(
         "DROP TABLE acct_3",
         before=f"{_PARTED};CREATE TABLE acct_3 PARTITION OF acct FOR VALUES FROM (50) TO (100)",
+        anew=True,
     ),
 }
 
@@ -276,5 +289,6 @@ SEVERAL = {
         seed=_BOTH_SEED,
         writes="INSERT INTO acct (id) VALUES (5);UPDATE acct SET b = 'x' WHERE id = 8",
         old="either",
+        moved={"acct": "", "other": "acct"},
     ),
 }

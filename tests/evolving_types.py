@@ -214,6 +214,35 @@ DOMAINS = {
         "ALTER DOMAIN pos DROP CONSTRAINT positive;"
         "ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 1000)"
     ),
+    "domain's check narrowed, NOT VALID": Change(
+        "ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 20) NOT VALID",
+        before=_DOMAIN,
+        seed=f"{_POS_SEED};UPDATE acct SET a = 33 WHERE id = 3",
+        writes="INSERT INTO acct VALUES (5, 15, 1, 'x');UPDATE acct SET b = 'y' WHERE id = 2",
+        old_row={"id": 70, "a": 7, "e": 8, "b": "old"},
+        past={"a": "integer"},
+        loose={"a": "integer"},
+    ),
+    "domain's check narrowed after its rows were": Change(
+        "LOGGED UPDATE acct SET a = 5 WHERE a > 20;"
+        "ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 20)",
+        before=_DOMAIN,
+        seed=_POS_SEED,
+        writes="INSERT INTO acct VALUES (5, 15, 1, 'x');UPDATE acct SET b = 'y' WHERE id = 2",
+        old_row={"id": 70, "a": 7, "e": 8, "b": "old"},
+        past={"a": "integer"},
+    ),
+    "domain's check narrowed, of a generated column": Change(
+        "LOGGED UPDATE acct SET a = 5 WHERE a > 20;"
+        "ALTER DOMAIN pos ADD CONSTRAINT small CHECK (VALUE < 20)",
+        before=f"{_DOMAIN};ALTER TABLE acct ADD g pos GENERATED ALWAYS AS (a + 1) STORED",
+        seed="INSERT INTO acct VALUES (1, 11, 12, 'one'), (2, 21, 22, 'two');"
+        "UPDATE acct SET a = 13 WHERE id = 1",
+        writes="INSERT INTO acct VALUES (5, 15, 1, 'x');UPDATE acct SET b = 'y' WHERE id = 2",
+        old_row={"id": 70, "a": 7, "e": 8, "b": "old"},
+        past={"a": "integer"},
+        computed=("g",),
+    ),
     "domain's default": _domain("ALTER DOMAIN pos SET DEFAULT 8"),
     "domain to its base": _domain("ALTER TABLE acct ALTER a TYPE int", value="-1", past="integer"),
     "domain renamed": _domain(

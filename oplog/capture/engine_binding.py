@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.engine import Connection
 
@@ -16,11 +16,14 @@ from oplog.binding import Binding
 from oplog.capture.control import is_text
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.errors import NotCapturableError, UnloggedWriteError
+from oplog.errors import NotCapturableError, SchemaChangedError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
 from oplog.store.guard_state import lacks_guard
 from oplog.type_binding import BoundType
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class EngineBinding:
@@ -106,6 +109,18 @@ class EngineBinding:
         """Forget what is known of the database: types, tables, triggers."""
         self._known = None
         self.planner.clear()
+
+    def watch(self, gather: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same, which forgets what is known if it finds out that tables were changed."""
+
+        def watched(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            try:
+                return gather(*args, **kwargs)
+            except SchemaChangedError:
+                self.refresh()
+                raise
+
+        return watched
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:

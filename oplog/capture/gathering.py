@@ -45,7 +45,7 @@ def gather_work(
     and `TicketConflictError` for a ticket that does not hold any more.
     """
     changed = {change.bound.shape.type_name for change in work.changes}
-    written = [binding.find_type(name) for name in changed]
+    written = [binding.by_stored_name[name] for name in changed]
     written += [binding.find_relation(oid) for oid in {image.relation for image in images}]
     bulk, others = split_images(images, binding=binding, changed=changed)
     rows = _read_rows(connection, work, binding=binding, images=others, strict=strict)
@@ -61,7 +61,7 @@ def gather_work(
         known=binding.know(written),
         named=named,
         bulk=bulk,
-        read_bulk=BulkReader(connection, binding.by_name),
+        read_bulk=BulkReader(connection, binding.by_stored_name),
     )
 
 
@@ -75,11 +75,11 @@ def _read_rows(
 ) -> list[NetRow]:
     rows = fold_changes(work.changes)
     if not images:
-        complete_rows(connection, rows, types=binding.by_name, strict=strict)
+        complete_rows(connection, rows, types=binding.by_stored_name, strict=strict)
         return rows
     touched = touch_rows(images, binding=binding, changes=work.changes)
     rows = [row for row in rows if (row.bound.shape.type_name, row.key) not in touched]
-    complete_rows(connection, rows, types=binding.by_name, strict=strict)
+    complete_rows(connection, rows, types=binding.by_stored_name, strict=strict)
     return rows + read_touched_rows(connection, touched)
 
 

@@ -1,9 +1,8 @@
 """The transactions of one engine: their recorders, and what happens before COMMIT.
 
-Neither opens nor ends a transaction of the application. A session's entries are written inside
-its own commit, after its last flush; those of a connection without a session when SQLAlchemy
-announces its COMMIT. Where the driver allows it and only one log is involved, the append is kept
-back and sent together with COMMIT.
+Neither opens nor ends a transaction. A session's entries are written inside its own commit, after
+its last flush; those of a connection without a session when SQLAlchemy announces its COMMIT. With
+one log, and where the driver allows it, the append is kept back and sent together with COMMIT.
 """
 
 from __future__ import annotations
@@ -79,6 +78,7 @@ class Transactions:
             bind_altered=bind_altered,
             find_key_id=lambda: writer.key_id,
         )
+        self._gather = self.database.watch(writer.gather)
         self.names = NameChecks(self.database)
         self._collect = collect
         self.settler = Settler(
@@ -248,7 +248,7 @@ class Transactions:
         work = recorder.freeze()
         many = sum(image.rows for image in images) > _MANY_ROWS
         with pause_collector() if many else nullcontext():
-            gathered = self._writer.gather(
+            gathered = self._gather(
                 connection, work, binding=recorder.binding, images=images, named=named
             )
             if collected is not None:

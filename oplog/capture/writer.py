@@ -21,7 +21,7 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.sending import bind_draft, send
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry
-from oplog.errors import KeyRetiredError
+from oplog.errors import CaptureMismatchError, KeyRetiredError, SchemaChangedError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
@@ -74,16 +74,27 @@ class RecordWriter:
         images: Sequence[Image] = (),
         named: Named = (),
     ) -> GatheredWork:
-        """The recorded work, with everything that only the database knows."""
-        return gather_work(
-            connection,
-            work,
-            binding=binding,
-            images=images,
-            named=named,
-            read_tickets=self.read_tickets,
-            strict=self._strict,
-        )
+        """The recorded work, with everything that only the database knows.
+
+        `SchemaChangedError` where it does not fit because a migration changed tables meanwhile.
+        """
+        try:
+            return gather_work(
+                connection,
+                work,
+                binding=binding,
+                images=images,
+                named=named,
+                read_tickets=self.read_tickets,
+                strict=self._strict,
+            )
+        except CaptureMismatchError as cause:
+            if self._store.changes.read_epoch(connection) == binding.epoch:
+                raise
+            raise SchemaChangedError(
+                f"tables were changed since this process looked at them: {cause}",
+                hint="run the whole transaction again: the next one knows the tables of now",
+            ) from cause
 
     def build(self, gathered: GatheredWork) -> Draft | None:
         """The record of a transaction; None if there is nothing to send."""

@@ -2,7 +2,7 @@
 
 Each trigger gets its own enabled state back, each foreign key its own definition. Foreign keys
 are dropped and added, not disabled: adding one checks all rows at once, and disabling one needs
-a superuser.
+a superuser. Checks that are NOT VALID are dropped too, because older rows may break them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
+from oplog.postgres.unproved_checks import UnprovedCheck, add_unproved, drop_unproved
 from oplog.postgres.work import Driver, read_qualified
 
 _ENABLE = {"O": "ENABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
@@ -99,6 +100,7 @@ class Suspension:
     """Names of the tables and of the partitions that they had."""
     switches: Sequence[_Switch]
     foreign_keys: Sequence[_ForeignKey]
+    checks: Sequence[UnprovedCheck] = ()
 
 
 def lock_tables(driver: Driver, names: Sequence[str]) -> None:
@@ -127,15 +129,16 @@ def suspend_switches(driver: Driver, oids: Sequence[int]) -> Suspension:
 
 
 def suspend_tables(driver: Driver, oids: Sequence[int], *, referring: bool = False) -> Suspension:
-    """Disable triggers and rules of tables and their partitions, and drop foreign keys.
+    """Disable triggers and rules of tables and their partitions, and drop some constraints.
 
-    With `referring` also those of any table to these, so that rows may go for a moment.
+    Those are checks that are NOT VALID, and foreign keys; with `referring` also foreign keys of
+    any table to these, so that rows may go for a moment.
     """
     taken = suspend_switches(driver, oids)
     foreign_keys = _list_foreign_keys(driver, oids, referring=referring)
     for key in foreign_keys:
         driver.execute(f"ALTER TABLE {key.table} DROP CONSTRAINT {quote(key.name)}")
-    return replace(taken, foreign_keys=foreign_keys)
+    return replace(taken, foreign_keys=foreign_keys, checks=drop_unproved(driver, oids))
 
 
 def list_references(connection: Connection, oids: Sequence[int]) -> list[tuple[int, int]]:
@@ -148,6 +151,7 @@ def resume_tables(driver: Driver, taken: Suspension) -> None:
     """Put everything back; `ReplayError` for rows that break a foreign key."""
     # A deferred check that waits would keep tables from being altered.
     driver.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    add_unproved(driver, taken.checks)
     for key in taken.foreign_keys:
         _add_foreign_key(driver, key)
     for switch in taken.switches:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.payload.shape import Shape
 
 
-def match_type(newest: Mapping[str, Shape], declared: DeclaredType) -> Shape | None:
+def match_type(
+    newest: Mapping[str, Shape], declared: DeclaredType, *, retired: Collection[str] = ()
+) -> Shape | None:
     """The newest revision of the type; None if the log has none.
 
     `newest` are those of all types. A type keeps its name when its table is renamed, so the name
-    that the application declares may be another one.
+    that the application declares may be another one. One that is not among the `retired` goes
+    first: it has the table now.
     """
     table = declared.table
     candidates = {
@@ -21,9 +24,21 @@ def match_type(newest: Mapping[str, Shape], declared: DeclaredType) -> Shape | N
         for name, shape in newest.items()
         if shape.table == table.name and table.schema in (None, shape.schema)
     }
+    present = {name: shape for name, shape in candidates.items() if name not in retired}
+    candidates = present or candidates
     if declared.type_name in candidates or len(candidates) != 1:
         return newest.get(declared.type_name)
     return next(iter(candidates.values()))
+
+
+def list_secret_types(catalog: TypeCatalog, shapes: Iterable[Shape]) -> frozenset[str]:
+    """The log's names of types whose sizes must not tell what they hold, and the declared ones.
+
+    `shapes` are all revisions, rising.
+    """
+    newest = {shape.type_name: shape for shape in shapes}
+    found = [match_type(newest, one) for one in catalog.types.values() if one.secret]
+    return catalog.secret_types | {shape.type_name for shape in found if shape is not None}
 
 
 class StoredSteps:

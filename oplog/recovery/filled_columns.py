@@ -1,66 +1,52 @@
-"""Values that a new column has in older rows, for a database that was migrated by itself.
+"""Gives a follower's rows what rows of the log got when a column was added.
 
-A default such as `now()` is worked out once, when the column is added. A follower's own migration
-runs at another time, and gives its rows another value than the log says.
+A follower is migrated by itself, and a default such as `now()` had another value there. Rows that
+are there when its table first has the column are all from before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
 from oplog.postgres.quoting import quote
 from oplog.postgres.work import Driver
+from oplog.replay.table_plan import TablePlan
 from oplog.replay.type_target import TypeTarget
 
 
-@dataclass(frozen=True, slots=True)
-class FilledColumn:
-    """A column of a live table, and the text of the value that all rows have in it."""
+def list_added(live: LiveTable, target: TypeTarget, known: Iterable[Shape]) -> set[str]:
+    """Columns that the table has since it was last looked at.
 
-    table: LiveTable
-    name: str
-    text: str | None
-
-
-def list_filled(
-    before: Iterable[Shape], placed: Iterable[tuple[LiveTable, TypeTarget]]
-) -> Iterator[FilledColumn]:
-    """The columns that tables got since they were last looked at.
-
-    `before` are the revisions that this database knew, `placed` its tables with those that they
-    have the columns of now. Nothing for a table that no revision was of.
+    `known` are the revisions as this database had them then, rising.
     """
-    known = list(before)
-    for table, target in placed:
-        shape = target.shape
-        had = [one for one in known if one.type_name == shape.type_name and _is_of(one, table)]
-        if had:
-            since = max(one.revision for one in had)
-            for number, text in _join_fills(target.shapes, since, shape.revision):
-                if number in shape.by_number:
-                    yield FilledColumn(table, shape.by_number[number].name, text)
+    before = [
+        shape
+        for shape in known
+        if shape.type_name == target.shape.type_name
+        and any((n.database, n.table) == (live.database, live.oid) for n in shape.numbers)
+    ]
+    if not before:
+        return set()
+    return {c.name for c in target.shape.columns if c.number not in before[-1].by_number}
 
 
-def fill_columns(driver: Driver, columns: Iterable[FilledColumn]) -> None:
-    """Give all rows the value, where they have another one; triggers must be disabled."""
-    for column in columns:
-        name = quote(column.name)
-        pg_type = next(one.pg_type for one in column.table.columns if one.name == column.name)
-        driver.query(
-            f"UPDATE {column.table.qualified} SET {name} = $1::text::{pg_type} "
-            f"WHERE {name}::text IS DISTINCT FROM $1::text",
-            (column.text,),
-        )
-
-
-def _is_of(shape: Shape, table: LiveTable) -> bool:
-    return any((one.database, one.table) == (table.database, table.oid) for one in shape.numbers)
-
-
-def _join_fills(shapes: Sequence[Shape], since: int, upto: int) -> Iterator[tuple[int, str | None]]:
-    for shape in shapes:
-        if since < shape.revision <= upto:
-            yield from shape.change.fills.items()
+def fill_columns(
+    driver: Driver, plans: Sequence[TablePlan], added: Iterable[tuple[TypeTarget, set[str]]]
+) -> None:
+    """Set the columns of all rows to what the log says; triggers must be disabled."""
+    by_type = {name: plan for plan in plans for name in plan.types}
+    for target, names in added:
+        plan, fills = by_type[target.shape.type_name], target.find_fills()
+        for name in sorted(names & fills.keys() & set(plan.names)):
+            # Without one, the log says that there was no value.
+            fill = plan.fills.get(name, "NULL")
+            if fill == "NULL" and plan.live_columns[name].not_null:
+                continue
+            column = quote(name)
+            # As text: not every type can be compared.
+            driver.execute(
+                f"UPDATE {plan.live.qualified} SET {column} = {fill} WHERE {column}::text "
+                f'COLLATE "C" IS DISTINCT FROM ({fill})::text COLLATE "C"'
+            )

@@ -26,7 +26,7 @@ from oplog.postgres.suspension import find_oids, resume_tables, suspend_switches
 from oplog.postgres.work import Driver
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
-from oplog.recovery.filled_columns import FilledColumn, fill_columns, list_filled
+from oplog.recovery.filled_columns import fill_columns, list_added
 from oplog.recovery.held_records import Needs, find_needs
 from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_records
@@ -35,6 +35,7 @@ from oplog.recovery.renumbered_types import place_shapes
 from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
 from oplog.recovery.sequences import advance_sequences
 from oplog.replay.rules import make_rules
+from oplog.replay.type_target import TypeTarget
 from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, SequencedPage, Store, StoredRecord
 from oplog.store.feed import check_consumer_name
@@ -252,14 +253,14 @@ def _apply(
         needs = find_needs(connection, reader, position=place.position)
         plans = needs.plans
         page = needs.cut(page)
-        filled = _write_types(connection, log, source.list_types(), needs)
+        added = _write_types(connection, log, source.list_types(), needs)
         for key_id, check_value in source.list_keys().items():
             log.insert_key(connection, key_id, check_value=check_value)
         oids = [*find_oids(connection, store.list_tables()), *(plan.live.oid for plan in plans)]
         suspended = suspend_switches(work.driver, oids)
-        fill_columns(work.driver, filled)
         # The tables are locked now: any other write has been committed and is visible.
         _check_only_writer(store, connection, place)
+        fill_columns(work.driver, plans, added)
         with reader.skipped.name_in_misfits():
             position = _merge_page(work, reader, needs, page)
         reached = page.first + len(page.records) - 1
@@ -279,14 +280,15 @@ def _apply(
 
 def _write_types(
     connection: Connection, log: Store, shapes: Sequence[Shape], needs: Needs
-) -> list[FilledColumn]:
-    """Store revisions that are new; columns that came with those that the tables have.
+) -> list[tuple[TypeTarget, set[str]]]:
+    """Store revisions that are new; the columns that tables got since the last look at them.
 
     `LogForkedError` if this database has a revision of its own.
     """
     known = {(shape.type_name, shape.revision): shape for shape in shapes}
-    before = log.list_types(connection)
-    for shape in before:
+    own = log.list_types(connection)
+    added = []
+    for shape in own:
         if known.get((shape.type_name, shape.revision)) != shape:
             raise LogForkedError(
                 f"this database has a revision {shape.revision} of type {shape.type_name!r} that "
@@ -302,7 +304,8 @@ def _write_types(
             ):
                 # The follower's own migration is no change of the rows that the log has.
                 log.changes.keep_state(connection, shape.type_name, table=table.oid)
-    return list(list_filled(before, needs.placed))
+                added.append((target, list_added(table, target, own)))
+    return added
 
 
 def _merge_page(work: _Following, reader: RecordReader, needs: Needs, page: SequencedPage) -> int:

@@ -286,7 +286,7 @@ def _make_target(
 
     def shape(name: str, value: str) -> str:
         """A value cast to the live column's type and collation, as the comparison needs it."""
-        kind = _LENGTH.sub(_drop_length, plan.live_columns[name].pg_type)
+        kind = _LENGTH.sub(_drop_length, plan.name_type(name))
         collation = collations.get((plan.live.oid, name))
         collated = f" COLLATE {collation}" if collation else ""
         return f"({value})::{kind}{collated} AS {quote(name)}"

@@ -182,17 +182,10 @@ class TableLoader:
         columns: Sequence[str] = (),
     ) -> None:
         """Copy to a temporary table: n (index in `keys`), g (group), keys k0..., values v0..."""
-        live = self.plan.live_columns
         selected = [
             "0::integer AS n, 0::integer AS g",
             *(f"t.{quote(name)} AS k{n}" for n, name in enumerate(self.plan.key_names)),
-            # Base types: a domain may refuse the NULL that stands in for "not written".
-            *(
-                f"t.{quote(name)}::{live[name].pg_type} AS v{n}"
-                if name in self.plan.domains
-                else f"t.{quote(name)} AS v{n}"
-                for n, name in enumerate(columns)
-            ),
+            *(f"t.{quote(name)} AS v{n}" for n, name in enumerate(columns)),
         ]
         self._driver.execute(
             f"CREATE TEMPORARY TABLE oplog_stage ON COMMIT DROP AS "

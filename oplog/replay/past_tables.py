@@ -147,11 +147,16 @@ def _plan_stored(target: TypeTarget, spelled: Mapping[str, bool]) -> TablePlan:
 
 
 def _find_types(connection: Connection, names: Iterable[str]) -> Mapping[str, bool]:
-    """Those that the database has; True for one that was created here, or has such elements."""
+    """Those that the database has, unless it has a domain in it that could refuse values of then.
+
+    True for one that was created here, or has such elements.
+    """
     rows = connection.exec_driver_sql(
         "SELECT w.name, t.oid >= 16384 OR t.typelem >= 16384 "
         "FROM pg_catalog.unnest(%s::text[]) AS w(name) "
-        "JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(w.name)",
+        "JOIN pg_catalog.pg_type t ON t.oid = pg_catalog.to_regtype(w.name) "
+        "WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem "
+        "AND e.typtype = 'd')",
         (sorted(names),),
     )
     return {row[0]: row[1] for row in rows}

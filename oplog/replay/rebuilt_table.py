@@ -17,6 +17,7 @@ from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.postgres.work import Driver, read_qualified
+from oplog.replay.domain_columns import set_base_types, set_own_types
 from oplog.replay.loader import TableLoader
 from oplog.replay.table_plan import TablePlan
 
@@ -25,7 +26,10 @@ COMMENT_PREFIX = "oplog replay "
 
 
 def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader]:
-    """Temporary tables for a comparison, without NOT NULL: differences are reported, not raised."""
+    """Temporary tables for a comparison, without domains and NOT NULL.
+
+    Differences are reported, not raised.
+    """
     loaders = []
     for number, plan in enumerate(plans):
         target = f"pg_temp.oplog_rebuilt_{number}"
@@ -75,20 +79,18 @@ def _create_table(driver: Driver, plan: TablePlan, target: str, *, temporary: bo
         driver.execute(f"{begin}({columns}){end}")
         return
     driver.execute(f"{begin}(LIKE {plan.live.qualified} INCLUDING GENERATED){end}")
-    alter = [f"ALTER {quote(name)} SET DEFAULT {fill}" for name, fill in plan.fills.items()]
-    for column in plan.live.columns:
-        hidden = column.name not in plan.compared
-        if (
-            column.name in plan.domains
-            and not column.generated
-            and (hidden or column.name in plan.late)
-        ):
-            alter.append(f"ALTER {quote(column.name)} TYPE {column.pg_type}")
-        if column.not_null and not column.primary_key:
-            # The log may give a row first, and later what a change of the schema put into it.
-            alter.append(f"ALTER {quote(column.name)} DROP NOT NULL")
-    if alter:
-        driver.execute(f"ALTER TABLE {target} {', '.join(alter)}")
+    alter = [
+        *(f"ALTER {quote(name)} SET DEFAULT {fill}" for name, fill in plan.fills.items()),
+        # The log may give a row first, and later what a change of the schema put into it.
+        *(
+            f"ALTER {quote(column.name)} DROP NOT NULL"
+            for column in plan.live.columns
+            if column.not_null and not column.primary_key
+        ),
+    ]
+    for clauses in (set_base_types(plan.domains), alter):
+        if clauses:
+            driver.execute(f"ALTER TABLE {target} {', '.join(clauses)}")
 
 
 # -- what may be overwritten ----------------------------------------------------------------
@@ -210,13 +212,14 @@ def add_constraints(
 
     Foreign keys refer to the rebuilt tables. Foreign keys to tables that are not logged, and
     constraints on an excluded column, are left out. `ReplayError` if rows break one; in the `past`
-    it is left out: rows of then may be why it was added only later.
+    it is left out: rows of then may be why it was added only later. One that is NOT VALID holds for
+    new rows. A column keeps the type below its domain where rows break that.
     """
     by_oid = {loader.plan.live.oid: loader for loader in loaders if not loader.plan.stored}
     for loader in loaders:
         if not loader.keyed:
             loader.build_key()
-        _refuse_nulls(driver, loader, past=past)
+        _narrow_columns(driver, loader, past=past)
     used = _list_relations(driver, into=into)
     rows = read_qualified(driver, _CONSTRAINTS, (list(by_oid),))
     for row in sorted(rows, key=lambda row: _ORDER.index(row[1])):
@@ -225,35 +228,61 @@ def add_constraints(
         if statement is None:
             continue
         used.add(name)
-        _alter(driver, by_oid[row[0]], statement, name, past=past)
+        _alter(driver, by_oid[row[0]], statement, lenient=past, name=name)
 
 
-def _alter(driver: Driver, loader: TableLoader, statement: str, name: str, *, past: bool) -> None:
-    if past:
+def _alter(
+    driver: Driver, loader: TableLoader, statement: str, *, lenient: bool, name: str = ""
+) -> bool:
+    """Whether the rows allow it; `ReplayError` if they do not, unless `lenient`."""
+    if lenient:
         driver.execute("SAVEPOINT oplog_constraint")
     try:
         driver.execute(statement)
     except (driver_errors.IntegrityError, driver_errors.DataError) as cause:
-        if not past:
+        if not lenient:
             raise _broken(loader, name, cause) from cause
         driver.execute("ROLLBACK TO SAVEPOINT oplog_constraint")
-    if past:
         driver.execute("RELEASE SAVEPOINT oplog_constraint")
+        return False
+    if lenient:
+        driver.execute("RELEASE SAVEPOINT oplog_constraint")
+    return True
 
 
-def _refuse_nulls(driver: Driver, loader: TableLoader, *, past: bool) -> None:
-    """Take back what the table could not have before it had its rows."""
+def _narrow_columns(driver: Driver, loader: TableLoader, *, past: bool) -> None:
+    """Take back what the table could not have before it had its rows: domains, and no NULLs."""
     plan = loader.plan
-    alter = []
-    for column in plan.live.columns:
-        if column.name not in plan.compared or plan.stored:
-            continue
-        if column.name in plan.domains and column.name in plan.late and not column.generated:
-            alter.append(f"ALTER {quote(column.name)} TYPE {plan.domains[column.name]}")
-        if column.not_null and not column.primary_key:
-            alter.append(f"ALTER {quote(column.name)} SET NOT NULL")
-    for one in alter if past else [", ".join(alter)] if alter else []:
-        _alter(driver, loader, f"ALTER TABLE {loader.target} {one}", "on NULL", past=past)
+    if plan.stored:
+        return
+    # Computed columns last: others that they are made of may have to make them anew.
+    domains = sorted(
+        (n for n, c in plan.domains.items() if n in plan.compared and c.base != c.own),
+        key=lambda name: bool(plan.domains[name].formula),
+    )
+    filled = [
+        column.name
+        for column in plan.live.columns
+        if column.not_null and not column.primary_key and column.name in plan.compared
+    ]
+    steps = [
+        *((name, set_own_types(plan.domains, [name])) for name in domains),
+        *((name, [_refuse_null(name)]) for name in filled),
+    ]
+    if not steps:
+        return
+    whole = [*set_own_types(plan.domains, domains), *map(_refuse_null, filled)]
+    # At once if the rows allow it: a new type may write the table anew.
+    lenient = past or any(name in plan.unproved for name, _ in steps)
+    if _alter(driver, loader, f"ALTER TABLE {loader.target} {', '.join(whole)}", lenient=lenient):
+        return
+    for name, clauses in steps:
+        statement = f"ALTER TABLE {loader.target} {', '.join(clauses)}"
+        _alter(driver, loader, statement, lenient=past or name in plan.unproved)
+
+
+def _refuse_null(name: str) -> str:
+    return f"ALTER {quote(name)} SET NOT NULL"
 
 
 def _list_relations(driver: Driver, *, into: str) -> set[str]:
@@ -289,6 +318,9 @@ def _state_constraint(row: Any, by_oid: Mapping[int, TableLoader], *, named: boo
 
 def _broken(loader: TableLoader, constraint: str, cause: driver_errors.Error) -> ReplayError:
     detail = cause.diag.message_detail
+    if not constraint:
+        on_null = isinstance(cause, driver_errors.NotNullViolation)
+        constraint = "on NULL" if on_null else "of a domain"
     return ReplayError(
         f"the rows that the log gives {loader.plan.name} break its constraint {constraint}: "
         f"{cause.diag.message_primary or cause}{f' ({detail})' if detail else ''}",

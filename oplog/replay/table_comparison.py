@@ -86,8 +86,10 @@ def compare_table(
     names = plan.compared
     codecs = _list_codecs(plan)
     # Rows are joined by equal keys, which can still differ in their text.
-    tested = [n for n in names if n not in plan.key_names or codecs[n].compare_as_text]
-    tests = [_test(plan, name, codecs[name]) for name in tested]
+    # Arrays of a domain and of what is below it are not comparable.
+    as_text = {n for n in names if codecs[n].compare_as_text or n in plan.arrays}
+    tested = [n for n in names if n not in plan.key_names or n in as_text]
+    tests = [_test(plan, name, as_text=name in as_text) for name in tested]
     key = plan.key_names[0]
     # Of a composite value, IS NOT NULL asks whether every field is; this asks for the value.
     here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
@@ -152,8 +154,8 @@ def _list_codecs(plan: TablePlan) -> dict[str, ValueCodec]:
     return codecs
 
 
-def _test(plan: TablePlan, name: str, codec: ValueCodec) -> str:
-    if codec.compare_as_text:
+def _test(plan: TablePlan, name: str, *, as_text: bool) -> str:
+    if as_text:
         return " IS DISTINCT FROM ".join(f'{side}.{quote(name)}::text COLLATE "C"' for side in "lr")
     return f"{_name(plan, 'l', name)} IS DISTINCT FROM {_name(plan, 'r', name)}"
 

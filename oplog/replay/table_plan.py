@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
+from oplog.replay.domain_columns import DomainColumn, DomainColumns, choose_columns
 from oplog.replay.type_target import TypeTarget
 from oplog.value import ValueCodec, codec_for
 
@@ -39,10 +40,14 @@ class TablePlan:
     """Logged columns and those computed from logged ones alone."""
     fills: Mapping[str, str]
     """Values, as SQL, of columns in rows that were logged before the column was added."""
-    domains: Mapping[str, str]
-    """Columns whose type is a domain, which may refuse NULL, and the domain."""
+    domains: DomainColumns
+    """Columns whose type is a domain, which may refuse rows of then, and those made of them."""
     formulas: Mapping[str, str]
     """SQL of the computed columns, by the bare names of the others."""
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    """Columns that are arrays of a domain, and the type of such an array of what is below it."""
+    unproved: frozenset[str] = frozenset()
+    """Columns with constraints that are NOT VALID: rows may break them."""
     stored: bool = False
     """Whether `live` is no table of the database, but made from a stored revision."""
 
@@ -76,6 +81,10 @@ class TablePlan:
         """Columns that older rows get from the log after the rows themselves."""
         return frozenset(name for one in self.targets.values() for name in one.list_late())
 
+    def name_type(self, name: str) -> str:
+        """The type of a column below its domain, as SQL."""
+        return self.arrays.get(name) or self.live_columns[name].pg_type
+
     @cached_property
     def live_columns(self) -> Mapping[str, LiveColumn]:
         """All of the table's columns by name."""
@@ -91,7 +100,27 @@ SELECT a.attrelid::bigint, a.attname,
     WHERE p.classid = 'pg_catalog.pg_attrdef'::regclass AND p.objid = d.oid
       AND p.refclassid = 'pg_catalog.pg_class'::regclass AND p.refobjid = a.attrelid
       AND b.attnum <> a.attnum),
-  t.typtype = 'd', pg_catalog.format_type(a.atttypid, a.atttypmod)
+  CASE WHEN t.typtype <> 'd' THEN (WITH RECURSIVE below(oid, modifier) AS (
+      SELECT e.typbasetype, e.typtypmod FROM pg_catalog.pg_type e
+        WHERE e.oid = t.typelem AND e.typtype = 'd'
+      UNION ALL SELECT u.typbasetype, CASE WHEN u.typtypmod >= 0 THEN u.typtypmod
+        ELSE below.modifier END FROM below JOIN pg_catalog.pg_type u
+        ON u.oid = below.oid WHERE u.typtype = 'd')
+    SELECT pg_catalog.concat(pg_catalog.format_type(below.oid, below.modifier), '[]')
+    FROM below JOIN pg_catalog.pg_type u ON u.oid = below.oid WHERE u.typtype <> 'd') END,
+  t.typtype = 'd', pg_catalog.format_type(a.atttypid, a.atttypmod),
+  (SELECT pg_catalog.concat(' COLLATE ', pg_catalog.quote_ident(n.nspname), '.',
+      pg_catalog.quote_ident(c.collname))
+    FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+    WHERE c.oid = a.attcollation),
+  EXISTS (WITH RECURSIVE below(oid) AS (
+      SELECT t.oid UNION SELECT CASE WHEN u.typtype = 'd' THEN u.typbasetype ELSE u.typelem END
+        FROM below JOIN pg_catalog.pg_type u ON u.oid = below.oid
+        WHERE u.typtype = 'd' OR u.typelem <> 0)
+    SELECT FROM pg_catalog.pg_constraint k JOIN below ON below.oid = k.contypid
+    WHERE NOT k.convalidated)
+  OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = a.attrelid
+    AND k.contype = 'n' AND k.conkey[1] = a.attnum AND NOT k.convalidated)
 FROM pg_catalog.pg_attribute a
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -156,11 +185,24 @@ def _make_plan(
         columns=columns,
         excluded=excluded,
         compared=(*(column.name for column in columns), *computed),
-        fills=_find_fills(columns, targets, details),
-        domains={column: row[6] for column, row in details.items() if row[5]},
+        fills=_find_fills(columns, live, targets, details),
+        domains=choose_columns(_describe_type(c, details[c.name]) for c in live.columns),
         formulas={
             column.name: details[column.name][3] for column in live.columns if column.generated
         },
+        arrays={name: row[5] for name, row in details.items() if row[5]},
+        unproved=frozenset(name for name, row in details.items() if row[9]),
+    )
+
+
+def _describe_type(column: LiveColumn, row: Sequence[Any]) -> DomainColumn:
+    _, name, _, expression, uses, array, is_domain, own, collation, _ = row
+    base = column.pg_type if is_domain else array or own
+    suffix = collation or ""
+    if not column.generated:
+        return DomainColumn(name, f"{base}{suffix}", f"{own}{suffix}")
+    return DomainColumn(
+        name, f"{base}{suffix}", f"{own}{suffix}", formula=expression, uses=frozenset(uses)
     )
 
 
@@ -206,22 +248,27 @@ def make_stored_plan(
 
 
 def _find_fills(
-    columns: tuple[Column, ...], targets: Sequence[TypeTarget], details: dict[str, Any]
+    columns: tuple[Column, ...],
+    live: LiveTable,
+    targets: Sequence[TypeTarget],
+    details: dict[str, Any],
 ) -> dict[str, str]:
+    # Of a domain what is below it: it may have been narrowed since.
+    types = {column.name: details[column.name][5] or column.pg_type for column in live.columns}
     known: dict[str, str | None] = {}
     for target in targets:
         known |= dict(target.find_fills()) | dict.fromkeys(target.list_late())
     fills = {}
     for column in columns:
-        _, _, missing, default, _, _, type_name = details[column.name]
+        _, _, missing, default = details[column.name][:4]
         if column.name in known:
             text = known[column.name]
             if text is not None:
-                fills[column.name] = _state_fill(text, type_name)
+                fills[column.name] = _state_fill(text, types[column.name])
         elif missing is not None:
             # Nothing is noted of the column: what ALTER TABLE ADD COLUMN gave the rows of that
             # time, whatever the default has become since.
-            fills[column.name] = _state_fill(missing, type_name)
+            fills[column.name] = _state_fill(missing, types[column.name])
         elif default is not None and _LITERAL.fullmatch(default):
             fills[column.name] = default
     return fills

@@ -23,6 +23,7 @@ from oplog.crypto.seal import Sealer
 from oplog.finding import Finding
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import OpenedRecord
+from oplog.reading.type_match import list_secret_types
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
@@ -137,6 +138,7 @@ def _take(
         source = ArchivedLog(archive, head, schema=schema)
         reader = log.open_source(source)
         changes = iterate_changes(reader, source, after=previous.sequence, through=head.sequence)
+    types = Store(schema).list_types(connection)
     return take_snapshot(
         connection,
         point=SnapshotPoint(
@@ -149,12 +151,12 @@ def _take(
         ),
         mint=publisher.mint(),
         schema=schema,
-        types=Store(schema).list_types(connection),
+        types=types,
         sealer=sealer,
         put=publisher.put_blob,
         previous=previous,
         changes=changes,
-        secret=log.catalog.secret_types,
+        secret=list_secret_types(log.catalog, types),
     )
 
 

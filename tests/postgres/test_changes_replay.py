@@ -235,7 +235,7 @@ def project(found: Rows, like: Rows) -> Rows:
     }
 
 
-@pytest.mark.sampled(8, seed=1)
+@pytest.mark.sampled(8)
 @every_change
 def test_every_position_replays(app: App, name: str) -> None:
     change = CHANGES[name]
@@ -254,7 +254,7 @@ def test_every_position_replays(app: App, name: str) -> None:
     assert project(migrated.replay(through=then), before) == before
 
 
-@pytest.mark.sampled(8, seed=1)
+@pytest.mark.sampled(8)
 @every_change
 @pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
 @pytest.mark.parametrize("late", [False, True], ids=["no late snapshot", "late snapshot"])
@@ -277,7 +277,7 @@ def test_restored_into_the_shape_of_now(
     goes_on(target)
 
 
-@pytest.mark.sampled(8, seed=1)
+@pytest.mark.sampled(8)
 @every_change
 @pytest.mark.parametrize("early", [False, True], ids=["no early snapshot", "early snapshot"])
 def test_restored_as_of_before(app: App, spare_engine: Engine, name: str, early: bool) -> None:
@@ -295,7 +295,7 @@ def test_restored_as_of_before(app: App, spare_engine: Engine, name: str, early:
     goes_on(target)
 
 
-@pytest.mark.sampled(8, seed=1)
+@pytest.mark.sampled(8)
 @every_change
 def test_restored_into_the_shape_of_before(app: App, spare_engine: Engine, name: str) -> None:
     archive, change = open_memory(), CHANGES[name]

@@ -33,10 +33,7 @@ CONNECTION = cast("Connection", object())
 class Bound:
     """What a transaction knows of its database."""
 
-    by_name: ClassVar = {"item": BY_KEY, "thing": AS_ONE}
-
-    def find_type(self, name: str) -> BoundType:
-        return self.by_name[name]
+    by_stored_name: ClassVar = {"item": BY_KEY, "thing": AS_ONE}
 
     def find_relation(self, _oid: int) -> BoundType:
         return BY_KEY
@@ -58,7 +55,7 @@ class Database:
         monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: False)
 
     def complete(self, _connection: Any, rows: list[NetRow], *, types: Any, strict: bool) -> None:
-        assert types is Bound.by_name
+        assert types is Bound.by_stored_name
         self.order.append("complete")
         self.completed.append(([row.key for row in rows], strict))
         for row in rows:
