@@ -136,7 +136,9 @@ class EngineBinding:
                     if found is not None and other.live.name == found[1]:
                         (written,) = qualify([found[1]], found[0])
                         raise refuse_other_table([other.live.qualified], written=written) from None
-                raise
+                if found is None:
+                    raise
+                raise self._refuse_unknown(*found) from None
             if bound.guard is None:
                 raise UnloggedWriteError(
                     f"table {bound.live.qualified} was found guarded, in whole or in part, and "
@@ -145,3 +147,15 @@ class EngineBinding:
                     retryable=True,
                 )
             return bound
+
+    def _refuse_unknown(self, schema: str, name: str) -> UnloggedWriteError:
+        (table,) = qualify([name], schema)
+        learns = self.planner.catalog.learns
+        return UnloggedWriteError(
+            f"the guarded table {table} was changed, and this log's catalog does not have it",
+            hint="run the transaction again: it was guarded since this process looked"
+            if learns
+            else "add the table to the catalog, or untrack it in a migration: "
+            f"op.untrack_tables({name!r}, reason=...)",
+            retryable=learns,
+        )

@@ -44,6 +44,7 @@ class Examination:
             key_id=self._log.sealer.key_id,
             key_days=key_days,
             evolution=self._read(connection) if readable else None,
+            missing=self._log.completeness.list_missing(),
             marks=read_record_marks(connection, store) if readable else RecordMarks(),
         )
 

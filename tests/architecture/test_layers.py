@@ -63,6 +63,7 @@ PUBLIC = {
         "ArchiveError",
         "ArchiveLagError",
         "CaptureMismatchError",
+        "CatalogWarning",
         "ChainBrokenError",
         "CommitCancelledError",
         "CommitError",
