@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -69,17 +69,15 @@ class Attachments:
 
     def __init__(self, make_transactions: Callable[[Engine], Transactions]) -> None:
         self._make_transactions = make_transactions
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            renew = WeakMethod(self._renew_lock)
-            os.register_at_fork(after_in_child=lambda: (found := renew()) and found())
+        self._locks: dict[int, threading.Lock] = {}
         self._engines: WeakKeyDictionary[Engine, Transactions] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
         self._targets: dict[int, tuple[Any, type[Session] | None, Callable[[], None]]] = {}
 
-    def _renew_lock(self) -> None:
-        # If another thread held it when the process forked, the child could never release it.
-        self._lock = threading.Lock()
+    @property
+    def _lock(self) -> threading.Lock:
+        # By process: if a thread held it when the process forked, the child could never release it.
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     # -- attaching ------------------------------------------------------------------------
 

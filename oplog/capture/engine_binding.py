@@ -16,10 +16,10 @@ from oplog.binding import Binding
 from oplog.capture.control import is_text
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.errors import NotCapturableError, UnloggedWriteError
+from oplog.errors import NotCapturableError, SchemaChangedError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
-from oplog.store.guard_state import lacks_guard
+from oplog.store.guard_state import Image, lacks_guard
 from oplog.type_binding import BoundType
 
 
@@ -109,23 +109,25 @@ class EngineBinding:
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
-        """Forget what is known if an `UnloggedWriteError` leaves the block.
+        """Forget what is known if an error of another table or column leaves the block.
 
         The transaction wrote other tables than those that are known, so the next one has to
         look at the database anew.
         """
         try:
             yield
-        except UnloggedWriteError:
+        except (SchemaChangedError, UnloggedWriteError):
             self.refresh()
             raise
 
-    def find_guarded(self, connection: Connection, binding: Binding, *, oid: int) -> BoundType:
+    def find_guarded(self, connection: Connection, binding: Binding, image: Image) -> BoundType:
         """The tracked type of a table whose guard kept an image.
 
         Raises `UnloggedWriteError` for a table that the binding does not have, or has without
-        a guard: a migration may have changed it, and the next transaction looks anew.
+        a guard, and `SchemaChangedError` for a column that it does not have: a migration may have
+        changed it, and the next transaction looks anew.
         """
+        oid = image.relation
         with self.refreshing():
             try:
                 bound = binding.find_relation(oid)
@@ -146,7 +148,20 @@ class EngineBinding:
                     hint="run the transaction again; if it stays so, `oplog doctor` says why",
                     retryable=True,
                 )
+            self._check_columns(bound, image)
             return bound
+
+    @staticmethod
+    def _check_columns(bound: BoundType, image: Image) -> None:
+        unknown = set(image.changed).difference(
+            bound.shape.names, bound.shape.excluded, (column.name for column in bound.live.columns)
+        )
+        if unknown:
+            raise SchemaChangedError(
+                f"table {bound.live.qualified} has columns that were not there when this process "
+                f"looked: {', '.join(sorted(unknown))}",
+                hint="run the transaction again: it looks at the table anew",
+            )
 
     def _refuse_unknown(self, schema: str, name: str) -> UnloggedWriteError:
         (table,) = qualify([name], schema)

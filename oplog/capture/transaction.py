@@ -267,7 +267,7 @@ class Transactions:
         binding = self.database.bind(connection, recorder)
         collected = self._collect(connection)
         for image in () if collected is None else collected.images:
-            self.database.find_guarded(connection, binding, oid=image.relation)
+            self.database.find_guarded(connection, binding, image)
         return collected
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:

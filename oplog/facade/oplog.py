@@ -22,7 +22,7 @@ from oplog.events import EventSink, ignore_event
 from oplog.facade.completeness import Completeness
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
-from oplog.facade.first_write import bind_first_write
+from oplog.facade.first_write import FirstWrite
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
 from oplog.facade.migration_part import Migrating
@@ -101,7 +101,7 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
-        bind = partial(bind_first_write, log=log)
+        bind = FirstWrite(log)
         return Transactions(
             engine,
             log.writer,
