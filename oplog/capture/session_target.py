@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import session as orm_session
 
 from oplog.errors import ConfigurationError
 
@@ -25,6 +26,19 @@ def find_session(session: Any) -> Session | Connection:
     raise ConfigurationError(
         f"{type(session).__name__} is not a session", hint="give the session itself"
     )
+
+
+def belongs_to_session(connection: Connection) -> bool:
+    """Whether a session has begun the connection's transaction.
+
+    Asked at a COMMIT of rows that guards captured and no attached session announced. To listen
+    to the beginning of every session of the process would tell the same, in each of them.
+    """
+    # The references are listed at once: other threads make sessions meanwhile.
+    found = (reference() for reference in orm_session._sessions.valuerefs())  # noqa: SLF001
+    transactions = (session.get_transaction() for session in found if session is not None)
+    # SQLAlchemy gives no public way.
+    return any(one is not None and connection in one._connections for one in transactions)  # noqa: SLF001
 
 
 def find_blocking(session: Any) -> Session | Connection:

@@ -30,6 +30,7 @@ from oplog.capture.sending import (
     find_process,
     roll_back_refused,
 )
+from oplog.capture.session_target import belongs_to_session
 from oplog.capture.settling import Settler
 from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
@@ -154,10 +155,6 @@ class Transactions:
         finally:
             # Where nothing else is logged, the transaction itself stays what it was.
             self._migrating.pop(connection, None)
-
-    def mark_unattached(self, connection: Connection) -> None:
-        """The transaction belongs to a session that is not attached: its images stay."""
-        self._notices.find(connection).unattached = True
 
     def is_dirty(self, connection: Connection) -> bool:
         """The connection's transaction has changes that are logged when it commits."""
@@ -334,7 +331,7 @@ class Transactions:
         recorder = self._recorders.get(connection)
         if recorder is None and self.users:
             notices = self._notices.find(connection)
-            if notices.images_kept and not notices.unattached:
+            if notices.images_kept and not belongs_to_session(connection):
                 recorder = self.open(connection)
         return recorder
 
