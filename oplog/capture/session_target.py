@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
 from sqlalchemy.orm import session as orm_session
+from sqlalchemy.util import ScopedRegistry
 
 from oplog.errors import ConfigurationError
 
@@ -21,10 +22,13 @@ def find_session(session: Any) -> Session | Connection:
     inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))
     if isinstance(inner, (Session, Connection)):
         return inner
-    if isinstance(session, scoped_session) or hasattr(session, "registry"):
+    # A mapped class has a registry, too: of classes, not of sessions.
+    if isinstance(getattr(session, "registry", None), ScopedRegistry):
         return find_session(session())
     raise ConfigurationError(
-        f"{type(session).__name__} is not a session", hint="give the session itself"
+        f"{type(session).__name__} is not a session",
+        hint="give the session itself, as `with Sessions() as session` has it, or a connection of "
+        "an attached engine",
     )
 
 

@@ -22,7 +22,7 @@ from oplog.payload.codec import Effect
 from oplog.payload.lineage import find_shape_at, group_shapes, map_columns
 from oplog.payload.shape import Shape
 from oplog.payload.upcast import StepLookup
-from oplog.postgres.work import check_moment
+from oplog.reading.given_place import find_place
 from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs, list_aggregates
 from oplog.reading.type_match import match_type
 from oplog.store import EntryFilter
@@ -147,8 +147,7 @@ def rebuild_row(
     that the reader gives.
     """
     snapshot = reader.source.read_snapshot()
-    if isinstance(at, datetime):
-        at = reader.source.find_position(check_moment(at), snapshot=snapshot)
+    at = find_place(reader, at, snapshot=snapshot)
     rows = _find_rows(reader, types, key)
     revisions = _list_newest(rows)
     if then:
