@@ -14,6 +14,7 @@ from oplog.adoption import AdoptionTarget, LockWait
 from oplog.adoption.schema_changes import NotedBy, finish_types
 from oplog.backoff import Backoff
 from oplog.binding import Binding, bind_for_writing
+from oplog.catalog import TypeCatalog
 from oplog.errors import SchemaDriftError
 from oplog.facade.learned_catalog import LearnedCatalog
 from oplog.facade.log_parts import LogParts
@@ -43,17 +44,24 @@ class FirstWrite:
         catalog, store = self._log.catalog, self._log.store
         if not isinstance(catalog, LearnedCatalog):
             return bind_first_write(connection, self._log, apart=apart)
-        known, self._known = self._known and apart, False
-        if known:
-            check_settings(connection)
-            found = catalog.recall(connection, store, key_id=self._log.sealer.key_id)
-            if found is not None:
-                return found
-        catalog.learn(connection, store)
-        binding = bind_first_write(connection, self._log, apart=apart)
-        if known:
-            catalog.keep(connection, store, binding)
+        if not (self._known and apart):
+            return self._learn(catalog, connection, apart=apart)[1]
+        self._known = False
+        check_settings(connection)
+        state = catalog.read_state(connection, store, self._log.sealer.key_id)
+        recalled = catalog.recall(state)
+        if recalled is not None:
+            return recalled
+        found, binding = self._learn(catalog, connection, apart=apart)
+        catalog.keep(state, found, binding)
         return binding
+
+    def _learn(
+        self, catalog: LearnedCatalog, connection: Connection, *, apart: bool
+    ) -> tuple[TypeCatalog, Binding]:
+        found = catalog.learn(connection, self._log.store)
+        log = replace(self._log, catalog=found)
+        return found, bind_first_write(connection, log, apart=apart)
 
 
 def bind_first_write(connection: Connection, log: LogParts, *, apart: bool = True) -> Binding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy.engine import Connection
 
@@ -25,6 +25,8 @@ from oplog.store.guard_state import read_guards
 from oplog.store.table_state import read_state
 from oplog.type_binding import make_bound
 
+State: TypeAlias = tuple[str, str, str]
+"""The log's schema, the key that is sealed with, and which database that is in which state."""
 _MOST = 64
 """Databases (and states of them) that are remembered."""
 
@@ -46,9 +48,9 @@ class LearnedDatabases:
     threads without a lock, and by the children of a fork: what is lost is learned again.
     """
 
-    known: dict[tuple[str, str, str], Learned] = field(default_factory=dict)
+    known: dict[State, Learned] = field(default_factory=dict)
 
-    def put(self, key: tuple[str, str, str], learned: Learned) -> None:
+    def put(self, key: State, learned: Learned) -> None:
         """Remember it, and forget the oldest of too many."""
         self.known[key] = learned
         for oldest in list(self.known)[:-_MOST]:
@@ -60,33 +62,42 @@ class LearnedCatalog(TypeCatalog):
 
     learns = True
 
-    def __init__(self, databases: LearnedDatabases) -> None:
+    def __init__(
+        self, databases: LearnedDatabases, types: Mapping[str, DeclaredType] | None = None
+    ) -> None:
         super().__init__()
         self._databases = databases
+        self._take(types or {})
 
     def find_namesake(self, table: Any) -> None:  # noqa: ARG002 - as the base has it
         """None: the program's own `Table` objects say nothing here, all is left to the guards."""
         return
 
-    def recall(self, connection: Connection, store: Store, *, key_id: str) -> Binding | None:
-        """The binding of another engine to this very database, unchanged since; else None."""
-        found = self._databases.known.get(self._make_key(connection, store, key_id))
+    @staticmethod
+    def read_state(connection: Connection, store: Store, key_id: str) -> State:
+        """What a binding depends on; read before it is made, so that it is never too new."""
+        store.require_current(connection)
+        return store.schema, key_id, read_state(connection, store.schema)
+
+    def recall(self, state: State) -> Binding | None:
+        """The binding of another engine to this very database in this state; None without one."""
+        found = self._databases.known.get(state)
         if found is None:
             return None
         self._take(found.types)
         return found.binding
 
-    def keep(self, connection: Connection, store: Store, binding: Binding) -> None:
-        """Remember a binding for other engines, if it depends on nothing that may be undone."""
+    def keep(self, state: State, found: TypeCatalog, binding: Binding) -> None:
+        """Remember what was found for other engines, if nothing of it may be undone yet."""
         if not binding.fresh and not binding.unfinished:
-            key = self._make_key(connection, store, binding.key_id)
-            self._databases.put(key, Learned(self.types, binding))
+            self._databases.put(state, Learned(found.types, binding))
 
-    def learn(self, connection: Connection, store: Store) -> None:
+    def learn(self, connection: Connection, store: Store) -> TypeCatalog:
         """Read which tables are guarded, and what the log knows of them.
 
-        Raises `SchemaVersionError` without a log, and `NotCapturableError` for a table whose
-        messages another application has compiled.
+        What was found stays as it is in the returned catalog, whatever other threads learn
+        meanwhile. Raises `SchemaVersionError` without a log, and `NotCapturableError` for a table
+        whose messages another application has compiled.
         """
         store.require_current(connection)
         stored = group_shapes(store.list_types(connection))
@@ -106,15 +117,12 @@ class LearnedCatalog(TypeCatalog):
             )
             types[name] = _declare(live, shape, stored.get(name, []))
         self._take(types)
+        return LearnedCatalog(self._databases, types)
 
     def _take(self, types: Mapping[str, DeclaredType]) -> None:
         # Replaced as a whole: other threads read it meanwhile.
         self._by_table = {declared.table: declared for declared in types.values()}
         self._types = dict(types)
-
-    def _make_key(self, connection: Connection, store: Store, key_id: str) -> tuple[str, str, str]:
-        store.require_current(connection)
-        return store.schema, key_id, read_state(connection, store.schema)
 
 
 def _name_type(live: LiveTable, taken: set[str]) -> str:

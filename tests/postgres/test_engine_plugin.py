@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,22 @@ async def test_an_asynchronous_engine(url: URL, engine: Engine) -> None:
     assert tell(engine) == ["CREATE person 1", "UPDATE person 1"]
 
 
+def test_threads_that_write_first(url: URL, engine: Engine) -> None:
+    logged = sa.create_engine(url, pool_size=8)
+    gate = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        gate.wait(20)
+        for step in range(3):
+            write(logged, 10 * number + step)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert len(tell(engine)) == 24
+    assert_replays(learn(engine), engine)
+    logged.dispose()
+
+
 def test_children_of_a_fork(url: URL, engine: Engine) -> None:
     logged = sa.create_engine(url)
     write(logged, 1)
@@ -347,3 +365,29 @@ def test_the_command_line_reads_a_log_without_an_application(
 
 def engine_of(url: URL) -> Engine:
     return sa.create_engine(url, poolclass=NullPool)
+
+
+def test_what_was_learned_is_of_the_state_before(url: URL, engine: Engine) -> None:
+    """A table that is altered while an engine learns is not taken for the one after it."""
+    for number in range(3):
+        write(engine_of(url), number)
+    slow = engine_of(url)
+    altered = False
+
+    def alter(*_: object) -> None:
+        nonlocal altered
+        statement = str(_[2])
+        if not altered and "pg_trigger g" in statement and "count(*)" in statement:
+            altered = True
+            run(engine, "ALTER TABLE pet ADD COLUMN age int")
+
+    run(engine, "COMMENT ON TABLE person IS 'x'", "ALTER TABLE pet ADD COLUMN name text")
+    sa.event.listen(slow, "before_cursor_execute", alter)
+    with slow.begin() as connection:
+        connection.exec_driver_sql("UPDATE person SET name = 'y' WHERE id = 1")
+    assert altered
+    with engine_of(url).begin() as connection:
+        connection.exec_driver_sql("INSERT INTO pet (id, owner, age) VALUES (9, 1, 7)")
+    fields = dict(read(engine)[-1].operations[0].fields)
+    assert fields == {"id": 9, "owner": 1, "name": None, "age": 7}
+    assert_replays(learn(engine), engine)
