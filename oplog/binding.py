@@ -7,7 +7,7 @@ other writer waits for the caller's, and a rollback does not take it away.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import xor
@@ -33,9 +33,15 @@ from oplog.postgres.driver import cut_off, require_driver
 from oplog.postgres.live_table import (
     check_settings,
     read_live_tables,
+    read_tables_by_oid,
 )
 from oplog.postgres.standby import require_primary
-from oplog.postgres.type_evolution import find_declared, locate_tables
+from oplog.postgres.type_evolution import (
+    Revisions,
+    derive_first,
+    find_declared,
+    locate_tables,
+)
 from oplog.store import Store
 from oplog.store.guard_state import Guards, read_guards
 from oplog.store.rows import KnownTables
@@ -225,20 +231,30 @@ def bind_stored(
 
 
 def list_unstored_shapes(
-    connection: Connection, catalog: TypeCatalog, *, stored: Collection[str]
+    connection: Connection, catalog: TypeCatalog, *, stored: Revisions, schema: str
 ) -> list[Shape]:
-    """Shapes of tables that the catalog declares and the log has no type for yet.
+    """Shapes of tables that are declared or guarded, and that the log has no type for yet.
 
     Nothing was ever logged for them: every row that they hold slipped past. Tables that are
-    not in the database are left out.
+    not in the database are left out, and those that the catalog leaves out with a reason.
     """
     missing = [t for t in catalog.types.values() if t.type_name not in stored]
-    live = read_live_tables(connection, [declared.table for declared in missing])
-    return [
+    live = read_live_tables(connection, [declared.table for declared in catalog.types.values()])
+    shapes = [
         resolve_shape(declared, live[declared.table], stored=[])
         for declared in missing
         if declared.table in live
     ]
+    known = {one.oid for one in live.values()}
+    known |= {one.oid for one in locate_tables(connection, stored).values()}
+    unknown = sorted(read_guards(connection, schema).tables.keys() - known)
+    taken = {*stored, *(shape.type_name for shape in shapes)}
+    for found in read_tables_by_oid(connection, unknown).values():
+        names = {found.name, f"{found.schema}.{found.name}"}
+        if not names & {*catalog.untracked, *taken}:
+            shape = derive_first(found, None, type_name=f"{found.schema}.{found.name}")
+            shapes += [] if shape is None else [shape]
+    return shapes
 
 
 def _bind_apart(

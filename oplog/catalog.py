@@ -7,6 +7,7 @@ as early as they are known, before the first write.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,21 @@ from typing import Any
 import sqlalchemy as sa
 from google.protobuf import message
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import CompileError, NoInspectionAvailable
-from sqlalchemy.orm import DeclarativeBase, Mapper
+from sqlalchemy.exc import CompileError
 
-from oplog.errors import ConfigurationError, NotCapturableError, UnknownTypeError
+from oplog.declared_models import (
+    Models,
+    check_excluded,
+    check_names,
+    find_local_table,
+    list_mapped_tables,
+    list_model_tables,
+    list_own_tables,
+    list_sources,
+    refuse_text,
+    split_paths,
+)
+from oplog.errors import CatalogWarning, ConfigurationError, NotCapturableError, UnknownTypeError
 from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.message import ExpectedField, check_message
 from oplog.value import Kind, declared_kind
@@ -75,16 +87,21 @@ class DeclaredType:
 class TypeCatalog:
     """The logged types by name: table, message, revision, aggregate. One per application."""
 
+    learns = False
+    """The tables come from the database, which is asked when it is first written to."""
+
     def __init__(self) -> None:
         self._types: dict[str, DeclaredType] = {}
         self._by_table: dict[sa.Table, DeclaredType] = {}
         self._untracked: dict[str, str] = {}
         self._steps: dict[tuple[str, int, int], Step] = {}
+        self._models: tuple[Any, ...] = ()
+        """What the catalog was made from, which may have got more tables since."""
 
     @classmethod
     def from_models(
         cls,
-        models: type[DeclarativeBase] | sa.MetaData,
+        models: Models,
         *,
         aggregates: Mapping[str, str] | None = None,
         untracked: Mapping[str, str] | None = None,
@@ -100,15 +117,15 @@ class TypeCatalog:
         `ConfigurationError` for names that are not in the models, and `NotCapturableError` for a
         column that cannot be logged exactly.
         """
-        metadata = models if isinstance(models, sa.MetaData) else models.metadata
         catalog = cls()
-        tables = {table.fullname: table for table in metadata.tables.values()}
+        tables = {table.fullname: table for table in list_own_tables(models)}
         untracked, aggregates = dict(untracked or {}), dict(aggregates or {})
-        _check_names("untracked", untracked, tables)
-        _check_names("aggregates", aggregates, tables)
-        excluded = _split_paths("exclude", exclude or {}, tables)
-        secrets = _split_paths("secret", dict.fromkeys(_refuse_text(secret), ""), tables)
+        check_names("untracked", untracked, tables)
+        check_names("aggregates", aggregates, tables)
+        excluded = split_paths("exclude", exclude or {}, tables)
+        secrets = split_paths("secret", dict.fromkeys(refuse_text(secret), ""), tables)
         catalog._untracked = untracked
+        catalog._models = list_sources(models)
         for name, table in tables.items():
             if name not in untracked:
                 declared = _declare(
@@ -138,13 +155,13 @@ class TypeCatalog:
         `NotCapturableError` for a class that is not mapped to one table and for a field that
         cannot hold its column, `ConfigurationError` for a logged column without a field.
         """
-        table = model if isinstance(model, sa.Table) else _find_local_table(model)
+        table = model if isinstance(model, sa.Table) else find_local_table(model)
         if revision < 1:
             raise ConfigurationError(
                 f"type {type_name!r} has revision {revision}", hint="count revisions from 1"
             )
         before = self._by_table.get(table)
-        excluded, secrets = dict(exclude or {}), {*_refuse_text(secret)}
+        excluded, secrets = dict(exclude or {}), {*refuse_text(secret)}
         if before is not None:
             del self._types[before.type_name]
             excluded, secrets = {**before.excluded, **excluded}, {*before.secret, *secrets}
@@ -156,7 +173,7 @@ class TypeCatalog:
                 hint="choose another name; type names are stored in the log and cannot change",
             )
         for name in excluded:
-            _check_excluded(table, name)
+            check_excluded(table, name)
         declared = _declare(
             type_name,
             table,
@@ -214,6 +231,22 @@ class TypeCatalog:
                 return declared
         return None
 
+    def list_missing(self, models: Models | None = None) -> list[str]:
+        """Names of tables of `models` that are neither in the catalog nor untracked, sorted.
+
+        Without `models`, of those that the catalog was made from: what was mapped after that, by a
+        module that was imported late or by automap. Another `Table` of a logged table's name counts
+        as logged: writing through it is captured by guards, or refused.
+        """
+        tables = list_model_tables(self._models if models is None else models)
+        return sorted(
+            table.fullname
+            for table in tables
+            if table.fullname not in self._untracked
+            and table not in self._by_table
+            and self.find_namesake(table) is None
+        )
+
     def narrow(self, type_names: Iterable[str]) -> TypeCatalog:
         """Return a catalog of these types only; `KeyError` for one that is not declared."""
         narrowed = TypeCatalog()
@@ -224,7 +257,8 @@ class TypeCatalog:
     def check_namesake(self, table: Any) -> None:
         """Raise `NotCapturableError` if another `Table` object stands for a logged table.
 
-        Its columns and types may differ from the catalog's, so its writes cannot be logged.
+        Its columns and types may differ from the catalog's, so its writes cannot be logged. Warns
+        (`CatalogWarning`) of a table of the models that was mapped after the catalog was made.
         """
         declared = self.find_namesake(table)
         if declared is not None:
@@ -232,6 +266,13 @@ class TypeCatalog:
                 f"table {declared.table.fullname} is written through a Table object that is "
                 "not the catalog's",
                 hint="use the mapped class or the Table that the catalog was made from",
+            )
+        if self._models and getattr(table, "fullname", None) in self.list_missing():
+            warnings.warn(
+                f"table {table.fullname} is written and not logged: it was mapped after the "
+                "catalog was made from its models",
+                CatalogWarning,
+                stacklevel=2,
             )
 
     def find_types(self, model: Any) -> list[DeclaredType]:
@@ -244,7 +285,7 @@ class TypeCatalog:
         elif isinstance(model, sa.Table):
             found = [t for t in [self._by_table.get(model)] if t]
         else:
-            found = [t for table in _list_tables(model) if (t := self._by_table.get(table))]
+            found = [t for table in list_mapped_tables(model) if (t := self._by_table.get(table))]
         if not found:
             raise UnknownTypeError(
                 f"{getattr(model, '__name__', model)!r} is not a type of this log",
@@ -320,80 +361,3 @@ def _check_secret(declared: DeclaredType) -> None:
                 f"aggregate ({declared.template.text!r}): names are stored in clear text",
                 hint="give the table a template without it: aggregates={...}",
             )
-
-
-def _refuse_text(names: Collection[str]) -> Collection[str]:
-    """The names; `ConfigurationError` for one text, which would be read letter by letter."""
-    if isinstance(names, str):
-        raise ConfigurationError(
-            f"secret is the text {names!r}, not a list of names", hint=f"write secret=[{names!r}]"
-        )
-    return names
-
-
-def _check_names(what: str, given: Iterable[str], tables: Collection[str]) -> None:
-    unknown = sorted(set(given) - set(tables))
-    if unknown:
-        raise ConfigurationError(
-            f"{what} names {', '.join(unknown)}, which the models do not have",
-            hint=f"the tables are {', '.join(sorted(tables))}",
-        )
-
-
-def _split_paths(
-    what: str, paths: Mapping[str, str], tables: Mapping[str, sa.Table]
-) -> dict[str, dict[str, str]]:
-    """Columns by table, with what each path stands for."""
-    split: dict[str, dict[str, str]] = {}
-    for path, reason in paths.items():
-        table, _, column = path.rpartition(".")
-        if table not in tables:
-            raise ConfigurationError(
-                f"{what} names {path!r}, and {table!r} is not a table of the models",
-                hint="write 'table.column'",
-            )
-        if what == "exclude":
-            _check_excluded(tables[table], column)
-        split.setdefault(table, {})[column] = reason
-    return split
-
-
-def _check_excluded(table: sa.Table, column: str) -> None:
-    names = {c.name for c in table.columns}
-    if column not in names:
-        raise ConfigurationError(
-            f"exclude names {table.fullname}.{column}, and the table has no such column",
-            hint=f"its columns are {', '.join(sorted(names))}",
-        )
-    if column in {c.name for c in table.primary_key}:
-        raise ConfigurationError(
-            f"exclude names {table.fullname}.{column}, which is in the primary key",
-            hint="without its key a row cannot be identified; leave the table untracked instead",
-        )
-
-
-def _find_local_table(model: Any) -> sa.Table:
-    mapper = _inspect(model)
-    if not isinstance(mapper.local_table, sa.Table):
-        raise NotCapturableError(
-            f"{model.__name__} is mapped to {type(mapper.local_table).__name__}, not to a table",
-            hint="register the class of each table separately",
-        )
-    return mapper.local_table
-
-
-def _list_tables(model: Any) -> list[Any]:
-    return list(_inspect(model).tables)
-
-
-def _inspect(model: Any) -> Mapper[Any]:
-    try:
-        found = sa.inspect(model)
-    except NoInspectionAvailable:
-        found = None
-    if not isinstance(found, Mapper):
-        raise NotCapturableError(
-            f"{getattr(model, '__name__', model)!r} is not a mapped class",
-            hint="map it with SQLAlchemy's ORM, or give its Table",
-        )
-    return found

@@ -36,6 +36,16 @@ CHUNK_ROWS: Final = 25_000
 """Most rows logged under one lock, by default."""
 
 
+_COUNTED_BYTES = 32 * 1024 * 1024
+"""Size of the largest table that is counted."""
+_SIZE = """SELECT coalesce(sum(pg_catalog.pg_relation_size(c.oid)), 0)::bigint,
+  coalesce(bool_or(c.reltuples < 0
+    OR c.relpages = 0 AND pg_catalog.pg_relation_size(c.oid) > 0), true)
+FROM pg_catalog.pg_class c WHERE c.relkind = 'r' AND c.oid IN (
+  SELECT %s::bigint::oid UNION
+  SELECT p.relid FROM pg_catalog.pg_partition_tree(%s::bigint::oid) p)"""
+
+
 @dataclass(frozen=True, slots=True)
 class AdoptionTarget:
     """The log to adopt into, and what is needed to make its entries."""
@@ -135,8 +145,20 @@ def check_chunk_rows(chunk_rows: int) -> None:
         )
 
 
-def estimate_rows(connection: Connection, live: LiveTable) -> int:
-    """The planner's estimate, because counting a large table would read all of it."""
+def estimate_rows(connection: Connection, live: LiveTable) -> int | None:
+    """How many rows the table has, about; None for a large one that nobody has analysed yet.
+
+    By the planner's statistics, because counting a large table would read all of it. Without
+    statistics the planner guesses from the size alone, so a small table is counted.
+    """
+    size, unknown = connection.exec_driver_sql(_SIZE, (live.oid, live.oid)).one()
+    if unknown and size > _COUNTED_BYTES:
+        return None
+    if unknown:
+        counted = connection.exec_driver_sql(
+            f"SELECT count(*) FROM {name_rows(live)}", execution_options={"no_parameters": True}
+        )
+        return int(counted.scalar_one())
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) SELECT FROM {name_rows(live)}",
         execution_options={"no_parameters": True},

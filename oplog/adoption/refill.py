@@ -82,7 +82,7 @@ def log_rewritten(
     key_id = "" if target.keyring is None else target.keyring.current_key_id
     with connection.begin() if own else nullcontext():
         log_id = target.store.read_log_id(connection)
-        expected = estimate_rows(connection, bound.live)
+        expected = estimate_rows(connection, bound.live) or 0
     refill = _Refill(
         connection,
         bound,

@@ -11,7 +11,8 @@ class AdoptedType:
     """Progress of the adoption of one type.
 
     `rows` and `entries` were logged by this call, `earlier_rows` by earlier calls.
-    `estimated_rows` is the planner's estimate of the table's rows. `finished`: every row that
+    `estimated_rows` is the planner's estimate of the table's rows, the number of those of a small
+    table that was never analysed, and None for a large one. `finished`: every row that
     the table had is in the log.
     """
 
@@ -20,7 +21,7 @@ class AdoptedType:
     rows: int
     entries: int
     earlier_rows: int
-    estimated_rows: int
+    estimated_rows: int | None
     finished: bool
 
     def to_json(self) -> dict[str, Any]:

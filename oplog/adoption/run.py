@@ -136,7 +136,7 @@ class _Work:
             # ones.
             self._lock([one for one in types if not one.finished])
         rows = sum(one.earlier_rows for one in types)
-        expected = sum(max(one.estimated_rows, one.earlier_rows) for one in types)
+        expected = sum(max(one.estimated_rows or 0, one.earlier_rows) for one in types)
         for one in types:
             current, limit = one, self._most_rows
             while not current.finished:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
@@ -69,17 +69,15 @@ class Attachments:
 
     def __init__(self, make_transactions: Callable[[Engine], Transactions]) -> None:
         self._make_transactions = make_transactions
-        self._lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            renew = WeakMethod(self._renew_lock)
-            os.register_at_fork(after_in_child=lambda: (found := renew()) and found())
+        self._locks: dict[int, threading.Lock] = {}
         self._engines: WeakKeyDictionary[Engine, Transactions] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Session, SessionState] = WeakKeyDictionary()
         self._targets: dict[int, tuple[Any, type[Session] | None, Callable[[], None]]] = {}
 
-    def _renew_lock(self) -> None:
-        # If another thread held it when the process forked, the child could never release it.
-        self._lock = threading.Lock()
+    @property
+    def _lock(self) -> threading.Lock:
+        # By process: if a thread held it when the process forked, the child could never release it.
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     # -- attaching ------------------------------------------------------------------------
 
@@ -111,7 +109,6 @@ class Attachments:
                 "or engine",
             )
         self._targets[id(target)] = (target, session_class, undo)
-        self._watch_unattached()
         # The connections of its engine are this application's own, with a session or without.
         bound = find_engine(list_keywords(target).get("bind"))
         if bound is not None:
@@ -128,19 +125,6 @@ class Attachments:
         found[2]()
         for transactions in self._engines.values():
             transactions.users.discard(id(target))
-        self._watch_unattached()
-
-    def _watch_unattached(self) -> None:
-        """Listen to sessions that are not attached, as long as a factory is attached.
-
-        They may share its engine, and a connection does not say which session it belongs to. For
-        an engine that is attached itself all sessions are logged, so there is no need to listen.
-        """
-        wanted = any(factory is not None for _, factory, _ in self._targets.values())
-        if wanted == event.contains(Session, "after_begin", self._on_any_begin):
-            return
-        change = event.listen if wanted else event.remove
-        change(Session, "after_begin", self._on_any_begin)
 
     def _attach_engine(self, target: Any, engine: Engine) -> None:
         transactions = self._find_transactions(engine)
@@ -309,19 +293,6 @@ class Attachments:
         return found
 
     # -- session events -------------------------------------------------------------------
-
-    def _on_any_begin(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
-    ) -> None:
-        """A session that is not attached is not logged, even if it shares an engine.
-
-        Called for every session of the process. A bind that no attached session ever used may
-        be anything, so nothing is asked of it.
-        """
-        engine = find_engine(connection)
-        found = None if engine is None else self._engines.get(find_proxied(engine))
-        if found is not None and not self._list_factories(session):
-            found.mark_unattached(connection)
 
     def _on_after_begin(
         self, session: Session, transaction: SessionTransaction, connection: Connection

@@ -19,7 +19,7 @@ from oplog.capture.recorder import Recorder
 from oplog.errors import NotCapturableError, SchemaChangedError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
-from oplog.store.guard_state import lacks_guard
+from oplog.store.guard_state import Image, lacks_guard
 from oplog.type_binding import BoundType
 
 _P = ParamSpec("_P")
@@ -124,23 +124,25 @@ class EngineBinding:
 
     @contextmanager
     def refreshing(self) -> Iterator[None]:
-        """Forget what is known if an `UnloggedWriteError` leaves the block.
+        """Forget what is known if an error of another table or column leaves the block.
 
         The transaction wrote other tables than those that are known, so the next one has to
         look at the database anew.
         """
         try:
             yield
-        except UnloggedWriteError:
+        except (SchemaChangedError, UnloggedWriteError):
             self.refresh()
             raise
 
-    def find_guarded(self, connection: Connection, binding: Binding, *, oid: int) -> BoundType:
+    def find_guarded(self, connection: Connection, binding: Binding, image: Image) -> BoundType:
         """The tracked type of a table whose guard kept an image.
 
         Raises `UnloggedWriteError` for a table that the binding does not have, or has without
-        a guard: a migration may have changed it, and the next transaction looks anew.
+        a guard, and `SchemaChangedError` for a column that it does not have: a migration may have
+        changed it, and the next transaction looks anew.
         """
+        oid = image.relation
         with self.refreshing():
             try:
                 bound = binding.find_relation(oid)
@@ -151,7 +153,9 @@ class EngineBinding:
                     if found is not None and other.live.name == found[1]:
                         (written,) = qualify([found[1]], found[0])
                         raise refuse_other_table([other.live.qualified], written=written) from None
-                raise
+                if found is None:
+                    raise
+                raise self._refuse_unknown(*found) from None
             if bound.guard is None:
                 raise UnloggedWriteError(
                     f"table {bound.live.qualified} was found guarded, in whole or in part, and "
@@ -159,4 +163,29 @@ class EngineBinding:
                     hint="run the transaction again; if it stays so, `oplog doctor` says why",
                     retryable=True,
                 )
+            self._check_columns(bound, image)
             return bound
+
+    @staticmethod
+    def _check_columns(bound: BoundType, image: Image) -> None:
+        unknown = set(image.changed).difference(
+            bound.shape.names, bound.shape.excluded, (column.name for column in bound.live.columns)
+        )
+        if unknown:
+            raise SchemaChangedError(
+                f"table {bound.live.qualified} has columns that were not there when this process "
+                f"looked: {', '.join(sorted(unknown))}",
+                hint="run the transaction again: it looks at the table anew",
+            )
+
+    def _refuse_unknown(self, schema: str, name: str) -> UnloggedWriteError:
+        (table,) = qualify([name], schema)
+        learns = self.planner.catalog.learns
+        return UnloggedWriteError(
+            f"the guarded table {table} was changed, and this log's catalog does not have it",
+            hint="run the transaction again: it was guarded since this process looked"
+            if learns
+            else "add the table to the catalog, or untrack it in a migration: "
+            f"op.untrack_tables({name!r}, reason=...)",
+            retryable=learns,
+        )

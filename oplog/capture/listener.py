@@ -6,8 +6,9 @@ of transactions that have no recorder are left alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
@@ -40,6 +41,8 @@ class EngineListener:
         """Begin to receive the engine's events."""
         for name in _EVENTS:
             listener = getattr(self, f"_on_{name}")
+            if name == "handle_error":
+                listener = _listen_weakly(listener)
             event.listen(self._transactions.engine, name, listener, retval=name in _RETURNING)
 
     # -- statements -----------------------------------------------------------------------
@@ -217,3 +220,18 @@ class EngineListener:
 
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._transactions.prepare(connection)
+
+
+def _listen_weakly(listener: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same listener, which keeps nothing alive.
+
+    Errors are an event of the dialect, and SQLAlchemy's caches of compiled statements keep that,
+    of every engine that a program has made. The engine's other listeners hold this one.
+    """
+    found = WeakMethod(listener)
+
+    def listen(exception_context: Any) -> Any:
+        method = found()
+        return None if method is None else method(exception_context)
+
+    return listen

@@ -32,8 +32,6 @@ class NoticeState:
     """Images wait to be collected."""
     no_notices: bool = False
     """The driver passes no notices on: whether images wait has to be asked."""
-    unattached: bool = False
-    """The transaction belongs to a session that is not attached."""
     in_session: bool = False
     """The transaction belongs to an attached session, which looks at `unconfirmed` itself."""
     unconfirmed: bool = False
@@ -43,7 +41,7 @@ class NoticeState:
 
     def begin(self) -> None:
         """A transaction begins: earlier notices are not about it."""
-        self.images_kept = self.unattached = self.in_session = self.unconfirmed = False
+        self.images_kept = self.in_session = self.unconfirmed = False
         self.receipts = []
 
     @property

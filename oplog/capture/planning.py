@@ -40,7 +40,7 @@ class StatementPlanner:
     """Plans for the statements of one engine."""
 
     def __init__(self, catalog: TypeCatalog, *, prefix: str) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
         self._prefix = prefix
         self._known: WeakKeyDictionary[Any, Planned | None] = WeakKeyDictionary()
 
@@ -71,9 +71,9 @@ class StatementPlanner:
         """The same for a compiled statement, made anew and not kept."""
 
         def find_type(table: Any) -> BoundType | None:
-            if self._catalog.find_table(table) is not None:
+            if self.catalog.find_table(table) is not None:
                 return bind().types[table]
-            self._catalog.check_namesake(table)
+            self.catalog.check_namesake(table)
             return None
 
         try:
@@ -95,7 +95,7 @@ class StatementPlanner:
     def list_tracked(self, compiled: Any) -> list[sa.Table]:
         """The tables of the catalog, by identity or name, that a compiled statement writes."""
         written = find_written(getattr(compiled, "statement", None))
-        found = [self._catalog.find_namesake(table) for table in written]
+        found = [self.catalog.find_namesake(table) for table in written]
         return [declared.table for declared in found if declared is not None]
 
     def _list_guarded(self, compiled: Any, bind: Callable[[], Binding]) -> tuple[sa.Table, ...]:
@@ -103,7 +103,7 @@ class StatementPlanner:
         translated = getattr(compiled, "schema_translate_map", None) or {}
         found: dict[sa.Table, None] = {}
         for table in find_written(compiled.statement):
-            declared = self._catalog.find_table(table) or self._catalog.find_namesake(table)
+            declared = self.catalog.find_table(table) or self.catalog.find_namesake(table)
             if declared is None:
                 continue
             if declared.table.schema in translated:

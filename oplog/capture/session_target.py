@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session
+from sqlalchemy.orm import session as orm_session
+from sqlalchemy.util import ScopedRegistry
 
 from oplog.errors import ConfigurationError
 
@@ -20,11 +22,27 @@ def find_session(session: Any) -> Session | Connection:
     inner = getattr(session, "sync_session", getattr(session, "sync_connection", None))
     if isinstance(inner, (Session, Connection)):
         return inner
-    if isinstance(session, scoped_session) or hasattr(session, "registry"):
+    # A mapped class has a registry, too: of classes, not of sessions.
+    if isinstance(getattr(session, "registry", None), ScopedRegistry):
         return find_session(session())
     raise ConfigurationError(
-        f"{type(session).__name__} is not a session", hint="give the session itself"
+        f"{type(session).__name__} is not a session",
+        hint="give the session itself, as `with Sessions() as session` has it, or a connection of "
+        "an attached engine",
     )
+
+
+def belongs_to_session(connection: Connection) -> bool:
+    """Whether a session has begun the connection's transaction.
+
+    Asked at a COMMIT of rows that guards captured and no attached session announced. To listen
+    to the beginning of every session of the process would tell the same, in each of them.
+    """
+    # The references are listed at once: other threads make sessions meanwhile.
+    found = (reference() for reference in orm_session._sessions.valuerefs())  # noqa: SLF001
+    transactions = (session.get_transaction() for session in found if session is not None)
+    # SQLAlchemy gives no public way.
+    return any(one is not None and connection in one._connections for one in transactions)  # noqa: SLF001
 
 
 def find_blocking(session: Any) -> Session | Connection:

@@ -29,6 +29,7 @@ from oplog.capture.sending import (
     find_process,
     roll_back_refused,
 )
+from oplog.capture.session_target import belongs_to_session
 from oplog.capture.settling import Settler
 from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
@@ -155,10 +156,6 @@ class Transactions:
             # Where nothing else is logged, the transaction itself stays what it was.
             self._migrating.pop(connection, None)
 
-    def mark_unattached(self, connection: Connection) -> None:
-        """The transaction belongs to a session that is not attached: its images stay."""
-        self._notices.find(connection).unattached = True
-
     def is_dirty(self, connection: Connection) -> bool:
         """The connection's transaction has changes that are logged when it commits."""
         recorder = self._recorders.get(connection)
@@ -267,7 +264,7 @@ class Transactions:
         binding = self.database.bind(connection, recorder)
         collected = self._collect(connection)
         for image in () if collected is None else collected.images:
-            self.database.find_guarded(connection, binding, oid=image.relation)
+            self.database.find_guarded(connection, binding, image)
         return collected
 
     def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
@@ -334,7 +331,7 @@ class Transactions:
         recorder = self._recorders.get(connection)
         if recorder is None and self.users:
             notices = self._notices.find(connection)
-            if notices.images_kept and not notices.unattached:
+            if notices.images_kept and not belongs_to_session(connection):
                 recorder = self.open(connection)
         return recorder
 

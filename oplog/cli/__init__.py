@@ -1,8 +1,7 @@
 """The command line, `oplog`: data on stdout, remarks on stderr, an exit code for each outcome.
 
 A command calls methods of `Oplog` and prints their reports. With `--json`, stdout holds exactly one
-JSON document, also when the command fails. Only this package imports click; with
-`Keyring.from_env` it is the only code that reads the environment.
+JSON document, also when the command fails. Only this package imports click.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ def _show_type(one: AdoptedType, *, dry_run: bool) -> str:
         return f"adopted before, {show_count(one.earlier_rows, 'row')}"
     if dry_run:
         more = f", {earlier}" if one.earlier_rows else ""
+        if one.estimated_rows is None:
+            return f"to be adopted, how many rows is unknown: it was never analysed{more}"
         return f"to be adopted, about {show_count(one.estimated_rows, 'row')} in all{more}"
     more = f" and {earlier}" if one.earlier_rows else ""
     return (

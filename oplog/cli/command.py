@@ -19,7 +19,7 @@ from oplog.cli.fork_command import fork
 from oplog.cli.grants_command import grants
 from oplog.cli.history_command import history
 from oplog.cli.incarnate_command import incarnate
-from oplog.cli.invocation import Invocation
+from oplog.cli.invocation import REFLECTED, Invocation
 from oplog.cli.keys_command import keys
 from oplog.cli.maintain_command import maintain
 from oplog.cli.option import (
@@ -42,6 +42,7 @@ from oplog.cli.sync_command import sync
 from oplog.cli.tail_command import tail
 from oplog.cli.types_command import types
 from oplog.cli.verify_command import verify
+from oplog.outside.program_settings import VARIABLES
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a
@@ -58,22 +59,22 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @click.option(
     "--app",
     metavar="MODULE:ATTR",
-    envvar="OPLOG_APP",
+    envvar=VARIABLES["app"],
     show_envvar=True,
     help="The application's Oplog, or a function that returns it. The current directory is "
-    "importable.",
+    f"importable. {REFLECTED!r}: the tables that are guarded in the database.",
 )
 @click.option(
     "--database",
     metavar="URL",
-    envvar="OPLOG_DATABASE_URL",
+    envvar=VARIABLES["database-url"],
     show_envvar=True,
     help="postgresql://user:password@host/database",
 )
 @click.option(
     "--archive",
     metavar="URL",
-    envvar="OPLOG_ARCHIVE_URL",
+    envvar=VARIABLES["archive-url"],
     show_envvar=True,
     help="s3://bucket/prefix, gs://, az:// or file:///path; credentials as its client finds them.",
 )

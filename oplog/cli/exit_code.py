@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from oplog.cli.presentation import escape
 from oplog.errors import OplogError, QuarantineWarning
+from oplog.outside.program_settings import read_settings
 from oplog.postgres.sqlstate import is_away, read_sqlstate
 
 DIFFERENCES = 3
@@ -60,7 +62,12 @@ def run_program(program: click.Command, arguments: list[str]) -> int:
     try:
         try:
             with _showing_advice():
-                code = program.main(args=arguments, prog_name="oplog", standalone_mode=False)
+                code = program.main(
+                    args=arguments,
+                    prog_name="oplog",
+                    standalone_mode=False,
+                    default_map=_read_defaults(),
+                )
         except OutputLostError:
             raise
         except Exception as error:  # noqa: BLE001 - the last one to see it; it is reported
@@ -71,6 +78,14 @@ def run_program(program: click.Command, arguments: list[str]) -> int:
     except (OutputLostError, OSError) as error:
         return _give_up_output(error.__cause__ or error)
     return code if isinstance(code, int) else 0
+
+
+def _read_defaults() -> dict[str, str]:
+    """Options that neither the command line nor the environment gives, from pyproject.toml."""
+    settings = read_settings({}, Path.cwd())
+    names = {"app": "app", "database": "database-url", "archive": "archive-url"}
+    found = {option: settings.find(name) for option, name in names.items()}
+    return {option: value for option, value in found.items() if value is not None}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,8 +28,13 @@ from oplog.archive.opening import DEADLINE_SECONDS, open_archive
 from oplog.cli.exit_code import UnexpectedError, print_data
 from oplog.errors import OplogError
 from oplog.facade import Oplog
+from oplog.outside.engine_plugin import without_plugin
+from oplog.outside.learned_log import learn_log
+from oplog.outside.program_settings import read_settings
 
 _APP_HINT = "give --app module:attr, or set OPLOG_APP"
+REFLECTED = "reflected"
+"""In place of module:attr: no application, but the tables that are guarded in the database."""
 
 
 @dataclass
@@ -47,6 +53,10 @@ class Invocation:
         """The `Oplog` that `--app` names, or that the callable it names returns."""
         if not self.app:
             raise click.UsageError(f"no application: {_APP_HINT}")
+        if self.app == REFLECTED:
+            settings = read_settings(os.environ, Path.cwd())
+            with self.connect() as connection:
+                return learn_log(settings, connection)
         return load_log(self.app)
 
     @contextlib.contextmanager
@@ -142,7 +152,8 @@ def parse_url(text: str | None) -> URL:
         ) from cause
     if url.drivername.partition("+")[0] not in {"postgresql", "postgres"}:
         raise click.UsageError(f"the log needs PostgreSQL, and the URL says {url.drivername!r}")
-    return url.set(drivername="postgresql+psycopg")
+    # The engine of a command is its own: it is not logged by its URL.
+    return without_plugin(url.set(drivername="postgresql+psycopg"))
 
 
 def load_log(path: str) -> Oplog:

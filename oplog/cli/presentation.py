@@ -6,13 +6,16 @@ Rows hold anything, also escape sequences that would drive the terminal: text is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from oplog.entry import Change, LoggedEntry
+from oplog.entry import Change, LoggedEntry, Operation
 from oplog.json_value import REDACTED, format_float, format_plain, format_time, to_json_value
+from oplog.schema.mark_names import ADOPTION_PREFIX
 
 _SHOWN_BYTES = 16
+_SHOWN_ROWS = 10
+"""A chunk of adopted rows that has more is not shown row by row."""
 
 
 def show_value(value: object) -> str:
@@ -72,10 +75,22 @@ def show_entry(entry: LoggedEntry, *, redact: bool) -> Iterator[str]:
     yield from _show_metadata(entry.metadata)
     if entry.quarantined is not None:
         yield f"  quarantined, its changes are not read: {escape(entry.quarantined)}"
+    if entry.aggregate.startswith(ADOPTION_PREFIX) and len(entry.operations) > _SHOWN_ROWS:
+        yield _show_block(entry.operations)
+        return
     for operation in entry.operations:
         kind, name = operation.kind.name.lower(), escape(operation.type_name)
         yield f"  {kind} {name} {show_key(operation.key)}"
         yield from _show_fields(operation.fields, redact=redact, indent=4)
+
+
+def _show_block(operations: Sequence[Operation]) -> str:
+    """A chunk of adopted rows on one line: it has thousands."""
+    first, last = operations[0], operations[-1]
+    return (
+        f"  {first.kind.name.lower()} {escape(first.type_name)} "
+        f"{show_count(len(operations), 'row')}, {show_key(first.key)} to {show_key(last.key)}"
+    )
 
 
 def show_change(change: Change, *, redact: bool) -> Iterator[str]:

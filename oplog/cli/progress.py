@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,12 @@ from oplog.cli.presentation import show_count, show_size
 
 Progress = Callable[[int, int], None]
 """Takes the position reached and the last one."""
+_WIDEST = 36
+"""Most columns of a bar."""
+_USUAL = 80
+"""Columns of a terminal that does not say."""
+_BESIDE = len("  []  100%  10d 00:00:00") + 1
+"""Columns beside a bar and its label: percentage, time, and one that stays free."""
 
 
 @contextlib.contextmanager
@@ -20,8 +27,12 @@ def show_progress(label: str) -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    # On a narrow terminal a longer line would begin a new one with each step.
+    width = max(1, min(_WIDEST, _measure_terminal() - len(label) - _BESIDE))
     # How long the way is becomes known with the first step on it.
-    with click.progressbar(length=1, label=label, file=sys.stderr, show_eta=True) as bar:
+    with click.progressbar(
+        length=1, label=label, file=sys.stderr, show_eta=True, width=width
+    ) as bar:
 
         def advance(position: int, last: int) -> None:
             bar.length = max(last, 1)
@@ -41,10 +52,19 @@ def show_work(label: str) -> Iterator[Progress | None]:
         return
 
     def tell(objects: int, size: int) -> None:
-        sys.stderr.write(f"\r{label}  {show_count(objects, 'object')}, {show_size(size)}\x1b[K")
+        line = f"{label}  {show_count(objects, 'object')}, {show_size(size)}"
+        sys.stderr.write(f"\r{line[: _measure_terminal() - 1]}\x1b[K")
         sys.stderr.flush()
 
     try:
         yield tell
     finally:
         sys.stderr.write("\n")
+
+
+def _measure_terminal() -> int:
+    """Columns of the terminal that stderr is; stdout may be another one, or a file."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL
+    except (OSError, ValueError):
+        return _USUAL

@@ -211,6 +211,9 @@ def _keep_owner(handle: int, target: Path) -> None:
         old = target.stat()
     except FileNotFoundError:
         return
+    if os.name != "posix":
+        # Files have no such owners and modes.
+        return
     new = os.fstat(handle)
     if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         os.fchown(handle, old.st_uid, old.st_gid)
@@ -218,6 +221,9 @@ def _keep_owner(handle: int, target: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
+    if os.name != "posix":
+        # Directories are not opened.
+        return
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -95,9 +95,11 @@ class Keyring:
 
     @classmethod
     def from_env(cls, name: str = "OPLOG_KEYRING") -> Keyring:
-        """Read the keyring's text (see `to_text`) from the environment variable `name`.
+        """Read the keyring whose text (see `to_text`) is in the environment variable `name`.
 
-        Raises `ConfigurationError` if the variable is unset, empty or malformed.
+        The variable may hold the path of the keyring's file instead: then it is `from_file`.
+        Raises `ConfigurationError` if the variable is unset, empty or malformed, and what
+        `from_file` raises.
         """
         source = f"environment variable {name}"
         # The text is in no local variable: error trackers print those.
@@ -108,10 +110,19 @@ class Keyring:
                 f'set it for every process of the application: export {name}="$({_MAKE_ONE})"',
             )
         if not _read_variable(name).startswith("{"):
+            if Path(_read_variable(name)).is_file():
+                return cls.from_file(_read_variable(name))
             raise ConfigurationError(
-                f"environment variable {name} does not hold a keyring: it must start with '{{'",
-                hint="set it to the text of a keyring, not to a path or a bare key; for a path "
-                "use Keyring.from_file(path)",
+                f"environment variable {name} does not hold a keyring: {_describe_variable(name)}",
+                hint="set it to the text of a keyring, which begins with '{', or to the path of "
+                "its file, which Keyring.from_file(path) reads too; never to a bare key",
+            )
+        if '"' not in _read_variable(name):
+            raise ConfigurationError(
+                f"environment variable {name} holds a keyring without its quotation marks: "
+                f"{_describe_variable(name)}",
+                hint=f"a shell has taken them away: export {name}='...' in single quotes, or set "
+                "it to the path of the keyring's file",
             )
         return cls(parse_keyring(lambda: _read_variable(name), source), source=source)
 
@@ -274,6 +285,13 @@ class Keyring:
 
 def _read_variable(name: str) -> str:
     return os.environ.get(name, "").strip()
+
+
+def _describe_variable(name: str) -> str:
+    """What arrived, with nothing in it that may be of a key."""
+    first = _read_variable(name)[0]
+    shown = "a letter or digit" if first.isalnum() else repr(first)
+    return f"it has {len(_read_variable(name))} characters, begins with {shown}, and is no file"
 
 
 def _check_value(key_id: str, record: KeyRecord) -> bytes:

@@ -6,10 +6,11 @@ and declared. Only problems make `oplog doctor` fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from oplog.catalog import TypeCatalog
 from oplog.doctor.access import judge_access, spell_upgrade
+from oplog.doctor.coverage import judge_coverage
 from oplog.doctor.environment import judge_activity, judge_owners, judge_settings
 from oplog.doctor.evolution import judge_evolution
 from oplog.doctor.facts import Facts, GuardedTree, LogFacts, Part
@@ -42,17 +43,20 @@ def judge(
     key_id: str = "",
     key_days: int = KEY_DAYS,
     marks: RecordMarks = RecordMarks(),  # noqa: B008 - frozen
+    missing: Sequence[str] = (),
 ) -> list[Finding]:
     """All findings, problems first, in a stable order.
 
     `schema` is the log's; `guard` is whether its application relies on guards; `evolution` is
     None if the log's types cannot be read, and `marks` has nothing then. `key_id` is what the
-    application seals with; a key that is older than `key_days` is reported.
+    application seals with; a key that is older than `key_days` is reported. `missing` are tables of
+    the application's models that its catalog does not have.
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
         found += judge_access(facts.log.access, schema)
         found += judge_owners(facts, schema)
+        found += judge_coverage(facts, catalog, missing)
         found += judge_models(facts, catalog, evolution)
         if evolution is not None:
             found += judge_evolution(evolution)

@@ -56,6 +56,7 @@ from oplog.errors.entry_errors import (
     WrongKeyError,
 )
 from oplog.errors.root_error import (
+    CatalogWarning,
     DurabilityNotConfirmedWarning,
     OplogError,
     QuarantineWarning,
@@ -66,6 +67,7 @@ __all__ = [
     "ArchiveError",
     "ArchiveLagError",
     "CaptureMismatchError",
+    "CatalogWarning",
     "ChainBrokenError",
     "CommitCancelledError",
     "CommitError",

@@ -43,3 +43,7 @@ class RestoreWarning(_Advice):
 
 class QuarantineWarning(_Advice):
     """A record that cannot be read was passed over, because the owner has quarantined it."""
+
+
+class CatalogWarning(_Advice):
+    """Tables of the models are not in the catalog: what is written to them is not logged."""

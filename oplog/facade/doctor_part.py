@@ -13,6 +13,7 @@ from oplog.doctor.record_marks import RecordMarks, read_record_marks
 from oplog.doctor.status import StatusReport, read_status
 from oplog.doctor.type_facts import SchemaFacts, read_schema_facts
 from oplog.errors import SchemaDriftError
+from oplog.facade.given_target import Readable, open_connection
 from oplog.facade.log_parts import LogParts
 from oplog.finding import Finding
 from oplog.schema.grants import GrantsReport, RoleKind, report_grants
@@ -24,7 +25,7 @@ class Examination:
     def __init__(self, log: LogParts) -> None:
         self._log = log
 
-    def diagnose(self, connection: Connection, *, key_days: int = KEY_DAYS) -> list[Finding]:
+    def diagnose(self, connection: Readable, *, key_days: int = KEY_DAYS) -> list[Finding]:
         """What is wrong with the log, its guards and its database; problems come first.
 
         Compares what stands there with what this library installs, and the tables with the
@@ -33,6 +34,10 @@ class Examination:
         promises hold. Nothing of this kind raises: missing tables are a finding too. A key that
         seals for more than `key_days` is a notice.
         """
+        with open_connection(connection, self._log.catalog) as inside:
+            return self._diagnose(inside, key_days)
+
+    def _diagnose(self, connection: Connection, key_days: int) -> list[Finding]:
         tables = [declared.table for declared in self._log.catalog.types.values()]
         facts = read_facts(connection, self._log.store, tables=tables)
         readable, store = facts.log.readable, self._log.store
@@ -44,17 +49,19 @@ class Examination:
             key_id=self._log.sealer.key_id,
             key_days=key_days,
             evolution=self._read(connection) if readable else None,
+            missing=self._log.completeness.list_missing(),
             marks=read_record_marks(connection, store) if readable else RecordMarks(),
         )
 
-    def find_restore_problems(self, connection: Connection) -> list[Finding]:
+    def find_restore_problems(self, connection: Readable) -> list[Finding]:
         """What a restore of this log would refuse or get wrong; `diagnose` has it too.
 
         Changes of tables that the log does not know yet, rows that are still to be logged again,
         tables that are gone or were replaced, and columns and references that restored rows
         cannot do without.
         """
-        found = judge_evolution(self._read(connection))
+        with open_connection(connection, self._log.catalog) as inside:
+            found = judge_evolution(self._read(inside))
         return [finding for finding in found if finding.severity == "problem"]
 
     def list_unfinished(self, connection: Connection) -> tuple[Finding, ...]:
@@ -80,13 +87,15 @@ class Examination:
     def _read(self, connection: Connection) -> SchemaFacts:
         return read_schema_facts(connection, self._log.store, self._log.catalog)
 
-    def status(self, connection: Connection, *, archive: Archive | None = None) -> StatusReport:
+    def status(self, connection: Readable, *, archive: Archive | None = None) -> StatusReport:
         """How large the log is, what it was written with, and whether it is in order.
 
         With an `archive`, also what that holds and how far it is behind; an archive that does not
         answer is part of the report. Raises `SchemaVersionError` where there is no log.
         """
-        return read_status(connection, self._log.store, keyring=self._log.keyring, archive=archive)
+        store, keyring = self._log.store, self._log.keyring
+        with open_connection(connection, self._log.catalog) as inside:
+            return read_status(inside, store, keyring=keyring, archive=archive)
 
     def grants(self, kind: str, role: str, *, tables: bool = False) -> GrantsReport:
         """The statements that give `role` what it needs; needs no database.
@@ -103,9 +112,8 @@ class Examination:
             tables=[(one.table.schema, one.table.name) for one in declared],
         )
 
-    def list_keys(self, connection: Connection) -> KeysReport:
+    def list_keys(self, connection: Readable) -> KeysReport:
         """The keys that the log knows, oldest first: ids, ages, and which were retired."""
-        self._log.store.require_current(connection)
-        return KeysReport(
-            read_keys(connection, self._log.schema, keyring=self._log.keyring),
-        )
+        with open_connection(connection, self._log.catalog) as inside:
+            self._log.store.require_current(inside)
+            return KeysReport(read_keys(inside, self._log.schema, keyring=self._log.keyring))

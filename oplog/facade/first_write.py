@@ -14,8 +14,11 @@ from oplog.adoption import AdoptionTarget, LockWait
 from oplog.adoption.schema_changes import NotedBy, finish_types
 from oplog.backoff import Backoff
 from oplog.binding import Binding, bind_for_writing
+from oplog.catalog import TypeCatalog
 from oplog.errors import SchemaDriftError
+from oplog.facade.learned_catalog import LearnedCatalog
 from oplog.facade.log_parts import LogParts
+from oplog.postgres.live_table import check_settings
 from oplog.type_binding import BoundType
 
 _MOST_BYTES = 16 * 1024 * 1024
@@ -26,6 +29,39 @@ _LOCK_WAIT = LockWait(
 _SIZE = """SELECT coalesce(sum(pg_catalog.pg_relation_size(t.relid)), 0) FROM (
   SELECT %s::bigint::oid AS relid UNION
   SELECT p.relid FROM pg_catalog.pg_partition_tree(%s::bigint::oid) p) t"""
+
+
+class FirstWrite:
+    """Binds the first write of one engine, and the first one after each refusal."""
+
+    def __init__(self, log: LogParts) -> None:
+        self._log = log
+        self._known = True
+        """What another engine knows of the database may do: nothing was refused here yet."""
+
+    def __call__(self, connection: Connection, *, apart: bool = True) -> Binding:
+        """`bind_first_write`, of tables that a catalog learns from the database as well."""
+        catalog, store = self._log.catalog, self._log.store
+        if not isinstance(catalog, LearnedCatalog):
+            return bind_first_write(connection, self._log, apart=apart)
+        if not (self._known and apart):
+            return self._learn(catalog, connection, apart=apart)[1]
+        self._known = False
+        check_settings(connection)
+        state = catalog.read_state(connection, store, self._log.sealer.key_id)
+        recalled = catalog.recall(state)
+        if recalled is not None:
+            return recalled
+        found, binding = self._learn(catalog, connection, apart=apart)
+        catalog.keep(state, found, binding)
+        return binding
+
+    def _learn(
+        self, catalog: LearnedCatalog, connection: Connection, *, apart: bool
+    ) -> tuple[TypeCatalog, Binding]:
+        found = catalog.learn(connection, self._log.store)
+        log = replace(self._log, catalog=found)
+        return found, bind_first_write(connection, log, apart=apart)
 
 
 def bind_first_write(connection: Connection, log: LogParts, *, apart: bool = True) -> Binding:

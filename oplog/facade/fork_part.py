@@ -13,6 +13,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch
 from oplog.errors import ReplayError
+from oplog.facade.given_target import take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
@@ -92,7 +93,7 @@ class Forks:
 
     def inspect_fork(self, engine: Engine, archive: Archive) -> ForkReport:
         """Compare the database with the newest head; writes nothing."""
-        with engine.connect() as connection, connection.begin():
+        with take_engine(engine).connect() as connection, connection.begin():
             context = self._publishing.make_exporter(archive).find_context(connection, seize=True)
         head, divergence = context.head, context.divergence
         return ForkReport(
@@ -126,6 +127,7 @@ class Forks:
         them, since something was written there after the failover or since what it goes on from
         was not done again, is left alone and reported. Needs the keys.
         """
+        take_engine(engine)
         if not dry_run and self.inspect_fork(engine, archive).forked:
             self._publishing.sync(engine, archive, fork="fork")
         source = self.open_branch(archive, generation=generation)

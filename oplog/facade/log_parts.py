@@ -14,6 +14,7 @@ from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer
 from oplog.events import EventSink
+from oplog.facade.completeness import Completeness
 from oplog.payload.codec import PayloadCodec
 from oplog.store import Store
 from oplog.store.commit_lookup import OutcomeStore
@@ -33,6 +34,7 @@ class LogParts:
     codec: PayloadCodec
     writer: RecordWriter
     attachments: Attachments
+    completeness: Completeness
     on_event: EventSink
 
     @classmethod
@@ -47,6 +49,7 @@ class LogParts:
         plaintext: bool,
         asynchronous_commit: bool,
         attachments: Attachments,
+        completeness: Completeness,
         on_event: EventSink,
     ) -> Self:
         """The parts of a log with these settings, which are those of `Oplog`."""
@@ -64,5 +67,6 @@ class LogParts:
             codec=codec,
             writer=RecordWriter(store, sealer, codec, strict=strict, on_event=on_event),
             attachments=attachments,
+            completeness=completeness,
             on_event=on_event,
         )

@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding, bind_stored
 from oplog.capture.recorder import LiveTables
+from oplog.facade.given_target import Inside, take_connection
 from oplog.facade.log_parts import LogParts
 from oplog.facade.types_part import Types
 from oplog.schema.tables import VERSION
@@ -21,7 +22,7 @@ class Migrating:
         self._log = log
         self._types = types
 
-    def migrating(self, connection: Connection) -> AbstractContextManager[None]:
+    def migrating(self, connection: Inside) -> AbstractContextManager[None]:
         """Inside the block, log what a migration does on `connection`, data and DDL in any order.
 
         Everything is captured by the guards, whatever wrote it: SQL text, `Table` objects of the
@@ -32,7 +33,8 @@ class Migrating:
         migrations are in such a block by themselves, with `import oplog.migration`.
         """
         live = LiveTables(bind=self._bind_live, note=self.note_migration)
-        return self._log.attachments.migrating(connection, live)
+        inside = take_connection(connection, self._log.catalog)
+        return self._log.attachments.migrating(inside, live)
 
     def _bind_live(self, connection: Connection) -> Binding:
         """What the log knows of the tables as they are now, in the connection's transaction."""

@@ -15,12 +15,14 @@ from oplog.capture.retry import RETRIES
 from oplog.capture.transaction import Transactions
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
+from oplog.declared_models import Models
 from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
+from oplog.facade.completeness import Completeness
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
-from oplog.facade.first_write import bind_first_write
+from oplog.facade.first_write import FirstWrite
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
 from oplog.facade.migration_part import Migrating
@@ -50,6 +52,7 @@ class Oplog:
         plaintext: bool = False,
         guard: bool = True,
         asynchronous_commit: bool = False,
+        expect: Models | None = None,
         on_event: EventSink = ignore_event,
     ) -> None:
         """`keyring` seals what is written; `plaintext=True` says that none is wanted.
@@ -59,6 +62,7 @@ class Oplog:
         what only the guards of `op.track_tables` see; without it a guarded table refuses every
         COMMIT. A transaction under `synchronous_commit = off`, which a crash may lose after it
         was acknowledged, is refused unless `asynchronous_commit` says that this is understood.
+        `attach` refuses a catalog that lacks a table of the models `expect` (one or several).
         `on_event` gets the events of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
@@ -75,8 +79,12 @@ class Oplog:
             plaintext=plaintext,
             asynchronous_commit=asynchronous_commit,
             attachments=Attachments(self._make_transactions),
+            completeness=Completeness(catalog, expect),
             on_event=on_event,
         )
+        self._make_parts(log)
+
+    def _make_parts(self, log: LogParts) -> None:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._writing = writing = Writing(log)
@@ -93,7 +101,7 @@ class Oplog:
 
     def _make_transactions(self, engine: Engine) -> Transactions:
         log = self._log
-        bind = partial(bind_first_write, log=log)
+        bind = FirstWrite(log)
         return Transactions(
             engine,
             log.writer,
@@ -132,10 +140,13 @@ class Oplog:
 
         `target` is a sessionmaker, async_sessionmaker, scoped_session or Session subclass; an
         engine, to log every transaction on its connections, as data migrations need it.
-        Raises `NotCapturableError` if a table of the catalog has no primary key. Warns
-        (`RestoreWarning`) of rows that are logged and that a restore from the log will refuse.
+        Raises `NotCapturableError` if a table of the catalog has no primary key, and
+        `ConfigurationError` if one of the models of `expect` is not in the catalog. Warns
+        (`CatalogWarning`) if models were mapped after the catalog was made from them, or if that
+        is empty, and (`RestoreWarning`) of rows that a restore from the log will refuse.
         """
         self._log.catalog.check_keys()
+        self._log.completeness.check()
         self._log.attachments.attach(target)
         for risk in find_restore_risks(self._log.catalog):
             warnings.warn(

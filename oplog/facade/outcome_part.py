@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.events import OutcomeResolved
+from oplog.facade.given_target import take_async_engine, take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.outcome import Outcome, Resolution
 from oplog.reading.resolution import WAIT_SECONDS, read_question, resolve_on
@@ -40,7 +41,7 @@ class Outcomes:
     ) -> Resolution:
         """`resolve` with its evidence: all receipts of the transaction, or who is waited for."""
         asked = read_question(question)
-        with engine.connect() as connection:
+        with take_engine(engine).connect() as connection:
             return self._resolve_on(connection, asked, wait_seconds)
 
     async def resolve_async(
@@ -54,7 +55,7 @@ class Outcomes:
     ) -> Resolution:
         """`inquire` for an AsyncEngine."""
         asked = read_question(question)
-        async with engine.connect() as connection:
+        async with take_async_engine(engine).connect() as connection:
             found: Resolution = await connection.run_sync(self._resolve_on, asked, wait_seconds)
             return found
 

@@ -12,6 +12,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.step import Step
 from oplog.events import ArchiveStepDone
 from oplog.facade.doctor_part import Examination
+from oplog.facade.given_target import take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.reading.log_opener import check_keyring
@@ -48,7 +49,7 @@ class Publishing:
 
     def require_log(self, engine: Engine) -> None:
         """Raise `SchemaVersionError` unless the database has the log's tables."""
-        with engine.connect() as connection:
+        with take_engine(engine).connect() as connection:
             self._log.store.require_current(connection)
 
     def emit_step(self, step: Step, path: str, size: int) -> None:
@@ -87,12 +88,12 @@ class Publishing:
         """
         receipts = [receipt] if isinstance(receipt, Receipt) else list(receipt)
         if engine is not None:
-            call_worker(engine)
+            call_worker(take_engine(engine))
         return wait_for_records(archive, receipts, timeout_seconds=timeout)
 
     def measure_lag(self, engine: Engine, archive: Archive) -> ArchiveLag:
         """How many committed entries are not published yet, and for how long."""
-        with engine.connect() as connection:
+        with take_engine(engine).connect() as connection:
             return measure_lag(connection, archive, schema=self._log.schema)
 
     def snapshot(
@@ -111,7 +112,7 @@ class Publishing:
         while rows that a migration wrote anew are not all logged again, and
         `KeyUnavailableError` for a sealed log without a keyring.
         """
-        with engine.connect() as connection:
+        with take_engine(engine).connect() as connection:
             self._log.store.require_current(connection)
             # Without keys the rows of a sealed log would go into the archive as plaintext.
             check_keyring(TablesLog(self._log.store, connection), self._log.keyring)

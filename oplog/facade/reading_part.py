@@ -17,8 +17,18 @@ from oplog.entry import (
     check_metadata,
 )
 from oplog.errors import ConfigurationError
+from oplog.facade.given_target import (
+    Inside,
+    Readable,
+    iterate_on,
+    open_connection,
+    open_source,
+    take_connection,
+    take_engine,
+)
 from oplog.facade.log_parts import LogParts
 from oplog.payload.upcast import StepLookup
+from oplog.reading.given_place import find_place
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row
@@ -61,7 +71,7 @@ class Reading:
 
     def open_reader(
         self,
-        connection: Connection | None,
+        connection: Inside | None,
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
@@ -71,24 +81,26 @@ class Reading:
         Reads `source` if it is given, instead of the log of the database.
         """
         opener = self.make_opener(source=source)
-        return opener.open(connection, revisions=revisions, whole=False)
+        inside = None if connection is None else take_connection(connection, self._log.catalog)
+        return opener.open(inside, revisions=revisions, whole=False)
 
     def read(
         self,
-        connection: Connection | None,
+        connection: Readable | None,
         *,
         aggregate: str | None = None,
         metadata: Mapping[str, str | Iterable[str]] | None = None,
-        after: int | None = None,
+        after: int | datetime | None = None,
         through: int | datetime | None = None,
         revisions: Mapping[str, int] | None = None,
         archive: Archive | None = None,
     ) -> Iterator[LoggedEntry]:
         """Entries in causal order, as of one snapshot taken at the first.
 
-        `metadata` keeps entries of transactions that have every given value. `after` and
-        `through` are positions (`through` also a time); a lower position may become visible
-        later, so a consumer that goes on from where it stopped uses `subscribe`.
+        `connection` is a connection, a session for its connection, or an engine, of which one is
+        held until the last entry. `metadata` keeps entries of transactions that have every given
+        value. `after` and `through` are positions or aware datetimes; a lower position may become
+        visible later, so a consumer that goes on from where it stopped uses `subscribe`.
         `revisions` asks for types, by name, as of a revision: through the catalog's steps, and by
         field number where none is declared.
 
@@ -98,17 +110,20 @@ class Reading:
         `archive` a log that was pruned begins where it was.
         """
         opener = self.make_opener(archive=archive)
-        reader = opener.open(connection, revisions=revisions, whole=False)
-        snapshot = reader.source.read_snapshot()
         pairs = _flatten(metadata)
-        if isinstance(through, datetime):
-            through = reader.source.find_position(through, snapshot=snapshot)
-        chosen = EntryFilter(aggregate, pairs, after, through)
-        return reader.read(chosen, snapshot=snapshot)
+
+        def read(inside: Connection | None) -> Iterator[LoggedEntry]:
+            reader = opener.open(inside, revisions=revisions, whole=False)
+            snapshot = reader.source.read_snapshot()
+            first = find_place(reader, after, snapshot=snapshot)
+            last = find_place(reader, through, snapshot=snapshot)
+            return reader.read(EntryFilter(aggregate, pairs, first, last), snapshot=snapshot)
+
+        return iter(iterate_on(connection, self._log.catalog, read))
 
     def tail(
         self,
-        connection: Connection,
+        connection: Readable,
         *,
         last: int | None = 20,
         aggregate: str | None = None,
@@ -122,50 +137,62 @@ class Reading:
         Costs what it gives, however long the log is; with an `archive` the log is read from its
         beginning, or from `after`.
         """
-        self._log.store.require_current(connection)
-        first = self._find_position(connection, after, archive)
-        end = self._find_position(connection, through, archive)
-        if last is not None and archive is None:
-            first = find_tail_start(
-                connection,
-                EntryFilter(aggregate, _flatten(metadata), first, end),
-                schema=self._log.schema,
-                count=last,
-            )
-        entries = self.read(
-            connection,
-            aggregate=aggregate,
-            metadata=metadata,
-            after=first,
-            through=end,
-            archive=archive,
-        )
         if last is None:
-            return entries
-        # A record comes whole, with more entries than were asked for; and what the database has
-        # no longer cannot be counted from its end.
-        return deque(entries, maxlen=last)
+            return self.read(
+                connection,
+                aggregate=aggregate,
+                metadata=metadata,
+                after=after,
+                through=through,
+                archive=archive,
+            )
+        with open_connection(connection, self._log.catalog) as inside:
+            first, end = self._find_positions(inside, (after, through), archive)
+            if archive is None:
+                first = find_tail_start(
+                    inside,
+                    EntryFilter(aggregate, _flatten(metadata), first, end),
+                    schema=self._log.schema,
+                    count=last,
+                )
+            entries = self.read(
+                inside,
+                aggregate=aggregate,
+                metadata=metadata,
+                after=first,
+                through=end,
+                archive=archive,
+            )
+            # A record comes whole, with more entries than were asked for; and what the database
+            # has no longer cannot be counted from its end.
+            return deque(entries, maxlen=last)
 
-    def _find_position(
-        self, connection: Connection, place: int | datetime | None, archive: Archive | None
-    ) -> int | None:
-        if not isinstance(place, datetime):
-            return place
-        source = self.make_opener(archive=archive).open(connection, whole=False).source
-        return source.find_position(place, snapshot=source.read_snapshot())
+    def _find_positions(
+        self,
+        connection: Connection,
+        places: tuple[int | datetime | None, int | datetime | None],
+        archive: Archive | None,
+    ) -> list[int | None]:
+        if all(place is None for place in places):
+            self._log.store.require_current(connection)
+            return [None, None]
+        reader = self.make_opener(archive=archive).open(connection, whole=False)
+        snapshot = reader.source.read_snapshot()
+        return [find_place(reader, place, snapshot=snapshot) for place in places]
 
     def read_key(
-        self, connection: Connection, model: Any, *, texts: Sequence[str]
+        self, connection: Readable, model: Any, *, texts: Sequence[str]
     ) -> dict[str, object]:
         """A row's primary key from text as people write it, for `history` and `as_of`.
 
         Each text is read by its column's own input function. They come in the key's order, or
         each as `column=text`. Raises `ConfigurationError` for text that is no key.
         """
-        self._log.store.require_current(connection)
-        table = self._log.catalog.find_types(model)[0].table
-        columns = [column.name for column in table.primary_key]
-        return read_key(connection, table, texts=match_key(texts, columns))
+        with open_connection(connection, self._log.catalog) as inside:
+            self._log.store.require_current(inside)
+            table = self._log.catalog.find_types(model)[0].table
+            columns = [column.name for column in table.primary_key]
+            return read_key(inside, table, texts=match_key(texts, columns))
 
     def subscribe(
         self,
@@ -183,7 +210,7 @@ class Reading:
         `revisions` asks for types, by name, as of the revision that the consumer knows.
         """
         return Subscription(
-            engine,
+            take_engine(engine),
             name=name,
             feed=Feed(self._log.schema),
             log=self.make_opener(),
@@ -195,7 +222,7 @@ class Reading:
 
     def replay(
         self,
-        connection: Connection,
+        connection: Inside,
         *,
         into: str = "replayed",
         through: int | datetime | None = None,
@@ -212,7 +239,7 @@ class Reading:
         `archive` is given that has its beginning.
         """
         return replay_log(
-            connection,
+            take_connection(connection, self._log.catalog),
             self.make_opener(archive=archive),
             into=into,
             through=through,
@@ -221,7 +248,7 @@ class Reading:
 
     def verify(
         self,
-        connection: Connection,
+        connection: Readable,
         *,
         full: bool = True,
         limit: int = MOST_DIFFERENCES,
@@ -241,16 +268,14 @@ class Reading:
                 "this version verifies every row; there is no incremental verification",
                 hint="call verify(connection), or replay a smaller log",
             )
-        return verify_tables(
-            connection,
-            self.make_opener(archive=archive),
-            limit=limit,
-            progress=progress,
-        )
+        with open_connection(connection, self._log.catalog) as inside:
+            return verify_tables(
+                inside, self.make_opener(archive=archive), limit=limit, progress=progress
+            )
 
     def history(
         self,
-        connection: Connection | None,
+        connection: Readable | None,
         model: Any,
         key: Any,
         *,
@@ -268,15 +293,16 @@ class Reading:
         for `read`. Raises `PrunedError` as `replay` does.
         """
         types = self._log.catalog.find_types(model)
-        reader, steps = self._open_row(connection, shape, revisions, archive=archive)
-        return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+        with open_source(connection, self._log.catalog) as inside:
+            reader, steps = self._open_row(inside, shape, revisions, archive=archive)
+            return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
 
     def as_of(
         self,
-        connection: Connection | None,
+        connection: Readable | None,
         model: Any,
-        *,
         key: Any,
+        *,
         at: int | datetime,
         shape: RowShape = "now",
         revisions: Mapping[str, int] | None = None,
@@ -289,19 +315,21 @@ class Reading:
         are as for `history`.
         """
         types = self._log.catalog.find_types(model)
-        reader, steps = self._open_row(connection, shape, revisions, archive=archive)
-        return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
+        with open_source(connection, self._log.catalog) as inside:
+            reader, steps = self._open_row(inside, shape, revisions, archive=archive)
+            return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
 
     def check_steps(
-        self, connection: Connection | None, *, archive: Archive | None = None
+        self, connection: Readable | None, *, archive: Archive | None = None
     ) -> StepReport:
         """Try the declared steps on every effect of the log, and change nothing.
 
         Goes on after a failure, and reports each with its position, type, revision and error.
         """
         opener = self.make_opener(archive=archive)
-        reader = opener.open(connection, stepping=False, whole=False)
-        return check_steps(reader, opener.make_steps(reader))
+        with open_source(connection, self._log.catalog) as inside:
+            reader = opener.open(inside, stepping=False, whole=False)
+            return check_steps(reader, opener.make_steps(reader))
 
     def _open_row(
         self,

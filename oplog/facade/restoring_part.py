@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
+from oplog.facade.given_target import Inside, take_connection, take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
+from oplog.reading.given_place import find_place
 from oplog.recovery.archive_restore import restore_archive
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.preconditions import is_in_use
 from oplog.recovery.restore import RestoreReport
 from oplog.replay import Progress
-from oplog.replay.rebuild import find_limit
 from oplog.snapshot.stored import StoredSnapshot
 
 
@@ -35,7 +36,7 @@ class Restoring:
     def restore(
         self,
         archive: Archive,
-        connection: Connection,
+        connection: Inside,
         *,
         through: int | datetime | None = None,
         progress: Progress | None = None,
@@ -50,11 +51,11 @@ class Restoring:
         `ConfigurationError` for a database that is not empty.
         """
         source = self.open_source(archive)
-        position = find_limit(
-            self.reading.open_reader(connection, source=source), through, snapshot=""
-        )
+        inside = take_connection(connection, self._log.catalog)
+        reader = self.reading.open_reader(inside, source=source)
+        position = find_place(reader, through, snapshot="")
         return restore_archive(
-            connection,
+            inside,
             source,
             log=self.reading.make_opener(source=source),
             schema=self._log.schema,
@@ -76,7 +77,7 @@ class Restoring:
         None says that the database was in use already, or that nothing was ever archived. Two
         processes may call it at once: one restores, the other gets `ConflictError` or waits.
         """
-        with engine.connect() as connection:
+        with take_engine(engine).connect() as connection:
             tables = {declared.table for declared in self._log.catalog.types.values()}
             in_use = is_in_use(connection, tables, schema=self._log.schema)
             connection.rollback()
@@ -87,7 +88,7 @@ class Restoring:
     def follow(
         self,
         archive: Archive,
-        connection: Connection,
+        connection: Inside,
         *,
         name: str = "archive",
         stop: Callable[[], bool] = lambda: False,
@@ -101,7 +102,7 @@ class Restoring:
         """
         source = self.open_source(archive)
         return follow_log(
-            connection,
+            take_connection(connection, self._log.catalog),
             source,
             log=self.reading.make_opener(source=source),
             schema=self._log.schema,
@@ -110,7 +111,7 @@ class Restoring:
             stop=stop,
         )
 
-    def incarnate(self, connection: Connection, *, replaces_original: bool) -> IncarnationReport:
+    def incarnate(self, connection: Inside, *, replaces_original: bool) -> IncarnationReport:
         """Make the log of a copied database its own; changes no row of the tables.
 
         For a database that came from a dump, a template or an upgrade. One that replaces the
@@ -120,7 +121,9 @@ class Restoring:
         Raises `ConfigurationError` for a role that does not own the log.
         """
         return incarnate_log(
-            connection, schema=self._log.schema, replaces_original=replaces_original
+            take_connection(connection, self._log.catalog),
+            schema=self._log.schema,
+            replaces_original=replaces_original,
         )
 
     def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:

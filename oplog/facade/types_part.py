@@ -21,6 +21,7 @@ from oplog.doctor.logged_types import (
 from oplog.doctor.type_change import TypesCheckReport
 from oplog.doctor.type_facts import read_schema_facts
 from oplog.facade.first_write import make_target
+from oplog.facade.given_target import Inside, Readable, open_connection, take_connection
 from oplog.facade.log_parts import LogParts
 from oplog.store.partition_guards import guard_partitions
 
@@ -31,20 +32,22 @@ class Types:
     def __init__(self, log: LogParts) -> None:
         self._log = log
 
-    def list_types(self, connection: Connection) -> TypesReport:
+    def list_types(self, connection: Readable) -> TypesReport:
         """The types that the log knows, with all revisions, and those not stored yet."""
-        return list_logged_types(connection, self._log.store, self._log.catalog)
+        with open_connection(connection, self._log.catalog) as inside:
+            return list_logged_types(inside, self._log.store, self._log.catalog)
 
     def print_proto(
-        self, connection: Connection, type_name: str, *, revision: int | None = None
+        self, connection: Readable, type_name: str, *, revision: int | None = None
     ) -> ProtoReport:
         """The .proto text of a stored type; the newest revision unless one is given.
 
         Raises `UnknownTypeError`.
         """
-        return print_proto(connection, self._log.store, type_name=type_name, revision=revision)
+        with open_connection(connection, self._log.catalog) as inside:
+            return print_proto(inside, self._log.store, type_name=type_name, revision=revision)
 
-    def check_types(self, connection: Connection) -> TypesCheckReport:
+    def check_types(self, connection: Readable) -> TypesCheckReport:
         """What these models change for the log, and what of that breaks; for before a deploy.
 
         Compares the catalog with the types that the log knows, and with the tables if they are
@@ -52,12 +55,13 @@ class Types:
         would refuse. Reads only, and stores nothing. Raises `SchemaVersionError` without a log.
         """
         store, catalog = self._log.store, self._log.catalog
-        store.require_current(connection)
-        return judge_contract(read_schema_facts(connection, store, catalog), catalog)
+        with open_connection(connection, catalog) as inside:
+            store.require_current(inside)
+            return judge_contract(read_schema_facts(inside, store, catalog), catalog)
 
     def note_changes(
         self,
-        connection: Connection,
+        connection: Inside,
         *,
         chunk_rows: int = CHUNK_ROWS,
         progress: Callable[[int, int], None] | None = None,
@@ -71,7 +75,8 @@ class Types:
         changed. Raises `SchemaDriftError` where the database does not show what became of rows: a
         table, or the columns of its key, were replaced. `replace_type` says it then.
         """
-        return self._run(connection, self._note(chunk_rows, progress))
+        inside = take_connection(connection, self._log.catalog)
+        return self._run(inside, self._note(chunk_rows, progress))
 
     def note_guarded(self, connection: Connection) -> ChangesReport:
         """`note_changes` amid a migration: tables that are guarded are logged, declared or not."""
@@ -79,7 +84,7 @@ class Types:
 
     def replace_type(
         self,
-        connection: Connection,
+        connection: Inside,
         type_name: str,
         *,
         reason: str,
@@ -92,12 +97,13 @@ class Types:
         `ConfigurationError` without a reason, `UnknownTypeError` and `SchemaDriftError`.
         """
         by = self._note(chunk_rows, progress)
-        with self._log.attachments.at_work(connection):
-            report = replace_type(connection, type_name, reason=reason, by=by)
+        inside = take_connection(connection, self._log.catalog)
+        with self._log.attachments.at_work(inside):
+            report = replace_type(inside, type_name, reason=reason, by=by)
         self._log.attachments.refresh()
         return report
 
-    def store_types(self, connection: Connection) -> ChangesReport:
+    def store_types(self, connection: Inside) -> ChangesReport:
         """Store the types and the key that an application will write with, and note changes.
 
         An application does so itself with its first transaction; doing it ahead finds models and
@@ -105,6 +111,9 @@ class Types:
         connection's transaction if it is in one, as with `note_changes`. Partitions of tracked
         tables that were made later are guarded against TRUNCATE, if the role may.
         """
+        return self._store_types(take_connection(connection, self._log.catalog))
+
+    def _store_types(self, connection: Connection) -> ChangesReport:
         report = self.note_changes(connection)
         before = {(shape.type_name, shape.revision) for shape in report.stored}
         with nullcontext() if connection.in_transaction() else connection.begin():

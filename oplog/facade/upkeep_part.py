@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
@@ -14,6 +14,13 @@ from oplog.doctor.archived_types import judge_archived_log
 from oplog.doctor.key_status import KeyRetirementReport
 from oplog.errors import ConfigurationError
 from oplog.facade.doctor_part import Examination
+from oplog.facade.given_target import (
+    Inside,
+    Readable,
+    open_connection,
+    take_connection,
+    take_engine,
+)
 from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.restoring_part import Restoring
@@ -67,7 +74,11 @@ class Upkeep:
             findings = self._judge_archived(archive) if report.ok and report.head else []
         else:
             report = check_with_log(
-                archive, engine, schema=self._log.schema, sample=sample, progress=progress
+                archive,
+                take_engine(engine),
+                schema=self._log.schema,
+                sample=sample,
+                progress=progress,
             )
             with engine.connect() as connection:
                 findings = self._examination.find_restore_problems(connection)
@@ -89,7 +100,9 @@ class Upkeep:
         Nothing is deleted and nothing goes backwards. What cannot be made again is in the report,
         with the reason. With `dry_run`, nothing is written. Raises what `sync` raises.
         """
-        return resync_archive(self._publishing.make_exporter(archive), engine, dry_run=dry_run)
+        return resync_archive(
+            self._publishing.make_exporter(archive), take_engine(engine), dry_run=dry_run
+        )
 
     def collect(
         self,
@@ -108,7 +121,7 @@ class Upkeep:
         """
         return collect_archive(
             self._publishing.make_exporter(archive),
-            engine,
+            take_engine(engine),
             retention or Retention(),
             grace_seconds=grace_seconds,
             dry_run=dry_run,
@@ -149,7 +162,12 @@ class Upkeep:
         `LogForkedError`, `ChainBrokenError`, and what a damaged archive raises.
         """
         return prune_log(
-            engine, archive, keep=keep, schema=self._log.schema, dry_run=dry_run, force=force
+            take_engine(engine),
+            archive,
+            keep=keep,
+            schema=self._log.schema,
+            dry_run=dry_run,
+            force=force,
         )
 
     def maintain(self, engine: Engine) -> MaintenanceReport:
@@ -161,9 +179,9 @@ class Upkeep:
         keeping writers waiting for long. Needs no keys, and the role that owns the log. Raises
         `ConfigurationError` for another role and on a standby.
         """
-        return maintain_log(engine, schema=self._log.schema)
+        return maintain_log(take_engine(engine), schema=self._log.schema)
 
-    def retire_key(self, connection: Connection, key_id: str) -> KeyRetirementReport:
+    def retire_key(self, connection: Inside, key_id: str) -> KeyRetirementReport:
         """Refuse, from COMMIT on, every record that is sealed with the key: in any process.
 
         In the connection's transaction, which the caller commits; needs the role that owns the
@@ -172,17 +190,18 @@ class Upkeep:
         may seal, and for the one that this log's keyring would seal with.
         """
         store = self._log.store
-        store.require_current(connection)
+        inside = take_connection(connection, self._log.catalog)
+        store.require_current(inside)
         if key_id and key_id == self._log.sealer.key_id:
             raise ConfigurationError(
                 f"the key {key_id!r} is the current one of this application's keyring",
                 hint="rotate the keyring and deploy it first: oplog keys rotate --file PATH",
             )
-        return KeyRetirementReport(key_id, retire_key(connection, store.schema, key_id=key_id))
+        return KeyRetirementReport(key_id, retire_key(inside, store.schema, key_id=key_id))
 
     def quarantine(
         self,
-        connection: Connection,
+        connection: Inside,
         *positions: int | range,
         reason: str,
         archive: Archive | None = None,
@@ -203,10 +222,15 @@ class Upkeep:
         """
         opener = self._restoring.reading.make_opener(archive=archive)
         return quarantine_records(
-            connection, opener, positions=positions, reason=reason, lost_key=lost_key
+            take_connection(connection, self._log.catalog),
+            opener,
+            positions=positions,
+            reason=reason,
+            lost_key=lost_key,
         )
 
-    def list_quarantined(self, connection: Connection) -> tuple[QuarantinedRecord, ...]:
+    def list_quarantined(self, connection: Readable) -> tuple[QuarantinedRecord, ...]:
         """The records that are quarantined, as far as the database has their marks."""
-        reader = self._restoring.reading.open_reader(connection)
-        return reader.skipped.list_known()
+        with open_connection(connection, self._log.catalog) as inside:
+            reader = self._restoring.reading.open_reader(inside)
+            return reader.skipped.list_known()

@@ -23,6 +23,7 @@ from oplog.entry import (
 )
 from oplog.errors import TicketConflictError
 from oplog.facade.first_write import make_target
+from oplog.facade.given_target import Inside, check_factory, take_connection
 from oplog.facade.log_parts import LogParts
 from oplog.receipt import Receipt
 
@@ -146,6 +147,7 @@ class Writing:
         """See `Oplog.run`."""
         course: Course[T] = Course(retries, idempotency_key is not None, self._log.on_event)
         beginning = self._begin_run(work, idempotency_key, idempotency_request)
+        check_factory(sessions, asynchronous=False)
         return run_work(sessions, work, course=course, beginning=beginning)
 
     async def run_async(
@@ -160,6 +162,7 @@ class Writing:
         """See `Oplog.run_async`."""
         course: Course[T] = Course(retries, idempotency_key is not None, self._log.on_event)
         beginning = self._begin_run(work, idempotency_key, idempotency_request)
+        check_factory(sessions, asynchronous=True)
         return await run_async_work(sessions, work, course=course, beginning=beginning)
 
     def _begin_run(self, work: Callable[..., Any], key: str | None, request: Any) -> Beginning:
@@ -174,7 +177,7 @@ class Writing:
 
     def adopt(
         self,
-        connection: Connection,
+        connection: Inside,
         tables: Iterable[Any] | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
@@ -192,6 +195,7 @@ class Writing:
         not to be had, `EntryTooLargeError` for a row wider than an entry.
         """
         attachments = self._log.attachments
+        connection = take_connection(connection, self._log.catalog)
         # In a migration what it changed before is logged before.
         inside = attachments.is_migrating(connection)
         if not inside:

@@ -17,7 +17,7 @@ from oplog.payload.codec import Effect
 from oplog.payload.lineage import find_shape_at, is_apart
 from oplog.payload.shape import Shape
 from oplog.payload.upcast import StepLookup
-from oplog.postgres.work import check_moment
+from oplog.reading.given_place import find_place
 from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs, list_aggregates
 from oplog.reading.row_identity import RowIdentity, find_rows
 from oplog.store import EntryFilter
@@ -79,8 +79,7 @@ def rebuild_row(
     that the reader gives.
     """
     snapshot = reader.source.read_snapshot()
-    if isinstance(at, datetime):
-        at = reader.source.find_position(check_moment(at), snapshot=snapshot)
+    at = find_place(reader, at, snapshot=snapshot)
     rows = find_rows(reader, types, key, snapshot=snapshot)
     revisions = _list_newest(rows)
     turns = reader.source.find_adoptions(list(revisions), snapshot=snapshot, through=at)

@@ -15,10 +15,10 @@ from sqlalchemy.engine import Connection
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
+from oplog.reading.given_place import find_place
 from oplog.reading.reader import RecordReader
 from oplog.recovery.renumbered_types import make_next, place_shapes
 from oplog.recovery.target_revisions import find_targets
-from oplog.replay.rebuild import find_limit
 from oplog.replay.rules import find_turns
 from oplog.replay.table_plan import TablePlan, read_plans
 from oplog.replay.type_target import TypeTarget
@@ -45,7 +45,7 @@ def find_aim(
     Text settings must be pinned.
     """
     visible = reader.source.read_snapshot()
-    limit = find_limit(reader, through, snapshot=visible)
+    limit = find_place(reader, through, snapshot=visible)
     turns = find_turns(reader, snapshot=visible, through=limit)
     whole = turns if limit is None else find_turns(reader, snapshot=visible)
     revisions = group_shapes(reader.types.shapes)

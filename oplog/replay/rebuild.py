@@ -20,7 +20,8 @@ from oplog.postgres.quoting import (
     quote_literal,
 )
 from oplog.postgres.standby import require_primary
-from oplog.postgres.work import Driver, check_moment, open_work
+from oplog.postgres.work import Driver, open_work
+from oplog.reading.given_place import find_place
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import OpenedRecord, RecordReader
 from oplog.replay.fold import Fold, TableFold
@@ -117,7 +118,7 @@ def _rebuild(
 ) -> ReplayReport:
     snapshot = reader.source.read_snapshot()
     check_links(reader)
-    limit = find_limit(reader, through, snapshot=snapshot)
+    limit = find_place(reader, through, snapshot=snapshot)
     turns = find_turns(reader, snapshot=snapshot, through=limit)
     whole = turns if limit is None else find_turns(reader, snapshot=snapshot)
     plans = plan_past(driver.connection, reader.types.shapes, turns, through=limit, whole=whole)
@@ -141,16 +142,6 @@ def _rebuild(
         digest=digest_tables(driver, loaders),
         quarantined=reader.skipped.met,
     )
-
-
-def find_limit(
-    reader: RecordReader, through: int | datetime | None, *, snapshot: str
-) -> int | None:
-    """`through` as a position: of a datetime, the last up to which nothing is younger."""
-    if not isinstance(through, datetime):
-        return through
-    moment = check_moment(through)
-    return reader.source.find_position(moment, snapshot=snapshot)
 
 
 def check_links(reader: RecordReader) -> None:

@@ -78,9 +78,9 @@ def verify_tables(
 
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
-    sees what is committed. Leaves nothing behind. If the log lacks the type of a declared table,
-    all its rows are extra. At most `limit` differences are described. Excluded columns are not
-    compared; generated ones are computed again.
+    sees what is committed. Leaves nothing behind. If the log lacks the type of a declared or
+    guarded table, all its rows are extra. At most `limit` differences are described. Excluded
+    columns are not compared; generated ones are computed again.
 
     A table that a migration has changed is compared with what the database proves of the change.
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where nothing is proved: a
@@ -93,10 +93,11 @@ def verify_tables(
         snapshot = reader.source.read_snapshot()
         check_links(reader)
         turns = find_turns(reader, snapshot=snapshot)
-        stored = reader.types.latest
-        unstored = list_unstored_shapes(inside, log.catalog, stored=stored.keys())
+        stored = group_shapes(reader.types.shapes)
+        schema = log.store.schema
+        unstored = list_unstored_shapes(inside, log.catalog, stored=stored, schema=schema)
         revisions = group_shapes([*reader.types.shapes, *unstored])
-        live = find_live_targets(inside, revisions, turns, schema=log.store.schema)
+        live = find_live_targets(inside, revisions, turns, schema=schema)
         reader.aim_steps({one.shape.type_name: one.shape.revision for _, one in live.placed})
         plans = read_plans(inside, live.placed)
         rules = make_rules(plans, turns, gone=live.gone)

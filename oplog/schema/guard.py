@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from oplog.schema.kept_images import create_collected_statements, weigh_image
+from oplog.schema.kept_images import TELL_PROGRAM, create_collected_statements, weigh_image
 from oplog.schema.mark_names import ADOPTION_PREFIX, BYPASS_AGGREGATE, RETIRED, RETIRED_REVISION
 from oplog.schema.touched_keys import (
     DEFINER,
@@ -213,8 +213,8 @@ BEGIN
   END IF;
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
     message = concat('oplog: this transaction changes tracked rows and does not log them: ',
-      concat_ws(', and ', v_changes,
-        CASE WHEN NOT v_told THEN 'statements were announced and no entry came' END)),
+      concat_ws(', and ', v_changes, CASE WHEN NOT v_told
+        THEN 'statements were announced and no entry came' END)), detail = {TELL_PROGRAM},
     hint = concat(CASE WHEN current_query() ~* 'set\\s+constraints'
       THEN 'SET CONSTRAINTS ALL IMMEDIATE runs this check too early; name your constraints instead'
       ELSE 'write through a session that is attached to the log' END,

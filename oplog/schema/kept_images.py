@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from oplog.schema.touched_keys import DEFINER, LOW_BITS, UNLOGGED
 
+TELL_PROGRAM = """concat('by role ', session_user,
+      ', application ' || nullif(current_setting('application_name'), ''),
+      ', server process ', pg_backend_pid(), ', client ' || host(inet_client_addr()))"""
+"""SQL for the program that a refusal is about: the server's log has the refusal as well."""
 COLLECTED_TRIGGER = "oplog_image_collected"
 """The trigger that refuses the COMMIT of a transaction whose images nobody collected."""
 
@@ -42,6 +46,7 @@ BEGIN
   RAISE EXCEPTION USING errcode = '{UNLOGGED}',
     message = concat('oplog: this transaction changes tracked rows and does not log them: ',
       NEW.relation::regclass),
+    detail = {TELL_PROGRAM},
     hint = 'write through a session that is attached to the log, and leave settings of the log '
       'to it';
 END $oplog_fn$"""

@@ -12,9 +12,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import DeclarativeBase
 
 from oplog.catalog import TypeCatalog
+from oplog.declared_models import Models, list_model_tables
 from oplog.entry import LoggedEntry, Operation, OpType
 from oplog.errors import ConfigurationError, ReplayError
 from oplog.facade import Oplog
@@ -109,18 +109,14 @@ def assert_logged(
     raise AssertionError("\n".join([f"not logged: {wanted}", *_describe_near(near, entries)]))
 
 
-def assert_tracked(
-    catalog: TypeCatalog,
-    models: type[DeclarativeBase] | sa.MetaData | Iterable[type[DeclarativeBase] | sa.MetaData],
-) -> None:
+def assert_tracked(catalog: TypeCatalog, models: Models) -> None:
     """Raise `AssertionError` unless every mapped table is logged or untracked with a reason.
 
-    `models` are one or several declarative bases or `MetaData`. A table is untracked by
+    `models` are one or several declarative bases, registries or `MetaData`. A table is untracked by
     `untracked={"table": "reason"}`; an empty reason does not count.
     """
-    several = models if isinstance(models, Iterable) else [models]
     complaints = []
-    for table in dict.fromkeys(table for one in several for table in _list_tables(one)):
+    for table in list_model_tables(models):
         if catalog.find_table(table) is not None:
             continue
         reason = catalog.untracked.get(table.fullname)
@@ -195,24 +191,6 @@ def _describe_near(near: list[tuple[int, LoggedEntry, Operation]], entries: int)
         )
     if len(near) > _SHOWN:
         yield f"  and {len(near) - _SHOWN} more"
-
-
-def _list_tables(models: Any) -> list[sa.Table]:
-    if isinstance(models, sa.MetaData):
-        return list(models.tables.values())
-    if not (isinstance(models, type) and issubclass(models, DeclarativeBase)):
-        raise ConfigurationError(
-            f"{models!r} is neither a declarative base nor a MetaData",
-            hint="give Base, Base.metadata, or a list of them",
-        )
-    # Tables of mapped classes may be in another MetaData than that of the base.
-    mapped = [
-        table
-        for mapper in models.registry.mappers
-        for table in mapper.tables
-        if isinstance(table, sa.Table)
-    ]
-    return [*models.metadata.tables.values(), *mapped]
 
 
 def _show(values: Mapping[str, Any] | None) -> str:

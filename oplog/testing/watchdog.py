@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import json
 import os
-import pwd
 import select
 import shutil
 import signal
@@ -24,6 +23,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import pwd
+except ModuleNotFoundError:  # No POSIX system: nothing is started there.
+    pwd = None  # type: ignore[assignment]
 
 STOP_SECONDS = 10.0
 START_SECONDS = 60.0

@@ -63,6 +63,7 @@ PUBLIC = {
         "ArchiveError",
         "ArchiveLagError",
         "CaptureMismatchError",
+        "CatalogWarning",
         "ChainBrokenError",
         "CommitCancelledError",
         "CommitError",
@@ -194,7 +195,7 @@ PUBLIC = {
 # Three arguments with one natural order each, as the contract of these names has them.
 CROWDED = {
     # A worker is of a log, a database and an archive.
-    "oplog": {"Oplog.append", "Oplog.history", "SyncWorker"},
+    "oplog": {"Oplog.append", "Oplog.as_of", "Oplog.history", "SyncWorker"},
     "oplog.migration": {
         # Alembic calls these with its own arguments.
         "AdoptTableOp.adopt_table",

@@ -355,21 +355,33 @@ def test_an_attached_engine_hears_of_no_session(engine: Engine) -> None:
     assert_replays(log, engine)
 
 
-def test_detaching_the_last_sessionmaker_ends_the_listening(engine: Engine) -> None:
+def test_attaching_anything_hears_of_no_other_session(engine: Engine) -> None:
+    class Logged(Session):
+        pass
+
     before = list_listeners()
     log = make_log()
-    first, second = sessionmaker(engine), sessionmaker(engine)
-    log.attach(first)
-    log.attach(second)
-    log.attach(engine)
-    log.detach(first)
-    assert len(list_listeners()) == len(before) + 1
-    log.detach(second)
-    assert list_listeners() == before
-    log.detach(engine)
-    log.attach(first)
-    assert len(list_listeners()) == len(before) + 1
-    log.detach(first)
+    targets = [sessionmaker(engine), scoped_session(sessionmaker(engine)), Logged, engine]
+    for target in targets:
+        log.attach(target)
+        assert list_listeners() == before
+    for target in targets:
+        log.detach(target)
+
+
+def test_a_stranger_that_joins_a_connection_of_the_application(engine: Engine) -> None:
+    """What guards saw of it is the connection's, which commits it and says so."""
+    db = open_logged(engine, Base, aggregates=AGGREGATES, guarded=True)
+    with db.sessions.begin() as session:
+        session.add(make(1))
+    with engine.connect() as connection:
+        outer = connection.begin()
+        with Session(connection) as stranger:
+            stranger.add(make(2))
+            stranger.commit()
+        outer.commit()
+    assert db.tell() == ["CREATE account 1", "CREATE account 2"]
+    db.assert_replays()
 
 
 @pytest.mark.parametrize("guarded", [False, True])

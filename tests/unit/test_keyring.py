@@ -97,6 +97,35 @@ def test_path_in_the_variable_is_recognised(monkeypatch: pytest.MonkeyPatch) -> 
     assert "from_file" in refusal.value.hint
 
 
+def test_a_file_in_the_variable_is_read(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    keyring = Keyring.generate()
+    keyring.save(path)
+    monkeypatch.setenv("OPLOG_KEYRING", str(path))
+    again = Keyring.from_env()
+    assert again.key_ids == keyring.key_ids
+    again.rotate()
+    assert Keyring.from_file(path).current_key_id == again.current_key_id
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="others have access"):
+        Keyring.from_env()
+
+
+def test_what_arrived_is_told_without_telling_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Keyring.generate().to_text()
+    eaten = text.replace('"', "")
+    monkeypatch.setenv("OPLOG_KEYRING", eaten)
+    with pytest.raises(ConfigurationError, match="without its quotation marks") as refusal:
+        Keyring.from_env()
+    assert f"it has {len(eaten)} characters, begins with '{{'" in str(refusal.value)
+    assert "single quotes" in refusal.value.hint
+    bare = next(iter(json.loads(text)["keys"].values()))["key"]
+    for value, begins in ((f"'{text}'", repr("'")), (f"A{bare}", "a letter or digit")):
+        monkeypatch.setenv("OPLOG_KEYRING", value)
+        with pytest.raises(ConfigurationError, match=f"begins with {begins}") as refusal:
+            Keyring.from_env()
+        assert bare[:8] not in str(refusal.value)
+
+
 def test_missing_file_says_how_to_make_one(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no keyring file at") as refusal:
         Keyring.from_file(path)

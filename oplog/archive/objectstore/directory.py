@@ -20,11 +20,14 @@ from pathlib import Path
 from oplog.archive.objectstore.protocol import ObjectInfo, check_path, check_prefix, is_path
 from oplog.errors import ObjectTooLargeError, StorageConfigError, StoreUnavailableError
 
+# Names that only POSIX has: the module is imported everywhere, and used where they mean something.
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 # Not through symbolic links: what lies in the directory may have been planted there.
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FOLDER_FLAGS = os.O_RDONLY | _DIRECTORY | _PLAIN
 # Not blocking: a pipe in the place of an object must not stop the reader for ever.
-READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+READ_FLAGS = os.O_RDONLY | _PLAIN | getattr(os, "O_NONBLOCK", 0)
+WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN
 # What the operator has to mend; everything else (no space, broken disk) may pass.
 REFUSALS = {
     errno.EACCES,
@@ -53,6 +56,13 @@ class DirectoryStore:
     """
 
     def __init__(self, root: Path) -> None:
+        """Raises `StorageConfigError` where files are not opened relative to a directory."""
+        if os.open not in os.supports_dir_fd:
+            raise StorageConfigError(
+                "an archive in a directory needs a POSIX system: elsewhere a link in the path "
+                "could lead out of it",
+                hint="use an object store: s3://, gs:// or az://",
+            )
         self.url = root.absolute().as_uri()
         self._root = root.absolute()
         self._lock = threading.Lock()
@@ -182,7 +192,7 @@ class DirectoryStore:
         with ExitStack() as stack:
             if make and () not in self._synced:
                 _make_root(self._root)
-            folder = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = os.open(self._root, os.O_RDONLY | _DIRECTORY)
             stack.callback(os.close, folder)
             self._sync_folders((), folder)
             for depth, part in enumerate(parts, start=1):
@@ -245,7 +255,7 @@ def _make_root(root: Path) -> None:
 
 
 def _synchronise(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened = os.open(folder, os.O_RDONLY | _DIRECTORY)
     try:
         os.fsync(opened)
     finally:
