@@ -13,18 +13,22 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from oplog.capture.control import is_passive, is_text, match_control, may_redirect
+from oplog.capture.match_counts import keep_counts
 from oplog.capture.planning import Planned
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import check_transactional, explain_unlogged, is_undecided
 from oplog.capture.statement import StatementUnderWay, count, observe, prepare
 from oplog.capture.transaction import Transactions
+from oplog.entry import OpType
 from oplog.errors import CommitOutcomeUnknownError, NotCapturableError, OplogError
+from oplog.postgres.counted_batch import execute_counted
 
 _EVENTS = (
     *("engine_connect", "begin", "commit", "rollback", "prepare_twophase"),
-    *("before_cursor_execute", "after_cursor_execute", "after_execute", "handle_error"),
+    *("before_cursor_execute", "do_executemany", "after_cursor_execute", "after_execute"),
+    "handle_error",
 )
-_RETURNING = ("before_cursor_execute", "handle_error")
+_RETURNING = ("before_cursor_execute", "do_executemany", "handle_error")
 """Events whose listener answers SQLAlchemy."""
 
 
@@ -67,14 +71,27 @@ class EngineListener:
         plan = planned.plan
         recorder.check_open(plan.bound)
         check_transactional(connection, plan.bound)
-        if context in self._under_way:
-            # A later batch of the same insert.
-            return planned.announcement + statement, rest[0]
-        announced = bool(planned.announcement)
-        under_way = prepare(connection, plan, context, announced=announced)
-        self._under_way[context] = under_way
-        recorder.begin_statement(under_way)
-        return planned.announcement + statement, rest[0]
+        under_way = self._under_way.get(context)
+        if under_way is None:
+            announced = bool(planned.announcement)
+            under_way = prepare(connection, plan, context, announced=announced)
+            self._under_way[context] = under_way
+            recorder.begin_statement(under_way)
+            if under_way.imaged:
+                table = plan.bound.declared.table
+                self._transactions.names.note(connection, recorder, (table,))
+        # Otherwise this is a later batch of the same insert.
+        return statement if under_way.imaged else planned.announcement + statement, rest[0]
+
+    def _on_do_executemany(self, cursor: Any, statement: str, *rest: Any) -> bool:
+        """Execute an UPDATE or DELETE of many keys so that each says whether it matched a row."""
+        parameters, context = rest
+        under_way = self._under_way.get(context)
+        if under_way is None or under_way.plan.kind is OpType.CREATE or under_way.imaged:
+            return False
+        counts = execute_counted(context.root_connection, cursor, statement, parameters)
+        keep_counts(context, counts)
+        return True
 
     def _find_plan(
         self, connection: Connection, recorder: Recorder, *, context: Any, statement: str
