@@ -60,6 +60,11 @@ class Frame:
         }
         self.tickets = {name: t for name, t in held.items() if name not in aggregates}
 
+    def abandon(self) -> None:
+        """The statement that was under way has not happened; what is said of others stays."""
+        self.changes, self.ticketed, self.tally, self.failure = [], 0, 0, None
+        self.unchecked, self.statements, self.created, self.redeemed = {}, set(), set(), {}
+
     def absorb(self, inner: Frame, *, place: int) -> None:
         """RELEASE SAVEPOINT: all of `inner` happened here; `place` is this frame's own."""
         self.changes += inner.changes

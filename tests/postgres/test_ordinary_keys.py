@@ -97,13 +97,20 @@ GIVEN: dict[str, tuple[Any, Any]] = {
 }
 
 
+if not hasattr(pg, "BitString"):
+    # SQLAlchemy 2.0 sends them as text, which PostgreSQL does not compare with bits.
+    del GIVEN["bits"]
+UNSPELLED = {"document", "range", "bits", "naive moment", "address as text"}.intersection(GIVEN)
+
+
 def make_metadata() -> sa.MetaData:
     metadata = sa.MetaData()
     for name, (kind, _) in GIVEN.items():
         sa.Table(
             name.replace(" ", "_"),
             metadata,
-            sa.Column("id", kind, primary_key=True),
+            # SQLAlchemy 2.0 would make a numeric key a serial one.
+            sa.Column("id", kind, primary_key=True, autoincrement=False),
             sa.Column("v", sa.Integer),
         )
     return metadata
@@ -130,7 +137,7 @@ def test_given_keys(engine: Engine, name: str) -> None:
     db.assert_replays()
 
 
-@pytest.mark.parametrize("name", ["document", "range", "bits", "naive moment", "address as text"])
+@pytest.mark.parametrize("name", sorted(UNSPELLED))
 def test_given_keys_without_a_guard(engine: Engine, name: str) -> None:
     """Refused before anything is sent."""
     metadata = make_metadata()
@@ -204,7 +211,7 @@ class Amount(Base):
     """Keys that are equal and are stored differently."""
 
     __tablename__ = "amount"
-    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True)
+    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True, autoincrement=False)
     note: Mapped[str | None]
 
 

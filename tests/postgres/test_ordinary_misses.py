@@ -60,7 +60,7 @@ class Stamp(Base):
     """A key with several equal forms."""
 
     __tablename__ = "stamp"
-    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True)
+    id: Mapped[Decimal] = mapped_column(sa.Numeric, primary_key=True, autoincrement=False)
     text: Mapped[str]
 
 
