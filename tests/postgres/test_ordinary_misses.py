@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -23,6 +24,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import StaleDataError
 
 from oplog import Oplog, TypeCatalog
+from oplog.errors import NotCapturableError
 from tests.logged import open_logged
 from tests.support import assert_replays, install_log
 
@@ -308,3 +310,30 @@ def test_a_second_log_counts_as_well(engine: Engine) -> None:
         run(session, sa.delete(ITEM).where(BY_KEY), {"k": 98}, {"k": 2})
     db.assert_replays()
     assert_replays(audit, engine)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_row_that_comes_meanwhile(engine: Engine, guard: bool) -> None:
+    """Which form its key has was looked up when it was not there yet."""
+    db = open_logged(engine, Base, guarded=guard, seed="", aggregates=AGGREGATES)
+    others = sessionmaker(sa.create_engine(engine.url, poolclass=sa.NullPool))
+    db.log.attach(others)
+    with db.sessions() as session:
+        session.execute(sa.text("SELECT 1"))
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def come(*given: Any) -> None:
+            # After the log's own listener, which has just looked.
+            if "UPDATE stamp" in given[2]:
+                with others.begin() as other:
+                    other.add(Stamp(id=Decimal("5.0"), text="a"))
+
+        update = sa.update(Stamp).where(Stamp.id == Decimal(5)).values(text="x")
+        if guard:
+            assert session.execute(update).rowcount == 1  # type: ignore[attr-defined]
+            session.commit()
+        else:
+            with pytest.raises(NotCapturableError) as refused:
+                session.execute(update)
+            assert refused.value.retryable
+    db.assert_replays()
