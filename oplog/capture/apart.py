@@ -22,7 +22,7 @@ from oplog.capture.recorder import Recorder
 from oplog.capture.sending import (
     commit_alone,
     is_autocommitting,
-    roll_back_refused,
+    roll_back_apart,
     send_control,
 )
 from oplog.capture.statement_plan import find_written
@@ -94,11 +94,10 @@ class ApartStatements:
         if recorder.apart and found is None:
             # Its end was never announced, and the pool rolled it back.
             recorder.end_apart()
-        if recorder.apart:
-            if found is not None and found.context is not context:
-                self._refuse_second(connection, recorder, context, statement)
+        if found is not None and found.context is not context:
+            self._refuse_second(connection, recorder, context, statement)
             return
-        if not _may_write(context, statement):
+        if recorder.apart or not _may_write(context, statement):
             return
         if found is None:
             if not is_autocommitting(connection):
@@ -120,10 +119,12 @@ class ApartStatements:
     ) -> None:
         """A listener of the application's writes rows, or raised after the statement before.
 
-        If this one were executed with it, nobody would know when to commit them.
+        If this one were executed with it, nobody would know when to commit them. What only
+        calls a function may be another log's.
         """
         if _may_write(context, statement, functions=False):
-            self.roll_back(connection, recorder)
+            recorder.end_apart()
+            self._abandon(connection)
             raise NotCapturableError(
                 "a statement that writes rows came before the one before it had ended",
                 hint="in AUTOCOMMIT listeners write no rows; if a listener raised before, what "
@@ -187,16 +188,19 @@ class ApartStatements:
 
     def roll_back(self, connection: Connection, recorder: Recorder) -> None:
         """The statement failed, or what it did cannot be logged."""
-        if not recorder.apart:
-            return
-        recorder.end_apart()
+        if recorder.apart:
+            recorder.end_apart()
+            self._abandon(connection)
+
+    @staticmethod
+    def _abandon(connection: Connection) -> None:
         if connection.closed or connection.invalidated:
             return
         found: _OpenStatement | None = connection.info.pop(_OPEN, None)
         if found is not None:
             for _, one in found.ready:
                 one.end_apart()
-            roll_back_refused(connection)
+            roll_back_apart(connection)
 
 
 def _may_write(context: Any, statement: str, *, functions: bool = True) -> bool:

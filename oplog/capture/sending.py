@@ -219,6 +219,18 @@ def commit_alone(connection: Connection) -> None:
         raise failure from cause
 
 
+def roll_back_apart(connection: Connection) -> None:
+    """ROLLBACK of such a transaction, on a connection that may be broken.
+
+    Sent by hand: SQLAlchemy's dialect may be told to send none in AUTOCOMMIT.
+    """
+    try:
+        send_control(connection, "ROLLBACK")
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Not raised: the caller is raising why the statement failed.
+        connection.invalidate(failure)
+
+
 def check_committable(connection: Connection) -> None:
     """Raise `CommitWouldRollBackError` when Postgres would answer COMMIT with ROLLBACK."""
     if is_failed(connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -151,11 +152,21 @@ def test_a_listener_that_raises(db: Database) -> None:
     db.check()
 
 
+def make_auto(engine: Engine, *, skip_rollback: bool) -> Engine:
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_size": 1}
+    try:
+        return sa.create_engine(engine.url, skip_autocommit_rollback=skip_rollback, **options)
+    except TypeError:
+        # Before SQLAlchemy 2.0.43.
+        return sa.create_engine(engine.url, **options)
+
+
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("what", ["raises", "writes"])
-def test_a_listener_that_came_before_the_log(engine: Engine, what: str) -> None:
+def test_a_listener_that_came_before_the_log(engine: Engine, what: str, skip: bool) -> None:
     """It keeps the log from seeing the statement's end, or writes within it."""
     opened = open_logged(engine, Base, guarded=True, seed="")
-    auto = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    auto = make_auto(engine, skip_rollback=skip)
     insert = sa.insert(NOTE).values(text="of a listener")
     on = True
 
@@ -176,10 +187,22 @@ def test_a_listener_that_came_before_the_log(engine: Engine, what: str) -> None:
         if what == "raises":
             with pytest.raises(NotCapturableError, match="had ended"):
                 connection.execute(sa.insert(ITEM).values(id=2, name="b"))
+        on = what == "raises"
+        with pytest.raises(expected) if on else nullcontext():
+            connection.execute(sa.insert(ITEM).values(id=4, name="d"))
+    with auto.connect() as connection:
+        if skip and what == "raises":
+            # Its connection came back from the pool in the transaction of the one before.
+            with pytest.raises(NotCapturableError, match="had ended"):
+                connection.execute(sa.insert(ITEM).values(id=5, name="e"))
         connection.execute(sa.insert(ITEM).values(id=3, name="c"))
         assert status(connection) == "IDLE"
     auto.dispose()
-    assert opened.tell() == ["CREATE item 3"]
+    assert (
+        opened.tell() == ["CREATE item 3"]
+        if what == "raises"
+        else ["CREATE item 4", "CREATE item 3"]
+    )
     opened.assert_replays()
 
 
