@@ -159,6 +159,7 @@ class ApartStatements:
         del connection.info[_OPEN]
         for (log, one), receipts in zip(found.ready, sent, strict=True):
             one.settle(receipts)
+            one.frames[-1].settle_apart(len(receipts), owned=one.owned)
             one.end_apart()
             if not one.owned:
                 log._keep_receipts(connection, one)  # noqa: SLF001 - as above

@@ -309,6 +309,26 @@ def test_writers_of_one_row(db: Database) -> None:
     db.check()
 
 
+def test_receipts_do_not_grow_for_ever(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session or connection in AUTOCOMMIT may never end its transaction."""
+    monkeypatch.setattr("oplog.capture.frame._MOST_RECEIPTS", 3)
+    sessions = sessionmaker(db.auto)
+    db.log.attach(sessions)
+    with sessions() as session:
+        for n in range(5):
+            session.execute(sa.insert(ITEM).values(id=n, name=str(n)))
+        session.commit()
+        assert [r.aggregate for r in db.log.receipts(session)] == ["item/2", "item/3", "item/4"]
+        session.execute(sa.insert(ITEM), [{"id": n, "name": str(n)} for n in range(10, 15)])
+        session.commit()
+        assert len(db.log.receipts(session)) == 5
+    with db.auto.connect() as connection:
+        for n in (5, 6):
+            connection.execute(sa.insert(ITEM).values(id=n, name=str(n)))
+        assert [r.aggregate for r in db.log.receipts(connection)] == ["item/6"]
+    db.check()
+
+
 def test_explicit_entries_and_tickets(db: Database) -> None:
     sessions = sessionmaker(db.auto)
     db.log.attach(sessions)
