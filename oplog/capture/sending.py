@@ -178,13 +178,14 @@ def can_commit_at_once(connection: Connection) -> bool:
 
 
 def check_transactional(connection: Connection, bound: BoundType) -> None:
-    """Raise `ConfigurationError` where every statement commits by itself."""
+    """Raise `ConfigurationError` where nobody knows when a statement commits."""
     raw: Any = connection.connection.driver_connection
     if getattr(raw, "autocommit", False):
         raise ConfigurationError(
-            f"table {bound.live.qualified} is written on a connection in AUTOCOMMIT, where row "
-            "and entry cannot commit together",
-            hint="use a transaction for writes; keep AUTOCOMMIT for engines that only read",
+            f"table {bound.live.qualified} is written on a connection in AUTOCOMMIT, after a "
+            "statement of the application's began a transaction there",
+            hint="leave out BEGIN and COMMIT, and each statement commits with its record; or use "
+            "a connection without AUTOCOMMIT",
         )
 
 
