@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,6 +63,8 @@ class SessionState:
     enlisted: list[Enlisted] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
     committing: bool = False
+    repeats: bool = False
+    """The transaction may be run again from its start, which it must not have committed then."""
 
 
 class Attachments:
@@ -99,9 +102,7 @@ class Attachments:
             self._listen(target)
             factory: Any = getattr(target, "session_factory", target)
             session_class = getattr(factory, "class_", factory)
-
-            def undo() -> None:
-                self._unlisten(target)
+            undo = partial(self._unlisten, target)
         else:
             raise ConfigurationError(
                 f"cannot attach to {target!r}",
@@ -129,10 +130,7 @@ class Attachments:
     def _attach_engine(self, target: Any, engine: Engine) -> None:
         transactions = self._find_transactions(engine)
         transactions.explicit = True
-
-        def undo() -> None:
-            transactions.explicit = False
-
+        undo = partial(setattr, transactions, "explicit", False)  # noqa: FBT003 - has no names
         self._targets[id(target)] = (target, None, undo)
 
     def _attach_async(self, target: Any) -> tuple[type[Session], Callable[[], None]]:
@@ -223,6 +221,10 @@ class Attachments:
             hint="call log.attach(...) when the application starts",
         )
 
+    def mark_repeated(self, session: Session) -> None:
+        """The session's transaction is a run's, which may run it again."""
+        self._state(session).repeats = True
+
     def check_clean(self, connection: Connection) -> None:
         """Raise `ConfigurationError` if the connection's transaction has changes to log yet."""
         for transactions in list(self._engines.values()):
@@ -303,6 +305,7 @@ class Attachments:
         state = self._state(session)
         transactions = self._find_transactions(connection.engine)
         recorder = transactions.open(connection, owned=True)
+        recorder.repeats = state.repeats
         transactions.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
             state.enlisted.append(Enlisted(connection, transactions, recorder))
@@ -330,7 +333,7 @@ class Attachments:
         if state.committing:
             return
         for one in state.enlisted:
-            one.transactions.take_tickets(one.connection, one.recorder)
+            one.transactions.writer.take_tickets(one.connection, one.recorder)
 
     def _on_after_commit(self, session: Session) -> None:
         state = self._state(session)
@@ -364,4 +367,4 @@ class Attachments:
         state.enlisted.clear()
         state.begun.clear()
         state.pending.clear()
-        state.committing = False
+        state.committing = state.repeats = False

@@ -19,9 +19,8 @@ from oplog.capture.attachment import Attachments, Enlisted
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim, check_key, check_same
 from oplog.capture.retry import Beginning, KeyUsedError
-from oplog.entry import (
-    check_aggregate_name,
-)
+from oplog.capture.sending import is_autocommitting
+from oplog.entry import check_aggregate_name
 from oplog.errors import ConfigurationError
 from oplog.receipt import Receipt
 from oplog.store.commit_lookup import OutcomeStore
@@ -42,6 +41,7 @@ def claim_key(
     `IdempotencyConflictError` if it was used for another request.
     """
     check_key(key)
+    _require_transaction(connection, f"idempotency key {key!r}")
     held = recorder.find_claim(key)
     if held is None:
         if recorder.wrote:
@@ -75,6 +75,7 @@ def lock_aggregates(
     names = [aggregates] if isinstance(aggregates, str) else list(aggregates)
     for name in names:
         check_aggregate_name(name)
+        _require_transaction(connection, f"the lock of aggregate {name!r}")
     if recorder.wrote:
         raise ConfigurationError(
             f"the lock of aggregate {names[0]!r} comes after the transaction's first write"
@@ -85,6 +86,14 @@ def lock_aggregates(
         )
     ordered = sorted(set(names), key=lambda name: name.encode())
     store.lock_aggregates(connection, ordered)
+
+
+def _require_transaction(connection: Connection, what: str) -> None:
+    if is_autocommitting(connection):
+        raise ConfigurationError(
+            f"{what} is held until a transaction ends, and the connection is in AUTOCOMMIT",
+            hint="leave out isolation_level='AUTOCOMMIT' for this work",
+        )
 
 
 def watch_beginning(session: Session, begin: Callable[[Connection], None]) -> Callable[[], bool]:
@@ -128,6 +137,7 @@ def begin_run(
         )
 
     def prepare(session: Session, aggregates: tuple[str, ...]) -> None:
+        attachments.mark_repeated(session)
         if key is None and not aggregates:
             return
 

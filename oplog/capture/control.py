@@ -66,6 +66,12 @@ _TRACKS = re.compile(
 )
 _CALL = re.compile(rf"select\s+(?:{_WORD}\s*\.\s*)?{_WORD}\s*\(", re.IGNORECASE)
 _FROM = re.compile(r"\bfrom\b", re.IGNORECASE)
+_WRITES = re.compile(
+    r"(?:insert|update|delete|merge|copy|execute)\b"
+    r"|(?:with|explain)\b.*\b(?:insert|update|delete|merge)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_BEGINS = re.compile(r"(?:begin|start)\b", re.IGNORECASE)
 _CONSTRAINTS = re.compile(r"set\s+constraints\b", re.IGNORECASE)
 
 
@@ -142,6 +148,24 @@ def calls_function(statement: str) -> bool:
     start = _skip_comments(statement)
     called = _CALL.match(statement, start)
     return called is not None and _FROM.search(statement, start) is None
+
+
+def writes_rows(statement: str, *, functions: bool = True) -> bool:
+    """The statement may write rows, or with `functions` a function in it; it ends no transaction.
+
+    DO and CALL are left out: they may end transactions themselves.
+    """
+    pieces = _list_pieces(statement)
+    writes = any(
+        _WRITES.match(one, _skip_comments(one)) or (functions and calls_function(one))
+        for one in pieces
+    )
+    return writes and not any(map(_controls, pieces))
+
+
+def _controls(statement: str) -> bool:
+    begins = _BEGINS.match(statement, _skip_comments(statement))
+    return begins is not None or match_control(statement) is not None
 
 
 def sets_constraints(statement: str) -> bool:

@@ -18,6 +18,9 @@ from oplog.entry import Entry, Ticket
 from oplog.errors import OplogError
 from oplog.receipt import Receipt
 
+_MOST_RECEIPTS = 1000
+"""Of a session in AUTOCOMMIT."""
+
 
 @dataclass(slots=True)
 class Frame:
@@ -59,6 +62,19 @@ class Frame:
             **{name: ticket for name, ticket in held.items() if name in aggregates},
         }
         self.tickets = {name: t for name, t in held.items() if name not in aggregates}
+
+    def settle_apart(self, count: int, *, owned: bool) -> None:
+        """The last `count` receipts are those of a transaction of its own, in AUTOCOMMIT.
+
+        A session has what it wrote before as well, but not all of it: it may go on for ever.
+        """
+        kept = max(count, _MOST_RECEIPTS) if owned else count
+        self.receipts = self.receipts[len(self.receipts) - min(kept, len(self.receipts)) :]
+
+    def abandon(self) -> None:
+        """The statement that was under way has not happened; what is said of others stays."""
+        self.changes, self.ticketed, self.tally, self.failure = [], 0, 0, None
+        self.unchecked, self.statements, self.created, self.redeemed = {}, set(), set(), {}
 
     def absorb(self, inner: Frame, *, place: int) -> None:
         """RELEASE SAVEPOINT: all of `inner` happened here; `place` is this frame's own."""

@@ -14,18 +14,23 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection
 
 from oplog.capture.control import is_passive, is_text, match_control, may_redirect
+from oplog.capture.match_counts import keep_counts
 from oplog.capture.planning import Planned
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import check_transactional, explain_unlogged, is_undecided
 from oplog.capture.statement import StatementUnderWay, count, observe, prepare
+from oplog.capture.statement_plan import StatementPlan
 from oplog.capture.transaction import Transactions
+from oplog.entry import OpType
 from oplog.errors import CommitOutcomeUnknownError, NotCapturableError, OplogError
+from oplog.postgres.counted_batch import execute_counted
 
 _EVENTS = (
     *("engine_connect", "begin", "commit", "rollback", "prepare_twophase"),
-    *("before_cursor_execute", "after_cursor_execute", "after_execute", "handle_error"),
+    *("before_cursor_execute", "do_executemany", "after_cursor_execute", "after_execute"),
+    "handle_error",
 )
-_RETURNING = ("before_cursor_execute", "handle_error")
+_RETURNING = ("before_cursor_execute", "do_executemany", "handle_error")
 """Events whose listener answers SQLAlchemy."""
 
 
@@ -51,14 +56,22 @@ class EngineListener:
         self, connection: Connection, cursor: Any, statement: str, *rest: Any
     ) -> tuple[str, Any]:
         recorder = self._transactions.find(connection)
+        context = rest[1]
+        # A default that is executed by itself comes before its statement has parameters.
+        executed = hasattr(context, "parameters")
+        if recorder is None and executed and self._transactions.users:
+            recorder = self._transactions.apart.join(connection, context, statement)
         if recorder is None:
             return statement, rest[0]
-        context = rest[1]
         statement = self._transactions.settler.before(
             connection, recorder, statement, context=context
         )
         if recorder.live is not None:
             self._transactions.database.require_guards(connection, recorder, context)
+            return statement, rest[0]
+        if executed:
+            self._transactions.apart.begin(connection, recorder, context, statement)
+        if recorder.imaged or not executed:
             return statement, rest[0]
         planned = self._find_plan(connection, recorder, context=context, statement=statement)
         if planned is None:
@@ -67,17 +80,44 @@ class EngineListener:
         self._transactions.names.note(connection, recorder, planned.tables)
         if planned.plan is None:
             return statement, rest[0]
-        plan = planned.plan
+        announced = self._announce(
+            connection, recorder, planned.plan, comment=planned.announcement, context=context
+        )
+        return announced + statement, rest[0]
+
+    def _announce(
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        plan: StatementPlan,
+        *,
+        comment: str,
+        context: Any,
+    ) -> str:
+        """Read what has to be known before a planned statement; what to put before its text."""
         recorder.check_open(plan.bound)
-        check_transactional(connection, plan.bound)
-        if context in self._under_way:
-            # A later batch of the same insert.
-            return planned.announcement + statement, rest[0]
-        announced = bool(planned.announcement)
-        under_way = prepare(connection, plan, context, announced=announced)
-        self._under_way[context] = under_way
-        recorder.begin_statement(under_way)
-        return planned.announcement + statement, rest[0]
+        if not recorder.apart:
+            check_transactional(connection, plan.bound)
+        under_way = self._under_way.get(context)
+        if under_way is None:
+            under_way = prepare(connection, plan, context, announced=bool(comment))
+            self._under_way[context] = under_way
+            recorder.begin_statement(under_way)
+            if under_way.imaged:
+                table = plan.bound.declared.table
+                self._transactions.names.note(connection, recorder, (table,))
+        # Otherwise this is a later batch of the same insert.
+        return "" if under_way.imaged else comment
+
+    def _on_do_executemany(self, cursor: Any, statement: str, *rest: Any) -> bool:
+        """Execute an UPDATE or DELETE of many keys so that each says whether it matched a row."""
+        parameters, context = rest
+        under_way = self._under_way.get(context)
+        if under_way is None or under_way.plan.kind is OpType.CREATE or under_way.imaged:
+            return False
+        counts = execute_counted(context.root_connection, cursor, statement, parameters)
+        keep_counts(context, counts)
+        return True
 
     def _find_plan(
         self, connection: Connection, recorder: Recorder, *, context: Any, statement: str
@@ -126,6 +166,8 @@ class EngineListener:
         self._transactions.settler.after(connection, recorder, statement, context=context)
         if not is_text(context.compiled):
             return
+        if recorder.live is None:
+            self._transactions.apart.end(connection, recorder, context)
         matched = match_control(statement)
         if matched is None or not matched["name"]:
             return
@@ -143,7 +185,18 @@ class EngineListener:
         # For a sequence or a default executed by itself this is its value instead of a result.
         context = getattr(rest[-1], "context", None)
         done = None if context is None else self._under_way.pop(context, None)
-        if recorder is None or done is None:
+        if recorder is None:
+            return
+        if recorder.apart and context is not None:
+            with self._transactions.apart.rolling_back(connection, recorder):
+                self._observe(recorder, done, context)
+            self._transactions.apart.end(connection, recorder, context)
+        else:
+            self._observe(recorder, done, context)
+
+    @staticmethod
+    def _observe(recorder: Recorder, done: StatementUnderWay | None, context: Any) -> None:
+        if done is None:
             return
         try:
             changes = observe(done, context)
@@ -168,6 +221,8 @@ class EngineListener:
         if recorder is not None and recorder.ending and exception_context.statement is None:
             return self._explain_loss(exception_context, recorder) or unlogged
         context = exception_context.execution_context
+        if recorder is not None and recorder.apart and recorder.live is None:
+            self._transactions.apart.roll_back(connection, recorder)
         if recorder is not None and not recorder.busy:
             unlogged = self._transactions.settler.fail(
                 connection, recorder, exception_context.original_exception, refusal=unlogged

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import Binding
 from oplog.capture.net_row import NetRow
 from oplog.capture.readback import read_rows
+from oplog.capture.returned_columns import is_loose
 from oplog.capture.row_change import Key, RowChange, TrackedType
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
@@ -193,7 +194,7 @@ def _group_of(bound: TrackedType, values: Stored) -> Group:
 def _read_type(connection: Connection, rows: Sequence[TouchedRow]) -> list[NetRow]:
     """Net rows of one table, as the table has them now."""
     bound = rows[0].bound
-    wanted: dict[str, None] = dict.fromkeys(list_group_names(bound))
+    wanted: dict[str, None] = dict.fromkeys((*list_group_names(bound), *_list_loose(bound)))
     if any(row.balance is not None for row in rows):
         wanted = dict.fromkeys(bound.shape.names)
     else:
@@ -212,6 +213,7 @@ def settle_rows(
     """Net rows of touched rows of one table, which were found as they are given."""
     bound = rows[0].bound
     keys = frozenset(bound.shape.key_names)
+    found = _drop_respelled(bound, rows, found)
     for row, stored in zip(rows, found, strict=True):
         if stored is None and row.is_doubtful and hides_rows(connection, bound):
             raise describe_hidden(bound, f"the row with key {row.key!r} was written")
@@ -226,6 +228,29 @@ def settle_rows(
         if net is not None:
             net_rows.append(net)
     return net_rows
+
+
+def _list_loose(bound: BoundType) -> list[str]:
+    """Columns of the key whose stored forms differ and are equal in SQL: 1.0 and 1.00."""
+    return [name for name in bound.shape.key_names if is_loose(bound, name)]
+
+
+def _drop_respelled(
+    bound: BoundType, rows: Sequence[TouchedRow], found: Sequence[Stored | None]
+) -> Sequence[Stored | None]:
+    """The found rows, without those that were found under another form of their key."""
+    loose = [(bound.shape.key_names.index(name), name) for name in _list_loose(bound)]
+    if not loose:
+        return found
+
+    def is_same(row: TouchedRow, stored: Stored) -> bool:
+        # With repr, -0.0 differs from 0.0, and NaN equals itself.
+        return all(repr(stored[name]) == repr(row.key[n]) for n, name in loose)
+
+    return [
+        stored if stored is not None and is_same(row, stored) else None
+        for row, stored in zip(rows, found, strict=True)
+    ]
 
 
 def _make_net(row: TouchedRow, stored: Stored | None) -> NetRow | None:

@@ -1,8 +1,7 @@
 """From an executed statement to the row changes it made.
 
 Turns a plan, the parameters that were sent and the database's answer into `RowChange`s. A
-statement that matched fewer rows than it was given keys for does not say which, so that is an
-error.
+list of parameters some of which matched no row says which, if their numbers of rows were kept.
 """
 
 from __future__ import annotations
@@ -12,39 +11,38 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from oplog.capture.match_counts import find_counts
 from oplog.capture.prediction import list_rows, predict_columns
-from oplog.capture.readback import normalise_keys, read_rows
+from oplog.capture.readback import read_rows
 from oplog.capture.returned_columns import is_loose
 from oplog.capture.row_change import Key, RowChange
-from oplog.capture.statement_plan import BoundColumn, StatementPlan
+from oplog.capture.spelling import (
+    GivenKeys,
+    find_foreign_types,
+    list_parameters,
+    spell_keys,
+    take_keys,
+)
+from oplog.capture.statement_plan import StatementPlan
+from oplog.capture.uncertain import describe_uncertain
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.entry import OpType
-from oplog.errors import NotCapturableError
-from oplog.postgres.sent_value import find_foreign, is_read_plainly
-from oplog.type_binding import BoundType
+from oplog.postgres.sent_value import is_read_plainly
 from oplog.value import UNSURE, Wire
 
 Group = Mapping[str, Wire | None]
 
 
-def list_parameters(context: Any) -> Sequence[Mapping[str, Any]]:
-    """The parameters as sent, by name, one mapping for each set."""
-    sets: Sequence[Any] = context.parameters
-    if sets and not isinstance(sets[0], Mapping):
-        names = context.compiled.positiontup
-        return [dict(zip(names, values, strict=True)) for values in sets]
-    return sets
-
-
 def read_keys(
     connection: Connection, plan: StatementPlan, parameters: Sequence[Mapping[str, Any]]
-) -> tuple[list[Key], set[Key]]:
+) -> tuple[list[Key], set[int]]:
     """The primary key that each parameter set names, in the form the database stores.
 
-    And those keys whose row was not found, so that their stored form is not known.
+    And the numbers of those whose row was not found, so that their stored form is not known.
     """
     bound = plan.bound
-    keys = _spell_keys(connection, bound, plan.key, parameters)
+    given = take_keys(connection, bound, plan.key, parameters)
+    keys = spell_keys(connection, bound, plan.key, given)
     if not any(is_loose(bound, name) for name in bound.shape.key_names):
         return keys, set()
     # 1.0 finds the row whose key is stored as 1.00: the log must name the latter.
@@ -53,7 +51,7 @@ def read_keys(
         key if row is None else tuple([row[name] for name in bound.shape.key_names])
         for key, row in zip(keys, found, strict=True)
     ]
-    return spelled, {key for key, row in zip(keys, found, strict=True) if row is None}
+    return spelled, {n for n, row in enumerate(found) if row is None}
 
 
 def read_groups(
@@ -69,15 +67,18 @@ def read_groups(
 
 
 def check_seen(
-    plan: StatementPlan, context: Any, *, keys: Sequence[Key], unseen: Sequence[Key]
+    plan: StatementPlan, context: Any, *, keys: Sequence[Key], unseen: Sequence[int]
 ) -> None:
     """Raise if the statement changed rows that were not seen before it was sent."""
-    if not unseen or context.rowcount != len(keys):
+    if not unseen:
         return
-    what = f"the row with key {unseen[0]!r} was changed"
+    changed = set(unseen).intersection(_list_matched(plan, context, len(keys)))
+    if not changed:
+        return
+    what = f"the row with key {keys[min(changed)]!r} was changed"
     if hides_rows(context.root_connection, plan.bound):
         raise describe_hidden(plan.bound, what)
-    raise _uncertain(
+    raise describe_uncertain(
         plan.bound,
         f"{what}, and was not there a moment before",
         hint="another transaction wrote it meanwhile: run the transaction again",
@@ -89,14 +90,19 @@ def _lock(plan: StatementPlan) -> str:
     return f" FOR {'NO KEY UPDATE' if plan.kind is OpType.UPDATE else 'UPDATE'} OF t"
 
 
-def observe_insert(plan: StatementPlan, context: Any) -> list[RowChange]:
-    """The rows an INSERT made."""
+def observe_insert(
+    plan: StatementPlan, context: Any, *, given: GivenKeys | None
+) -> list[RowChange]:
+    """The rows an INSERT made; `given` are the keys that its parameters gave."""
     bound = plan.bound
     parameters = list_parameters(context)
-    keys = _find_inserted_keys(plan, context, parameters)
+    if given is not None:
+        keys = spell_keys(context.root_connection, bound, plan.key, given)
+    else:
+        keys = _returned_keys(plan, context, len(parameters))
     if _was_suppressed(context, len(parameters)):
         return _reread(plan, context, keys)
-    foreign = _find_foreign(context.root_connection, plan.columns, parameters)
+    foreign = find_foreign_types(context.root_connection, plan.columns, parameters)
     written, columns = predict_columns(plan.columns, parameters, foreign)
     written += [*plan.absent, *bound.shape.key_names]
     columns += [[None] * len(keys) for _ in plan.absent]
@@ -128,37 +134,28 @@ def _add_returned(plan: StatementPlan, context: Any, rows: Sequence[dict[str, An
                 values[column.name] = wire
 
 
-def _find_inserted_keys(
-    plan: StatementPlan, context: Any, parameters: Sequence[Mapping[str, Any]]
-) -> list[Key]:
-    if plan.key:
-        return _spell_keys(context.root_connection, plan.bound, plan.key, parameters)
-    return _returned_keys(plan, context, len(parameters))
-
-
 def observe_update(
     plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group | None] | None
 ) -> list[RowChange]:
     """The rows an UPDATE changed."""
     bound = plan.bound
     parameters = list_parameters(context)
-    if not _count_matched(plan, context, len(parameters)):
-        return _reread(plan, context, keys)
+    matched = _list_matched(plan, context, len(parameters))
+    changes = _reread_others(plan, context, keys=keys, matched=matched)
+    if not matched:
+        return changes
     key_names = bound.shape.key_names
-    written = {column.name for column in plan.columns} | set(plan.unknown)
-    moves = bool(written.intersection(key_names))
-    if written.intersection(key_names).intersection(plan.unknown):
-        raise _uncertain(bound, "its primary key is set by an SQL expression")
-    foreign = _find_foreign(context.root_connection, plan.columns, parameters)
+    moves = any(column.name in key_names for column in plan.columns)
+    foreign = find_foreign_types(context.root_connection, plan.columns, parameters)
     rows = list_rows(*predict_columns(plan.columns, parameters, foreign), count=len(parameters))
-    changes = []
-    for place, (values, unknown) in enumerate(rows):
+    there = []
+    for place in matched:
+        values, unknown = rows[place]
         moved_to = None
         if moves:
-            if any(name in key_names for name in unknown):
-                raise _uncertain(bound, "its new primary key is not stored as it was sent")
             old = dict(zip(key_names, keys[place], strict=True))
             moved_to = tuple([values.get(name, old[name]) for name in key_names])
+        there.append(moved_to or keys[place])
         changes.append(
             RowChange(
                 kind=OpType.UPDATE,
@@ -170,7 +167,7 @@ def observe_update(
                 moved_to=moved_to,
             )
         )
-    _check_in_place(plan, context, [change.moved_to or change.key for change in changes])
+    _check_in_place(plan, context, there)
     return changes
 
 
@@ -178,22 +175,38 @@ def observe_delete(
     plan: StatementPlan, context: Any, *, keys: Sequence[Key], groups: Sequence[Group | None] | None
 ) -> list[RowChange]:
     """The rows a DELETE removed."""
-    if not _count_matched(plan, context, len(keys)):
-        return _reread(plan, context, keys)
-    return [
-        RowChange(
-            OpType.DELETE, plan.bound, key, {}, group=None if groups is None else groups[place]
+    matched = _list_matched(plan, context, len(keys))
+    changes = _reread_others(plan, context, keys=keys, matched=matched)
+    for place in matched:
+        group = None if groups is None else groups[place]
+        changes.append(RowChange(OpType.DELETE, plan.bound, keys[place], {}, group=group))
+    return changes
+
+
+def _list_matched(plan: StatementPlan, context: Any, expected: int) -> Sequence[int]:
+    """The numbers of the sets of parameters that matched a row."""
+    count = context.rowcount
+    if count == expected:
+        return range(expected)
+    if count == 0:
+        return ()
+    counts = find_counts(context)
+    if counts is None or len(counts) != expected or sum(counts) != count:
+        raise describe_uncertain(
+            plan.bound,
+            f"{expected} keys were given and {count} rows matched; which ones is unknown",
         )
-        for place, key in enumerate(keys)
-    ]
+    return [n for n, rows in enumerate(counts) if rows]
 
 
-def _find_foreign(
-    connection: Connection, columns: Sequence[BoundColumn], parameters: Sequence[Mapping[str, Any]]
-) -> frozenset[type]:
-    """Types whose values the application adapts itself: what is stored is anyone's guess."""
-    names = [column.parameter for column in columns]
-    return find_foreign(connection, [sent[name] for sent in parameters for name in names])
+def _reread_others(
+    plan: StatementPlan, context: Any, *, keys: Sequence[Key], matched: Sequence[int]
+) -> list[RowChange]:
+    """Rows that a trigger may have changed although no row of these keys was matched."""
+    if len(matched) == len(keys) or not plan.bound.live.rewrites_rows:
+        return []
+    there = set(matched)
+    return _reread(plan, context, [key for n, key in enumerate(keys) if n not in there])
 
 
 def _was_suppressed(context: Any, sent: int) -> bool:
@@ -229,88 +242,40 @@ def _check_in_place(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> N
             if hides_rows(context.root_connection, bound):
                 key = keys[found.index(None)]
                 raise describe_hidden(bound, f"the row with key {key!r} was written")
-            raise _uncertain(bound, "its primary key is changed by the database on the way in")
-
-
-def _spell_keys(
-    connection: Connection,
-    bound: BoundType,
-    columns: Sequence[BoundColumn],
-    parameters: Sequence[Mapping[str, Any]],
-) -> list[Key]:
-    """Keys given as parameters, in the form the database stores."""
-    foreign = _find_foreign(connection, columns, parameters)
-    keys: list[list[Any]] = []
-    unsure: dict[int, None] = {}
-    for sent in parameters:
-        key = []
-        for place, column in enumerate(columns):
-            value = sent[column.parameter]
-            wire = None if value is None else column.to_wire(value)
-            if wire is UNSURE or type(value) in foreign:
-                unsure[place] = None
-                wire = value
-            key.append(wire)
-        keys.append(key)
-    for place in unsure:
-        _spell_column(connection, bound, keys, place=place, name=columns[place].name)
-    return [tuple(key) for key in keys]
-
-
-def _spell_column(
-    connection: Connection, bound: BoundType, keys: list[list[Any]], *, place: int, name: str
-) -> None:
-    given = [key[place] for key in keys]
-    if not all(isinstance(value, str) for value in given):
-        raise _uncertain(
-            bound,
-            f"the value given for key column {name} may be stored in another form",
-            hint="use the Python type that matches the column for primary keys",
-        )
-    for key, wire in zip(keys, normalise_keys(connection, bound, given, name=name), strict=True):
-        key[place] = wire
+            raise describe_uncertain(
+                bound, "its primary key is changed by the database on the way in"
+            )
 
 
 def _returned_keys(plan: StatementPlan, context: Any, count: int) -> list[Key]:
     bound, columns = plan.bound, plan.returned_key
     rows = context.inserted_primary_key_rows
     if len(rows) != count:
-        raise _uncertain(bound, f"{count} rows were sent and {len(rows)} keys came back")
-    connection = context.root_connection
-    blurred = {c.name for c in columns if not c.exact or not is_read_plainly(connection, c.loaded)}
+        raise describe_uncertain(bound, f"{count} rows were sent and {len(rows)} keys came back")
     keys: list[Key] = []
     for row in rows:
         key = []
         for column in columns:
             value = row[column.source]
             wire = None if value is None else column.to_wire(value)
-            if wire is None or wire is UNSURE or column.name in blurred:
-                raise _uncertain(bound, f"the key column {column.name} came back as {value!r}")
+            if wire is None or wire is UNSURE:
+                raise describe_uncertain(
+                    bound, f"the key column {column.name} came back as {value!r}"
+                )
             key.append(wire)
         keys.append(tuple(key))
+    if any(column.processed for column in columns):
+        _check_restored(plan, context, keys)
     return keys
 
 
-def _count_matched(plan: StatementPlan, context: Any, expected: int) -> bool:
-    matched = context.rowcount
-    if matched == expected:
-        return True
-    if matched == 0:
-        return False
-    raise _uncertain(
-        plan.bound, f"{expected} keys were given and {matched} rows matched; which ones is unknown"
-    )
-
-
-def _uncertain(
-    bound: BoundType,
-    why: str,
-    *,
-    hint: str = "the transaction must be rolled back; write the rows one by one",
-    retryable: bool = False,
-) -> NotCapturableError:
-    return NotCapturableError(
-        f"a change to table {bound.live.qualified} cannot be logged exactly: {why}",
-        hint=hint,
-        retryable=retryable,
-    )
+def _check_restored(plan: StatementPlan, context: Any, keys: Sequence[Key]) -> None:
+    """Raise unless rows are stored under keys that a type of the application's gave back."""
+    names = plan.bound.shape.key_names
+    found = read_rows(context.root_connection, plan.bound, keys, columns=names)
+    for key, row in zip(keys, found, strict=True):
+        if row is None or tuple([row[name] for name in names]) != key:
+            raise describe_uncertain(
+                plan.bound,
+                f"its key came back as a value of its own type, and {key!r} is not what is stored",
+            )

@@ -120,6 +120,8 @@ def _is_certain(plan: StatementPlan) -> bool:
     if guard is None or bound.live.rewrites_rows:
         return False
     if plan.kind is OpType.CREATE:
+        if not all(column.certain for column in plan.returned_key):
+            return False
         known = {column.name for column in plan.columns}.union(bound.shape.key_names)
         return set(bound.template.columns) <= known
     # For a row that may change its aggregate, the guard's image says without a query where it was.

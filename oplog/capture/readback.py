@@ -279,23 +279,24 @@ def _print_column(pg_type: str, name: str) -> str:
 def normalise_keys(
     connection: Connection, bound: BoundType, texts: Sequence[str], *, name: str
 ) -> list[Wire]:
-    """The stored form of text given for a key column.
-
-    Raises `NotCapturableError` where that depends on settings of the session.
-    """
+    """The stored form of text given for a key column that `require_fixed_text` accepts."""
     column, codec = bound.shape.by_name[name], bound.shape.codecs[name]
-    if not _has_fixed_text(bound, name):
-        raise NotCapturableError(
-            f"text was given for key column {bound.live.qualified}.{name}, which is "
-            f"{column.pg_type}; what it means depends on the session",
-            hint="use the Python type that matches the column for primary keys",
-        )
     rows = connection.exec_driver_sql(
         f"SELECT k.v::{double_percent(column.pg_type)}::text "
         "FROM pg_catalog.unnest(%s::text[]) WITH ORDINALITY AS k(v, n) ORDER BY k.n",
         (list(texts),),
     )
     return [codec.from_text(text) for (text,) in rows]
+
+
+def require_fixed_text(bound: BoundType, name: str) -> None:
+    """Raise `NotCapturableError` for a column whose text depends on settings of the session."""
+    if not _has_fixed_text(bound, name):
+        raise NotCapturableError(
+            f"text was given for key column {bound.live.qualified}.{name}, which is "
+            f"{bound.shape.by_name[name].pg_type}; what it means depends on the session",
+            hint="use the Python type that matches the column for primary keys, or guard the table",
+        )
 
 
 @contextmanager

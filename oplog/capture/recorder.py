@@ -78,6 +78,12 @@ class Recorder:
         """In a migration, where the guards capture everything and no plan is asked for."""
         self.apart = False
         """A statement runs in a transaction of its own, on a connection in AUTOCOMMIT."""
+        self.autocommit: bool | None = None
+        """The connection is in AUTOCOMMIT; None before anything was executed."""
+        self.repeats = False
+        """The transaction may be run again from its start."""
+        self.imaged = False
+        """No statement is captured by the application, only what guards record."""
         self.final_claim: Claim | None = None
         """The claim that the transaction held when it was closed."""
         self.ending = False
@@ -361,6 +367,12 @@ class Recorder:
         """What is recorded so far was appended, and the transaction goes on."""
         settle_frames(self.frames, receipts)
         self.settled = True
+
+    def end_apart(self) -> None:
+        """The statement's own transaction ended; what follows is another one."""
+        self.frames[-1].abandon()
+        self.apart = self.settled = self.wrote = False
+        self.forget_binding()
 
     def restart(self, *, committed: bool) -> None:
         """COMMIT or ROLLBACK was sent as a statement: the driver begins another transaction."""

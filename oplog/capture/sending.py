@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -159,6 +159,12 @@ def describe_loss(
     )
 
 
+def list_undecided(receipts: Sequence[Receipt], process_id: int) -> list[Receipt]:
+    """Of the receipts of a transaction those to ask with: one record tells the outcome of all."""
+    newest = receipts[-1].record_id
+    return [replace(one, process_id=process_id) for one in receipts if one.record_id == newest]
+
+
 def find_process(connection: Connection) -> int:
     """The server process behind a connection; 0 if the driver does not know it."""
     raw: Any = connection.connection.driver_connection
@@ -172,13 +178,14 @@ def can_commit_at_once(connection: Connection) -> bool:
 
 
 def check_transactional(connection: Connection, bound: BoundType) -> None:
-    """Raise `ConfigurationError` where every statement commits by itself."""
+    """Raise `ConfigurationError` where nobody knows when a statement commits."""
     raw: Any = connection.connection.driver_connection
     if getattr(raw, "autocommit", False):
         raise ConfigurationError(
-            f"table {bound.live.qualified} is written on a connection in AUTOCOMMIT, where row "
-            "and entry cannot commit together",
-            hint="use a transaction for writes; keep AUTOCOMMIT for engines that only read",
+            f"table {bound.live.qualified} is written on a connection in AUTOCOMMIT, after a "
+            "statement of the application's began a transaction there",
+            hint="leave out BEGIN and COMMIT, and each statement commits with its record; or use "
+            "a connection without AUTOCOMMIT",
         )
 
 
@@ -193,6 +200,36 @@ def is_failed(connection: Connection) -> bool:
     """A statement of the transaction failed: the server accepts only its end."""
     raw: Any = connection.connection.driver_connection
     return getattr(getattr(raw, "pgconn", None), "transaction_status", None) == _IN_ERROR
+
+
+def send_control(connection: Connection, statement: str) -> None:
+    """Begin or end a transaction that SQLAlchemy shall not know of; errors are the driver's."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(statement)
+    finally:
+        cursor.close()
+
+
+def commit_alone(connection: Connection) -> None:
+    """COMMIT of such a transaction, without a record; errors as SQLAlchemy raises them."""
+    try:
+        send_control(connection, "COMMIT")
+    except connection.dialect.loaded_dbapi.Error as cause:
+        failure = explain(connection, cause, append=None)
+        raise failure from cause
+
+
+def roll_back_apart(connection: Connection) -> None:
+    """ROLLBACK of such a transaction, on a connection that may be broken.
+
+    Sent by hand: SQLAlchemy's dialect may be told to send none in AUTOCOMMIT.
+    """
+    try:
+        send_control(connection, "ROLLBACK")
+    except connection.dialect.loaded_dbapi.Error as failure:
+        # Not raised: the caller is raising why the statement failed.
+        connection.invalidate(failure)
 
 
 def check_committable(connection: Connection) -> None:

@@ -32,12 +32,13 @@ from oplog.capture.draft import Draft
 from oplog.capture.notices import NoticeState
 from oplog.capture.recorder import Recorder
 from oplog.capture.script import split_script
-from oplog.capture.sending import is_autocommitting, is_failed
+from oplog.capture.sending import check_committable, is_autocommitting, is_failed, send_control
 from oplog.errors import ConfigurationError, OplogError
+from oplog.postgres.quoting import double_percent
 from oplog.postgres.sqlstate import OBJECT_IN_USE
 from oplog.receipt import Receipt
 from oplog.schema.guard import make_prefix
-from oplog.store.guard_state import is_armed, list_checks
+from oplog.store.guard_state import is_armed, list_checks, list_deferred
 
 _RAW = {"no_parameters": True}
 """Execution options under which a percent sign means itself."""
@@ -96,6 +97,17 @@ class Settler:
         notices.images_kept = True
         return True
 
+    def finish_migration(self, connection: Connection, recorder: Recorder) -> bool:
+        """Run deferred triggers of a migration's transaction; whether there is anything to log."""
+        check_committable(connection)
+        with recorder.at_work():
+            # What they write is not seen after this.
+            deferred = list_deferred(connection, self._schema) if recorder.wrote else ()
+            if deferred:
+                names = double_percent(", ".join(deferred))
+                connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
+            return self.has_images(connection, recorder) or recorder.dirty
+
     def _set_checks(self, connection: Connection, mode: str) -> None:
         names = list_checks(connection, self._schema)
         if names:
@@ -126,7 +138,7 @@ class Settler:
         """The statement was executed."""
         if recorder.busy:
             return
-        if recorder.apart:
+        if recorder.apart and recorder.live is not None:
             self._end_apart(connection, recorder)
         ended = ends_transaction(statement) if recorder.live is not None else None
         if ended is not None:
@@ -200,7 +212,7 @@ class Settler:
         """A statement failed; what to raise, which is `refusal` unless more is known."""
         if recorder.apart:
             self._roll_back_apart(connection, recorder)
-        elif refusal is not None and recorder.live is not None and is_autocommitting(connection):
+        elif refusal is not None and is_autocommitting(connection):
             refusal.hint = _ALONE
         elif recorder.claim is not None and getattr(cause, "sqlstate", None) == OBJECT_IN_USE:
             # Postgres says the same of a table that an open cursor reads.
@@ -226,15 +238,6 @@ def begin_apart(connection: Connection) -> Iterator[None]:
             send_control(connection, "ROLLBACK")
         raise
     send_control(connection, "COMMIT")
-
-
-def send_control(connection: Connection, statement: str) -> None:
-    """Begin or end a transaction that SQLAlchemy shall not know of."""
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(statement)
-    finally:
-        cursor.close()
 
 
 def _has_text(recorder: Recorder, context: Any) -> bool:

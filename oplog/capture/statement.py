@@ -15,7 +15,6 @@ from sqlalchemy.engine import Connection
 from oplog.capture.observation import (
     Group,
     check_seen,
-    list_parameters,
     observe_delete,
     observe_insert,
     observe_update,
@@ -23,8 +22,16 @@ from oplog.capture.observation import (
     read_keys,
 )
 from oplog.capture.row_change import Key, RowChange
+from oplog.capture.spelling import (
+    GivenKeys,
+    check_moves,
+    check_returned,
+    list_parameters,
+    take_keys,
+)
 from oplog.capture.statement_plan import StatementPlan
 from oplog.entry import OpType
+from oplog.errors import NotCapturableError
 from oplog.postgres.sent_value import watch_documents
 from oplog.schema.touched_keys import weigh
 
@@ -36,29 +43,56 @@ class StatementUnderWay:
     """What is known of a statement before it is sent: its plan, and which rows it names."""
 
     plan: StatementPlan
-    keys: Sequence[Key]
-    groups: Sequence[Group | None] | None
-    unseen: Sequence[Key]
-    """Keys of rows that had to be read before they were changed, and were not found."""
-    announced: bool
+    announced: bool = False
     """The table's guard counts the rows, and must come to the same number."""
+    imaged: bool = False
+    """The table's guard keeps images of the rows, because its parameters do not tell enough."""
+    given: GivenKeys | None = None
+    """Of an insert, the keys that its parameters give."""
+    keys: Sequence[Key] = ()
+    """Of an update or delete, the keys of the rows that it names."""
+    groups: Sequence[Group | None] | None = None
+    unseen: Sequence[int] = ()
+    """Numbers of keys whose rows had to be read before they were changed, and were not found."""
 
 
 def prepare(
     connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
 ) -> StatementUnderWay:
-    """Read what has to be known before the statement of `context` is sent."""
+    """Read what has to be known before the statement of `context` is sent.
+
+    With `announced`, it is left to the guard if its parameters do not tell which rows it writes;
+    otherwise `NotCapturableError` is raised.
+    """
+    try:
+        done = _prepare(connection, plan, context, announced=announced)
+    except NotCapturableError:
+        if not announced:
+            raise
+        return StatementUnderWay(plan, imaged=True)
+    # Rows that are not there yet may be there in a moment.
+    return StatementUnderWay(plan, imaged=True) if announced and done.unseen else done
+
+
+def _prepare(
+    connection: Connection, plan: StatementPlan, context: Any, *, announced: bool
+) -> StatementUnderWay:
+    parameters = list_parameters(context)
     if watched := [column.parameter for column in plan.columns if column.watched]:
-        watch_documents(
-            connection, [sent[name] for sent in list_parameters(context) for name in watched]
-        )
+        watch_documents(connection, [sent[name] for sent in parameters for name in watched])
     if plan.kind is OpType.CREATE:
-        return StatementUnderWay(plan, keys=(), groups=None, unseen=(), announced=announced)
-    keys, unspelled = read_keys(connection, plan, list_parameters(context))
+        if plan.key:
+            given = take_keys(connection, plan.bound, plan.key, parameters)
+            return StatementUnderWay(plan, announced=announced, given=given)
+        check_returned(connection, plan)
+        return StatementUnderWay(plan, announced=announced)
+    if plan.kind is OpType.UPDATE:
+        check_moves(connection, plan, parameters)
+    keys, unspelled = read_keys(connection, plan, parameters)
     groups = read_groups(connection, plan, keys) if plan.bound.regroups else None
-    unseen = [key for key in keys if key in unspelled] if groups is None else []
-    unseen += [key for key, group in zip(keys, groups or (), strict=False) if group is None]
-    return StatementUnderWay(plan, keys=keys, groups=groups, unseen=unseen, announced=announced)
+    unseen = sorted(unspelled) if groups is None else []
+    unseen += [n for n, group in enumerate(groups or ()) if group is None]
+    return StatementUnderWay(plan, announced=announced, keys=keys, groups=groups, unseen=unseen)
 
 
 def count(done: StatementUnderWay, rows: int) -> int:
@@ -70,10 +104,12 @@ def count(done: StatementUnderWay, rows: int) -> int:
 
 
 def observe(done: StatementUnderWay, context: Any) -> list[RowChange]:
-    """The rows that the executed statement changed."""
+    """The rows that the executed statement changed; none if its guard keeps images of them."""
     plan = done.plan
+    if done.imaged:
+        return []
     if plan.kind is OpType.CREATE:
-        return observe_insert(plan, context)
+        return observe_insert(plan, context, given=done.given)
     check_seen(plan, context, keys=done.keys, unseen=done.unseen)
     look = observe_update if plan.kind is OpType.UPDATE else observe_delete
     return look(plan, context, keys=done.keys, groups=done.groups)

@@ -155,13 +155,19 @@ def _plan_insert(compiled: SQLCompiler, statement: sa.Insert, bound: BoundType) 
         unknown=unknown,
         absent=tuple(name for name in left_out if not defaults[name]),
         key=key,
-        returned_key=() if key else find_returned_key(bound),
+        returned_key=() if key else find_returned_key(compiled, bound),
         natural=find_natural(compiled, bound, unknown),
     )
 
 
 def _plan_update(compiled: SQLCompiler, statement: sa.Update, bound: BoundType) -> StatementPlan:
     columns, unknown = _sort_written(compiled, statement, bound)
+    if not set(unknown).isdisjoint(bound.shape.key_names):
+        raise _refuse(
+            bound,
+            "gets a primary key that is set by an SQL expression",
+            "give the new key as a value, or guard the table",
+        )
     key = _find_key(compiled, statement, bound)
     return StatementPlan(OpType.UPDATE, bound, columns=columns, unknown=unknown, absent=(), key=key)
 

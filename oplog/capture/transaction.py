@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import Binding
+from oplog.capture.apart import ApartStatements
 from oplog.capture.draft import Draft
 from oplog.capture.engine_binding import EngineBinding
 from oplog.capture.naming import NameChecks
@@ -27,13 +27,13 @@ from oplog.capture.sending import (
     check_committable,
     describe_loss,
     find_process,
+    list_undecided,
     roll_back_refused,
 )
 from oplog.capture.session_target import belongs_to_session
 from oplog.capture.settling import Settler
 from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
-from oplog.entry import Ticket
 from oplog.errors import (
     CommitOutcomeUnknownError,
     OplogError,
@@ -46,7 +46,7 @@ from oplog.postgres.quoting import double_percent
 from oplog.postgres.text_settings import set_back_text_settings
 from oplog.receipt import Receipt, list_records
 from oplog.schema.guard import make_prefix
-from oplog.store.guard_state import Collected, list_deferred
+from oplog.store.guard_state import Collected
 
 _DEFERRED = "oplog.deferred"
 """In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
@@ -71,7 +71,7 @@ class Transactions:
         self.engine = engine
         self.log = log
         """The `Oplog`, which a migration finds by its connection."""
-        self._writer = writer
+        self.writer = writer
         self.database = EngineBinding(
             StatementPlanner(catalog, prefix=make_prefix(writer.schema)),
             schema=writer.schema,
@@ -83,13 +83,17 @@ class Transactions:
         self.names = NameChecks(self.database)
         self._collect = collect
         self.settler = Settler(
-            writer.schema,
-            find_notices=self._find_notices,
-            draft=self._draft,
-            send=lambda connection, draft: self._send(connection, draft, commit=False),
+            writer.schema, find_notices=self._find_notices, draft=self._draft, send=self._send
         )
         self._migrating: WeakKeyDictionary[Connection, LiveTables] = WeakKeyDictionary()
         self._notices = Notices(writer.schema)
+        self.apart = ApartStatements(
+            keep_receipts=self._keep_receipts,
+            open_recorder=self.open,
+            finish=self._finish_apart,
+            send=self._send,
+            on_lost=self._report_loss,
+        )
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
         self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
         """Kept back to be sent together with COMMIT."""
@@ -162,15 +166,6 @@ class Transactions:
         dirty = recorder is not None and recorder.dirty
         return dirty or self._notices.find(connection).images_kept
 
-    def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
-        """Take the tickets of aggregates that this transaction wrote and holds none for."""
-        # The rows are locked by now, so a version read here cannot miss another writer of them.
-        wanted = recorder.list_unticketed()
-        if wanted:
-            versions = self._writer.read_tickets(connection, list(wanted))
-            for name, frame in wanted.items():
-                frame.tickets[name] = Ticket(name, versions.get(name, 0))
-
     # -- before COMMIT --------------------------------------------------------------------
 
     def write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
@@ -208,7 +203,7 @@ class Transactions:
         """
         notices = self._find_notices(connection, recorder)
         if recorder.live is not None:
-            return self._finish_migration(connection, recorder)
+            return self.settler.finish_migration(connection, recorder)
         if recorder.settled and self.settler.has_images(connection, recorder):
             notices.images_kept = True
         # Without notices any transaction that wrote may have images.
@@ -224,15 +219,14 @@ class Transactions:
             connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
         return must_log or notices.may_have_images
 
-    def _finish_migration(self, connection: Connection, recorder: Recorder) -> bool:
-        check_committable(connection)
-        with recorder.at_work():
-            # What they write is not seen after this.
-            deferred = list_deferred(connection, self._writer.schema) if recorder.wrote else ()
-            if deferred:
-                names = double_percent(", ".join(deferred))
-                connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
-            return self.settler.has_images(connection, recorder) or recorder.dirty
+    def _finish_apart(self, connection: Connection, recorder: Recorder) -> Draft | None:
+        """What a statement in AUTOCOMMIT did, as a record; None if there is nothing to log."""
+        recorder.raise_failure()
+        writes = self._finish_writes(connection, recorder)
+        draft = self._draft(connection, recorder) if writes else None
+        if draft is None:
+            self.names.check_now(connection, recorder)
+        return draft
 
     def _draft(self, connection: Connection, recorder: Recorder) -> Draft | None:
         """Gather and build."""
@@ -254,7 +248,7 @@ class Transactions:
                 set_back_text_settings(connection, collected.settings)
             # What is left of them is in what was gathered, in less memory.
             del images, collected
-            return self._writer.build(gathered)
+            return self.writer.build(gathered)
 
     def _collect_images(self, connection: Connection, recorder: Recorder) -> Collected | None:
         notices = self._find_notices(connection, recorder)
@@ -280,15 +274,15 @@ class Transactions:
             connection.info.pop(_DEFERRED, None)
         return draft
 
-    def _send(self, connection: Connection, draft: Draft, *, commit: bool) -> list[Receipt]:
+    def _send(self, connection: Connection, draft: Draft, *, commit: bool = False) -> list[Receipt]:
         try:
-            receipts = self._writer.send(connection, draft, commit=commit)
+            receipts = self.writer.send(connection, draft, commit=commit)
         except (SchemaChangedError, UnloggedWriteError):
             # As `refreshing` does, without the cost of a context for each transaction.
             self.database.refresh()
             raise
         if receipts:
-            self._writer.on_event(EntriesAppended(receipts[0].record_id, commit))
+            self.writer.on_event(EntriesAppended(receipts[0].record_id, commit))
         return receipts
 
     # -- COMMIT and after -----------------------------------------------------------------
@@ -313,7 +307,7 @@ class Transactions:
             recorder.ending = bool(recorder.receipts)
             recorder.process_id = find_process(connection) if recorder.ending else 0
         except CommitOutcomeUnknownError as lost:
-            self._writer.on_event(OutcomeLost(list_records(lost.receipts)))
+            self._report_loss(lost)
             raise
         except (OplogError, DBAPIError):
             # SQLAlchemy takes the transaction for ended once this hook ran. If it were left
@@ -338,14 +332,20 @@ class Transactions:
     def _finish(self, connection: Connection, recorder: Recorder) -> None:
         if not recorder.owned:
             self._write_entries(connection, recorder, defer=False)
-            receipts = self.receipts[connection] = recorder.receipts
-            self._find_notices(connection, recorder).receipts = receipts
+            self._keep_receipts(connection, recorder)
         recorder.raise_failure()
         if recorder.dirty:
             raise UnloggedWriteError(
                 "tracked rows changed after the session's commit began",
                 hint="a listener writes rows too late; write them before commit()",
             )
+
+    def _keep_receipts(self, connection: Connection, recorder: Recorder) -> None:
+        receipts = self.receipts[connection] = recorder.receipts
+        self._find_notices(connection, recorder).receipts = receipts
+
+    def _report_loss(self, lost: CommitOutcomeUnknownError) -> None:
+        self.writer.on_event(OutcomeLost(list_records(lost.receipts)))
 
     def prepare(self, connection: Connection) -> None:
         """PREPARE TRANSACTION is about to be sent: entries must be in what it prepares."""
@@ -361,15 +361,12 @@ class Transactions:
 
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
-        # One record tells the outcome of all.
-        newest = recorder.receipts[-1].record_id
-        last = (receipt for receipt in recorder.receipts if receipt.record_id == newest)
-        receipts = [replace(receipt, process_id=recorder.process_id) for receipt in last]
+        receipts = list_undecided(recorder.receipts, recorder.process_id)
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
         else:
             lost = describe_loss(cause, receipts, recorder.final_claim)
-        self._writer.on_event(OutcomeLost(list_records(receipts)))
+        self.writer.on_event(OutcomeLost(list_records(receipts)))
         return lost
 
     def is_unconfirmed(self, connection: Connection, recorder: Recorder) -> bool:

@@ -20,7 +20,7 @@ from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import bind_draft, send
 from oplog.crypto.seal import Sealer
-from oplog.entry import Entry
+from oplog.entry import Entry, Ticket
 from oplog.errors import CaptureMismatchError, KeyRetiredError, SchemaChangedError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
 from oplog.ordered_id import draw_ordered_id
@@ -64,6 +64,15 @@ class RecordWriter:
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""
         return self._store.read_tickets(connection, aggregates)
+
+    def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
+        """Take the tickets of aggregates that a transaction wrote and holds none for."""
+        # The rows are locked by now, so a version read here cannot miss another writer of them.
+        wanted = recorder.list_unticketed()
+        if wanted:
+            versions = self.read_tickets(connection, list(wanted))
+            for name, frame in wanted.items():
+                frame.tickets[name] = Ticket(name, versions.get(name, 0))
 
     def gather(
         self,

@@ -166,6 +166,25 @@ def test_a_pipelined_answer_cut_after_every_byte(bench: Bench, sample: Sample) -
     bench.assert_whole()
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("cut", CUTS)
+def test_in_autocommit(bench: Bench, cut: Fault, sample: Sample) -> None:
+    """The statement's own transaction commits as any other does."""
+
+    def attempt(number: int) -> None:
+        commit(sessions, number, work=write_new)
+
+    options = {**QUICK, "isolation_level": "AUTOCOMMIT", "pool_pre_ping": True}
+    with bench.open_sessions(**options) as sessions:
+        offsets = draw_offsets(sample, measure(bench, attempt, cut))
+        seen = cut_each(bench, cut, offsets, attempt, work=write_new)
+    if cut is Fault.CUT_ANSWER:
+        assert seen["committed"] == seen.total()
+    else:
+        assert seen["aborted"]
+    bench.assert_whole()
+
+
 # -- append and COMMIT in two requests --------------------------------------------------------
 
 

@@ -112,3 +112,27 @@ def test_what_is_expected_is_what_happens_without_a_log(database_url: URL) -> No
     with sessionmaker(engine).begin() as session:
         assert run_all(session) == EXPECTED
     engine.dispose()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("level", ["READ COMMITTED", "AUTOCOMMIT"])
+def test_before_the_statement_that_they_are_for(engine: Engine, level: str, guarded: bool) -> None:
+    """They are executed with its context, which has no parameters yet."""
+    metadata = sa.MetaData()
+    sequence = sa.Sequence("tickets", metadata=metadata)
+    table = sa.Table(
+        "ticket",
+        metadata,
+        sa.Column("id", sa.Integer, sequence, primary_key=True),
+        sa.Column("name", sa.Text),
+        implicit_returning=False,
+    )
+    db = open_logged(engine, metadata, guarded=guarded)
+    other = engine.execution_options(isolation_level=level)
+    db.log.attach(other)
+    with other.connect() as connection:
+        for name in ("a", "b"):
+            connection.execute(sa.insert(table).values(name=name))
+        connection.commit()
+    assert db.tell() == ["CREATE ticket 1", "CREATE ticket 2"]
+    db.assert_replays()

@@ -12,7 +12,6 @@ from sqlalchemy.orm import sessionmaker
 
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import (
-    OplogError,
     TicketConflictError,
 )
 from tests.logged import LoggedDatabase, open_logged
@@ -127,16 +126,15 @@ def test_settings_of_an_outer_transaction_survive(db: LoggedDatabase) -> None:
     db.assert_replays()
 
 
-def test_an_autocommit_connection_is_refused(db: LoggedDatabase) -> None:
+def test_an_autocommit_connection_commits_each_statement(db: LoggedDatabase) -> None:
     sessions = sessionmaker(db.engine.execution_options(isolation_level="AUTOCOMMIT"))
     db.log.attach(sessions)
-    session = sessions()
-    session.add(make(1))
-    with pytest.raises(OplogError, match=r"(?i)autocommit") as caught:
-        session.commit()
-    assert caught.value.hint
-    session.close()
-    assert db.count("account") == 0
+    with sessions() as session:
+        session.add(make(1))
+        session.flush()
+        assert db.tell() == ["CREATE account 1"]
+        session.rollback()
+    db.assert_replays()
     db.assert_pool_is_clean()
 
 

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.unit
 COLUMNS = [("id", "integer"), ("team", "text"), ("points", "integer"), ("note", "text")]
 MEMBER = make_bound(COLUMNS, key=["id"], aggregate="team/{team}", name="member", oid=1)
 ITEM = make_bound(COLUMNS, key=["id"], aggregate="item/{id}", name="item", oid=2)
-BOUND = {1: MEMBER, 2: ITEM}
+AMOUNT = make_bound(
+    [("id", "numeric"), ("note", "text")], key=["id"], aggregate="amount/{id}", name="amount", oid=3
+)
+BOUND = {1: MEMBER, 2: ITEM, 3: AMOUNT}
 C, U, D = OpType.CREATE, OpType.UPDATE, OpType.DELETE
 
 Rows = Sequence[Sequence[str | None]]
@@ -60,6 +63,8 @@ class Settling:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[str, list[Key], set[str]]] = []
         self.table: Table = {}
+        self.forms: Mapping[str, Mapping[str, Any]] = {}
+        """What is found under each form of a key."""
         monkeypatch.setattr("oplog.capture.merge.read_rows", self.read_rows)
         self.hidden = False
         monkeypatch.setattr("oplog.capture.merge.hides_rows", lambda *_: self.hidden)
@@ -75,7 +80,7 @@ class Settling:
     ) -> list[Mapping[str, Any] | None]:
         assert settings_fixed
         self.asked.append((bound.shape.type_name, keys, set(columns)))
-        found = [self.table.get(cast("int", key[0])) for key in keys]
+        found = [self.table.get(cast("int", k[0])) or self.forms.get(str(k[0])) for k in keys]
         return [None if r is None else {name: r[name] for name in columns} for r in found]
 
     def __call__(
@@ -388,3 +393,26 @@ def test_an_image_from_before_the_template_is_refused_and_may_run_again(settle: 
     with pytest.raises(UnloggedWriteError, match="before its aggregate template") as caught:
         settle(stale)
     assert caught.value.retryable is True
+
+
+# -- keys that are equal and stored differently -------------------------------------------
+
+
+def test_a_row_under_another_form_of_its_key_is_another(settle: Settling) -> None:
+    """1.0 finds 1.00: the first is gone, and the second is new."""
+    moved = Image(3, "U", 1, ("id",), [["1.0"]], [["1.00"]], ("id",))
+    stored: dict[str, Any] = {"id": "1.00", "note": "x"}
+    settle.forms = {"1.0": stored, "1.00": stored}
+    there, gone = settle(moved)
+    assert gone == NetRow(AMOUNT, ("1.0",), existed=True, exists=False, group={"id": "1.0"})
+    assert there == NetRow(AMOUNT, ("1.00",), existed=False, values=stored)
+
+
+def test_an_updated_row_is_read_under_its_own_form(settle: Settling) -> None:
+    settle.forms = {"1.0": {"id": "1.0", "note": "x"}}
+    changed = Image(3, "U", 1, ("id",), None, [["1.0"]], ("note",))
+    assert settle(changed) == [NetRow(AMOUNT, ("1.0",), existed=True, values={"note": "x"})]
+    assert settle.asked == [("amount", [("1.0",)], {"id", "note"})]
+    settle.forms = {"1.0": {"id": "1.00", "note": "x"}}
+    with pytest.raises(CaptureMismatchError):
+        settle(changed)

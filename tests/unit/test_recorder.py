@@ -475,3 +475,22 @@ def test_the_fingerprint_of_a_key_is_metadata(
     recorder.annotate({"actor": ["ada"]})
     work = recorder.freeze()
     assert (work.claim, work.metadata) == (claim, metadata)
+
+
+def test_a_statement_of_its_own_that_failed_leaves_what_was_there() -> None:
+    recorder = Recorder()
+    recorder.bind(BINDING)
+    recorder.annotate({"actor": ["ada"]})
+    recorder.frames[-1].receipts = [cast("Receipt", object())]
+    recorder.record([change(1)], tally=3)
+    recorder.begin_statement("statement")
+    recorder.fail(NotCapturableError("which rows is not known"))
+    recorder.apart = recorder.settled = recorder.wrote = True
+    recorder.end_apart()
+    recorder.raise_failure()
+    assert not recorder.dirty
+    assert (recorder.apart, recorder.settled, recorder.wrote) == (False, False, False)
+    assert not recorder.has_binding
+    assert len(recorder.receipts) == 1
+    assert recorder.frames[-1].metadata == {"actor": ["ada"]}
+    assert recorder.frames[-1].tally == 0

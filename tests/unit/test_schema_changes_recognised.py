@@ -11,6 +11,7 @@ from oplog.capture.control import (
     may_alter,
     runs_routine,
     sets_constraints,
+    writes_rows,
 )
 
 pytestmark = pytest.mark.unit
@@ -90,6 +91,38 @@ def test_functions_and_routines() -> None:
     assert not runs_routine("DOMAIN")
     assert sets_constraints("set  constraints a immediate")
     assert not sets_constraints("SET constraint_exclusion = on")
+
+
+def test_what_writes_rows() -> None:
+    for statement in (
+        "INSERT INTO a VALUES (1)",
+        "/* who */ -- why\n update a SET b = 1",
+        "WITH gone AS (DELETE FROM a RETURNING *) SELECT * FROM gone",
+        "EXPLAIN ANALYZE MERGE INTO a",
+        "EXECUTE p(1)",
+        "COPY a FROM '/b'",
+        "CREATE TEMP TABLE t (a int); INSERT INTO a VALUES (';')",
+    ):
+        assert writes_rows(statement)
+        assert writes_rows(statement, functions=False)
+    assert writes_rows("SELECT f()")
+    assert not writes_rows("SELECT f()", functions=False)
+    for statement in (
+        "SELECT 1",
+        "SELECT 'insert' FROM a",
+        "WITH a AS (SELECT 1) SELECT * FROM a",
+        "EXPLAIN SELECT 1",
+        "VACUUM a",
+        "CREATE INDEX CONCURRENTLY i ON a (b)",
+        "DO $$ BEGIN INSERT INTO a VALUES (1); END $$",
+        "CALL p()",
+        "",
+        # They say themselves when they commit.
+        "BEGIN; INSERT INTO a VALUES (1); COMMIT",
+        "start transaction; INSERT INTO a VALUES (1)",
+        "INSERT INTO a VALUES (1); SAVEPOINT s",
+    ):
+        assert not writes_rows(statement)
 
 
 def test_what_ends_a_transaction() -> None:
