@@ -16,6 +16,7 @@ from oplog.binding import Binding
 from oplog.capture.control import is_text
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
+from oplog.capture.routing import Router
 from oplog.errors import NotCapturableError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
@@ -74,10 +75,15 @@ class EngineBinding:
         def bind() -> Binding:
             return self.bind(connection, recorder)
 
+        def route() -> Router:
+            return Router(
+                self.planner.catalog, connection, recorder, binding=bind(), context=context
+            )
+
         if recorder.alters:
             # Plans for tables that others do not see yet are not for them.
-            return self.planner.make(context.compiled, bind)
-        return self.planner.find(context, bind)
+            return self.planner.make(context.compiled, route)
+        return self.planner.find(context, bind, route)
 
     def require_guards(self, connection: Connection, recorder: Recorder, context: Any) -> None:
         """Raise `NotCapturableError` for a construct that writes a tracked table without a guard.

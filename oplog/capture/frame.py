@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -17,6 +18,13 @@ from oplog.capture.row_change import RowChange
 from oplog.entry import Entry, Ticket
 from oplog.errors import OplogError
 from oplog.receipt import Receipt
+
+
+class NamedTable(NamedTuple):
+    """A declared table, and the quoted name by which statements write it."""
+
+    table: sa.Table
+    name: str
 
 
 @dataclass(slots=True)
@@ -38,7 +46,7 @@ class Frame:
     """Statements that were sent and whose effect was not observed yet."""
     tally: int = 0
     """What the guards must have counted of the statements announced to them."""
-    unchecked: dict[sa.Table, str | None] = field(default_factory=dict)
+    unchecked: dict[NamedTable, str | None] = field(default_factory=dict)
     """Tables written by a name that was not compared yet with the table it means. Each with
     the search path at that time; None where the driver does not know it."""
     receipts: list[Receipt] = field(default_factory=list)

@@ -54,6 +54,8 @@ class EngineListener:
         statement = self._transactions.settler.before(
             connection, recorder, statement, context=context
         )
+        if recorder.routes and not recorder.busy:
+            _forget_routes(recorder, context, statement)
         if recorder.live is not None:
             self._transactions.database.require_guards(connection, recorder, context)
             return statement, rest[0]
@@ -217,3 +219,14 @@ class EngineListener:
 
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._transactions.prepare(connection)
+
+
+def _forget_routes(recorder: Recorder, context: Any, statement: str) -> None:
+    """What names mean is asked anew if the statement may change it, seen or unseen."""
+    writes = context.isinsert or context.isupdate or context.isdelete
+    if is_text(context.compiled) or not writes:
+        if may_redirect(statement):
+            recorder.routes.clear()
+        else:
+            # Where the server does not report it, a function may set the search path.
+            recorder.routes.pop(None, None)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
-from oplog.capture.frame import Frame, roll_back_frames, settle_frames
+from oplog.capture.frame import Frame, NamedTable, roll_back_frames, settle_frames
 from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
 from oplog.capture.notices import NoticeState
 from oplog.capture.record import RecordedWork
@@ -84,6 +83,8 @@ class Recorder:
         """COMMIT was sent: an error from now on leaves open whether it happened."""
         self.notices: NoticeState | None = None
         """What notices said since the transaction began; looked up when it is first asked for."""
+        self.routes: dict[str | None, Mapping[str, int | None]] = {}
+        """What names of tenants' tables mean, by the search path; None where it is not known."""
         self.process_id = 0
         """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
@@ -149,6 +150,7 @@ class Recorder:
 
     def roll_back(self, name: str) -> None:
         """ROLLBACK TO SAVEPOINT: what happened since is gone, the savepoint itself stays."""
+        self.routes.clear()
         place = self._find(name)
         if place is None:
             # A savepoint from before the session joined the transaction: all of this is gone.
@@ -190,7 +192,7 @@ class Recorder:
 
     # -- names of tables ------------------------------------------------------------------
 
-    def note_names(self, tables: Iterable[sa.Table], path: str | None) -> None:
+    def note_names(self, tables: Iterable[NamedTable], path: str | None) -> None:
         """These tables are about to be written by name, under the search path `path`."""
         for table in tables:
             self.frames[-1].unchecked[table] = path
@@ -201,9 +203,9 @@ class Recorder:
         return any(frame.unchecked for frame in self.frames)
 
     @property
-    def unchecked(self) -> dict[sa.Table, str | None]:
+    def unchecked(self) -> dict[NamedTable, str | None]:
         """The tables whose names have to be compared, each with its search path."""
-        unchecked: dict[sa.Table, str | None] = {}
+        unchecked: dict[NamedTable, str | None] = {}
         for frame in self.frames:
             unchecked.update(frame.unchecked)
         return unchecked

@@ -20,6 +20,7 @@ from oplog.errors import ConfigurationError
 from oplog.facade.log_parts import LogParts
 from oplog.payload.upcast import StepLookup
 from oplog.reading.log_opener import LogOpener
+from oplog.reading.model_tables import check_model_tables, choose_model_types
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.step_check import StepReport, check_steps
@@ -163,7 +164,7 @@ class Reading:
         each as `column=text`. Raises `ConfigurationError` for text that is no key.
         """
         self._log.store.require_current(connection)
-        table = self._log.catalog.find_types(model)[0].table
+        table = choose_model_types(self._log.catalog, connection, model)[0].table
         columns = [column.name for column in table.primary_key]
         return read_key(connection, table, texts=match_key(texts, columns))
 
@@ -264,11 +265,16 @@ class Reading:
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
         it has. Columns have the names of now, and those that were added since the values that rows
         of before got; with `shape="then"` each change is as it was logged, and with `revisions` it
-        is as of these revisions, by type. The connection may be None if there is an `archive`, as
-        for `read`. Raises `PrunedError` as `replay` does.
+        is as of these revisions, by type. Of a table in several schemas `model` is that which the
+        connection's `schema_translate_map` or `search_path` means; a type name says it as well.
+        The connection may be None if there is an `archive`, as for `read`. Raises `PrunedError` as
+        `replay` does, and `SchemaDriftError` where the connection means a table that is not the
+        log's.
         """
-        types = self._log.catalog.find_types(model)
+        types = choose_model_types(self._log.catalog, connection, model)
         reader, steps = self._open_row(connection, shape, revisions, archive=archive)
+        if not isinstance(model, str):
+            check_model_tables(connection, types, reader)
         return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
 
     def as_of(
@@ -288,8 +294,10 @@ class Reading:
         and with `revisions` those of these revisions, by type. `connection`, `archive` and errors
         are as for `history`.
         """
-        types = self._log.catalog.find_types(model)
+        types = choose_model_types(self._log.catalog, connection, model)
         reader, steps = self._open_row(connection, shape, revisions, archive=archive)
+        if not isinstance(model, str):
+            check_model_tables(connection, types, reader)
         return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
 
     def check_steps(

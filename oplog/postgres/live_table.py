@@ -97,7 +97,7 @@ class LiveTable:
         return tuple(c.name for c in self.columns if c.primary_key)
 
 
-_DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
+DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
    FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d
    WHERE d.datname = pg_catalog.current_database())"""
 _QUERY = f"""
@@ -136,7 +136,7 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
         AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
   a.attnum,
-  {_DATABASE_ID}
+  {DATABASE_ID}
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -202,7 +202,7 @@ def read_tables_by_oid(connection: Connection, oids: Iterable[int]) -> Mapping[i
 
 def read_database_id(connection: Connection) -> str:
     """The server's system identifier and the database's oid, with a slash between."""
-    return str(connection.exec_driver_sql(f"SELECT {_DATABASE_ID}").scalar_one())
+    return str(connection.exec_driver_sql(f"SELECT {DATABASE_ID}").scalar_one())
 
 
 def _read(
