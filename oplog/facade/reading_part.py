@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.catalog import DeclaredType
 from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
@@ -273,9 +274,9 @@ class Reading:
         """
         types = choose_model_types(self._log.catalog, connection, model)
         reader, steps = self._open_row(connection, shape, revisions, archive=archive)
-        if not isinstance(model, str):
-            check_model_tables(connection, types, reader)
-        return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+        changes = list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+        self._check_tables(connection, model, types, reader)
+        return changes
 
     def as_of(
         self,
@@ -296,9 +297,20 @@ class Reading:
         """
         types = choose_model_types(self._log.catalog, connection, model)
         reader, steps = self._open_row(connection, shape, revisions, archive=archive)
+        row = rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
+        self._check_tables(connection, model, types, reader)
+        return row
+
+    @staticmethod
+    def _check_tables(
+        connection: Connection | None,
+        model: Any,
+        types: Sequence[DeclaredType],
+        reader: RecordReader,
+    ) -> None:
+        # Last: types are read after the snapshot, so that they are those of all its records.
         if not isinstance(model, str):
             check_model_tables(connection, types, reader)
-        return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
 
     def check_steps(
         self, connection: Connection | None, *, archive: Archive | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -34,6 +35,7 @@ from tests.postgres.tenants import (
     enter,
     make_office,
 )
+from tests.support import administer, install_log
 
 pytestmark = pytest.mark.postgres
 
@@ -457,3 +459,25 @@ def test_a_tenant_that_comes_later(guarded: Office, other_engine: Engine) -> Non
     assert guarded.tell() == ["CREATE t1.note 1", "CREATE t3.note 1"]
     with other_engine.connect() as connection:
         assert later.verify(connection).ok
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["plain", "guarded"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        test_several_tenants_in_one_transaction,
+        test_a_savepoint_takes_its_search_path_away,
+        test_a_function_that_sets_the_search_path,
+    ],
+)
+def test_a_server_that_does_not_report_the_path(
+    older_server_url: URL, guard: bool, behaviour: Callable[[Office], None]
+) -> None:
+    url = older_server_url.set(database=f"oplog_test_{uuid4().hex[:12]}")
+    administer(older_server_url, f"CREATE DATABASE {url.database}")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        install_log(connection)
+    behaviour(make_office(engine, guarded=guard))
+    engine.dispose()
+    administer(older_server_url, f"DROP DATABASE {url.database} WITH (FORCE)")
