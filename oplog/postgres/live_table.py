@@ -115,7 +115,10 @@ base AS (
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
   FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid WHERE t.typtype = 'd')
 SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
-  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
+  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE NOT g.tgisinternal
+          -- A partition may have triggers of its own.
+          AND (g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (
+            SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p))
           AND g.tgenabled <> 'D' AND g.tgname NOT LIKE 'oplog\\_%%')
   OR EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid),
   a.attname, pg_catalog.format_type(b.typid, b.typmod), t.typtype::text,
