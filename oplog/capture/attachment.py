@@ -49,6 +49,8 @@ class Enlisted:
     connection: Connection
     transactions: Transactions
     recorder: Recorder
+    earlier: int = 0
+    """How many receipts its transaction had before."""
 
 
 @dataclass(slots=True)
@@ -334,7 +336,9 @@ class Attachments:
         recorder = transactions.open(connection, owned=True)
         transactions.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
-            state.enlisted.append(Enlisted(connection, transactions, recorder))
+            recorder.sessions += 1
+            joined = Enlisted(connection, transactions, recorder, len(recorder.receipts))
+            state.enlisted.append(joined)
         savepoint = transaction if transaction.nested else None
         if savepoint is not None:
             state.begun.add(savepoint)
@@ -374,7 +378,9 @@ class Attachments:
         for one in state.enlisted:
             one.transactions.send_deferred(one.connection, one.recorder)
             claim = one.recorder.final_claim or one.recorder.claim
-            state.receipts += one.recorder.receipts or (claim.receipts if claim else ())
+            state.receipts += one.recorder.receipts[one.earlier :] or (
+                claim.receipts if claim else ()
+            )
             confirmed = confirmed and not one.transactions.is_unconfirmed(
                 one.connection, one.recorder
             )

@@ -53,6 +53,8 @@ class Recorder:
         """Receipts of the record that COMMIT follows."""
         self.closed = False
         """The entries are built, or there is nothing to build them of."""
+        self.sessions = 0
+        """Sessions that are in this transaction."""
         self.owned = False
         """A session ends this transaction, and writes its entries before it does."""
         self.wrote = False
@@ -62,9 +64,6 @@ class Recorder:
         another comparison."""
         self.busy = False
         """Statements are the log's own, and say nothing of what the transaction does."""
-        self.settled = False
-        """A record was appended before COMMIT. Of images after it no notice tells: it comes once
-        for each transaction."""
         self.attached = False
         """The engine is attached, or a session that takes part."""
         self.owned_outside = False
@@ -141,6 +140,18 @@ class Recorder:
             yield
         finally:
             self.busy, self.wrote = busy, wrote
+
+    def leave(self, *, explicit: bool, goes_on: bool) -> bool:
+        """A session's transaction ended; whether something is recorded in that of the connection.
+
+        That may go on: with other sessions, in a migration, or because it was not the session's
+        own. Then what was flushed without a commit is still in it.
+        """
+        self.sessions -= 1
+        if self.live is not None:
+            return True
+        self.closed, self.final_claim, self.owned = False, None, self.sessions > 0
+        return self.owned or (goes_on and (explicit or self.dirty))
 
     # -- savepoints -----------------------------------------------------------------------
 
@@ -362,7 +373,6 @@ class Recorder:
     def settle(self, receipts: list[Receipt]) -> None:
         """What is recorded so far was appended, and the transaction goes on."""
         settle_frames(self.frames, receipts)
-        self.settled = True
 
     def restart(self, *, committed: bool) -> None:
         """COMMIT or ROLLBACK was sent as a statement: the driver begins another transaction."""

@@ -168,8 +168,7 @@ class Transactions:
     def take_tickets(self, connection: Connection, recorder: Recorder) -> None:
         """Take the tickets of aggregates that this transaction wrote and holds none for."""
         # The rows are locked by now, so a version read here cannot miss another writer of them.
-        wanted = recorder.list_unticketed()
-        if wanted:
+        if wanted := recorder.list_unticketed():
             versions = self._writer.read_tickets(connection, list(wanted))
             for name, frame in wanted.items():
                 frame.tickets[name] = Ticket(name, versions.get(name, 0))
@@ -209,11 +208,11 @@ class Transactions:
 
         They run here, because at COMMIT it would be too late for what they write.
         """
-        notices = self._find_notices(connection, recorder)
         if recorder.live is not None:
             return self._finish_migration(connection, recorder)
-        if recorder.settled and self.settler.has_images(connection, recorder):
-            notices.images_kept = True
+        notices = self._find_notices(connection, recorder)
+        if notices.told and not notices.images_kept:
+            self.settler.has_images(connection, recorder)
         # Without notices any transaction that wrote may have images.
         must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
         known = self.database.find(recorder)
@@ -231,8 +230,7 @@ class Transactions:
         check_committable(connection)
         with recorder.at_work():
             # What they write is not seen after this.
-            deferred = list_deferred(connection, self._writer.schema) if recorder.wrote else ()
-            if deferred:
+            if recorder.wrote and (deferred := list_deferred(connection, self._writer.schema)):
                 names = double_percent(", ".join(deferred))
                 connection.exec_driver_sql(f"SET CONSTRAINTS {names} IMMEDIATE")
             return self.settler.has_images(connection, recorder) or recorder.dirty
@@ -334,8 +332,9 @@ class Transactions:
         recorder = self._recorders.get(connection)
         if recorder is None and self.users:
             notices = self._notices.find(connection)
-            if notices.images_kept and not notices.unattached:
+            if (notices.images_kept or notices.told) and not notices.unattached:
                 recorder = self.open(connection)
+                recorder.wrote = True
         return recorder
 
     def _finish(self, connection: Connection, recorder: Recorder) -> None:
@@ -352,8 +351,7 @@ class Transactions:
 
     def prepare(self, connection: Connection) -> None:
         """PREPARE TRANSACTION is about to be sent: entries must be in what it prepares."""
-        recorder = self._recorders.get(connection)
-        if recorder is not None:
+        if (recorder := self._recorders.get(connection)) is not None:
             self.send_deferred(connection, recorder)
             self.commit(connection)
 
@@ -385,9 +383,11 @@ class Transactions:
             self.close(connection)
 
     def leave(self, connection: Connection) -> None:
-        """The session's transaction ended; one of a migration may go on."""
-        if (found := self._recorders.get(connection)) is None or found.live is None:
-            self.close(connection)
+        """The session's transaction ended; others of its connection, or a migration, may go on."""
+        self._pop_draft(connection)
+        found, goes_on = self._recorders.get(connection), connection.in_transaction()
+        if found is None or not found.leave(explicit=self.explicit, goes_on=goes_on):
+            self._forget(connection)
 
     def close(self, connection: Connection) -> None:
         """Forget the transaction, however it ended."""

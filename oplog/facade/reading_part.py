@@ -229,14 +229,18 @@ class Reading:
         limit: int = MOST_DIFFERENCES,
         progress: Progress | None = None,
         archive: Archive | None = None,
+        uncommitted: bool = False,
     ) -> VerifyReport:
         """Compare the live tables with the log, row by row, in one snapshot; never repairs.
 
         A connection that is in a transaction already may see a state of its own: then a
-        second one of the same engine is used. Every row is compared: only `full=True` is
-        offered. At most `limit` differences are described, all are counted. Raises
-        `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a log that does not
-        replay; `PrunedError` as `replay` does.
+        second one of the same engine is used, which sees what is committed. With `uncommitted`
+        a transaction that has written is compared itself, as tests want that roll back in the
+        end; what others commit meanwhile may look like a difference then.
+
+        Every row is compared: only `full=True` is offered. At most `limit` differences are
+        described, all are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and
+        `ReplayError` for a log that does not replay; `PrunedError` as `replay` does.
         """
         if not full:
             raise ConfigurationError(
@@ -248,6 +252,7 @@ class Reading:
             self.make_opener(archive=archive),
             limit=limit,
             progress=progress,
+            uncommitted=uncommitted,
         )
 
     def history(

@@ -57,6 +57,13 @@ from oplog.store.rows import (
 from oplog.store.type_store import TypeStore
 from oplog.store.version import parse_version, read_comment
 
+_WITH_OWN = """pg_catalog.concat(pg_catalog.pg_snapshot_xmin(s), ':', own::text::bigint + 1, ':',
+  pg_catalog.array_to_string(ARRAY(
+    SELECT x::text::bigint FROM pg_catalog.pg_snapshot_xip(s) x UNION ALL
+    SELECT pg_catalog.generate_series(
+      pg_catalog.pg_snapshot_xmax(s)::text::bigint, own::text::bigint - 1) ORDER BY 1), ','))"""
+"""The snapshot `s` with the transaction `own`, which began after all that `s` knows of: those in
+between are not over."""
 PAGE_ENTRIES = 4000
 """Most entries read at once, more only for a single larger record."""
 PAGE_BYTES = 8 * 1024 * 1024
@@ -222,10 +229,16 @@ class Store:
     # -- reading --------------------------------------------------------------------------
 
     def read_snapshot(self, connection: Connection) -> str:
-        """The transaction's (or statement's) snapshot as text; on a standby `ALL_VISIBLE`."""
+        """The transaction's (or statement's) snapshot as text; on a standby `ALL_VISIBLE`.
+
+        What the transaction itself has appended is in it.
+        """
         found = connection.exec_driver_sql(
             "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN %s::text "
-            "ELSE pg_catalog.pg_current_snapshot()::text END",
+            f"WHEN own >= pg_catalog.pg_snapshot_xmax(s) THEN {_WITH_OWN} "
+            "ELSE pg_catalog.pg_current_snapshot()::text END "
+            "FROM pg_catalog.pg_current_snapshot() s, "
+            "pg_catalog.pg_current_xact_id_if_assigned() own",
             (ALL_VISIBLE,),
         )
         return str(found.scalar())

@@ -73,7 +73,8 @@ def assert_logged(
     """Raise `AssertionError` unless the log holds the expected operation.
 
     With log and connection only, every tracked table must equal its rebuilt rows
-    (`Oplog.verify`). Otherwise at least one committed operation must match: of this mapped
+    (`Oplog.verify`); if the connection's transaction has written, as it sees them itself.
+    Otherwise at least one operation, committed or of that transaction, must match: of this mapped
     class, table or type name, with this primary key (a value, a tuple or a mapping), of this
     kind (`OpType` or 'create', 'update', 'delete'), with at least these fields, in a
     transaction with at least this metadata.
@@ -146,7 +147,7 @@ def describe_report(report: VerifyReport) -> str:
 
 def _assert_equal(log: Oplog, connection: Connection) -> None:
     try:
-        report = log.verify(connection)
+        report = log.verify(connection, uncommitted=True)
     except ReplayError as error:
         raise AssertionError(f"the log cannot be compared with the tables: {error}") from error
     if not report.ok:
