@@ -16,7 +16,7 @@ from oplog.binding import Binding
 from oplog.capture.control import is_text
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
-from oplog.capture.routing import Router
+from oplog.capture.routing import Router, find_translation
 from oplog.errors import NotCapturableError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
@@ -93,8 +93,10 @@ class EngineBinding:
         """
         if not recorder.attached or recorder.busy or is_text(context.compiled):
             return
+        translated = find_translation(context)
         for table in self.planner.list_tracked(context.compiled):
-            (name,) = qualify([table.name], table.schema)
+            schema = translated.get(table.schema, table.schema)
+            (name,) = qualify([table.name], schema)
             with recorder.at_work():
                 unseen = lacks_guard(connection, self._schema, name)
             if unseen:

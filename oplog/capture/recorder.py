@@ -151,6 +151,8 @@ class Recorder:
         if self.live is not None:
             return True
         self.closed, self.final_claim, self.owned = False, None, self.sessions > 0
+        if self.notices is not None:
+            self.notices.in_session = self.owned
         return self.owned or (goes_on and (explicit or self.dirty))
 
     # -- savepoints -----------------------------------------------------------------------

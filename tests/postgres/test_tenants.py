@@ -24,6 +24,8 @@ from oplog.errors import (
     SchemaDriftError,
     UnloggedWriteError,
 )
+from oplog.postgres.quoting import qualify
+from oplog.schema.tables import track_statements
 from tests.postgres.tenants import (
     TENANTS,
     Base,
@@ -242,6 +244,19 @@ def test_a_migration_writes_rows_of_a_tenant(guarded: Office) -> None:
         connection.exec_driver_sql("ALTER TABLE t2.note ADD COLUMN more int DEFAULT 1")
         connection.exec_driver_sql("UPDATE note SET more = 2")
     assert guarded.tell() == ["CREATE t2.note 1", "UPDATE t2.note 1"]
+
+
+def test_a_migration_refuses_a_tenants_table_without_a_guard(plain: Office) -> None:
+    plain.log.attach(plain.engine)
+    plain.execute(*track_statements(qualify(["note"], "t1")))
+    translated = plain.engine.execution_options(schema_translate_map={None: "t2"})
+    with (
+        translated.begin() as connection,
+        plain.log.migrating(connection),
+        pytest.raises(NotCapturableError, match="no guard"),
+    ):
+        connection.execute(sa.insert(Note).values(id=1, body="x"))
+    assert plain.list_rows("t2") == []
 
 
 # -- what is not known ----------------------------------------------------------------------------
