@@ -26,6 +26,7 @@ from oplog.errors import (
 )
 from oplog.postgres.quoting import qualify
 from oplog.schema.tables import track_statements
+from oplog.testing import assert_logged
 from tests.postgres.tenants import (
     TENANTS,
     Base,
@@ -257,6 +258,18 @@ def test_a_migration_refuses_a_tenants_table_without_a_guard(plain: Office) -> N
     ):
         connection.execute(sa.insert(Note).values(id=1, body="x"))
     assert plain.list_rows("t2") == []
+
+
+def test_an_assertion_is_about_one_tenant(plain: Office) -> None:
+    with plain.under("t1") as session:
+        session.add(Note(id=1, body="x"))
+    with plain.engine.connect() as connection:
+        assert_logged(plain.log, connection, "t1.note", key=1)
+        with pytest.raises(ConfigurationError, match="several schemas"):
+            assert_logged(plain.log, connection, Note, key=1)
+        connection.exec_driver_sql("SET LOCAL search_path = t2")
+        with pytest.raises(AssertionError, match="not logged"):
+            assert_logged(plain.log, connection, Note, key=1)
 
 
 # -- what is not known ----------------------------------------------------------------------------

@@ -5,10 +5,12 @@ The owner of the log reads rows of guarded tables back, and only those that the 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -36,6 +38,18 @@ class Pair(Base):
     right: Mapped[int] = mapped_column(primary_key=True)
     tenant: Mapped[str] = mapped_column(server_default=sa.text("current_setting('app.tenant')"))
     shout: Mapped[str] = mapped_column(sa.Computed("upper(tenant)"))
+    body: Mapped[str | None]
+
+
+class Mixed(Base):
+    """Keys of types whose equality is another operator, or that print differently by settings."""
+
+    __tablename__ = "mixed"
+    kind: Mapped[str] = mapped_column(sa.Enum("hot", "cold", name="warmth"), primary_key=True)
+    day: Mapped[dt.datetime] = mapped_column(sa.DateTime(timezone=True), primary_key=True)
+    code: Mapped[UUID] = mapped_column(primary_key=True)
+    size: Mapped[Decimal] = mapped_column(sa.Numeric(8, 2), primary_key=True, autoincrement=False)
+    raw: Mapped[bytes] = mapped_column(primary_key=True)
     body: Mapped[str | None]
 
 
@@ -149,6 +163,33 @@ def test_many_rows_at_once(guarded: LoggedDatabase) -> None:
     for one in statements:
         write_hidden(guarded, partial(execute_text, text=one))
     assert guarded.count("pair") == 5
+    guarded.assert_replays()
+
+
+def test_keys_of_all_kinds(guarded: LoggedDatabase, role: str) -> None:
+    guarded.execute(
+        "ALTER TABLE mixed ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY own ON mixed USING (current_setting('app.tenant') <> '')",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON mixed TO {role}",
+    )
+    rows = [
+        Mixed(
+            kind=kind,
+            day=dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC),
+            code=uuid4(),
+            size=Decimal("1.50"),
+            raw=b"\x00'\\",
+        )
+        for kind in ("hot", "cold")
+    ]
+    write_hidden(guarded, lambda session: session.add_all(rows))
+    with guarded.sessions.begin() as session:
+        session.execute(sa.text("SET LOCAL datestyle = 'SQL, DMY'"))
+        session.execute(sa.text("SET LOCAL timezone = 'Asia/Tokyo'"))
+        act_as(session, "a")
+        session.execute(sa.text("UPDATE mixed SET body = 'x'"))
+        act_as(session, "")
+    assert [told.split()[0] for told in guarded.tell()] == ["CREATE", "CREATE", "UPDATE", "UPDATE"]
     guarded.assert_replays()
 
 
