@@ -7,7 +7,7 @@ what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -62,6 +62,8 @@ class LiveColumn:
     """A function of somebody's own that `::text` calls instead of the type's output."""
     number: int = 0
     """Its `attnum`, which a rename leaves as it is."""
+    full_type: str = ""
+    """`pg_type` with the schema of an enum, composite or range, whatever the search path is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class LiveTable:
         """Which table and which columns these are, whatever they are called."""
         columns = {column.name: column.number for column in self.columns}
         return Numbers(self.database, self.oid, columns)
+
+    def spell_types(self) -> LiveTable:
+        """The same with types that no search path spells otherwise, as tables of tenants need."""
+        columns = tuple(replace(one, pg_type=one.full_type or one.pg_type) for one in self.columns)
+        return replace(self, columns=columns)
 
     @property
     def qualified(self) -> str:
@@ -139,7 +146,11 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend m WHERE m.objid = k.oid
         AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
   a.attnum,
-  {DATABASE_ID}
+  {DATABASE_ID},
+  pg_catalog.concat(CASE WHEN e.typtype IN ('e', 'c', 'r', 'm')
+      AND e.typnamespace <> 'pg_catalog'::regnamespace AND pg_catalog.pg_type_is_visible(e.oid)
+    THEN pg_catalog.concat(e.typnamespace::regnamespace, '.') END,
+    pg_catalog.format_type(b.typid, b.typmod))
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -147,6 +158,7 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.
 JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
 JOIN base b ON b.attrelid = c.oid AND b.attnum = a.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
+JOIN pg_catalog.pg_type e ON e.oid = CASE t.typcategory WHEN 'A' THEN t.typelem ELSE t.oid END
 ORDER BY w.n, a.attnum
 """
 
@@ -272,6 +284,7 @@ def _build(rows: list[Any], parts: Mapping[int, tuple[str, ...]]) -> LiveTable:
             blind=row[15],
             cast_to_text=row[16],
             number=row[17],
+            full_type=row[19],
         )
         for row in rows
     )

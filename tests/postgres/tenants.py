@@ -36,6 +36,7 @@ class Note(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     body: Mapped[str]
     number: Mapped[int | None] = mapped_column(server_default="7")
+    mood: Mapped[str | None] = mapped_column(sa.Enum("good", "bad", name="mood"))
     plan_id: Mapped[int | None] = mapped_column(sa.ForeignKey(Plan.id))
 
 

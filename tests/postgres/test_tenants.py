@@ -413,6 +413,30 @@ def test_one_tenant_as_it_was(office: Office) -> None:
     office.assert_replays()
 
 
+def test_types_in_the_schemas_of_tenants(office: Office) -> None:
+    """No search path spells them otherwise: nothing has changed for the next process."""
+    for n, tenant in enumerate((*TENANTS, *TENANTS), 1):
+        log = Oplog(office.log.catalog, keyring=office.log.keyring)
+        office.log.detach(office.sessions) if n == 1 else None
+        log.attach(office.sessions)
+        with office.under(tenant) as session:
+            session.add(Note(id=n, body="x", mood="good"))
+        with office.under(tenant) as session:
+            session.get_one(Note, n).mood = "bad"
+        with office.sessions.begin() as session:
+            enter(session, tenant)
+            log.note_changes(session.connection())
+        log.detach(office.sessions)
+    with office.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT type_name, max(revision) FROM oplog.oplog_type GROUP BY 1"
+        )
+        assert {revision for _, revision in rows} == {1}
+        assert office.log.check_types(connection).ok
+    assert len(office.tell()) == 8
+    office.assert_replays()
+
+
 def test_doctor_and_types_know_each_tenant(guarded: Office) -> None:
     with guarded.under("t1") as session:
         session.add(Note(id=1, body="x"))
