@@ -336,9 +336,8 @@ class Attachments:
         recorder = transactions.open(connection, owned=True)
         transactions.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
-            recorder.sessions += 1
-            joined = Enlisted(connection, transactions, recorder, len(recorder.receipts))
-            state.enlisted.append(joined)
+            recorder.sessions, earlier = recorder.sessions + 1, len(recorder.receipts)
+            state.enlisted.append(Enlisted(connection, transactions, recorder, earlier))
         savepoint = transaction if transaction.nested else None
         if savepoint is not None:
             state.begun.add(savepoint)
@@ -378,9 +377,8 @@ class Attachments:
         for one in state.enlisted:
             one.transactions.send_deferred(one.connection, one.recorder)
             claim = one.recorder.final_claim or one.recorder.claim
-            state.receipts += one.recorder.receipts[one.earlier :] or (
-                claim.receipts if claim else ()
-            )
+            receipts = one.recorder.receipts[one.earlier :]
+            state.receipts += receipts or (claim.receipts if claim else ())
             confirmed = confirmed and not one.transactions.is_unconfirmed(
                 one.connection, one.recorder
             )

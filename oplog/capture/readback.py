@@ -194,15 +194,30 @@ def _read_by_owner(
     keys: Sequence[Sequence[Wire | None]],
     columns: Sequence[str],
 ) -> list[dict[str, Wire | None] | None]:
-    rows = read_written(
+    rows = _read_texts_by_owner(connection, bound, guard, keys=keys, columns=columns)
+    return _place_rows(bound, len(keys), columns, rows)
+
+
+def _read_texts_by_owner(
+    connection: Connection,
+    bound: BoundType,
+    guard: Guard,
+    *,
+    keys: Sequence[Sequence[Wire | None]],
+    columns: Sequence[str],
+    most: int | None = None,
+) -> list[tuple[int, Texts]]:
+    """The texts of the rows that are there, each with its place among the keys."""
+    by_column = list(zip(*keys, strict=True)) or [()] * len(bound.shape.key_names)
+    return read_written(
         connection,
         guard.log_schema,
         guard.oid,
         key_names=bound.shape.key_names,
-        keys=list(zip(*_print_keys(bound, list(zip(*keys, strict=True))), strict=True)),
+        keys=list(zip(*_print_keys(bound, by_column), strict=True)),
         columns=columns,
+        most_bytes=most,
     )
-    return _place_rows(bound, len(keys), columns, rows)
 
 
 def _select_one(bound: BoundType, selected: str) -> str:
@@ -231,17 +246,7 @@ def read_columns(
     """
     codecs = bound.shape.codecs
     if bound.guard is not None and bound.guard.log_schema:
-        with _text_settings(connection, bound, (*columns, *bound.shape.key_names)):
-            rows = read_written(
-                connection,
-                bound.guard.log_schema,
-                bound.guard.oid,
-                key_names=bound.shape.key_names,
-                keys=list(zip(*_print_keys(bound, keys), strict=True)),
-                columns=columns,
-                most_bytes=_PAGE_BYTES,
-            )
-        return _join_texts(bound, len(keys[0]), columns, rows)
+        return _read_columns_by_owner(connection, bound, bound.guard, keys=keys, columns=columns)
     named = [(f"c{n}", codecs[name]) for n, name in enumerate(columns)]
     selected = [
         f"{_print_column(codec.pg_type, name)} AS {alias}"
@@ -275,6 +280,22 @@ def read_columns(
     return [
         _read_texts(texts, codec.from_text) for texts, (_, codec) in zip(row, named, strict=True)
     ]
+
+
+def _read_columns_by_owner(
+    connection: Connection,
+    bound: BoundType,
+    guard: Guard,
+    *,
+    keys: Sequence[Sequence[Wire | None]],
+    columns: Sequence[str],
+) -> list[list[Wire | None]]:
+    by_row = list(zip(*keys, strict=True))
+    with _text_settings(connection, bound, (*columns, *bound.shape.key_names)):
+        rows = _read_texts_by_owner(
+            connection, bound, guard, keys=by_row, columns=columns, most=_PAGE_BYTES
+        )
+    return _join_texts(bound, len(by_row), columns, rows)
 
 
 def _join_texts(
