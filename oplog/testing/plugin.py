@@ -137,9 +137,9 @@ def _create_tables(
     with engine.begin() as connection:
         _execute(connection, [f"CREATE SCHEMA IF NOT EXISTS {quote(s)}" for s in sorted(schemas)])
         for schema in places:
-            translation = None if schema is None else {None: schema}
+            translation = {} if schema is None else {None: schema}
             metadata.create_all(connection.execution_options(schema_translate_map=translation))
-        connection.execution_options(schema_translate_map=None)
+        connection.execution_options(schema_translate_map={})
         for table in tables:
             _execute(connection, track_statements(qualify([table.name], table.schema)))
 
