@@ -94,11 +94,20 @@ class Binding:
             name for name, bound in self.by_stored_name.items() if bound.declared.secret
         )
 
+    @cached_property
+    def by_oid(self) -> Mapping[int, BoundType]:
+        """The tracked types by the oids of their tables."""
+        found: dict[int, BoundType] = {}
+        for bound in self.types.values():
+            # Of several types of one table the first one.
+            found.setdefault(bound.live.oid, bound)
+        return found
+
     def find_relation(self, oid: int) -> BoundType:
         """The tracked type of a table by its oid; `UnloggedWriteError` if there is none."""
-        for bound in self.types.values():
-            if bound.live.oid == oid:
-                return bound
+        found = self.by_oid.get(oid)
+        if found is not None:
+            return found
         raise UnloggedWriteError(
             f"the guarded table with oid {oid} was changed, and this log's catalog does not "
             "have it",

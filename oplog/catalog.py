@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from google.protobuf import message
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import CompileError
 
 from oplog.declared_models import (
     Models,
@@ -29,59 +26,21 @@ from oplog.declared_models import (
     refuse_text,
     split_paths,
 )
+from oplog.declared_type import DeclaredType, declare
 from oplog.errors import CatalogWarning, ConfigurationError, NotCapturableError, UnknownTypeError
-from oplog.payload.aggregate_template import AggregateTemplate
-from oplog.payload.message import ExpectedField, check_message
-from oplog.value import Kind, declared_kind
+from oplog.payload.message import check_message
+from oplog.tenant_tables import (
+    Tenants,
+    check_schemas,
+    copy_tables,
+    declare_tenant,
+    qualify_template,
+)
 
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+__all__ = ["DeclaredType", "Step", "TypeCatalog"]
 
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 """A pure function from the columns of one revision to those of the next or previous one."""
-
-
-@dataclass(frozen=True)
-class DeclaredType:
-    """A table that the application wants logged."""
-
-    type_name: str
-    table: sa.Table
-    template: AggregateTemplate
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    message_class: type[message.Message] | None = None
-    revision: int | None = None
-    secret: frozenset[str] = frozenset()
-    """Columns whose values the sizes of sealed bytes must not tell."""
-
-    def list_columns(self) -> list[sa.Column[Any]]:
-        """Return the logged columns: neither excluded nor computed by the database."""
-        return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
-
-    def list_fields(self) -> list[ExpectedField]:
-        """Return the fields that the application's own message needs, one per logged column."""
-        return [
-            ExpectedField(
-                column.name, self.find_kind(column), isinstance(column.type, sa.BigInteger)
-            )
-            for column in self.list_columns()
-        ]
-
-    def find_kind(self, column: sa.Column[Any]) -> Kind:
-        """Return the kind of the column's values; `NotCapturableError` without an SQL type."""
-        try:
-            sql_type = column.type.compile(dialect=_DIALECT)
-        except CompileError as cause:
-            raise NotCapturableError(
-                f"column {self.table.fullname}.{column.name} has no SQL type: {cause}",
-                hint="give the column a type, or list it in exclude={...} with the reason",
-            ) from cause
-        try:
-            return declared_kind(sql_type)
-        except NotCapturableError as cause:
-            raise NotCapturableError(
-                f"column {self.table.fullname}.{column.name}: {cause.args[0]}",
-                hint=cause.hint or "list it in exclude={...} with the reason",
-            ) from cause
 
 
 class TypeCatalog:
@@ -93,6 +52,8 @@ class TypeCatalog:
     def __init__(self) -> None:
         self._types: dict[str, DeclaredType] = {}
         self._by_table: dict[sa.Table, DeclaredType] = {}
+        self._tenants: dict[sa.Table, dict[str, DeclaredType]] = {}
+        """Tables of the models that are in several schemas."""
         self._untracked: dict[str, str] = {}
         self._steps: dict[tuple[str, int, int], Step] = {}
         self._models: tuple[Any, ...] = ()
@@ -107,15 +68,19 @@ class TypeCatalog:
         untracked: Mapping[str, str] | None = None,
         exclude: Mapping[str, str] | None = None,
         secret: Collection[str] = (),
+        schemas: Collection[str] = (),
     ) -> TypeCatalog:
         """Declare every table of `models` under its own name, unless listed in `untracked`.
 
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
         `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
-        with their rows is neither compressed nor stored in its exact size. Raises
-        `ConfigurationError` for names that are not in the models, and `NotCapturableError` for a
-        column that cannot be logged exactly.
+        with their rows is neither compressed nor stored in its exact size.
+
+        With `schemas`, a table without a schema is one in each of these, chosen by `search_path`
+        or `schema_translate_map` when a statement is executed; the names of its types and
+        aggregates begin with the schema. Raises `ConfigurationError` for names that are not in
+        the models, and `NotCapturableError` for a column that cannot be logged exactly.
         """
         catalog = cls()
         tables = {table.fullname: table for table in list_own_tables(models)}
@@ -126,16 +91,23 @@ class TypeCatalog:
         secrets = split_paths("secret", dict.fromkeys(refuse_text(secret), ""), tables)
         catalog._untracked = untracked
         catalog._models = list_sources(models)
+        schemas = check_schemas(schemas, tables.values())
+        copies = copy_tables(tables.values(), schemas) if schemas else {}
         for name, table in tables.items():
-            if name not in untracked:
-                declared = _declare(
-                    name,
-                    table,
-                    aggregate=aggregates.get(name),
-                    excluded=excluded.get(name, {}),
-                    secret=secrets.get(name, ()),
+            if name in untracked:
+                continue
+            aggregate = aggregates.get(name)
+            aside, secret_names = excluded.get(name, {}), secrets.get(name, ())
+            for copy in copies.get(table, ()):
+                tenant = declare_tenant(
+                    table, copy, aggregate=aggregate, excluded=aside, secret=secret_names
                 )
-                catalog._add(declared)
+                catalog._add_new(tenant)
+            if table not in copies:
+                declared = declare(
+                    name, table, aggregate=aggregate, excluded=aside, secret=secret_names
+                )
+                catalog._add_new(declared)
         return catalog
 
     def register(
@@ -160,6 +132,35 @@ class TypeCatalog:
             raise ConfigurationError(
                 f"type {type_name!r} has revision {revision}", hint="count revisions from 1"
             )
+        tenants = self._tenants.get(table, {})
+        if tenants and aggregate:
+            # Each of them would have the same aggregates.
+            given = {schema: qualify_template(schema, aggregate) for schema in tenants}
+        else:
+            given = {}
+        places = [(f"{schema}.{type_name}", one.table) for schema, one in tenants.items()]
+        for name, place in places or [(type_name, table)]:
+            self._register(
+                name,
+                place,
+                message=message,
+                revision=revision,
+                aggregate=given.get(place.schema or "", aggregate),
+                exclude=exclude,
+                secret=secret,
+            )
+
+    def _register(
+        self,
+        type_name: str,
+        table: sa.Table,
+        *,
+        message: type[message.Message],
+        revision: int,
+        aggregate: str | None,
+        exclude: Mapping[str, str] | None,
+        secret: Collection[str],
+    ) -> None:
         before = self._by_table.get(table)
         excluded, secrets = dict(exclude or {}), {*refuse_text(secret)}
         if before is not None:
@@ -174,7 +175,7 @@ class TypeCatalog:
             )
         for name in excluded:
             check_excluded(table, name)
-        declared = _declare(
+        declared = declare(
             type_name,
             table,
             aggregate=aggregate,
@@ -182,6 +183,7 @@ class TypeCatalog:
             secret=secrets,
             message_class=message,
             revision=revision,
+            model=None if before is None else before.model,
         )
         check_message(declared.table.fullname, message, columns=declared.list_fields())
         self._add(declared)
@@ -201,7 +203,13 @@ class TypeCatalog:
 
     def find_step(self, type_name: str, from_revision: int, *, to_revision: int) -> Step | None:
         """Return the declared step between two adjacent revisions, or None."""
-        return self._steps.get((type_name, from_revision, to_revision))
+        found = self._steps.get((type_name, from_revision, to_revision))
+        declared = self._types.get(type_name)
+        if found is not None or declared is None or declared.model is None:
+            return found
+        # What is declared of the model holds for all its tables.
+        name = type_name.removeprefix(f"{declared.table.schema}.")
+        return self._steps.get((name, from_revision, to_revision))
 
     @property
     def types(self) -> Mapping[str, DeclaredType]:
@@ -222,13 +230,30 @@ class TypeCatalog:
         """Return the type of a table, or None if it is not logged."""
         return self._by_table.get(table)
 
+    def find_tenants(self, table: Any, *, namesake: bool = False) -> Tenants:
+        """Return the types of a table of the models that is in several schemas; else none.
+
+        With `namesake`, also those of another `Table` object that has only its name.
+        """
+        found = self._tenants.get(table)
+        if found is None and namesake and getattr(table, "schema", None) is None:
+            name = getattr(table, "name", None)
+            found = next((t for model, t in self._tenants.items() if model.name == name), None)
+        return found or {}
+
+    @property
+    def tenant_names(self) -> frozenset[str]:
+        """The names of the tables that are in several schemas."""
+        return frozenset(table.name for table in self._tenants)
+
     def find_namesake(self, table: Any) -> DeclaredType | None:
         """Return the type of the logged table that has this `Table`'s name and schema."""
         name = getattr(table, "name", None)
         schema = getattr(table, "schema", None)
         for declared in self._types.values():
-            if (declared.table.name, declared.table.schema) == (name, schema):
-                return declared
+            for one in (declared.table, declared.written):
+                if (one.name, one.schema) == (name, schema):
+                    return declared
         return None
 
     def list_missing(self, models: Models | None = None) -> list[str]:
@@ -278,14 +303,15 @@ class TypeCatalog:
     def find_types(self, model: Any) -> list[DeclaredType]:
         """Return the types that hold a mapped class's rows (several for joined inheritance).
 
-        Also takes a `Table` or a type name. Raises `UnknownTypeError` if none is logged.
+        Also takes a `Table` or a type name; of a table in several schemas it gives all. Raises
+        `UnknownTypeError` if none is logged.
         """
         if isinstance(model, str):
             found = [self._types[model]] if model in self._types else []
-        elif isinstance(model, sa.Table):
-            found = [t for t in [self._by_table.get(model)] if t]
         else:
-            found = [t for table in list_mapped_tables(model) if (t := self._by_table.get(table))]
+            tables = [model] if isinstance(model, sa.Table) else list_mapped_tables(model)
+            found = [t for t in map(self._by_table.get, tables) if t is not None]
+            found += [t for table in tables for t in self.find_tenants(table).values()]
         if not found:
             raise UnknownTypeError(
                 f"{getattr(model, '__name__', model)!r} is not a type of this log",
@@ -306,58 +332,15 @@ class TypeCatalog:
     def _add(self, declared: DeclaredType) -> None:
         self._types[declared.type_name] = declared
         self._by_table[declared.table] = declared
+        if declared.model is not None:
+            tenants = self._tenants.setdefault(declared.model, {})
+            tenants[declared.table.schema or ""] = declared
 
-
-def _declare(
-    type_name: str,
-    table: sa.Table,
-    *,
-    aggregate: str | None,
-    excluded: Mapping[str, str],
-    secret: Collection[str],
-    message_class: type[message.Message] | None = None,
-    revision: int | None = None,
-) -> DeclaredType:
-    if aggregate is None:
-        # A brace in a table's name is text, not the start of a column name.
-        escaped = table.fullname.replace("{", "{{").replace("}", "}}")
-        keys = "/".join(f"{{{column.name}}}" for column in table.primary_key)
-        aggregate = f"{escaped}/{keys}"
-    template = AggregateTemplate(aggregate)
-    names = {column.name for column in table.columns}
-    for name in template.columns:
-        if name not in names or name in excluded:
+    def _add_new(self, declared: DeclaredType) -> None:
+        before = self._types.get(declared.type_name)
+        if before is not None:
             raise ConfigurationError(
-                f"aggregate template {aggregate!r} names column {name!r}, which table "
-                f"{table.fullname} does not {'log' if name in names else 'have'}",
-                hint=f"its columns are {', '.join(sorted(names))}",
+                f"{declared.type_name!r} is a table of the models, and one of a tenant as well",
+                hint="leave out of schemas=[...] the schemas that models name themselves",
             )
-    declared = DeclaredType(
-        type_name,
-        table,
-        template,
-        excluded=dict(excluded),
-        message_class=message_class,
-        revision=revision,
-        secret=frozenset(secret),
-    )
-    for column in declared.list_columns():
-        declared.find_kind(column)
-    _check_secret(declared)
-    return declared
-
-
-def _check_secret(declared: DeclaredType) -> None:
-    logged = {column.name for column in declared.list_columns()}
-    for name in sorted(declared.secret):
-        if name not in logged:
-            raise ConfigurationError(
-                f"secret names {declared.table.fullname}.{name}, which is not logged",
-                hint=f"its logged columns are {', '.join(sorted(logged))}",
-            )
-        if name in declared.template.columns:
-            raise ConfigurationError(
-                f"secret names {declared.table.fullname}.{name}, which is in the name of the row's "
-                f"aggregate ({declared.template.text!r}): names are stored in clear text",
-                hint="give the table a template without it: aggregates={...}",
-            )
+        self._add(declared)

@@ -50,6 +50,8 @@ class Enlisted:
     connection: Connection
     transactions: Transactions
     recorder: Recorder
+    earlier: int = 0
+    """How many receipts its transaction had before."""
 
 
 @dataclass(slots=True)
@@ -308,7 +310,8 @@ class Attachments:
         recorder.repeats = state.repeats
         transactions.users.update(self._list_factories(session))
         if not any(one.connection is connection for one in state.enlisted):
-            state.enlisted.append(Enlisted(connection, transactions, recorder))
+            recorder.sessions, earlier = recorder.sessions + 1, len(recorder.receipts)
+            state.enlisted.append(Enlisted(connection, transactions, recorder, earlier))
         savepoint = transaction if transaction.nested else None
         if savepoint is not None:
             state.begun.add(savepoint)
@@ -348,7 +351,8 @@ class Attachments:
         for one in state.enlisted:
             one.transactions.send_deferred(one.connection, one.recorder)
             claim = one.recorder.final_claim or one.recorder.claim
-            state.receipts += one.recorder.receipts or (claim.receipts if claim else ())
+            receipts = one.recorder.receipts[one.earlier :]
+            state.receipts += receipts or (claim.receipts if claim else ())
             confirmed = confirmed and not one.transactions.is_unconfirmed(
                 one.connection, one.recorder
             )

@@ -16,6 +16,7 @@ from oplog.binding import Binding
 from oplog.capture.control import is_text
 from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
+from oplog.capture.routing import Router, find_translation
 from oplog.errors import NotCapturableError, SchemaChangedError, UnloggedWriteError
 from oplog.postgres.namesake import find_name, refuse_other_table
 from oplog.postgres.quoting import qualify
@@ -77,10 +78,15 @@ class EngineBinding:
         def bind() -> Binding:
             return self.bind(connection, recorder)
 
+        def route() -> Router:
+            return Router(
+                self.planner.catalog, connection, recorder, binding=bind(), context=context
+            )
+
         if recorder.alters:
             # Plans for tables that others do not see yet are not for them.
-            return self.planner.make(context.compiled, bind)
-        return self.planner.find(context, bind)
+            return self.planner.make(context.compiled, route)
+        return self.planner.find(context, bind, route)
 
     def require_guards(self, connection: Connection, recorder: Recorder, context: Any) -> None:
         """Raise `NotCapturableError` for a construct that writes a tracked table without a guard.
@@ -90,8 +96,10 @@ class EngineBinding:
         """
         if not recorder.attached or recorder.busy or is_text(context.compiled):
             return
+        translated = find_translation(context)
         for table in self.planner.list_tracked(context.compiled):
-            (name,) = qualify([table.name], table.schema)
+            schema = translated.get(table.schema, table.schema)
+            (name,) = qualify([table.name], schema)
             with recorder.at_work():
                 unseen = lacks_guard(connection, self._schema, name)
             if unseen:

@@ -7,19 +7,27 @@ what it told of outer savepoints waits to be logged once more.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange
 from oplog.entry import Entry, Ticket
-from oplog.errors import OplogError
+from oplog.errors import NotCapturableError, OplogError
 from oplog.receipt import Receipt
 
 _MOST_RECEIPTS = 1000
 """Of a session in AUTOCOMMIT."""
+
+
+class NamedTable(NamedTuple):
+    """A declared table, and the quoted name by which statements write it."""
+
+    table: sa.Table
+    name: str
 
 
 @dataclass(slots=True)
@@ -41,7 +49,7 @@ class Frame:
     """Statements that were sent and whose effect was not observed yet."""
     tally: int = 0
     """What the guards must have counted of the statements announced to them."""
-    unchecked: dict[sa.Table, str | None] = field(default_factory=dict)
+    unchecked: dict[NamedTable, str | None] = field(default_factory=dict)
     """Tables written by a name that was not compared yet with the table it means. Each with
     the search path at that time; None where the driver does not know it."""
     receipts: list[Receipt] = field(default_factory=list)
@@ -50,6 +58,17 @@ class Frame:
     """Tickets that those records redeemed: the aggregates are this transaction's until it ends."""
     before: list[Frame] | None = None
     """The enclosing frames as they were before the first of those records."""
+
+    def raise_failure(self) -> None:
+        """Raise the failure to capture a statement, if there is one."""
+        if self.failure is not None:
+            raise self.failure
+        if self.statements:
+            raise NotCapturableError(
+                "a statement on a tracked table was sent and its effect was never seen",
+                hint="another engine event hook raised in between and the error was "
+                "swallowed; let it end the transaction",
+            )
 
     def settle(self, aggregates: Collection[str]) -> None:
         """What is here was appended, in a record with these aggregates."""
@@ -93,6 +112,22 @@ class Frame:
         self.redeemed.update(inner.redeemed)
         if self.before is None and inner.before is not None:
             self.before = inner.before[:place]
+
+
+def find_frame(frames: Sequence[Frame], name: str) -> int | None:
+    """The place of the innermost savepoint of this name; None if there is none."""
+    for place in range(len(frames) - 1, 0, -1):
+        if frames[place].name == name:
+            return place
+    return None
+
+
+def list_metadata(frames: Iterable[Frame]) -> list[tuple[str, str]]:
+    """What all frames say of the transaction, in pairs; inner frames replace a key's values."""
+    merged: dict[str, list[str]] = {}
+    for frame in frames:
+        merged.update(frame.metadata)
+    return [(key, value) for key, values in merged.items() for value in values]
 
 
 def settle_frames(frames: list[Frame], receipts: list[Receipt]) -> None:

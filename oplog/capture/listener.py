@@ -66,6 +66,8 @@ class EngineListener:
         statement = self._transactions.settler.before(
             connection, recorder, statement, context=context
         )
+        if recorder.routes and not recorder.busy:
+            _forget_routes(recorder, context, statement)
         if recorder.live is not None:
             self._transactions.database.require_guards(connection, recorder, context)
             return statement, rest[0]
@@ -77,12 +79,11 @@ class EngineListener:
         if planned is None:
             self._check_names(connection, recorder, statement)
             return statement, rest[0]
-        self._transactions.names.note(connection, recorder, planned.tables)
+        if not planned.announcement:
+            self._transactions.names.note(connection, recorder, planned.tables)
         if planned.plan is None:
             return statement, rest[0]
-        announced = self._announce(
-            connection, recorder, planned.plan, comment=planned.announcement, context=context
-        )
+        announced = self._announce(connection, recorder, planned.plan, planned, context=context)
         return announced + statement, rest[0]
 
     def _announce(
@@ -90,8 +91,8 @@ class EngineListener:
         connection: Connection,
         recorder: Recorder,
         plan: StatementPlan,
+        planned: Planned,
         *,
-        comment: str,
         context: Any,
     ) -> str:
         """Read what has to be known before a planned statement; what to put before its text."""
@@ -100,14 +101,13 @@ class EngineListener:
             check_transactional(connection, plan.bound)
         under_way = self._under_way.get(context)
         if under_way is None:
-            under_way = prepare(connection, plan, context, announced=bool(comment))
+            under_way = prepare(connection, plan, context, announced=bool(planned.announcement))
             self._under_way[context] = under_way
             recorder.begin_statement(under_way)
             if under_way.imaged:
-                table = plan.bound.declared.table
-                self._transactions.names.note(connection, recorder, (table,))
+                self._transactions.names.note(connection, recorder, planned.tables)
         # Otherwise this is a later batch of the same insert.
-        return "" if under_way.imaged else comment
+        return "" if under_way.imaged else planned.announcement
 
     def _on_do_executemany(self, cursor: Any, statement: str, *rest: Any) -> bool:
         """Execute an UPDATE or DELETE of many keys so that each says whether it matched a row."""
@@ -290,3 +290,14 @@ def _listen_weakly(listener: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return None if method is None else method(exception_context)
 
     return listen
+
+
+def _forget_routes(recorder: Recorder, context: Any, statement: str) -> None:
+    """What names mean is asked anew if the statement may change it, seen or unseen."""
+    writes = context.isinsert or context.isupdate or context.isdelete
+    if is_text(context.compiled) or not writes:
+        if may_redirect(statement):
+            recorder.routes.clear()
+        else:
+            # Where the server does not report it, a function may set the search path.
+            recorder.routes.pop(None, None)

@@ -8,19 +8,17 @@ on older servers a function that changes it unseen and changes it back is not no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
 from oplog.capture.engine_binding import EngineBinding
+from oplog.capture.frame import NamedTable
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import is_failed
 from oplog.postgres.namesake import Named, check_names
-from oplog.postgres.quoting import qualify
+from oplog.postgres.search_path import find_path, under_path
 
 
 class NameChecks:
@@ -29,7 +27,9 @@ class NameChecks:
     def __init__(self, database: EngineBinding) -> None:
         self._database = database
 
-    def note(self, connection: Connection, recorder: Recorder, tables: Sequence[sa.Table]) -> None:
+    def note(
+        self, connection: Connection, recorder: Recorder, tables: Sequence[NamedTable]
+    ) -> None:
         """Tables are about to be written by name, which has to be compared before COMMIT."""
         if tables:
             path = find_path(connection)
@@ -75,31 +75,6 @@ class NameChecks:
         return name_tables(self._database.bind(connection, recorder), unchecked)
 
 
-def name_tables(binding: Binding, tables: Iterable[sa.Table]) -> Named:
+def name_tables(binding: Binding, tables: Iterable[NamedTable]) -> Named:
     """The names that statements give these tables, and the tables that they have to mean."""
-    return [
-        (qualify([table.name], table.schema)[0], binding.types[table].live.oid) for table in tables
-    ]
-
-
-def find_path(connection: Connection) -> str | None:
-    """The search path now, which PostgreSQL 18 reports with every change; else None."""
-    raw: Any = connection.connection.driver_connection
-    read = getattr(getattr(raw, "pgconn", None), "parameter_status", None)
-    found = None if read is None else read(b"search_path")
-    return None if found is None else bytes(found).decode()
-
-
-@contextmanager
-def under_path(connection: Connection, path: str | None) -> Iterator[None]:
-    """Names mean what they mean under this search path; None leaves it as it is."""
-    if path is None:
-        yield
-        return
-    set_path = "SELECT pg_catalog.set_config('search_path', %s, true)"
-    before = connection.exec_driver_sql(
-        "SELECT pg_catalog.current_setting('search_path')"
-    ).scalar_one()
-    connection.exec_driver_sql(set_path, (path,))
-    yield
-    connection.exec_driver_sql(set_path, (before,))
+    return [(one.name, binding.types[one.table].live.oid) for one in tables]

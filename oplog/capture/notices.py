@@ -24,12 +24,19 @@ _SYNCHRONOUS_WAIT = "SyncRepWaitForLSN"
 SQLSTATE, 01000, is that of many warnings."""
 
 
+_IN_TRANSACTION = 2
+"""libpq's PQTRANS_INTRANS, as psycopg passes it on."""
+
+
 @dataclass(slots=True, eq=False)
 class NoticeState:
     """What notices said on one driver connection since its transaction began."""
 
     images_kept: bool = False
     """Images wait to be collected."""
+    told: bool = False
+    """The server may have told already that images wait. It does so once for each transaction: of
+    those that come after a collection it says nothing."""
     no_notices: bool = False
     """The driver passes no notices on: whether images wait has to be asked."""
     in_session: bool = False
@@ -41,7 +48,7 @@ class NoticeState:
 
     def begin(self) -> None:
         """A transaction begins: earlier notices are not about it."""
-        self.images_kept = self.in_session = self.unconfirmed = False
+        self.images_kept = self.told = self.in_session = self.unconfirmed = False
         self.receipts = []
 
     @property
@@ -62,7 +69,8 @@ class Notices:
         raw: Any = connection.connection.driver_connection
         found = self._states.get(raw)
         if found is None:
-            found = self._states[raw] = NoticeState()
+            # In a transaction that began before, it was told to nobody.
+            found = self._states[raw] = NoticeState(told=is_in_transaction(raw))
             self._receive(raw, found)
         return found
 
@@ -71,7 +79,7 @@ class Notices:
 
         def receive(diagnostic: Any) -> None:
             if diagnostic.sqlstate == IMAGES_KEPT and diagnostic.schema_name == schema:
-                state.images_kept = True
+                state.images_kept = state.told = True
             elif diagnostic.source_function == _SYNCHRONOUS_WAIT:
                 state.unconfirmed = True
                 if not state.in_session:
@@ -83,6 +91,12 @@ class Notices:
             state.no_notices = True
         else:
             add(receive)
+
+
+def is_in_transaction(raw: Any) -> bool:
+    """The driver's connection is in a transaction, as far as the driver says."""
+    status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
+    return status == _IN_TRANSACTION
 
 
 def mark_unconfirmed(receipts: Iterable[Receipt]) -> list[Receipt]:

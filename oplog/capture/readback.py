@@ -7,7 +7,7 @@ settings are fixed for the query and set back after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy.engine import Connection
@@ -16,12 +16,10 @@ from oplog.capture.net_row import NetRow
 from oplog.capture.unseen import describe_hidden, hides_rows
 from oplog.errors import CaptureMismatchError, NotCapturableError
 from oplog.postgres.namesake import check_names
-from oplog.postgres.quoting import (
-    double_percent,
-    qualify,
-    quote,
-)
+from oplog.postgres.quoting import double_percent, qualify, quote
 from oplog.postgres.text_settings import fix_text_settings, set_back_text_settings
+from oplog.store.guard_state import Guard
+from oplog.store.written_rows import Texts, read_written
 from oplog.type_binding import BoundType
 from oplog.value import Wire
 
@@ -145,10 +143,15 @@ def read_rows(
 ) -> list[dict[str, Wire | None] | None]:
     """The named columns of each row in wire values, None where there is no such row.
 
-    `settings_fixed` says that the text settings are set already.
+    `settings_fixed` says that the text settings are set already. Without `lock` the rows are those
+    that this transaction wrote.
     """
     shape = bound.shape
     codecs = shape.codecs
+    unfixed = () if settings_fixed else (*columns, *shape.key_names)
+    if not lock and bound.guard is not None and bound.guard.log_schema:
+        with _text_settings(connection, bound, unfixed):
+            return _read_by_owner(connection, bound, bound.guard, keys=keys, columns=columns)
     selected = ", ".join(_print_column(codecs[name].pg_type, name) for name in columns)
     texts = _print_keys(bound, list(zip(*keys, strict=True)) or [()] * len(shape.key_names))
     parameters: tuple[object, ...] = texts
@@ -161,17 +164,56 @@ def read_rows(
             f"SELECT k.n{', ' if selected else ''}{double_percent(selected)} "
             f"FROM {given} JOIN {double_percent(bound.live.qualified)} t ON {joined}"
         )
-    unfixed = () if settings_fixed else (*columns, *shape.key_names)
     with _text_settings(connection, bound, unfixed):
         rows = connection.exec_driver_sql(statement + lock, parameters).fetchall()
-    found: list[dict[str, Wire | None] | None] = [None] * len(keys)
-    parsers = [codecs[name].from_text for name in columns]
-    for row in rows:
-        found[row[0] - 1] = {
+    return _place_rows(bound, len(keys), columns, [(row[0], row[1:]) for row in rows])
+
+
+def _place_rows(
+    bound: BoundType, count: int, columns: Sequence[str], rows: Iterable[tuple[int, Texts]]
+) -> list[dict[str, Wire | None] | None]:
+    found: list[dict[str, Wire | None] | None] = [None] * count
+    parsers = [bound.shape.codecs[name].from_text for name in columns]
+    for n, texts in rows:
+        found[n - 1] = {
             name: None if text is None else parse(text)
-            for name, parse, text in zip(columns, parsers, row[1:], strict=True)
+            for name, parse, text in zip(columns, parsers, texts, strict=True)
         }
     return found
+
+
+def _read_by_owner(
+    connection: Connection,
+    bound: BoundType,
+    guard: Guard,
+    *,
+    keys: Sequence[Sequence[Wire | None]],
+    columns: Sequence[str],
+) -> list[dict[str, Wire | None] | None]:
+    rows = _read_texts_by_owner(connection, bound, guard, keys=keys, columns=columns)
+    return _place_rows(bound, len(keys), columns, rows)
+
+
+def _read_texts_by_owner(
+    connection: Connection,
+    bound: BoundType,
+    guard: Guard,
+    *,
+    keys: Sequence[Sequence[Wire | None]],
+    columns: Sequence[str],
+    most: int | None = None,
+) -> list[tuple[int, Texts]]:
+    """The texts of the rows that are there, each with its place among the keys."""
+    by_column = list(zip(*keys, strict=True)) or [()] * len(bound.shape.key_names)
+    return read_written(
+        connection,
+        guard.log_schema,
+        guard.oid,
+        key_names=bound.shape.key_names,
+        keys=list(zip(*_print_keys(bound, by_column), strict=True)),
+        columns=columns,
+        most_bytes=most,
+    )
 
 
 def _select_one(bound: BoundType, selected: str) -> str:
@@ -199,6 +241,8 @@ def read_columns(
     their keys proves. Fewer are given if they are large, but one at least.
     """
     codecs = bound.shape.codecs
+    if bound.guard is not None and bound.guard.log_schema:
+        return _read_columns_by_owner(connection, bound, bound.guard, keys=keys, columns=columns)
     named = [(f"c{n}", codecs[name]) for n, name in enumerate(columns)]
     selected = [
         f"{_print_column(codec.pg_type, name)} AS {alias}"
@@ -231,6 +275,39 @@ def read_columns(
         row = connection.exec_driver_sql(statement, _print_keys(bound, keys)).one()
     return [
         _read_texts(texts, codec.from_text) for texts, (_, codec) in zip(row, named, strict=True)
+    ]
+
+
+def _read_columns_by_owner(
+    connection: Connection,
+    bound: BoundType,
+    guard: Guard,
+    *,
+    keys: Sequence[Sequence[Wire | None]],
+    columns: Sequence[str],
+) -> list[list[Wire | None]]:
+    by_row = list(zip(*keys, strict=True))
+    with _text_settings(connection, bound, (*columns, *bound.shape.key_names)):
+        rows = _read_texts_by_owner(
+            connection, bound, guard, keys=by_row, columns=columns, most=_PAGE_BYTES
+        )
+    return _join_texts(bound, len(by_row), columns, rows)
+
+
+def _join_texts(
+    bound: BoundType, count: int, columns: Sequence[str], rows: Sequence[tuple[int, Texts]]
+) -> list[list[Wire | None]]:
+    """The columns of the first rows; where there is no row they have None.
+
+    As many as were asked for, unless the last of them were too much.
+    """
+    found = dict(rows)
+    last = count if len(found) == count or not found else max(found)
+    nothing: Texts = [None] * len(columns)
+    by_row = [found.get(n, nothing) for n in range(1, last + 1)]
+    return [
+        _read_texts([row[place] for row in by_row], bound.shape.codecs[name].from_text)
+        for place, name in enumerate(columns)
     ]
 
 

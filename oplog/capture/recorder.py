@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
-from oplog.capture.frame import Frame, roll_back_frames, settle_frames
+from oplog.capture.frame import (
+    Frame,
+    NamedTable,
+    find_frame,
+    list_metadata,
+    roll_back_frames,
+    settle_frames,
+)
 from oplog.capture.grouping import find_aggregate, has_own_aggregate, order_aggregates
 from oplog.capture.notices import NoticeState
 from oplog.capture.record import RecordedWork
@@ -24,7 +30,6 @@ from oplog.capture.row_change import RowChange
 from oplog.entry import Entry, OpType, Ticket
 from oplog.errors import (
     ConfigurationError,
-    NotCapturableError,
     OplogError,
     TicketConflictError,
     UnloggedWriteError,
@@ -54,6 +59,8 @@ class Recorder:
         """Receipts of the record that COMMIT follows."""
         self.closed = False
         """The entries are built, or there is nothing to build them of."""
+        self.sessions = 0
+        """Sessions that are in this transaction."""
         self.owned = False
         """A session ends this transaction, and writes its entries before it does."""
         self.wrote = False
@@ -63,9 +70,6 @@ class Recorder:
         another comparison."""
         self.busy = False
         """Statements are the log's own, and say nothing of what the transaction does."""
-        self.settled = False
-        """A record was appended before COMMIT. Of images after it no notice tells: it comes once
-        for each transaction."""
         self.attached = False
         """The engine is attached, or a session that takes part."""
         self.owned_outside = False
@@ -90,6 +94,8 @@ class Recorder:
         """COMMIT was sent: an error from now on leaves open whether it happened."""
         self.notices: NoticeState | None = None
         """What notices said since the transaction began; looked up when it is first asked for."""
+        self.routes: dict[str | None, Mapping[str, int | None]] = {}
+        """What names of tenants' tables mean, by the search path; None where it is not known."""
         self.process_id = 0
         """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
@@ -147,6 +153,20 @@ class Recorder:
         finally:
             self.busy, self.wrote = busy, wrote
 
+    def leave(self, *, explicit: bool, goes_on: bool) -> bool:
+        """A session's transaction ended; whether something is recorded in that of the connection.
+
+        That may go on: with other sessions, in a migration, or because it was not the session's
+        own. Then what was flushed without a commit is still in it.
+        """
+        self.sessions -= 1
+        if self.live is not None:
+            return True
+        self.closed, self.final_claim, self.owned = False, None, self.sessions > 0
+        if self.notices is not None:
+            self.notices.in_session = self.owned
+        return self.owned or (goes_on and (explicit or self.dirty))
+
     # -- savepoints -----------------------------------------------------------------------
 
     def push(self, name: str) -> None:
@@ -155,7 +175,8 @@ class Recorder:
 
     def roll_back(self, name: str) -> None:
         """ROLLBACK TO SAVEPOINT: what happened since is gone, the savepoint itself stays."""
-        place = self._find(name)
+        self.routes.clear()
+        place = find_frame(self.frames, name)
         if place is None:
             # A savepoint from before the session joined the transaction: all of this is gone.
             self.frames = [Frame("")]
@@ -164,19 +185,13 @@ class Recorder:
 
     def release(self, name: str) -> None:
         """RELEASE SAVEPOINT: what happened since belongs to the enclosing frame."""
-        place = self._find(name)
+        place = find_frame(self.frames, name)
         if place is None:
             return
         outer = self.frames[place - 1]
         for frame in self.frames[place:]:
             outer.absorb(frame, place=place - 1)
         del self.frames[place:]
-
-    def _find(self, name: str) -> int | None:
-        for place in range(len(self.frames) - 1, 0, -1):
-            if self.frames[place].name == name:
-                return place
-        return None
 
     # -- recording ------------------------------------------------------------------------
 
@@ -196,7 +211,7 @@ class Recorder:
 
     # -- names of tables ------------------------------------------------------------------
 
-    def note_names(self, tables: Iterable[sa.Table], path: str | None) -> None:
+    def note_names(self, tables: Iterable[NamedTable], path: str | None) -> None:
         """These tables are about to be written by name, under the search path `path`."""
         for table in tables:
             self.frames[-1].unchecked[table] = path
@@ -207,9 +222,9 @@ class Recorder:
         return any(frame.unchecked for frame in self.frames)
 
     @property
-    def unchecked(self) -> dict[sa.Table, str | None]:
+    def unchecked(self) -> dict[NamedTable, str | None]:
         """The tables whose names have to be compared, each with its search path."""
-        unchecked: dict[sa.Table, str | None] = {}
+        unchecked: dict[NamedTable, str | None] = {}
         for frame in self.frames:
             unchecked.update(frame.unchecked)
         return unchecked
@@ -333,7 +348,7 @@ class Recorder:
         Raises the first failure to capture a statement that was not rolled back.
         """
         self.raise_failure()
-        claim, metadata = self.claim, self._list_metadata()
+        claim, metadata = self.claim, list_metadata(self.frames)
         if claim is not None and claim.fingerprint is not None:
             metadata.append((REQUEST, claim.fingerprint))
         changes: list[RowChange] = []
@@ -357,21 +372,16 @@ class Recorder:
             tally=tally,
         )
 
-    def _list_metadata(self) -> list[tuple[str, str]]:
-        merged: dict[str, list[str]] = {}
-        for frame in self.frames:
-            merged.update(frame.metadata)
-        return [(key, value) for key, values in merged.items() for value in values]
-
     def settle(self, receipts: list[Receipt]) -> None:
         """What is recorded so far was appended, and the transaction goes on."""
         settle_frames(self.frames, receipts)
-        self.settled = True
 
     def end_apart(self) -> None:
         """The statement's own transaction ended; what follows is another one."""
         self.frames[-1].abandon()
-        self.apart = self.settled = self.wrote = False
+        self.apart = self.wrote = False
+        if self.notices is not None:
+            self.notices.told = False
         self.forget_binding()
 
     def restart(self, *, committed: bool) -> None:
@@ -381,14 +391,7 @@ class Recorder:
     def raise_failure(self) -> None:
         """Raise the first failure to capture a statement that was not rolled back."""
         for frame in self.frames:
-            if frame.failure is not None:
-                raise frame.failure
-            if frame.statements:
-                raise NotCapturableError(
-                    "a statement on a tracked table was sent and its effect was never seen",
-                    hint="another engine event hook raised in between and the error was "
-                    "swallowed; let it end the transaction",
-                )
+            frame.raise_failure()
 
     def close(self) -> None:
         """The entries are built: nothing may be recorded after this in the transaction."""

@@ -47,7 +47,7 @@ def find_returned_key(compiled: SQLCompiler, bound: BoundType) -> tuple[Returned
     """The columns of a key that the database returns, in the order of the shape."""
     codecs = bound.shape.codecs
     found = {}
-    for place, column in enumerate(bound.declared.table.primary_key):
+    for place, column in enumerate(bound.declared.written.primary_key):
         codec = codecs[column.name]
         loaded = name_loaded(codec.pg_type)
         # Decimals come back as stored. Other types with several equal forms the driver normalises.
@@ -116,8 +116,9 @@ def find_natural(
     """Returned columns whose Python value is what the driver read, unprocessed."""
     natural = []
     columns: Iterable[Any] = () if bound.live.rewrites_rows else compiled.effective_returning or ()
+    table = bound.declared.written
     for column in columns:
-        if getattr(column, "table", None) is not bound.declared.table or column.name not in wanted:
+        if getattr(column, "table", None) is not table or column.name not in wanted:
             continue
         name, codec = column.name, bound.shape.codecs[column.name]
         # Not where several forms are equal (1 mon and 30 days, 1.00 and 1.0) or a setting

@@ -81,12 +81,6 @@ def plan_statement(
     bound = find_type(_unalias(statement.table))
     if bound is None:
         return None
-    if bound.declared.table.schema in (getattr(compiled, "schema_translate_map", None) or {}):
-        raise _refuse(
-            bound,
-            "is written under another schema name by schema_translate_map",
-            "use one catalog and log for each schema, with the schema in the models",
-        )
     if isinstance(statement, sa.Insert):
         return _plan_insert(compiled, statement, bound)
     if isinstance(statement, sa.Update):
@@ -185,7 +179,7 @@ def _sort_written(
     A column counts as written as soon as anything may write it, and as plain only when its
     parameter is certain to arrive unchanged.
     """
-    table, codecs = bound.declared.table, bound.shape.codecs
+    table, codecs = bound.declared.written, bound.shape.codecs
     plain: dict[str, BoundColumn] = {}
 
     def add_plain(column: Any, parameter: str) -> None:
@@ -357,7 +351,7 @@ def _match_equality(
     left, right = clause.left, clause.right
     if isinstance(left, BindParameter):
         left, right = right, left
-    columns = bound.declared.table.columns
+    columns = bound.declared.written.columns
     key: str = getattr(left, "key", None) or ""
     if not isinstance(right, BindParameter) or key not in columns:
         return None

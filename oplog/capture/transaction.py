@@ -201,11 +201,11 @@ class Transactions:
 
         They run here, because at COMMIT it would be too late for what they write.
         """
-        notices = self._find_notices(connection, recorder)
         if recorder.live is not None:
             return self.settler.finish_migration(connection, recorder)
-        if recorder.settled and self.settler.has_images(connection, recorder):
-            notices.images_kept = True
+        notices = self._find_notices(connection, recorder)
+        if notices.told and not notices.images_kept:
+            self.settler.has_images(connection, recorder)
         # Without notices any transaction that wrote may have images.
         must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
         known = self.database.find(recorder)
@@ -325,8 +325,9 @@ class Transactions:
         recorder = self._recorders.get(connection)
         if recorder is None and self.users:
             notices = self._notices.find(connection)
-            if notices.images_kept and not belongs_to_session(connection):
+            if (notices.images_kept or notices.told) and not belongs_to_session(connection):
                 recorder = self.open(connection)
+                recorder.wrote = True
         return recorder
 
     def _finish(self, connection: Connection, recorder: Recorder) -> None:
@@ -349,8 +350,7 @@ class Transactions:
 
     def prepare(self, connection: Connection) -> None:
         """PREPARE TRANSACTION is about to be sent: entries must be in what it prepares."""
-        recorder = self._recorders.get(connection)
-        if recorder is not None:
+        if (recorder := self._recorders.get(connection)) is not None:
             self.send_deferred(connection, recorder)
             self.commit(connection)
 
@@ -379,9 +379,11 @@ class Transactions:
             self.close(connection)
 
     def leave(self, connection: Connection) -> None:
-        """The session's transaction ended; one of a migration may go on."""
-        if (found := self._recorders.get(connection)) is None or found.live is None:
-            self.close(connection)
+        """The session's transaction ended; others of its connection, or a migration, may go on."""
+        self._pop_draft(connection)
+        found, goes_on = self._recorders.get(connection), connection.in_transaction()
+        if found is None or not found.leave(explicit=self.explicit, goes_on=goes_on):
+            self._forget(connection)
 
     def close(self, connection: Connection) -> None:
         """Forget the transaction, however it ended."""

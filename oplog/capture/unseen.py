@@ -15,14 +15,18 @@ from oplog.errors import NotCapturableError
 from oplog.type_binding import BoundType
 
 _HINT = (
-    "let the role and the settings that wrote the row see it until COMMIT: give it a SELECT "
-    "policy that covers what it may write, and reset what policies look at after the "
-    "transaction, or write as a role with BYPASSRLS; the transaction must be rolled back"
+    "guard the table, as an owner of the log whom row security does not concern; or let the role "
+    "and the settings that wrote the row see it until COMMIT: give it a SELECT policy that covers "
+    "what it may write, and reset what policies look at after the transaction, or write as a role "
+    "with BYPASSRLS; the transaction must be rolled back"
 )
 
 
 def hides_rows(connection: Connection, bound: BoundType) -> bool:
-    """Row security applies to what this role reads from the table at this moment."""
+    """Row security applies to what is read back from the table at this moment."""
+    if bound.guard is not None and bound.guard.log_schema:
+        # The owner of the log reads it, whom no policy concerns.
+        return False
     found: Any = connection.exec_driver_sql(
         "SELECT pg_catalog.row_security_active(%s::bigint::oid)", (bound.live.oid,)
     ).scalar_one()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from sqlalchemy.exc import NoReferenceError
 
 from oplog.catalog import DeclaredType, TypeCatalog
@@ -27,11 +26,12 @@ class RestoreRisk:
 
 def find_restore_risks(catalog: TypeCatalog) -> list[RestoreRisk]:
     """Columns and foreign keys for which a restore of logged tables may refuse rows."""
-    logged = {declared.table for declared in catalog.types.values()}
+    # By name: what a table in several schemas refers to is a copy.
+    logged = {declared.table.fullname for declared in catalog.types.values()}
     return [risk for one in catalog.types.values() for risk in _list_risks(one, logged)]
 
 
-def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterator[RestoreRisk]:
+def _list_risks(declared: DeclaredType, logged: Collection[str]) -> Iterator[RestoreRisk]:
     table = declared.table
     for name in declared.excluded:
         column = table.columns[name]
@@ -48,7 +48,7 @@ def _list_risks(declared: DeclaredType, logged: Collection[sa.Table]) -> Iterato
         except NoReferenceError:
             # The table is in no model here; `judge_evolution` reads it from the database.
             continue
-        if parent not in logged:
+        if parent.fullname not in logged:
             yield RestoreRisk(
                 declared,
                 key.parent.name,

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.catalog import DeclaredType
 from oplog.doctor.inspection import find_tail_start, match_key, read_key
 from oplog.entry import (
     Change,
@@ -30,6 +31,7 @@ from oplog.facade.log_parts import LogParts
 from oplog.payload.upcast import StepLookup
 from oplog.reading.given_place import find_place
 from oplog.reading.log_opener import LogOpener
+from oplog.reading.model_tables import check_model_tables, choose_model_types
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes, rebuild_row
 from oplog.reading.step_check import StepReport, check_steps
@@ -190,7 +192,7 @@ class Reading:
         """
         with open_connection(connection, self._log.catalog) as inside:
             self._log.store.require_current(inside)
-            table = self._log.catalog.find_types(model)[0].table
+            table = choose_model_types(self._log.catalog, inside, model)[0].table
             columns = [column.name for column in table.primary_key]
             return read_key(inside, table, texts=match_key(texts, columns))
 
@@ -254,14 +256,18 @@ class Reading:
         limit: int = MOST_DIFFERENCES,
         progress: Progress | None = None,
         archive: Archive | None = None,
+        uncommitted: bool = False,
     ) -> VerifyReport:
         """Compare the live tables with the log, row by row, in one snapshot; never repairs.
 
         A connection that is in a transaction already may see a state of its own: then a
-        second one of the same engine is used. Every row is compared: only `full=True` is
-        offered. At most `limit` differences are described, all are counted. Raises
-        `SchemaDriftError`, `ChainBrokenError`, and `ReplayError` for a log that does not
-        replay; `PrunedError` as `replay` does.
+        second one of the same engine is used, which sees what is committed. With `uncommitted`
+        a transaction that has written is compared itself, as tests want that roll back in the
+        end; what others commit meanwhile may look like a difference then.
+
+        Every row is compared: only `full=True` is offered. At most `limit` differences are
+        described, all are counted. Raises `SchemaDriftError`, `ChainBrokenError`, and
+        `ReplayError` for a log that does not replay; `PrunedError` as `replay` does.
         """
         if not full:
             raise ConfigurationError(
@@ -270,7 +276,11 @@ class Reading:
             )
         with open_connection(connection, self._log.catalog) as inside:
             return verify_tables(
-                inside, self.make_opener(archive=archive), limit=limit, progress=progress
+                inside,
+                self.make_opener(archive=archive),
+                limit=limit,
+                progress=progress,
+                uncommitted=uncommitted,
             )
 
     def history(
@@ -289,13 +299,18 @@ class Reading:
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
         it has. Columns have the names of now, and those that were added since the values that rows
         of before got; with `shape="then"` each change is as it was logged, and with `revisions` it
-        is as of these revisions, by type. The connection may be None if there is an `archive`, as
-        for `read`. Raises `PrunedError` as `replay` does.
+        is as of these revisions, by type. Of a table in several schemas `model` is that which the
+        connection's `schema_translate_map` or `search_path` means; a type name says it as well.
+        The connection may be None if there is an `archive`, as for `read`. Raises `PrunedError` as
+        `replay` does, and `SchemaDriftError` where the connection means a table that is not the
+        log's.
         """
-        types = self._log.catalog.find_types(model)
         with open_source(connection, self._log.catalog) as inside:
+            types = choose_model_types(self._log.catalog, inside, model)
             reader, steps = self._open_row(inside, shape, revisions, archive=archive)
-            return list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+            changes = list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+            self._check_tables(inside, model, types, reader)
+            return changes
 
     def as_of(
         self,
@@ -314,10 +329,23 @@ class Reading:
         and with `revisions` those of these revisions, by type. `connection`, `archive` and errors
         are as for `history`.
         """
-        types = self._log.catalog.find_types(model)
         with open_source(connection, self._log.catalog) as inside:
+            types = choose_model_types(self._log.catalog, inside, model)
             reader, steps = self._open_row(inside, shape, revisions, archive=archive)
-            return rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
+            row = rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
+            self._check_tables(inside, model, types, reader)
+            return row
+
+    @staticmethod
+    def _check_tables(
+        connection: Connection | None,
+        model: Any,
+        types: Sequence[DeclaredType],
+        reader: RecordReader,
+    ) -> None:
+        # Last: types are read after the snapshot, so that they are those of all its records.
+        if not isinstance(model, str):
+            check_model_tables(connection, types, reader)
 
     def check_steps(
         self, connection: Readable | None, *, archive: Archive | None = None

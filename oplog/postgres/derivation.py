@@ -26,6 +26,8 @@ def resolve_shape(
     compiled the message itself and that lacks columns, a stored revision that has them is used.
     """
     type_name = type_name or declared.type_name
+    if declared.model is not None:
+        live = live.spell_types()
     columns = _list_columns(declared, live)
     if declared.message_class is None:
         return derive_shape(

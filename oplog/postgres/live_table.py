@@ -7,7 +7,7 @@ what is stored.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import xor
 from types import MappingProxyType
@@ -69,6 +69,8 @@ class LiveColumn:
     """A function of somebody's own that `::text` calls instead of the type's output."""
     number: int = 0
     """Its `attnum`, which a rename leaves as it is."""
+    full_type: str = ""
+    """`pg_type` with the schema of an enum, composite or range, whatever the search path is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,11 @@ class LiveTable:
         columns = {column.name: column.number for column in self.columns}
         return Numbers(self.database, self.oid, columns)
 
+    def spell_types(self) -> LiveTable:
+        """The same with types that no search path spells otherwise, as tables of tenants need."""
+        columns = tuple(replace(one, pg_type=one.full_type or one.pg_type) for one in self.columns)
+        return replace(self, columns=columns)
+
     @property
     def qualified(self) -> str:
         """The quoted, schema-qualified name."""
@@ -117,7 +124,7 @@ class LiveTable:
         return tuple(c.name for c in self.columns if c.primary_key)
 
 
-_DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
+DATABASE_ID = """(SELECT pg_catalog.concat(i.system_identifier, '/', d.oid)
    FROM pg_catalog.pg_control_system() i, pg_catalog.pg_database d
    WHERE d.datname = pg_catalog.current_database())"""
 _QUERY = f"""
@@ -135,8 +142,10 @@ base AS (
     CASE WHEN t.typtypmod >= 0 THEN t.typtypmod ELSE b.typmod END
   FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typid WHERE t.typtype = 'd')
 SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
-  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled <> 'D'
-          AND {is_own_trigger("g")})
+  EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgenabled <> 'D' AND {is_own_trigger("g")}
+          -- A partition may have triggers of its own.
+          AND (g.tgrelid = c.oid OR c.relkind = 'p' AND g.tgrelid IN (
+            SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p)))
   OR EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid),
   a.attname, pg_catalog.format_type(b.typid, b.typmod), t.typtype::text,
   a.attgenerated <> '', a.attnotnull,
@@ -157,7 +166,11 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
         AND m.classid = 'pg_catalog.pg_cast'::regclass AND m.deptype = 'e')), ''),
   a.attnum,
   {hash_column("a")}, ({hash_triggers("c.oid")}),
-  {_DATABASE_ID}
+  {DATABASE_ID},
+  pg_catalog.concat(CASE WHEN e.typtype IN ('e', 'c', 'r', 'm')
+      AND e.typnamespace <> 'pg_catalog'::regnamespace AND pg_catalog.pg_type_is_visible(e.oid)
+    THEN pg_catalog.concat(e.typnamespace::regnamespace, '.') END,
+    pg_catalog.format_type(b.typid, b.typmod))
 FROM wanted w
 JOIN pg_catalog.pg_class c ON c.oid = w.oid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
@@ -165,6 +178,7 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.
 JOIN pg_catalog.pg_type own ON own.oid = a.atttypid
 JOIN base b ON b.attrelid = c.oid AND b.attnum = a.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.typid AND t.typtype <> 'd'
+JOIN pg_catalog.pg_type e ON e.oid = CASE t.typcategory WHEN 'A' THEN t.typelem ELSE t.oid END
 ORDER BY w.n, a.attnum
 """
 
@@ -229,7 +243,7 @@ def read_tables_by_oid(connection: Connection, oids: Iterable[int]) -> Mapping[i
 
 def read_database_id(connection: Connection) -> str:
     """The server's system identifier and the database's oid, with a slash between."""
-    return str(connection.exec_driver_sql(f"SELECT {_DATABASE_ID}").scalar_one())
+    return str(connection.exec_driver_sql(f"SELECT {DATABASE_ID}").scalar_one())
 
 
 def _read(
@@ -308,6 +322,7 @@ def _build(rows: list[Any], parts: Mapping[int, _Parts]) -> LiveTable:
             blind=row[15],
             cast_to_text=row[16],
             number=row[17],
+            full_type=row[19],
         )
         for row in rows
     )

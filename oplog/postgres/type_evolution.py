@@ -112,6 +112,8 @@ def evolve_shape(
     `NotCapturableError` for a column that cannot be logged.
     """
     newest = stored[-1]
+    if declared is not None and declared.model is not None:
+        live = live.spell_types()
     if declared is not None and declared.message_class is not None:
         try:
             return resolve_shape(declared, live, stored=list(stored), type_name=newest.type_name)
@@ -151,6 +153,8 @@ def derive_first(
     `stored` are revisions of a type of this name whose table is gone. Raises `NotCapturableError`
     for a column that cannot be logged.
     """
+    if declared is not None and declared.model is not None:
+        live = live.spell_types()
     if declared is not None and declared.message_class is not None:
         try:
             return resolve_shape(declared, live, stored=list(stored), type_name=type_name)

@@ -150,11 +150,12 @@ def open_work(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def open_snapshot(connection: Connection) -> Iterator[Connection]:
+def open_snapshot(connection: Connection, *, uncommitted: bool = False) -> Iterator[Connection]:
     """A connection inside one consistent snapshot; whatever is done in it is undone.
 
     A transaction of the caller's that sees each statement anew, or that has written already,
-    cannot be that snapshot: then it is another connection of the same engine.
+    cannot be that snapshot: then it is another connection of the same engine. With `uncommitted`
+    one that has written is it all the same, as if nobody else wrote meanwhile.
     """
     if not connection.in_transaction():
         with connection.begin() as transaction:
@@ -167,7 +168,7 @@ def open_snapshot(connection: Connection) -> Iterator[Connection]:
         "SELECT pg_catalog.current_setting('transaction_isolation'), "
         "pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
     ).one()
-    if isolation in _REPEATABLE and not wrote:
+    if uncommitted if wrote else isolation in _REPEATABLE:
         savepoint = connection.begin_nested()
         try:
             with pin_settings(connection, restore=False):

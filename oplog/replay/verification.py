@@ -73,20 +73,22 @@ def verify_tables(
     limit: int = MOST_DIFFERENCES,
     batch_rows: int = BATCH_ROWS,
     progress: Progress | None = None,
+    uncommitted: bool = False,
 ) -> VerifyReport:
     """Compare every logged table with the log, in one REPEATABLE READ snapshot.
 
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
-    sees what is committed. Leaves nothing behind. If the log lacks the type of a declared or
-    guarded table, all its rows are extra. At most `limit` differences are described. Excluded
-    columns are not compared; generated ones are computed again.
+    sees what is committed; with `uncommitted` in the caller's that has written. Leaves nothing
+    behind. If the log lacks the type of a declared or guarded table, all its rows are extra. At
+    most `limit` differences are described. Excluded columns are not compared; generated ones are
+    computed again.
 
     A table that a migration has changed is compared with what the database proves of the change.
     Raises `ChainBrokenError` for an altered log, `SchemaDriftError` where nothing is proved: a
     table or a key was replaced; `ReplayError` for a log that does not replay.
     """
-    with open_snapshot(connection) as inside:
+    with open_snapshot(connection, uncommitted=uncommitted) as inside:
         # Row security would hide rows in silence; this makes it an error.
         inside.exec_driver_sql("SET LOCAL row_security = off")
         reader = log.open(inside)

@@ -18,6 +18,7 @@ from hashlib import sha256
 
 from oplog.schema.kept_images import TELL_PROGRAM, create_collected_statements, weigh_image
 from oplog.schema.mark_names import ADOPTION_PREFIX, BYPASS_AGGREGATE, RETIRED, RETIRED_REVISION
+from oplog.schema.own_writes import read_written_function
 from oplog.schema.touched_keys import (
     DEFINER,
     IMAGE_FUNCTIONS,
@@ -55,6 +56,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
+        read_written_function(s, p),
         *create_collected_statements(s),
         _write_mark(s),
         _mark(s),
@@ -82,6 +84,7 @@ def drop_guard_statements(s: str) -> list[str]:
         "guard_truncate()",
         "guard_check()",
         "guard_image()",
+        "read_written(oid, text[], text[], text[])",
         *IMAGE_FUNCTIONS,
         "settle(bigint)",
         "try_bypass(text, text[])",

@@ -18,6 +18,7 @@ APPLICATION_EXECUTES = (
     "append",
     "settle",
     "collect_images",
+    "read_written",
     "register_type",
     "register_key",
     *READER_EXECUTES,

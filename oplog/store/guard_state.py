@@ -28,6 +28,9 @@ class Guard:
     cascades: bool
     """A change of its rows may, through foreign keys with actions, change others of its rows
     in the same statement: an announcement of one would be taken for the other."""
+    log_schema: str = ""
+    """The schema of the log whose owner reads back what was written, because the writer's role may
+    not see it; empty where the role reads it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,21 @@ MANY_IMAGES = 1000
 gets the rows depends on it."""
 
 _GUARDED = """
-SELECT g.tgrelid::bigint, c.relkind::text, count(*)
+SELECT g.tgrelid::bigint, c.relkind::text, count(*),
+  (c.relrowsecurity OR NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))
+  AND pg_catalog.bool_or(pg_catalog.has_function_privilege(r.oid, 'EXECUTE')
+    AND pg_catalog.has_table_privilege(o.oid, c.oid, 'SELECT')
+    AND (NOT c.relrowsecurity OR o.rolsuper OR o.rolbypassrls
+      OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE')))
 FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
+LEFT JOIN pg_catalog.pg_proc r ON r.pronamespace = n.oid AND r.proname = 'oplog_read_written'
+LEFT JOIN pg_catalog.pg_roles o ON o.oid = r.proowner
 WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard')
   AND g.tgenabled = 'A' AND g.tgparentid = 0
-GROUP BY 1, 2"""
+GROUP BY g.tgrelid, c.oid, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relowner"""
 
 _CASCADING = """
 WITH RECURSIVE action AS (
@@ -140,12 +150,18 @@ FROM pg_catalog.to_regclass(%s) AS t(oid), pg_catalog.to_regprocedure(%s) AS o(o
 def read_guards(connection: Connection, schema: str) -> Guards:
     """The guards of the log in `schema`."""
     rows = connection.exec_driver_sql(_GUARDED, (schema,)).fetchall()
-    whole = [oid for oid, kind, count in rows if GUARD_TRIGGERS.get(kind, 0) <= count]
+    whole = {
+        oid: schema if by_owner else ""
+        for oid, kind, count, by_owner in rows
+        if GUARD_TRIGGERS.get(kind, 0) <= count
+    }
     if not whole:
         return Guards({}, ())
     cascading = set(connection.exec_driver_sql(_CASCADING).scalars())
     deferred = list(connection.exec_driver_sql(_DEFERRED).scalars())
-    return Guards({oid: Guard(oid, oid in cascading) for oid in whole}, deferred)
+    return Guards(
+        {oid: Guard(oid, oid in cascading, read_in) for oid, read_in in whole.items()}, deferred
+    )
 
 
 def collect_images(connection: Connection, schema: str) -> Collected:

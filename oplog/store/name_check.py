@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oplog.postgres.binary_message import INT8_ARRAY, TEXT_ARRAY, Parameter
+from oplog.postgres.binary_message import INT8, INT8_ARRAY, TEXT_ARRAY, Message, Parameter
 
 OTHER_TABLE = -1
 """The tally of a transaction that wrote another table than the tracked one of that name.
@@ -34,3 +34,19 @@ def compare_names(
         f"= ${first + 1}::bigint[] THEN ${first + 2} ELSE {OTHER_TABLE} END"
     )
     return compared, (Parameter(TEXT_ARRAY, names), Parameter(INT8_ARRAY, oids))
+
+
+def bind_call(
+    call: str,
+    parameters: tuple[Parameter, ...],
+    *,
+    tally: int | None,
+    named: Sequence[tuple[str, int]],
+    last: Parameter | None = None,
+) -> Message:
+    """A call, its tally behind the parameters, and the last one, if there is one, behind that."""
+    counted, compared = compare_names(named, first=len(parameters) + 1)
+    bound = (*parameters, *compared, Parameter(INT8, tally))
+    if last is None:
+        return Message(f"{call}{counted})", bound)
+    return Message(f"{call}{counted}, ${len(bound) + 1})", (*bound, last))

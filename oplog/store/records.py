@@ -40,7 +40,7 @@ from oplog.store.entry_filter import bind_filter
 from oplog.store.heads import select_heads
 from oplog.store.home import Identity, require_defined, require_home
 from oplog.store.links import list_broken_links
-from oplog.store.name_check import compare_names
+from oplog.store.name_check import bind_call
 from oplog.store.revisions import insert_type, list_types, register_type
 from oplog.store.rows import (
     CREATED,
@@ -58,6 +58,13 @@ from oplog.store.rows import (
 from oplog.store.type_store import TypeStore
 from oplog.store.version import parse_version, read_comment
 
+_WITH_OWN = """pg_catalog.concat(pg_catalog.pg_snapshot_xmin(s), ':', own::text::bigint + 1, ':',
+  pg_catalog.array_to_string(ARRAY(
+    SELECT x::text::bigint FROM pg_catalog.pg_snapshot_xip(s) x UNION ALL
+    SELECT pg_catalog.generate_series(
+      pg_catalog.pg_snapshot_xmax(s)::text::bigint, own::text::bigint - 1) ORDER BY 1), ','))"""
+"""The snapshot `s` with the transaction `own`, which began after all that `s` knows of: those in
+between are not over."""
 PAGE_ENTRIES = 4000
 """Most entries read at once, more only for a single larger record."""
 PAGE_BYTES = 8 * 1024 * 1024
@@ -194,7 +201,7 @@ class Store:
             Parameter(OID_ARRAY, known.enums or None),
             Parameter(INT8, known.form),
         )
-        return _bind(
+        return bind_call(
             f"{self._append}{_PLACES}, ",
             parameters,
             tally=tally,
@@ -210,7 +217,7 @@ class Store:
 
     def bind_settle(self, tally: int, *, named: Sequence[tuple[str, int]] = ()) -> Message:
         """The message of a transaction whose changes come to nothing; it answers with nothing."""
-        return _bind(self._settle, (), tally=tally, named=named)
+        return bind_call(self._settle, (), tally=tally, named=named)
 
     def read_tickets(self, connection: Connection, aggregates: Sequence[str]) -> dict[str, int]:
         """Versions by aggregate; one never written is left out."""
@@ -227,10 +234,16 @@ class Store:
     # -- reading --------------------------------------------------------------------------
 
     def read_snapshot(self, connection: Connection) -> str:
-        """The transaction's (or statement's) snapshot as text; on a standby `ALL_VISIBLE`."""
+        """The transaction's (or statement's) snapshot as text; on a standby `ALL_VISIBLE`.
+
+        What the transaction itself has appended is in it.
+        """
         found = connection.exec_driver_sql(
             "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN %s::text "
-            "ELSE pg_catalog.pg_current_snapshot()::text END",
+            f"WHEN own >= pg_catalog.pg_snapshot_xmax(s) THEN {_WITH_OWN} "
+            "ELSE pg_catalog.pg_current_snapshot()::text END "
+            "FROM pg_catalog.pg_current_snapshot() s, "
+            "pg_catalog.pg_current_xact_id_if_assigned() own",
             (ALL_VISIBLE,),
         )
         return str(found.scalar())
@@ -374,19 +387,3 @@ def complete_records(
         for position, first, data in found:
             more.setdefault(position, []).append(Part(first, bytes(data)))
     return [make_stored(row, more) for row in rows]
-
-
-def _bind(
-    call: str,
-    parameters: tuple[Parameter, ...],
-    *,
-    tally: int | None,
-    named: Sequence[tuple[str, int]],
-    last: Parameter | None = None,
-) -> Message:
-    """A call, its tally behind the parameters, and the last one, if there is one, behind that."""
-    counted, compared = compare_names(named, first=len(parameters) + 1)
-    bound = (*parameters, *compared, Parameter(INT8, tally))
-    if last is None:
-        return Message(f"{call}{counted})", bound)
-    return Message(f"{call}{counted}, ${len(bound) + 1})", (*bound, last))

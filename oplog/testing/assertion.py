@@ -18,6 +18,7 @@ from oplog.declared_models import Models, list_model_tables
 from oplog.entry import LoggedEntry, Operation, OpType
 from oplog.errors import ConfigurationError, ReplayError
 from oplog.facade import Oplog
+from oplog.reading.model_tables import choose_model_types
 from oplog.replay import Difference, VerifyReport
 
 _SHOWN = 20
@@ -73,10 +74,11 @@ def assert_logged(
     """Raise `AssertionError` unless the log holds the expected operation.
 
     With log and connection only, every tracked table must equal its rebuilt rows
-    (`Oplog.verify`). Otherwise at least one committed operation must match: of this mapped
-    class, table or type name, with this primary key (a value, a tuple or a mapping), of this
-    kind (`OpType` or 'create', 'update', 'delete'), with at least these fields, in a
-    transaction with at least this metadata.
+    (`Oplog.verify`); if the connection's transaction has written, as it sees them itself.
+    Otherwise at least one operation, committed or of that transaction, must match: of this mapped
+    class, table or type name (of a table in several schemas the one that the connection means),
+    with this primary key (a value, a tuple or a mapping), of this kind (`OpType` or 'create',
+    'update', 'delete'), with at least these fields, in a transaction with at least this metadata.
     """
     wanted_kind = OpType[kind.upper()] if isinstance(kind, str) else kind
     pairs = [
@@ -87,7 +89,9 @@ def assert_logged(
     if model_or_type is None and all(given is None for given in (key, kind, fields, metadata)):
         _assert_equal(log, connection)
         return
-    types = None if model_or_type is None else log.catalog.find_types(model_or_type)
+    types = None
+    if model_or_type is not None:
+        types = choose_model_types(log.catalog, connection, model_or_type)
     names = None if types is None else {declared.type_name for declared in types}
     wanted_key = (
         None if key is None else _spread_key(key, None if types is None else types[0].table)
@@ -117,7 +121,7 @@ def assert_tracked(catalog: TypeCatalog, models: Models) -> None:
     """
     complaints = []
     for table in list_model_tables(models):
-        if catalog.find_table(table) is not None:
+        if catalog.find_table(table) is not None or catalog.find_tenants(table):
             continue
         reason = catalog.untracked.get(table.fullname)
         if reason is None:
@@ -142,7 +146,7 @@ def describe_report(report: VerifyReport) -> str:
 
 def _assert_equal(log: Oplog, connection: Connection) -> None:
     try:
-        report = log.verify(connection)
+        report = log.verify(connection, uncommitted=True)
     except ReplayError as error:
         raise AssertionError(f"the log cannot be compared with the tables: {error}") from error
     if not report.ok:

@@ -130,11 +130,16 @@ def _create_tables(
     engine: Engine, models: type[DeclarativeBase] | sa.MetaData, catalog: TypeCatalog
 ) -> None:
     metadata = models if isinstance(models, sa.MetaData) else models.metadata
-    schemas = {table.schema for table in metadata.tables.values() if table.schema}
     tables = [declared.table for declared in catalog.types.values()]
+    schemas = {t.schema for t in (*metadata.tables.values(), *tables) if t.schema}
+    tenants = {one.table.schema for one in catalog.types.values() if one.model is not None}
+    places: list[str | None] = [*filter(None, tenants)] or [None]
     with engine.begin() as connection:
         _execute(connection, [f"CREATE SCHEMA IF NOT EXISTS {quote(s)}" for s in sorted(schemas)])
-        metadata.create_all(connection)
+        for schema in places:
+            translation = {} if schema is None else {None: schema}
+            metadata.create_all(connection.execution_options(schema_translate_map=translation))
+        connection.execution_options(schema_translate_map={})
         for table in tables:
             _execute(connection, track_statements(qualify([table.name], table.schema)))
 

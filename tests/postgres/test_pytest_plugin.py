@@ -80,6 +80,14 @@ def test_own_sessions(open_oplog):
         session.add(Account(id=1, owner="Ada"))
     opened.assert_logged(Account, key=1)
 
+def test_tables_of_all_tenants(open_oplog):
+    opened = open_oplog(Base, untracked={"hot.token": "short-lived"}, schemas=["t1", "t2"])
+    for tenant in ("t1", "t2"):
+        with opened.sessions.begin() as session:
+            session.execute(sa.text(f"SET LOCAL search_path = {tenant}"))
+            session.add(Account(id=1, owner=tenant))
+    opened.assert_logged("t2.account", key=1, fields={"owner": "t2"})
+
 def test_own_sessions_are_given_back():
     assert Sessions.kw["bind"] is None
 

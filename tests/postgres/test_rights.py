@@ -29,6 +29,7 @@ pytestmark = pytest.mark.postgres
 
 PINNED = ["search_path=pg_catalog, pg_temp"]
 PLANNED_ONCE = [*PINNED, "plan_cache_mode=force_generic_plan"]
+WITHOUT_POLICIES = [*PINNED, "row_security=off"]
 IMPATIENT = [*PINNED, "lock_timeout=10ms"]
 AS_TEXT = [*PINNED, *(f"{name}={value}".lower() for name, value in TEXT_SETTINGS.items())]
 FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
@@ -71,6 +72,7 @@ FUNCTIONS: dict[str, tuple[bool, bool, str, set[str]]] = {
     "oplog_mark": (False, True, "v", set()),
     "oplog_mark_change": (True, True, "v", {APPLICATION}),
     "oplog_raise_epoch": (False, True, "v", set()),
+    "oplog_read_written": (True, True, "v", {APPLICATION}),
     "oplog_refuse_change": (False, True, "v", set()),
     "oplog_register_key": (True, True, "v", {APPLICATION}),
     "oplog_register_type": (True, True, "v", {APPLICATION}),
@@ -144,7 +146,7 @@ def test_every_function_of_the_log(roles: Roles) -> None:
             assert owner == roles.names[OWNER]
             # The server spells names in its own way.
             spelled = [setting.lower() for setting in settings]
-            assert spelled in ([], PINNED, PLANNED_ONCE, IMPATIENT, AS_TEXT)
+            assert spelled in ([], PINNED, PLANNED_ONCE, IMPATIENT, AS_TEXT, WITHOUT_POLICIES)
             may = {
                 role
                 for role in (APPLICATION, WORKER, AUDITOR, CONSUMER, STRANGER)

@@ -8,6 +8,8 @@ from uuid import UUID
 import pytest
 
 from oplog.binding import Binding
+from oplog.capture.frame import NamedTable
+from oplog.capture.notices import NoticeState
 from oplog.capture.recorder import Recorder
 from oplog.capture.request import Claim
 from oplog.capture.row_change import RowChange
@@ -278,7 +280,7 @@ def test_what_a_savepoint_created_is_known_as_long_as_it_lasts(
 
 
 def test_names_stay_unchecked_within_a_savepoint_and_after_it(recorder: Recorder) -> None:
-    table = BY_TEAM.declared.table
+    table = NamedTable(BY_TEAM.declared.table, "item")
     recorder.note_names([table], None)
     recorder.push("before")
     assert any([recorder.has_unchecked])
@@ -291,7 +293,8 @@ def test_names_stay_unchecked_within_a_savepoint_and_after_it(recorder: Recorder
 
 
 def test_names_are_unchecked_until_they_are_compared(recorder: Recorder) -> None:
-    one, two = BY_TEAM.declared.table, AS_ONE.declared.table
+    one = NamedTable(BY_TEAM.declared.table, "one")
+    two = NamedTable(AS_ONE.declared.table, "two")
     recorder.note_names([one], "public")
     recorder.push("s")
     recorder.note_names([one, two], None)
@@ -485,11 +488,12 @@ def test_a_statement_of_its_own_that_failed_leaves_what_was_there() -> None:
     recorder.record([change(1)], tally=3)
     recorder.begin_statement("statement")
     recorder.fail(NotCapturableError("which rows is not known"))
-    recorder.apart = recorder.settled = recorder.wrote = True
+    recorder.apart = recorder.wrote = True
+    recorder.notices = NoticeState(told=True)
     recorder.end_apart()
     recorder.raise_failure()
     assert not recorder.dirty
-    assert (recorder.apart, recorder.settled, recorder.wrote) == (False, False, False)
+    assert (recorder.apart, recorder.notices.told, recorder.wrote) == (False, False, False)
     assert not recorder.has_binding
     assert len(recorder.receipts) == 1
     assert recorder.frames[-1].metadata == {"actor": ["ada"]}

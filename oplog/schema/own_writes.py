@@ -1,0 +1,90 @@
+"""The function that reads rows which the transaction itself has written, as DDL.
+
+What a guard saw has to be logged as it is stored, and not as the role of COMMIT may see it: row
+security, a setting that was reset or another role hide rows that were written a moment before. So
+the log's owner reads them, of guarded tables alone, and nothing but row versions that are this
+transaction's own.
+"""
+
+from __future__ import annotations
+
+from oplog.schema.touched_keys import DEFINER
+
+
+def read_written_function(s: str, p: str) -> str:
+    """The function, in the quoted schema `s` with settings' prefix `p`."""
+    return f"""CREATE FUNCTION {s}.oplog_read_written(
+  p_table oid, p_key text[], p_keys text[], p_columns text[])
+RETURNS TABLE (n bigint, texts text[])
+LANGUAGE plpgsql {DEFINER} SET row_security = off AS $oplog_fn$
+-- Columns, as text, of rows that this transaction wrote. p_key names the columns of the primary
+-- key, p_keys has their texts, row by row; n counts these rows. Of others nothing is given, so
+-- that a role learns of no row but those that it wrote. If the owner of the log is itself under
+-- row security, that is an error.
+DECLARE
+  v_width int := cardinality(p_key);
+  v_columns text;
+  v_where text;
+  v_found int;
+  v_given text;
+BEGIN
+  PERFORM {s}.oplog_require_guard(p_table, '{p}_guard_armed');
+  {_find_operators()}
+  IF v_found <> v_width OR v_found <> (SELECT i.indnkeyatts FROM pg_index i
+      WHERE i.indrelid = p_table AND i.indisprimary) OR cardinality(p_keys) % v_width <> 0 THEN
+    RAISE EXCEPTION USING errcode = '22023',
+      message = concat('oplog: that is not the primary key of ', p_table::regclass,
+        ', or a cast from text to its type is not the owner''s');
+  END IF;
+  SELECT string_agg(concat('t.', quote_ident(c.name),
+      CASE WHEN a.atttypid = 'xml'::regtype THEN '::text::xml' END, '::text'), ', ' ORDER BY c.n)
+    INTO v_columns
+  FROM unnest(p_columns) WITH ORDINALITY AS c(name, n)
+  LEFT JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.name;
+  IF v_width = 1 THEN
+    v_given := 'unnest($1) WITH ORDINALITY AS k(k1, n)';
+  ELSE
+    SELECT concat('(SELECT (u.e - 1) / ', v_width, ' + 1 AS n, ', string_agg(concat(
+        'max(u.v) FILTER (WHERE (u.e - 1) % ', v_width, ' = ', g - 1, ') AS k', g), ', '),
+        ' FROM unnest($1) WITH ORDINALITY AS u(v, e) GROUP BY 1) k')
+      INTO v_given FROM generate_series(1, v_width) g;
+  END IF;
+  -- A row that is seen and whose writer is in progress is the transaction's own, also if a
+  -- savepoint wrote it. OFFSET 0 has the key looked up for each row.
+  RETURN QUERY EXECUTE concat('SELECT k.n, r.texts FROM ', v_given, ' CROSS JOIN LATERAL '
+    '(SELECT ARRAY[', v_columns, ']::text[] AS texts, t.xmin AS writer FROM ', p_table::regclass,
+    ' t WHERE ', v_where, ' OFFSET 0) r '
+    'WHERE pg_xact_status(($2 - (($2 - r.writer::text::bigint) & 4294967295))::text::xid8) '
+    '= ''in progress''')
+  USING p_keys, pg_current_xact_id()::text::bigint + 2147483647;
+END $oplog_fn$"""
+
+
+def _find_operators() -> str:
+    """The condition that finds a row by its key, of operators by their names in full.
+
+    Those of an extension's types are in another schema. A cast from text that is not the owner's
+    would run with its rights.
+    """
+    return """SELECT count(DISTINCT a.attnum), string_agg(concat('t.', quote_ident(a.attname),
+      ' OPERATOR(', quote_ident(s.nspname), '.', o.oprname, ') k.k', c.n, '::',
+      format_type(a.atttypid, a.atttypmod)), ' AND ' ORDER BY c.n)
+    INTO v_found, v_where
+  FROM unnest(p_key) WITH ORDINALITY AS c(name, n)
+  JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.name AND NOT a.attisdropped
+  JOIN pg_index i ON i.indrelid = p_table AND i.indisprimary
+  CROSS JOIN LATERAL ROWS FROM (unnest(i.indkey::smallint[]), unnest(i.indclass::oid[]))
+    AS x(attnum, class)
+  JOIN pg_opclass f ON f.oid = x.class
+  JOIN pg_amop m ON m.amopfamily = f.opcfamily AND m.amopstrategy = 3
+    AND m.amoplefttype = f.opcintype AND m.amoprighttype = f.opcintype
+  JOIN pg_operator o ON o.oid = m.amopopr
+  JOIN pg_namespace s ON s.oid = o.oprnamespace
+  WHERE x.attnum = a.attnum AND NOT EXISTS (
+    WITH RECURSIVE typed AS (
+      SELECT a.atttypid AS type UNION SELECT d.typbasetype
+      FROM typed JOIN pg_type d ON d.oid = typed.type AND d.typtype = 'd')
+    SELECT FROM typed JOIN pg_cast y ON y.casttarget = typed.type
+    JOIN pg_proc z ON z.oid = y.castfunc
+    WHERE y.castsource = 'text'::regtype
+      AND NOT pg_has_role(z.proowner, current_user, 'MEMBER'));"""
