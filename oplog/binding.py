@@ -242,10 +242,11 @@ def bind_stored(
 def list_unstored_shapes(
     connection: Connection, catalog: TypeCatalog, *, stored: Revisions, schema: str
 ) -> list[Shape]:
-    """Shapes of tables that are declared or guarded, and that the log has no type for yet.
+    """Shapes of the application's tables that the log has no type for yet.
 
-    Nothing was ever logged for them: every row that they hold slipped past. Tables that are
-    not in the database are left out, and those that the catalog leaves out with a reason.
+    Nothing was ever logged for them: every row that they hold slipped past. Those are declared
+    tables, guarded ones that were mapped after the catalog was made from their models, and all
+    guarded ones for a catalog that has none. Tables that are not in the database are left out.
     """
     missing = [t for t in catalog.types.values() if t.type_name not in stored]
     live = read_live_tables(connection, [declared.table for declared in catalog.types.values()])
@@ -260,7 +261,9 @@ def list_unstored_shapes(
     taken = {*stored, *(shape.type_name for shape in shapes)}
     for found in read_tables_by_oid(connection, unknown).values():
         names = {found.name, f"{found.schema}.{found.name}"}
-        if not names & {*catalog.untracked, *taken}:
+        # Another application may declare the table, and adopt its rows.
+        ours = not catalog.types or bool(names & set(catalog.list_missing()))
+        if ours and not names & {*catalog.untracked, *taken}:
             shape = derive_first(found, None, type_name=f"{found.schema}.{found.name}")
             shapes += [] if shape is None else [shape]
     return shapes

@@ -32,7 +32,6 @@ def judge_coverage(facts: Facts, catalog: TypeCatalog, missing: Sequence[str]) -
     yield make(
         "catalog-empty",
         f"database {facts.database}",
-        message="the catalog has no tables: this application logs nothing, and its `verify` "
-        f"compares only what others have logged{names}",
+        message=f"the catalog has no tables: this application logs nothing{names}",
         hint="make the catalog from the models, when every module with models is imported",
     )

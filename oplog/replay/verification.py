@@ -80,8 +80,8 @@ def verify_tables(
     Runs on `connection` if it is not in a transaction yet, or in one that sees a single
     snapshot and has written nothing; else on a second connection of the same engine, which
     sees what is committed; with `uncommitted` in the caller's that has written. Leaves nothing
-    behind. If the log lacks the type of a declared or guarded table, all its rows are extra. At
-    most `limit` differences are described. Excluded columns are not compared; generated ones are
+    behind. If the log lacks the type of a table that is the application's, all its rows are extra.
+    At most `limit` differences are described. Excluded columns are not compared; generated ones are
     computed again.
 
     A table that a migration has changed is compared with what the database proves of the change.

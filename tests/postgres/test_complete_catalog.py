@@ -151,6 +151,11 @@ def test_an_empty_catalog_is_told_aloud(engine: Engine) -> None:
         ("problem", "catalog-empty"),
         ("notice", "guard-undeclared"),
     ]
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL oplog.bypass = 'an import'")
+        connection.exec_driver_sql("INSERT INTO early VALUES (1)")
+    with engine.connect() as connection:
+        assert [d.kind for d in log.verify(connection).differences] == ["extra"]
 
 
 def test_the_refusal_names_the_program(engine: Engine, database_url: URL) -> None:

@@ -36,10 +36,14 @@ def open_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int
     os.close(master)
 
 
-def read_lines(master: int) -> list[str]:
+def read_lines(master: int, last: str) -> list[str]:
+    """Lines, and what lines were overwritten with, through the one that has `last`."""
     sys.stderr.flush()
-    text = CONTROL.sub("", os.read(master, 1 << 20).decode())
-    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+    text = ""
+    while last not in text or not text.endswith("\n"):
+        # A terminal gives what it has by now.
+        text += os.read(master, 1 << 20).decode()
+    return [line for line in re.split(r"[\r\n]+", CONTROL.sub("", text)) if line.strip()]
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 200])
@@ -52,7 +56,7 @@ def test_progress_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatc
         with show_work("checking a very large archive in a bucket") as work:
             assert work is not None
             work(1_000_000, 10**12)
-        lines = read_lines(terminal)
+        lines = read_lines(terminal, "checking")
     assert any("100%" in line for line in lines)
     assert [line for line in lines if len(line) >= columns] == []
 
