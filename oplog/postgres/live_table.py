@@ -322,7 +322,7 @@ def _build(rows: list[Any], parts: Mapping[int, _Parts]) -> LiveTable:
             blind=row[15],
             cast_to_text=row[16],
             number=row[17],
-            full_type=row[19],
+            full_type=row[21],
         )
         for row in rows
     )

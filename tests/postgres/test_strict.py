@@ -83,6 +83,8 @@ def test_what_the_guards_saw_is_read_from_the_table(engine: Engine) -> None:
     with db.sessions.begin() as session:
         session.add(Item(id=1, name="a"))
     lie(db)
+    # The process would notice the trigger at its COMMIT, and be refused once.
+    db.log.refresh()
     with db.sessions.begin() as session:
         session.execute(sa.text("UPDATE item SET name = 'truth'"))
     assert dict(db.read_last().fields) == {"name": "lie"}
