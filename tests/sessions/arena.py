@@ -140,7 +140,10 @@ class Arena:
         found = self._open.get(role)
         if found is None or found.closed:
             found = self._open[role] = psycopg.connect(
-                f"host={self.server.directory} dbname=postgres user={role}", autocommit=True
+                f"host={self.server.directory} dbname=postgres user={role}",
+                autocommit=True,
+                # Sessions discard what the driver would have prepared.
+                prepare_threshold=None,
             )
         return found
 
