@@ -19,16 +19,18 @@ RETURNS TABLE (n bigint, texts text[])
 LANGUAGE plpgsql {DEFINER} SET row_security = off AS $oplog_fn$
 -- Columns, as text, of rows that this transaction wrote. p_key names the columns of the primary
 -- key, p_keys has their texts, row by row; n counts these rows. Of others nothing is given, so
--- that a role learns of no row but those that it wrote. If the owner of the log is itself under
--- row security, that is an error.
+-- that a role learns of no row but those that it wrote, and of columns only what it may read or
+-- write. If the owner of the log is itself under row security, that is an error.
 DECLARE
   v_width int := cardinality(p_key);
   v_columns text;
   v_where text;
   v_found int;
   v_given text;
+  v_refused text;
 BEGIN
   PERFORM {s}.oplog_require_guard(p_table, '{p}_guard_armed');
+  {_refuse_columns()}
   {_find_operators()}
   IF v_found <> v_width OR v_found <> (SELECT i.indnkeyatts FROM pg_index i
       WHERE i.indrelid = p_table AND i.indisprimary) OR cardinality(p_keys) % v_width <> 0 THEN
@@ -58,6 +60,26 @@ BEGIN
     '= ''in progress''')
   USING p_keys, pg_current_xact_id()::text::bigint + 2147483647;
 END $oplog_fn$"""
+
+
+def _refuse_columns() -> str:
+    """Raise for a column that the caller may neither read nor write.
+
+    The caller is the login, as any role that it may take on: which one wrote is not known any more.
+    A name that is no column's would be a function's.
+    """
+    return """SELECT c.name INTO v_refused FROM unnest(p_columns) AS c(name)
+  LEFT JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.name
+    AND a.attnum > 0 AND NOT a.attisdropped
+  WHERE a.attnum IS NULL OR NOT EXISTS (SELECT FROM pg_roles r
+    WHERE pg_has_role(session_user, r.oid, 'MEMBER')
+      AND has_column_privilege(r.oid, p_table, a.attnum, 'SELECT, INSERT, UPDATE')) LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION USING errcode = '42501',
+      message = concat('oplog: permission denied for column ', quote_ident(v_refused),
+        ' of table ', p_table::regclass),
+      hint = 'what a transaction wrote is read for the log: grant SELECT on the column to the role';
+  END IF;"""
 
 
 def _find_operators() -> str:

@@ -426,6 +426,7 @@ def test_a_row_that_a_trigger_deleted(tenants: Tenants, hidden: bool) -> None:
     """Provable where nothing hides rows, or where a guard saw it go."""
     tenants.fill()
     tenants.db.execute(*DELETED_BY_TRIGGER)
+    tenants.db.log.refresh()
     if not hidden:
         tenants.db.execute(f"ALTER ROLE {tenants.role} BYPASSRLS")
     if hidden and not tenants.is_guarded():
@@ -554,6 +555,7 @@ def test_a_table_without_policies_for_the_role_is_read_back_as_ever(
     with db.sessions.begin() as session:
         session.add(Doc(id=2, tenant="a", body="x"))
     db.execute(*DELETED_BY_TRIGGER)
+    db.log.refresh()
     with db.sessions.begin() as session:
         session.get_one(Doc, 2).body = "gone"
     assert db.tell() == ["CREATE doc 2", "DELETE doc 2"]

@@ -303,6 +303,39 @@ def test_a_table_without_a_guard_is_refused(secret: Connection) -> None:
         read(secret, "one", "1")
 
 
+def test_columns_that_the_role_may_not_touch_are_not_given(
+    guarded: LoggedDatabase, secret: Connection, role: str
+) -> None:
+    """A role that may update another column makes the row version its own."""
+    # A superuser's login may take on any role.
+    secret.exec_driver_sql(f"SET SESSION AUTHORIZATION {role}")
+    secret.commit()
+    guarded.execute(
+        f"REVOKE ALL ON pair FROM {role}",
+        f'GRANT SELECT ("left", "right"), UPDATE ("right") ON pair TO {role}',
+    )
+    secret.exec_driver_sql("SET LOCAL app.tenant = 'b'")
+    secret.exec_driver_sql('UPDATE pair SET "right" = "right" WHERE "left" = \'one\'')
+    with pytest.raises(DBAPIError, match="permission denied for column body"):
+        read(secret, "one", "1")
+    secret.rollback()
+    guarded.execute(f"GRANT INSERT (body) ON pair TO {role}")
+    secret.exec_driver_sql("SET LOCAL app.tenant = 'b'")
+    secret.exec_driver_sql('UPDATE pair SET "right" = "right" WHERE "left" = \'one\'')
+    assert read(secret, "one", "1") == [["secret"]]
+    secret.rollback()
+
+
+@pytest.mark.parametrize("name", ["ctid", "xmin", "row_to_json", "nothing", ""])
+def test_names_that_are_no_columns_are_refused(secret: Connection, name: str) -> None:
+    """After a table's alias, the name of a function would call it with the whole row."""
+    with pytest.raises(DBAPIError, match="permission denied for column"):
+        secret.exec_driver_sql(
+            "SELECT oplog.oplog_read_written('pair'::regclass, %s, %s, %s)",
+            (KEY, ["one", "1"], [name]),
+        )
+
+
 def test_who_may_call_it(guarded: LoggedDatabase, role: str) -> None:
     guarded.execute(f"REVOKE EXECUTE ON FUNCTION oplog.oplog_read_written FROM {role}")
     engine: Engine = guarded.sessions.kw["bind"]
