@@ -22,7 +22,7 @@ from oplog.payload import paged_parts
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.shape import Shape
 from oplog.store.guard_state import Image
-from oplog.store.rows import CREATED
+from oplog.store.rows import CREATED, NOTHING_KNOWN, KnownTables
 from oplog.type_binding import BoundType
 from tests.bound import make_bound
 
@@ -65,13 +65,16 @@ class Known:
     """What a transaction knows of these tables."""
 
     log_id, key_id = UUID(int=1), ""
-    by_name = {bound.shape.type_name: bound for bound in BOUND.values()}  # noqa: RUF012
+    by_stored_name = {bound.shape.type_name: bound for bound in BOUND.values()}  # noqa: RUF012
     latest = SHAPES
     secret_types: frozenset[str] = frozenset()
     epoch: int = 0
 
     def find_relation(self, oid: int) -> BoundType:
         return BOUND[oid]
+
+    def know(self, _written: object) -> KnownTables:
+        return NOTHING_KNOWN
 
     def find_shape(self, type_name: str, _revision: int) -> Shape:
         return SHAPES[type_name]
