@@ -32,6 +32,7 @@ _EVENTS = (
 )
 _RETURNING = ("before_cursor_execute", "do_executemany", "handle_error")
 """Events whose listener answers SQLAlchemy."""
+_OF_DIALECT = ("do_executemany", "handle_error")
 
 
 class EngineListener:
@@ -46,7 +47,7 @@ class EngineListener:
         """Begin to receive the engine's events."""
         for name in _EVENTS:
             listener = getattr(self, f"_on_{name}")
-            if name == "handle_error":
+            if name in _OF_DIALECT:
                 listener = _listen_weakly(listener)
             event.listen(self._transactions.engine, name, listener, retval=name in _RETURNING)
 
@@ -277,17 +278,17 @@ class EngineListener:
         self._transactions.prepare(connection)
 
 
-def _listen_weakly(listener: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _listen_weakly(listener: Callable[..., Any]) -> Callable[..., Any]:
     """The same listener, which keeps nothing alive.
 
-    Errors are an event of the dialect, and SQLAlchemy's caches of compiled statements keep that,
-    of every engine that a program has made. The engine's other listeners hold this one.
+    These are events of the dialect, and SQLAlchemy's caches of compiled statements keep that, of
+    every engine that a program has made. The engine's other listeners hold this one.
     """
     found = WeakMethod(listener)
 
-    def listen(exception_context: Any) -> Any:
+    def listen(*arguments: Any) -> Any:
         method = found()
-        return None if method is None else method(exception_context)
+        return None if method is None else method(*arguments)
 
     return listen
 

@@ -21,7 +21,7 @@ from oplog.payload.column_numbers import Numbers
 from oplog.postgres.quoting import quote
 from oplog.postgres.table_form import (
     hash_column,
-    hash_enums,
+    hash_labels,
     hash_relations,
     hash_triggers,
     is_own_trigger,
@@ -75,7 +75,7 @@ class LiveColumn:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What a type is made of: names of types, and hashes of composite and enum types by oid."""
+    """What a type is made of: names of types, and hashes by oid of composite types and labels."""
 
     names: list[str]
     forms: dict[int, int]
@@ -98,7 +98,7 @@ class LiveTable:
     forms: Mapping[int, int] = field(default_factory=dict)
     """Hashes of its columns, and of those of composite types in it, by the oid of each."""
     labels: Mapping[int, int] = field(default_factory=dict)
-    """Hashes of the labels of enum types in it, by the type's oid."""
+    """Hashes of the labels of enum types in it, by the label's oid."""
     database: str = ""
     """The server's system identifier and the database's oid, with a slash between."""
 
@@ -183,9 +183,9 @@ ORDER BY w.n, a.attnum
 """
 
 _PARTS = f"""
-SELECT w.typid, found.made_of, found.oid, found.relation, CASE found.kind
+SELECT w.typid, found.made_of, found.label::bigint, found.relation::bigint, CASE found.kind
   WHEN 'c' THEN ({hash_relations("ARRAY[found.relation]")})
-  WHEN 'e' THEN ({hash_enums("ARRAY[found.oid]")}) END
+  WHEN 'e' THEN ({hash_labels("ARRAY[found.label]")}) END
 FROM pg_catalog.unnest(%s::bigint[]) AS w(typid) CROSS JOIN LATERAL (
   WITH RECURSIVE part(oid) AS (
     SELECT w.typid::oid UNION SELECT inner_part.oid FROM part
@@ -196,9 +196,10 @@ FROM pg_catalog.unnest(%s::bigint[]) AS w(typid) CROSS JOIN LATERAL (
         WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
       UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
         WHERE p.oid IN (r.rngtypid, r.rngmultitypid)) inner_part(oid))
-  SELECT t.oid, t.typrelid AS relation, t.typtype AS kind,
+  SELECT l.oid AS label, t.typrelid AS relation, t.typtype AS kind,
     CASE WHEN t.oid <> w.typid::oid THEN pg_catalog.format_type(t.oid, NULL) END AS made_of
-  FROM part JOIN pg_catalog.pg_type t ON t.oid = part.oid) found
+  FROM part JOIN pg_catalog.pg_type t ON t.oid = part.oid
+  LEFT JOIN pg_catalog.pg_enum l ON l.enumtypid = t.oid) found
 ORDER BY 1, 2
 """
 """What types are made of. Apart from the rest, which is planned in half the time without it."""
@@ -269,14 +270,14 @@ def _read_parts(connection: Connection, types: Collection[int]) -> dict[int, _Pa
     """What each of these types is made of."""
     parts: dict[int, _Parts] = {}
     if types:
-        for typid, name, oid, relation, form in connection.exec_driver_sql(
+        for typid, name, label, relation, form in connection.exec_driver_sql(
             _PARTS, (sorted(types),)
         ):
             found = parts.setdefault(typid, _Parts([], {}, {}))
-            if name is not None:
+            if name is not None and name not in found.names:
                 found.names.append(name)
             if form is not None:
-                (found.forms if relation else found.labels)[relation or oid] = form
+                (found.forms if relation else found.labels)[relation or label] = form
     return parts
 
 

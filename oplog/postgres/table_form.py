@@ -58,9 +58,9 @@ def hash_relations(oids: str) -> str:
     )
 
 
-def hash_enums(oids: str) -> str:
-    """A query: the labels of enum types, whose oids the array has."""
+def hash_labels(oids: str) -> str:
+    """A query: labels of enum types, whose own oids the array has. One that was added is none."""
     return (
         f"SELECT pg_catalog.bit_xor({hash_label('l')}) FROM pg_catalog.pg_enum l "
-        f"WHERE l.enumtypid = ANY ({oids})"
+        f"WHERE l.oid = ANY ({oids})"
     )

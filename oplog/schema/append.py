@@ -295,7 +295,7 @@ def _append_function(s: str, p: str, *, name: str, rights: str, by_anybody: bool
     return f"""CREATE FUNCTION {s}.oplog_{name}(
   p_record uuid, p_aggregates text[], p_expected bigint[], p_data bytea,
   p_firsts integer[], p_more bytea[], p_format smallint, p_key_id text, p_metadata text[],
-  p_idempotency_key text, p_epoch bigint, p_relations oid[], p_enums oid[], p_form bigint,
+  p_idempotency_key text, p_epoch bigint, p_relations oid[], p_labels oid[], p_form bigint,
   p_tally bigint, p_asynchronous boolean,
   OUT o_versions bigint[], OUT o_hash bytea)
 LANGUAGE plpgsql {rights} SET plan_cache_mode = force_generic_plan AS $oplog_fn$

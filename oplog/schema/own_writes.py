@@ -33,7 +33,7 @@ BEGIN
   {_refuse_columns()}
   {_find_operators()}
   IF v_found <> v_width OR v_found <> (SELECT i.indnkeyatts FROM pg_index i
-      WHERE i.indrelid = p_table AND i.indisprimary) OR cardinality(p_keys) % v_width <> 0 THEN
+      WHERE i.indrelid = p_table AND i.indisprimary) OR mod(cardinality(p_keys), v_width) <> 0 THEN
     RAISE EXCEPTION USING errcode = '22023',
       message = concat('oplog: that is not the primary key of ', p_table::regclass,
         ', or a cast from text to its type is not the owner''s');
@@ -47,7 +47,7 @@ BEGIN
     v_given := 'unnest($1) WITH ORDINALITY AS k(k1, n)';
   ELSE
     SELECT concat('(SELECT (u.e - 1) / ', v_width, ' + 1 AS n, ', string_agg(concat(
-        'max(u.v) FILTER (WHERE (u.e - 1) % ', v_width, ' = ', g - 1, ') AS k', g), ', '),
+        'max(u.v) FILTER (WHERE mod(u.e - 1, ', v_width, ') = ', g - 1, ') AS k', g), ', '),
         ' FROM unnest($1) WITH ORDINALITY AS u(v, e) GROUP BY 1) k')
       INTO v_given FROM generate_series(1, v_width) g;
   END IF;

@@ -7,7 +7,7 @@ rows gives the table another file. What was last seen of that is kept in `oplog_
 
 from __future__ import annotations
 
-from oplog.postgres.table_form import hash_enums, hash_relations
+from oplog.postgres.table_form import hash_labels, hash_relations
 from oplog.schema.column_judgement import PINNED, describe_change, judge_numbers
 from oplog.schema.mark_names import (
     ADOPTION_PREFIX,
@@ -79,8 +79,8 @@ def refuse_old_types(s: str) -> str:
     """PL/pgSQL that raises if tables were changed since the writer looked at them.
 
     `p_epoch` is the number of schema changes that were noted then; NULL asks for nothing.
-    `p_relations` are the written tables, and the composite types in them, `p_enums` the enum
-    types, and `p_form` is what they were: there may be a change that nobody noted yet.
+    `p_relations` are the written tables, and the composite types in them, `p_labels` the labels of
+    enum types, and `p_form` is what they were: there may be a change that nobody noted yet.
 
     A transaction whose snapshot is older than a change sees the number of before: locking the row
     raises 40001 then.
@@ -95,8 +95,8 @@ def refuse_old_types(s: str) -> str:
     ELSE
       {read} FOR SHARE;
     END IF;
-    IF p_enums IS NOT NULL THEN
-      v_form := v_form # ({hash_enums("p_enums")});
+    IF p_labels IS NOT NULL THEN
+      v_form := v_form # ({hash_labels("p_labels")});
     END IF;
     IF p_epoch <> v_epoch OR p_form <> v_form THEN
       RAISE EXCEPTION USING errcode = '{TYPES_CHANGED}',

@@ -198,7 +198,7 @@ class Store:
             Parameter(TEXT, record.idempotency_key),
             Parameter(INT8, known.epoch),
             Parameter(OID_ARRAY, known.relations or None),
-            Parameter(OID_ARRAY, known.enums or None),
+            Parameter(OID_ARRAY, known.labels or None),
             Parameter(INT8, known.form),
         )
         return bind_call(

@@ -113,13 +113,13 @@ class KnownTables(NamedTuple):
     """What a writer took the tables for; by default it says nothing.
 
     `epoch` is the number of schema changes that were noted. `relations` are oids of the written
-    tables and of composite types in them, `enums` of enum types, and `form` is the hash of their
-    columns and labels.
+    tables and of composite types in them, `labels` of labels of enum types, and `form` is the hash
+    of what these were.
     """
 
     epoch: int | None = None
     relations: Sequence[int] = ()
-    enums: Sequence[int] = ()
+    labels: Sequence[int] = ()
     form: int | None = None
 
 

@@ -137,7 +137,7 @@ ARGUMENTS: dict[str, str] = {
     "p_idempotency_key": "NULL",
     "p_epoch": "NULL",
     "p_relations": "NULL::oid[]",
-    "p_enums": "NULL::oid[]",
+    "p_labels": "NULL::oid[]",
     "p_form": "NULL",
     "p_tally": "NULL",
     "p_asynchronous": "true",

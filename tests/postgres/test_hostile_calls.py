@@ -36,6 +36,9 @@ _HONEST_APPEND = {
     "p_metadata": ["actor", "mallory"],
     "p_idempotency_key": None,
     "p_epoch": None,
+    "p_relations": None,
+    "p_labels": None,
+    "p_form": None,
     "p_tally": None,
     "p_asynchronous": True,
 }

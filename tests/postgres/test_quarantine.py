@@ -426,7 +426,7 @@ def test_what_is_no_mark_quarantines_nothing(scene: Scene) -> None:
         flat = [text for pair in zip(keys, values, strict=True) for text in pair]
         connection.exec_driver_sql(
             "SELECT oplog.oplog_append_mark(gen_random_uuid(), ARRAY[%s], NULL, 'x'::bytea, NULL, "
-            "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, NULL, true)",
+            "NULL, 1::smallint, 'k', %s::text[], NULL, NULL, NULL, NULL, NULL, NULL, true)",
             (QUARANTINE_AGGREGATE, flat),
         )
         connection.commit()

@@ -58,6 +58,7 @@ TOO_OLD = {"a column is renamed", "a column goes"}
 HARMLESS = (
     "ALTER TABLE person ALTER name SET STATISTICS 50",
     "CREATE INDEX ON person (name)",
+    "ALTER TYPE mood ADD VALUE 'new' BEFORE 'bad'",
     "ANALYZE person",
     "VACUUM FULL person",
     "CREATE TABLE beside (id integer)",
