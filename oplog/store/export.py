@@ -23,7 +23,7 @@ from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
 from oplog.store.new_transactions import read_new_rows
 from oplog.store.records import read_records
-from oplog.store.rows import StoredRecord, measure_record
+from oplog.store.rows import StoredRecord, measure_record, read_uuid
 from oplog.store.seen import EVERYTHING, VISIBLE
 
 _PATIENCE_MINUTES = 5
@@ -245,7 +245,7 @@ def _make_row(row: Sequence[Any]) -> ArchiveRow:
     archive_id, url, epoch, generation, sequence, chain, head, cursor, *known = row
     origin_server, origin_database, owner_server, owner_database = known
     return ArchiveRow(
-        archive_id=archive_id,
+        archive_id=read_uuid(archive_id),
         url=url,
         epoch=epoch,
         generation=generation,

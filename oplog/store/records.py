@@ -54,6 +54,7 @@ from oplog.store.rows import (
     make_stored,
     measure_record,
     read_microseconds,
+    read_uuid,
 )
 from oplog.store.type_store import TypeStore
 from oplog.store.version import parse_version, read_comment
@@ -117,7 +118,7 @@ class Store:
     def read_log_id(self, connection: Connection) -> UUID:
         """The identity of this log, bound into every sealed part."""
         found = connection.exec_driver_sql(f"SELECT log_id FROM {self._s}.oplog_log").scalars()
-        ids: list[UUID] = list(found)
+        ids = [read_uuid(found_id) for found_id in found]
         if len(ids) != 1:
             raise SchemaVersionError(
                 f"schema {self.schema!r} has {len(ids)} rows in oplog_log, not one",

@@ -225,6 +225,11 @@ def write_microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def read_uuid(value: UUID | str) -> UUID:
+    """A UUID that was read: a loader of the application's own may have made a text of it."""
+    return value if isinstance(value, UUID) else UUID(value)
+
+
 def make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> StoredRecord:
     """A row as selected; `more` has the other parts of records with several, by position.
 
@@ -254,7 +259,7 @@ def _make_stored(row: Sequence[Any], more: Mapping[int, Sequence[Part]]) -> Stor
         parts = (*parts, Part(0, b""))
     return StoredRecord(
         position=position,
-        record_id=record_id,
+        record_id=read_uuid(record_id),
         transaction_id=transaction_id,
         format=form,
         key_id=key_id,
