@@ -79,6 +79,19 @@ class ApartStatements:
         recorder.imaged = True
         return recorder
 
+    def join_begun(self, connection: Connection) -> Recorder | None:
+        """A recorder for a transaction that began before its engine was attached.
+
+        What it did until now, guards know.
+        """
+        if is_autocommitting(connection) or not connection.in_transaction():
+            return None
+        recorder = self._open_recorder(connection)
+        recorder.wrote = True
+        if recorder.notices is not None:
+            recorder.notices.told = True
+        return recorder
+
     def begin(
         self, connection: Connection, recorder: Recorder, context: Any, statement: str
     ) -> None:

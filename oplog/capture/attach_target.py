@@ -20,6 +20,12 @@ def find_proxied(engine: Engine) -> Engine:
     return proxied
 
 
+def find_factory(target: Any) -> Any:
+    """The async_sessionmaker in an async_scoped_session; anything else as it is."""
+    factory = getattr(target, "session_factory", None)
+    return factory if is_async_factory(factory) else target
+
+
 def find_engine(target: Any) -> Engine | None:
     """The engine that `target` is, wraps or connects to; None for what only looks like one."""
     target = getattr(target, "sync_engine", target)

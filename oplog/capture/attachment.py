@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionm
 
 from oplog.capture.attach_target import (
     find_engine,
+    find_factory,
     find_proxied,
     is_async_factory,
     list_keywords,
@@ -88,6 +89,7 @@ class Attachments:
 
     def attach(self, target: Any) -> None:
         """Log every session of `target`; attaching twice is the same as once."""
+        target = find_factory(target)
         if id(target) in self._targets:
             return
         engine = getattr(target, "sync_engine", target)
@@ -108,8 +110,8 @@ class Attachments:
         else:
             raise ConfigurationError(
                 f"cannot attach to {target!r}",
-                hint="give a sessionmaker, async_sessionmaker, scoped_session, Session subclass "
-                "or engine",
+                hint="give a sessionmaker, async_sessionmaker, scoped_session, "
+                "async_scoped_session, Session subclass or engine",
             )
         self._targets[id(target)] = (target, session_class, undo)
         # The connections of its engine are this application's own, with a session or without.
@@ -119,6 +121,7 @@ class Attachments:
 
     def detach(self, target: Any) -> None:
         """Stop logging the sessions of `target`."""
+        target = find_factory(target)
         found = self._targets.pop(id(target), None)
         if found is None:
             raise ConfigurationError(

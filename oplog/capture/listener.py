@@ -26,7 +26,8 @@ from oplog.errors import CommitOutcomeUnknownError, NotCapturableError, OplogErr
 from oplog.postgres.counted_batch import execute_counted
 
 _EVENTS = (
-    *("engine_connect", "begin", "commit", "rollback", "prepare_twophase"),
+    *("engine_connect", "begin", "commit", "rollback"),
+    *("begin_twophase", "prepare_twophase", "commit_twophase", "rollback_twophase"),
     *("before_cursor_execute", "do_executemany", "after_cursor_execute", "after_execute"),
     "handle_error",
 )
@@ -60,8 +61,8 @@ class EngineListener:
         context = rest[1]
         # A default that is executed by itself comes before its statement has parameters.
         executed = hasattr(context, "parameters")
-        if recorder is None and executed and self._transactions.users:
-            recorder = self._transactions.apart.join(connection, context, statement)
+        if recorder is None and executed:
+            recorder = self._join(connection, context, statement)
         if recorder is None:
             return statement, rest[0]
         statement = self._transactions.settler.before(
@@ -86,6 +87,14 @@ class EngineListener:
             return statement, rest[0]
         announced = self._announce(connection, recorder, planned.plan, planned, context=context)
         return announced + statement, rest[0]
+
+    def _join(self, connection: Connection, context: Any, statement: str) -> Recorder | None:
+        """A recorder for a transaction that began unseen, or for a statement without one."""
+        if self._transactions.explicit:
+            return self._transactions.apart.join_begun(connection)
+        if self._transactions.users:
+            return self._transactions.apart.join(connection, context, statement)
+        return None
 
     def _announce(
         self,
@@ -274,8 +283,19 @@ class EngineListener:
     def _on_commit(self, connection: Connection) -> None:
         self._transactions.commit(connection)
 
+    def _on_begin_twophase(self, connection: Connection, xid: Any) -> None:
+        self._on_begin(connection)
+
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._transactions.prepare(connection)
+
+    def _on_commit_twophase(self, connection: Connection, xid: Any, is_prepared: Any) -> None:
+        # Without a first phase it is a COMMIT like others.
+        if not is_prepared:
+            self._transactions.prepare(connection)
+
+    def _on_rollback_twophase(self, connection: Connection, xid: Any, is_prepared: Any) -> None:
+        self._transactions.roll_back(connection)
 
 
 def _listen_weakly(listener: Callable[..., Any]) -> Callable[..., Any]:

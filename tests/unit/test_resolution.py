@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -63,6 +64,8 @@ class Server:
         self.refusal: DBAPIError | None = None
         self.open = False
         self.dialect = SimpleNamespace(driver="psycopg")
+        raw = SimpleNamespace(adapters=psycopg.adapters, connection=None)
+        self.connection = SimpleNamespace(driver_connection=raw)
 
     # The connection.
 
