@@ -5,7 +5,7 @@ A restore makes the tables anew, so the numbers in the archive belong to tables 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from oplog.payload.column_numbers import Numbers
@@ -13,6 +13,9 @@ from oplog.payload.schema_change import SchemaChange
 from oplog.payload.shape import DERIVED, Shape
 from oplog.postgres.live_table import LiveTable
 from oplog.replay.type_target import TypeTarget
+
+NO_TABLE = 1
+"""The oid of no table: those below 16384 are given to nothing that users make."""
 
 
 def place_shapes(
@@ -30,6 +33,23 @@ def place_shapes(
         if table is not None:
             numbers = (*numbers, table.numbers)
         yield replace(shape, numbers=numbers)
+
+
+def mark_absent(
+    shapes: Iterable[Shape], absent: Collection[str], *, database: str
+) -> Iterator[Shape]:
+    """The same revisions, the newest of each type of `absent` with a table that is gone.
+
+    So a table that is created later is another one, and not the table of the log's rows.
+    """
+    known = list(shapes)
+    newest = {name: max(s.revision for s in known if s.type_name == name) for name in absent}
+    gone = Numbers(database, NO_TABLE, {})
+    for shape in known:
+        if shape.type_name in absent and shape.revision == newest[shape.type_name]:
+            yield replace(shape, numbers=(*shape.numbers, gone))
+        else:
+            yield shape
 
 
 def make_next(live: LiveTable, target: TypeTarget) -> Shape | None:

@@ -342,7 +342,7 @@ def _load_log(
     source, driver = request.source, request.driver
     _write_identity(request, aim)
     visible, limit = source.read_snapshot(), aim.limit
-    rules = make_rules(aim.plans, aim.turns)
+    rules = make_rules(aim.plans, aim.turns, absent=aim.absent)
     if request.snapshot is not None:
         load_snapshot(driver, loaders, snapshot=request.snapshot, judge=rules.judge)
     before = source.first_sequence - 1

@@ -12,12 +12,13 @@ from datetime import datetime
 
 from sqlalchemy.engine import Connection
 
+from oplog.errors import SchemaDriftError
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
-from oplog.postgres.live_table import LiveTable
+from oplog.postgres.live_table import LiveTable, read_database_id
 from oplog.reading.given_place import find_place
 from oplog.reading.reader import RecordReader
-from oplog.recovery.renumbered_types import make_next, place_shapes
+from oplog.recovery.renumbered_types import make_next, mark_absent, place_shapes
 from oplog.recovery.target_revisions import find_targets
 from oplog.replay.rules import find_turns
 from oplog.replay.table_plan import TablePlan, read_plans
@@ -29,12 +30,16 @@ from oplog.store.type_store import TypeStore
 
 @dataclass(frozen=True)
 class Aim:
-    """What is restored into which tables, up to position `limit`."""
+    """What is restored into which tables, up to position `limit`.
+
+    `absent` are types of which the database has no table, each with the error for its first row.
+    """
 
     placed: Sequence[tuple[LiveTable, TypeTarget]]
     plans: Sequence[TablePlan]
     turns: Mapping[str, Turns]
     limit: int | None
+    absent: Mapping[str, SchemaDriftError]
 
 
 def find_aim(
@@ -42,7 +47,8 @@ def find_aim(
 ) -> Aim:
     """The tables of all types; `SchemaDriftError` if one of them cannot hold what is restored.
 
-    Text settings must be pinned.
+    As of an earlier position a type may have no table: the log does not say where its first
+    revision begins, so only rows show that there was one. Text settings must be pinned.
     """
     visible = reader.source.read_snapshot()
     limit = find_place(reader, through, snapshot=visible)
@@ -50,10 +56,12 @@ def find_aim(
     whole = turns if limit is None else find_turns(reader, snapshot=visible)
     revisions = group_shapes(reader.types.shapes)
     found = find_targets(connection, revisions, turns, through=limit, whole=whole)
-    for error in found.refused.values():
-        raise error
+    absent = {} if limit is None else {name: found.refused[name] for name in found.absent}
+    for name, error in found.refused.items():
+        if name not in absent:
+            raise error
     reader.aim_steps({name: one.shape.revision for name, one in found.by_type.items()})
-    return Aim(found.placed, read_plans(connection, found.placed), turns, limit)
+    return Aim(found.placed, read_plans(connection, found.placed), turns, limit, absent)
 
 
 def write_types(
@@ -63,7 +71,9 @@ def write_types(
 
     `lasting`: the database goes on by itself, and does not follow the log.
     """
-    for shape in place_shapes(shapes, aim.placed):
+    here = read_database_id(connection)
+    placed = place_shapes(shapes, aim.placed)
+    for shape in mark_absent(placed, aim.absent, database=here):
         log.insert_type(connection, shape)
     for live, target in aim.placed:
         following = make_next(live, target) if lasting else None

@@ -31,11 +31,13 @@ from oplog.store.adopted import Turns
 class Targets:
     """Tables of a database, each with the revision of a type that it has the columns of.
 
-    `refused` has, by type, why there is none.
+    `refused` has, by type, why there is none; `absent` are those of them of which the database
+    has no table at all.
     """
 
     placed: list[tuple[LiveTable, TypeTarget]] = field(default_factory=list)
     refused: dict[str, SchemaDriftError] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
 
     @property
     def by_type(self) -> Mapping[str, TypeTarget]:
@@ -82,6 +84,8 @@ def find_targets(
             )
         except SchemaDriftError as error:
             chosen.refused[name] = error
+            if not any((one.schema, one.table) in live for one in revisions[name]):
+                chosen.absent.add(name)
     _refuse_shared(chosen)
     return chosen
 

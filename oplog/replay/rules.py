@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from oplog.errors import SchemaDriftError
 from oplog.payload.shape import Shape
@@ -23,12 +24,16 @@ def find_turns(
 
 
 def make_rules(
-    plans: Sequence[TablePlan], turns: Mapping[str, Turns], *, gone: Collection[str] = ()
+    plans: Sequence[TablePlan],
+    turns: Mapping[str, Turns],
+    *,
+    gone: Collection[str] = (),
+    absent: Mapping[str, SchemaDriftError] = MappingProxyType({}),
 ) -> FoldRules:
     """The rules for all types of a log, whose `turns` are those up to the end of the fold.
 
     `gone` are types whose tables were dropped, which the log does not say yet: none of their
-    effects counts.
+    effects counts. `absent` are types without a table, and what is raised at their first effect.
     """
     lenient = {
         name: math.inf if one.ended is None else one.ended
@@ -36,7 +41,7 @@ def make_rules(
         if one.began
     }
     present = {name for plan in plans for name in plan.types}
-    return FoldRules(lenient, _Judge(turns, present, gone))
+    return FoldRules(lenient, _Judge(turns, present, gone, absent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +49,14 @@ class _Judge:
     turns: Mapping[str, Turns]
     present: Collection[str]
     gone: Collection[str]
+    absent: Mapping[str, SchemaDriftError]
 
     def __call__(self, shape: Shape) -> Validity:
         since = self.turns.get(shape.type_name, Turns()).retired or 0
         if shape.type_name in self.gone:
             return Validity(math.inf)
         if shape.type_name not in self.present:
-            return Validity(since, _refuse_retired(shape))
+            return Validity(since, self.absent.get(shape.type_name) or _refuse_retired(shape))
         return Validity(since) if since else VALID
 
 
