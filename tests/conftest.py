@@ -6,6 +6,7 @@ URL. A test's database is a copy of a template (`tests/databases.py`).
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -88,6 +89,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     server = config.stash.get(SERVER, None)
     if server is not None:
         server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect garbage after each module, so that what a module leaves open fails there.
+
+    Else a file that only the collector closes fails a test that has nothing to do with it.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture
