@@ -61,7 +61,7 @@ def find_aim(
         if name not in absent:
             raise error
     reader.aim_steps({name: one.shape.revision for name, one in found.by_type.items()})
-    return Aim(found.placed, read_plans(connection, found.placed), turns, limit, absent)
+    return Aim(found.placed, read_plans(connection, found.placed), turns, limit, absent=absent)
 
 
 def write_types(
