@@ -33,6 +33,8 @@ from oplog.events import (
 from oplog.facade import ForkReport, Oplog
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
+from oplog.metadata_context import carry_context, context, current_context
+from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
@@ -66,6 +68,7 @@ __all__ = [
     "ArchiveProblem",
     "ArchiveReport",
     "ArchiveStepDone",
+    "AsgiContext",
     "Batch",
     "Blocker",
     "Change",
@@ -119,6 +122,10 @@ __all__ = [
     "TypesReport",
     "VerifyReport",
     "WorkRetried",
+    "WsgiContext",
+    "carry_context",
+    "context",
+    "current_context",
     "open_archive",
 ]
 

@@ -8,6 +8,7 @@ with the application's row locks held.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy.engine import Connection
@@ -23,6 +24,7 @@ from oplog.crypto.seal import Sealer
 from oplog.entry import Entry, Ticket
 from oplog.errors import CaptureMismatchError, KeyRetiredError, SchemaChangedError
 from oplog.events import EntriesDrafted, EventSink, ignore_event
+from oplog.metadata_context import Describer
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.codec import PayloadCodec
 from oplog.payload.effect import operation_to_effect
@@ -43,12 +45,14 @@ class RecordWriter:
         *,
         strict: bool = False,
         draw_id: Callable[[], UUID] = draw_ordered_id,
+        describer: Describer | None = None,
         on_event: EventSink = ignore_event,
     ) -> None:
         self._store = store
         self._sealer = sealer
         self._builder = RecordBuilder(sealer, codec, draw_id=draw_id)
         self._strict = strict
+        self._describer = describer or Describer()
         self.on_event = on_event
 
     @property
@@ -106,8 +110,16 @@ class RecordWriter:
             ) from cause
 
     def build(self, gathered: GatheredWork) -> Draft | None:
-        """The record of a transaction; None if there is nothing to send."""
+        """The record of a transaction; None if there is nothing to send.
+
+        `MissingMetadataError` for one that does not say what the log requires.
+        """
+        metadata = self._describer.complete(gathered.work.metadata)
+        if metadata is not gathered.work.metadata:
+            gathered = replace(gathered, work=replace(gathered.work, metadata=metadata))
         draft = self._builder.build(gathered)
+        if draft is not None and draft.record is not None:
+            self._describer.check(metadata)
         if draft is not None and draft.record is not None and self.on_event is not ignore_event:
             self.on_event(
                 EntriesDrafted(

@@ -13,6 +13,10 @@ class InvalidMetadataError(EntryError):
     """Metadata that cannot be stored: NUL, lone surrogate, empty or over-long key or value."""
 
 
+class MissingMetadataError(EntryError):
+    """A transaction lacks metadata that its log requires; nothing was written."""
+
+
 class EntryTooLargeError(EntryError):
     """The entry is over the size limit; split the transaction."""
 

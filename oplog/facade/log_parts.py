@@ -15,6 +15,7 @@ from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer
 from oplog.events import EventSink
 from oplog.facade.completeness import Completeness
+from oplog.metadata_context import Describer
 from oplog.payload.codec import PayloadCodec
 from oplog.store import Store
 from oplog.store.commit_lookup import OutcomeStore
@@ -50,6 +51,7 @@ class LogParts:
         asynchronous_commit: bool,
         attachments: Attachments,
         completeness: Completeness,
+        describer: Describer,
         on_event: EventSink,
     ) -> Self:
         """The parts of a log with these settings, which are those of `Oplog`."""
@@ -65,7 +67,9 @@ class LogParts:
             outcomes=OutcomeStore(schema),
             sealer=sealer,
             codec=codec,
-            writer=RecordWriter(store, sealer, codec, strict=strict, on_event=on_event),
+            writer=RecordWriter(
+                store, sealer, codec, strict=strict, describer=describer, on_event=on_event
+            ),
             attachments=attachments,
             completeness=completeness,
             on_event=on_event,

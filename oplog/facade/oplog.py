@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar, overload
 
@@ -33,6 +33,7 @@ from oplog.facade.restoring_part import Restoring
 from oplog.facade.types_part import Types
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
+from oplog.metadata_context import Describe, make_describer
 from oplog.receipt import Receipt
 from oplog.store.guard_state import Collected, collect_images
 
@@ -53,6 +54,8 @@ class Oplog:
         guard: bool = True,
         asynchronous_commit: bool = False,
         expect: Models | None = None,
+        context: Describe | None = None,
+        require: Iterable[str] = (),
         on_event: EventSink = ignore_event,
     ) -> None:
         """`keyring` seals what is written; `plaintext=True` says that none is wanted.
@@ -63,6 +66,9 @@ class Oplog:
         COMMIT. A transaction under `synchronous_commit = off`, which a crash may lose after it
         was acknowledged, is refused unless `asynchronous_commit` says that this is understood.
         `attach` refuses a catalog that lacks a table of the models `expect` (one or several).
+        `context` gives metadata at each COMMIT, for keys that neither `oplog.context` nor
+        `annotate` has. A transaction that lacks one of the keys `require` is refused
+        (`MissingMetadataError`).
         `on_event` gets the events of `oplog.events`, inside the transaction.
         """
         if keyring is None and not plaintext:
@@ -80,6 +86,7 @@ class Oplog:
             asynchronous_commit=asynchronous_commit,
             attachments=Attachments(self._make_transactions),
             completeness=Completeness(catalog, expect),
+            describer=make_describer(context, require),
             on_event=on_event,
         )
         self._make_parts(log)

@@ -81,6 +81,7 @@ PUBLIC = {
         "HeadRolledBackError",
         "IdempotencyConflictError",
         "InvalidMetadataError",
+        "MissingMetadataError",
         "KeyRetiredError",
         "SchemaChangedError",
         "KeyUnavailableError",
@@ -113,6 +114,7 @@ PUBLIC = {
     "oplog": {
         "AdoptedType",
         "AdoptionReport",
+        "AsgiContext",
         "Archive",
         "ArchiveLag",
         "ArchiveProblem",
@@ -171,6 +173,10 @@ PUBLIC = {
         "ChangesReport",
         "VerifyReport",
         "WorkRetried",
+        "WsgiContext",
+        "carry_context",
+        "context",
+        "current_context",
         "open_archive",
     },
     "oplog.migration": {
