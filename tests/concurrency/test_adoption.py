@@ -307,8 +307,9 @@ def test_the_lock_lasts_one_chunk(
 
     def lock(*_: int) -> None:
         with other.begin() as connection:
-            connection.exec_driver_sql("LOCK TABLE customer IN ACCESS EXCLUSIVE MODE NOWAIT")
-            connection.exec_driver_sql("LOCK TABLE invoice IN ACCESS EXCLUSIVE MODE NOWAIT")
+            # The adopting connection waits for this one. Autovacuum may hold a lock, and gives way.
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
+            connection.exec_driver_sql("LOCK TABLE customer, invoice IN ACCESS EXCLUSIVE MODE")
 
     with engine.connect() as connection:
         log.adopt(connection, chunk_rows=50, progress=lock)
