@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.engine import URL, Engine
 
 from oplog import open_archive
-from oplog.store.export import ExportStore
+from oplog.store.export import ExportStore, Lease
 from tests.databases import FreshDatabase
 from tests.postgres.shop import DEADLINE_SECONDS, NOISE, Shop, open_shop
 from tests.postgres.test_cli_ending import wait_until_blocked
@@ -249,7 +249,7 @@ def hold_lease(shop: Shop, engine: Engine) -> Iterator[None]:
     """What a worker in the middle of its pass holds."""
     head = open_archive(shop.archive).read_head()
     with engine.begin() as connection:
-        assert ExportStore("oplog").try_lease(connection, head.archive_id)
+        assert ExportStore("oplog").try_lease(connection, head.archive_id) is Lease.OURS
         yield
 
 
