@@ -90,6 +90,16 @@ class Archive:
         self._seen = 0
         self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
 
+    def reopen(self, store: ObjectStore) -> Archive:
+        """The same archive for another thread, through `store`, which leads to the same objects."""
+        return Archive(
+            store,
+            single_writer=self.single_writer,
+            verdict=self._verdict,
+            read_ahead=self._read_ahead,
+            accept_older=self.accept_older,
+        )
+
     @property
     def url(self) -> str:
         """Where it is, for messages."""
