@@ -373,11 +373,6 @@ class Archive:
             )
         return manifest
 
-    def find_snapshot(self, head: Head, *, position: int | None = None) -> SnapshotRef | None:
-        """The newest snapshot that shows nothing after `position`."""
-        fitting = [s for s in head.snapshots if position is None or s.position <= position]
-        return fitting[-1] if fitting else None
-
 
 def describe_older(url: str, *, found: int, named: int) -> str:
     """What to say of a hint that names a newer head than was found."""
