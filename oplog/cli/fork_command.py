@@ -124,3 +124,38 @@ def abandon(invocation: Invocation) -> None:
         report = log.sync(engine, archive, fork="fork")
     document = report.to_json()
     invocation.emit(lambda: document, lambda: show_sync(document))
+
+
+@fork.command()
+@click.option(
+    "--through",
+    type=click.IntRange(min=0),
+    metavar="GENERATION",
+    required=True,
+    help="Newest generation whose lost branch is given up; all before it are too.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be given up, and write nothing.")
+@archive_option
+@single_writer_option
+@standard_options
+@pass_invocation
+def retire(invocation: Invocation, *, through: int, dry_run: bool) -> None:
+    """Give up old lost branches: their records can then be neither read nor replayed.
+
+    An archive keeps at most 100, and publishes no fork beyond that. `collect` deletes later what
+    only they had.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.retire_branches(engine, archive, through=through, dry_run=dry_run)
+    document = report.to_json()
+    invocation.emit(lambda: document, lambda: _show_retirement(document))
+    if dry_run:
+        say("nothing was written: this was a dry run")
+
+
+def _show_retirement(document: Mapping[str, Any]) -> Iterator[str]:
+    generations = ", ".join(map(str, document["generations"]))
+    records = show_count(document["records"], "record")
+    yield f"retired: lost branches of generations {generations}, with {records}"
+    yield f"{document['kept']} left"

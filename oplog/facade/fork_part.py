@@ -40,6 +40,7 @@ from oplog.store.export import ExportStore
 from oplog.store.guard_state import count_images
 from oplog.store.intake import RestorationStore
 from oplog.sync.divergence import LostEntry
+from oplog.upkeep.branch_retirement import RetirementReport, retire_branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,21 @@ class Forks:
         finally:
             self._log.attachments.detach(sessions)
         return ReplayLostReport(source.generation, len(lost) - len(refused), refused)
+
+    def retire_branches(
+        self, engine: Engine, archive: Archive, *, through: int, dry_run: bool = False
+    ) -> RetirementReport:
+        """Let go of the lost branches of generations up to `through`, which then cannot be read.
+
+        A head names at most 100. `collect` deletes later what only they had. With `dry_run`,
+        nothing is written. Raises `ConfigurationError` if there are none.
+        """
+        return retire_branches(
+            self._publishing.make_exporter(archive),
+            take_engine(engine),
+            through=through,
+            dry_run=dry_run,
+        )
 
     def _foresee(
         self, engine: Engine, generation: int, lost: Sequence[LostTransaction]

@@ -120,12 +120,15 @@ class EpochHolder:
         draft: Head,
         *,
         snapshot: bool = False,
+        receipt: bool = True,
     ) -> Head:
         """Publish `draft` on top of the context's head; the head as it is published.
 
         `connection` is in the transaction that read what is published. The horizon stays where
         it is while a snapshot is being taken, whose chunks no head names yet; `snapshot` says
-        that this is the head that names them. Raises `LeaseLostError`.
+        that this is the head that names them. Without a `receipt` the database knows no more of
+        the archive than before: for a head with the same records, some of which it may have lost.
+        Raises `LeaseLostError`.
         """
         publisher, base = self.publisher, context.base
         if not context.seized and is_followed(self._archive, base.head):
@@ -134,7 +137,8 @@ class EpochHolder:
         archive_id = base.head.archive_id
         settled = snapshot or self._store.try_reserve(connection, archive_id)
         published = publisher.create_head(base.head, draft, link=base.link, settled=settled)
-        self._acknowledge(connection, published)
+        if receipt:
+            self._acknowledge(connection, published)
         publisher.write_hint(published)
         return published
 

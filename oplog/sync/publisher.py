@@ -113,7 +113,8 @@ class Publisher:
         It names `base` by `link`, or else by the bytes that `base` encodes to. Unless everything
         below this writer's own numbers is `settled`, it reserves what `base` reserves. Raises
         `LeaseLostError` when another writer has published, or has done so long ago and cleaned
-        up. `StoreUnavailableError` leaves open whether it is there: the next pass sees.
+        up, and `ManifestInvalidError` for a head that could not be read, before it is written.
+        `StoreUnavailableError` leaves open whether it is there: the next pass sees.
         """
         number = base.number + 1
         if self.archive.single_writer:
@@ -142,6 +143,8 @@ class Publisher:
                 horizon=max(base.horizon, self.horizon) if settled else base.horizon,
                 created_at=time.time_ns() // 1000,
             )
+            # One that nobody could read would be the end of the archive: none comes after it.
+            decode_head(candidate.encode(), what=f"the next head of {self.archive.url}")
             published = self._try_head(candidate, tried)
             if published is None:
                 continue
