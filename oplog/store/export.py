@@ -25,7 +25,7 @@ from oplog.store.records import read_records
 from oplog.store.rows import StoredRecord, measure_record, read_uuid
 from oplog.store.seen import EVERYTHING, VISIBLE
 
-_PATIENCE_MINUTES = 5
+_PATIENCE_MINUTES = 15
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
 _ROW = ARCHIVE_COLUMNS
 _READ = _ROW.replace("cursor", "cursor::text")

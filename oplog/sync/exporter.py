@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.archive.archive import Archive
 from oplog.archive.format.path import LATEST
 from oplog.archive.ownership import identify
+from oplog.errors import StoreUnavailableError
 from oplog.finding import Finding
 from oplog.store import Store
 from oplog.store.cursor import Cursor
@@ -32,10 +33,17 @@ from oplog.sync.publisher import Emit, make_hint
 PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one record has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""Sealed bytes and metadata of one segment, and of all that one head adds.
+"""Most sealed bytes and metadata of one segment, and of all that one head adds.
 
 Unless one record has more.
 """
+
+FIRST_SEGMENT_BYTES = 1024 * 1024
+"""Of the first page. Each page that goes through doubles it: what the line takes is not known."""
+LEAST_SEGMENT_BYTES = 128 * 1024
+"""What is tried at last on a line on which larger segments time out."""
+_PAGES_HELD = 16
+"""Pages after a failure in which nothing larger is tried: each try may cost minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +99,11 @@ class Exporter:
             feed=Feed(schema),
             emit=emit,
             page_entries=page_entries,
-            segment_bytes=segment_bytes,
+            segment_bytes=min(FIRST_SEGMENT_BYTES, segment_bytes),
         )
         self._fork = fork
+        self._most_bytes = segment_bytes
+        self._pages_held = 0
         # Drawn once: an attempt that is made again must not found another archive.
         self._new_id = uuid4()
         self.unfinished = False
@@ -128,7 +138,31 @@ class Exporter:
         `seize` goes on although another worker has the lease: of both, one publishes. Raises
         `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
         """
-        return self.epoch.run(engine, lambda connection: self._attempt(connection, seize=seize))
+        try:
+            report = self.epoch.run(engine, lambda inside: self._attempt(inside, seize=seize))
+        except StoreUnavailableError:
+            self._shrink()
+            raise
+        if report.entries:
+            self._grow()
+        return report
+
+    def _shrink(self) -> None:
+        """A line that does not take a segment in time may take a smaller one."""
+        self._pages_held = _PAGES_HELD
+        self._resize(self.drafter.segment_bytes // 2)
+
+    def _grow(self) -> None:
+        """After a page that went through: twice as much, unless that failed not long ago."""
+        if self._pages_held:
+            self._pages_held -= 1
+        else:
+            self._resize(2 * self.drafter.segment_bytes)
+
+    def _resize(self, wanted: int) -> None:
+        size = max(min(LEAST_SEGMENT_BYTES, self._most_bytes), min(self._most_bytes, wanted))
+        if size != self.drafter.segment_bytes:
+            self.drafter = replace(self.drafter, segment_bytes=size)
 
     def find_context(
         self, connection: Connection, *, seize: bool = False, base: Base | None = None
