@@ -203,7 +203,8 @@ class Archive:
             return ManifestInvalidError(
                 f"{self.url} was an archive, and shows no head",
                 hint="heads were deleted by hand or by a lifecycle rule, or the store's list "
-                "leaves out what is there: bring the last two heads back",
+                "leaves out what is there: bring the last two heads back. If they are gone, and "
+                "the database has everything, oplog resync --anew begins again",
             )
         if found == 1:
             return ManifestInvalidError(

@@ -184,6 +184,12 @@ class ExportStore:
             (*_list_values(row), row.archive_id),
         )
 
+    def forget_archive(self, connection: Connection, archive_id: UUID) -> None:
+        """Remove the row of one archive; only the log's owner may."""
+        connection.exec_driver_sql(
+            f"DELETE FROM {self._s}.oplog_archive WHERE archive_id = %s", (archive_id,)
+        )
+
     def forget_archives(self, connection: Connection) -> None:
         """Remove the rows of all archives."""
         connection.exec_driver_sql(f"DELETE FROM {self._s}.oplog_archive")

@@ -145,8 +145,9 @@ def _make_first(
             raise HeadRolledBackError(
                 f"{archive.url} is empty, and the database has published "
                 f"{row.sequence} records there",
-                hint="the bucket was emptied or is another one: bring the objects back, or "
-                "begin a new archive under another prefix",
+                hint="the bucket was emptied or is another one: bring the objects back if you can. "
+                "Else oplog resync --anew fills it again from this database, if nothing was ever "
+                "pruned; or begin a new archive under another prefix",
             )
         archive_id = row.archive_id
     return make_first(archive_id, log.read_log_id(connection), origin)
