@@ -42,7 +42,7 @@ from oplog.receipt import Receipt
 from oplog.recovery.follow import FollowReport
 from oplog.recovery.incarnation import IncarnationReport
 from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
-from oplog.recovery.restore import RestoreReport
+from oplog.recovery.restore_report import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.schema.grants import GrantsReport
 from oplog.snapshot.policy import SnapshotPolicy

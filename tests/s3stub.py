@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Planned:
     times: int
     method: str | None
     path: str | None
+    larger: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,8 @@ class S3Stub:
     check of a condition and the write: given, the server is one that checks, then writes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        """With a `context`, over TLS."""
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.errors: list[BaseException] = []
@@ -111,6 +114,12 @@ class S3Stub:
         self._closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.stub = self
+        self._scheme = "http" if context is None else "https"
+        if context is not None:
+            # Whoever refuses the certificate must not hold up the server: not in `accept`.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self) -> Self:
@@ -131,7 +140,7 @@ class S3Stub:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def open(
         self, prefix: str = "pre/fix", *, backoff: Backoff | None = None, **options: str
@@ -145,10 +154,19 @@ class S3Stub:
         )
 
     def plan(
-        self, fault: Fault, *, times: int = 1, method: str | None = None, path: str | None = None
+        self,
+        fault: Fault,
+        *,
+        times: int = 1,
+        method: str | None = None,
+        path: str | None = None,
+        larger: int = -1,
     ) -> None:
-        """Let the fault befall the next `times` requests of this method and this path's end."""
-        self._planned.append(Planned(fault, times, method, path))
+        """Let the fault befall the next `times` requests of this method and this path's end.
+
+        And with a body `larger` than that.
+        """
+        self._planned.append(Planned(fault, times, method, path, larger))
 
     def forget(self) -> None:
         """From here on nothing befalls a request."""
@@ -182,6 +200,7 @@ class S3Stub:
     def _find_fault(self, request: Request) -> Fault:
         for planned in self._planned:
             matches = planned.method in {None, request.method}
+            matches = matches and len(request.body) > planned.larger
             if matches and planned.times and request.path.endswith(planned.path or ""):
                 planned.times -= 1
                 return planned.fault
@@ -266,7 +285,7 @@ class _Server(ThreadingHTTPServer):
 
         error = sys.exception()
         # A client that gave up waiting is among the faults; anything else is a fault of the stub.
-        if error is not None and not isinstance(error, ConnectionError):
+        if error is not None and not isinstance(error, (ConnectionError, ssl.SSLError)):
             self.stub.errors.append(error)
 
 

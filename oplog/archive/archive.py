@@ -90,6 +90,16 @@ class Archive:
         self._seen = 0
         self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
 
+    def reopen(self, store: ObjectStore) -> Archive:
+        """The same archive for another thread, through `store`, which leads to the same objects."""
+        return Archive(
+            store,
+            single_writer=self.single_writer,
+            verdict=self._verdict,
+            read_ahead=self._read_ahead,
+            accept_older=self.accept_older,
+        )
+
     @property
     def url(self) -> str:
         """Where it is, for messages."""
@@ -193,7 +203,8 @@ class Archive:
             return ManifestInvalidError(
                 f"{self.url} was an archive, and shows no head",
                 hint="heads were deleted by hand or by a lifecycle rule, or the store's list "
-                "leaves out what is there: bring the last two heads back",
+                "leaves out what is there: bring the last two heads back. If they are gone, and "
+                "the database has everything, oplog resync --anew begins again",
             )
         if found == 1:
             return ManifestInvalidError(
@@ -362,11 +373,6 @@ class Archive:
                 hint="one of both was altered: run oplog check",
             )
         return manifest
-
-    def find_snapshot(self, head: Head, *, position: int | None = None) -> SnapshotRef | None:
-        """The newest snapshot that shows nothing after `position`."""
-        fitting = [s for s in head.snapshots if position is None or s.position <= position]
-        return fitting[-1] if fitting else None
 
 
 def describe_older(url: str, *, found: int, named: int) -> str:

@@ -123,7 +123,7 @@ class ArchivedLog:
         for _, records in self._iterate(segments):
             if links is not None:
                 check_links(records, links)
-            page = [record for record in records if _fits(record, filter)]
+            page = [record for record in records if fits(record, filter)]
             if page:
                 yield page
 
@@ -240,7 +240,8 @@ def _may_hold(item: Item, filter: EntryFilter) -> bool:
     return after and through
 
 
-def _fits(record: StoredRecord, filter: EntryFilter) -> bool:
+def fits(record: StoredRecord, filter: EntryFilter) -> bool:
+    """Whether a record has an entry that the filter takes."""
     if filter.after is not None and record.position <= filter.after:
         return False
     if filter.through is not None and record.position > filter.through:

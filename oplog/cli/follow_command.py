@@ -20,6 +20,7 @@ from oplog.cli.option import (
     database_option,
     pass_invocation,
     standard_options,
+    stop_within_option,
 )
 from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.signals import run_until_signal
@@ -49,14 +50,18 @@ _LONGEST_PAUSE_SECONDS = 30.0
     show_default=True,
     help="Name under which the database keeps its position.",
 )
+@stop_within_option()
 @accept_older_option
 @standard_options
 @pass_invocation
-def follow(invocation: Invocation, *, once: bool, interval: float, name: str) -> None:
+def follow(
+    invocation: Invocation, *, once: bool, interval: float, name: str, stop_within: float
+) -> None:
     """Keep a second database up to date from ARCHIVE.
 
     An empty, migrated database is restored first. Nobody else may write into it. On SIGTERM or
-    Ctrl-C the batch under way is finished; a second one ends at once, which loses nothing either.
+    Ctrl-C the batch under way is finished; a second one ends at once, which loses nothing either,
+    and so does --stop-within.
     """
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
@@ -65,7 +70,9 @@ def follow(invocation: Invocation, *, once: bool, interval: float, name: str) ->
             report = follower.look()
         else:
             doing = f"following {escape(archive.url)}"
-            report = run_until_signal(follower.run, stop=follower.stopped.set, doing=doing)
+            report = run_until_signal(
+                follower.run, stop=follower.stopped.set, doing=doing, stop_seconds=stop_within
+            )
     document = report.to_json()
     invocation.emit(lambda: document, lambda: _show_follow(document))
 

@@ -80,20 +80,32 @@ def _show(report: ForkReport) -> Iterator[str]:
     help="Generation that lost records; the default is the newest.",
 )
 @click.option("--dry-run", is_flag=True, help="Count the transactions, and write nothing.")
+@click.option(
+    "--overwrite",
+    type=click.IntRange(min=1),
+    metavar="SEQUENCE",
+    multiple=True,
+    help="Write this one over what was written since; may be given several times.",
+)
 @archive_option
 @single_writer_option
 @standard_options
 @pass_invocation
-def replay_lost(invocation: Invocation, *, generation: int | None, dry_run: bool) -> int:
+def replay_lost(
+    invocation: Invocation, *, generation: int | None, dry_run: bool, overwrite: tuple[int, ...]
+) -> int:
     """Write lost transactions again, as new ones.
 
     Each is logged with the metadata it had, and done at most once, however often this is run.
     A fork that is not published yet is published first. Needs the keys. Exit code 3 when one
-    does not fit the current rows: it is reported and not written.
+    does not fit the current rows: it is reported, with what was written there since, when and
+    by whom, and not written.
     """
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
-        report = log.replay_lost(engine, archive, generation=generation, dry_run=dry_run)
+        report = log.replay_lost(
+            engine, archive, generation=generation, dry_run=dry_run, overwrite=overwrite
+        )
     document = {"dry_run": dry_run, **report.to_json()}
     invocation.emit(lambda: document, lambda: _show_replay(document))
     if dry_run:
@@ -104,9 +116,19 @@ def replay_lost(invocation: Invocation, *, generation: int | None, dry_run: bool
 def _show_replay(document: Mapping[str, Any]) -> Iterator[str]:
     for refused in document["refused"]:
         yield f"refused: sequence {refused['sequence']}: {escape(refused['reason'])}"
+        yield from map(_show_conflict, refused["conflicts"])
     transactions = show_count(document["replayed"], "transaction")
     verb = "to be done again" if document["dry_run"] else "done again"
     yield f"{transactions} of generation {document['generation']} {verb}"
+
+
+def _show_conflict(conflict: Mapping[str, Any]) -> str:
+    columns = [f"{name}.{one}" for name, found in conflict["columns"].items() for one in found]
+    by = [f"{key}={value}" for key, found in conflict["metadata"].items() for value in found]
+    return escape(
+        f"  {conflict['aggregate']} version {conflict['version']}, {conflict['recorded_at']}"
+        f"{', ' if by else ''}{', '.join(by)}: wrote {', '.join(columns) or 'a deletion'}"
+    )
 
 
 @fork.command()
@@ -124,3 +146,38 @@ def abandon(invocation: Invocation) -> None:
         report = log.sync(engine, archive, fork="fork")
     document = report.to_json()
     invocation.emit(lambda: document, lambda: show_sync(document))
+
+
+@fork.command()
+@click.option(
+    "--through",
+    type=click.IntRange(min=0),
+    metavar="GENERATION",
+    required=True,
+    help="Newest generation whose lost branch is given up; all before it are too.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be given up, and write nothing.")
+@archive_option
+@single_writer_option
+@standard_options
+@pass_invocation
+def retire(invocation: Invocation, *, through: int, dry_run: bool) -> None:
+    """Give up old lost branches: their records can then be neither read nor replayed.
+
+    An archive keeps at most 100, and publishes no fork beyond that. `collect` deletes later what
+    only they had.
+    """
+    log, archive = invocation.load_log(), invocation.open_archive()
+    with invocation.open_engine() as engine:
+        report = log.retire_branches(engine, archive, through=through, dry_run=dry_run)
+    document = report.to_json()
+    invocation.emit(lambda: document, lambda: _show_retirement(document))
+    if dry_run:
+        say("nothing was written: this was a dry run")
+
+
+def _show_retirement(document: Mapping[str, Any]) -> Iterator[str]:
+    generations = ", ".join(map(str, document["generations"]))
+    records = show_count(document["records"], "record")
+    yield f"retired: lost branches of generations {generations}, with {records}"
+    yield f"{document['kept']} left"

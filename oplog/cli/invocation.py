@@ -85,7 +85,7 @@ class Invocation:
         options: dict[str, Any] = {"poolclass": NullPool}
         if pooled:
             # After a pause the server may be another one: asking first saves a failed pass.
-            options = {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+            options = {"pool_size": 1, "max_overflow": 9, "pool_pre_ping": True}
         engine = sa.create_engine(
             parse_url(self.database), connect_args={"application_name": "oplog"}, **options
         )

@@ -157,6 +157,19 @@ def fork_option(function: F) -> F:
     )(function)
 
 
+def stop_within_option(when: str = "") -> Callable[[F], F]:
+    """`--stop-within`: how long what was asked to end may take."""
+    what = "end at once if it has not ended so long after the signal."
+    return click.option(
+        "--stop-within",
+        type=click.FloatRange(min=0, min_open=True),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help=f"{when}: {what}" if when else what.capitalize(),
+    )
+
+
 def standard_options(function: F) -> F:
     """What every command has, in the order that its help shows."""
     return json_option(debug_option(function))

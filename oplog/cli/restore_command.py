@@ -84,5 +84,11 @@ def _show_restore(document: Mapping[str, Any]) -> Iterator[str]:
         f"through position {document['position']}, sequence {document['sequence']} of "
         f"generation {document['generation']}"
     )
+    if document["snapshot"]:
+        yield f"from the snapshot at sequence {document['snapshot']} and the records after it"
+    else:
+        yield "from the records alone"
+    for why in document["passed_over"]:
+        yield f"passed over: {escape(why)}"
     yield f"digest {document['digest']}"
     yield from show_quarantined(document["quarantined"])

@@ -21,20 +21,28 @@ from oplog.cli.presentation import escape, show_count, show_problems
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+@click.option(
+    "--anew",
+    is_flag=True,
+    help="Begin the archive again from the whole log of this database, where no head is left.",
+)
 @archive_option
 @single_writer_option
 @accept_older_option
 @standard_options
 @pass_invocation
-def resync(invocation: Invocation, *, dry_run: bool) -> int:
+def resync(invocation: Invocation, *, dry_run: bool, anew: bool) -> int:
     """Check the archive, and repair it from the database.
 
     Writes again what is missing or damaged, content first, head last; deletes nothing. Exit
-    code 3 when something is left that cannot be made again.
+    code 3 when something is left that cannot be made again. With --anew an emptied bucket is
+    filled again, as another archive: needs the log's owner, and a log that was never pruned.
     """
+    if anew and dry_run:
+        raise click.UsageError("--anew and --dry-run do not go together")
     log, archive = invocation.load_log(), invocation.open_archive()
     with invocation.open_engine() as engine:
-        report = log.resync(engine, archive, dry_run=dry_run)
+        report = log.resync(engine, archive, dry_run=dry_run, anew=anew)
     document = report.to_json()
     invocation.emit(lambda: document, lambda: _show_resync(document))
     if dry_run:

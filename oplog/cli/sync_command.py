@@ -16,6 +16,7 @@ from oplog.cli.option import (
     pass_invocation,
     single_writer_option,
     standard_options,
+    stop_within_option,
 )
 from oplog.cli.presentation import escape
 from oplog.cli.publication import report_problems, show_sync
@@ -59,6 +60,7 @@ _CHECK_HOURS = 24.0
     metavar="H",
     help="With --follow: check and repair every H hours; 0 is never.",
 )
+@stop_within_option("With --follow")
 @archive_option
 @single_writer_option
 @accept_older_option
@@ -68,7 +70,8 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
     """Publish what is new to the archive: once, or until stopped.
 
     Needs no keys, except for snapshots of a sealed log. One worker at a time publishes; others
-    wait. On SIGTERM or Ctrl-C the head in the making is finished; a second one ends at once.
+    wait. On SIGTERM or Ctrl-C the head in the making is finished; a second one ends at once, and so
+    does --stop-within.
     """
     if not follow:
         _refuse_worker_options()
@@ -88,7 +91,9 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
                 on_pass=tally.add,
             )
             doing = f"publishing to {escape(archive.url)}"
-            run_until_signal(worker.run, stop=worker.stop, doing=doing)
+            run_until_signal(
+                worker.run, stop=worker.stop, doing=doing, stop_seconds=options["stop_within"]
+            )
             report = tally.total
         else:
             report = log.sync(engine, archive, fork=fork)

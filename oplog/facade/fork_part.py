@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch
-from oplog.errors import ReplayError
+from oplog.errors import ConfigurationError, ReplayError
 from oplog.facade.given_target import take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
@@ -32,6 +32,7 @@ from oplog.recovery.lost import (
     apply_lost,
     check_extent,
     find_branch,
+    find_conflicts,
     iterate_lost,
     open_branch,
 )
@@ -40,6 +41,7 @@ from oplog.store.export import ExportStore
 from oplog.store.guard_state import count_images
 from oplog.store.intake import RestorationStore
 from oplog.sync.divergence import LostEntry
+from oplog.upkeep.branch_retirement import RetirementReport, retire_branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class Forks:
         *,
         generation: int | None = None,
         dry_run: bool = False,
+        overwrite: Collection[int] = (),
     ) -> ReplayLostReport:
         """Do again, as new transactions, what a failover forgot.
 
@@ -125,15 +128,18 @@ class Forks:
         transaction is one of its own, logged with the metadata it had and `oplog.replayed`, and
         done at most once, however often this is called. One whose aggregates are not as it found
         them, since something was written there after the failover or since what it goes on from
-        was not done again, is left alone and reported. Needs the keys.
+        was not done again, is left alone and reported, with what was written there since, when
+        and by whom. Those whose sequences are in `overwrite` are done all the same: the columns
+        that they wrote get their values again. Needs the keys.
         """
         take_engine(engine)
         if not dry_run and self.inspect_fork(engine, archive).forked:
             self._publishing.sync(engine, archive, fork="fork")
         source = self.open_branch(archive, generation=generation)
         lost = self._list_lost(engine, source)
+        _check_named(lost, overwrite)
         if dry_run:
-            return self._foresee(engine, source.generation, lost)
+            return self._foresee(engine, source.generation, lost, overwrite=overwrite)
         sessions = sessionmaker(engine)
         self._log.attachments.attach(sessions)
         refused: list[RefusedTransaction] = []
@@ -141,9 +147,14 @@ class Forks:
         try:
             for transaction in lost:
                 try:
-                    receipts = self._redo(sessions, transaction, succession)
+                    receipts = self._redo(
+                        sessions,
+                        transaction,
+                        succession,
+                        overwrite=transaction.sequence in overwrite,
+                    )
                 except ReplayError as error:
-                    refused.append(_describe(transaction, error))
+                    refused.append(self._describe(engine, transaction, error))
                     succession.add_refused(transaction)
                 else:
                     succession.add_done(transaction, receipts)
@@ -151,8 +162,28 @@ class Forks:
             self._log.attachments.detach(sessions)
         return ReplayLostReport(source.generation, len(lost) - len(refused), refused)
 
+    def retire_branches(
+        self, engine: Engine, archive: Archive, *, through: int, dry_run: bool = False
+    ) -> RetirementReport:
+        """Let go of the lost branches of generations up to `through`, which then cannot be read.
+
+        A head names at most 100. `collect` deletes later what only they had. With `dry_run`,
+        nothing is written. Raises `ConfigurationError` if there are none.
+        """
+        return retire_branches(
+            self._publishing.make_exporter(archive),
+            take_engine(engine),
+            through=through,
+            dry_run=dry_run,
+        )
+
     def _foresee(
-        self, engine: Engine, generation: int, lost: Sequence[LostTransaction]
+        self,
+        engine: Engine,
+        generation: int,
+        lost: Sequence[LostTransaction],
+        *,
+        overwrite: Collection[int],
     ) -> ReplayLostReport:
         """What doing them again would come to, as far as versions tell."""
         refused: list[RefusedTransaction] = []
@@ -166,9 +197,11 @@ class Forks:
                     succession.add_done(transaction, found.receipts)
                     continue
                 try:
-                    succession.check(transaction, heads)
+                    succession.check(
+                        transaction, heads, overwrite=transaction.sequence in overwrite
+                    )
                 except ReplayError as error:
-                    refused.append(_describe(transaction, error))
+                    refused.append(self._describe(engine, transaction, error))
                     succession.add_refused(transaction)
                 else:
                     heads |= {
@@ -193,6 +226,8 @@ class Forks:
         sessions: sessionmaker[Session],
         transaction: LostTransaction,
         succession: Succession,
+        *,
+        overwrite: bool,
     ) -> list[Receipt]:
         """Do it again, or find that it was; the receipts of its entries."""
         metadata: dict[str, Any] = dict(transaction.metadata)
@@ -208,7 +243,7 @@ class Forks:
             heads = RestorationStore(self._log.schema).read_heads(
                 connection, transaction.aggregates
             )
-            succession.check(transaction, heads)
+            succession.check(transaction, heads, overwrite=overwrite)
             apply_lost(session, transaction, self._log.catalog)
             check_extent(
                 transaction,
@@ -232,6 +267,21 @@ class Forks:
             for name, table in tables.items()
         }
 
+    def _describe(
+        self, engine: Engine, transaction: LostTransaction, error: ReplayError
+    ) -> RefusedTransaction:
+        reason = str(error).split("\n", 1)[0]
+        with engine.connect() as connection:
+            conflicts = find_conflicts(
+                transaction, lambda name: self._reading.read(connection, aggregate=name)
+            )
+        return RefusedTransaction(transaction.sequence, reason, conflicts)
 
-def _describe(transaction: LostTransaction, error: ReplayError) -> RefusedTransaction:
-    return RefusedTransaction(transaction.sequence, str(error).split("\n", 1)[0])
+
+def _check_named(lost: Sequence[LostTransaction], overwrite: Collection[int]) -> None:
+    unknown = sorted(set(overwrite) - {transaction.sequence for transaction in lost})
+    if unknown:
+        raise ConfigurationError(
+            f"sequence {unknown[0]} is not among the {len(lost)} that were lost",
+            hint="name sequences that were refused, as the report has them",
+        )

@@ -310,6 +310,7 @@ class Oplog:
     inspect_fork = PartMethod("_forks", Forks.inspect_fork)
     open_branch = PartMethod("_forks", Forks.open_branch)
     replay_lost = PartMethod("_forks", Forks.replay_lost)
+    retire_branches = PartMethod("_forks", Forks.retire_branches)
 
     # -- upkeep
     check = PartMethod("_upkeep", Upkeep.check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.engine import Engine
@@ -14,12 +15,12 @@ from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.reading.given_place import find_place
 from oplog.recovery.archive_restore import restore_archive
+from oplog.recovery.best_snapshot import work_from_best
 from oplog.recovery.follow import FollowReport, follow_log
 from oplog.recovery.incarnation import IncarnationReport, incarnate_log
 from oplog.recovery.preconditions import is_in_use
-from oplog.recovery.restore import RestoreReport
+from oplog.recovery.restore_report import RestoreReport
 from oplog.replay import Progress
-from oplog.snapshot.stored import StoredSnapshot
 
 
 class Restoring:
@@ -44,7 +45,8 @@ class Restoring:
         """Bring an empty, migrated database back from `archive`, as of `through`.
 
         `through` is a position or an aware datetime. Rows, records, versions and sequences come in
-        one transaction; until it commits, applications are refused.
+        one transaction; until it commits, applications are refused. Of a snapshot that is damaged
+        the report's `passed_over` speaks: an older one is used instead, or the log alone.
         In an open transaction everything is in that, which the caller commits.
         Afterwards they go on writing, and a worker goes on publishing to the same archive
         (where it finds a fork, if `through` left published records out). Raises
@@ -54,15 +56,22 @@ class Restoring:
         inside = take_connection(connection, self._log.catalog)
         reader = self.reading.open_reader(inside, source=source)
         position = find_place(reader, through, snapshot="")
-        return restore_archive(
+        made = work_from_best(
             inside,
             source,
-            log=self.reading.make_opener(source=source),
-            schema=self._log.schema,
-            through=position,
-            snapshot=self._find_snapshot(source, position),
-            progress=progress,
+            lambda snapshot: restore_archive(
+                inside,
+                source,
+                log=self.reading.make_opener(source=source),
+                schema=self._log.schema,
+                through=position,
+                snapshot=snapshot,
+                progress=progress,
+            ),
+            position=position,
+            sealer=self._log.sealer,
         )
+        return replace(made.result, snapshot=made.sequence, passed_over=made.passed_over)
 
     def recover(
         self,
@@ -101,15 +110,22 @@ class Restoring:
         after each batch, and ends the call when it says True.
         """
         source = self.open_source(archive)
-        return follow_log(
-            take_connection(connection, self._log.catalog),
+        inside = take_connection(connection, self._log.catalog)
+        return work_from_best(
+            inside,
             source,
-            log=self.reading.make_opener(source=source),
-            schema=self._log.schema,
-            name=name,
-            snapshot=self._find_snapshot(source, None),
-            stop=stop,
-        )
+            lambda snapshot: follow_log(
+                inside,
+                source,
+                log=self.reading.make_opener(source=source),
+                schema=self._log.schema,
+                name=name,
+                snapshot=snapshot,
+                stop=stop,
+            ),
+            position=None,
+            sealer=self._log.sealer,
+        ).result
 
     def incarnate(self, connection: Inside, *, replaces_original: bool) -> IncarnationReport:
         """Make the log of a copied database its own; changes no row of the tables.
@@ -124,17 +140,4 @@ class Restoring:
             take_connection(connection, self._log.catalog),
             schema=self._log.schema,
             replaces_original=replaces_original,
-        )
-
-    def _find_snapshot(self, source: ArchivedLog, position: int | None) -> StoredSnapshot | None:
-        ref = source.archive.find_snapshot(source.head, position=position)
-        if ref is None:
-            return None
-        types = source.archive.read_types(source.head)
-        return StoredSnapshot(
-            source.archive.read_manifest(ref),
-            get=source.archive.read_content,
-            sealer=self._log.sealer,
-            key_checks=types.key_checks,
-            types=types.shapes,
         )

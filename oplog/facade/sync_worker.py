@@ -1,6 +1,6 @@
 """`SyncWorker`: the process that keeps an archive up to date.
 
-It runs the publishing loop, and between its passes the chores: partitions, snapshots, checks,
+It runs the publishing loop, and beside it the chores: partitions, snapshots, checks,
 collection.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.stoppable_store import StoppableStore
 from oplog.facade import Oplog
 from oplog.snapshot.policy import SnapshotPolicy
+from oplog.sync.chores import Chore
 from oplog.sync.exporter import SyncReport
 from oplog.sync.lag import ArchiveLag
 from oplog.sync.wake import Wake
-from oplog.sync.worker import INTERVAL_SECONDS, LEASE_SECONDS, Chore, SyncLoop
+from oplog.sync.worker import INTERVAL_SECONDS, LEASE_SECONDS, SyncLoop
 from oplog.upkeep.maintenance import make_ahead
 from oplog.upkeep.problem import ProblemKind
 from oplog.upkeep.retention import Retention
@@ -84,7 +86,10 @@ class SyncWorker:
         self._loop.run()
 
     def stop(self) -> None:
-        """End `run` soon: it finishes the head it is making. From any thread or signal handler."""
+        """End `run` within seconds: a head in the making is finished, a chore is given up.
+
+        From any thread or signal handler. A request to the store that is under way is waited for.
+        """
         self._loop.stop()
 
     def measure_lag(self) -> ArchiveLag:
@@ -112,7 +117,7 @@ class SyncWorker:
 
     def _take_snapshot(self) -> None:
         if self._policy is not None:
-            self._log.snapshot(self._engine, self._archive, policy=self._policy)
+            self._log.snapshot(self._engine, self._open_archive(), policy=self._policy)
 
     def _look_at_tables(self) -> None:
         with self._engine.connect() as connection:
@@ -126,10 +131,15 @@ class SyncWorker:
             )
 
     def _collect(self) -> None:
-        self._log.collect(self._engine, self._archive, retention=self._retention)
+        self._log.collect(self._engine, self._open_archive(), retention=self._retention)
 
     def _check(self) -> None:
-        report = self._log.check(self._archive, self._engine)
+        archive = self._open_archive()
+        report = self._log.check(archive, self._engine)
         # Of the others every byte is right: nothing is repaired by writing it again.
         if any(p.what is not ProblemKind.SCHEMA and not p.harmless for p in report.problems):
-            self._log.resync(self._engine, self._archive)
+            self._log.resync(self._engine, archive)
+
+    def _open_archive(self) -> Archive:
+        """The archive as a chore uses it: in a thread of its own, and until the worker stops."""
+        return self._archive.reopen(StoppableStore(self._archive.store, self._loop.is_stopped))

@@ -34,7 +34,7 @@ from oplog.upkeep.pin import Pin, list_pins, put_pin, remove_pin
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport, ProblemKind
 from oplog.upkeep.prune import PruneReport, prune_log
 from oplog.upkeep.quarantine import QuarantineReport, quarantine_records
-from oplog.upkeep.resync import ResyncReport, resync_archive
+from oplog.upkeep.resync import ResyncReport, renew_archive, resync_archive
 from oplog.upkeep.retention import Retention
 
 
@@ -94,15 +94,27 @@ class Upkeep:
             ArchivedLog(archive, archive.read_head(), schema=self._log.schema)
         )
 
-    def resync(self, engine: Engine, archive: Archive, *, dry_run: bool = False) -> ResyncReport:
+    def resync(
+        self, engine: Engine, archive: Archive, *, dry_run: bool = False, anew: bool = False
+    ) -> ResyncReport:
         """Check `archive`, and write again from the database what is missing or damaged.
 
         Nothing is deleted and nothing goes backwards. What cannot be made again is in the report,
-        with the reason. With `dry_run`, nothing is written. Raises what `sync` raises.
+        with the reason. With `dry_run`, nothing is written. With `anew`, an archive of which no
+        head is left begins again with the whole log of this database, as another archive: for a
+        bucket that was emptied. Raises what `sync` raises; `anew` also `ConfigurationError` for
+        an archive that has heads, and `PrunedError` for a log that is not whole.
         """
-        return resync_archive(
-            self._publishing.make_exporter(archive), take_engine(engine), dry_run=dry_run
-        )
+        if not anew:
+            exporter = self._publishing.make_exporter(archive)
+            return resync_archive(exporter, take_engine(engine), dry_run=dry_run)
+        if dry_run:
+            raise ConfigurationError(
+                "an archive cannot begin anew in a dry run", hint="leave out one of both"
+            )
+        # One that has seen no head: the heads that were there count no more.
+        exporter = self._publishing.make_exporter(archive.reopen(archive.store))
+        return renew_archive(exporter, take_engine(engine))
 
     def collect(
         self,

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
-from oplog.archive.archived_log import ArchivedLog, check_links
+from oplog.archive.archived_log import ArchivedLog, check_links, fits
 from oplog.archive.format.head import Head, Origin
 from oplog.archive.history import adopt_cursor, check_pruned, is_on_history
 from oplog.crypto.aggregate_chain import ChainCheck
@@ -25,7 +25,7 @@ from oplog.payload.shape import Shape
 from oplog.postgres.standby import ALL_VISIBLE
 from oplog.store import BrokenLink, EntryFilter, Store, StoredRecord, TablesLog
 from oplog.store.adopted import Turns, join_turns
-from oplog.store.cursor import Cursor
+from oplog.store.cursor import Cursor, is_shown
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
 from oplog.store.removal import PruningStore
@@ -38,11 +38,11 @@ class JoinedLog:
     ordered = False
 
     def __init__(self, archived: ArchivedLog, cursor: Cursor, *, tables: TablesLog) -> None:
-        """`cursor` is the place up to which `archived` has everything."""
         self.schema = tables.schema
         self.archived = archived
         self._tables = tables
-        self._cursor = cursor
+        self.cursor = cursor
+        """The database's own place, up to which `archived` has everything."""
         self._from_tables = False
 
     # -- what it is -----------------------------------------------------------------------
@@ -72,34 +72,69 @@ class JoinedLog:
         chain = ChainCheck(whole=whole) if filter.takes_all else None
         self._from_tables = False
         yield from self.archived.iterate(filter, chain=chain)
-        for page in self._iterate_rest(filter, snapshot):
-            self._from_tables = True
-            if chain is not None:
-                check_links(page, chain)
-            yield page
-        # A page may have been removed before it was read, unless all is read from one moment.
-        self._check_seam()
+        last, complete = filter.after or 0, False
+        while not complete:
+            complete = True
+            for page in self._iterate_rest(filter, snapshot, after=last):
+                # A page that was read before anything more was pruned has all of its records.
+                complete = not self._is_pruned()
+                if not complete:
+                    break
+                self._from_tables, last = True, page[-1].position
+                if chain is not None:
+                    check_links(page, chain)
+                yield page
+            if complete and self._is_pruned():
+                complete = False
+            if not complete:
+                yield from self._follow_prune(filter, snapshot, last=last, chain=chain)
 
-    def _iterate_rest(self, filter: EntryFilter, snapshot: str) -> Iterator[list[StoredRecord]]:
-        unseen = replace(filter, unseen=read_seen(self._cursor))
+    def _iterate_rest(
+        self, filter: EntryFilter, snapshot: str, *, after: int
+    ) -> Iterator[list[StoredRecord]]:
+        unseen = replace(filter, unseen=read_seen(self.cursor), after=after)
         if snapshot != ALL_VISIBLE:
             # By the index on transactions: all that is archived and not pruned may lie before.
             news = Feed(self.schema).find_news(
-                self._tables.connection, self._cursor, snapshot=snapshot
+                self._tables.connection, self.cursor, snapshot=snapshot
             )
             if news is None:
                 return
-            after = max(filter.after or 0, news.first_position - 1)
-            unseen = replace(unseen, after=after)
+            unseen = replace(unseen, after=max(after, news.first_position - 1))
         yield from self._tables.iterate(unseen, snapshot=snapshot)
 
-    def _check_seam(self) -> None:
+    def _is_pruned(self) -> bool:
+        """Whether records that are not read from the archive were pruned meanwhile."""
         pruned = PruningStore(self.schema).read_watermark(self._tables.connection)
-        if pruned is not None and pruned.sequence > self.archived.sequence:
+        return pruned is not None and pruned.sequence > self.archived.sequence
+
+    def _follow_prune(
+        self, filter: EntryFilter, snapshot: str, *, last: int, chain: ChainCheck | None
+    ) -> Iterator[list[StoredRecord]]:
+        """Read from the archive what was pruned from the tables, and what came there with it.
+
+        Of those records, the tables have given all up to position `last`. What follows in the
+        tables is what the archive does not have by now.
+        """
+        known = self.archived
+        newer = join_log(self._tables.connection, known.archive, store=Store(self.schema))
+        if newer.archived.generation != known.generation:
             raise ConflictError(
-                "records were pruned while they were read",
-                hint="read again, or in a REPEATABLE READ transaction, to which they stay visible",
+                "the log was pruned, and its archive went on in another generation, while it was "
+                "read",
+                hint="read again",
             )
+        self.archived, self.cursor, self._from_tables = newer.archived, newer.cursor, False
+        for found in self.archived.iterate_sequence(after=known.sequence):
+            page = [
+                record
+                for record in found.records
+                if record.position > last and is_shown(record.transaction_id, snapshot)
+            ]
+            if chain is not None:
+                check_links(page, chain)
+            if page := [record for record in page if fits(record, filter)]:
+                yield page
 
     def find_sequence(self, position: int) -> int | None:
         """The sequence of a record of the page given last, if that came from the archive."""

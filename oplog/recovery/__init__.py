@@ -5,7 +5,8 @@ Triggers, rules and foreign keys are out of force for one transaction, and put b
 """
 
 from oplog.recovery.follow import FollowReport, follow_log
-from oplog.recovery.restore import RestoreReport, restore_log
+from oplog.recovery.restore import restore_log
+from oplog.recovery.restore_report import RestoreReport
 
 __all__ = [
     "FollowReport",

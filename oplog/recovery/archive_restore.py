@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.ownership import identify, read_origin
 from oplog.reading.log_opener import LogOpener
-from oplog.recovery.restore import RestoreReport, restore_log
+from oplog.recovery.restore import restore_log
+from oplog.recovery.restore_report import RestoreReport
 from oplog.replay.rebuild import Progress
 from oplog.snapshot.base import SnapshotReader
 from oplog.store.cursor import Cursor

@@ -32,7 +32,8 @@ from oplog.recovery.log_loader import LogLoader
 from oplog.recovery.merging import find_extremes, merge_records
 from oplog.recovery.preconditions import take_lock
 from oplog.recovery.renumbered_types import place_shapes
-from oplog.recovery.restore import RestoreReport, open_work, rebuild_log, restore_log
+from oplog.recovery.restore import open_work, rebuild_log, restore_log
+from oplog.recovery.restore_report import RestoreReport
 from oplog.recovery.sequences import advance_sequences
 from oplog.replay.rules import make_rules
 from oplog.replay.type_target import TypeTarget

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,10 +23,7 @@ from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch, Head
 from oplog.catalog import TypeCatalog
 from oplog.crypto.hashing import ZERO_HASH
-from oplog.entry import (
-    Operation,
-    OpType,
-)
+from oplog.entry import LoggedEntry, Operation, OpType
 from oplog.errors import ConfigurationError, ReplayError, UnknownTypeError
 from oplog.reading.reader import RecordReader, group_pairs
 from oplog.receipt import Receipt
@@ -36,6 +35,8 @@ REPLAYED = "oplog.replayed"
 """Metadata key of a reapplied transaction: generation and sequence of the lost one."""
 _OWN_PREFIX = "oplog/"
 """Prefix of the aggregates in which the log writes its own marks, which belong to no row."""
+MOST_CONFLICTS = 10
+"""Entries of one aggregate that a refusal names."""
 Heads = Mapping[str, tuple[int, bytes]]
 """Version and hash of the newest record of each aggregate that the database has."""
 
@@ -68,11 +69,39 @@ class LostTransaction:
 
 
 @dataclass(frozen=True, slots=True)
+class Conflict:
+    """What was written, since the failover, where a lost transaction wrote.
+
+    Entry `version` of `aggregate`: when it was recorded, the metadata that says who wrote it, and
+    which columns of which type it wrote.
+    """
+
+    aggregate: str
+    version: int
+    recorded_at: datetime
+    metadata: Mapping[str, list[str]]
+    columns: Mapping[str, list[str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The conflict as one JSON object."""
+        return {**asdict(self), "recorded_at": self.recorded_at.isoformat()}
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedTransaction:
-    """A lost transaction that was not applied again, and why."""
+    """A lost transaction that was not applied again, why, and what was written there since."""
 
     sequence: int
     reason: str
+    conflicts: tuple[Conflict, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The transaction as one JSON object."""
+        return {
+            "sequence": self.sequence,
+            "reason": self.reason,
+            "conflicts": [conflict.to_json() for conflict in self.conflicts],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +118,11 @@ class ReplayLostReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        return asdict(self)
+        return {
+            "generation": self.generation,
+            "replayed": self.replayed,
+            "refused": [one.to_json() for one in self.refused],
+        }
 
 
 def find_branch(head: Head, generation: int | None) -> Branch:
@@ -162,13 +195,18 @@ class Succession:
         self._renewed: dict[tuple[str, bytes], bytes] = {}
         self._refused: dict[tuple[str, bytes], int] = {}
 
-    def check(self, transaction: LostTransaction, heads: Heads) -> None:
-        """Raise `ReplayError` unless all its aggregates are as the transaction found them."""
+    def check(self, transaction: LostTransaction, heads: Heads, *, overwrite: bool = False) -> None:
+        """Raise `ReplayError` unless all its aggregates are as the transaction found them.
+
+        With `overwrite`, only if nothing is known of what it did.
+        """
         if transaction.quarantined is not None:
             raise ReplayError(
                 f"what it did cannot be read: {transaction.quarantined}",
                 hint="write by hand what is known of it",
             )
+        if overwrite:
+            return
         for link in transaction.links:
             version, found = heads.get(link.aggregate, (0, ZERO_HASH))
             expected = link.aggregate, link.prev_hash
@@ -198,6 +236,37 @@ class Succession:
         """Note that the transaction was skipped; those that follow it are refused."""
         for link in transaction.links:
             self._refused[link.aggregate, link.record_hash] = transaction.sequence
+
+
+def find_conflicts(
+    transaction: LostTransaction, entries: Callable[[str], Iterable[LoggedEntry]]
+) -> tuple[Conflict, ...]:
+    """What was written since to the aggregates of a lost transaction, the first few of each.
+
+    `entries` gives those of an aggregate that the database has.
+    """
+    return tuple(
+        Conflict(
+            aggregate=link.aggregate,
+            version=entry.version,
+            recorded_at=entry.recorded_at,
+            metadata=entry.metadata,
+            columns=_list_columns(entry.operations),
+        )
+        for link in transaction.links
+        for entry in islice(
+            (one for one in entries(link.aggregate) if one.version >= link.version),
+            MOST_CONFLICTS,
+        )
+    )
+
+
+def _list_columns(operations: Iterable[Operation]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for operation in operations:
+        written = found.setdefault(operation.type_name, set())
+        written.update(name for name in operation.fields if name not in operation.key)
+    return {name: sorted(columns) for name, columns in found.items()}
 
 
 def check_extent(
@@ -260,5 +329,5 @@ def _refuse(transaction: LostTransaction, why: str) -> ReplayError:
     return ReplayError(
         f"sequence {transaction.sequence} of generation {transaction.generation} cannot be done "
         f"again: {why}",
-        hint="what happened since stands in its way: decide by hand",
+        hint="what happened since stands in its way: decide by hand, or overwrite it",
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -28,6 +27,7 @@ from oplog.recovery.preconditions import (
     refuse_filled,
     take_lock,
 )
+from oplog.recovery.restore_report import RestoreReport
 from oplog.recovery.restored_heads import restore_heads
 from oplog.recovery.restored_types import Aim, find_aim, keep_states, write_types
 from oplog.recovery.row_loader import load_snapshot, move_rows
@@ -48,7 +48,6 @@ from oplog.snapshot.base import SnapshotReader
 from oplog.store import SequencedLog, Store
 from oplog.store.home import write_home
 from oplog.store.intake import LogPlace, RestorationStore
-from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
 
 
 class RestoreStep(StrEnum):
@@ -66,29 +65,6 @@ class RestoreStep(StrEnum):
     """Triggers and foreign keys are back."""
     FINISHED = "finished"
     """Everything is done but COMMIT."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What was restored: `rows` in all logged tables, `entries`, and their highest `position`.
-
-    A record has an entry for each of its aggregates. `digest` is that of a replay of the same
-    log through the same position. Up to `sequence` of `generation` all records were restored.
-    Later ones with positions low enough were restored too, and count as new to every consumer.
-    `quarantined` records were restored as records, without what they did.
-    """
-
-    rows: int
-    position: int
-    digest: str
-    entries: int
-    sequence: int
-    generation: int
-    quarantined: tuple[QuarantinedRecord, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object."""
-        return asdict(self) | {"quarantined": list_quarantined_json(self.quarantined)}
 
 
 Finish = Callable[[Connection, RestoreReport], None]

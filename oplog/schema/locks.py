@@ -132,7 +132,19 @@ END $oplog_fn$"""
 def _lease(s: str) -> str:
     return f"""CREATE FUNCTION {s}.oplog_lease(p_archive uuid) RETURNS boolean
 LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
--- Holds the right to publish to an archive until the transaction ends, unless another has it.
+-- Holds the right to publish to an archive until the transaction ends, unless another has it. NULL
+-- if it is held, and the archive's row was written after this transaction's snapshot: this one
+-- could publish and not write the receipt.
 BEGIN
-  RETURN {s}.oplog_try_lock(concat('archive/', p_archive));
+  IF NOT {s}.oplog_try_lock(concat('archive/', p_archive)) THEN
+    RETURN false;
+  END IF;
+  BEGIN
+    PERFORM FROM {s}.oplog_archive WHERE archive_id = p_archive FOR SHARE;
+    -- Gives the row back: who takes this transaction for dead must be able to write it.
+    RAISE EXCEPTION 'oplog: the row is as the snapshot has it';
+  EXCEPTION
+    WHEN raise_exception THEN RETURN true;
+    WHEN serialization_failure THEN RETURN NULL;
+  END;
 END $oplog_fn$"""

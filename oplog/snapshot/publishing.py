@@ -1,12 +1,14 @@
-"""Takes and publishes a snapshot of the tables at exactly the archive's newest record.
+"""Takes and publishes a snapshot of the tables at exactly one record of the archive.
 
-One transaction publishes what it sees and then copies the tables, so that snapshot and log agree
-while others go on writing.
+One transaction publishes what it sees; another one sees the same and copies the tables, so that
+snapshot and log agree while others go on writing and publishing. The head that names the snapshot
+comes last, on top of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,11 +17,13 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
-from oplog.archive.format.head import Head, SnapshotRef
+from oplog.archive.format.head import MAX_SNAPSHOTS, Head, SnapshotRef
 from oplog.archive.format.manifest import SnapshotManifest, encode_manifest
 from oplog.archive.format.path import SNAPSHOT, name_content
+from oplog.archive.history import is_on_history
 from oplog.archive.step import Step
 from oplog.crypto.seal import Sealer
+from oplog.errors import ConfigurationError, LeaseLostError
 from oplog.finding import Finding
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import OpenedRecord
@@ -28,6 +32,7 @@ from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.take import SnapshotPoint, take_snapshot
 from oplog.snapshot.touched_rows import iterate_changes
 from oplog.store import Store
+from oplog.sync.exact_view import ExactView, open_exact_view, take_turn
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
@@ -72,40 +77,66 @@ def publish_snapshot(
 
     With a `policy`, only if a snapshot is due. `full` writes all tables anew instead of layers.
     `check` is called in the transaction that reads the tables, and returns the report's
-    `problems`. No records are published while the snapshot is taken. Raises what publishing,
-    `check` and `take_snapshot` raise.
+    `problems`. Others publish while the tables are copied. Raises what publishing, `check` and
+    `take_snapshot` raise, `LeaseHeldError` when it is never this process's turn, and
+    `ConfigurationError` when the archive has as many snapshots as a head can name.
     """
     archive = exporter.archive
     if policy is not None and not _is_due(head := archive.find_head(), policy):
         return _describe(archive, head)
-    exporter.publish_all(engine)
-    report: SnapshotReport | None = None
-    problems: tuple[Finding, ...] = ()
-
-    def change(connection: Connection, head: Head, publisher: Publisher) -> Head | None:
-        nonlocal report, problems
-        problems = check(connection)
-        before = publisher.written_bytes
-        manifest = _take(
-            connection,
-            archive,
-            head,
-            publisher,
-            schema=schema,
-            sealer=sealer,
-            log=log,
-            full=full,
-        )
+    take_turn(lambda: exporter.publish_all(engine))
+    with ExitStack() as opened:
+        view = take_turn(lambda: opened.enter_context(open_exact_view(exporter, engine)))
+        if view is None:
+            return _describe(archive, archive.find_head())
+        _check_room(archive, view.head)
+        problems = check(view.connection)
+        before = view.publisher.written_bytes
+        manifest = _take(archive, view, schema=schema, sealer=sealer, log=log, full=full)
         if manifest is None:
-            return None
-        ref = _put_manifest(publisher, manifest)
-        uploaded = publisher.written_bytes - before
-        report = _report(ref, rows=manifest.rows, uploaded=uploaded)
-        kept = [one for one in head.snapshots if one.sequence != ref.sequence]
-        return replace(head, snapshots=(*kept, ref))
+            return replace(_describe(archive, view.head), problems=problems)
+        ref = _put_manifest(view.publisher, manifest)
+        uploaded = view.publisher.written_bytes - before
+        take_turn(lambda: _publish(exporter, engine, view, manifest, ref=ref))
+    return replace(_report(ref, rows=manifest.rows, uploaded=uploaded), problems=problems)
 
-    publish_update(exporter, engine, change, catch_up=True)
-    return replace(report or _describe(archive, archive.find_head()), problems=problems)
+
+def _check_room(archive: Archive, head: Head) -> None:
+    if len(head.snapshots) >= MAX_SNAPSHOTS:
+        raise ConfigurationError(
+            f"{archive.url} has {len(head.snapshots)} snapshots, and no head names more",
+            hint="let older ones go with oplog collect --keep-snapshots N; records are published "
+            "all the same",
+        )
+
+
+def _publish(
+    exporter: Exporter,
+    engine: Engine,
+    view: ExactView,
+    manifest: SnapshotManifest,
+    *,
+    ref: SnapshotRef,
+) -> None:
+    """Publish a head with the snapshot, on top of all that was published meanwhile."""
+
+    def add(connection: Connection, head: Head, publisher: Publisher) -> Head:
+        del connection, publisher
+        # Else the view's lock may be gone, and with it what kept the chunks from collection.
+        view.connection.exec_driver_sql("SELECT 1")
+        chain = manifest.chain
+        if head.horizon > manifest.mint or not is_on_history(
+            exporter.archive, head, sequence=ref.sequence, chain=chain
+        ):
+            raise LeaseLostError(
+                f"the snapshot at sequence {ref.sequence} was overtaken: another worker took over "
+                f"{exporter.archive.url} meanwhile",
+                hint="nothing was published of it: take another one",
+            )
+        kept = [one for one in head.snapshots if one.sequence != ref.sequence]
+        return replace(head, snapshots=tuple(sorted([*kept, ref], key=lambda one: one.sequence)))
+
+    publish_update(exporter, engine, add, snapshot=True)
 
 
 def _put_manifest(publisher: Publisher, manifest: SnapshotManifest) -> SnapshotRef:
@@ -122,16 +153,15 @@ def _put_manifest(publisher: Publisher, manifest: SnapshotManifest) -> SnapshotR
 
 
 def _take(
-    connection: Connection,
     archive: Archive,
-    head: Head,
-    publisher: Publisher,
+    view: ExactView,
     *,
     schema: str,
     sealer: Sealer,
     log: LogOpener,
     full: bool,
 ) -> SnapshotManifest | None:
+    connection, head, publisher = view.connection, view.head, view.publisher
     previous = None if full or not head.snapshots else archive.read_manifest(head.snapshots[-1])
     changes: Iterator[OpenedRecord] = iter(())
     if previous is not None:

@@ -129,6 +129,12 @@ class Cursor:
         return Cursor(self.system_identifier, self.timeline, self.target)
 
 
+def is_shown(transaction_id: int, snapshot: str) -> bool:
+    """Whether a snapshot, as text, shows what a transaction did."""
+    xmin, xmax, running = _parse(snapshot)
+    return transaction_id < xmin or (transaction_id < xmax and transaction_id not in running)
+
+
 def _parse(snapshot: str) -> tuple[int, int, list[int]]:
     xmin, xmax, running = snapshot.split(":")
     return int(xmin), int(xmax), [int(xid) for xid in running.split(",") if xid]

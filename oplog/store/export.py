@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy.engine import Connection
 
 from oplog.errors import ConfigurationError
-from oplog.postgres.quoting import (
-    quote_for_driver,
-)
+from oplog.postgres.quoting import quote_for_driver, quote_literal
 from oplog.schema.progress_functions import ARCHIVE_COLUMNS
 from oplog.store.cursor import Cursor
 from oplog.store.home import Identity
@@ -26,11 +25,21 @@ from oplog.store.records import read_records
 from oplog.store.rows import StoredRecord, measure_record, read_uuid
 from oplog.store.seen import EVERYTHING, VISIBLE
 
-_PATIENCE_MINUTES = 5
+_PATIENCE_MINUTES = 15
 """How long a publishing transaction may wait for the object store before Postgres ends it."""
 _ROW = ARCHIVE_COLUMNS
 _READ = _ROW.replace("cursor", "cursor::text")
 _VALUES = "%s, %s, %s, %s, %s, %b, %s, %s::jsonb, %s, %s, %s, %s"
+
+
+class Lease(Enum):
+    """What a transaction got that asked for the right to publish."""
+
+    OURS = auto()
+    TAKEN = auto()
+    """Another transaction has it."""
+    OUTDATED = auto()
+    """The archive's row was written after this transaction's snapshot: it has to begin again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +110,30 @@ class ExportStore:
                 hint="leave out isolation_level='AUTOCOMMIT'",
             )
 
-    def try_lease(self, connection: Connection, archive_id: UUID) -> bool:
-        """Get the right to publish until the transaction ends; False if another has it."""
-        return bool(
-            connection.exec_driver_sql(
-                f"SELECT {self._s}.oplog_lease(%s::uuid)", (archive_id,)
-            ).scalar_one()
-        )
+    def try_lease(self, connection: Connection, archive_id: UUID) -> Lease:
+        """Get the right to publish until the transaction ends."""
+        held: bool | None = connection.exec_driver_sql(
+            f"SELECT {self._s}.oplog_lease(%s::uuid)", (archive_id,)
+        ).scalar_one()
+        return Lease.OUTDATED if held is None else Lease.OURS if held else Lease.TAKEN
+
+    def try_reserve(self, connection: Connection, archive_id: UUID) -> bool:
+        """Hold, until the transaction ends, what a snapshot holds while it is taken.
+
+        False if another transaction does.
+        """
+        return self.try_lease(connection, uuid5(archive_id, "snapshot")) is Lease.OURS
+
+    def export_view(self, connection: Connection) -> str:
+        """What the transaction sees, for `import_view`, while it lasts."""
+        found = connection.exec_driver_sql("SELECT pg_catalog.pg_export_snapshot()")
+        return str(found.scalar_one())
+
+    def import_view(self, connection: Connection, view: str) -> None:
+        """Make the transaction that was just begun see what another one sees."""
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT {quote_literal(view)}")
+        self.begin(connection)
 
     def read_row(self, connection: Connection, archive_id: UUID) -> ArchiveRow | None:
         """What the database knows of an archive; None if nothing."""
@@ -156,6 +182,12 @@ class ExportStore:
         connection.exec_driver_sql(
             f"UPDATE {self._s}.oplog_archive SET ({_ROW}) = ROW ({_VALUES}) WHERE archive_id = %s",
             (*_list_values(row), row.archive_id),
+        )
+
+    def forget_archive(self, connection: Connection, archive_id: UUID) -> None:
+        """Remove the row of one archive; only the log's owner may."""
+        connection.exec_driver_sql(
+            f"DELETE FROM {self._s}.oplog_archive WHERE archive_id = %s", (archive_id,)
         )
 
     def forget_archives(self, connection: Connection) -> None:

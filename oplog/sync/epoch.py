@@ -17,14 +17,21 @@ from oplog.archive.archive import Archive
 from oplog.archive.format.head import Head
 from oplog.archive.ownership import identify
 from oplog.archive.step import Step
-from oplog.errors import LeaseLostError
+from oplog.errors import LeaseHeldError, LeaseLostError
 from oplog.postgres.sqlstate import SERIALIZATION_FAILURE, read_sqlstate
-from oplog.store.export import ExportStore
+from oplog.store.export import ExportStore, Lease
 from oplog.sync.archive_row import make_blank, make_receipt
-from oplog.sync.publish_context import PublishContext
+from oplog.sync.publish_context import (
+    OutdatedViewError,
+    PublishContext,
+    is_followed,
+    make_outdated,
+)
 from oplog.sync.publisher import Emit, Publisher
 
 _T = TypeVar("_T")
+_TRIES = 20
+"""Turns of others that are waited for. Each is one transaction, and none follows by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +64,26 @@ class EpochHolder:
         return publisher is not None and row is not None and row.epoch == publisher.epoch
 
     def run(self, engine: Engine, attempt: Callable[[Connection], _T | EpochNeeded]) -> _T:
-        """Do `attempt` in a transaction of its own; once more after an epoch, if it needs one.
+        """Do `attempt` in a transaction of its own; again after an epoch, if it needs one.
 
-        Raises `LeaseLostError` when another worker published, or took an epoch, meanwhile.
+        Again too when another worker had its turn between this transaction's snapshot and its
+        lease: so workers take turns, and none ends because of another. Raises `LeaseHeldError`
+        when that never ends, and `LeaseLostError` when another worker published meanwhile.
         """
         done = False
         try:
             with engine.connect() as connection:
-                for _ in range(2):
-                    with connection.begin():
-                        found = attempt(connection)
-                    if not isinstance(found, EpochNeeded):
-                        done = True
-                        return found
-                    with connection.begin():
-                        self._take(connection, found.context)
+                for _ in range(_TRIES):
+                    try:
+                        with connection.begin():
+                            found = attempt(connection)
+                        if not isinstance(found, EpochNeeded):
+                            done = True
+                            return found
+                        with connection.begin():
+                            self._take(connection, found.context)
+                    except OutdatedViewError:
+                        continue
         except DBAPIError as cause:
             if read_sqlstate(cause) != SERIALIZATION_FAILURE:
                 raise
@@ -83,13 +95,17 @@ class EpochHolder:
             if self._archive.single_writer and not done:
                 # A head of this epoch may still be on its way: the next has another name.
                 self._publisher = None
-        raise LeaseLostError(
-            "another worker took the epoch that was meant for this one",
-            hint="see that one worker runs for each archive; nothing is lost",
+        raise LeaseHeldError(
+            f"other workers kept publishing to {self._archive.url}",
+            hint="they do the work: see that one worker runs for each archive; nothing is lost",
         )
 
     def _take(self, connection: Connection, context: PublishContext) -> None:
         self._archive.require_writable()
+        lease = self._store.try_lease(connection, context.head.archive_id)
+        if lease is not Lease.OURS and not context.seized:
+            # An epoch taken from under a worker in its turn would end that worker.
+            raise make_outdated(self._archive)
         wanted = make_blank(self._archive, context.head, here=identify(context.origin))
         row = self._store.take_epoch(connection, wanted)
         self._publisher = Publisher(
@@ -97,14 +113,32 @@ class EpochHolder:
         )
         self._emit(Step.TAKE_EPOCH, "", 0)
 
-    def publish(self, connection: Connection, context: PublishContext, draft: Head) -> Head:
+    def publish(
+        self,
+        connection: Connection,
+        context: PublishContext,
+        draft: Head,
+        *,
+        snapshot: bool = False,
+        receipt: bool = True,
+    ) -> Head:
         """Publish `draft` on top of the context's head; the head as it is published.
 
-        `connection` is in the transaction that read what is published. Raises `LeaseLostError`.
+        `connection` is in the transaction that read what is published. The horizon stays where
+        it is while a snapshot is being taken, whose chunks no head names yet; `snapshot` says
+        that this is the head that names them. Without a `receipt` the database knows no more of
+        the archive than before: for a head with the same records, some of which it may have lost.
+        Raises `LeaseLostError`.
         """
         publisher, base = self.publisher, context.base
-        published = publisher.create_head(base.head, draft, link=base.link)
-        self._acknowledge(connection, published)
+        if not context.seized and is_followed(self._archive, base.head):
+            # By a worker that died before its receipt: this one begins again on top of it.
+            raise make_outdated(self._archive)
+        archive_id = base.head.archive_id
+        settled = snapshot or self._store.try_reserve(connection, archive_id)
+        published = publisher.create_head(base.head, draft, link=base.link, settled=settled)
+        if receipt:
+            self._acknowledge(connection, published)
         publisher.write_hint(published)
         return published
 

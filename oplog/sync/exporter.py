@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from oplog.archive.archive import Archive
 from oplog.archive.format.path import LATEST
 from oplog.archive.ownership import identify
+from oplog.errors import StoreUnavailableError
 from oplog.finding import Finding
 from oplog.store import Store
 from oplog.store.cursor import Cursor
@@ -32,10 +33,17 @@ from oplog.sync.publisher import Emit, make_hint
 PAGE_ENTRIES = 20_000
 """Entries published by one head, unless one record has more."""
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""Sealed bytes and metadata of one segment, and of all that one head adds.
+"""Most sealed bytes and metadata of one segment, and of all that one head adds.
 
 Unless one record has more.
 """
+
+FIRST_SEGMENT_BYTES = 1024 * 1024
+"""Of the first page. Each page that goes through doubles it: what the line takes is not known."""
+LEAST_SEGMENT_BYTES = 128 * 1024
+"""What is tried at last on a line on which larger segments time out."""
+_PAGES_HELD = 16
+"""Pages after a failure in which nothing larger is tried: each try may cost minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +99,38 @@ class Exporter:
             feed=Feed(schema),
             emit=emit,
             page_entries=page_entries,
-            segment_bytes=segment_bytes,
+            segment_bytes=min(FIRST_SEGMENT_BYTES, segment_bytes),
         )
         self._fork = fork
+        self._most_bytes = segment_bytes
+        self._pages_held = 0
         # Drawn once: an attempt that is made again must not found another archive.
         self._new_id = uuid4()
         self.unfinished = False
         """Whether the last page left something that its transaction could see."""
+        self._resumed = False
 
     def publish_all(self, engine: Engine) -> SyncReport:
-        """Publish until nothing is new; `LeaseHeldError` if another worker is at it."""
-        total = SyncReport(0, 0, 0, 0)
-        while True:
-            report = self.publish_page(engine)
-            total = replace(
-                report,
-                entries=total.entries + report.entries,
-                segments=total.segments + report.segments,
-                bytes=total.bytes + report.bytes,
-                lost=total.lost + report.lost,
-            )
-            if not report.entries and not report.lost:
-                return total
+        """Publish everything that was committed when this began.
+
+        What is written meanwhile is left to the next pass: whoever chases the newest record never
+        ends beside a steady writer. Raises `LeaseHeldError` if another worker is at it.
+        """
+        total = self._publish_way(engine, SyncReport(0, 0, 0, 0))
+        if self._resumed:
+            # That way was begun by an earlier pass: what came after it is new as well.
+            total = self._publish_way(engine, total)
+        return total
+
+    def _publish_way(self, engine: Engine, total: SyncReport) -> SyncReport:
+        """Publish what the first of these pages can see, or what a way begun before aims at."""
+        report = self.publish_page(engine)
+        resumed = self._resumed
+        total = _add(total, report)
+        while self.unfinished:
+            total = _add(total, self.publish_page(engine))
+        self._resumed = resumed
+        return total
 
     def publish_page(self, engine: Engine, *, seize: bool = False) -> SyncReport:
         """Publish what one head takes; a report of no entries says that nothing is new.
@@ -120,7 +138,31 @@ class Exporter:
         `seize` goes on although another worker has the lease: of both, one publishes. Raises
         `LeaseHeldError`, and `LeaseLostError` when another one published meanwhile.
         """
-        return self.epoch.run(engine, lambda connection: self._attempt(connection, seize=seize))
+        try:
+            report = self.epoch.run(engine, lambda inside: self._attempt(inside, seize=seize))
+        except StoreUnavailableError:
+            self._shrink()
+            raise
+        if report.entries:
+            self._grow()
+        return report
+
+    def _shrink(self) -> None:
+        """A line that does not take a segment in time may take a smaller one."""
+        self._pages_held = _PAGES_HELD
+        self._resize(self.drafter.segment_bytes // 2)
+
+    def _grow(self) -> None:
+        """After a page that went through: twice as much, unless that failed not long ago."""
+        if self._pages_held:
+            self._pages_held -= 1
+        else:
+            self._resize(2 * self.drafter.segment_bytes)
+
+    def _resize(self, wanted: int) -> None:
+        size = max(min(LEAST_SEGMENT_BYTES, self._most_bytes), min(self._most_bytes, wanted))
+        if size != self.drafter.segment_bytes:
+            self.drafter = replace(self.drafter, segment_bytes=size)
 
     def find_context(
         self, connection: Connection, *, seize: bool = False, base: Base | None = None
@@ -141,6 +183,7 @@ class Exporter:
         context = self.find_context(connection, seize=seize)
         if context.divergence.lost and self._fork is ForkPolicy.STOP:
             raise refuse_fork(self.archive, context.divergence, same=context.is_owner)
+        self._resumed = context.divergence.cursor.target is not None
         page = self.drafter.read_page(connection, context.divergence)
         if not self._has_work(connection, context, page):
             self._catch_up(connection, context, page.cursor)
@@ -203,6 +246,17 @@ class Exporter:
             owner=identify(head.origin),
         )
         self.store.write_row(connection, receipt, position=head.position)
+
+
+def _add(total: SyncReport, report: SyncReport) -> SyncReport:
+    """The report of the passes so far and of one more."""
+    return replace(
+        report,
+        entries=total.entries + report.entries,
+        segments=total.segments + report.segments,
+        bytes=total.bytes + report.bytes,
+        lost=total.lost + report.lost,
+    )
 
 
 def _report(drafted: Drafted, *, written: int = 0, lost: int = 0) -> SyncReport:

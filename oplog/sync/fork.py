@@ -11,11 +11,11 @@ from dataclasses import replace
 from enum import StrEnum
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.head import Branch, Head
+from oplog.archive.format.head import MAX_BRANCHES, Branch, Head
 from oplog.archive.format.index import Item, Levels, add_item, cut_after, make_item
 from oplog.archive.format.segment import encode_segment
 from oplog.archive.step import Step
-from oplog.errors import ManifestInvalidError
+from oplog.errors import ConfigurationError, ManifestInvalidError
 from oplog.sync.divergence import Divergence
 from oplog.sync.publisher import Publisher
 
@@ -32,7 +32,18 @@ class ForkPolicy(StrEnum):
 def make_fork(
     archive: Archive, publisher: Publisher, head: Head, *, divergence: Divergence
 ) -> Head:
-    """The draft of the head that begins a new generation where `divergence` says."""
+    """The draft of the head that begins a new generation where `divergence` says.
+
+    Raises `ConfigurationError` when the archive keeps as many lost branches as a head can name.
+    """
+    if len(head.branches) >= MAX_BRANCHES:
+        first, last = head.branches[0].generation, head.branches[-1].generation
+        raise ConfigurationError(
+            f"{archive.url} keeps {len(head.branches)} lost branches, of generations {first} to "
+            f"{last}, and no head names more: this fork was not published",
+            hint="let go of those that nobody needs: oplog fork retire --through GENERATION. If "
+            "they came one after the other, two databases publish here in turn: stop one",
+        )
     if divergence.sequence + 1 < head.first_sequence:
         raise ManifestInvalidError(
             f"the database goes on from sequence {divergence.sequence}, and the archive only keeps "

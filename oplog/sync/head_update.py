@@ -36,6 +36,7 @@ def publish_update(
     catch_up: bool = False,
     seize: bool = False,
     base: Base | None = None,
+    snapshot: bool = False,
 ) -> Head | None:
     """Publish what `update` makes of the newest head; the head that is then published.
 
@@ -44,8 +45,8 @@ def publish_update(
     `catch_up` the head that it gets is a draft that has every record the transaction sees;
     otherwise it is the newest one (caught up as well where a receipt was lost). It is not
     called for an archive without records. `base` is taken for the newest head unless there is
-    one after it. The answer is None when nothing was published. Raises as
-    `Exporter.publish_page`, and `LogForkedError` under every policy.
+    one after it. `snapshot` is as for `EpochHolder.publish`. The answer is None when nothing was
+    published. Raises as `Exporter.publish_page`, and `LogForkedError` under every policy.
     """
 
     def attempt(connection: Connection) -> _Published | EpochNeeded:
@@ -64,6 +65,6 @@ def publish_update(
         updated = update(connection, draft, publisher) if draft.sequence else None
         if updated is None:
             return _Published(None)
-        return _Published(exporter.epoch.publish(connection, context, updated))
+        return _Published(exporter.epoch.publish(connection, context, updated, snapshot=snapshot))
 
     return exporter.epoch.run(engine, attempt).head

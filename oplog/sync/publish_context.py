@@ -17,8 +17,12 @@ from oplog.archive.format.path import name_head
 from oplog.archive.ownership import check_owner, identify, read_origin
 from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError
 from oplog.store import Store
-from oplog.store.export import ArchiveRow, ExportStore
+from oplog.store.export import ArchiveRow, ExportStore, Lease
 from oplog.sync.divergence import Divergence, find_divergence
+
+
+class OutdatedViewError(LeaseHeldError):
+    """Another worker published after this transaction's snapshot, which has to be taken again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class PublishContext:
     origin: Origin
     row: ArchiveRow | None
     divergence: Divergence
+    seized: bool = False
+    """Whether another transaction has the right to publish."""
 
     @property
     def head(self) -> Head:
@@ -65,22 +71,31 @@ def find_context(
 ) -> PublishContext:
     """Look at archive and database in a transaction that has just begun.
 
-    `new_id` is the archive's if nothing was ever published. `seize` goes on although another
-    worker has the lease. `base` is taken for the newest head unless there is one after it.
-    Raises `LeaseHeldError` if it is another worker's turn, and what `check_owner` and
-    `find_divergence` raise.
+    `connection` has begun a transaction and asked nothing in it yet. `new_id` is the archive's if
+    nothing was ever published. `seize` goes on although another worker has the lease. `base` is
+    taken for the newest head unless there is one after it. Raises `LeaseHeldError` if it is
+    another worker's turn, `OutdatedViewError` if one had its turn meanwhile, and what
+    `check_owner` and `find_divergence` raise.
     """
+    # Before the transaction's snapshot, which then has every record that the head names: what
+    # another worker publishes in between would look lost.
+    found = base.head if base is not None and not is_followed(archive, base.head) else None
+    if found is None:
+        base, found = None, archive.find_head()
     store.begin(connection)
     origin = read_origin(connection, log.schema)
-    if base is None or _is_followed(archive, base.head):
-        found = archive.find_head()
+    if base is None:
         base = Base(found or _make_first(connection, archive, origin, store, log=log, new=new_id))
     head = base.head
     _check_log(connection, archive, head, log=log)
     row = store.read_row(connection, head.archive_id)
+    if row is not None and row.head > head.number:
+        _refuse_outdated(archive, row)
     check_owner(archive, head, row, here=identify(origin))
-    held = not store.try_lease(connection, head.archive_id)
-    if held and (archive.single_writer or not seize):
+    lease = store.try_lease(connection, head.archive_id)
+    if lease is Lease.OUTDATED:
+        raise make_outdated(archive)
+    if lease is Lease.TAKEN and (archive.single_writer or not seize):
         raise LeaseHeldError(
             f"another worker is publishing to {archive.url}",
             hint="it does the work: wait for it, or stop it first",
@@ -88,11 +103,27 @@ def find_context(
     divergence = find_divergence(
         connection, archive, head=head, row=row, origin=origin, store=store
     )
-    return PublishContext(base, origin, row, divergence)
+    return PublishContext(base, origin, row, divergence, seized=lease is Lease.TAKEN)
 
 
-def _is_followed(archive: Archive, head: Head) -> bool:
+def is_followed(archive: Archive, head: Head) -> bool:
+    """Whether there is a head after this one."""
     return archive.store.get(name_head(head.number + 1), most=MAX_HEAD_BYTES) is not None
+
+
+def make_outdated(archive: Archive) -> OutdatedViewError:
+    """The error of a transaction that began before another worker published."""
+    return OutdatedViewError(
+        f"another worker published to {archive.url} just now",
+        hint="nothing was written: try again",
+    )
+
+
+def _refuse_outdated(archive: Archive, row: ArchiveRow) -> None:
+    """Raise `OutdatedViewError` if the head that the row names was published since the look."""
+    newest = archive.find_head()
+    if newest is not None and newest.number >= row.head:
+        raise make_outdated(archive)
 
 
 def _make_first(
@@ -114,8 +145,9 @@ def _make_first(
             raise HeadRolledBackError(
                 f"{archive.url} is empty, and the database has published "
                 f"{row.sequence} records there",
-                hint="the bucket was emptied or is another one: bring the objects back, or "
-                "begin a new archive under another prefix",
+                hint="the bucket was emptied or is another one: bring the objects back if you can. "
+                "Else oplog resync --anew fills it again from this database, if nothing was ever "
+                "pruned; or begin a new archive under another prefix",
             )
         archive_id = row.archive_id
     return make_first(archive_id, log.read_log_id(connection), origin)

@@ -105,12 +105,16 @@ class Publisher:
 
     # -- the head -------------------------------------------------------------------------
 
-    def create_head(self, base: Head, head: Head, *, link: HeadLink | None = None) -> Head:
+    def create_head(
+        self, base: Head, head: Head, *, link: HeadLink | None = None, settled: bool = True
+    ) -> Head:
         """Publish `head` as the one after `base`; the head as it is there.
 
-        It names `base` by `link`, or else by the bytes that `base` encodes to. Raises
+        It names `base` by `link`, or else by the bytes that `base` encodes to. Unless everything
+        below this writer's own numbers is `settled`, it reserves what `base` reserves. Raises
         `LeaseLostError` when another writer has published, or has done so long ago and cleaned
-        up. `StoreUnavailableError` leaves open whether it is there: the next pass sees.
+        up, and `ManifestInvalidError` for a head that could not be read, before it is written.
+        `StoreUnavailableError` leaves open whether it is there: the next pass sees.
         """
         number = base.number + 1
         if self.archive.single_writer:
@@ -135,9 +139,12 @@ class Publisher:
                 previous=link,
                 epoch=self.epoch,
                 writer=self._writer,
-                horizon=self.horizon,
+                # Never back: what was below may have been collected.
+                horizon=max(base.horizon, self.horizon) if settled else base.horizon,
                 created_at=time.time_ns() // 1000,
             )
+            # One that nobody could read would be the end of the archive: none comes after it.
+            decode_head(candidate.encode(), what=f"the next head of {self.archive.url}")
             published = self._try_head(candidate, tried)
             if published is None:
                 continue

@@ -1,4 +1,4 @@
-"""The loop of a worker: publish, wait, do chores, stop on request.
+"""The loop of a worker: publish, wait, stop on request; chores are done beside it.
 
 Without the lease a worker waits, and takes over only from one that has made no progress for a
 while. That is for availability; safety rests on epochs and heads.
@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -18,14 +17,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from oplog.backoff import Backoff
 from oplog.errors import (
-    HeadRolledBackError,
     LeaseHeldError,
-    LeaseLostError,
-    LogForkedError,
-    OplogError,
     StoreUnavailableError,
 )
 from oplog.postgres.sqlstate import is_passing
+from oplog.sync.chores import Chore, ChoreThread
 from oplog.sync.exporter import Exporter, SyncReport
 from oplog.sync.wake import Wake
 
@@ -36,20 +32,6 @@ LEASE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
 _logger = logging.getLogger("oplog.archive")
-
-
-@dataclass(frozen=True)
-class Chore:
-    """Something to be done now and then, by the worker that publishes.
-
-    `run` is called after a pass, at first `first_seconds` after the start, then every
-    `every_seconds`; it decides itself whether there is something to do.
-    """
-
-    name: str
-    every_seconds: float
-    run: Callable[[], None]
-    first_seconds: float = 0.0
 
 
 class SyncLoop:
@@ -71,7 +53,10 @@ class SyncLoop:
         self._engine = engine
         self._interval = interval_seconds
         self._lease = lease_seconds
-        self._chores = list(chores)
+        self._chores = [
+            ChoreThread(chore, is_stopped=self.is_stopped, on_failure=self.stop, clock=clock)
+            for chore in chores
+        ]
         self._wake = wake
         self._on_pass = on_pass
         self._clock = clock
@@ -88,8 +73,12 @@ class SyncLoop:
         self._held_since: float | None = None
         self._held_head = -1
 
+    def is_stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
     def stop(self) -> None:
-        """End `run` after what it is doing now: the head in the making, or the chore."""
+        """End `run` after the head in the making; a chore ends at its next request."""
         # Plain, so that a signal handler may do it wherever it comes.
         self._stopped = True
         self._wake.interrupt()
@@ -99,26 +88,34 @@ class SyncLoop:
 
         Waits out stores and servers that do not answer. Raises `LeaseLostError` when another
         worker took over, `LogForkedError` under the policy to stop, and every error that a
-        repetition cannot mend.
+        repetition cannot mend, from a chore as well.
         """
-        now = self._clock()
-        due = {chore.name: now + chore.first_seconds for chore in self._chores}
-        with self._wake:
-            while not self._stopped:
-                try:
-                    report = self._publish()
-                except (StoreUnavailableError, DBAPIError, PoolTimeoutError) as error:
-                    self._endure(error)
+        try:
+            with self._wake:
+                self._publish_until_stopped()
+        finally:
+            self._stopped = True
+            for chore in self._chores:
+                chore.finish()
+
+    def _publish_until_stopped(self) -> None:
+        while not self._stopped:
+            try:
+                report = self._publish()
+            except (StoreUnavailableError, DBAPIError, PoolTimeoutError) as error:
+                self._endure(error)
+                continue
+            self._pauses = self._backoff.begin()
+            if report is not None:
+                self._on_pass(report)
+                # After a pass: a chore finds an archive, if there is to be one.
+                for chore in self._chores:
+                    chore.start()
+                if self._exporter.unfinished:
                     continue
-                self._pauses = self._backoff.begin()
-                if report is not None:
-                    self._on_pass(report)
-                    if self._exporter.unfinished:
-                        continue
-                    self._do_chores(due)
-                # Also after a head: one for every commit would cost a request for every commit.
-                if not self._stopped:
-                    self._wake.wait(self._interval)
+            # Also after a head: one for every commit would cost a request for every commit.
+            if not self._stopped:
+                self._wake.wait(self._interval)
 
     def _publish(self) -> SyncReport | None:
         """Publish a page; None if it is another worker's turn."""
@@ -142,23 +139,3 @@ class SyncLoop:
             raise error
         _logger.warning("publishing failed, trying again: %s", error)
         self._wake.wait(next(self._pauses))
-
-    def _do_chores(self, due: dict[str, float]) -> None:
-        for chore in self._chores:
-            if self._stopped or self._clock() < due[chore.name]:
-                continue
-            try:
-                chore.run()
-            except (StoreUnavailableError, LeaseHeldError, PoolTimeoutError) as error:
-                _logger.warning("%s was put off: %s", chore.name, error)
-            except DBAPIError as error:
-                if not is_passing(error):
-                    raise
-                _logger.warning("%s was put off: %s", chore.name, error)
-            except (LeaseLostError, LogForkedError, HeadRolledBackError):
-                raise
-            except OplogError:
-                # Publishing comes first: a table that a migration is changing, or a key that
-                # this process has not, must not stop it.
-                _logger.exception("%s failed, and is tried again", chore.name)
-            due[chore.name] = self._clock() + chore.every_seconds

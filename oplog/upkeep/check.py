@@ -50,10 +50,11 @@ def check_archive(
 ) -> ArchiveReport:
     """Verify every object that the newest head reaches, and heads and pins.
 
-    With `connection`, which has just begun a transaction, and the log's `store`, archive and log
-    are compared record by record as well; records up to sequence `pruned_through` may be gone from
-    the database. With `sample`, from 0 to 1, that part of the segments and chunks is read, drawn
-    at random, and of the others only presence and size are looked at. Damage is reported, never
+    With `connection`, which is in no transaction, and the log's `store`, archive and log are
+    compared record by record as well, in short transactions; records up to sequence
+    `pruned_through` may be gone from the database. With `sample`, from 0 to 1, that part of the
+    segments and chunks is read, drawn at random, and of the others only presence and size are
+    looked at. Damage is reported, never
     raised; `StoreUnavailableError` and `StorageConfigError` say that nothing could be found out.
     """
     if sample is not None and not 0 <= sample <= 1:
@@ -71,18 +72,17 @@ def check_with_log(
     sample: float | None = None,
     progress: CheckProgress | None = None,
 ) -> ArchiveReport:
-    """`check_archive` against the log in `schema`, in a transaction that writes nothing."""
+    """`check_archive` against the log in `schema`; writes nothing."""
     with engine.connect() as connection:
         with connection.begin():
             Store(schema).require_home(connection)
-        with connection.begin():
-            return check_archive(
-                archive,
-                connection=connection,
-                store=ExportStore(schema),
-                sample=sample,
-                progress=progress,
-            )
+        return check_archive(
+            archive,
+            connection=connection,
+            store=ExportStore(schema),
+            sample=sample,
+            progress=progress,
+        )
 
 
 class _Check:

@@ -1,8 +1,9 @@
-"""Archive and log compared, record by record, in one view of the database.
+"""Archive and log compared, record by record.
 
-It takes 8 bytes of memory for each record. The archive's head is read first and the database's view
-begins after it. So whatever the head holds is in the view unless it was lost, and what the view
-has beyond the head is new, not damage.
+It takes 8 bytes of memory for each record. The archive's head is read first, and the database is
+asked after that. So whatever the head holds is there unless it was lost or pruned, and what the
+database has beyond the head is new, not damage. Each question is a transaction of its own: one
+that lasted as long as the check would keep VACUUM from all that dies meanwhile.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable
+from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
@@ -28,7 +30,7 @@ _MOST_NAMED = 20
 
 
 class LogComparison:
-    """One comparison; `connection` has begun a transaction and asked nothing in it yet."""
+    """One comparison; `connection` is in no transaction."""
 
     def __init__(
         self,
@@ -44,12 +46,17 @@ class LogComparison:
         self._pruned = pruned_through
         self._row: ArchiveRow | None = None
         self._let_go = 0
+        self._archive_id: UUID | None = None
         self._positions = array("q")
 
     def begin(self, archive: Archive, head: Head | None, *, readable: bool) -> None:
-        """Fix the database's view, and hold what it knows of the archive against `head`."""
-        self._store.begin(self._connection)
-        rows = [row for row in self._store.list_rows(self._connection) if row.head]
+        """Hold what the database knows of the archive against `head`."""
+        with self._connection.begin():
+            self._store.begin(self._connection)
+            rows = [row for row in self._store.list_rows(self._connection) if row.head]
+            if head is not None:
+                self._archive_id = head.archive_id
+                self._read_pruned()
         if head is None:
             for known in rows:
                 if known.url == archive.url and not known.url.startswith("memory:"):
@@ -62,9 +69,6 @@ class LogComparison:
             return
         self._row = next((row for row in rows if row.archive_id == head.archive_id), None)
         self._let_go = head.first_sequence - 1
-        pruned = PruningStore(self._store.schema).read_watermark(self._connection)
-        if pruned is not None and pruned.archive_id == head.archive_id:
-            self._pruned = max(self._pruned, pruned.sequence)
         row = self._row
         if row is None:
             return
@@ -89,6 +93,12 @@ class LogComparison:
                 row.sequence,
             )
 
+    def _read_pruned(self) -> None:
+        """What may be gone: pruning goes on while the archive is read."""
+        pruned = PruningStore(self._store.schema).read_watermark(self._connection)
+        if pruned is not None and pruned.archive_id == self._archive_id:
+            self._pruned = max(self._pruned, pruned.sequence)
+
     def add(self, item: Item, segment: Segment) -> None:
         """The next segment of the archive."""
         numbered = list(enumerate(segment.records, item.first))
@@ -98,7 +108,10 @@ class LogComparison:
             part = numbered[start : start + _LOOKED_UP]
             positions = [record.position for _, record in part]
             self._positions.extend(positions)
-            hashes = self._store.find_hashes(self._connection, positions)
+            with self._connection.begin():
+                self._store.begin(self._connection)
+                self._read_pruned()
+                hashes = self._store.find_hashes(self._connection, positions)
             for sequence, record in part:
                 stored = hashes.get(record.position)
                 if stored is None and sequence > self._pruned:
@@ -131,9 +144,10 @@ class LogComparison:
         lost: list[int] = []
         count = last = 0
         while True:
-            page = self._store.list_published(
-                self._connection, cursor.snapshot, after=last, limit=_PAGE
-            )
+            with self._connection.begin():
+                page = self._store.list_published(
+                    self._connection, cursor.snapshot, after=last, limit=_PAGE
+                )
             if not page:
                 break
             last = page[-1]

@@ -39,9 +39,10 @@ from oplog.store.feed import Feed
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher, make_hint
-from oplog.upkeep.check import check_with_log
+from oplog.upkeep.check import check_archive, check_with_log
 from oplog.upkeep.head_repair import repair_heads
 from oplog.upkeep.head_survey import COLLECTED_BYTES
+from oplog.upkeep.new_beginning import begin_anew
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
 from oplog.upkeep.remake import Remade, SegmentMaker, remake_node
 from oplog.upkeep.rewrite import drop_snapshots, replace_items
@@ -91,6 +92,20 @@ class _Plan:
     @property
     def needs_head(self) -> bool:
         return bool(self.replaced or self.new_types or self.dropped)
+
+
+def renew_archive(exporter: Exporter, engine: Engine) -> ResyncReport:
+    """Begin the archive anew where no head is left; raises as `begin_anew`."""
+    found = check_archive(exporter.archive)
+    begin_anew(exporter, engine)
+    report = check_with_log(exporter.archive, engine, schema=exporter.log.schema)
+    return ResyncReport(
+        found=found.problems,
+        repaired=(name_head(report.head),),
+        dropped=(),
+        head=report.head,
+        left=report.problems,
+    )
 
 
 def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False) -> ResyncReport:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from oplog.archive.format.head import Head
 from oplog.errors import ForeignServerError, LeaseHeldError
+from oplog.store.export import Lease
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Publisher
 from tests.postgres.archived import dump_objects, open_memory, reopen, restore_into
@@ -108,7 +109,8 @@ def test_another_publisher_goes_first(bench: Bench) -> None:
     bench.log.sync(bench.engine, archive)
     exporter = bench.log.make_exporter(archive)
     with bench.engine.connect() as connection, connection.begin():
-        assert exporter.store.try_lease(connection, archive.read_head().archive_id)
+        archive_id = archive.read_head().archive_id
+        assert exporter.store.try_lease(connection, archive_id) is Lease.OURS
         with pytest.raises(LeaseHeldError):
             publish_update(exporter, bench.engine, mark)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from oplog import LoggedEntry
+from oplog.store import records
 from tests.postgres.archived import open_memory, reopen
 from tests.postgres.keeping import read_row, write_row
 from tests.postgres.pruned import (
@@ -140,3 +145,43 @@ def test_a_low_position_that_was_committed_late(bench: Bench) -> None:
     prune_small(bench, archive)
     assert len(list_positions(bench)) == 1
     assert ask_everything(bench, [], archive=reopen(archive)) == before
+
+
+@pytest.mark.parametrize(
+    ("cut", "published", "filtered"),
+    [(1, 0, False), (4, 4, False), (7, 0, False), (7, 4, True), (1000, 4, False)],
+)
+def test_records_pruned_while_they_are_read_come_from_the_archive(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, cut: int, published: int, filtered: bool
+) -> None:
+    """At READ COMMITTED, at any point of the reading: each once, causes first, nothing later."""
+    monkeypatch.setattr(records, "PAGE_ENTRIES", 1)
+    chance = random.Random(cut)
+    archive = open_memory()
+    write_random(bench, chance, 1 + published)
+    sync(bench, archive)
+    write_random(bench, chance, 8)
+    only: dict[str, Any] = {"metadata": {"actor": "ann"}} if filtered else {}
+    with open_plain(bench.engine).connect() as connection:
+        wanted = list(bench.log.read(connection, archive=reopen(archive), **only))
+    with open_plain(bench.engine).connect() as connection:
+        reading = iter(bench.log.read(connection, archive=reopen(archive), **only))
+        found = list(itertools.islice(reading, cut))
+        for _ in range(2):
+            write_random(bench, chance, 2)
+            sync(bench, archive)
+            assert prune_small(bench, archive).entries
+            found += itertools.islice(reading, 2)
+        found += reading
+    # Those that came from the archive have a sequence.
+    alike = [replace(entry, sequence=None) for entry in sorted(found, key=identify)]
+    assert alike == [replace(entry, sequence=None) for entry in sorted(wanted, key=identify)]
+    versions: dict[str, int] = {}
+    for entry in found:
+        if not filtered:
+            assert entry.version == versions.get(entry.aggregate, 0) + 1
+        versions[entry.aggregate] = entry.version
+
+
+def identify(entry: LoggedEntry) -> tuple[str, int]:
+    return entry.aggregate, entry.version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from oplog import Archive, EntriesDrafted, Oplog, ReplayLostReport
+from oplog.errors import ConfigurationError
 from tests.postgres.archived import open_memory, reopen, restore_into
 from tests.postgres.replay_models import Account, Bench, Owner, make_bench
 from tests.postgres.restored import make_target
@@ -102,6 +104,65 @@ def test_what_was_written_since_is_not_overwritten(bench: Bench, target: Bench) 
     assert list(refused(report)) == [4]
     assert "aggregate 'account/3': version 2 was written since" in refused(report)[4]
     check(target)
+
+
+def test_a_refusal_says_who_wrote_what_and_when(bench: Bench, target: Bench) -> None:
+    archive = lose(
+        bench, target, kept=[add_owner("ann"), open_account(3, 100)], lost=[pay(3, 1), pay(3, 2)]
+    )
+    with target.sessions.begin() as session:
+        target.log.annotate(session, actor="teller")
+        pay(3, 555)(session)
+    (receipt,) = target.log.receipts(session)
+    (first, second) = redo(target, archive).refused
+    (conflict,) = first.conflicts
+    assert (conflict.aggregate, conflict.version) == ("account/3", receipt.version)
+    assert conflict.metadata == {"actor": ["teller"]}
+    assert conflict.columns == {"account": ["balance"]}
+    with target.engine.connect() as connection:
+        (entry,) = target.log.read(connection, metadata={"actor": "teller"})
+    assert conflict.recorded_at == entry.recorded_at
+    # The second one goes on from the first: nothing was written after what it found, but that.
+    assert second.conflicts == ()
+    assert json.dumps(first.to_json())
+
+
+def test_what_was_written_since_is_overwritten_if_told(bench: Bench, target: Bench) -> None:
+    archive = lose(
+        bench,
+        target,
+        kept=[add_owner("ann"), open_account(3, 100), open_account(4, 100)],
+        lost=[pay(3, 1), pay(4, 2), pay(3, 3)],
+    )
+    for number in (3, 4):
+        target.write(pay(number, 555))
+    assert redo(target, archive).replayed == 0
+    foreseen = overwrite(target, archive, 4, dry_run=True)
+    assert ([one.sequence for one in foreseen.refused], foreseen.replayed) == ([5], 2)
+    assert balances(target) == {3: 555, 4: 555}
+    report = overwrite(target, archive, 4)
+    # What follows the one that was told follows it; the other one is as before.
+    assert ([one.sequence for one in report.refused], report.replayed) == ([5], 2)
+    assert balances(target) == {3: 3, 4: 555}
+    # Once, however often it is told.
+    assert overwrite(target, archive, 4, 5).refused == []
+    assert balances(target) == {3: 3, 4: 2}
+    check(target)
+
+
+def test_overwriting_names_what_was_lost(bench: Bench, target: Bench) -> None:
+    archive = lose(bench, target, kept=[add_owner("ann")], lost=[open_account(5, 10)])
+    with pytest.raises(ConfigurationError, match="sequence 9 is not among the 1 that were lost"):
+        overwrite(target, archive, 9)
+    assert balances(target) == {}
+
+
+def overwrite(
+    target: Bench, archive: Archive, *sequences: int, dry_run: bool = False
+) -> ReplayLostReport:
+    return target.log.replay_lost(
+        target.engine, reopen(archive), dry_run=dry_run, overwrite=sequences
+    )
 
 
 def test_a_row_that_was_made_since_is_left_alone(bench: Bench, target: Bench) -> None:

@@ -35,6 +35,8 @@ BUSY_CODES = {
 CLOCK_CODES = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 ABSENT_PLACE_CODES = {"ContainerNotFound", "NoSuchBucket"}
 LOCKED = re.compile(r"Lock|Retention|Immutable|Worm", re.IGNORECASE)
+# Deep in the client's own error, which says of itself only "error sending request".
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)|invalid peer certificate: (\w+)")
 # In place of a status: the bucket is elsewhere.
 REDIRECTED = "redirect without LOCATION"
 # Asked for credentials when nothing else gives any; it is there on machines of the cloud only.
@@ -45,6 +47,10 @@ CREDENTIALS_HINT = (
     "set the credentials, region and endpoint in the environment (AWS_ACCESS_KEY_ID,"
     " AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL) or in `options`;"
     " profiles in ~/.aws are not read"
+)
+CERTIFICATE_HINT = (
+    "for a private CA set AWS_CA_BUNDLE, or the option ca_bundle, to a file with its certificate;"
+    " see that the endpoint's name is in the server's certificate, and this machine's clock"
 )
 PLACE_HINT = "create it, or correct the URL"
 ALLOW_HINT = (
@@ -93,6 +99,10 @@ def read_refusal(text: str, *, named: Meaning | None) -> Refusal:
     code = found[1] if (found := CODE.search(text)) else ""
     message = _tell(status, code, text)
     meaning, hint = _weigh(status, code, named=named)
+    if found := CERTIFICATE.search(text):
+        # At once: the network is as it should be, and no other attempt ends otherwise.
+        meaning, hint = Meaning.MISCONFIGURED, CERTIFICATE_HINT
+        message = f"the server's certificate is not trusted ({found[1] or found[2]}): {message}"
     if REDIRECTED in text:
         meaning, hint = Meaning.MISCONFIGURED, CREDENTIALS_HINT
     if any(address in text for address in METADATA_ADDRESSES):

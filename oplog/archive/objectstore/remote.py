@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from oplog.archive.objectstore.client_settings import ClientSettings
 from oplog.archive.objectstore.protocol import (
     CreateUnsupportedError,
     ObjectInfo,
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Store = S3Store | GCSStore | AzureStore
 
-CONNECT_SECONDS = 5.0
 PIECE_BYTES = 1 << 20
+PROMPT_BYTES = 6 << 20
+"""So much of a body may take as long again as a request without one: about 100 KiB a second."""
 # A page of a listing is small and may be asked for again without harm.
 LIST_RETRIES = 8
 
@@ -55,18 +57,6 @@ MEANINGS: tuple[tuple[type[Exception], Meaning], ...] = (
     (NotImplementedError, Meaning.UNSUPPORTED),
 )
 ERRORS = (exceptions.BaseError, FileNotFoundError, NotImplementedError)
-
-# Of the options, those that are about the connection; the rest are the store's own.
-CLIENT_OPTIONS = {
-    "allow_http",
-    "allow_invalid_certificates",
-    "proxy_ca_certificate",
-    "proxy_excludes",
-    "proxy_url",
-    "root_certificate",
-    "user_agent",
-}
-FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +78,8 @@ class RemoteStore:
 
     `options` are obstore's settings for the kind of store, by name (`endpoint`, `region`,
     `virtual_hosted_style_request`, ...), over those of the environment. `timeout_seconds` bounds
-    one request, with its body; `backoff` all attempts together.
+    one request, with a body of a few MiB; a larger one has longer, in proportion. In an answer it
+    bounds the time in which nothing comes. `backoff` bounds all attempts together.
     """
 
     def __init__(
@@ -102,9 +93,17 @@ class RemoteStore:
     ) -> None:
         self.url = place.url
         self._backoff = backoff
-        settings = _Settings(place, options, environment, timeout_seconds)
-        self._store = settings.open_store({"max_retries": 0})
-        self._listing = settings.open_store(
+        self._place = place
+        self._seconds = timeout_seconds
+        self._settings = settings = ClientSettings(place.scheme, options, environment)
+        once: dict[str, Any] = {"max_retries": 0}
+        brief = settings.limit_request(timeout_seconds)
+        self._store = self._open(brief, once)
+        # What comes in is waited for as long as it comes.
+        self._reading = self._open(settings.limit_silence(timeout_seconds), once)
+        self._large: dict[int, Store] = {}
+        self._listing = self._open(
+            brief,
             {
                 "max_retries": LIST_RETRIES,
                 "retry_timeout": timedelta(seconds=backoff.deadline_seconds),
@@ -112,7 +111,7 @@ class RemoteStore:
                     "init_backoff": timedelta(seconds=backoff.first_seconds),
                     "max_backoff": timedelta(seconds=backoff.longest_seconds),
                 },
-            }
+            },
         )
 
     def get(self, path: str, *, most: int) -> bytes | None:
@@ -131,7 +130,7 @@ class RemoteStore:
 
         def attempt() -> bool:
             try:
-                self._store.put(path, data, mode="create", use_multipart=False)
+                self._find_store(data).put(path, data, mode="create", use_multipart=False)
             except ERRORS as error:
                 refusal = _read(error)
                 if refusal.meaning in {Meaning.REFUSED, Meaning.LOCKED}:
@@ -149,7 +148,7 @@ class RemoteStore:
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whatever is there."""
         check_path(path)
-        self._ask(lambda: self._store.put(path, data, use_multipart=False), path)
+        self._ask(lambda: self._find_store(data).put(path, data, use_multipart=False), path)
 
     def delete(self, path: str) -> None:
         """Remove an object, if there is one."""
@@ -176,6 +175,33 @@ class RemoteStore:
 
     # -- inside ---------------------------------------------------------------------------
 
+    def _find_store(self, data: bytes) -> Store:
+        """The client for a body of this size, which a slow line takes longer for."""
+        pieces = len(data) // PROMPT_BYTES
+        if not pieces:
+            return self._store
+        if pieces not in self._large:
+            limits = self._settings.limit_request(self._seconds * (2 + pieces))
+            self._large[pieces] = self._open(limits, {"max_retries": 0})
+        return self._large[pieces]
+
+    def _open(self, client: Mapping[str, Any], retries: Mapping[str, Any]) -> Store:
+        """Open obstore's store; raise `ConfigurationError` for settings that it does not know."""
+        kinds: dict[str, Callable[..., Store]] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+        try:
+            return kinds[self._place.scheme](
+                self._place.bucket,
+                prefix=self._place.prefix or None,
+                client_options=client,
+                retry_config=retries,
+                **self._settings.own,
+            )
+        except (exceptions.BaseError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self._place.url}: {_read(error).message}",
+                hint="options are named as in obstore's documentation of the store",
+            ) from error
+
     def _ask(
         self, request: Callable[[], Result], path: str, *, missing_ok: bool = False
     ) -> Result | None:
@@ -193,7 +219,7 @@ class RemoteStore:
         return retry(attempt, backoff=self._backoff)
 
     def _read(self, path: str, most: int) -> bytes:
-        found = self._store.get(path)
+        found = self._reading.get(path)
         data = bytearray()
         size = found.meta["size"]
         if size <= most:
@@ -223,63 +249,6 @@ class RemoteStore:
         raise StorageConfigError(
             message, hint=refusal.hint or "see that bucket and endpoint are right"
         ) from cause
-
-
-class _Settings:
-    """The client's settings: options over environment, timeouts, no multipart, SHA-256."""
-
-    def __init__(
-        self,
-        place: Place,
-        options: Mapping[str, str],
-        environment: Mapping[str, str],
-        timeout_seconds: float,
-    ) -> None:
-        self._place = place
-        self._client: dict[str, Any] = {
-            "timeout": timedelta(seconds=timeout_seconds),
-            "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, timeout_seconds)),
-        }
-        self._own: dict[str, Any] = {}
-        for name, value in options.items():
-            known = self._client if name in CLIENT_OPTIONS else self._own
-            known[name] = FLAGS.get(value.lower(), value) if name.startswith("allow_") else value
-        if _find_endpoint(options, environment).startswith("http://"):
-            # An `http://` in the URL is meant; obstore alone would call it a "builder error".
-            self._client.setdefault("allow_http", True)
-        if place.scheme == "s3":
-            self._own.setdefault("checksum_algorithm", "SHA256")
-            # Bulk deletion answers 200 whatever became of the objects.
-            self._own.setdefault("disable_bulk_delete", True)
-            if not self._own["checksum_algorithm"]:
-                del self._own["checksum_algorithm"]
-
-    def open_store(self, retries: Mapping[str, Any]) -> Store:
-        """Open obstore's store; raise `ConfigurationError` for settings that it does not know."""
-        kinds: dict[str, Callable[..., Store]] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
-        try:
-            return kinds[self._place.scheme](
-                self._place.bucket,
-                prefix=self._place.prefix or None,
-                client_options=self._client,
-                retry_config=retries,
-                **self._own,
-            )
-        except (exceptions.BaseError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{self._place.url}: {_read(error).message}",
-                hint="options are named as in obstore's documentation of the store",
-            ) from error
-
-
-def _find_endpoint(options: Mapping[str, str], environment: Mapping[str, str]) -> str:
-    for name in ("aws_endpoint_url_s3", "endpoint", "endpoint_url", "aws_endpoint"):
-        if found := options.get(name):
-            return found
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"):
-        if found := environment.get(name):
-            return found
-    return ""
 
 
 def _read(error: Exception) -> Refusal:
