@@ -23,6 +23,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.signals import run_until_signal
+from oplog.cli.trust_option import expect_option
 from oplog.errors import StoreUnavailableError
 from oplog.facade import Oplog
 from oplog.recovery.follow import FollowReport
@@ -50,6 +51,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
     help="Name under which the database keeps its position.",
 )
 @accept_older_option
+@expect_option
 @standard_options
 @pass_invocation
 def follow(invocation: Invocation, *, once: bool, interval: float, name: str) -> None:

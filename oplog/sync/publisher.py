@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from oplog.archive.archive import Archive
 from oplog.archive.format.container import MAX_OBJECT_BYTES
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink
 from oplog.archive.format.path import BLOB, LATEST, make_mint, name_content, name_head, write_hint
 from oplog.archive.step import Step
 from oplog.backoff import Backoff
@@ -138,7 +138,7 @@ class Publisher:
                 horizon=self.horizon,
                 created_at=time.time_ns() // 1000,
             )
-            published = self._try_head(candidate, tried)
+            published = self._try_head(self.archive.trust.sign(candidate, base=base), tried)
             if published is None:
                 continue
             self._emit(Step.CREATE_HEAD, name_head(number), len(published.encode()))
@@ -161,7 +161,7 @@ class Publisher:
         data = self._store.get(path, most=MAX_HEAD_BYTES)
         if data is None:
             return None
-        found = decode_head(data, what=path)
+        found = self.archive.decode_as(data, what=path)
         if found.nonce in tried:
             return found
         raise self._overtaken(f"{found.writer!r} published {path} under epoch {found.epoch}")
