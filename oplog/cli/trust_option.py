@@ -67,7 +67,8 @@ def replace_publisher_option(function: F) -> F:
         expose_value=False,
         callback=_remember("replace_publisher"),
         help="Believe the newest head without looking at its key, and sign with this keyring "
-        "from now on: after the old key was lost, or for an unsigned archive. Run oplog check first.",
+        "from now on: after the old key was lost, or for an unsigned archive. Run oplog check "
+        "first.",
     )(function)
 
 

@@ -31,7 +31,7 @@ from oplog.errors import (
     UnknownPublisherError,
 )
 from oplog.upkeep.retention import Retention
-from tests.attacked import THIEF, leave_unsigned, sign_as_thief
+from tests.attacked import THIEF, empty_log, leave_unsigned, reserve_nothing, sign_as_thief
 from tests.postgres.archived import dump_all, dump_objects, restore_into
 from tests.postgres.keeping import add_task, harmful
 from tests.postgres.replay_models import Bench, make_bench
@@ -243,6 +243,34 @@ def test_a_head_in_its_grace_that_was_exchanged_keeps_heads_as_they_are(bench: B
     )
     assert name_head(1) not in report.paths
     assert any("is not the head that" in note for note in report.notes)
+
+
+def test_a_head_that_says_nothing_ever_was_does_not_make_all_garbage(bench: Bench) -> None:
+    """Where nothing is signed, the collection is held to what the database has published."""
+    archive = open_signed(None)
+    for _ in range(3):
+        bench.write(add_task)
+        bench.log.sync(bench.engine, archive)
+    bench.log.snapshot(bench.engine, archive)
+    head = archive.read_head()
+    made = dict(dump_objects(archive))
+    for forge_head, error in ((empty_log, "does not hold"), (reserve_nothing, "names 0 types")):
+        forged = replace(
+            forge_head(archive, head, made),
+            number=head.number + 1,
+            previous=head.link(),
+            nonce="forged",
+        )
+        archive.store.put(name_head(forged.number), forged.encode())
+        before = dump_objects(archive)
+        with pytest.raises(ManifestInvalidError, match=error):
+            bench.log.collect(
+                bench.engine,
+                open_signed(None, archive.store),
+                retention=Retention(),
+                grace_seconds=0,
+            )
+        assert dump_objects(archive) == before
 
 
 # -- the program --------------------------------------------------------------------------
