@@ -7,9 +7,12 @@ public; nothing else is.
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.adoption.schema_changes import ChangesReport
 from oplog.archive.archive import Archive
+from oplog.archive.expectation import Expectation
 from oplog.archive.opening import open_archive
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
+from oplog.crypto.signing_keyring import SigningKeyring
+from oplog.crypto.trust import Trust
 from oplog.doctor.logged_types import ProtoReport, TypesReport
 from oplog.doctor.status import StatusReport
 from oplog.doctor.type_change import TypeChange, TypesCheckReport
@@ -79,6 +82,7 @@ __all__ = [
     "EntriesDrafted",
     "Entry",
     "Event",
+    "Expectation",
     "Finding",
     "FollowReport",
     "ForkReport",
@@ -107,6 +111,7 @@ __all__ = [
     "RestoreReport",
     "ResyncReport",
     "Retention",
+    "SigningKeyring",
     "SnapshotPolicy",
     "SnapshotReport",
     "StatusReport",
@@ -116,6 +121,7 @@ __all__ = [
     "SyncReport",
     "SyncWorker",
     "Ticket",
+    "Trust",
     "TypeCatalog",
     "TypeChange",
     "TypesCheckReport",

@@ -18,6 +18,7 @@ from oplog.archive.format.index import Item, Levels, add_item, make_item
 from oplog.archive.format.path import BLOB, LATEST, name_content, name_head
 from oplog.archive.format.segment import SegmentHeader, encode_segment, start_chain
 from oplog.archive.format.typefile import LoggedTypes, encode_types
+from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.crypto.hashing import ZERO_HASH
 from oplog.payload.derived_shape import DeclaredColumn, derive_shape
@@ -194,6 +195,8 @@ class HandMade:
     )
     items: list[Item] = field(default_factory=list)
     published: Head | None = None
+    trust: HeadTrust = field(default_factory=HeadTrust)
+    """What signs its heads; by default nothing does."""
 
     def add_segment(self, count: int = 2, **given: Any) -> Item:
         """One more segment of `count` records, in the levels of the head that comes next."""
@@ -230,16 +233,17 @@ class HandMade:
         """The next head, over what was added since; a head of `number` leaves a gap."""
         before = self.head
         number = number or before.number + 1
-        self.head = self.published = replace(
+        head = replace(
             before,
             number=number,
             nonce=f"n{number}",
             previous=self.published.link() if self.published else None,
-            epoch=1,
+            epoch=max(1, number >> 32),
             writer="hand",
             created_at=MOMENT,
             **given,
         )
+        self.head = self.published = self.trust.sign(head, base=before)
         self.store.put(name_head(number), self.head.encode())
         return self.head
 

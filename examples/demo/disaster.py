@@ -72,7 +72,7 @@ def prove_archived(press: Press) -> None:
     began = time.monotonic()
     sequence = database.log.wait_until_archived(
         receipts, press.archive, timeout=PATIENCE_SECONDS, engine=database.engine
-    )
+    ).sequence
     seconds = time.monotonic() - began
     lag = database.log.measure_lag(database.engine, press.archive)
     narrator.prove(

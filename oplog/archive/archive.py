@@ -9,14 +9,15 @@ newer was found.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import count
+from typing import TypeAlias
 
 from oplog.archive.claim import check_follows, decode_item
 from oplog.archive.format.canonical_json import MAX_DOCUMENT_BYTES
 from oplog.archive.format.container import MAX_OBJECT_BYTES
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, SnapshotRef, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, SnapshotRef
 from oplog.archive.format.index import (
     MAX_NODE_BYTES,
     Item,
@@ -39,17 +40,18 @@ from oplog.archive.format.path import (
 )
 from oplog.archive.format.segment import Segment, SegmentHeader
 from oplog.archive.format.typefile import LoggedTypes, decode_types
+from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.read_ahead import read_ahead
+from oplog.archive.rollback import refuse_hinted, refuse_missing, refuse_older
 from oplog.errors import (
-    ArchiveError,
     ConfigurationError,
-    HeadRolledBackError,
     ManifestInvalidError,
     ObjectTooLargeError,
     SegmentCorruptError,
     SegmentMissingError,
+    SignedForkError,
 )
 
 READ_AHEAD = 4
@@ -60,6 +62,8 @@ _CACHED_NODES = 256
 _LONGEST_WALK = 32
 """Heads looked at one after the other before the store is asked for a list."""
 _TRIES = 5
+Demand: TypeAlias = Callable[["Archive", Head | None], None]
+"""What a caller asks of the newest head, which is None where nothing was ever published."""
 
 
 class Archive:
@@ -73,8 +77,13 @@ class Archive:
         verdict: Verdict | None = None,
         read_ahead: int = READ_AHEAD,
         accept_older: bool = False,
+        trust: HeadTrust | None = None,
+        demand: Demand | None = None,
     ) -> None:
         """`verdict` is what a probe found; left out, the store is probed before the first write.
+
+        `trust` says whose heads are believed and signs new ones. `demand` is asked once about the
+        newest head, and raises for one that is not what its caller expects.
 
         `accept_older` goes on from the newest head that can be read although `LATEST` names a
         newer one, which is gone: what was published with that is given up.
@@ -87,7 +96,10 @@ class Archive:
         self.hinted = 0
         """The head that `LATEST` named when the newest one was looked for."""
         self._accepted = 0
+        self.trust = trust or HeadTrust()
+        self._demand = demand
         self._seen = 0
+        self._newest: Head | None = None
         self._nodes: OrderedDict[tuple[Item, int], list[Item]] = OrderedDict()
 
     def reopen(self, store: ObjectStore) -> Archive:
@@ -98,6 +110,8 @@ class Archive:
             verdict=self._verdict,
             read_ahead=self._read_ahead,
             accept_older=self.accept_older,
+            trust=self.trust,
+            demand=self._demand,
         )
 
     @property
@@ -152,19 +166,55 @@ class Archive:
                 continue
             if newest is None:
                 if not self._was_used():
+                    self._meet_demand(None)
                     return None
                 continue
             try:
                 if self.counts(newest):
-                    self._seen = newest.number
+                    self._keep_newest(newest)
                     return newest
-            except ManifestInvalidError:
+            except (ManifestInvalidError, SignedForkError):
                 # Two workers that were suspended may each have created a head where heads were
                 # collected. Their heads do not follow each other, and say nothing about the
                 # newest one, which the store's list may show at the next try.
                 if last:
                     raise
-        raise self._refuse(found)
+        if found < self._seen:
+            raise refuse_older(self.url, found=found, seen=self._seen)
+        if not self._takes(found, None) and (found or not self._was_used()):
+            raise refuse_hinted(self.url, found=found, named=self.hinted)
+        raise refuse_missing(self.url, found=found)
+
+    def _keep_newest(self, head: Head) -> None:
+        known = self._newest
+        if known is not None and known.number == head.number and known != head and known.publisher:
+            raise self._describe_fork(known.encode(), head.encode(), number=head.number)
+        self._meet_demand(head)
+        self._seen, self._newest = head.number, head
+
+    def _meet_demand(self, head: Head | None) -> None:
+        if self._demand is not None:
+            self._demand(self, head)
+            # What follows this head has all that it has.
+            self._demand = None
+
+    def _describe_fork(self, one: bytes, other: bytes, *, number: int) -> SignedForkError:
+        return SignedForkError(
+            f"there are two heads {number} of {self.url}, both signed by a publisher that is "
+            "trusted, or a head that was built on one that is not there",
+            hint="two publishers use the key, or it was stolen: keep both (the error has the "
+            "bytes, and the bucket its versions), see which of them the database has published "
+            "(oplog check with the database), then rotate the key",
+            heads=(one, other),
+        )
+
+    def decode_head(self, data: bytes, *, number: int) -> Head:
+        """The head `number` in `data`, if it is believed; raises as `HeadTrust.decode`."""
+        return self.decode_as(data, what=name_head(number))
+
+    def decode_as(self, data: bytes, *, what: str) -> Head:
+        """The head in `data`, wherever it is, if it is believed; raises as `HeadTrust.decode`."""
+        return self.trust.decode(data, what=what, url=self.url)
 
     def _takes(self, found: int, accept_older: bool | None) -> bool:  # noqa: FBT001 - as it was given
         """Whether head `found`, the newest there is, is no older than what the hint names."""
@@ -185,39 +235,6 @@ class Archive:
         absent = self._read_head_bytes(1) is None
         return not absent or self.store.head(COLLECTED) is not None
 
-    def _refuse(self, found: int) -> ArchiveError:
-        if found < self._seen:
-            return HeadRolledBackError(
-                f"the newest head of {self.url} is {found}, and head {self._seen} was there before",
-                hint="heads were deleted, or an older copy of the bucket was put in its place: "
-                "bring the newer objects back before anything is published",
-            )
-        if not self._takes(found, None) and (found or not self._was_used()):
-            return HeadRolledBackError(
-                describe_older(self.url, found=found, named=self.hinted),
-                hint="newer heads were deleted, or LATEST was altered: look at the store, and "
-                "bring the newer objects back; to go on without what they held, say "
-                "--accept-older, or open_archive(..., accept_older=True)",
-            )
-        if found == 0:
-            return ManifestInvalidError(
-                f"{self.url} was an archive, and shows no head",
-                hint="heads were deleted by hand or by a lifecycle rule, or the store's list "
-                "leaves out what is there: bring the last two heads back. If they are gone, and "
-                "the database has everything, oplog resync --anew begins again",
-            )
-        if found == 1:
-            return ManifestInvalidError(
-                f"{name_head(1)} is in {self.url} again after it was collected",
-                hint="newer heads were deleted by hand or by a lifecycle rule: bring the last two "
-                "back; only oplog's own garbage collection may delete here",
-            )
-        return ManifestInvalidError(
-            f"the head before {name_head(found)} is missing from {self.url}",
-            hint="heads were deleted by hand or by a lifecycle rule: bring the last two back; "
-            "only oplog's own garbage collection may delete here",
-        )
-
     def _find_newest(self, *, listed: bool) -> Head | None:
         """The head that has none after it, as far as can be seen; None if there is none at all."""
         start = max(self._seen, 0 if listed else self.hinted)
@@ -231,7 +248,7 @@ class Archive:
         if data is None:
             return None
         number, data = self._walk(start, data)
-        head = decode_head(data, what=name_head(number))
+        head = self.decode_head(data, number=number)
         if head.number != number:
             raise ManifestInvalidError(
                 f"{name_head(number)} says that it is head {head.number}",
@@ -250,13 +267,23 @@ class Archive:
         data = self._read_head_bytes(head.previous.number)
         if data is None:
             return False
+        self.trust.check_successor(head, data, what=name_head(head.previous.number))
         if sha256(data).digest() != head.previous.digest:
+            if head.publisher and self._is_signed_head(data, head.previous.number):
+                raise self._describe_fork(data, head.encode(), number=head.previous.number)
             raise ManifestInvalidError(
                 f"{name_head(head.previous.number)} is not the head that "
                 f"{name_head(head.number)} was built on",
                 hint="one of both was altered: run oplog check with an older copy of the bucket",
             )
         return True
+
+    def _is_signed_head(self, data: bytes, number: int) -> bool:
+        try:
+            found = self.decode_head(data, number=number)
+        except ManifestInvalidError:
+            return False
+        return found.number == number and found.publisher is not None
 
     def _walk(self, number: int, data: bytes) -> tuple[int, bytes]:
         """Go forward from a head that is there to one that has none after it."""
@@ -373,9 +400,3 @@ class Archive:
                 hint="one of both was altered: run oplog check",
             )
         return manifest
-
-
-def describe_older(url: str, *, found: int, named: int) -> str:
-    """What to say of a hint that names a newer head than was found."""
-    newest = f"the newest that can be read is head {found}" if found else "there is no head"
-    return f"{LATEST} in {url} names head {named}, and {newest}"

@@ -18,6 +18,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.presentation import show_count, show_problems, show_quarantined, show_size
 from oplog.cli.progress import show_work
+from oplog.cli.trust_option import expect_option
 
 
 @click.command()
@@ -29,6 +30,7 @@ from oplog.cli.progress import show_work
     help="Read only this share of segments and chunks, such as 5%; check that the others exist.",
 )
 @archive_option
+@expect_option
 @standard_options
 @pass_invocation
 def check(invocation: Invocation, *, alone: bool, sample: float | None) -> int:

@@ -31,6 +31,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.pin_command import pin, pins, unpin
 from oplog.cli.prune_command import prune
+from oplog.cli.publisher_command import publisher
 from oplog.cli.quarantine_command import quarantine
 from oplog.cli.replay_command import replay
 from oplog.cli.resolve_command import resolve
@@ -40,6 +41,14 @@ from oplog.cli.snapshot_command import snapshot
 from oplog.cli.status_command import status
 from oplog.cli.sync_command import sync
 from oplog.cli.tail_command import tail
+from oplog.cli.trust_command import trust
+from oplog.cli.trust_option import (
+    expect_option,
+    replace_publisher_option,
+    signing_keyring_option,
+    trust_option,
+    unsigned_option,
+)
 from oplog.cli.types_command import types
 from oplog.cli.verify_command import verify
 from oplog.outside.program_settings import VARIABLES
@@ -81,6 +90,11 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @single_writer_option
 @accept_older_option
 @store_deadline_option
+@signing_keyring_option
+@trust_option
+@expect_option
+@unsigned_option
+@replace_publisher_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
@@ -96,6 +110,6 @@ def program(context: click.Context, /, **options: Any) -> None:
 for _command in (
     *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, incarnate, prune, maintain, quarantine),
+    *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust),
 ):
     program.add_command(_command)

@@ -24,6 +24,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.signals import run_until_signal
+from oplog.cli.trust_option import expect_option
 from oplog.errors import StoreUnavailableError
 from oplog.facade import Oplog
 from oplog.recovery.follow import FollowReport
@@ -52,6 +53,7 @@ _LONGEST_PAUSE_SECONDS = 30.0
 )
 @stop_within_option()
 @accept_older_option
+@expect_option
 @standard_options
 @pass_invocation
 def follow(

@@ -26,6 +26,8 @@ from sqlalchemy.pool import NullPool
 from oplog.archive.archive import Archive
 from oplog.archive.opening import DEADLINE_SECONDS, open_archive
 from oplog.cli.exit_code import UnexpectedError, print_data
+from oplog.crypto.signing_keyring import SigningKeyring
+from oplog.crypto.trust import Trust
 from oplog.errors import OplogError
 from oplog.facade import Oplog
 from oplog.outside.engine_plugin import without_plugin
@@ -47,6 +49,11 @@ class Invocation:
     single_writer: bool = False
     accept_older: bool = False
     store_deadline_seconds: float = DEADLINE_SECONDS
+    signing_keyring: Path | None = None
+    trust_file: Path | None = None
+    unsigned: bool = False
+    replace_publisher: bool = False
+    expect_at_least: str = ""
     as_json: bool = False
 
     def load_log(self) -> Oplog:
@@ -123,6 +130,13 @@ class Invocation:
             single_writer=self.single_writer,
             accept_older=self.accept_older,
             deadline_seconds=self.store_deadline_seconds,
+            signing_keyring=None
+            if self.signing_keyring is None
+            else SigningKeyring.from_file(self.signing_keyring),
+            trust=None if self.trust_file is None else Trust.from_file(self.trust_file),
+            unsigned=self.unsigned,
+            replace_publisher=self.replace_publisher,
+            expect_at_least=self.expect_at_least,
         )
 
     def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:

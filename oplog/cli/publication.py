@@ -27,6 +27,7 @@ def show_sync(document: Mapping[str, Any]) -> Iterator[str]:
             f"through sequence {document['sequence']} of generation {document['generation']}, "
             f"position {document['position']}"
         )
+        yield f"expect at least {document['expect_at_least']}"
 
 
 def report_problems(problems: Sequence[Finding]) -> int:

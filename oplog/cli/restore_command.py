@@ -20,6 +20,7 @@ from oplog.cli.option import (
 )
 from oplog.cli.presentation import escape, show_count, show_quarantined
 from oplog.cli.progress import show_progress
+from oplog.cli.trust_option import expect_option
 from oplog.json_value import format_instant
 
 
@@ -29,6 +30,7 @@ from oplog.json_value import format_instant
 @click.option("--through", type=PLACE, help="Restore up to this place; the default is everything.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @accept_older_option
+@expect_option
 @standard_options
 @pass_invocation
 def restore(invocation: Invocation, *, through: int | datetime | None, yes: bool) -> None:
@@ -61,6 +63,7 @@ def restore(invocation: Invocation, *, through: int | datetime | None, yes: bool
 @database_option
 @click.option("--through", type=PLACE, help="Restore up to this place; the default is everything.")
 @accept_older_option
+@expect_option
 @standard_options
 @pass_invocation
 def recover(invocation: Invocation, *, through: int | datetime | None) -> None:

@@ -21,6 +21,7 @@ from oplog.cli.option import (
 from oplog.cli.presentation import escape
 from oplog.cli.publication import report_problems, show_sync
 from oplog.cli.signals import run_until_signal
+from oplog.cli.trust_option import replace_publisher_option, unsigned_option
 from oplog.facade.sync_worker import SyncWorker
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.sync.exporter import SyncReport
@@ -64,6 +65,8 @@ _CHECK_HOURS = 24.0
 @archive_option
 @single_writer_option
 @accept_older_option
+@unsigned_option
+@replace_publisher_option
 @standard_options
 @pass_invocation
 def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) -> int:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
-import stat
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,16 +20,41 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from oplog.crypto.private_file import replace_file, require_private
 from oplog.crypto.secret import Secret
 from oplog.errors import ConfigurationError
 
 KEY_BYTES = 32
 """Length of a data key, in bytes."""
-_FORMAT = "oplog-keyring/1"
 _MAX_BYTES = 1 << 20
-_OTHERS = stat.S_IRWXO | stat.S_IWGRP
-"""What a keyring's file must not allow: anything to others, and writing to a group."""
 _KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyringKind:
+    """What a keyring's keys are for: its format, its noun, and how to make one.
+
+    A file of one kind is refused where the other is wanted.
+    """
+
+    format: str
+    noun: str
+    make: str
+    """A sentence with `{path}` in it."""
+
+
+DATA_KEYS = KeyringKind(
+    format="oplog-keyring/1",
+    noun="keyring",
+    make="make one once, and keep a copy of it: Keyring.generate().save({path!r})",
+)
+"""Keys that seal records."""
+SIGNING_KEYS = KeyringKind(
+    format="oplog-signing-keyring/1",
+    noun="signing keyring",
+    make="make one once, and keep a copy of it: oplog publisher generate --file {path}",
+)
+"""Seeds of the Ed25519 keys that sign heads, each under its public key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +77,10 @@ class _MalformedError(ValueError):
     """What is wrong with the document; its message repeats nothing of it except names."""
 
 
-def format_keyring(text: KeyringText) -> str:
+def format_keyring(text: KeyringText, kind: KeyringKind = DATA_KEYS) -> str:
     """The keyring as one line of JSON."""
     with _emptied_frames():
-        return _format(text)
+        return _format(text, kind)
 
 
 @contextmanager
@@ -71,7 +94,7 @@ def _emptied_frames() -> Iterator[None]:
         raise
 
 
-def _format(text: KeyringText) -> str:
+def _format(text: KeyringText, kind: KeyringKind) -> str:
     keys = {
         key_id: {
             "key": base64.urlsafe_b64encode(record.material).decode(),
@@ -79,11 +102,13 @@ def _format(text: KeyringText) -> str:
         }
         for key_id, record in text.keys.items()
     }
-    document = {"format": _FORMAT, "current": text.current, "keys": keys}
+    document = {"format": kind.format, "current": text.current, "keys": keys}
     return json.dumps(document, separators=(",", ":"))
 
 
-def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
+def parse_keyring(
+    read: Callable[[], str], source: str, kind: KeyringKind = DATA_KEYS
+) -> KeyringText:
     """Parse what `read` returns; `source` says in the error where it came from.
 
     Raises `ConfigurationError` if it is not exactly what `format_keyring` could have written.
@@ -92,7 +117,7 @@ def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
     try:
         # The text is in no variable here: this frame is not emptied.
         with _emptied_frames():
-            return _parse(read())
+            return _parse(read(), kind)
     except _MalformedError as cause:
         problem = str(cause)
     except json.JSONDecodeError as cause:
@@ -101,70 +126,50 @@ def parse_keyring(read: Callable[[], str], source: str) -> KeyringText:
         problem = "JSON that cannot be parsed"
     # Raised here and without a cause: the decoder's exception holds the whole text.
     raise ConfigurationError(
-        f"the keyring in {source} is malformed: {problem}",
-        hint="restore it from its backup; Keyring.generate().to_text() shows a well-formed one, "
-        "but a new keyring cannot read what an old one sealed",
+        f"the {kind.noun} in {source} is malformed: {problem}",
+        hint="restore it from its backup; a new one has other keys and does not take its place",
     )
 
 
-def read_keyring_file(path: Path, *, shared: bool = False) -> KeyringText:
+def read_keyring_file(
+    path: Path, *, shared: bool = False, kind: KeyringKind = DATA_KEYS
+) -> KeyringText:
     """Read the keyring file; `ConfigurationError` if it is missing, unreadable or malformed.
 
     Unless `shared`, also if others may read or change it, or its group may change it.
     """
-    found = _read(path, shared=shared)
+    found = _read(path, shared=shared, kind=kind)
     if found is None:
         raise ConfigurationError(
-            f"there is no keyring file at {path}",
-            hint=f"make one once, and keep a copy of it: Keyring.generate().save({str(path)!r})",
+            f"there is no {kind.noun} file at {path}", hint=kind.make.format(path=str(path))
         )
     return found
 
 
 def replace_keyring_file(
-    path: Path, change: Callable[[KeyringText | None], KeyringText]
+    path: Path,
+    change: Callable[[KeyringText | None], KeyringText],
+    *,
+    kind: KeyringKind = DATA_KEYS,
 ) -> KeyringText:
     """Replace the file by `change(its content, or None)` atomically; return the new content.
 
-    The new file, `<name>.lock`, is created exclusively and then renamed over the old one. It
-    also serves as the lock, so no other process can have changed the file in between. Raises
-    `ConfigurationError` if that is impossible, and every exception of `change`.
+    Raises `ConfigurationError` if that is impossible, and every exception of `change`.
     """
-    target = Path(os.path.realpath(path))  # a rename over a symbolic link would replace the link
-    lock = target.with_name(target.name + ".lock")
-    try:
-        handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as cause:
-        raise ConfigurationError(
-            f"the keyring {path} is being changed by another process",
-            hint=f"try again; if no other process is changing it, one died while it did: remove "
-            f"{lock} (the key in it was never used)",
-        ) from cause
-    except OSError as cause:
-        raise _unwritable(path, cause) from cause
-    renamed = False
-    try:
-        with os.fdopen(handle, "wb") as file:
-            text = change(_read(target, shared=True))
-            _keep_owner(file.fileno(), target)
-            file.write(format_keyring(text).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        lock.replace(target)
-        renamed = True
-        _sync_directory(target.parent)
-    except OSError as cause:
-        raise _unwritable(path, cause) from cause
-    finally:
-        if not renamed:
-            lock.unlink(missing_ok=True)
-    return text
+    made: list[KeyringText] = []
+
+    def make(target: Path) -> bytes:
+        made.append(change(_read(target, shared=True, kind=kind)))
+        return format_keyring(made[0], kind).encode() + b"\n"
+
+    replace_file(path, make, what=f"the {kind.noun}")
+    return made[0]
 
 
-def _read(path: Path, *, shared: bool) -> KeyringText | None:
+def _read(path: Path, *, shared: bool, kind: KeyringKind) -> KeyringText | None:
     source = f"file {path}"
     try:
-        return parse_keyring(lambda: _read_text(path, source, shared=shared), source)
+        return parse_keyring(lambda: _read_text(path, source, shared=shared), source, kind)
     except FileNotFoundError:
         return None
 
@@ -173,7 +178,7 @@ def _read_text(path: Path, source: str, *, shared: bool) -> str:
     try:
         with path.open("rb") as file:
             if not shared:
-                _require_private(file.fileno(), path)
+                require_private(file.fileno(), path)
             data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise
@@ -190,60 +195,11 @@ def _read_text(path: Path, source: str, *, shared: bool) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def _require_private(handle: int, path: Path) -> None:
-    """Raise `ConfigurationError` for a file that others have access to."""
-    mode = stat.S_IMODE(os.fstat(handle).st_mode)
-    if os.name == "posix" and mode & _OTHERS:
-        raise ConfigurationError(
-            f"the keyring file {path} has mode {mode:04o}: others have access to its keys",
-            hint=f"chmod 600 {path} (640 for a group that may read it); where a mounted secret "
-            "has no other mode, say Keyring.from_file(path, shared=True). If people who should "
-            "not have the keys could read the file, rotate them",
-        )
-
-
-def _keep_owner(handle: int, target: Path) -> None:
-    """Give the new file the old one's owner, so that a service can read what root rotated.
-
-    A group that could read the old one can read the new one; others cannot.
-    """
-    try:
-        old = target.stat()
-    except FileNotFoundError:
-        return
-    if os.name != "posix":
-        # Files have no such owners and modes.
-        return
-    new = os.fstat(handle)
-    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-        os.fchown(handle, old.st_uid, old.st_gid)
-    os.fchmod(handle, stat.S_IRUSR | stat.S_IWUSR | (old.st_mode & stat.S_IRGRP))
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        # Directories are not opened.
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _unwritable(path: Path, cause: OSError) -> ConfigurationError:
-    return ConfigurationError(
-        f"the keyring file {path} cannot be replaced: {cause.strerror}",
-        hint="run this as the file's owner, with its directory writable; a keyring mounted "
-        "read-only has to be changed at its source",
-    )
-
-
-def _parse(text: str) -> KeyringText:
+def _parse(text: str, kind: KeyringKind) -> KeyringText:
     document = json.loads(text, object_pairs_hook=_unique)
     top = _fields(document, "the keyring", ("format", "current", "keys"))
-    if top["format"] != _FORMAT:
-        raise _MalformedError(f"its format is not {_FORMAT!r}")
+    if top["format"] != kind.format:
+        raise _MalformedError(f"its format is not {kind.format!r}")
     if not isinstance(top["keys"], dict) or not top["keys"]:
         raise _MalformedError('"keys" is not an object with at least one key in it')
     keys: dict[str, KeyRecord] = {}

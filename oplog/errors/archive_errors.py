@@ -110,3 +110,48 @@ class HeadRolledBackError(ArchiveError):
     """The newest head is older than one already seen."""
 
     exit_code = 3
+
+
+class OlderArchiveError(HeadRolledBackError):
+    """The archive lacks, or has other records than, what it was expected to hold at least."""
+
+
+class SigningKeyMissingError(ArchiveError):
+    """A head has to be signed, and the key that may sign it is not there."""
+
+    exit_code = 12
+
+
+class SignatureInvalidError(ManifestInvalidError):
+    """A head was not signed by the key that it names."""
+
+
+class HeadUnsignedError(ManifestInvalidError):
+    """A head has no signature where one is needed."""
+
+
+class UnknownPublisherError(ManifestInvalidError):
+    """A head was signed by a key that nobody who is trusted vouches for."""
+
+
+class RevokedPublisherError(UnknownPublisherError):
+    """A head was signed by a key that was revoked, or that another one has replaced."""
+
+
+class ForeignArchiveError(ArchiveError):
+    """The archive is of another log than the one that is meant."""
+
+    exit_code = 3
+
+
+class SignedForkError(ArchiveError):
+    """Two heads of one number, both signed by publishers that are trusted.
+
+    `heads` are the bytes of both, which prove it to anybody.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "", heads: tuple[bytes, bytes]) -> None:
+        super().__init__(message, hint=hint)
+        self.heads = heads

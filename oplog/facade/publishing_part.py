@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.expectation import Expectation
 from oplog.archive.step import Step
 from oplog.events import ArchiveStepDone
 from oplog.facade.doctor_part import Examination
@@ -80,9 +81,11 @@ class Publishing:
         *,
         timeout: float = 10.0,
         engine: Engine | None = None,
-    ) -> int:
-        """Return when the receipts' records are published, with the highest of their sequences.
+    ) -> Expectation:
+        """Return when the receipts' records are published, with the place of the last of them.
 
+        Its `sequence` is the highest of theirs, and as a text it is SEQUENCE:HASH: what
+        `open_archive(expect_at_least=...)` refuses an older archive by.
         With an `engine` of the log's database, its worker is woken at once. `timeout` is in
         seconds, after which `ArchiveLagError` is raised: the records are committed all the same.
         """

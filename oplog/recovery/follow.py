@@ -251,7 +251,7 @@ def _apply(
         log = Store(store.schema)
         log.require_home(connection)
         reader = work.log.open(connection)
-        needs = find_needs(connection, reader, position=place.position)
+        needs = find_needs(connection, reader, log=work.log, position=place.position)
         plans = needs.plans
         page = needs.cut(page)
         added = _write_types(connection, log, source.list_types(), needs)

@@ -15,7 +15,9 @@ from oplog.errors import SchemaDriftError
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable
+from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
+from oplog.recovery.named_tables import require_named
 from oplog.recovery.target_revisions import Targets, find_targets, refuse_loss
 from oplog.replay.rules import find_turns
 from oplog.replay.table_plan import TablePlan, read_plans
@@ -97,7 +99,9 @@ class Needs:
         return refuse_loss(shape, table, target)
 
 
-def find_needs(connection: Connection, reader: RecordReader, *, position: int) -> Needs:
+def find_needs(
+    connection: Connection, reader: RecordReader, *, log: LogOpener, position: int
+) -> Needs:
     """What records of the log need of the tables behind `connection`.
 
     `position` is that of the newest record which the database has. Text settings must be pinned.
@@ -105,6 +109,7 @@ def find_needs(connection: Connection, reader: RecordReader, *, position: int) -
     turns = find_turns(reader, snapshot=reader.source.read_snapshot())
     revisions = group_shapes(reader.types.shapes)
     targets = find_targets(connection, revisions, turns, lossy=True)
+    require_named(connection, [live for live, _ in targets.placed], log=log)
     reader.aim_steps({name: one.shape.revision for name, one in targets.by_type.items()})
     return Needs(
         reader,

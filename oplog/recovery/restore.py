@@ -244,7 +244,8 @@ def _check_target(request: _Request) -> None:
     if log.read_version(connection) != VERSION:
         log.require_current(connection)
     take_lock(connection, request.store)
-    plans = find_aim(connection, request.log.open(connection), through=request.through).plans
+    reader = request.log.open(connection)
+    plans = find_aim(connection, reader, log=request.log, through=request.through).plans
     check_snapshot(request.source, request.snapshot)
     found = describe_rows(request.driver, request.store, plans)
     if found:
@@ -263,7 +264,7 @@ def _restore_from(request: _Request, reader: RecordReader) -> RestoreReport:
     take_lock(connection, store)
     # In an empty log readers find nothing until the restore commits, and everything then.
     store.lock_tables(connection, readers=not request.replace_rows)
-    aim = find_aim(connection, reader, through=request.through)
+    aim = find_aim(connection, reader, log=request.log, through=request.through)
     plans = aim.plans
     lock_tables(driver, [plan.live.qualified for plan in plans])
     found = "" if request.replace_rows else describe_rows(driver, store, plans)

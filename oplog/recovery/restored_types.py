@@ -17,7 +17,9 @@ from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.postgres.live_table import LiveTable, read_database_id
 from oplog.reading.given_place import find_place
+from oplog.reading.log_opener import LogOpener
 from oplog.reading.reader import RecordReader
+from oplog.recovery.named_tables import require_named
 from oplog.recovery.renumbered_types import make_next, mark_absent, place_shapes
 from oplog.recovery.target_revisions import find_targets
 from oplog.replay.rules import find_turns
@@ -43,12 +45,17 @@ class Aim:
 
 
 def find_aim(
-    connection: Connection, reader: RecordReader, *, through: int | datetime | None
+    connection: Connection,
+    reader: RecordReader,
+    *,
+    log: LogOpener,
+    through: int | datetime | None,
 ) -> Aim:
     """The tables of all types; `SchemaDriftError` if one of them cannot hold what is restored.
 
     As of an earlier position a type may have no table: the log does not say where its first
     revision begins, so only rows show that there was one. Text settings must be pinned.
+    `ConfigurationError` for tables that nobody here names.
     """
     visible = reader.source.read_snapshot()
     limit = find_place(reader, through, snapshot=visible)
@@ -60,6 +67,7 @@ def find_aim(
     for name, error in found.refused.items():
         if name not in absent:
             raise error
+    require_named(connection, [live for live, _ in found.placed], log=log)
     reader.aim_steps({name: one.shape.revision for name, one in found.by_type.items()})
     return Aim(found.placed, read_plans(connection, found.placed), turns, limit, absent=absent)
 

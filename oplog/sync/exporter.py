@@ -14,6 +14,7 @@ from uuid import uuid4
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
+from oplog.archive.expectation import Expectation
 from oplog.archive.format.path import LATEST
 from oplog.archive.ownership import identify
 from oplog.errors import StoreUnavailableError
@@ -53,7 +54,8 @@ class SyncReport:
     `entries` in `segments`, `bytes` put into the store for them, `position` the highest that is
     published now, `sequence` that of the last record, in `generation`. `lost` counts records that
     the database lacked and that a new generation left behind. `problems` are tables that are
-    gone.
+    gone. `expect_at_least` is SEQUENCE:HASH of what the archive holds now; kept elsewhere, it
+    lets a reader refuse an older state.
     """
 
     entries: int
@@ -64,6 +66,7 @@ class SyncReport:
     generation: int = 0
     lost: int = 0
     problems: tuple[Finding, ...] = ()
+    expect_at_least: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object."""
@@ -201,6 +204,8 @@ class Exporter:
             return True
         if page.records:
             return True
+        if self.archive.trust.wants_head(head):
+            return True
         return head.number > 0 and self.drafter.have_types_changed(connection, head)
 
     def _publish(
@@ -269,4 +274,5 @@ def _report(drafted: Drafted, *, written: int = 0, lost: int = 0) -> SyncReport:
         sequence=head.sequence,
         generation=head.generation,
         lost=lost,
+        expect_at_least=str(Expectation.of(head)) if head.sequence else "",
     )

@@ -15,7 +15,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, Origin, make_first
 from oplog.archive.format.path import name_head
 from oplog.archive.ownership import check_owner, identify, read_origin
-from oplog.errors import ConfigurationError, HeadRolledBackError, LeaseHeldError
+from oplog.errors import ForeignArchiveError, HeadRolledBackError, LeaseHeldError
 from oplog.store import Store
 from oplog.store.export import ArchiveRow, ExportStore, Lease
 from oplog.sync.divergence import Divergence, find_divergence
@@ -87,6 +87,7 @@ def find_context(
     if base is None:
         base = Base(found or _make_first(connection, archive, origin, store, log=log, new=new_id))
     head = base.head
+    archive.trust.require_key(head, url=archive.url)
     _check_log(connection, archive, head, log=log)
     row = store.read_row(connection, head.archive_id)
     if row is not None and row.head > head.number:
@@ -156,7 +157,7 @@ def _make_first(
 def _check_log(connection: Connection, archive: Archive, head: Head, *, log: Store) -> None:
     log_id = log.read_log_id(connection)
     if head.log_id != log_id:
-        raise ConfigurationError(
+        raise ForeignArchiveError(
             f"{archive.url} holds the log {head.log_id}, this database has {log_id}",
             hint="give each log an archive of its own, under another prefix; a database that "
             "is to go on with this archive is made by oplog restore",

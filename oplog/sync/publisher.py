@@ -143,6 +143,7 @@ class Publisher:
                 horizon=max(base.horizon, self.horizon) if settled else base.horizon,
                 created_at=time.time_ns() // 1000,
             )
+            candidate = self.archive.trust.sign(candidate, base=base)
             # One that nobody could read would be the end of the archive: none comes after it.
             decode_head(candidate.encode(), what=f"the next head of {self.archive.url}")
             published = self._try_head(candidate, tried)
@@ -168,7 +169,7 @@ class Publisher:
         data = self._store.get(path, most=MAX_HEAD_BYTES)
         if data is None:
             return None
-        found = decode_head(data, what=path)
+        found = self.archive.decode_as(data, what=path)
         if found.nonce in tried:
             return found
         raise self._overtaken(f"{found.writer!r} published {path} under epoch {found.epoch}")

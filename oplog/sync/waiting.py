@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from oplog.archive.archive import Archive
+from oplog.archive.expectation import Expectation
 from oplog.archive.format.head import Head
+from oplog.archive.history import read_chain_at
 from oplog.backoff import Backoff
 from oplog.errors import ArchiveLagError, ChainBrokenError, ConfigurationError
 from oplog.receipt import Receipt
@@ -26,8 +28,8 @@ def wait_for_records(
     timeout_seconds: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> int:
-    """Return the highest sequence of the receipts' records, once all are published.
+) -> Expectation:
+    """Return the place of the last of the receipts' records, once all are published.
 
     Looks at records written within a day before the newest. Raises `ArchiveLagError` when they
     are not there in time, `ChainBrokenError` when a record is there with another hash.
@@ -51,8 +53,8 @@ def wait_for_records(
         if head is not None and head.sequence > seen:
             highest = max(highest, _look(archive, head, wanted, after=seen))
             seen = head.sequence
-        if not wanted:
-            return highest
+        if head is not None and not wanted:
+            return Expectation(highest, read_chain_at(archive, head, highest))
         pause = next(pauses, None)
         if pause is None:
             raise ArchiveLagError(

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.head import MAX_HEAD_BYTES, Branch, Head, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Branch, Head
 from oplog.archive.format.index import Item, Levels
 from oplog.archive.format.path import HEAD, LOG, PIN, name_head, parse_content
 from oplog.archive.format.segment import Segment, decode_segment
@@ -259,7 +259,7 @@ class _Check:
                 if data is None:
                     continue
                 self._enter(info.path, len(data))
-                pinned = decode_head(data, what=info.path)
+                pinned = self._archive.decode_as(data, what=info.path)
             except ArchiveError as error:
                 problem = describe_error(error, info.path)
                 self._note(ArchiveProblem(info.path, ProblemKind.CORRUPT, problem.message))

@@ -35,6 +35,7 @@ from oplog.errors import ArchiveError, StorageConfigError, StoreUnavailableError
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
 from oplog.sync.publisher import Emit
+from oplog.upkeep.collection_check import require_published
 from oplog.upkeep.head_survey import COLLECTED_BYTES
 from oplog.upkeep.retention import Retention, apply_retention
 from oplog.upkeep.roots import Roots, find_roots
@@ -101,6 +102,7 @@ def collect_archive(
     archive = exporter.archive
     require_owner(engine, archive, schema=exporter.log.schema)
     before = archive.read_head()
+    require_published(exporter, engine, before)
     draft = apply_retention(archive, before, retention, now=clock())
     if draft is not None and not dry_run:
         publish_update(

@@ -35,7 +35,9 @@ def repair_heads(exporter: Exporter, engine: Engine) -> Head | None:
     Raises as `publish_update`.
     """
     archive = exporter.archive
-    survey = survey_heads(Archive(archive.store, single_writer=archive.single_writer))
+    survey = survey_heads(
+        Archive(archive.store, single_writer=archive.single_writer, trust=archive.trust)
+    )
     if survey.newest is not None or survey.head is None or archive.single_writer:
         return None
     with engine.connect() as connection, connection.begin():

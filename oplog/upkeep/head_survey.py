@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from oplog.archive.archive import Archive, describe_older
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink, decode_head
+from oplog.archive.archive import Archive
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, HeadLink
 from oplog.archive.format.path import (
     COLLECTED,
     HEAD,
@@ -20,11 +20,14 @@ from oplog.archive.format.path import (
     parse_head,
     parse_hint,
 )
+from oplog.archive.rollback import describe_older
 from oplog.errors import (
     ArchiveError,
+    ForeignArchiveError,
     HeadRolledBackError,
     ManifestInvalidError,
     ObjectTooLargeError,
+    SignedForkError,
 )
 from oplog.upkeep.problem import ArchiveProblem, ProblemKind, describe_error
 
@@ -57,7 +60,13 @@ def survey_heads(archive: Archive) -> HeadSurvey:
     refused: ArchiveError | None = None
     try:
         survey.newest = archive.find_head(accept_older=True)
-    except (ManifestInvalidError, HeadRolledBackError, ObjectTooLargeError) as error:
+    except (
+        ManifestInvalidError,
+        HeadRolledBackError,
+        ObjectTooLargeError,
+        SignedForkError,
+        ForeignArchiveError,
+    ) as error:
         refused = error
     _look_at_mark(archive, survey)
     numbers = {
@@ -116,8 +125,8 @@ def _look_at_head(
     digest = sha256(data).digest()
     survey.digests[number] = digest
     try:
-        head = decode_head(data, what=path)
-    except ManifestInvalidError as error:
+        head = archive.decode_as(data, what=path)
+    except (ManifestInvalidError, ForeignArchiveError) as error:
         survey.problems.append(ArchiveProblem(path, ProblemKind.CORRUPT, str(error.args[0])))
         return None
     if head.number != number:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
-from oplog.archive.format.head import MAX_HEAD_BYTES, Head, TypesRef, decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, Head, TypesRef
 from oplog.archive.format.index import Item
 from oplog.archive.format.path import (
     BLOB,
@@ -163,6 +163,7 @@ class _Resync:
             exporter.archive.store,
             single_writer=exporter.archive.single_writer,
             accept_older=exporter.archive.accept_older,
+            trust=exporter.archive.trust,
         )
         self._engine = engine
         self._log = exporter.log
@@ -244,10 +245,10 @@ class _Resync:
         if above is None:
             return True
         try:
-            link = decode_head(above, what=name_head(number + 1)).previous
+            link = self._archive.decode_head(above, number=number + 1).previous
         except ArchiveError:
             return False
-        return link == decode_head(data, what=name_head(number)).link()
+        return link == self._archive.decode_head(data, number=number).link()
 
     def _iterate_pins(self) -> Iterator[tuple[Head, bytes]]:
         store = self._archive.store
@@ -255,7 +256,7 @@ class _Resync:
             try:
                 data = store.get(info.path, most=MAX_HEAD_BYTES)
                 if data is not None:
-                    yield decode_head(data, what=info.path), data
+                    yield self._archive.decode_as(data, what=info.path), data
             except ArchiveError:
                 continue
 
@@ -288,7 +289,7 @@ class _Resync:
             try:
                 data = None if number is None else store.get(info.path, most=MAX_HEAD_BYTES)
                 if data is not None:
-                    known.update(*decode_head(data, what=info.path).levels[:1])
+                    known.update(*self._archive.decode_as(data, what=info.path).levels[:1])
             except ArchiveError:
                 continue
         return known

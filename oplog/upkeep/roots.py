@@ -72,7 +72,7 @@ def find_roots(
             # Kept since readers ask for it, not for what it holds.
             break
         try:
-            head = decode_head(data, what=path)
+            head = _decode_before(head, data, path=path)
         except ManifestInvalidError as error:
             # What it held is not known, nor what was before it: heads stay as they are.
             roots.notes.append(str(error.args[0]))
@@ -84,6 +84,16 @@ def find_roots(
     return roots
 
 
+def _decode_before(head: Head, data: bytes, *, path: str) -> Head:
+    """The head that `head` follows: believed because it is the one that `head` names."""
+    if head.previous is None or sha256(data).digest() != head.previous.digest:
+        raise ManifestInvalidError(
+            f"{path} is not the head that {name_head(head.number)} was built on",
+            hint="it was altered: heads before it stay as they are",
+        )
+    return decode_head(data, what=path)
+
+
 def _read_pins(archive: Archive, newest: Head, emit: Emit) -> list[Head]:
     emit(Step.LIST_PINS, f"{PIN}/", 0)
     pins = []
@@ -91,7 +101,7 @@ def _read_pins(archive: Archive, newest: Head, emit: Emit) -> list[Head]:
         data = archive.store.get(info.path, most=MAX_HEAD_BYTES)
         if data is None:
             continue
-        pin = decode_head(data, what=info.path)
+        pin = archive.decode_as(data, what=info.path)
         if pin.archive_id != newest.archive_id:
             raise ManifestInvalidError(
                 f"{info.path} is a head of another archive",

@@ -9,6 +9,7 @@ import pytest
 from oplog import ArchiveStepDone, Event, Oplog
 from oplog.archive.archive import Archive
 from oplog.archive.format.head import decode_head
+from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.step import Step
 from oplog.backoff import Backoff
@@ -25,6 +26,7 @@ from tests.s3stub import Fault, S3Stub
 
 pytestmark = [pytest.mark.postgres, pytest.mark.fault]
 
+UNSIGNED = HeadTrust(unsigned=True)
 HURRIED = Backoff(deadline_seconds=1.0, first_seconds=0.001, longest_seconds=0.005)
 
 
@@ -49,7 +51,7 @@ def store(stub: S3Stub) -> ObjectStore:
 def sync(logged: LoggedDatabase, store: ObjectStore, log: Oplog | None = None) -> int:
     """A new process that is told that it is alone."""
     exporter = (log or logged.log).make_exporter(
-        Archive(store, single_writer=True), page_entries=3, segment_bytes=600
+        Archive(store, single_writer=True, trust=UNSIGNED), page_entries=3, segment_bytes=600
     )
     return exporter.publish_all(logged.engine).entries
 
@@ -57,7 +59,7 @@ def sync(logged: LoggedDatabase, store: ObjectStore, log: Oplog | None = None) -
 def test_it_has_to_be_said(logged: LoggedDatabase, stub: S3Stub, store: ObjectStore) -> None:
     add_customers(logged, 1, 4)
     with pytest.raises(ConfigurationError, match="undo each other") as caught:
-        logged.log.sync(logged.engine, Archive(store))
+        logged.log.sync(logged.engine, Archive(store, trust=UNSIGNED))
     assert "single_writer=True" in str(caught.value)
     assert not [path for path in stub.objects if "PROBE" not in path]
     assert sync(logged, store) == 4
@@ -80,7 +82,7 @@ def test_the_lease_is_never_seized(
 
     def intrude(event: Event) -> None:
         if isinstance(event, ArchiveStepDone) and event.step == Step.PUT_SEGMENT:
-            other = logged.log.make_exporter(Archive(store, single_writer=True))
+            other = logged.log.make_exporter(Archive(store, single_writer=True, trust=UNSIGNED))
             with pytest.raises(LeaseHeldError) as caught:
                 other.publish_page(logged.engine, seize=True)
             refused.append(caught.value)
@@ -104,7 +106,10 @@ def test_two_epochs_never_write_one_head(
     for number in range(4):
         add_customers(logged, 10 + number, 10 + number)
         # The next epoch's first head.
-        epoch = logged.log.open_source(Archive(store, single_writer=True)).head.epoch + 1
+        epoch = (
+            logged.log.open_source(Archive(store, single_writer=True, trust=UNSIGNED)).head.epoch
+            + 1
+        )
         path = f"HEAD/{epoch << 32 | 1:016x}"
         stub.plan(Fault(late=True), times=1, method="PUT", path=path)
         if seen_through:

@@ -16,22 +16,28 @@ from uuid import UUID
 
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive.format.canonical_json import encode_document
 from oplog.archive.format.head import (
     Branch,
+    Endorsement,
     Head,
     HeadLink,
     Origin,
     SnapshotRef,
     TypesRef,
     decode_head,
+    sign_head,
 )
 from oplog.archive.format.index import Item, decode_node, encode_node, make_item
 from oplog.archive.format.path import BLOB, INDEX, LOG, SNAPSHOT, name_content, name_head, name_pin
 from oplog.archive.format.segment import decode_segment, start_chain
 from oplog.archive.format.typefile import LoggedTypes, decode_types, encode_types
+from oplog.crypto.secret import Secret
+from oplog.crypto.signing import derive_public_key, sign_successor
+from oplog.crypto.signing import sign_head as crypto_sign_head
 from oplog.payload.column_numbers import Numbers
 from oplog.payload.schema_change import SchemaChange
 from oplog.store.rows import Part, StoredRecord
@@ -231,6 +237,35 @@ def test_head() -> None:
     document = json.loads(PINNED["head"])
     digest = document.pop("sha256")
     assert sha256(encode_document(document)).hexdigest() == digest
+
+
+SEEDS = (Secret(bytes(range(32))), Secret(bytes(range(32, 64))))
+OLD, NEW = (derive_public_key(seed) for seed in SEEDS)
+ROTATED = replace(HEAD, endorsements=(Endorsement(OLD, NEW, sign_successor(SEEDS[0], NEW)),))
+SIGNED = sign_head(ROTATED, NEW, lambda document: crypto_sign_head(SEEDS[1], document))
+
+
+def test_signed_head() -> None:
+    assert SIGNED.encode().decode() == PINNED["signed_head"]
+    assert decode_head(PINNED["signed_head"].encode(), what="it") == SIGNED
+
+
+def test_the_signatures_by_the_description_alone() -> None:
+    document = json.loads(PINNED["signed_head"])
+    digest = document.pop("sha256")
+    assert sha256(encode_document(document)).hexdigest() == digest
+    signature = bytes.fromhex(document.pop("signature"))
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    verify(document["publisher"], signature, b"oplog/v1/head\0" + text.encode())
+    (link,) = document["endorsements"]
+    assert link["publisher"] == document["publisher"]
+    keys = bytes.fromhex(link["by"]) + bytes.fromhex(link["publisher"])
+    verify(link["by"], bytes.fromhex(link["signature"]), b"oplog/v1/publisher\0" + keys)
+
+
+def verify(public_key: str, signature: bytes, message: bytes) -> None:
+    """Raises unless it is signed."""
+    Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key)).verify(signature, message)
 
 
 def test_names() -> None:

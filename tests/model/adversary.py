@@ -15,8 +15,9 @@ from tests.model.collection import collect, pin, read, scribble
 from tests.model.invariants import Judge, demand
 from tests.model.postgres import Server
 from tests.model.rules import Rules
+from tests.model.values import Path
 from tests.model.worker import Worker
-from tests.model.world import Faults, Process, World
+from tests.model.world import Faults, Process, Request, World
 
 PRESSURES: dict[str, dict[str, float]] = {
     "": {},
@@ -106,6 +107,8 @@ class Run:
             odds["promote"] = odds["fail"] = 0.0
         if self.rules.collect == "never":
             odds["collect"] = odds["pin"] = 0.0
+        if self.rules.forgers:
+            odds |= {"forge": 1.5, "clean": 3.0, "rotate": 0.3}
         self.eager = random.choice((0.2, 0.5, 0.8))
         quiet = random.random() < 0.1
         self.world.faults = Faults() if quiet else Faults(0.05, 0.04, 0.03, 0.02)
@@ -153,6 +156,47 @@ class Run:
         server = self._pick_server()
         server.lose(self.world.random.randrange(0, 3))
         self._say(f"server crash: {len(server.read().records)} records left")
+
+    # -- somebody who may write to the store, and has no key of today ------------------------
+
+    def _forge(self) -> None:
+        """A head after the newest: nothing ever was, and everything is garbage."""
+        world, newest = self.world, self.judge.newest
+        if newest is None:
+            return
+        stolen = newest.replaced and world.random.random() < 0.5
+        forged = newest._replace(
+            number=newest.number + 1,
+            nonce=world.draw_nonce(),
+            previous=world.table.digest(newest),
+            writer="forger",
+            sequence=0,
+            chain=world.table.empty_chain,
+            levels=(),
+            types=None,
+            snapshots=(),
+            horizon=1 << 60,
+            key=world.random.choice(newest.replaced) if stolen else 0,
+            replaced=(),
+        )
+        digest = world.table.digest(forged)
+        world.forged.add(digest)
+        self._say(f"forged: head {forged.number}, key {forged.key}")
+        world.land(Request("create", Path("HEAD", forged.number), digest))
+        self.judge.look()
+
+    def _clean(self) -> None:
+        """The operator removes heads that are forged."""
+        named = self.world.store.named
+        for path in [
+            one for one in named if one.kind == "HEAD" and named[one] in self.world.forged
+        ]:
+            self._say(f"removed: forged head {path.order}")
+            self.world.land(Request("delete", path))
+        self.judge.look()
+
+    def _rotate(self) -> None:
+        self.world.key += 1
 
     # -- processes --------------------------------------------------------------------------
 
@@ -235,6 +279,7 @@ class Run:
         """Faults stop: one fresh worker must bring the archive up to date, and then be idle."""
         world = self.world
         self.processes.clear()
+        self._clean()
         world.faults = Faults()
         if world.random.random() < 0.5:
             while world.late:

@@ -37,6 +37,7 @@ class Judge:
         self.retired: set[int] = set()
         self.counts = {"heads": 0, "forks": 0, "snapshots": 0, "garbage heads": 0, "deleted": 0}
         self.counts["hints ahead"] = 0
+        self.counts["forged heads"] = 0
 
     @property
     def newest(self) -> Head | None:
@@ -74,6 +75,9 @@ class Judge:
     def _judge_head(self, head: Head) -> None:
         root = self.world.rules.root
         last = self.newest
+        if self.table.digest(head) in self.world.forged:
+            self.counts["forged heads"] += 1
+            return
         if root == "numbered":
             counts = head.number == len(self.heads) + 1
             if counts and last is not None:

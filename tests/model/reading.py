@@ -19,10 +19,15 @@ class Unresolved(Exception):  # noqa: N818 (not an error: heads came and went to
     """The newest head was not found; begin again."""
 
 
-def resolve(world: World, start: int = 0) -> Process[Head | None]:
-    """The newest head; None while the archive is empty. `start`: a head once seen, or 0."""
+def resolve(world: World, start: int = 0, *, checked: bool = True) -> Process[Head | None]:
+    """The newest head; None while the archive is empty. `start`: a head once seen, or 0.
+
+    Raises `Unresolved` for one that is not believed, unless nothing of that is `checked`.
+    """
     began = world.newest
     head = yield from _resolve(world, start)
+    if checked and world.rules.check_signature and head is not None and not head.key:
+        raise Unresolved
     world.claims.append(("resolved", head, began))
     return head
 
@@ -94,5 +99,7 @@ def has_predecessor(world: World, head: Head) -> Process[bool]:
         marker = yield Step.CHECK_PREDECESSOR, Request("get", MARKER)
         return marker is None
     digest = yield Step.CHECK_PREDECESSOR, Request("get", Path("HEAD", head.number - 1))
+    if digest and world.rules.retire_keys and head.key in world.table.content(digest).replaced:
+        raise Unresolved
     same: bool = digest == head.previous
     return same

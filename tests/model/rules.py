@@ -53,7 +53,16 @@ class Rules:
     confirm_pins: bool = True
     pin_by_copy: bool = True
     """Keep an old head by a copy under PIN/, or by leaving it in its place."""
+    # -- signatures
+    check_signature: bool = True
+    """Believe no head that the publisher has not signed."""
+    check_base: bool = True
+    """Publishers, too: they build on no head that they do not believe."""
+    retire_keys: bool = True
+    """A key that another one has replaced signs nothing that follows."""
     # -- the adversary
+    forgers: bool = False
+    """Somebody without the newest key creates heads; keys are rotated, and one of old is stolen."""
     failovers: bool = True
     pressure: str = ""
     """What the adversary does most, for orders that are seldom reached otherwise."""

@@ -85,6 +85,9 @@ class Head(NamedTuple):
     snapshots: tuple[Snapshot, ...]
     first_sequence: int
     horizon: int
+    key: int = 1
+    """Whose signature it has; 0 for anybody's but the publisher's."""
+    replaced: tuple[int, ...] = ()
 
 
 class Row(NamedTuple):

@@ -32,6 +32,7 @@ SOUND_VARIANTS = {
     "snapshots": replace(SOUND, pressure="snapshots"),
     "echoes": replace(SOUND, pressure="echoes"),
     "single writer": SINGLE_WRITER,
+    "forgers": replace(SOUND, forgers=True),
 }
 
 
@@ -48,6 +49,7 @@ _OVERWRITTEN = replace(SOUND, root="overwritten", collect="never", failovers=Fal
 _HEADS = SOUND_VARIANTS["heads"]
 _PINS = SOUND_VARIANTS["pins"]
 _SNAPSHOTS = SOUND_VARIANTS["snapshots"]
+_FORGERS = SOUND_VARIANTS["forgers"]
 BROKEN_VARIANTS = {
     "named objects, root overwritten": Broken(
         replace(_OVERWRITTEN, hashed_names=False), "torn", 20
@@ -81,6 +83,15 @@ BROKEN_VARIANTS = {
     "cursor advanced after": Broken(replace(SOUND, cursor="after"), "twice", 50),
     "cursor not clamped": Broken(replace(SOUND, clamp_cursor=False), "passed over", 50),
     "fork keeps snapshots above it": Broken(replace(SOUND, drop_lost_snapshots=False), "I6", 200),
+    "signatures not checked": Broken(
+        replace(_FORGERS, check_signature=False, check_base=False), "does not count|I7", 20
+    ),
+    "signatures not checked by the publisher": Broken(
+        replace(_FORGERS, check_base=False), "does not count|commit", 20
+    ),
+    "replaced keys go on signing": Broken(
+        replace(_FORGERS, retire_keys=False), "does not count|commit", 100
+    ),
     "single writer, everything promised": Broken(
         replace(SINGLE_WRITER, promise="all"), "commit|backwards|extend", 50
     ),

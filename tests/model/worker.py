@@ -33,6 +33,7 @@ class Worker:
         self.pending: Pending | None = None
         self.eager = eager
         self.refused = False
+        self.key = world.key
 
     def run(self, passes: int) -> Process[None]:
         for _ in range(passes):
@@ -47,7 +48,7 @@ class Worker:
         """One pass; false when this process must end."""
         if self.rules.epoch_first and not (yield from self._take_epoch(None)):
             return False
-        head = yield from resolve(self.world, self.known)
+        head = yield from resolve(self.world, self.known, checked=self.rules.check_base)
         if head is not None:
             self.known = head.number if self.rules.numbered else 0
             if not self._may_go_on(head):
@@ -79,6 +80,9 @@ class Worker:
         return (yield from self._make_head(head, base, image=image, news=news))
 
     def _may_go_on(self, head: Head) -> bool:
+        if head.key > self.key:
+            # Another process has rotated the key, which this one's keyring does not have.
+            return False
         if self.mint is None or not self.rules.check_epoch:
             return True
         return head.epoch < self.mint.epoch or (
@@ -196,7 +200,12 @@ class Worker:
         number = head.number + 1 if head else 1
         if self.rules.root == "epochs":
             number = self.mint.epoch * 1000 + number % 1000
+        replaced = head.replaced if head else ()
+        if head and head.key != self.key:
+            replaced = (*replaced, head.key)
         return Head(
+            key=self.key,
+            replaced=replaced,
             number=number,
             nonce=self._draw_nonce(image),
             previous=table.digest(head) if head else 0,

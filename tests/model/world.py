@@ -88,6 +88,10 @@ class World:
         """Ghost: what the database held when the head with this nonce was made."""
         self.landed: list[Request] = []
         """What the store carried out and the judge has not looked at."""
+        self.key = 1
+        """The publisher's newest key; a process has that of when it started."""
+        self.forged: set[int] = set()
+        """Ghost: heads that no publisher has made."""
         self.newest = 0
         """Ghost: the number of the newest head."""
         self.scribbled = False

@@ -24,6 +24,7 @@ from tests.postgres.shop import DEADLINE_SECONDS, NOISE, Shop, open_shop
 from tests.postgres.test_cli_ending import wait_until_blocked
 
 pytestmark = pytest.mark.postgres
+UNSIGNED = "{} is not signed: its writers decide what is restored; see oplog trust --help"
 
 
 @pytest.fixture
@@ -51,11 +52,12 @@ def test_a_pass_publishes_what_is_new(shop: Shop) -> None:
     assert count_heads(shop) == 1
     shop.write()
     out, err = shop.call("sync")
-    first, second = out.splitlines()
+    first, second, third = out.splitlines()
     assert first.startswith("1 entry published in 1 segment, ")
     assert second == "through sequence 4 of generation 0, position 4"
+    assert third == f"expect at least {shop.ask('sync')['expect_at_least']}"
     assert err == NOISE
-    assert shop.call("sync")[0].splitlines() == ["nothing new", second]
+    assert shop.call("sync")[0].splitlines() == ["nothing new", second, third]
 
 
 def test_the_archive_is_named_anywhere(shop: Shop) -> None:
@@ -215,6 +217,7 @@ def test_a_worker_ends_on_a_signal_with_what_it_made(shop: Shop, number: signal.
     assert err.splitlines() == [
         NOISE.strip(),
         f"publishing to {shop.archive}",
+        UNSIGNED.format(shop.archive),
         f"{number.name}: ending; a second signal ends at once",
     ]
     assert shop.ask("sync")["entries"] == 0

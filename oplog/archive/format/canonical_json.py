@@ -29,10 +29,14 @@ MAX_INTEGER = (1 << 63) - 1
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
 """A string, up to the end if it has none, or a bracket. Possessive: it never tries twice."""
 _SHA256 = r"\A[0-9a-f]{64}\Z"
+_PUBLIC_KEY = r"\A[0-9a-f]{32}[0-9a-f]{32}\Z"
+_SIGNATURE = r"\A[0-9a-f]{128}\Z"
 _HEX = r"\A(?:[0-9a-f]{2})*\Z"
 _STORABLE = r"\A[^\x00]*\Z"
 _MEANINGS = {
     _SHA256: "a SHA-256 in 64 hexadecimal digits",
+    _PUBLIC_KEY: "an Ed25519 public key in 64 hexadecimal digits",
+    _SIGNATURE: "an Ed25519 signature in 128 hexadecimal digits",
     _HEX: "pairs of hexadecimal digits",
     _STORABLE: "text without a NUL",
 }
@@ -47,6 +51,8 @@ Text: TypeAlias = Annotated[str, Meta(max_length=4096)]
 PathText: TypeAlias = Annotated[str, Meta(max_length=120)]
 """The name of an object; `parse_content` says whether it is one."""
 Sha256Text: TypeAlias = Annotated[str, Meta(pattern=_SHA256)]
+PublicKeyText: TypeAlias = Annotated[str, Meta(pattern=_PUBLIC_KEY)]
+SignatureText: TypeAlias = Annotated[str, Meta(pattern=_SIGNATURE)]
 HexText: TypeAlias = Annotated[str, Meta(max_length=4096, pattern=_HEX)]
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=255, pattern=_STORABLE)]
 """A name of something in Postgres."""

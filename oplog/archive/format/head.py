@@ -7,9 +7,10 @@ because one head names them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any
 from uuid import UUID
@@ -24,7 +25,9 @@ from oplog.archive.format.canonical_json import (
     Natural,
     PathText,
     Positive,
+    PublicKeyText,
     Sha256Text,
+    SignatureText,
     encode_document,
     invalid,
     read_document,
@@ -32,10 +35,14 @@ from oplog.archive.format.canonical_json import (
 from oplog.archive.format.index import Levels, LevelsJson, read_levels, write_levels
 from oplog.archive.format.path import BLOB, MINT_BITS, SNAPSHOT, parse_content
 from oplog.archive.format.segment import start_chain
+from oplog.crypto.signing import is_head_signed
+from oplog.errors import SignatureInvalidError
 
 MAX_HEAD_BYTES = 1024 * 1024
 MAX_SNAPSHOTS = 1000
 MAX_BRANCHES = 100
+MAX_ENDORSEMENTS = 16
+"""Replaced keys that the newest one's chain begins with at most; readers pin a newer one then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,14 @@ class TypesRef(Struct, frozen=True, forbid_unknown_fields=True):
     keys: Natural
 
 
+class Endorsement(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a publisher's key says of the one that takes its place: `by` signs `publisher`."""
+
+    by: PublicKeyText
+    publisher: PublicKeyText
+    signature: SignatureText
+
+
 @dataclass(frozen=True, slots=True)
 class Branch:
     """Records that were published and that the database no longer had.
@@ -103,7 +118,8 @@ class Head:
     describe the last record. `cursor` is the place in the database that was read up to: for
     information, since only the database's own row says where to go on. `first_sequence` is the
     oldest that is promised to be here. `horizon` is the lowest number of a blob that a writer may
-    still be about to use.
+    still be about to use. `publisher` is the key that signed all of this, None where nobody did;
+    `endorsements` lead to it from the keys that it replaced, oldest first.
     """
 
     number: int
@@ -127,6 +143,9 @@ class Head:
     types: TypesRef | None = None
     snapshots: tuple[SnapshotRef, ...] = ()
     branches: tuple[Branch, ...] = field(default=())
+    publisher: str | None = None
+    signature: str | None = None
+    endorsements: tuple[Endorsement, ...] = ()
 
     @property
     def fork(self) -> Branch | None:
@@ -189,7 +208,11 @@ class BranchJson(Document, frozen=True):
 
 
 class HeadJson(Document, frozen=True, tag=1, tag_field="format"):
-    """A head, in format 1. `sha256` is that of the document without this very member."""
+    """A head, in format 1.
+
+    `sha256` is that of the document without this very member; `signature` is over the document
+    without both.
+    """
 
     number: Positive
     nonce: Annotated[str, Meta(max_length=64)] = msgspec.field(name="id")
@@ -212,6 +235,9 @@ class HeadJson(Document, frozen=True, tag=1, tag_field="format"):
     types: TypesRef | None
     snapshots: Annotated[tuple[SnapshotRef, ...], Meta(max_length=MAX_SNAPSHOTS)]
     branches: Annotated[tuple[BranchJson, ...], Meta(max_length=MAX_BRANCHES)]
+    publisher: PublicKeyText | None
+    signature: SignatureText | None
+    endorsements: Annotated[tuple[Endorsement, ...], Meta(max_length=MAX_ENDORSEMENTS)]
     sha256: Sha256Text
 
 
@@ -223,11 +249,44 @@ def decode_head(data: bytes, *, what: str) -> Head:
 def _digest_document(document: HeadJson) -> str:
     """SHA-256 of a head without this very member.
 
-    Nothing else vouches for the newest head: it has no hash in its name, and no head after it.
+    It finds damage. Who can write heads can compute it, too: against that there is a signature.
     """
+    return sha256(_encode_without(document, "sha256")).hexdigest()
+
+
+def _encode_without(document: HeadJson, *members: str) -> bytes:
     rest = msgspec.to_builtins(document)
-    del rest["sha256"]
-    return sha256(encode_document(rest)).hexdigest()
+    return encode_document({name: rest[name] for name in rest if name not in members})
+
+
+def sign_head(head: Head, publisher: str, sign: Callable[[bytes], str]) -> Head:
+    """The head with the signature of `publisher` over everything else in it."""
+    named = replace(head, publisher=publisher, signature=None)
+    return replace(named, signature=sign(_encode_signed(_write_head(named))))
+
+
+def _encode_signed(document: HeadJson) -> bytes:
+    return _encode_without(document, "sha256", "signature")
+
+
+def _check_signature(document: HeadJson, what: str) -> None:
+    """Whether the key that the head names has signed it; not whether that key is trusted."""
+    if document.publisher is None or document.signature is None:
+        if document.publisher or document.signature or document.endorsements:
+            raise invalid(what, "it names a publisher or a signature, and not both")
+        return
+    links = document.endorsements
+    ways = [(a.publisher, b.by) for a, b in pairwise(links)]
+    ways += [(links[-1].publisher, document.publisher)] if links else []
+    if any(reached != goes_on for reached, goes_on in ways):
+        raise invalid(what, "its endorsements do not lead to its publisher")
+    if not is_head_signed(document.publisher, _encode_signed(document), document.signature):
+        raise SignatureInvalidError(
+            f"{what} does not have the signature of the publisher that it names, "
+            f"{document.publisher}",
+            hint="it was altered or forged: bring the original back from the bucket's versions, "
+            "or run oplog resync, which publishes over it",
+        )
 
 
 def _check_head(head: Head, what: str) -> None:
@@ -243,11 +302,11 @@ def _check_head(head: Head, what: str) -> None:
         raise invalid(what, f"it claims sequence {head.sequence}, its segments end at {last.last}")
     elif items[0].first > head.first_sequence:
         raise invalid(what, f"its segments begin after sequence {head.first_sequence}")
-    # Writers that no store keeps apart number their heads by epoch.
-    if head.previous is None and 1 < head.number < 1 << MINT_BITS:
-        raise invalid(what, "it names no predecessor")
-    if head.previous is not None and head.previous.number >= head.number:
-        raise invalid(what, f"it follows head {head.previous.number}")
+    before = 0 if head.previous is None else head.previous.number
+    # Writers that no store keeps apart begin to number their heads anew with each epoch.
+    begins = head.number & (1 << MINT_BITS) - 1 == 1 and before >> MINT_BITS < head.epoch
+    if head.number != before + 1 and not (begins and head.number >> MINT_BITS == head.epoch):
+        raise invalid(what, f"it follows head {before}" if before else "it names no predecessor")
     sequences = [snapshot.sequence for snapshot in head.snapshots]
     if sequences != sorted(set(sequences)) or (sequences and sequences[-1] > head.sequence):
         raise invalid(what, "its snapshots are not in order")
@@ -288,6 +347,7 @@ def _write_head(head: Head) -> HeadJson:
 def _read_head(document: HeadJson, what: str) -> Head:
     if document.sha256 != _digest_document(document):
         raise invalid(what, "it does not have the SHA-256 that it gives for itself")
+    _check_signature(document, what)
     link = document.previous
     head = Head(
         **{name: getattr(document, name) for name in _SAME_MEMBERS},
