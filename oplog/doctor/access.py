@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oplog.doctor.access_facts import Access, Excess
+from oplog.doctor.access_facts import SCHEMA_CREATE, Access, Excess, WideRole
 from oplog.finding import Finding, make_problem
 from oplog.postgres.quoting import (
     quote,
@@ -21,6 +21,13 @@ from oplog.schema.tables import (
     VERSION,
 )
 
+_REACHES = {
+    SCHEMA_CREATE: "what it creates in the schema of the log could be called by functions of the "
+    "log, with the rights of its owner",
+    "pg_write_all_data": "it may write every table, those of the log too, past its functions",
+    "pg_maintain": "it may lock every table, those of the log too, and stop all appends",
+}
+
 
 def spell_upgrade(schema: str) -> str:
     """The line of a migration that upgrades a log to the current definition."""
@@ -33,6 +40,7 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
     upgrade = spell_upgrade(schema)
     for excess in access.excess:
         yield _judge_excess(excess, schema)
+    yield from (_judge_wide(wide) for wide in access.wide)
     for name in access.closed:
         yield make_problem(
             "function-closed",
@@ -74,6 +82,15 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
             message=f"nothing keeps {kept[name]}: the unique index is not here",
             hint=f"{upgrade} in a migration makes it again; run `oplog verify` before",
         )
+
+
+def _judge_wide(wide: WideRole) -> Finding:
+    return make_problem(
+        "role-open",
+        f"role {wide.role}",
+        message=f"it has {wide.right}: {_REACHES[wide.right]}",
+        hint=f"grant it what it needs on other objects by name, then {wide.statement}",
+    )
 
 
 def _judge_excess(excess: Excess, schema: str) -> Finding:

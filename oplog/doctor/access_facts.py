@@ -35,6 +35,18 @@ class Excess:
 
 
 @dataclass(frozen=True, slots=True)
+class WideRole:
+    """A role that reaches the log without a privilege on any of its objects.
+
+    `role` is its name, `right` what it has, `statement` what revokes it.
+    """
+
+    role: str
+    right: str
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
 class StrayTrigger:
     """A trigger that calls a function of the log and is not part of a guard."""
 
@@ -60,6 +72,7 @@ class Access:
     """What differs from the log's definition, and what writes past its guards."""
 
     excess: Sequence[Excess] = ()
+    wide: Sequence[WideRole] = ()
     closed: Sequence[str] = ()
     """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
@@ -67,6 +80,30 @@ class Access:
     missing_indexes: Sequence[str] = ()
     """Names of unique indexes that an append relies on, and that do not exist."""
 
+
+SCHEMA_CREATE = "CREATE"
+"""A privilege on the log's schema."""
+PREDEFINED = ("pg_write_all_data", "pg_maintain")
+"""Roles of PostgreSQL whose members write, or lock, every table."""
+_WIDE = """
+WITH log AS (SELECT n.oid, n.nspname, n.nspacl, n.nspowner, c.relowner
+  FROM pg_catalog.pg_namespace n
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'oplog_log'
+  WHERE n.nspname = %(schema)s),
+wide AS (
+  SELECT x.grantee AS oid, x.privilege_type AS right, pg_catalog.concat('REVOKE CREATE ON SCHEMA ',
+    pg_catalog.quote_ident(log.nspname), ' FROM ') AS revoke
+  FROM log CROSS JOIN LATERAL pg_catalog.aclexplode(
+    coalesce(log.nspacl, pg_catalog.acldefault('n', log.nspowner))) x
+  WHERE x.privilege_type = 'CREATE' AND x.grantee <> log.nspowner
+  UNION SELECT m.member, g.rolname, pg_catalog.concat('REVOKE ', g.rolname, ' FROM ')
+  FROM log, pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid
+  WHERE g.rolname = ANY (%(predefined)s::text[]))
+SELECT coalesce(r.rolname::text, 'PUBLIC'), w.right,
+  pg_catalog.concat(w.revoke, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC'))
+FROM wide w CROSS JOIN log LEFT JOIN pg_catalog.pg_roles r ON r.oid = w.oid
+WHERE r.oid IS NULL OR NOT r.rolsuper AND NOT pg_catalog.pg_has_role(r.oid, log.relowner, 'MEMBER')
+ORDER BY 1, 2"""
 
 _CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
@@ -132,8 +169,10 @@ def read_access(connection: Connection, schema: str) -> Access:
     excess = double_percent(select_excess(schema, objects=names))
     open_to_all = [f"oplog_{name}" for name in CALLED_BY_EVERYBODY]
     about = {"schema": schema, "prefix": f"{make_prefix(schema)}_guard_"}
+    reach = {"schema": schema, "predefined": list(PREDEFINED)}
     return Access(
         excess=[Excess(*row) for row in connection.exec_driver_sql(excess)],
+        wide=[WideRole(*row) for row in connection.exec_driver_sql(_WIDE, reach)],
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],

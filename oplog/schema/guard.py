@@ -26,6 +26,7 @@ from oplog.schema.touched_keys import (
     create_image_statements,
     refuse_early,
 )
+from oplog.schema.trusted_tables import TRUST_FUNCTIONS, create_trust_statements
 
 FORMAT_MARK = 3
 """Format number of a record that the database writes: no payload, only metadata."""
@@ -56,6 +57,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
+        *create_trust_statements(s),
         read_written_function(s, p),
         *create_collected_statements(s),
         _write_mark(s),
@@ -85,6 +87,7 @@ def drop_guard_statements(s: str) -> list[str]:
         "guard_check()",
         "guard_image()",
         "read_written(oid, text[], text[], text[])",
+        *TRUST_FUNCTIONS,
         *IMAGE_FUNCTIONS,
         "settle(bigint)",
         "try_bypass(text, text[])",

@@ -270,7 +270,6 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 DECLARE
   v_type text;
   v_other regclass;
-  v_filled boolean;
   v_retired text[] := '{{}}';
 BEGIN
   FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(
@@ -283,11 +282,9 @@ BEGIN
       AND NOT {s}.oplog_is_retired(t.type_name, t.revision) ORDER BY 1
   LOOP
     -- One that was renamed is known by another type.
-    IF v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
-        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid) THEN
-      EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_other, ')') INTO v_filled;
-      CONTINUE WHEN v_filled;
-    END IF;
+    CONTINUE WHEN v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
+        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid)
+      AND {s}.oplog_is_filled(v_other);
     PERFORM {s}.oplog_retire_type(v_type, 'its table was dropped');
     v_retired := v_retired || v_type;
   END LOOP;

@@ -99,6 +99,7 @@ SELECT g.tgrelid::bigint, c.relkind::text, count(*),
   (c.relrowsecurity OR NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))
   AND pg_catalog.bool_or(pg_catalog.has_function_privilege(r.oid, 'EXECUTE')
     AND pg_catalog.has_table_privilege(o.oid, c.oid, 'SELECT')
+    AND pg_catalog.pg_has_role(c.relowner, o.oid, 'MEMBER')
     AND (NOT c.relrowsecurity OR o.rolsuper OR o.rolbypassrls
       OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE')))
 FROM pg_catalog.pg_trigger g
