@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oplog.doctor.access_facts import SCHEMA_CREATE, Access, Excess, WideRole
-from oplog.finding import Finding, make_problem
+from oplog.doctor.access_facts import SCHEMA_CREATE, Access, Excess, ForeignTable, WideRole
+from oplog.finding import Finding, make_notice, make_problem
 from oplog.postgres.quoting import (
     quote,
 )
@@ -41,6 +41,7 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
     for excess in access.excess:
         yield _judge_excess(excess, schema)
     yield from (_judge_wide(wide) for wide in access.wide)
+    yield from (_judge_foreign(table) for table in access.foreign)
     for name in access.closed:
         yield make_problem(
             "function-closed",
@@ -90,6 +91,17 @@ def _judge_wide(wide: WideRole) -> Finding:
         f"role {wide.role}",
         message=f"it has {wide.right}: {_REACHES[wide.right]}",
         hint=f"grant it what it needs on other objects by name, then {wide.statement}",
+    )
+
+
+def _judge_foreign(foreign: ForeignTable) -> Finding:
+    return make_notice(
+        "table-foreign",
+        foreign.table,
+        message=f"this logged table belongs to {foreign.role}, which does not have the rights of "
+        "the log's owner: who reads it, for `oplog verify` or a snapshot, runs functions that its "
+        "owner chose for policies and indexes, with the reader's rights",
+        hint=f"{foreign.statement}; or read it with roles that may do no more than its owner",
     )
 
 

@@ -67,6 +67,18 @@ class Subscribed:
     enabled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignTable:
+    """A logged table, or a partition of one, whose owner does not have the log owner's rights.
+
+    `statement` gives it to the owner of the log.
+    """
+
+    table: str
+    role: str
+    statement: str
+
+
 @dataclass(frozen=True)
 class Access:
     """What differs from the log's definition, and what writes past its guards."""
@@ -77,6 +89,7 @@ class Access:
     """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
     subscribed: Sequence[Subscribed] = ()
+    foreign: Sequence[ForeignTable] = ()
     missing_indexes: Sequence[str] = ()
     """Names of unique indexes that an append relies on, and that do not exist."""
 
@@ -144,6 +157,25 @@ JOIN pg_catalog.pg_subscription_rel r ON r.srrelid IN (g.tgrelid,
 JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 ORDER BY 1, 2"""
 
+_FOREIGN = """
+SELECT DISTINCT pg_catalog.concat(n.nspname, '.', c.relname), r.rolname::text,
+  pg_catalog.concat('ALTER TABLE ', pg_catalog.quote_ident(n.nspname), '.',
+    pg_catalog.quote_ident(c.relname), ' OWNER TO ', pg_catalog.quote_ident(o.rolname))
+FROM ROWS FROM (pg_catalog.unnest(%(schemas)s::text[]), pg_catalog.unnest(%(tables)s::text[]))
+  AS t(schema_name, table_name)
+JOIN pg_catalog.pg_namespace s ON s.nspname = t.schema_name
+JOIN pg_catalog.pg_class whole ON whole.relnamespace = s.oid AND whole.relname = t.table_name
+  AND whole.relkind IN ('r', 'p')
+CROSS JOIN LATERAL (SELECT whole.oid AS relid
+  UNION SELECT p.relid::oid FROM pg_catalog.pg_partition_tree(whole.oid) p) part
+JOIN pg_catalog.pg_class c ON c.oid = part.relid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+JOIN pg_catalog.pg_namespace l ON l.nspname = %(schema)s
+JOIN pg_catalog.pg_class log ON log.relnamespace = l.oid AND log.relname = 'oplog_log'
+JOIN pg_catalog.pg_roles o ON o.oid = log.relowner
+WHERE NOT pg_catalog.pg_has_role(r.oid, o.oid, 'MEMBER') ORDER BY 1"""
+
 _UNIQUE = (
     (RECORD_ID_INDEX, "oplog_outcome"),
     (IDEMPOTENCY_INDEX, "oplog_outcome"),
@@ -162,13 +194,23 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_index i
 ORDER BY 1"""
 
 
-def read_access(connection: Connection, schema: str) -> Access:
-    """Read the facts of the log in `schema`, which must exist."""
+def read_access(
+    connection: Connection, schema: str, *, logged: Sequence[tuple[str, str]]
+) -> Access:
+    """Read the facts of the log in `schema`, which must exist.
+
+    `logged` are schema and name of each table that the log has types for.
+    """
     names = [*list_log_tables(schema), *list_log_functions(schema)]
     # Written as a literal, for DDL; here a percent sign would be taken for a parameter.
     excess = double_percent(select_excess(schema, objects=names))
     open_to_all = [f"oplog_{name}" for name in CALLED_BY_EVERYBODY]
     about = {"schema": schema, "prefix": f"{make_prefix(schema)}_guard_"}
+    tables = {
+        "schema": schema,
+        "schemas": [place for place, _ in logged],
+        "tables": [name for _, name in logged],
+    }
     reach = {"schema": schema, "predefined": list(PREDEFINED)}
     return Access(
         excess=[Excess(*row) for row in connection.exec_driver_sql(excess)],
@@ -176,6 +218,7 @@ def read_access(connection: Connection, schema: str) -> Access:
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
+        foreign=[ForeignTable(*row) for row in connection.exec_driver_sql(_FOREIGN, tables)],
         missing_indexes=_list_missing_indexes(connection, schema),
     )
 

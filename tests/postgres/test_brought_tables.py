@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from oplog import Finding
 from oplog.schema.tables import create_statements
 from tests.postgres.roles import APPLICATION, OWNER, Roles, open_roles
 
@@ -187,6 +188,24 @@ def test_a_partition_that_was_attached(roles: Roles, trap: str) -> None:
             (json.dumps(SHAPE),),
         ).scalar_one()
     assert change["readopted"] is True
+
+
+def test_doctor_tells_of_them(roles: Roles) -> None:
+    def list_foreign() -> list[Finding]:
+        with roles.engine(OWNER).connect() as connection:
+            found = roles.open_log().diagnose(connection)
+        return [f for f in found if f.what == "table-foreign"]
+
+    roles.run(APPLICATION, f"{TABLE} PARTITION BY RANGE (id)")
+    assert list_foreign() == []
+    assert register(roles, SHAPE, 1) == ""
+    roles.run(APPLICATION, "CREATE TABLE lair.part PARTITION OF lair.box DEFAULT")
+    whole, part = list_foreign()
+    assert (whole.where, part.where) == ("lair.box", "lair.part")
+    assert f"belongs to {roles.names[APPLICATION]}" in whole.message
+    for finding in (whole, part):
+        roles.superuser(finding.hint.partition(";")[0])
+    assert list_foreign() == []
 
 
 READ = "SELECT oplog.oplog_read_written('{}'::regclass, '{{id}}', '{{7}}', '{{id}}')"
