@@ -123,7 +123,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = %s AND p.proname = ANY (%s::text[]) AND NOT EXISTS (
   SELECT FROM pg_catalog.aclexplode(
     coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
-  WHERE x.grantee = 0 AND x.privilege_type = 'EXECUTE')
+  WHERE x.grantee = 0::oid AND x.privilege_type = 'EXECUTE')
 ORDER BY 1"""
 
 _GUARDING = """
@@ -142,7 +142,8 @@ SELECT pg_catalog.quote_ident(g.tgname),
   pg_catalog.quote_ident(g.nspname) || '.' || pg_catalog.quote_ident(g.relname),
   g.relpersistence = 't', g.proname::text
 FROM ({_GUARDING}) g
-WHERE g.tgparentid = 0 AND (g.relpersistence = 't' OR (g.tgname::text, g.proname::text) NOT IN (
+WHERE g.tgparentid = 0::oid AND (g.relpersistence = 't'
+  OR (g.tgname::text, g.proname::text) NOT IN (
   SELECT %(prefix)s || known.event, known.function FROM (VALUES
     ('insert', 'oplog_guard'), ('update', 'oplog_guard'), ('delete', 'oplog_guard'),
     ('row', 'oplog_guard_row'), ('armed', 'oplog_guard_check'),

@@ -99,7 +99,7 @@ def drop_guard_statements(s: str) -> list[str]:
     return [
         f"""SELECT {s}.oplog_drop_guard(t.tgrelid::regclass)
 FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
-      WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0) t""",
+      WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0::oid) t""",
         # Its trigger calls one of the functions.
         f"DROP FUNCTION {s}.oplog_collect_images()",
         f"DROP TABLE {s}.oplog_image",
@@ -293,7 +293,7 @@ BEGIN
     JOIN pg_trigger g ON g.tgrelid = t.relid
     JOIN pg_proc f ON f.oid = g.tgfoid
     -- By name as well: somebody may have pointed one at another function.
-    WHERE g.tgparentid = 0 AND (starts_with(g.tgname, '{p}_guard_')
+    WHERE g.tgparentid = 0::oid AND (starts_with(g.tgname, '{p}_guard_')
       OR starts_with(f.proname, 'oplog_guard') AND f.pronamespace = (
         SELECT o.pronamespace FROM pg_proc o
         WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure))

@@ -165,9 +165,9 @@ LANGUAGE sql STABLE {PINNED} AS $oplog_fn$
 -- Of what an array, a domain, a range or a composite type is made: by oid the labels of enums, and
 -- by type and number the fields' types. The text of a value has those labels and fields.
 WITH RECURSIVE part(oid) AS (
-  SELECT t.oid FROM pg_type t WHERE t.oid = p_type AND (t.typtype <> 'b' OR t.typelem <> 0)
+  SELECT t.oid FROM pg_type t WHERE t.oid = p_type AND (t.typtype <> 'b' OR t.typelem <> 0::oid)
   UNION SELECT i.oid FROM part JOIN pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
-    SELECT p.typelem WHERE p.typelem <> 0
+    SELECT p.typelem WHERE p.typelem <> 0::oid
     UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
     UNION ALL SELECT e.atttypid FROM pg_attribute e
       WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped

@@ -109,7 +109,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
 LEFT JOIN pg_catalog.pg_proc r ON r.pronamespace = n.oid AND r.proname = 'oplog_read_written'
 LEFT JOIN pg_catalog.pg_roles o ON o.oid = r.proowner
 WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard')
-  AND g.tgenabled = 'A' AND g.tgparentid = 0
+  AND g.tgenabled = 'A' AND g.tgparentid = 0::oid
 GROUP BY g.tgrelid, c.oid, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relowner"""
 
 _CASCADING = """

@@ -1,4 +1,4 @@
-"""SQL names functions of the server in full where another one could be taken for them.
+"""SQL means functions and operators of the server where others could be taken for them.
 
 Of two functions with one name PostgreSQL takes the one whose arguments fit better, wherever on the
 search path it is. A function of any type is a worse fit than one that somebody made for the very
@@ -26,6 +26,12 @@ OF_ANY_TYPE = (
     *("to_json", "to_jsonb", "unnest"),
 )
 UNQUALIFIED = re.compile(rf"(?<![\w.\"])({'|'.join(OF_ANY_TYPE)})\(")
+OF_OIDS = (
+    *("castfunc", "conparentid", "grantee", "grantee_oid", "relfilenode", "tgparentid", "typelem"),
+    *("typrelid", "typbasetype"),
+)
+UNTYPED = re.compile(rf"\b({'|'.join(OF_OIDS)})(?: = | <> |, )[0-9]+(?!::)")
+"""An oid that is compared with an integer: an operator of these two types would fit better."""
 PINNED = ("schema",)
 """Functions of the log, whose search path is fixed."""
 
@@ -52,5 +58,15 @@ def test_functions_of_any_type_are_named_in_full() -> None:
         if path.relative_to(ROOT).parts[0] not in PINNED
         for text in list_texts(path)
         for name in UNQUALIFIED.findall(text)
+    ]
+    assert found == []
+
+
+def test_oids_are_compared_with_oids() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted(ROOT.rglob("*.py"))
+        for text in list_texts(path)
+        for name in UNTYPED.findall(text)
     ]
     assert found == []
