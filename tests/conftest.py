@@ -9,25 +9,29 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.pool import NullPool
 
 from oplog.errors import ConfigurationError
 from oplog.testing import EmbeddedServer
 from oplog.testing.resolve import ResolvedServer, resolve_server
 from tests import environments, sampling, scratch
 from tests.databases import Cluster, FreshDatabase
-from tests.older import NEWEST_AND_OLDER, OLDER
+from tests.older import NEWEST, NEWEST_AND_OLDER, OLDER, find_programs, skip_older
 from tests.sampling import Sample, Sampling
 from tests.support import administer
 
 SERVER = pytest.StashKey[ResolvedServer]()
 SERVER_URL = pytest.StashKey[str]()
+SERVER_VERSION = pytest.StashKey[int]()
 SCRATCH = pytest.StashKey[Path]()
 SAMPLING = pytest.StashKey[Sampling]()
 
@@ -68,6 +72,20 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     environments.deselect_unaffected(config, items)
     sampling.deselect_undrawn(config.stash[SAMPLING], config, items)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("since") is not None:
+        skip_older(item, _read_version(item.config))
+
+
+def _read_version(config: pytest.Config) -> int:
+    if SERVER_VERSION not in config.stash:
+        engine = sa.create_engine(config.stash[SERVER_URL], poolclass=NullPool)
+        with engine.connect() as connection:
+            number = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+        config.stash[SERVER_VERSION] = number // 10_000
+    return config.stash[SERVER_VERSION]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -151,21 +169,35 @@ def bare_database_url(cluster: Cluster) -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def older_server_url() -> Iterator[URL]:
-    """A server of its own, where an older one is installed."""
-    if OLDER is None:
-        pytest.skip("no older server")
-    with EmbeddedServer(bin_dir=OLDER) as server:
-        yield make_url(server.url)
+def start_older() -> Iterator[Callable[[str], URL]]:
+    """Starts an older server, or skips; each once."""
+    started: dict[str, EmbeddedServer] = {}
+    with ExitStack() as stack:
+
+        def start(name: str) -> URL:
+            if name not in started:
+                server = EmbeddedServer(bin_dir=find_programs(name))
+                started[name] = stack.enter_context(server)
+            return make_url(started[name].url)
+
+        yield start
+
+
+@pytest.fixture(scope="session", params=OLDER)
+def older_server_url(request: pytest.FixtureRequest, start_older: Callable[[str], URL]) -> URL:
+    """An older server, where one is installed."""
+    return start_older(request.param)
 
 
 @pytest.fixture(params=NEWEST_AND_OLDER)
-def each_bare_database_url(request: pytest.FixtureRequest) -> Iterator[URL]:
-    """A fresh database with nothing in it, on the run's server and on an older one."""
-    if request.param == "newest":
+def each_bare_database_url(
+    request: pytest.FixtureRequest, start_older: Callable[[str], URL]
+) -> Iterator[URL]:
+    """A fresh database with nothing in it, on the run's server and on older ones."""
+    if request.param == NEWEST:
         yield request.getfixturevalue("bare_database_url")
         return
-    older: URL = request.getfixturevalue("older_server_url")
+    older = start_older(request.param)
     url = older.set(database=f"oplog_test_{uuid4().hex[:12]}")
     administer(older, f"CREATE DATABASE {url.database}")
     yield url

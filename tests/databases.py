@@ -61,8 +61,12 @@ class Cluster:
                 connection.exec_driver_sql(statement)
 
     def create(self, name: str, *, template: str) -> None:
-        # Copying files takes a checkpoint, which costs nothing without fsync, and no WAL.
-        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        # Copying files takes a checkpoint, which costs nothing without fsync, and no WAL. Before
+        # PostgreSQL 15 it is the only way, and has no name.
+        with self._engine.connect() as connection:
+            named = connection.dialect.server_version_info >= (15,)  # type: ignore[operator]
+        strategy = " STRATEGY FILE_COPY" if named else ""
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}")
 
     def drop(self, name: str) -> None:
         """Drop a database now or soon, whoever is connected to it."""

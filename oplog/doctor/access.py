@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oplog.doctor.access_facts import Access, Excess
-from oplog.finding import Finding, make_problem
+from oplog.doctor.access_facts import SCHEMA_CREATE, Access, Excess, ForeignTable, WideRole
+from oplog.finding import Finding, make_notice, make_problem
 from oplog.postgres.quoting import (
     quote,
 )
@@ -20,6 +20,13 @@ from oplog.schema.tables import (
     RECORD_ID_INDEX,
     VERSION,
 )
+
+_REACHES = {
+    SCHEMA_CREATE: "what it creates in the schema of the log could be called by functions of the "
+    "log, with the rights of its owner",
+    "pg_write_all_data": "it may write every table, those of the log too, past its functions",
+    "pg_maintain": "it may lock every table, those of the log too, and stop all appends",
+}
 
 
 def spell_upgrade(schema: str) -> str:
@@ -33,6 +40,8 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
     upgrade = spell_upgrade(schema)
     for excess in access.excess:
         yield _judge_excess(excess, schema)
+    yield from (_judge_wide(wide) for wide in access.wide)
+    yield from (_judge_foreign(table) for table in access.foreign)
     for name in access.closed:
         yield make_problem(
             "function-closed",
@@ -74,6 +83,26 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
             message=f"nothing keeps {kept[name]}: the unique index is not here",
             hint=f"{upgrade} in a migration makes it again; run `oplog verify` before",
         )
+
+
+def _judge_wide(wide: WideRole) -> Finding:
+    return make_problem(
+        "role-open",
+        f"role {wide.role}",
+        message=f"it has {wide.right}: {_REACHES[wide.right]}",
+        hint=f"grant it what it needs on other objects by name, then {wide.statement}",
+    )
+
+
+def _judge_foreign(foreign: ForeignTable) -> Finding:
+    return make_notice(
+        "table-foreign",
+        foreign.table,
+        message=f"this logged table belongs to {foreign.role}, which does not have the rights of "
+        "the log's owner: who reads it, for `oplog verify` or a snapshot, runs functions that its "
+        "owner chose for policies and indexes, with the reader's rights",
+        hint=f"{foreign.statement}; or read it with roles that may do no more than its owner",
+    )
 
 
 def _judge_excess(excess: Excess, schema: str) -> Finding:

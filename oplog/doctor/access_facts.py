@@ -35,6 +35,18 @@ class Excess:
 
 
 @dataclass(frozen=True, slots=True)
+class WideRole:
+    """A role that reaches the log without a privilege on any of its objects.
+
+    `role` is its name, `right` what it has, `statement` what revokes it.
+    """
+
+    role: str
+    right: str
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
 class StrayTrigger:
     """A trigger that calls a function of the log and is not part of a guard."""
 
@@ -55,25 +67,63 @@ class Subscribed:
     enabled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignTable:
+    """A logged table, or a partition of one, whose owner does not have the log owner's rights.
+
+    `statement` gives it to the owner of the log.
+    """
+
+    table: str
+    role: str
+    statement: str
+
+
 @dataclass(frozen=True)
 class Access:
     """What differs from the log's definition, and what writes past its guards."""
 
     excess: Sequence[Excess] = ()
+    wide: Sequence[WideRole] = ()
     closed: Sequence[str] = ()
     """Functions that each writer of a guarded table calls, and that PUBLIC may not execute."""
     strays: Sequence[StrayTrigger] = ()
     subscribed: Sequence[Subscribed] = ()
+    foreign: Sequence[ForeignTable] = ()
     missing_indexes: Sequence[str] = ()
     """Names of unique indexes that an append relies on, and that do not exist."""
 
+
+SCHEMA_CREATE = "CREATE"
+"""A privilege on the log's schema."""
+PREDEFINED = ("pg_write_all_data", "pg_maintain")
+"""Roles of PostgreSQL whose members write, or lock, every table."""
+_WIDE = """
+WITH log AS (SELECT n.oid, n.nspname, n.nspacl, n.nspowner, c.relowner
+  FROM pg_catalog.pg_namespace n
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'oplog_log'
+  WHERE n.nspname = %(schema)s),
+wide AS (
+  SELECT x.grantee AS oid, x.privilege_type AS right, pg_catalog.concat('REVOKE CREATE ON SCHEMA ',
+    pg_catalog.quote_ident(log.nspname), ' FROM ') AS revoke
+  FROM log CROSS JOIN LATERAL pg_catalog.aclexplode(
+    coalesce(log.nspacl, pg_catalog.acldefault('n', log.nspowner))) x
+  WHERE x.privilege_type = 'CREATE' AND x.grantee <> log.nspowner
+  UNION SELECT m.member, g.rolname, pg_catalog.concat('REVOKE ', g.rolname, ' FROM ')
+  FROM log, pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid
+  WHERE g.rolname = ANY (%(predefined)s::text[]))
+SELECT coalesce(r.rolname::text, 'PUBLIC'), w.right,
+  pg_catalog.concat(w.revoke, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC'))
+FROM wide w CROSS JOIN log LEFT JOIN pg_catalog.pg_roles r ON r.oid = w.oid
+WHERE r.oid IS NULL OR NOT r.rolsuper AND NOT pg_catalog.pg_has_role(r.oid, log.relowner, 'MEMBER')
+ORDER BY 1, 2"""
 
 _CLOSED = """SELECT p.proname::text FROM pg_catalog.pg_proc p
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = %s AND p.proname = ANY (%s::text[]) AND NOT EXISTS (
   SELECT FROM pg_catalog.aclexplode(
     coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
-  WHERE x.grantee = 0 AND x.privilege_type = 'EXECUTE')
+  WHERE x.grantee = 0::oid AND x.privilege_type = 'EXECUTE')
 ORDER BY 1"""
 
 _GUARDING = """
@@ -92,7 +142,8 @@ SELECT pg_catalog.quote_ident(g.tgname),
   pg_catalog.quote_ident(g.nspname) || '.' || pg_catalog.quote_ident(g.relname),
   g.relpersistence = 't', g.proname::text
 FROM ({_GUARDING}) g
-WHERE g.tgparentid = 0 AND (g.relpersistence = 't' OR (g.tgname::text, g.proname::text) NOT IN (
+WHERE g.tgparentid = 0::oid AND (g.relpersistence = 't'
+  OR (g.tgname::text, g.proname::text) NOT IN (
   SELECT %(prefix)s || known.event, known.function FROM (VALUES
     ('insert', 'oplog_guard'), ('update', 'oplog_guard'), ('delete', 'oplog_guard'),
     ('row', 'oplog_guard_row'), ('armed', 'oplog_guard_check'),
@@ -106,6 +157,25 @@ JOIN pg_catalog.pg_subscription_rel r ON r.srrelid IN (g.tgrelid,
   pg_catalog.pg_partition_root(g.tgrelid))
 JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 ORDER BY 1, 2"""
+
+_FOREIGN = """
+SELECT DISTINCT pg_catalog.concat(n.nspname, '.', c.relname), r.rolname::text,
+  pg_catalog.concat('ALTER TABLE ', pg_catalog.quote_ident(n.nspname), '.',
+    pg_catalog.quote_ident(c.relname), ' OWNER TO ', pg_catalog.quote_ident(o.rolname))
+FROM ROWS FROM (pg_catalog.unnest(%(schemas)s::text[]), pg_catalog.unnest(%(tables)s::text[]))
+  AS t(schema_name, table_name)
+JOIN pg_catalog.pg_namespace s ON s.nspname = t.schema_name
+JOIN pg_catalog.pg_class whole ON whole.relnamespace = s.oid AND whole.relname = t.table_name
+  AND whole.relkind IN ('r', 'p')
+CROSS JOIN LATERAL (SELECT whole.oid AS relid
+  UNION SELECT p.relid::oid FROM pg_catalog.pg_partition_tree(whole.oid) p) part
+JOIN pg_catalog.pg_class c ON c.oid = part.relid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
+JOIN pg_catalog.pg_namespace l ON l.nspname = %(schema)s
+JOIN pg_catalog.pg_class log ON log.relnamespace = l.oid AND log.relname = 'oplog_log'
+JOIN pg_catalog.pg_roles o ON o.oid = log.relowner
+WHERE NOT pg_catalog.pg_has_role(r.oid, o.oid, 'MEMBER') ORDER BY 1"""
 
 _UNIQUE = (
     (RECORD_ID_INDEX, "oplog_outcome"),
@@ -125,18 +195,31 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_index i
 ORDER BY 1"""
 
 
-def read_access(connection: Connection, schema: str) -> Access:
-    """Read the facts of the log in `schema`, which must exist."""
+def read_access(
+    connection: Connection, schema: str, *, logged: Sequence[tuple[str, str]]
+) -> Access:
+    """Read the facts of the log in `schema`, which must exist.
+
+    `logged` are schema and name of each table that the log has types for.
+    """
     names = [*list_log_tables(schema), *list_log_functions(schema)]
     # Written as a literal, for DDL; here a percent sign would be taken for a parameter.
     excess = double_percent(select_excess(schema, objects=names))
     open_to_all = [f"oplog_{name}" for name in CALLED_BY_EVERYBODY]
     about = {"schema": schema, "prefix": f"{make_prefix(schema)}_guard_"}
+    tables = {
+        "schema": schema,
+        "schemas": [place for place, _ in logged],
+        "tables": [name for _, name in logged],
+    }
+    reach = {"schema": schema, "predefined": list(PREDEFINED)}
     return Access(
         excess=[Excess(*row) for row in connection.exec_driver_sql(excess)],
+        wide=[WideRole(*row) for row in connection.exec_driver_sql(_WIDE, reach)],
         closed=list(connection.exec_driver_sql(_CLOSED, (schema, open_to_all)).scalars()),
         strays=[StrayTrigger(*row) for row in connection.exec_driver_sql(_STRAYS, about)],
         subscribed=[Subscribed(*row) for row in connection.exec_driver_sql(_SUBSCRIBED, about)],
+        foreign=[ForeignTable(*row) for row in connection.exec_driver_sql(_FOREIGN, tables)],
         missing_indexes=_list_missing_indexes(connection, schema),
     )
 

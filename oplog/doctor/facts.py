@@ -213,6 +213,7 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         return all(readable.get(f"oplog_{suffix}", False) for suffix in suffixes)
 
     version = store.read_version(connection)
+    shapes = store.list_types(connection) if can_read("type", "type_numbers") else ()
     return LogFacts(
         version=version,
         restoring=says_restoring(read_comment(connection, schema)),
@@ -227,11 +228,13 @@ def _read_log(connection: Connection, store: Store, *, standby: bool) -> LogFact
         row_checks=list_row_checks(connection, schema),
         owned=_list_owned(connection, schema),
         declared=list_declared_guards(connection, schema) if can_read("guard") else (),
-        shapes=store.list_types(connection) if can_read("type", "type_numbers") else (),
+        shapes=shapes,
         keys=list_logged_keys(connection, schema) if can_read("key") else (),
         bypasses=_read_bypasses(connection, schema) if can_read("entry", "record") else None,
         pruned=PruningStore(schema).read_watermark(connection) if can_read("pruned") else None,
-        access=Access() if version is None else read_access(connection, schema),
+        access=Access()
+        if version is None
+        else read_access(connection, schema, logged=[(s.schema, s.table) for s in shapes]),
         # An unlogged table cannot be read on a standby.
         images_left=_read_images(connection, schema) if can_read("image") and not standby else {},
     )

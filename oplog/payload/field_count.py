@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from oplog.errors import DecodeError
+from oplog.payload.varint import read_varint
 
 MAX_MESSAGES: Final = 131_072
 """Most types, operations, blocks and runs of one part together: many times what is written."""
@@ -21,8 +22,6 @@ _UNCOUNTED = 1024 * 1024
 _RUN = 0x22
 """First byte of a run in a payload: field 4, with a length."""
 _VARINT, _FIXED64, _WITH_LENGTH, _FIXED32 = 0, 1, 2, 5
-_LAST_IN_NUMBER = 0x80
-_MOST_BITS = 70
 
 
 def check_fields(payload: bytes) -> None:
@@ -52,12 +51,12 @@ def _iterate_fields(data: memoryview, most: int) -> Iterable[tuple[int, int, int
     """Tag, start and end of each outermost field; `DecodeError` for over `most`."""
     place = count = 0
     while place < len(data):
-        tag, place = _read_varint(data, place)
+        tag, place = read_varint(data, place, refuse=_refuse)
         start, kind = place, tag & 7
         if kind == _VARINT:
-            _, place = _read_varint(data, place)
+            _, place = read_varint(data, place, refuse=_refuse)
         elif kind == _WITH_LENGTH:
-            length, start = _read_varint(data, place)
+            length, start = read_varint(data, place, refuse=_refuse)
             place = start + length
         elif kind in (_FIXED64, _FIXED32):
             place += 8 if kind == _FIXED64 else 4
@@ -69,18 +68,6 @@ def _iterate_fields(data: memoryview, most: int) -> Iterable[tuple[int, int, int
         if place > len(data):
             raise _refuse("a field is cut short")
         yield tag, start, place
-
-
-def _read_varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < len(data) and shift < _MOST_BITS:
-        byte = data[place]
-        place += 1
-        if byte < _LAST_IN_NUMBER:
-            return value | byte << shift, place
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    raise _refuse("a number has no end")
 
 
 def _refuse(why: str) -> DecodeError:

@@ -156,7 +156,7 @@ SELECT w.n, c.oid::bigint, s.nspname, c.relname, c.relkind::text,
     WHEN c.relkind = 'r' AND NOT c.relispartition AND EXISTS (
       SELECT FROM pg_catalog.pg_inherits h WHERE c.oid IN (h.inhrelid, h.inhparent))
     THEN 'it takes part in table inheritance, where a key may be there twice' END,
-  CASE WHEN t.typelem <> 0 OR t.typtype <> 'b' THEN b.typid::bigint END,
+  CASE WHEN t.typelem <> 0::oid OR t.typtype <> 'b' THEN b.typid::bigint END,
   EXISTS (SELECT FROM pg_catalog.pg_collation k
     WHERE k.oid = a.attcollation AND NOT k.collisdeterministic),
   coalesce((SELECT k.castfunc::regprocedure::text FROM pg_catalog.pg_cast k
@@ -190,7 +190,7 @@ FROM pg_catalog.unnest(%s::bigint[]) AS w(typid) CROSS JOIN LATERAL (
   WITH RECURSIVE part(oid) AS (
     SELECT w.typid::oid UNION SELECT inner_part.oid FROM part
     JOIN pg_catalog.pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
-      SELECT p.typelem WHERE p.typelem <> 0
+      SELECT p.typelem WHERE p.typelem <> 0::oid
       UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
       UNION ALL SELECT e.atttypid FROM pg_catalog.pg_attribute e
         WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
@@ -366,7 +366,7 @@ JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
 JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
-WHERE k.contype = 'f' AND k.conparentid = 0
+WHERE k.contype = 'f' AND k.conparentid = 0::oid
   AND k.conrelid = ANY (%s::bigint[]::oid[]) AND k.confrelid <> ALL (%s::bigint[]::oid[])
 ORDER BY 2, 1
 """

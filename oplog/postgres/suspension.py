@@ -81,7 +81,7 @@ JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_class r ON r.oid = k.confrelid
 JOIN pg_catalog.pg_namespace m ON m.oid = r.relnamespace
-WHERE k.contype = 'f' AND k.conparentid = 0 AND (k.conrelid IN (SELECT oid FROM tree)
+WHERE k.contype = 'f' AND k.conparentid = 0::oid AND (k.conrelid IN (SELECT oid FROM tree)
   OR $2::boolean AND k.confrelid IN (SELECT oid FROM tree))
 ORDER BY 1, 2"""
 

@@ -36,7 +36,7 @@ made_of(oid) AS (
   WHERE a.attnum > 0 AND NOT a.attisdropped
   UNION SELECT CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
   FROM made_of JOIN pg_catalog.pg_type t ON t.oid = made_of.oid
-  WHERE t.typtype = 'd' OR t.typelem <> 0)
+  WHERE t.typtype = 'd' OR t.typelem <> 0::oid)
 SELECT 'TABLE', pg_catalog.format('%I.%I', n.nspname, c.relname), k.conname::text,
   pg_catalog.pg_get_constraintdef(k.oid), pg_catalog.obj_description(k.oid, 'pg_constraint')
 FROM tree JOIN pg_catalog.pg_constraint k ON k.conrelid = tree.oid

@@ -183,7 +183,7 @@ FROM pg_catalog.pg_constraint c
 LEFT JOIN pg_catalog.pg_class r ON r.oid = c.confrelid
 LEFT JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
 WHERE c.conrelid = ANY($1::bigint[]::oid[])
-  AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0)
+  AND (c.contype IN ('u', 'c', 'x') OR c.contype = 'f' AND c.conparentid = 0::oid)
 UNION ALL
 SELECT i.indrelid::bigint, 'i', x.relname::text, pg_catalog.pg_get_indexdef(i.indexrelid), 0,
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_depend p JOIN pg_catalog.pg_attribute a

@@ -116,7 +116,7 @@ SELECT a.attrelid::bigint, a.attname,
   EXISTS (WITH RECURSIVE below(oid) AS (
       SELECT t.oid UNION SELECT CASE WHEN u.typtype = 'd' THEN u.typbasetype ELSE u.typelem END
         FROM below JOIN pg_catalog.pg_type u ON u.oid = below.oid
-        WHERE u.typtype = 'd' OR u.typelem <> 0)
+        WHERE u.typtype = 'd' OR u.typelem <> 0::oid)
     SELECT FROM pg_catalog.pg_constraint k JOIN below ON below.oid = k.contypid
     WHERE NOT k.convalidated)
   OR EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = a.attrelid

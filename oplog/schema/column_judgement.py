@@ -119,7 +119,7 @@ BEGIN
   END IF;
   SELECT * INTO v_state FROM {s}.oplog_type_state t WHERE t.type_name = p_type
     AND t.database_id = {s}.oplog_find_database() AND t.table_oid = p_table;
-  {_compare_files()}
+  {_compare_files(s)}
   WITH {_pair_columns()},
   judged AS ({_judge_pairs(s)})
   SELECT jsonb_build_object('previous', v_before.revision,
@@ -135,9 +135,9 @@ BEGIN
 END $oplog_fn$"""
 
 
-def _compare_files() -> str:
+def _compare_files(s: str) -> str:
     """PL/pgSQL: whether rows are where they were, and whether partitions brought or took some."""
-    return """-- Whether every file that was there is: nothing has rewritten rows then.
+    return f"""-- Whether every file that was there is: nothing has rewritten rows then.
   v_kept := v_state.files IS NOT NULL AND NOT EXISTS (
     SELECT FROM jsonb_each(v_files) AS f(relation, file)
     WHERE v_state.files->f.relation <> f.file);
@@ -159,10 +159,7 @@ def _compare_files() -> str:
           AND u.cmin::text::bigint < h.cmin::text::bigint))
   LOOP
     -- An empty one brought nothing.
-    v_parts := NOT has_table_privilege(v_part, 'SELECT');
-    IF NOT v_parts THEN
-      EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_part, ')') INTO v_parts;
-    END IF;
+    v_parts := {s}.oplog_is_filled(v_part);
     EXIT WHEN v_parts;
   END LOOP;"""
 

@@ -26,6 +26,7 @@ from oplog.schema.touched_keys import (
     create_image_statements,
     refuse_early,
 )
+from oplog.schema.trusted_tables import TRUST_FUNCTIONS, create_trust_statements
 
 FORMAT_MARK = 3
 """Format number of a record that the database writes: no payload, only metadata."""
@@ -56,6 +57,7 @@ def create_guard_statements(s: str, schema: str) -> list[str]:
   changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
   PRIMARY KEY (schema_name, table_name))""",
         *create_image_statements(s, p),
+        *create_trust_statements(s),
         read_written_function(s, p),
         *create_collected_statements(s),
         _write_mark(s),
@@ -85,6 +87,7 @@ def drop_guard_statements(s: str) -> list[str]:
         "guard_check()",
         "guard_image()",
         "read_written(oid, text[], text[], text[])",
+        *TRUST_FUNCTIONS,
         *IMAGE_FUNCTIONS,
         "settle(bigint)",
         "try_bypass(text, text[])",
@@ -96,7 +99,7 @@ def drop_guard_statements(s: str) -> list[str]:
     return [
         f"""SELECT {s}.oplog_drop_guard(t.tgrelid::regclass)
 FROM (SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g
-      WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0) t""",
+      WHERE g.tgfoid = '{check}'::regprocedure AND g.tgparentid = 0::oid) t""",
         # Its trigger calls one of the functions.
         f"DROP FUNCTION {s}.oplog_collect_images()",
         f"DROP TABLE {s}.oplog_image",
@@ -290,7 +293,7 @@ BEGIN
     JOIN pg_trigger g ON g.tgrelid = t.relid
     JOIN pg_proc f ON f.oid = g.tgfoid
     -- By name as well: somebody may have pointed one at another function.
-    WHERE g.tgparentid = 0 AND (starts_with(g.tgname, '{p}_guard_')
+    WHERE g.tgparentid = 0::oid AND (starts_with(g.tgname, '{p}_guard_')
       OR starts_with(f.proname, 'oplog_guard') AND f.pronamespace = (
         SELECT o.pronamespace FROM pg_proc o
         WHERE o.oid = '{_in_literal(s)}.oplog_guard_check()'::regprocedure))

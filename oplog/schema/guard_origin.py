@@ -63,7 +63,7 @@ END $oplog_fn$"""
 def _has_no_own_cast() -> str:
     """Most databases have no cast to text but those that the server brings."""
     return f"""NOT EXISTS (SELECT FROM pg_cast x WHERE x.oid >= {_FIRST_OWN_OID}
-      AND x.casttarget = 'text'::regtype AND x.castfunc <> 0)"""
+      AND x.casttarget = 'text'::regtype AND x.castfunc <> 0::oid)"""
 
 
 def _find_foreign_cast() -> str:

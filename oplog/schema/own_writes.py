@@ -9,6 +9,7 @@ transaction's own.
 from __future__ import annotations
 
 from oplog.schema.touched_keys import DEFINER
+from oplog.schema.trusted_tables import refuse_foreign_table
 
 
 def read_written_function(s: str, p: str) -> str:
@@ -30,6 +31,7 @@ DECLARE
   v_refused text;
 BEGIN
   PERFORM {s}.oplog_require_guard(p_table, '{p}_guard_armed');
+  {refuse_foreign_table(s, "p_table")}
   {_refuse_columns()}
   {_find_operators()}
   IF v_found <> v_width OR v_found <> (SELECT i.indnkeyatts FROM pg_index i
@@ -86,15 +88,23 @@ def _find_operators() -> str:
     """The condition that finds a row by its key, of operators by their names in full.
 
     Those of an extension's types are in another schema. A cast from text that is not the owner's
-    would run with its rights.
+    would run with its rights, and so would the CHECK of a domain: hence its base type.
     """
     return """SELECT count(DISTINCT a.attnum), string_agg(concat('t.', quote_ident(a.attname),
+      CASE WHEN b.type <> a.atttypid THEN concat('::', b.spelled) END,
       ' OPERATOR(', quote_ident(s.nspname), '.', o.oprname, ') k.k', c.n, '::',
-      format_type(a.atttypid, a.atttypmod)), ' AND ' ORDER BY c.n)
+      b.spelled), ' AND ' ORDER BY c.n)
     INTO v_found, v_where
   FROM unnest(p_key) WITH ORDINALITY AS c(name, n)
   JOIN pg_attribute a ON a.attrelid = p_table AND a.attname = c.name AND NOT a.attisdropped
   JOIN pg_index i ON i.indrelid = p_table AND i.indisprimary
+  CROSS JOIN LATERAL (
+    WITH RECURSIVE typed AS (
+      SELECT a.atttypid AS type, a.atttypmod AS modifier, 0 AS depth
+      UNION ALL SELECT d.typbasetype, -1, y.depth + 1
+      FROM typed y JOIN pg_type d ON d.oid = y.type AND d.typtype = 'd')
+    SELECT y.type, format_type(y.type, y.modifier) AS spelled
+    FROM typed y ORDER BY y.depth DESC LIMIT 1) b
   CROSS JOIN LATERAL ROWS FROM (unnest(i.indkey::smallint[]), unnest(i.indclass::oid[]))
     AS x(attnum, class)
   JOIN pg_opclass f ON f.oid = x.class

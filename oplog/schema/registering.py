@@ -199,16 +199,15 @@ RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $o
 DECLARE
   v_before {s}.oplog_type;
   v_numbers {s}.oplog_type_numbers;
-  v_filled boolean;
 BEGIN
   SELECT * INTO v_before FROM {s}.oplog_type t WHERE t.type_name = p_type
     ORDER BY t.revision DESC LIMIT 1;
   SELECT * INTO v_numbers FROM {s}.oplog_type_numbers n WHERE n.type_name = p_type
     AND n.revision = v_before.revision AND n.database_id = {s}.oplog_find_database();
   IF v_numbers.table_oid <> p_table::bigint THEN
-    EXECUTE concat('SELECT EXISTS (SELECT FROM ', p_table::regclass, ')') INTO v_filled;
-    RETURN CASE WHEN v_filled THEN concat('its table was {REPLACED} by another one of that name, ',
-      'which has rows') ELSE 'its table was dropped, and the type is not retired yet' END;
+    RETURN CASE WHEN {s}.oplog_is_filled(p_table)
+      THEN 'its table was {REPLACED} by another one of that name, which has rows'
+      ELSE 'its table was dropped, and the type is not retired yet' END;
   END IF;
   IF (SELECT array_agg(k.part ORDER BY k.part) FROM
         (SELECT coalesce(v_numbers.columns->>(c.value->>'name'), c.value->>'name') AS part

@@ -149,7 +149,7 @@ SELECT e.object, e.role, e.privileges, pg_catalog.concat(
   AS statement
 FROM excess e CROSS JOIN log
 LEFT JOIN (VALUES {functions}) AS f(object, by_others, functions)
-  ON f.object = e.object AND e.grantee_oid <> 0
+  ON f.object = e.object AND e.grantee_oid <> 0::oid
 ORDER BY 1, 2"""
 
 

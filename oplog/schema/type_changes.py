@@ -165,9 +165,9 @@ LANGUAGE sql STABLE {PINNED} AS $oplog_fn$
 -- Of what an array, a domain, a range or a composite type is made: by oid the labels of enums, and
 -- by type and number the fields' types. The text of a value has those labels and fields.
 WITH RECURSIVE part(oid) AS (
-  SELECT t.oid FROM pg_type t WHERE t.oid = p_type AND (t.typtype <> 'b' OR t.typelem <> 0)
+  SELECT t.oid FROM pg_type t WHERE t.oid = p_type AND (t.typtype <> 'b' OR t.typelem <> 0::oid)
   UNION SELECT i.oid FROM part JOIN pg_type p ON p.oid = part.oid CROSS JOIN LATERAL (
-    SELECT p.typelem WHERE p.typelem <> 0
+    SELECT p.typelem WHERE p.typelem <> 0::oid
     UNION ALL SELECT p.typbasetype WHERE p.typtype = 'd'
     UNION ALL SELECT e.atttypid FROM pg_attribute e
       WHERE e.attrelid = p.typrelid AND e.attnum > 0 AND NOT e.attisdropped
@@ -270,7 +270,6 @@ LANGUAGE plpgsql {DEFINER} AS $oplog_fn$
 DECLARE
   v_type text;
   v_other regclass;
-  v_filled boolean;
   v_retired text[] := '{{}}';
 BEGIN
   FOR v_type, v_other IN SELECT t.type_name, to_regclass(concat(
@@ -283,11 +282,9 @@ BEGIN
       AND NOT {s}.oplog_is_retired(t.type_name, t.revision) ORDER BY 1
   LOOP
     -- One that was renamed is known by another type.
-    IF v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
-        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid) THEN
-      EXECUTE concat('SELECT EXISTS (SELECT FROM ', v_other, ')') INTO v_filled;
-      CONTINUE WHEN v_filled;
-    END IF;
+    CONTINUE WHEN v_other IS NOT NULL AND NOT EXISTS (SELECT FROM {s}.oplog_type_numbers n
+        WHERE n.database_id = {s}.oplog_find_database() AND n.table_oid = v_other::oid)
+      AND {s}.oplog_is_filled(v_other);
     PERFORM {s}.oplog_retire_type(v_type, 'its table was dropped');
     v_retired := v_retired || v_type;
   END LOOP;

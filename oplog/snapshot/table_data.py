@@ -50,7 +50,7 @@ now AS (
 SELECT (SELECT count(*) FROM seen FULL JOIN now USING (oid) LEFT JOIN pg_catalog.pg_class c
     ON c.oid = seen.oid
   WHERE CASE WHEN seen.oid IS NULL THEN NOT $2::boolean ELSE now.oid IS NULL OR c.oid IS NULL
-    OR nullif(c.relfilenode, 0) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) END)
+    OR nullif(c.relfilenode, 0::oid) IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) END)
   + (SELECT count(*) FROM seen JOIN pg_catalog.pg_attribute a ON a.attrelid = seen.oid
   WHERE a.attnum > 0 AND NOT a.attisdropped
     AND pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT') IS NULL)

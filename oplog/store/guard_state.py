@@ -99,6 +99,7 @@ SELECT g.tgrelid::bigint, c.relkind::text, count(*),
   (c.relrowsecurity OR NOT pg_catalog.has_table_privilege(c.oid, 'SELECT'))
   AND pg_catalog.bool_or(pg_catalog.has_function_privilege(r.oid, 'EXECUTE')
     AND pg_catalog.has_table_privilege(o.oid, c.oid, 'SELECT')
+    AND pg_catalog.pg_has_role(c.relowner, o.oid, 'MEMBER')
     AND (NOT c.relrowsecurity OR o.rolsuper OR o.rolbypassrls
       OR NOT c.relforcerowsecurity AND pg_catalog.pg_has_role(o.oid, c.relowner, 'USAGE')))
 FROM pg_catalog.pg_trigger g
@@ -108,7 +109,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
 LEFT JOIN pg_catalog.pg_proc r ON r.pronamespace = n.oid AND r.proname = 'oplog_read_written'
 LEFT JOIN pg_catalog.pg_roles o ON o.oid = r.proowner
 WHERE n.nspname = %s AND pg_catalog.starts_with(f.proname, 'oplog_guard')
-  AND g.tgenabled = 'A' AND g.tgparentid = 0
+  AND g.tgenabled = 'A' AND g.tgparentid = 0::oid
 GROUP BY g.tgrelid, c.oid, c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relowner"""
 
 _CASCADING = """

@@ -16,7 +16,9 @@ from oplog.store.rows import BrokenLink
 
 ZERO = f"'\\x{ZERO_HASH.hex()}'::bytea"
 """The hash before an aggregate's first record, in SQL."""
-LINK_COLUMNS = "lag(version) OVER w AS before, lag(record_hash) OVER w AS linked"
+LINK_COLUMNS = (
+    "pg_catalog.lag(version) OVER w AS before, pg_catalog.lag(record_hash) OVER w AS linked"
+)
 """Version and hash of the aggregate's record before this one; NULL for the first."""
 LINK_WINDOW = "w AS (PARTITION BY aggregate_name ORDER BY version, position)"
 """The window that `LINK_COLUMNS` are computed over."""
@@ -67,7 +69,7 @@ def _select_chains(s: str) -> str:
 raw AS ({select_links(s)}),
 links AS (
   SELECT position, aggregate_name, version, prev_hash, record_hash, {LINK_COLUMNS},
-    lead(version) OVER w IS NULL AS newest
+    pg_catalog.lead(version) OVER w IS NULL AS newest
   FROM raw WINDOW {LINK_WINDOW}),
 chained AS (
   SELECT l.position, l.aggregate_name, l.version, l.prev_hash, l.record_hash, l.newest,

@@ -35,7 +35,7 @@ def read_new_rows(
     """
     found = connection.exec_driver_sql(
         f"SELECT * FROM (SELECT {columns}, {sum_before(s)}, r.position AS place, "
-        "lead(r.position) OVER w IS NOT NULL AS more "
+        "pg_catalog.lead(r.position) OVER w IS NOT NULL AS more "
         f"FROM {s}.oplog_record r WHERE r.position > %s AND {VISIBLE} AND NOT {VISIBLE} "
         "WINDOW w AS (ORDER BY r.position) ORDER BY r.position LIMIT %s) p "
         "WHERE p.bytes_before < %s AND p.entries_before < %s ORDER BY p.place",

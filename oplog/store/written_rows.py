@@ -31,7 +31,8 @@ def read_written(
         f"SELECT f.n, f.texts, sum(pg_catalog.pg_column_size(f.texts)) OVER (ORDER BY f.n) AS size "
         f"FROM {quote_for_driver(schema)}.oplog_read_written(%s::bigint::oid, %s, %s, %s) f"
     )
-    limit = "" if most_bytes is None else f" WHERE r.size - pg_column_size(r.texts) < {most_bytes}"
+    width = "pg_catalog.pg_column_size(r.texts)"
+    limit = "" if most_bytes is None else f" WHERE r.size - {width} < {most_bytes}"
     found = connection.exec_driver_sql(
         f"SELECT r.n, r.texts FROM ({rows}) r{limit} ORDER BY r.n",
         (oid, list(key_names), flat, list(columns)),

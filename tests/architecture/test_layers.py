@@ -53,6 +53,7 @@ DEFINITIONS = (
     "rights",
     "tables",
     "touched_keys",
+    "trusted_tables",
     "type_changes",
     "upgrade",
 )

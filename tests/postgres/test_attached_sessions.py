@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from oplog import Keyring, Oplog, TypeCatalog
 from oplog.errors import OplogError
 from oplog.schema.guard import FORMAT_MARK
-from tests.older import NEWEST_AND_OLDER, OLDER
+from tests.older import NEWEST_AND_OLDER, find_programs
 from tests.postgres.appending import state_append
 from tests.sampling import Sample
 from tests.sessions.arena import (
@@ -71,9 +71,7 @@ class LoggedArena:
 
 @pytest.fixture(scope="module", params=NEWEST_AND_OLDER)
 def logged(request: pytest.FixtureRequest) -> Iterator[LoggedArena]:
-    if request.param == "older" and OLDER is None:
-        pytest.skip("no older server")
-    with open_arena(OLDER if request.param == "older" else None) as arena:
+    with open_arena(find_programs(request.param)) as arena:
         judge = sa.create_engine(arena.server.url, poolclass=NullPool)
         metadata = sa.MetaData()
         metadata.reflect(judge, only=(*GUARDED, "parent"))

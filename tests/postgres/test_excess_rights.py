@@ -186,6 +186,39 @@ def test_doctor_finds_what_was_granted(
     check_that_roles_work(roles)
 
 
+REACHES: dict[str, tuple[str, str]] = {
+    # What somebody granted, and a word of the finding's message.
+    "create": ("GRANT CREATE ON SCHEMA oplog TO {stranger}", "it has CREATE"),
+    "pg_write_all_data": ("GRANT pg_write_all_data TO {stranger}", "may write every table"),
+    "pg_maintain": ("GRANT pg_maintain TO {stranger}", "may lock every table"),
+}
+
+
+@pytest.mark.parametrize(
+    ("grant", "word"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.since(17 if name == "pg_maintain" else 14))
+        for name, case in REACHES.items()
+    ],
+)
+def test_doctor_finds_roles_that_need_no_privilege(roles: Roles, grant: str, word: str) -> None:
+    roles.superuser(grant.format(**roles.names))
+    (found,) = roles.find_problems(APPLICATION)
+    assert (found.what, found.where) == ("role-open", f"role {roles.names[STRANGER]}")
+    assert word in found.message
+    roles.superuser(found.hint.partition(", then ")[2])
+    assert roles.find_problems() == []
+
+
+def test_roles_that_are_the_owner_anyway_are_no_finding(roles: Roles) -> None:
+    roles.superuser(
+        f"GRANT pg_write_all_data TO {roles.names[OWNER]}",
+        f"GRANT {roles.names[OWNER]}, pg_write_all_data TO {roles.names[STRANGER]}",
+    )
+    assert roles.find_problems() == []
+    roles.superuser(f"REVOKE pg_write_all_data FROM {roles.names[OWNER]}")
+
+
 # What `oplog grants` printed for tables and functions of the definition before.
 FORMER_FUNCTION = """CREATE FUNCTION oplog.oplog_append(uuid, text[], bigint[], bytea, bytea,
   integer[], bytea[], smallint, text, text[], text, bigint, boolean) RETURNS integer

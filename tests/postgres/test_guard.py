@@ -18,6 +18,7 @@ from oplog.errors import ConfigurationError, UnloggedWriteError
 from oplog.schema.tables import track_statements, untrack_statements
 from tests.logged import LoggedDatabase, open_logged, track
 from tests.models.bank import AGGREGATES, Account, Base, Line, Order
+from tests.older import mark_cases
 
 pytestmark = pytest.mark.postgres
 
@@ -105,7 +106,7 @@ AUTOCOMMITTED: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("statement", AUTOCOMMITTED.values(), ids=AUTOCOMMITTED.keys())
+@pytest.mark.parametrize("statement", mark_cases(AUTOCOMMITTED))
 def test_a_single_statement_is_refused(
     db: LoggedDatabase, raw: psycopg.Connection[Any], statement: str
 ) -> None:

@@ -18,6 +18,7 @@ from oplog.errors import UnloggedWriteError
 from oplog.schema.tables import create_statements, track_statements
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
+from tests.older import mark_cases
 
 pytestmark = pytest.mark.postgres
 
@@ -116,7 +117,7 @@ def execute(session: Session, *statements: str) -> None:
 
 
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("write", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("write", mark_cases(ROWS))
 def test_a_check_that_came_too_early_refuses(
     db: LoggedDatabase, raw: psycopg.Connection[Any], write: str
 ) -> None:
@@ -128,7 +129,7 @@ def test_a_check_that_came_too_early_refuses(
 
 
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("write", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("write", mark_cases(ROWS))
 def test_settings_that_are_gone_refuse(
     db: LoggedDatabase, raw: psycopg.Connection[Any], write: str
 ) -> None:

@@ -43,8 +43,10 @@ _HONEST_APPEND = {
     "p_asynchronous": True,
 }
 _OURS = re.compile(
-    # What the functions say themselves, a key or id that is used up, and a tally that is not open.
-    r"(22023|42501|OP\d\d\d) oplog: |23505 .*oplog_outcome_idempotency|42704 .*oplog\.tally"
+    # What the functions say themselves, a key or id that is used up, a tally that is not open, and
+    # a list of empty lists, which is none before PostgreSQL 17.
+    r"(22023|42501|OP\d\d\d) oplog: |23505 .*oplog_outcome_idempotency|42704 .*oplog\.tally|"
+    r'22P02 malformed array literal: "\{\{\}'
 )
 
 

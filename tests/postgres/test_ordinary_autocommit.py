@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.engine import Engine
 
+from tests.older import name_cases
 from tests.postgres.autocommitted import DOC, ITEM, NOTE, Database, open_database, status
 
 pytestmark = pytest.mark.postgres
@@ -71,7 +72,7 @@ WRITES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", name_cases(WRITES))
 def test_writes_that_guards_capture(guarded: Database, name: str) -> None:
     with guarded.auto.connect() as connection:
         connection.execute(sa.insert(ITEM), [{"name": str(n)} for n in (1, 2)])

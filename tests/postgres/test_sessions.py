@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from psycopg.errors import Error
 
-from tests.older import NEWEST_AND_OLDER, OLDER
+from tests.older import NEWEST_AND_OLDER, find_programs
 from tests.sampling import Sample
 from tests.sessions.arena import BYPASSING, ROLES, STRANGER, Arena, open_arena
 from tests.sessions.generator import build, list_cases
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture(scope="module", params=NEWEST_AND_OLDER)
 def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
-    if request.param == "older" and OLDER is None:
-        pytest.skip("no older server")
-    with open_arena(OLDER if request.param == "older" else None) as arena:
+    with open_arena(find_programs(request.param)) as arena:
         yield arena
 
 

@@ -17,11 +17,12 @@ from oplog import Oplog
 from oplog.errors import UnloggedWriteError
 from tests.logged import LoggedDatabase, brief, open_logged
 from tests.models.depot import AGGREGATES, OBJECTS, TABLES, Base, Part
+from tests.older import mark_cases, name_cases
 from tests.ways import SEED, WAYS, Way
 
 pytestmark = pytest.mark.postgres
 
-each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+each_way = pytest.mark.parametrize("way", mark_cases(WAYS))
 SEEN = {
     "orm nothing matched",
     "on conflict do nothing",
@@ -78,7 +79,7 @@ def test_captured_around_savepoints(db: LoggedDatabase, way: Way) -> None:
 
 
 @pytest.mark.sampled(16)
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", name_cases(WAYS))
 def test_not_captured_when_images_are_lost(
     db: LoggedDatabase, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,11 +121,7 @@ async def asynchronous(
 
 
 @pytest.mark.sampled(16)
-@pytest.mark.parametrize(
-    "way",
-    [w for n, w in WAYS.items() if n != "copy"],
-    ids=[n for n in WAYS if n != "copy"],
-)
+@pytest.mark.parametrize("way", mark_cases({n: w for n, w in WAYS.items() if n != "copy"}))
 async def test_captured_async(
     db: LoggedDatabase, asynchronous: async_sessionmaker[AsyncSession], way: Way
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import partial
 from uuid import UUID
 
 from google.protobuf import message
@@ -17,6 +18,7 @@ from oplog._proto.oplog.v1 import archive_pb2
 from oplog.archive.format.container import corrupt
 from oplog.crypto.hashing import ZERO_HASH
 from oplog.errors import DecodeError
+from oplog.payload.varint import LAST_IN_NUMBER, read_varint
 from oplog.store.rows import (
     Part,
     StoredRecord,
@@ -39,10 +41,7 @@ _REPEATED = frozenset((_PAIRS, _AGGREGATES, _PREV_HASHES, _PARTS))
 _WITH_LENGTH = _REPEATED | {_VERSIONS, 0x12, 0x2A, 0x42, 0x6A}
 _FIELDS = _WITH_LENGTH | {0x08, 0x18, 0x20, 0x30}
 """First bytes of the fields of `ArchivedRecord`: number and kind of each."""
-_LAST_IN_NUMBER = 0x80
-"""A byte below is the last one of a number."""
-_GOES_ON = bytes(range(_LAST_IN_NUMBER, 256))
-_MOST_BITS = 70
+_GOES_ON = bytes(range(LAST_IN_NUMBER, 256))
 
 
 # -- encoding -----------------------------------------------------------------------------
@@ -173,10 +172,11 @@ def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
     left[_PARTS] = min(left[_PARTS], MAX_PARTS)
     allowed = dict(left)
     single = set(_FIELDS - _REPEATED)
+    refuse = partial(corrupt, what)
     place, end = 0, len(data)
     while place < end:
         tag = data[place]
-        value, start = _read_varint(data, place + 1, what)
+        value, start = read_varint(data, place + 1, refuse=refuse)
         place = start + value if tag in _WITH_LENGTH else start
         if place > end:
             raise corrupt(what, "a record is cut short")
@@ -195,19 +195,6 @@ def _check_fields(data: memoryview, room: dict[int, int], what: str) -> None:
 def _count_numbers(data: memoryview) -> int:
     """As many as bytes that end one."""
     return len(bytes(data).translate(None, _GOES_ON))
-
-
-def _read_varint(data: memoryview, place: int, what: str) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while place < len(data) and shift < _MOST_BITS:
-        byte = data[place]
-        place += 1
-        if byte < _LAST_IN_NUMBER:
-            return value | byte << shift, place
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    raise corrupt(what, "a number in a record has no end")
 
 
 def _read_record(
