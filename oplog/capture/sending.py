@@ -316,12 +316,15 @@ def explain_unlogged(cause: BaseException) -> OplogError | None:
         return None
     diagnostic = getattr(cause, "diag", None)
     hint = getattr(diagnostic, "message_hint", None) or ""
-    if (getattr(diagnostic, "message_detail", None) or "").startswith("tally "):
+    # A guard that counts what it did not before, or no more, was put on or taken off meanwhile.
+    counted = (getattr(diagnostic, "message_detail", None) or "").startswith("tally ")
+    if counted:
         hint += (
             "; a table without a guard that search_path finds before the tracked one of the "
             "same name, if there is one, was written in its place"
         )
-    return UnloggedWriteError(getattr(diagnostic, "message_primary", None) or str(cause), hint=hint)
+    message = getattr(diagnostic, "message_primary", None) or str(cause)
+    return UnloggedWriteError(message, hint=hint, retryable=counted)
 
 
 def _errors(connection: Connection) -> type[Exception]:

@@ -72,7 +72,7 @@ class Settler:
 
         A transaction with an idempotency key is left alone: the key stands for one record.
         """
-        if recorder.busy or recorder.closed or recorder.claim is not None:
+        if recorder.busy or recorder.end.closed or recorder.claim is not None:
             return
         if is_failed(connection) or not connection.in_transaction():
             return
