@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 from oplog.capture.frame import NamedTable
 from oplog.errors import NotCapturableError
 
-_COMMENT = r"/\*(?:(?!/\*|\*/).)*\*/|--[^\n]*"
-_BEFORE = re.compile(rf"(?:\s|{_COMMENT}(?=\n|/|\s|$))*", re.DOTALL)
-_AFTER = re.compile(rf"(?:\s|;|{_COMMENT}(?=\n|/|\s|$))*", re.DOTALL)
+_BLOCK = r"\s|/\*(?:(?!/\*|\*/).)*\*/"
+_BEFORE = re.compile(rf"(?:{_BLOCK}|--[^\n]*\n)*", re.DOTALL)
+_AFTER = re.compile(rf"(?:{_BLOCK}|;|--[^\n]*(?:\n|$))*", re.DOTALL)
 
 
 def may_be_rewritten(connection: Connection, listener: Callable[..., Any]) -> bool:

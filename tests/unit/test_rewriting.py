@@ -53,7 +53,7 @@ VALUE = [1, 2]
     ("known", "sent", "different"),
     [
         ({"v": VALUE}, {"v": VALUE}, False),
-        ({"v": VALUE}, {"v": [1, 2]}, False),
+        ({"v": VALUE}, {"v": [1, 2]}, True),
         ({"v": 1.0}, {"v": 1}, True),
         ({"v": VALUE}, {"v": [2, 2]}, True),
         ({"v": VALUE}, {"w": VALUE}, True),
