@@ -29,6 +29,7 @@ from oplog.errors import (
     EntryError,
     IdempotencyConflictError,
     KeyRetiredError,
+    NotCapturableError,
     OplogError,
     SchemaChangedError,
     TicketConflictError,
@@ -239,6 +240,19 @@ def check_committable(connection: Connection) -> None:
             "a statement of this transaction failed and the error was swallowed; "
             "COMMIT would silently have rolled everything back",
             hint="let the error end the transaction, or put the statement in begin_nested()",
+        )
+
+
+def check_under_way(connection: Connection) -> None:
+    """Raise `NotCapturableError` if the transaction was ended where SQLAlchemy did not see it."""
+    raw: Any = connection.connection.driver_connection
+    status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
+    if status == _IDLE and not getattr(raw, "autocommit", False):
+        raise NotCapturableError(
+            "the driver's own connection ended the transaction while changes waited to be logged: "
+            "if it committed, they are in tables without guards, and in no record",
+            hint="end transactions through the session or connection of SQLAlchemy; `oplog verify` "
+            "tells what is not logged, and where there are guards, such a COMMIT is refused",
         )
 
 

@@ -280,7 +280,7 @@ class Transactions:
             return
         try:
             with self._rolling_back(connection):
-                check_committable(connection)
+                self.settler.check(connection, recorder)
                 alone = last and _APPENDED not in connection.info
                 self._finish(connection, recorder, commit=alone and can_commit_at_once(connection))
             recorder.end.announced = True
