@@ -16,6 +16,9 @@ from oplog.payload.aggregate_template import AggregateTemplate
 from oplog.payload.message import ExpectedField
 from oplog.value import Kind, declared_kind
 
+SYSTEM_COLUMNS = frozenset({"cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"})
+"""Columns that every table has by itself, and no table by declaration. Models name them to count
+versions of rows, and they mean nothing in another database."""
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -41,7 +44,8 @@ class DeclaredType:
 
     def list_columns(self) -> list[sa.Column[Any]]:
         """Return the logged columns: neither excluded nor computed by the database."""
-        return [c for c in self.table.columns if c.computed is None and c.name not in self.excluded]
+        aside = SYSTEM_COLUMNS.union(self.excluded)
+        return [c for c in self.table.columns if c.computed is None and c.name not in aside]
 
     def list_fields(self) -> list[ExpectedField]:
         """Return the fields that the application's own message needs, one per logged column."""
@@ -90,7 +94,7 @@ def declare(
     template = AggregateTemplate(aggregate)
     names = {column.name for column in table.columns}
     for name in template.columns:
-        if name not in names or name in excluded:
+        if name not in names or name in excluded or name in SYSTEM_COLUMNS:
             raise ConfigurationError(
                 f"aggregate template {aggregate!r} names column {name!r}, which table "
                 f"{table.fullname} does not {'log' if name in names else 'have'}",
@@ -100,7 +104,7 @@ def declare(
         type_name,
         table,
         template,
-        excluded=dict(excluded),
+        excluded={name: why for name, why in excluded.items() if name not in SYSTEM_COLUMNS},
         message_class=message_class,
         revision=revision,
         secret=frozenset(secret),

@@ -1,8 +1,8 @@
 """Sessions that are logged: what is attached, and what each session's transaction holds.
 
-Translates session events into calls of `Transactions`. The last flush before COMMIT is made
-here, so that an aggregate which it writes first needs no ticket; what is flushed later is
-refused.
+Translates session events into calls of `Transactions`, which writes the entries when COMMIT is
+announced: after the last flush, and after all other listeners. Where a session is bound to a
+connection, COMMIT may be somebody else's, so the entries are written in its own commit.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _EVENTS = (
     "after_commit",
     "after_transaction_end",
 )
+_FIRST = ("after_begin", "after_transaction_end")
+"""Heard before other listeners, which may write rows or begin the next transaction there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,10 @@ class SessionState:
     """Savepoints that the database knows: SQLAlchemy sends SAVEPOINT with the first use."""
     enlisted: list[Enlisted] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
-    committing: bool = False
+    announced: bool = False
+    """`before_commit` was heard."""
+    flushes_last: bool = False
+    """The next flush is the one before COMMIT: what it writes first needs no ticket."""
     repeats: bool = False
     """The transaction may be run again from its start, which it must not have committed then."""
 
@@ -157,7 +162,7 @@ class Attachments:
 
     def _listen(self, target: Any) -> None:
         for name in _EVENTS:
-            event.listen(target, name, getattr(self, f"_on_{name}"))
+            event.listen(target, name, getattr(self, f"_on_{name}"), insert=name in _FIRST)
 
     def _unlisten(self, target: Any) -> None:
         for name in _EVENTS:
@@ -315,6 +320,8 @@ class Attachments:
         if not any(one.connection is connection for one in state.enlisted):
             recorder.sessions, earlier = recorder.sessions + 1, len(recorder.receipts)
             state.enlisted.append(Enlisted(connection, transactions, recorder, earlier))
+        if state.announced:
+            recorder.end.write_others = partial(self._write_others, state)
         savepoint = transaction if transaction.nested else None
         if savepoint is not None:
             state.begun.add(savepoint)
@@ -324,19 +331,24 @@ class Attachments:
         if session.in_nested_transaction():
             return
         state = self._state(session)
-        state.committing = True
-        try:
+        state.announced = state.flushes_last = True
+        for one in state.enlisted:
+            one.recorder.end.write_others = partial(self._write_others, state)
+        if isinstance(session.bind, Connection):
             session.flush()
-            # Several databases: all entries are sent before the first COMMIT.
-            defer = len(state.enlisted) == 1 and not session.twophase
-            for one in list(state.enlisted):
-                one.transactions.write_entries(one.connection, one.recorder, defer=defer)
-        finally:
-            state.committing = False
+            self._write_others(state, None)
+
+    @staticmethod
+    def _write_others(state: SessionState, connection: Connection | None) -> None:
+        """Write the entries of the session's connections but this one, before the first COMMIT."""
+        for one in list(state.enlisted):
+            if one.connection is not connection and not one.recorder.end.announced:
+                one.transactions.write_entries(one.connection, one.recorder)
 
     def _on_after_flush_postexec(self, session: Session, flush_context: Any) -> None:
         state = self._state(session)
-        if state.committing:
+        if state.flushes_last:
+            state.flushes_last = False
             return
         for one in state.enlisted:
             one.transactions.writer.take_tickets(one.connection, one.recorder)
@@ -351,9 +363,10 @@ class Attachments:
             return
         state.receipts = []
         confirmed = True
+        # In a transaction that goes on nobody announced a COMMIT.
+        self._write_others(state, None)
         for one in state.enlisted:
-            one.transactions.send_deferred(one.connection, one.recorder)
-            claim = one.recorder.final_claim or one.recorder.claim
+            claim = one.recorder.end.final_claim or one.recorder.claim
             receipts = one.recorder.receipts[one.earlier :]
             state.receipts += receipts or (claim.receipts if claim else ())
             confirmed = confirmed and not one.transactions.is_unconfirmed(
@@ -374,4 +387,4 @@ class Attachments:
         state.enlisted.clear()
         state.begun.clear()
         state.pending.clear()
-        state.committing = state.repeats = False
+        state.announced = state.flushes_last = state.repeats = False

@@ -11,15 +11,21 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from oplog.capture.control import is_passive, is_text, match_control, may_redirect
 from oplog.capture.match_counts import keep_counts
 from oplog.capture.planning import Planned
 from oplog.capture.recorder import Recorder
+from oplog.capture.rewriting import (
+    copy_parameters,
+    differs,
+    is_rewritten,
+    may_be_rewritten,
+    refuse_rewritten,
+)
 from oplog.capture.sending import check_transactional, explain_unlogged, is_undecided
 from oplog.capture.statement import StatementUnderWay, count, observe, prepare
-from oplog.capture.statement_plan import StatementPlan
 from oplog.capture.transaction import Transactions
 from oplog.entry import OpType
 from oplog.errors import CommitOutcomeUnknownError, NotCapturableError, OplogError
@@ -43,6 +49,10 @@ class EngineListener:
         self._transactions = transactions
         self._under_way: WeakKeyDictionary[Any, StatementUnderWay] = WeakKeyDictionary()
         """By execution context. Each has its plan, which another thread may clear meanwhile."""
+        self._sent: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
+        """By execution context, the statement as it is known, where others may rewrite it."""
+        self._rewritten = False
+        """A later listener rewrites statements: from then on they are left to the guards."""
 
     def listen(self) -> None:
         """Begin to receive the engine's events."""
@@ -83,10 +93,43 @@ class EngineListener:
             return statement, rest[0]
         if not planned.announcement:
             self._transactions.names.note(connection, recorder, planned.tables)
-        if planned.plan is None:
-            return statement, rest[0]
-        announced = self._announce(connection, recorder, planned.plan, planned, context=context)
-        return announced + statement, rest[0]
+        if planned.plan is not None:
+            statement = self._send_planned(
+                connection, recorder, planned, (statement, rest[0]), context=context
+            )
+        return statement, rest[0]
+
+    def _send_planned(
+        self,
+        connection: Connection,
+        recorder: Recorder,
+        planned: Planned,
+        sent: tuple[str, Any],
+        *,
+        context: Any,
+    ) -> str:
+        """What to send instead of a statement and its parameters, which the application captures.
+
+        Unless another listener made something else of it.
+        """
+        statement, parameters = sent
+        shared = may_be_rewritten(connection, self._on_before_cursor_execute)
+        guarded = self._rewritten and planned.announcement
+        if shared and (guarded or is_rewritten(context, statement, parameters)):
+            self._leave_to_guard(connection, recorder, planned, context=context)
+            return statement
+        statement = self._announce(connection, recorder, planned, context=context) + statement
+        if shared:
+            self._sent[context] = statement, copy_parameters(parameters)
+        return statement
+
+    def _leave_to_guard(
+        self, connection: Connection, recorder: Recorder, planned: Planned, *, context: Any
+    ) -> None:
+        """Another listener made something else of a planned statement."""
+        if planned.plan is None or context in self._under_way or not planned.announcement:
+            raise refuse_rewritten(planned.tables)
+        self._transactions.names.note(connection, recorder, planned.tables)
 
     def _join(self, connection: Connection, context: Any, statement: str) -> Recorder | None:
         """A recorder for a transaction that began unseen, or for a statement without one."""
@@ -100,13 +143,14 @@ class EngineListener:
         self,
         connection: Connection,
         recorder: Recorder,
-        plan: StatementPlan,
         planned: Planned,
         *,
         context: Any,
     ) -> str:
         """Read what has to be known before a planned statement; what to put before its text."""
-        recorder.check_open(plan.bound)
+        plan = planned.plan
+        if plan is None:
+            return ""
         if not recorder.apart:
             check_transactional(connection, plan.bound)
         under_way = self._under_way.get(context)
@@ -135,12 +179,13 @@ class EngineListener:
         compiled = context.compiled
         if is_text(compiled):
             self._check_control(recorder, statement)
-            recorder.wrote = recorder.wrote or not is_passive(statement)
+            if not is_passive(statement):
+                recorder.note_write(statement)
             return None
         writes = context.isinsert or context.isupdate or context.isdelete
         if not writes and not getattr(compiled, "ctes", None):
             return None
-        recorder.wrote = True
+        recorder.note_write(statement)
         return self._transactions.database.find_plan(connection, recorder, context)
 
     def _check_names(self, connection: Connection, recorder: Recorder, statement: str) -> None:
@@ -160,15 +205,13 @@ class EngineListener:
     def _on_after_cursor_execute(
         self, connection: Connection, cursor: Any, statement: str, *rest: Any
     ) -> None:
-        """Follow savepoints, which arrive as statements.
-
-        SQLAlchemy's own savepoint event is no use: it comes before the savepoint has a name,
-        and not at all for a savepoint that the application set with a statement.
-        """
         recorder = self._transactions.find(connection)
         if recorder is None:
             return
         context = rest[1]
+        known = self._sent.pop(context, None)
+        if known is not None and differs(known, (statement, rest[0])):
+            self._refuse_sent(recorder, context)
         if context.isinsert and context in self._under_way and context._rowcount is None:  # noqa: SLF001
             # The driver forgets the count when SQLAlchemy closes the cursor of an insert, and
             # nothing else shows that a trigger suppressed rows.
@@ -178,6 +221,25 @@ class EngineListener:
             return
         if recorder.live is None:
             self._transactions.apart.end(connection, recorder, context)
+        self._follow_savepoint(recorder, statement)
+        self._transactions.append_late(connection, recorder)
+
+    def _refuse_sent(self, recorder: Recorder, context: Any) -> None:
+        """A listener after this one made something else of the statement that was announced."""
+        under_way = self._under_way.get(context)
+        if under_way is None or not under_way.imaged:
+            self._rewritten = True
+            failure = refuse_rewritten((), retryable=under_way is not None and under_way.announced)
+            recorder.fail(failure)
+            raise failure
+
+    @staticmethod
+    def _follow_savepoint(recorder: Recorder, statement: str) -> None:
+        """Follow savepoints, which arrive as statements.
+
+        SQLAlchemy's own savepoint event is no use: it comes before the savepoint has a name,
+        and not at all for a savepoint that the application set with a statement.
+        """
         matched = match_control(statement)
         if matched is None or not matched["name"]:
             return
@@ -203,6 +265,7 @@ class EngineListener:
             self._transactions.apart.end(connection, recorder, context)
         else:
             self._observe(recorder, done, context)
+            self._transactions.append_late(connection, recorder)
 
     @staticmethod
     def _observe(recorder: Recorder, done: StatementUnderWay | None, context: Any) -> None:
@@ -228,7 +291,7 @@ class EngineListener:
         unlogged = explain_unlogged(exception_context.original_exception)
         connection = exception_context.connection
         recorder = None if connection is None else self._transactions.find(connection)
-        if recorder is not None and recorder.ending and exception_context.statement is None:
+        if recorder is not None and recorder.end.ending and exception_context.statement is None:
             return self._explain_loss(exception_context, recorder) or unlogged
         context = exception_context.execution_context
         if recorder is not None and recorder.apart and recorder.live is None:
@@ -281,7 +344,8 @@ class EngineListener:
         self._transactions.roll_back(connection)
 
     def _on_commit(self, connection: Connection) -> None:
-        self._transactions.commit(connection)
+        last = _is_last(connection.engine, "commit", self._on_commit)
+        self._transactions.commit(connection, last=last)
 
     def _on_begin_twophase(self, connection: Connection, xid: Any) -> None:
         self._on_begin(connection)
@@ -311,6 +375,14 @@ def _listen_weakly(listener: Callable[..., Any]) -> Callable[..., Any]:
         return None if method is None else method(*arguments)
 
     return listen
+
+
+def _is_last(engine: Engine, name: str, listener: Callable[..., Any]) -> bool:
+    """No other listener of the engine hears this event after `listener`.
+
+    Those of a class of engines and of a connection hear it before.
+    """
+    return list(getattr(engine.dispatch, name))[-1:] == [listener]
 
 
 def _forget_routes(recorder: Recorder, context: Any, statement: str) -> None:

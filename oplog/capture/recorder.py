@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from oplog.binding import Binding
+from oplog.capture.commit_phase import CommitPhase
+from oplog.capture.control import match_control
 from oplog.capture.frame import (
     Frame,
     NamedTable,
@@ -36,7 +38,6 @@ from oplog.errors import (
 )
 from oplog.receipt import Receipt
 from oplog.store.commit_lookup import REQUEST
-from oplog.type_binding import BoundType
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,7 @@ class Recorder:
         self.frames = [Frame("")]
         self.sent: list[Receipt] = []
         """Receipts of the record that COMMIT follows."""
-        self.closed = False
-        """The entries are built, or there is nothing to build them of."""
+        self.end = CommitPhase()
         self.sessions = 0
         """Sessions that are in this transaction."""
         self.owned = False
@@ -88,16 +88,10 @@ class Recorder:
         """The transaction may be run again from its start."""
         self.imaged = False
         """No statement is captured by the application, only what guards record."""
-        self.final_claim: Claim | None = None
-        """The claim that the transaction held when it was closed."""
-        self.ending = False
-        """COMMIT was sent: an error from now on leaves open whether it happened."""
         self.notices: NoticeState | None = None
         """What notices said since the transaction began; looked up when it is first asked for."""
         self.routes: dict[str | None, Mapping[str, int | None]] = {}
         """What names of tenants' tables mean, by the search path; None where it is not known."""
-        self.process_id = 0
-        """The server process that COMMIT was sent to; 0 where the driver does not know it."""
 
     @property
     def binding(self) -> Binding:
@@ -162,7 +156,7 @@ class Recorder:
         self.sessions -= 1
         if self.live is not None:
             return True
-        self.closed, self.final_claim, self.owned = False, None, self.sessions > 0
+        self.end, self.owned = CommitPhase(), self.sessions > 0
         if self.notices is not None:
             self.notices.in_session = self.owned
         return self.owned or (goes_on and (explicit or self.dirty))
@@ -200,14 +194,16 @@ class Recorder:
         self.frames[-1].changes += changes
         self.frames[-1].tally += tally
 
-    def check_open(self, bound: BoundType) -> None:
-        """Raise `UnloggedWriteError` once the entries of this transaction are written."""
-        if self.closed:
-            raise UnloggedWriteError(
-                f"table {bound.live.qualified} is written after the transaction's log entry",
-                hint="another before_commit listener or engine hook writes rows too late; "
-                "write them before commit() is called",
-            )
+    @property
+    def is_late(self) -> bool:
+        """Listeners wrote rows since COMMIT was announced, and no savepoint of theirs is open."""
+        return not self.busy and self.end.is_late(self.frames)
+
+    def note_write(self, statement: str) -> None:
+        """A statement that may write is about to be sent."""
+        self.wrote = True
+        if not self.busy and match_control(statement) is None:
+            self.end.reopen(self.frames)
 
     # -- names of tables ------------------------------------------------------------------
 
@@ -394,7 +390,5 @@ class Recorder:
             frame.raise_failure()
 
     def close(self) -> None:
-        """The entries are built: nothing may be recorded after this in the transaction."""
-        self.final_claim = self.claim
-        self.frames = [Frame(frame.name, receipts=frame.receipts) for frame in self.frames]
-        self.closed = True
+        """The entries are built; they are sent before anything else is recorded."""
+        self.frames = self.end.close(self.frames, self.claim)

@@ -29,6 +29,7 @@ from oplog.errors import (
     EntryError,
     IdempotencyConflictError,
     KeyRetiredError,
+    NotCapturableError,
     OplogError,
     SchemaChangedError,
     TicketConflictError,
@@ -242,6 +243,19 @@ def check_committable(connection: Connection) -> None:
         )
 
 
+def check_under_way(connection: Connection) -> None:
+    """Raise `NotCapturableError` if the transaction was ended where SQLAlchemy did not see it."""
+    raw: Any = connection.connection.driver_connection
+    status = getattr(getattr(raw, "pgconn", None), "transaction_status", None)
+    if status == _IDLE and not getattr(raw, "autocommit", False):
+        raise NotCapturableError(
+            "the driver's own connection ended the transaction while changes waited to be logged: "
+            "if it committed, they are in tables without guards, and in no record",
+            hint="end transactions through the session or connection of SQLAlchemy; `oplog verify` "
+            "tells what is not logged, and where there are guards, such a COMMIT is refused",
+        )
+
+
 def explain_refusal(cause: BaseException, draft: Draft) -> OplogError | None:
     """The error for a refusal by the log's own function or by one of its unique indexes.
 
@@ -316,12 +330,15 @@ def explain_unlogged(cause: BaseException) -> OplogError | None:
         return None
     diagnostic = getattr(cause, "diag", None)
     hint = getattr(diagnostic, "message_hint", None) or ""
-    if (getattr(diagnostic, "message_detail", None) or "").startswith("tally "):
+    # A guard that counts what it did not before, or no more, was put on or taken off meanwhile.
+    counted = (getattr(diagnostic, "message_detail", None) or "").startswith("tally ")
+    if counted:
         hint += (
             "; a table without a guard that search_path finds before the tracked one of the "
             "same name, if there is one, was written in its place"
         )
-    return UnloggedWriteError(getattr(diagnostic, "message_primary", None) or str(cause), hint=hint)
+    message = getattr(diagnostic, "message_primary", None) or str(cause)
+    return UnloggedWriteError(message, hint=hint, retryable=counted)
 
 
 def _errors(connection: Connection) -> type[Exception]:

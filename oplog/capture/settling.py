@@ -32,7 +32,13 @@ from oplog.capture.draft import Draft
 from oplog.capture.notices import NoticeState
 from oplog.capture.recorder import Recorder
 from oplog.capture.script import split_script
-from oplog.capture.sending import check_committable, is_autocommitting, is_failed, send_control
+from oplog.capture.sending import (
+    check_committable,
+    check_under_way,
+    is_autocommitting,
+    is_failed,
+    send_control,
+)
 from oplog.errors import ConfigurationError, OplogError
 from oplog.postgres.quoting import double_percent
 from oplog.postgres.sqlstate import OBJECT_IN_USE
@@ -72,7 +78,7 @@ class Settler:
 
         A transaction with an idempotency key is left alone: the key stands for one record.
         """
-        if recorder.busy or recorder.closed or recorder.claim is not None:
+        if recorder.busy or recorder.end.closed or recorder.claim is not None:
             return
         if is_failed(connection) or not connection.in_transaction():
             return
@@ -115,6 +121,13 @@ class Settler:
                 f"SET CONSTRAINTS {', '.join(names)} {mode}", execution_options=_RAW
             )
 
+    @staticmethod
+    def check(connection: Connection, recorder: Recorder) -> None:
+        """Raise if COMMIT would not commit what is recorded."""
+        check_committable(connection)
+        if recorder.dirty:
+            check_under_way(connection)
+
     # -- each statement -------------------------------------------------------------------
 
     def before(
@@ -123,6 +136,8 @@ class Settler:
         """A statement is about to be sent; returns what is to be sent."""
         if recorder.busy:
             return statement
+        if recorder.dirty:
+            check_under_way(connection)
         if recorder.live is not None:
             return self._before_in_migration(connection, recorder, statement, context=context)
         if _has_text(recorder, context) and changes_schema(statement):

@@ -1,8 +1,9 @@
 """The transactions of one engine: their recorders, and what happens before COMMIT.
 
-Neither opens nor ends a transaction. A session's entries are written inside its own commit, after
-its last flush; those of a connection without a session when SQLAlchemy announces its COMMIT. With
-one log, and where the driver allows it, the append is kept back and sent together with COMMIT.
+Neither opens nor ends a transaction. Entries are written when SQLAlchemy announces COMMIT, after
+all that hooks of the application write in a flush or commit: where no listener comes after this
+one, and the driver allows it, in one round trip with COMMIT. What a later listener writes makes a
+further record. A session that joins somebody else's transaction writes them inside its commit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from oplog.binding import Binding
 from oplog.capture.apart import ApartStatements
@@ -36,7 +36,6 @@ from oplog.capture.writer import RecordWriter
 from oplog.catalog import TypeCatalog
 from oplog.errors import (
     CommitOutcomeUnknownError,
-    OplogError,
     SchemaChangedError,
     UnloggedWriteError,
 )
@@ -48,8 +47,9 @@ from oplog.receipt import Receipt, list_records
 from oplog.schema.guard import make_prefix
 from oplog.store.guard_state import Collected
 
-_DEFERRED = "oplog.deferred"
-"""In `Connection.info`, which all logs of a connection share: only one of them sends COMMIT."""
+_APPENDED = "oplog.appended"
+"""In `Connection.info`, which all logs of a connection share: one of them appended records in the
+open transaction. If the answer to COMMIT is lost, the error has to have the receipts of all."""
 _MANY_ROWS = 10_000
 """From so many rows in images on, garbage collection, which walks them all, is paused."""
 
@@ -95,8 +95,6 @@ class Transactions:
             on_lost=self._report_loss,
         )
         self._recorders: WeakKeyDictionary[Connection, Recorder] = WeakKeyDictionary()
-        self._drafts: WeakKeyDictionary[Connection, Draft] = WeakKeyDictionary()
-        """Kept back to be sent together with COMMIT."""
         self.explicit = False
         """Every transaction of the engine is logged, not only those of sessions."""
         self.users: set[int] = set()
@@ -108,9 +106,10 @@ class Transactions:
 
     def begin(self, connection: Connection) -> None:
         """A transaction begins on a connection."""
+        connection.info.pop(_APPENDED, None)
         self._notices.find(connection).begin()
         # Kept after the COMMIT before, in order to explain an error of it.
-        self._forget(connection)
+        self.close(connection)
         if self.explicit:
             self._recorders[connection] = Recorder()
         live = self._migrating.get(connection)
@@ -168,33 +167,28 @@ class Transactions:
 
     # -- before COMMIT --------------------------------------------------------------------
 
-    def write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
-        """Gather, build and send the transaction's entries; nothing may be recorded after.
+    def write_entries(self, connection: Connection, recorder: Recorder) -> None:
+        """Gather, build and send the transaction's entries, unless that was done.
 
-        With `defer` they are sent together with COMMIT, which the caller knows to follow. A
-        session's commit in a migration is not the transaction's.
+        A session's commit in a migration is not the transaction's.
         """
         if recorder.live is None:
-            self._write_entries(connection, recorder, defer=defer)
+            draft = self._close(connection, recorder)
+            if draft is not None:
+                recorder.sent += self._send(connection, draft, commit=False)
+                connection.info[_APPENDED] = True
 
-    def _write_entries(self, connection: Connection, recorder: Recorder, *, defer: bool) -> None:
-        if recorder.closed:
-            return
-        if not self._finish_writes(connection, recorder):
-            self.names.check_now(connection, recorder)
-            return
-        draft = self._draft(connection, recorder)
+    def _close(self, connection: Connection, recorder: Recorder) -> Draft | None:
+        """Gather and build; None if there is nothing to send."""
+        if recorder.end.closed:
+            return None
+        draft = None
+        if self._finish_writes(connection, recorder):
+            draft = self._draft(connection, recorder)
+            recorder.close()
         if draft is None:
             self.names.check_now(connection, recorder)
-        recorder.close()
-        if draft is None:
-            return
-        # COMMIT must not leave before the entries of another log on the same connection.
-        if defer and can_commit_at_once(connection) and _DEFERRED not in connection.info:
-            connection.info[_DEFERRED] = True
-            self._drafts[connection] = draft
-        else:
-            recorder.sent += self._send(connection, draft, commit=False)
+        return draft
 
     def _finish_writes(self, connection: Connection, recorder: Recorder) -> bool:
         """Whether there is anything to log, after deferred triggers have run.
@@ -261,19 +255,6 @@ class Transactions:
             self.database.find_guarded(connection, binding, image)
         return collected
 
-    def send_deferred(self, connection: Connection, recorder: Recorder) -> None:
-        """Send what was kept back for a COMMIT that this session did not make."""
-        draft = self._pop_draft(connection)
-        if draft is not None:
-            recorder.sent += self._send(connection, draft, commit=False)
-
-    def _pop_draft(self, connection: Connection) -> Draft | None:
-        draft = self._drafts.pop(connection, None)
-        if draft is not None and not connection.closed and not connection.invalidated:
-            # Another log of this connection may send its entries with the next COMMIT.
-            connection.info.pop(_DEFERRED, None)
-        return draft
-
     def _send(self, connection: Connection, draft: Draft, *, commit: bool = False) -> list[Receipt]:
         try:
             receipts = self.writer.send(connection, draft, commit=commit)
@@ -287,38 +268,60 @@ class Transactions:
 
     # -- COMMIT and after -----------------------------------------------------------------
 
-    def commit(self, connection: Connection) -> None:
-        """SQLAlchemy is about to send COMMIT; sends it with the entries if they were kept back.
+    def commit(self, connection: Connection, *, last: bool) -> None:
+        """SQLAlchemy is about to send COMMIT; appends the entries, together with it if it may.
 
+        `last` says that no listener comes after this one: only then may COMMIT be sent here.
         Refuses a COMMIT that Postgres would turn into a rollback, and one with changes that no
         entry describes.
         """
         recorder = self._find_committing(connection)
         if recorder is None:
             return
-        draft = self._pop_draft(connection)
         try:
-            if draft is None:
-                check_committable(connection)
-            self._finish(connection, recorder)
-            if draft is not None:
-                recorder.sent += self._send(connection, draft, commit=True)
+            with self._rolling_back(connection):
+                self.settler.check(connection, recorder)
+                alone = last and _APPENDED not in connection.info
+                self._finish(connection, recorder, commit=alone and can_commit_at_once(connection))
+            recorder.end.announced = True
             # Without entries there is nothing to ask about: the error stays the database's.
-            recorder.ending = bool(recorder.receipts)
-            recorder.process_id = find_process(connection) if recorder.ending else 0
-        except CommitOutcomeUnknownError as lost:
-            self._report_loss(lost)
-            raise
-        except (OplogError, DBAPIError):
-            # SQLAlchemy takes the transaction for ended once this hook ran. If it were left
-            # open, it would go back to the pool with the connection.
-            roll_back_refused(connection)
-            raise
+            recorder.end.ending = bool(recorder.receipts)
+            recorder.end.process_id = find_process(connection) if recorder.end.ending else 0
+            recorder.end.awaited = not last
+            if recorder.end.ending:
+                connection.info[_APPENDED] = True
         finally:
-            if not recorder.owned and not recorder.ending:
+            if not recorder.owned and not recorder.end.ending and not recorder.end.awaited:
                 self.close(connection)
             elif recorder.alters:
                 self.database.refresh()
+
+    def append_late(self, connection: Connection, recorder: Recorder) -> None:
+        """A listener after this one executed a statement: what it wrote is a further record."""
+        if recorder.is_late:
+            with self._rolling_back(connection), recorder.at_work():
+                self._finish(connection, recorder, commit=False)
+            recorder.end.ending = bool(recorder.receipts)
+
+    @contextmanager
+    def _rolling_back(self, connection: Connection) -> Iterator[None]:
+        """If the block fails, the transaction is rolled back.
+
+        SQLAlchemy takes it for ended once it announced COMMIT. If it were left open, it would go
+        back to the pool with the connection.
+        """
+        try:
+            yield
+        except CommitOutcomeUnknownError as lost:
+            self._report_loss(lost)
+            raise
+        except Exception:
+            roll_back_refused(connection)
+            raise
+        except BaseException:
+            if not connection.closed and not connection.invalidated:
+                connection.invalidate()
+            raise
 
     def _find_committing(self, connection: Connection) -> Recorder | None:
         """The recorder of a transaction that may have something to log."""
@@ -330,16 +333,24 @@ class Transactions:
                 recorder.wrote = True
         return recorder
 
-    def _finish(self, connection: Connection, recorder: Recorder) -> None:
-        if not recorder.owned:
-            self._write_entries(connection, recorder, defer=False)
-            self._keep_receipts(connection, recorder)
+    def _finish(self, connection: Connection, recorder: Recorder, *, commit: bool) -> None:
+        if recorder.owned and recorder.end.write_others is None:
+            recorder.raise_failure()
+            if recorder.dirty:
+                raise UnloggedWriteError(
+                    "COMMIT was sent by the connection of a session that has rows to log",
+                    hint="end the transaction through the session: session.commit()",
+                )
+            return
+        if recorder.end.write_others is not None:
+            # All databases of the session accept their entries before the first COMMIT.
+            recorder.end.write_others(connection)
+        draft = self._close(connection, recorder)
+        if draft is not None:
+            recorder.sent += self._send(connection, draft, commit=commit)
         recorder.raise_failure()
-        if recorder.dirty:
-            raise UnloggedWriteError(
-                "tracked rows changed after the session's commit began",
-                hint="a listener writes rows too late; write them before commit()",
-            )
+        if not recorder.owned:
+            self._keep_receipts(connection, recorder)
 
     def _keep_receipts(self, connection: Connection, recorder: Recorder) -> None:
         receipts = self.receipts[connection] = recorder.receipts
@@ -350,9 +361,7 @@ class Transactions:
 
     def prepare(self, connection: Connection) -> None:
         """PREPARE TRANSACTION is about to be sent: entries must be in what it prepares."""
-        if (recorder := self._recorders.get(connection)) is not None:
-            self.send_deferred(connection, recorder)
-            self.commit(connection)
+        self.commit(connection, last=False)
 
     def explain_loss(
         self, recorder: Recorder, cause: BaseException, *, lost: BaseException | None
@@ -361,11 +370,11 @@ class Transactions:
 
         `lost` is the error that another log of the same transaction has given, if there is one.
         """
-        receipts = list_undecided(recorder.receipts, recorder.process_id)
+        receipts = list_undecided(recorder.receipts, recorder.end.process_id)
         if isinstance(lost, CommitOutcomeUnknownError):
             lost.receipts += receipts
         else:
-            lost = describe_loss(cause, receipts, recorder.final_claim)
+            lost = describe_loss(cause, receipts, recorder.end.final_claim)
         self.writer.on_event(OutcomeLost(list_records(receipts)))
         return lost
 
@@ -380,17 +389,12 @@ class Transactions:
 
     def leave(self, connection: Connection) -> None:
         """The session's transaction ended; others of its connection, or a migration, may go on."""
-        self._pop_draft(connection)
         found, goes_on = self._recorders.get(connection), connection.in_transaction()
         if found is None or not found.leave(explicit=self.explicit, goes_on=goes_on):
-            self._forget(connection)
+            self.close(connection)
 
     def close(self, connection: Connection) -> None:
         """Forget the transaction, however it ended."""
-        self._forget(connection)
-        self._pop_draft(connection)
-
-    def _forget(self, connection: Connection) -> None:
         recorder = self._recorders.pop(connection, None)
         if recorder is not None and recorder.alters:
             self.database.refresh()

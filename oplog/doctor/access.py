@@ -5,9 +5,16 @@ Each finding names the statement that ends it and leaves the application working
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from oplog.doctor.access_facts import SCHEMA_CREATE, Access, Excess, ForeignTable, WideRole
+from oplog.doctor.access_facts import (
+    SCHEMA_CREATE,
+    Access,
+    Excess,
+    ForeignTable,
+    Subscribed,
+    WideRole,
+)
 from oplog.finding import Finding, make_notice, make_problem
 from oplog.postgres.quoting import (
     quote,
@@ -35,8 +42,11 @@ def spell_upgrade(schema: str) -> str:
     return f"op.upgrade_oplog(version={VERSION}{where})"
 
 
-def judge_access(access: Access, schema: str) -> Iterator[Finding]:
-    """A finding for each deviation from the definition of the log in `schema`."""
+def judge_access(access: Access, schema: str, *, tracked: Collection[str]) -> Iterator[Finding]:
+    """A finding for each deviation from the definition of the log in `schema`.
+
+    `tracked` are the names of the catalog's tables, with their schemas.
+    """
     upgrade = spell_upgrade(schema)
     for excess in access.excess:
         yield _judge_excess(excess, schema)
@@ -60,16 +70,8 @@ def judge_access(access: Access, schema: str) -> Iterator[Finding]:
             hint=f"find out who made it, then DROP TRIGGER {stray.name} ON {stray.table}",
         )
     for one in access.subscribed:
-        state = "writes" if one.enabled else "will write, once it is enabled,"
-        yield make_problem(
-            "guard-subscribed",
-            one.table,
-            message=f"the subscription {one.subscription} {state} this guarded table, and nobody "
-            "logs that: its worker is refused at COMMIT, again and again",
-            hint="take the table out of the publication, then ALTER SUBSCRIPTION "
-            f"{one.subscription} REFRESH PUBLICATION; or write the changes through an attached "
-            "session",
-        )
+        if one.guarded or one.of_log or one.table in tracked:
+            yield _judge_subscribed(one)
     kept = {
         RECORD_ID_INDEX: "an old record from being appended once more",
         IDEMPOTENCY_INDEX: "an idempotency key from being used once more",
@@ -102,6 +104,39 @@ def _judge_foreign(foreign: ForeignTable) -> Finding:
         "the log's owner: who reads it, for `oplog verify` or a snapshot, runs functions that its "
         "owner chose for policies and indexes, with the reader's rights",
         hint=f"{foreign.statement}; or read it with roles that may do no more than its owner",
+    )
+
+
+def _judge_subscribed(one: Subscribed) -> Finding:
+    state = "writes" if one.enabled else "will write, once it is enabled,"
+    out = (
+        "take the table out of the publication, then ALTER SUBSCRIPTION "
+        f"{one.subscription} REFRESH PUBLICATION; "
+    )
+    if one.of_log:
+        return make_problem(
+            "log-subscribed",
+            one.table,
+            message=f"the subscription {one.subscription} {state} this table of the log: records "
+            "come without the order, the snapshots and the counters that appending keeps",
+            hint=out + "a log moves by `oplog restore`, `oplog follow`, a dump with `oplog "
+            "incarnate`, or with the whole server",
+        )
+    if not one.guarded:
+        return make_problem(
+            "table-subscribed",
+            one.table,
+            message=f"the subscription {one.subscription} {state} this table of the catalog, and "
+            "nobody logs that: rows pass unseen, because the table has no guard",
+            hint=out + "then adopt its rows (`oplog adopt`); or leave it out of the catalog: "
+            'untracked={"table": "reason"}',
+        )
+    return make_problem(
+        "guard-subscribed",
+        one.table,
+        message=f"the subscription {one.subscription} {state} this guarded table, and nobody "
+        "logs that: its worker is refused at COMMIT, again and again",
+        hint=out + "or write the changes through an attached session",
     )
 
 

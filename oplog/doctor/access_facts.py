@@ -59,12 +59,15 @@ class StrayTrigger:
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """A guarded table that a logical replication subscription writes."""
+    """A table that a logical replication subscription writes."""
 
     table: str
     subscription: str
     """Quoted."""
     enabled: bool
+    guarded: bool
+    of_log: bool
+    """It is one of the log's own tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +154,22 @@ WHERE g.tgparentid = 0::oid AND (g.relpersistence = 't'
 ORDER BY 2, 1"""
 
 _SUBSCRIBED = f"""
-SELECT DISTINCT g.nspname || '.' || g.relname, pg_catalog.quote_ident(s.subname), s.subenabled
-FROM ({_GUARDING}) g
+WITH guarding AS ({_GUARDING})
+SELECT DISTINCT g.nspname || '.' || g.relname, pg_catalog.quote_ident(s.subname), s.subenabled,
+  true, false
+FROM guarding g
 JOIN pg_catalog.pg_subscription_rel r ON r.srrelid IN (g.tgrelid,
   pg_catalog.pg_partition_root(g.tgrelid))
 JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+UNION ALL
+SELECT n.nspname || '.' || c.relname, pg_catalog.quote_ident(s.subname), s.subenabled,
+  false, n.nspname = %(schema)s
+FROM pg_catalog.pg_subscription_rel r
+JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT EXISTS (SELECT FROM guarding g
+  WHERE r.srrelid IN (g.tgrelid, pg_catalog.pg_partition_root(g.tgrelid)))
 ORDER BY 1, 2"""
 
 _FOREIGN = """

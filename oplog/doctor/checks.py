@@ -54,7 +54,8 @@ def judge(
     """
     found = list(_judge_log(facts.log, schema))
     if facts.log.usable and facts.log.version == VERSION:
-        found += judge_access(facts.log.access, schema)
+        tracked = {part.name for tree in facts.trees for part in tree.parts}
+        found += judge_access(facts.log.access, schema, tracked=tracked)
         found += judge_owners(facts, schema)
         found += judge_coverage(facts, catalog, missing)
         found += judge_models(facts, catalog, evolution)

@@ -103,6 +103,13 @@ def find_name(connection: Connection, oid: int) -> tuple[str, str] | None:
 
 def refuse_other_table(names: Iterable[str], *, written: str = "") -> UnloggedWriteError:
     """The error for a statement that wrote another table than the one the log knows."""
+    names = list(names)
+    if written in names:
+        return UnloggedWriteError(
+            f"table {written} was replaced by another one of that name since this process looked",
+            hint="run the transaction again: it looks at the table anew",
+            retryable=True,
+        )
     return UnloggedWriteError(
         f"{written or 'a table of the same name'} was written in place of the tracked "
         f"{' or '.join(names)}: the name means another table in this transaction",

@@ -238,7 +238,8 @@ def check_and_reset_tally(p: str) -> str:
     RAISE EXCEPTION USING errcode = '{UNLOGGED}',
       message = 'oplog: the database saw other changes to tracked tables than the session logs',
       detail = pg_catalog.concat('tally ', {tally}, ', session ', p_tally),
-      hint = 'the transaction is rolled back; if it stays so, run `oplog doctor`';
+      hint = 'run the transaction again, which looks at its tables anew; if it stays so, run '
+        '`oplog doctor`';
   END IF;
   v_set := pg_catalog.set_config('{p}.tally', '0', true);"""
 

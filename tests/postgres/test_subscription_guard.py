@@ -6,12 +6,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.pool import NullPool
 
+import oplog.migration  # noqa: F401 - the operations
 from oplog import Finding
 from oplog.schema.tables import track_statements
 from oplog.testing import EmbeddedServer
@@ -63,6 +67,10 @@ def subscriber(subscribing: EmbeddedServer) -> LoggedDatabase:
     with db.sessions.begin() as session:
         session.add(Account(id=100, owner="local", balance=1))
     return db
+
+
+def operate(connection: Connection) -> Any:
+    return Operations(MigrationContext.configure(connection))
 
 
 @contextmanager
@@ -186,3 +194,61 @@ def test_doctor_finds_subscriptions(subscriber: LoggedDatabase, publisher: Embed
     assert [f.where for f in find(db, "guard-subscribed")] == ["public.order_line"]
     administer(db.engine.url, "DROP SUBSCRIPTION s")
     assert find(db, "guard-subscribed") == []
+
+
+def test_doctor_finds_a_subscription_to_a_table_without_a_guard(
+    subscriber: LoggedDatabase, publisher: EmbeddedServer
+) -> None:
+    """Nobody refuses its rows, and `verify` tells them."""
+    db = subscriber
+    with db.engine.begin() as connection:
+        operate(connection).untrack_tables("account", reason="a move")
+    subscribe(db, publisher, "account", options="copy_data = false")
+    with connect(db.engine.url) as connection:
+        wait_for(connection, "SELECT every(srsubstate = 'r') FROM pg_subscription_rel")
+        (found,) = find(db, "table-subscribed")
+        assert (found.where, found.severity) == ("public.account", "problem")
+        assert "REFRESH PUBLICATION" in found.hint
+        administer(
+            make_url(publisher.url),
+            "INSERT INTO account (id, owner, balance) VALUES (8, 'streamed', 1)",
+        )
+        wait_for(connection, "SELECT count(*) = 1 FROM account WHERE id = 8")
+        connection.exec_driver_sql("DROP SUBSCRIPTION s")
+    administer(make_url(publisher.url), "DELETE FROM account WHERE id = 8")
+    assert find(db, "table-subscribed") == []
+    with db.engine.connect() as connection:
+        (difference,) = db.log.verify(connection).differences
+    assert (difference.kind, difference.key) == ("extra", {"id": 8})
+
+
+def test_a_publication_of_all_tables_has_those_of_the_log(
+    subscriber: LoggedDatabase, programs: Path | None
+) -> None:
+    """Both sides have a log, as a dump of the schema makes it: each keeps its own."""
+    db = subscriber
+    with EmbeddedServer(settings={"wal_level": "logical"}, bin_dir=programs) as server:
+        engine = sa.create_engine(server.url, poolclass=NullPool)
+        with engine.begin() as connection:
+            install_log(connection)
+        other = open_logged(engine, Base, aggregates=AGGREGATES, guarded=True)
+        administer(engine.url, *PARTITIONED, "CREATE PUBLICATION p FOR ALL TABLES")
+        administer(
+            db.engine.url,
+            f"CREATE SUBSCRIPTION s CONNECTION 'host={server.directory} user=postgres "
+            "dbname=postgres' PUBLICATION p WITH (copy_data = false)",
+        )
+        told = {finding.where for finding in find(db, "log-subscribed")}
+        assert any(name.startswith("oplog.oplog_record") for name in told)
+        assert "public.account" in {finding.where for finding in find(db, "guard-subscribed")}
+        with connect(db.engine.url) as connection:
+            wait_for(connection, "SELECT every(srsubstate = 'r') FROM pg_subscription_rel")
+            # What is published is logged where it is written.
+            with other.sessions.begin() as session:
+                session.add(Account(id=9, owner="streamed", balance=1))
+            wait_for(connection, "SELECT apply_error_count > 1 FROM pg_stat_subscription_stats")
+            connection.exec_driver_sql("DROP SUBSCRIPTION s")
+        assert other.tell() == ["CREATE account 9"]
+        other.assert_replays()
+    assert db.tell() == ["CREATE account 100"]
+    db.assert_replays()

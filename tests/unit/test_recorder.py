@@ -73,12 +73,12 @@ def test_a_new_transaction_has_nothing() -> None:
     recorder = Recorder()
     assert not is_dirty(recorder)
     assert not recorder.has_binding
-    assert recorder.closed is False
+    assert recorder.end.closed is False
     assert recorder.owned is False
     assert recorder.wrote is False
-    assert recorder.ending is False
-    assert recorder.process_id == 0
-    assert recorder.final_claim is None
+    assert recorder.end.ending is False
+    assert recorder.end.process_id == 0
+    assert recorder.end.final_claim is None
     assert not recorder.has_unchecked
     assert recorder.checking_names is False
     assert [frame.name for frame in recorder.frames] == [""]
@@ -401,27 +401,57 @@ def test_a_key_is_held_until_its_savepoint_is_gone(recorder: Recorder) -> None:
     assert find_claim(recorder) is claim
     recorder.close()
     assert find_claim(recorder) is None
-    assert recorder.final_claim is claim
+    assert recorder.end.final_claim is claim
 
 
 def test_a_key_that_was_used_is_nothing_to_write(recorder: Recorder) -> None:
-    assert recorder.final_claim is None
+    assert recorder.end.final_claim is None
     recorder.add_claim(Claim("k", None, (Receipt(UUID(int=1), "a", 1, b"h"),)))
     assert not is_dirty(recorder)
     recorder.record([change(1)])
     assert is_dirty(recorder)
 
 
-def test_after_the_entries_nothing_may_be_written(recorder: Recorder) -> None:
-    recorder.check_open(BOUND)
+def is_closed(recorder: Recorder) -> bool:
+    return recorder.end.closed
+
+
+def is_late(recorder: Recorder) -> bool:
+    return recorder.is_late
+
+
+def test_what_is_written_after_the_entries_is_a_further_record(recorder: Recorder) -> None:
     recorder.push("s")
     fill(recorder, 0)
+    told = recorder.freeze().metadata
     recorder.close()
-    assert recorder.closed
+    assert is_closed(recorder)
     assert held(recorder) == [[]] * 5
     assert [frame.name for frame in recorder.frames] == ["", "s"]
-    with pytest.raises(UnloggedWriteError, match=r'"public"\."item" is written after'):
-        recorder.check_open(BOUND)
+    recorder.note_write("PREPARE TRANSACTION 'x'")
+    assert is_closed(recorder)
+    recorder.note_write("UPDATE item SET id = 2")
+    assert not is_closed(recorder)
+    recorder.record([change(2)])
+    work = recorder.freeze()
+    assert [change.key for change in work.changes] == [(2,)]
+    assert work.metadata == told
+
+
+def test_rows_are_late_from_the_announcement_on(recorder: Recorder) -> None:
+    recorder.close()
+    recorder.note_write("UPDATE item SET id = 2")
+    assert not is_late(recorder)
+    recorder.end.awaited = True
+    assert is_late(recorder)
+    recorder.push("s")
+    assert not is_late(recorder)
+    recorder.release("s")
+    assert is_late(recorder)
+    with recorder.at_work():
+        assert not is_late(recorder)
+    recorder.close()
+    assert not is_late(recorder)
 
 
 def test_what_is_announced_belongs_to_the_innermost_savepoint(recorder: Recorder) -> None:
@@ -461,7 +491,7 @@ def test_a_failure_is_raised_instead(recorder: Recorder) -> None:
     recorder.fail(OplogError("not captured", hint="h"))
     with pytest.raises(OplogError, match="not captured"):
         recorder.freeze()
-    assert recorder.closed is False
+    assert recorder.end.closed is False
 
 
 @pytest.mark.parametrize(
