@@ -219,6 +219,8 @@ class HeadTrust:
         links = base.endorsements
         if self._is_other(base):
             links = self._extend(base, keyring)
+            # Once: a worker that goes on for months must not believe everything for months.
+            self.replace_publisher = False
         named = replace(head, endorsements=links)
         return sign_head(named, keyring.publisher, keyring.sign_head)
 
