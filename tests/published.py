@@ -18,6 +18,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog, check_links
 from oplog.archive.format.head import Head, decode_head
 from oplog.archive.format.path import INDEX, LOG, parse_head
+from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.probe import Verdict
 from oplog.archive.objectstore.protocol import ObjectStore
@@ -49,7 +50,9 @@ def add_customers(logged: LoggedDatabase, first: int, last: int) -> None:
 
 def open_fresh(store: ObjectStore, *, single_writer: bool = False) -> Archive:
     """The archive as a process sees it that has seen nothing before."""
-    return Archive(store, verdict=Verdict.ATOMIC, single_writer=single_writer)
+    # Some of these stores are buckets, where an archive begins unsigned only if that is said.
+    trust = HeadTrust(unsigned=True)
+    return Archive(store, verdict=Verdict.ATOMIC, single_writer=single_writer, trust=trust)
 
 
 def copy_objects(store: ObjectStore) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ class Expectation:
         if match is None:
             raise ConfigurationError(
                 f"{text!r:.120} is not SEQUENCE:HASH",
-                hint="oplog sync prints it, as does oplog check",
+                hint="oplog sync prints it, as its last line",
             )
         return cls(int(match[1]), bytes.fromhex(match[2]))
 

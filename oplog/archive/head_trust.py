@@ -61,12 +61,10 @@ class HeadTrust:
         self.trust = trust or Trust()
         self.unsigned = unsigned
         self.replace_publisher = replace_publisher
+        # Also without a key in it: where the only one was revoked, no other is believed for that.
+        self.has_pins = keyring is not None or trust is not None
+        """Whether only pinned publishers are believed."""
         self._warned = False
-
-    @property
-    def has_pins(self) -> bool:
-        """Whether anybody is pinned: then nobody else is believed."""
-        return self.keyring is not None or bool(self.trust.publishers)
 
     # -- what was read --------------------------------------------------------------------
 
@@ -219,6 +217,8 @@ class HeadTrust:
         links = base.endorsements
         if self._is_other(base):
             links = self._extend(base, keyring)
+            # Once: a worker that goes on for months must not believe everything for months.
+            self.replace_publisher = False
         named = replace(head, endorsements=links)
         return sign_head(named, keyring.publisher, keyring.sign_head)
 

@@ -24,6 +24,7 @@ from oplog.archive.objectstore.probe import Verdict
 from oplog.crypto.signing_keyring import SigningKeyring
 from oplog.crypto.trust import Trust
 from oplog.errors import ArchiveError, OplogError
+from oplog.upkeep.check import check_archive
 from oplog.upkeep.retention import Retention
 from tests.archived import HandMade
 from tests.attacked import (
@@ -51,6 +52,7 @@ pytestmark = pytest.mark.postgres
 CASES = 2000
 """As many are tried at least; `--whole` tries several rounds of flips, cuts and swaps."""
 RESTORED = 16
+CHECKED = 100
 KEYS = SigningKeyring.generate()
 
 
@@ -162,8 +164,21 @@ def test_every_attack_is_refused_or_changes_nothing(
     # Each kind is found, and is not only something that does not matter.
     for kind in kinds:
         assert any(name != "same" for known, name in tally if known == kind), kind
+    _check_all(published, chance.sample(attacks, CHECKED))
     restored = chance.sample(attacks, RESTORED)
     _restore_all(published, spare_engine, restored)
+
+
+def _check_all(published: Published, attacks: list[Attack]) -> None:
+    """What a reader refuses, `check` reports; what is not in an object's bytes, a sample too."""
+    for attack in attacks:
+        try:
+            read_contents(published.open(attack.objects))
+        except ArchiveError:
+            assert not check_archive(published.open(attack.objects)).ok, attack.name
+            if attack.kind in {"forge", "older", "another", "drop"}:
+                sampled = check_archive(published.open(attack.objects), sample=0.0)
+                assert not sampled.ok, attack.name
 
 
 def _restore_all(published: Published, engine: Engine, attacks: list[Attack]) -> None:

@@ -188,9 +188,17 @@ def test_a_key_that_was_rotated_is_published_without_new_records(
 
 def test_a_lost_key_is_replaced_once_it_is_said(bench: Bench, archive: Archive) -> None:
     new = SigningKeyring.generate()
-    bench.log.sync(bench.engine, open_signed(new, archive.store, replace_publisher=True))
+    again = open_signed(new, archive.store, replace_publisher=True)
+    bench.log.sync(bench.engine, again)
     with pytest.raises(UnknownPublisherError):
         open_pinned(archive).read_head()
+    # It was said for one publication, not for all that follow.
+    forged = forge(open_pinned(archive, new.publisher), signed=True)
+    with pytest.raises(UnknownPublisherError):
+        bench.log.sync(bench.engine, again)
+    archive.store.delete(name_head(decode_head(forged, what="it").number))
+    # The head before was signed by the old key: it is named by one that is believed.
+    assert bench.log.check(open_pinned(archive, new.publisher), bench.engine).ok
     assert open_pinned(archive, new.publisher).read_head().publisher == new.publisher
     bench.write(add_task)
     bench.log.sync(bench.engine, open_signed(new, archive.store))
@@ -207,6 +215,7 @@ def test_an_unsigned_archive_is_signed_once_it_is_said(bench: Bench) -> None:
     assert dump_objects(archive) == before
     bench.log.sync(bench.engine, open_signed(KEYS, archive.store, replace_publisher=True))
     assert open_pinned(archive).read_head().publisher == KEYS.publisher
+    assert bench.log.check(open_pinned(archive), bench.engine).ok
 
 
 def test_old_heads_of_a_revoked_key_are_collected(bench: Bench, archive: Archive) -> None:

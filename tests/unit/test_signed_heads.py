@@ -91,6 +91,14 @@ def test_a_revoked_key_is_refused_by_everybody() -> None:
         read(made, pin(revoked=(KEYS.publisher,)))
 
 
+def test_where_the_only_key_was_revoked_no_other_is_believed() -> None:
+    left = HeadTrust(trust=Trust().add(KEYS.publisher).revoke(KEYS.publisher))
+    with pytest.raises(UnknownPublisherError):
+        read(make_signed(FOREIGN), left)
+    with pytest.raises(HeadUnsignedError):
+        read(make_signed(None), left)
+
+
 def test_a_key_that_is_pinned_for_another_log_is_refused() -> None:
     made = make_signed()
     assert read(made, pin(KEYS.publisher, log=LOG_ID)) == made.head
