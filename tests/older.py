@@ -60,22 +60,27 @@ def find_programs(server: str) -> Path | None:
 
 # -- what the run's own server may be too old for -------------------------------------------------
 
-FIRST_WITH = {"merge": 15}
-"""Statements that older servers do not know."""
+FIRST_WITH: Mapping[str, int] = {"merge": 15, "numeric(5,-2)": 15, "numeric(3,5)": 15}
+"""Statements and types that older servers do not know."""
+READ_SINCE: Mapping[str, int] = {"interval": 15, "interval[]": 15}
+"""Types with values that older servers store and print, and do not read."""
 
 
-def name_cases(names: Iterable[str]) -> list[Any]:
-    """Names of cases as parameters; those of newer statements are skipped on older servers."""
-    return [_mark(name, name) for name in names]
+def name_cases(names: Iterable[str], *, also: Mapping[str, int] | None = None) -> list[Any]:
+    """Names of cases as parameters; what older servers do not know is skipped there.
+
+    `also` has more of these, as `FIRST_WITH`.
+    """
+    return [_mark(name, name, also or {}) for name in names]
 
 
-def mark_cases(cases: Mapping[str, Any]) -> list[Any]:
+def mark_cases(cases: Mapping[str, Any], *, also: Mapping[str, int] | None = None) -> list[Any]:
     """Cases by their names as parameters; the same."""
-    return [_mark(name, case) for name, case in cases.items()]
+    return [_mark(name, case, also or {}) for name, case in cases.items()]
 
 
-def _mark(name: str, case: object) -> Any:
-    first = FIRST_WITH.get(name.lower())
+def _mark(name: str, case: object, also: Mapping[str, int]) -> Any:
+    first = {**FIRST_WITH, **also}.get(name.lower())
     return pytest.param(case, id=name, marks=() if first is None else pytest.mark.since(first))
 
 

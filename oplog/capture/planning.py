@@ -128,9 +128,9 @@ class StatementPlanner:
             plan = plan_statement(compiled, find_type)
         except NotCapturableError:
             guarded = self._list_guarded(compiled, route)
-            if guarded:
-                return Planned(None, "", guarded)
-            raise
+            if guarded is None:
+                raise
+            return Planned(None, "", guarded)
         if plan is None:
             return None
         named = _name(places[plan.bound])
@@ -148,8 +148,11 @@ class StatementPlanner:
         written = find_written(getattr(compiled, "statement", None))
         return [table for table in written if self.catalog.find_namesake(table) is not None]
 
-    def _list_guarded(self, compiled: Any, route: Callable[[], Router]) -> tuple[NamedTable, ...]:
-        """The tracked tables that the statement writes; none if one of them has no guard."""
+    def _list_guarded(
+        self, compiled: Any, route: Callable[[], Router]
+    ) -> tuple[NamedTable, ...] | None:
+        """Names to be compared later of what the statement writes; None if a table has no guard."""
+        guarded = False
         found: dict[NamedTable, None] = {}
         for table in find_written(compiled.statement):
             if not self._may_track(table):
@@ -158,9 +161,10 @@ class StatementPlanner:
             if place is None:
                 continue
             if place.bound.guard is None:
-                return ()
+                return None
+            guarded = True
             found.update(dict.fromkeys(_name(place)))
-        return tuple(found)
+        return tuple(found) if guarded else None
 
 
 def _name(place: Place) -> tuple[NamedTable, ...]:

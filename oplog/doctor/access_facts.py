@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from oplog.postgres.quoting import (
     double_percent,
 )
+from oplog.postgres.table_form import is_created_trigger
 from oplog.schema.expected import list_log_functions, list_log_tables
 from oplog.schema.guard import make_prefix
 from oplog.schema.locks import CLAIM_INDEX
@@ -129,7 +130,7 @@ WHERE n.nspname = %s AND p.proname = ANY (%s::text[]) AND NOT EXISTS (
   WHERE x.grantee = 0::oid AND x.privilege_type = 'EXECUTE')
 ORDER BY 1"""
 
-_GUARDING = """
+_GUARDING = f"""
 SELECT g.oid, g.tgrelid, g.tgname, g.tgparentid, g.tgenabled, f.proname,
   c.relname, c.relpersistence, c.relkind, s.nspname
 FROM pg_catalog.pg_trigger g
@@ -137,7 +138,7 @@ JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND NOT g.tgisinternal AND f.proname <> 'oplog_guard_image'
+WHERE n.nspname = %(schema)s AND {is_created_trigger("g")} AND f.proname <> 'oplog_guard_image'
   AND pg_catalog.starts_with(f.proname::text, 'oplog_guard')"""
 
 _STRAYS = f"""

@@ -21,6 +21,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_for_driver,
 )
+from oplog.postgres.table_form import is_created_trigger
 from oplog.postgres.text_settings import fix_text_settings
 from oplog.schema.expected import (
     FoundTrigger,
@@ -92,12 +93,12 @@ def list_triggers(connection: Connection, schema: str) -> dict[str, dict[str, Fo
     """The triggers on tables of `schema`, by table and name."""
     found: dict[str, dict[str, FoundTrigger]] = {}
     for row in connection.exec_driver_sql(
-        """SELECT c.relname::text, t.tgname::text, t.tgenabled::text,
+        f"""SELECT c.relname::text, t.tgname::text, t.tgenabled::text,
   pg_catalog.pg_get_triggerdef(t.oid), f.proname::text
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
-WHERE n.nspname = %s AND NOT t.tgisinternal""",
+WHERE n.nspname = %s AND {is_created_trigger("t")}""",
         (schema,),
     ):
         found.setdefault(row[0], {})[row[1]] = FoundTrigger(*row)

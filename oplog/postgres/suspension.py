@@ -19,6 +19,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_literal,
 )
+from oplog.postgres.table_form import is_created_trigger
 from oplog.postgres.unproved_checks import UnprovedCheck, add_unproved, drop_unproved
 from oplog.postgres.work import Driver, read_qualified
 
@@ -58,7 +59,7 @@ SELECT {_NAME.format(n="n", c="c")}, 'TRIGGER', g.tgname::text, g.tgenabled::tex
 FROM tree JOIN pg_catalog.pg_trigger g ON g.tgrelid = tree.oid
 JOIN pg_catalog.pg_class c ON c.oid = tree.oid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT g.tgisinternal AND g.tgenabled <> 'D'
+WHERE {is_created_trigger("g")} AND g.tgenabled <> 'D'
 UNION ALL
 SELECT {_NAME.format(n="n", c="c")}, 'RULE', r.rulename::text, r.ev_enabled::text
 FROM tree JOIN pg_catalog.pg_rewrite r ON r.ev_class = tree.oid

@@ -28,10 +28,23 @@ def hash_trigger(trigger: str) -> str:
     return f"pg_catalog.hashint8extended({trigger}.oid::bigint, {enabled})"
 
 
+def is_created_trigger(trigger: str) -> str:
+    """A condition: made by CREATE TRIGGER, for this table or for the one that it is a partition of.
+
+    Before PostgreSQL 15 a trigger that a partition got from its table is called an internal one;
+    since then those of constraints have a parent as well.
+    """
+    constraint = (
+        "EXISTS (SELECT FROM pg_catalog.pg_constraint made "
+        f"WHERE made.oid = {trigger}.tgconstraint AND made.contype <> 't')"
+    )
+    return f"(NOT {trigger}.tgisinternal OR {trigger}.tgparentid <> 0::oid AND NOT {constraint})"
+
+
 def is_own_trigger(trigger: str) -> str:
     """A condition: the application's trigger, not one of the log's or of a constraint."""
     guard = f"pg_catalog.starts_with({trigger}.tgname::text, 'oplog_')"
-    return f"NOT {trigger}.tgisinternal AND NOT {guard}"
+    return f"{is_created_trigger(trigger)} AND NOT {guard}"
 
 
 def hash_label(label: str) -> str:

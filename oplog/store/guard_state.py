@@ -16,6 +16,7 @@ from oplog.postgres.quoting import (
     quote,
     quote_for_driver,
 )
+from oplog.postgres.table_form import is_created_trigger
 from oplog.postgres.text_settings import FIXED_SETTINGS
 from oplog.schema.guard import GUARD_TRIGGERS
 
@@ -121,13 +122,13 @@ reach AS (
   UNION SELECT r.parent, a.child FROM reach r JOIN action a ON a.parent = r.child)
 SELECT parent::bigint FROM reach WHERE parent = child"""
 
-_DEFERRED = """
+_DEFERRED = f"""
 SELECT DISTINCT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(g.tgname)
 FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc f ON f.oid = g.tgfoid
-WHERE g.tgdeferrable AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+WHERE g.tgdeferrable AND {is_created_trigger("g")} AND g.tgenabled <> 'D'
   AND NOT pg_catalog.starts_with(f.proname, 'oplog_guard')"""
 
 _CHECKS = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.quoting import quote_for_driver
+from oplog.postgres.table_form import is_created_trigger
 
 _FIRST_OID = 16384
 """Of objects that users made."""
@@ -33,7 +34,7 @@ def read_state(connection: Connection, schema: str) -> str:
    WHERE c.oid >= {_FIRST_OID} AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'),
   (SELECT {of_column} FROM pg_catalog.pg_attribute a WHERE a.attrelid IN (
      SELECT g.tgrelid FROM pg_catalog.pg_trigger g
-     WHERE g.oid >= {_FIRST_OID} AND NOT g.tgisinternal)),
+     WHERE g.oid >= {_FIRST_OID} AND {is_created_trigger("g")})),
   (SELECT {of_trigger} FROM pg_catalog.pg_trigger g WHERE g.oid >= {_FIRST_OID}),
   (SELECT {of_key} FROM pg_catalog.pg_constraint k WHERE k.oid >= {_FIRST_OID}),
   (SELECT {of_label} FROM pg_catalog.pg_enum e WHERE e.oid >= {_FIRST_OID}))

@@ -17,6 +17,7 @@ from oplog import Keyring, Oplog, TypeCatalog
 from oplog.schema.grants import RoleKind, list_grants
 from tests.logged import LoggedDatabase, open_logged
 from tests.models import family, names
+from tests.older import READ_SINCE, name_cases
 from tests.postgres.value_samples import ENUM_LABELS, STORED
 from tests.support import administer, assert_replays, install_log
 
@@ -206,7 +207,7 @@ def test_a_schema_of_the_log_with_a_percent_sign(engine: Engine) -> None:
 
 
 @pytest.mark.sampled(20)
-@pytest.mark.parametrize("pg_type", sorted(STORED))
+@pytest.mark.parametrize("pg_type", name_cases(sorted(STORED), also=READ_SINCE))
 def test_values_of_any_type_are_logged_as_they_are_stored(engine: Engine, pg_type: str) -> None:
     texts = STORED[pg_type]
     metadata = sa.MetaData()

@@ -39,6 +39,7 @@ from tests.kept import KeptLog
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.depot import AGGREGATES, OBJECTS, Bin, Part, Slot
 from tests.models.depot import Base as DepotBase
+from tests.older import FIRST_WITH, READ_SINCE
 from tests.postgres.replay_models import (
     HISTORY,
     Account,
@@ -289,8 +290,11 @@ def test_adopted_rows(bench: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatc
 
 def test_columns_and_keys_of_every_type(engine: Engine, keyring: Keyring) -> None:
     metadata = sa.MetaData()
-    samples = [sample for sample in SAMPLES if not sample.needs]
     with engine.begin() as connection:
+        told: str = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
+        version = int(told) // 10_000
+        first = {**FIRST_WITH, **READ_SINCE}
+        samples = [s for s in SAMPLES if not s.needs and first.get(s.sql, 0) <= version]
         for statement in TYPES:
             connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
     for number, sample in enumerate(samples):

@@ -7,7 +7,7 @@ of an engine, a connection or a transaction, or `schema_translate_map`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -513,6 +513,18 @@ def test_a_tenant_that_comes_later(guarded: Office, other_engine: Engine) -> Non
         assert later.verify(connection).ok
 
 
+@contextmanager
+def open_older(server: URL, *, guarded: bool) -> Iterator[Office]:
+    url = server.set(database=f"oplog_test_{uuid4().hex[:12]}")
+    administer(server, f"CREATE DATABASE {url.database}")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        install_log(connection)
+    yield make_office(engine, guarded=guarded)
+    engine.dispose()
+    administer(server, f"DROP DATABASE {url.database} WITH (FORCE)")
+
+
 @pytest.mark.parametrize("guard", [False, True], ids=["plain", "guarded"])
 @pytest.mark.parametrize(
     "behaviour",
@@ -525,11 +537,20 @@ def test_a_tenant_that_comes_later(guarded: Office, other_engine: Engine) -> Non
 def test_a_server_that_does_not_report_the_path(
     older_server_url: URL, guard: bool, behaviour: Callable[[Office], None]
 ) -> None:
-    url = older_server_url.set(database=f"oplog_test_{uuid4().hex[:12]}")
-    administer(older_server_url, f"CREATE DATABASE {url.database}")
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:
-        install_log(connection)
-    behaviour(make_office(engine, guarded=guard))
-    engine.dispose()
-    administer(older_server_url, f"DROP DATABASE {url.database} WITH (FORCE)")
+    with open_older(older_server_url, guarded=guard) as office:
+        behaviour(office)
+
+
+@pytest.mark.parametrize("work", [change_text, change_many, delete_with_lines])
+def test_what_only_guards_see_there(older_server_url: URL, work: Callable[[Session], Any]) -> None:
+    with open_older(older_server_url, guarded=True) as office:
+        test_what_only_guards_see(office, work)
+
+
+def test_without_a_guard_it_is_refused_there_as_well(older_server_url: URL) -> None:
+    with (
+        open_older(older_server_url, guarded=False) as office,
+        pytest.raises(NotCapturableError),
+        office.under("t1") as session,
+    ):
+        change_many(session)

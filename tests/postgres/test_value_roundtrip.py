@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 
 from oplog.value import TEXT_SETTINGS, UNSURE, ValueCodec, codec_for, copy_field, declared_kind
 from oplog.value.json_text import JsonText
+from tests.older import READ_SINCE, name_cases
 from tests.postgres.value_samples import (
     ENUM_LABELS,
     GENERATED,
@@ -111,7 +112,7 @@ def _fingerprint(wire: object) -> object:
 
 
 @pytest.mark.sampled(12)
-@pytest.mark.parametrize("pg_type", PARAMETERS)
+@pytest.mark.parametrize("pg_type", name_cases(PARAMETERS))
 def test_a_prediction_is_what_is_stored(
     pg_type: str, reader: Connection, writer: Connection
 ) -> None:
@@ -205,7 +206,7 @@ def _texts_for(connection: Connection, pg_type: str) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("pg_type", STORED)
+@pytest.mark.parametrize("pg_type", name_cases(STORED, also=READ_SINCE))
 def test_a_stored_value_comes_back(pg_type: str, reader: Connection) -> None:
     codec = _create_table(reader, "source", pg_type)
     _create_table(reader, "target", pg_type)
@@ -213,7 +214,7 @@ def test_a_stored_value_comes_back(pg_type: str, reader: Connection) -> None:
     assert _carry(reader, codec) == []
 
 
-@pytest.mark.parametrize("pg_type", GENERATED)
+@pytest.mark.parametrize("pg_type", name_cases(GENERATED, also=READ_SINCE))
 def test_any_stored_value_comes_back(pg_type: str, reader: Connection) -> None:
     codec = _create_table(reader, "source", pg_type)
     _create_table(reader, "target", pg_type)

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from oplog.errors import NotCapturableError
+from tests.older import READ_SINCE, mark_cases
 from tests.property.type_samples import Sample
 from tests.property.type_samples_made import SAMPLES
 from tests.property.type_tables import (
@@ -84,7 +85,9 @@ def write_python(db: TypeTable, ids: Sequence[int], values: Sequence[Any]) -> No
 
 
 @pytest.mark.sampled(20)
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.sql)
+@pytest.mark.parametrize(
+    "sample", mark_cases({sample.sql: sample for sample in SAMPLES}, also=READ_SINCE)
+)
 def test_a_column_of_any_type_replays_to_the_same_bytes(sample: Sample, engine: Engine) -> None:
     db = open_table(engine, sample)
     ids = count(1)
