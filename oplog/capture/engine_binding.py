@@ -18,7 +18,7 @@ from oplog.capture.planning import Planned, StatementPlanner
 from oplog.capture.recorder import Recorder
 from oplog.capture.routing import Router, find_translation
 from oplog.errors import NotCapturableError, SchemaChangedError, UnloggedWriteError
-from oplog.postgres.namesake import find_name, refuse_other_table
+from oplog.postgres.namesake import find_name, refuse_other_table, resolve_names
 from oplog.postgres.quoting import qualify
 from oplog.store.guard_state import Image, lacks_guard
 from oplog.type_binding import BoundType
@@ -108,6 +108,20 @@ class EngineBinding:
                     hint="guard the table before it is written: "
                     f"op.track_tables({table.name!r}), and adopt the rows that it has",
                 )
+
+    def is_here(self, connection: Connection, recorder: Recorder) -> bool:
+        """Whether this database has any table of the catalog.
+
+        A session may write several databases, each with a log of its own. Images in one are
+        none of the other's: if nobody collects them, the guards refuse the COMMIT.
+        """
+        catalog = self.planner.catalog
+        if self.find(recorder) is not None or recorder.live is not None or catalog.learns:
+            return True
+        tables = [declared.table for declared in catalog.types.values()]
+        names = [name for table in tables for name in qualify([table.name], table.schema)]
+        with recorder.at_work():
+            return not names or any(found is not None for found in resolve_names(connection, names))
 
     def find(self, recorder: Recorder) -> Binding | None:
         """The transaction's binding, or the one it would get; asks the database nothing."""

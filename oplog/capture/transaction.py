@@ -168,10 +168,7 @@ class Transactions:
     # -- before COMMIT --------------------------------------------------------------------
 
     def write_entries(self, connection: Connection, recorder: Recorder) -> None:
-        """Gather, build and send the transaction's entries, unless that was done.
-
-        A session's commit in a migration is not the transaction's.
-        """
+        """Gather, build and send the transaction's entries, unless a migration's commit does it."""
         if recorder.live is None:
             draft = self._close(connection, recorder)
             if draft is not None:
@@ -201,7 +198,8 @@ class Transactions:
         if notices.told and not notices.images_kept:
             self.settler.has_images(connection, recorder)
         # Without notices any transaction that wrote may have images.
-        must_log = recorder.dirty or notices.images_kept or (notices.no_notices and recorder.wrote)
+        told = notices.images_kept or (notices.no_notices and recorder.wrote)
+        must_log = recorder.dirty or (told and self.database.is_here(connection, recorder))
         known = self.database.find(recorder)
         if not must_log and (known is None or not known.deferred or not recorder.wrote):
             return False

@@ -6,18 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.pool import NullPool
 
-import oplog.migration  # noqa: F401 - the operations
 from oplog import Finding
-from oplog.schema.tables import track_statements
+from oplog.schema.tables import track_statements, untrack_statements
 from oplog.testing import EmbeddedServer
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
@@ -67,10 +63,6 @@ def subscriber(subscribing: EmbeddedServer) -> LoggedDatabase:
     with db.sessions.begin() as session:
         session.add(Account(id=100, owner="local", balance=1))
     return db
-
-
-def operate(connection: Connection) -> Any:
-    return Operations(MigrationContext.configure(connection))
 
 
 @contextmanager
@@ -201,8 +193,7 @@ def test_doctor_finds_a_subscription_to_a_table_without_a_guard(
 ) -> None:
     """Nobody refuses its rows, and `verify` tells them."""
     db = subscriber
-    with db.engine.begin() as connection:
-        operate(connection).untrack_tables("account", reason="a move")
+    administer(db.engine.url, *untrack_statements(["account"], reason="a move"))
     subscribe(db, publisher, "account", options="copy_data = false")
     with connect(db.engine.url) as connection:
         wait_for(connection, "SELECT every(srsubstate = 'r') FROM pg_subscription_rel")
