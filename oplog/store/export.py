@@ -10,8 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from hashlib import sha256
 from typing import Any, NamedTuple
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
@@ -122,7 +123,9 @@ class ExportStore:
 
         False if another transaction does.
         """
-        return self.try_lease(connection, uuid5(archive_id, "snapshot")) is Lease.OURS
+        # Spelled as in `housekeeping`, which keeps the rows of these locks.
+        name = UUID(sha256(f"snapshot/{archive_id}".encode()).hexdigest()[:32])
+        return self.try_lease(connection, name) is Lease.OURS
 
     def export_view(self, connection: Connection) -> str:
         """What the transaction sees, for `import_view`, while it lasts."""

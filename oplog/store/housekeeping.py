@@ -20,7 +20,10 @@ def remove_idle_locks(connection: Connection, schema: str, *, limit: int) -> int
     kept = (
         "SELECT pg_catalog.sha256(pg_catalog.convert_to(k.name, 'UTF8')) FROM ("
         "SELECT pg_catalog.unnest(%s::text[]) UNION ALL "
-        f"SELECT pg_catalog.concat('archive/', a.archive_id) FROM {s}.oplog_archive a) AS k(name)"
+        f"SELECT pg_catalog.concat('archive/', a.archive_id) FROM {s}.oplog_archive a UNION ALL "
+        "SELECT pg_catalog.concat('archive/', pg_catalog.substr(pg_catalog.encode("
+        "pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat('snapshot/', a.archive_id), "
+        f"'UTF8')), 'hex'), 1, 32)::uuid) FROM {s}.oplog_archive a) AS k(name)"
     )
     done = connection.exec_driver_sql(
         f"WITH idle AS MATERIALIZED (SELECT l.name FROM {s}.oplog_lock l "

@@ -116,8 +116,8 @@ class Exporter:
     def publish_all(self, engine: Engine) -> SyncReport:
         """Publish everything that was committed when this began.
 
-        What is written meanwhile is left to the next pass: whoever chases the newest record never
-        ends beside a steady writer. Raises `LeaseHeldError` if another worker is at it.
+        What is written meanwhile is left to the next pass: beside a steady writer a pass that
+        chases the newest record never ends. Raises `LeaseHeldError` if another worker is at it.
         """
         total = self._publish_way(engine, SyncReport(0, 0, 0, 0))
         if self._resumed:

@@ -36,14 +36,7 @@ def make_fork(
 
     Raises `ConfigurationError` when the archive keeps as many lost branches as a head can name.
     """
-    if len(head.branches) >= MAX_BRANCHES:
-        first, last = head.branches[0].generation, head.branches[-1].generation
-        raise ConfigurationError(
-            f"{archive.url} keeps {len(head.branches)} lost branches, of generations {first} to "
-            f"{last}, and no head names more: this fork was not published",
-            hint="let go of those that nobody needs: oplog fork retire --through GENERATION. If "
-            "they came one after the other, two databases publish here in turn: stop one",
-        )
+    _check_room(archive, head)
     if divergence.sequence + 1 < head.first_sequence:
         raise ManifestInvalidError(
             f"the database goes on from sequence {divergence.sequence}, and the archive only keeps "
@@ -79,6 +72,18 @@ def make_fork(
         recorded_at=max((item.last_recorded for item in items), default=0),
         snapshots=tuple(one for one in head.snapshots if one.sequence <= divergence.sequence),
         branches=(*head.branches, branch),
+    )
+
+
+def _check_room(archive: Archive, head: Head) -> None:
+    if len(head.branches) < MAX_BRANCHES:
+        return
+    first, last = head.branches[0].generation, head.branches[-1].generation
+    raise ConfigurationError(
+        f"{archive.url} keeps {len(head.branches)} lost branches, of generations {first} to "
+        f"{last}, and no head names more: this fork was not published",
+        hint="let go of those that nobody needs: oplog fork retire --through GENERATION. If "
+        "they came one after the other, two databases publish here in turn: stop one",
     )
 
 

@@ -45,6 +45,7 @@ DEFINITIONS = (
     "guard_origin",
     "kept_images",
     "key_retirement",
+    "locks",
     "own_writes",
     "partitions",
     "progress_functions",
