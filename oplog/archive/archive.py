@@ -83,10 +83,9 @@ class Archive:
         """`verdict` is what a probe found; left out, the store is probed before the first write.
 
         `trust` says whose heads are believed and signs new ones. `demand` is asked once about the
-        newest head, and raises for one that is not what its caller expects.
-
-        `accept_older` goes on from the newest head that can be read although `LATEST` names a
-        newer one, which is gone: what was published with that is given up.
+        newest head, and raises for one that is not what its caller expects. `accept_older` goes on
+        from the newest head that can be read although `LATEST` names a newer one, which is gone:
+        what was published with that is given up.
         """
         self.store = store
         self.single_writer = single_writer

@@ -31,8 +31,6 @@ from oplog.errors import (
 
 _logger = logging.getLogger("oplog.archive")
 
-_LOCAL = ("file:", "memory:")
-"""Stores on the machine itself: an archive there may begin unsigned without being asked for."""
 _PIN_IT = (
     "if the publisher has this key, which only its operator can tell you, pin it: "
     "oplog trust add {key}; else the bucket was written by somebody else: bring the original "
@@ -53,8 +51,8 @@ class HeadTrust:
     ) -> None:
         """`keyring` signs, and its keys are pinned; `trust` has other keys that are pinned.
 
-        With `unsigned` an archive may begin without a signature, and reading one is no reason for
-        a warning. `replace_publisher` lets the keyring sign an archive whose newest head it could
+        With `unsigned` neither beginning an unsigned archive nor reading one is a reason for a
+        warning. `replace_publisher` lets the keyring sign an archive whose newest head it could
         not have signed: readers then have to pin its key.
         """
         self.keyring = keyring
@@ -194,12 +192,11 @@ class HeadTrust:
                 "--signing-keyring PATH; if its key is lost, make another (oplog publisher "
                 "generate --file PATH) and publish once with --replace-publisher",
             )
-        if base.number == 0 and not self.unsigned and not url.startswith(_LOCAL):
-            raise SigningKeyMissingError(
-                f"nothing is published at {url} yet, and there is no signing key",
-                hint="make one: oplog publisher generate --file PATH, and set "
-                "OPLOG_SIGNING_KEYRING to that path; or say --unsigned, if everybody who can write "
-                "to the bucket may decide what is restored from it",
+        if base.number == 0:
+            self._warn(
+                f"{url} begins unsigned: everybody who can write to it may decide what is restored "
+                "from it. Make a key (oplog publisher generate --file PATH) and set "
+                "OPLOG_SIGNING_KEYRING to that path, or say --unsigned"
             )
 
     def wants_head(self, base: Head) -> bool:

@@ -55,7 +55,7 @@ def unsigned_option(function: F) -> F:
         is_flag=True,
         expose_value=False,
         callback=_remember("unsigned"),
-        help="Let an archive begin without a signature, and read it without a warning.",
+        help="Begin and read an unsigned archive without a warning.",
     )(function)
 
 
