@@ -44,7 +44,7 @@ from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.probe import Verdict, probe_store
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.read_ahead import read_ahead
-from oplog.archive.rollback import refuse_hinted, refuse_missing, refuse_older
+from oplog.archive.rollback import refuse_forked, refuse_hinted, refuse_missing, refuse_older
 from oplog.errors import (
     ConfigurationError,
     ManifestInvalidError,
@@ -187,7 +187,7 @@ class Archive:
     def _keep_newest(self, head: Head) -> None:
         known = self._newest
         if known is not None and known.number == head.number and known != head and known.publisher:
-            raise self._describe_fork(known.encode(), head.encode(), number=head.number)
+            raise refuse_forked(self.url, known.encode(), head.encode(), number=head.number)
         self._meet_demand(head)
         self._seen, self._newest = head.number, head
 
@@ -196,16 +196,6 @@ class Archive:
             self._demand(self, head)
             # What follows this head has all that it has.
             self._demand = None
-
-    def _describe_fork(self, one: bytes, other: bytes, *, number: int) -> SignedForkError:
-        return SignedForkError(
-            f"there are two heads {number} of {self.url}, both signed by a publisher that is "
-            "trusted, or a head that was built on one that is not there",
-            hint="two publishers use the key, or it was stolen: keep both (the error has the "
-            "bytes, and the bucket its versions), see which of them the database has published "
-            "(oplog check with the database), then rotate the key",
-            heads=(one, other),
-        )
 
     def decode_head(self, data: bytes, *, number: int) -> Head:
         """The head `number` in `data`, if it is believed; raises as `HeadTrust.decode`."""
@@ -269,7 +259,7 @@ class Archive:
         self.trust.check_successor(head, data, what=name_head(head.previous.number))
         if sha256(data).digest() != head.previous.digest:
             if head.publisher and self._is_signed_head(data, head.previous.number):
-                raise self._describe_fork(data, head.encode(), number=head.previous.number)
+                raise refuse_forked(self.url, data, head.encode(), number=head.previous.number)
             raise ManifestInvalidError(
                 f"{name_head(head.previous.number)} is not the head that "
                 f"{name_head(head.number)} was built on",

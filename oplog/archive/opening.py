@@ -45,8 +45,8 @@ def open_archive(
 
     `signing_keyring` signs what is published, `trust` says whose signatures are believed; left
     out, they are those that OPLOG_SIGNING_KEYRING and OPLOG_TRUST name. `unsigned` begins and
-    reads an unsigned archive without a warning. `replace_publisher` signs an archive with a key that its
-    newest head does not vouch for, and believes that head. `expect_at_least`, a text
+    reads an unsigned archive without a warning. `replace_publisher` signs an archive with a key
+    that its newest head does not vouch for, and believes that head. `expect_at_least`, a text
     SEQUENCE:HASH that `sync` gave, refuses an older state of the archive with
     `OlderArchiveError`. Raises `ConfigurationError` for a URL that cannot be meant.
     """

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from oplog.archive.format.path import LATEST, name_head
-from oplog.errors import ArchiveError, HeadRolledBackError, ManifestInvalidError
+from oplog.errors import (
+    ArchiveError,
+    HeadRolledBackError,
+    ManifestInvalidError,
+    SignedForkError,
+)
 
 
 def refuse_older(url: str, *, found: int, seen: int) -> HeadRolledBackError:
@@ -44,6 +49,18 @@ def refuse_missing(url: str, *, found: int) -> ArchiveError:
         f"the head before {name_head(found)} is missing from {url}",
         hint="heads were deleted by hand or by a lifecycle rule: bring the last two back; "
         "only oplog's own garbage collection may delete here",
+    )
+
+
+def refuse_forked(url: str, one: bytes, other: bytes, *, number: int) -> SignedForkError:
+    """The error for two heads of one number, or of one place, that are both believed."""
+    return SignedForkError(
+        f"there are two heads {number} of {url}, both signed by a publisher that is trusted, or a "
+        "head that was built on one that is not there",
+        hint="two publishers use the key, or it was stolen: keep both (the error has the bytes, "
+        "and the bucket its versions), see which of them the database has published (oplog check "
+        "with the database), then rotate the key",
+        heads=(one, other),
     )
 
 
