@@ -1,0 +1,144 @@
+"""Programs that are run with a log attached from outside: what to install, what to test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Tests in the source distribution, run in its directory."""
+
+    paths: tuple[str, ...]
+    """Arguments for pytest: files, and which of their tests."""
+    requirements: tuple[str, ...] = ()
+    replaced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Texts of files that name a server; `{host}` is the directory of its socket."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment; `{url}` is filled in."""
+    dburi: bool = False
+    """SQLAlchemy's own suite is told its database by an option."""
+    extensions: tuple[str, ...] = ()
+    schemas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program. What it does is in `tests/real/works`, in the module of its name."""
+
+    name: str
+    requirements: tuple[str, ...]
+    distribution: str
+    work: str = ""
+    """What the module does, in a few words; nothing if there is none."""
+    shipped: Shipped | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """Module with `prepare(url)` and `work(url)`."""
+        return f"tests.real.works.{self.name.replace('-', '_')}_work"
+
+
+PYTEST = ("pytest", "pytest-timeout")
+ALL = (
+    Program(
+        "optuna",
+        ("optuna",),
+        "optuna",
+        "80 trials in three studies, two of them by threads, pruned, failed and deleted",
+        Shipped(
+            ("tests/storages_tests/rdb_tests", "tests/storages_tests/test_storages.py")
+            + ("-k", "sqlite or rdb"),
+            ("boto3", "moto", "fakeredis", "google-cloud-storage", "grpcio", "protobuf"),
+        ),
+    ),
+    Program(
+        "advanced-alchemy",
+        ("advanced-alchemy",),
+        "advanced-alchemy",
+        "repositories and services, blocking and async: add, upsert, update and delete of many",
+        Shipped(("tests/integration", "-k", "sqlite"), ()),
+    ),
+    Program(
+        "flask-sqlalchemy",
+        ("flask-sqlalchemy",),
+        "flask-sqlalchemy",
+        "requests of an application that add, update, page and delete",
+        Shipped(("tests",), ()),
+    ),
+    Program(
+        "apscheduler",
+        ("apscheduler>=3,<4", "sqlalchemy"),
+        "apscheduler",
+        "jobs of a running scheduler: added, run, moved, paused, replaced, removed",
+        Shipped(("tests/test_jobstores.py", "-k", "sqlalchemy"), ("pytz",)),
+    ),
+    Program(
+        "mlflow",
+        ("mlflow",),
+        "mlflow",
+        "experiments, runs, metrics in batches, traces, registered models, from threads",
+        variables={"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
+    ),
+    Program(
+        "dbos",
+        ("dbos",),
+        "dbos",
+        "workflows with steps, queues, events, messages, forks and recovery",
+        Shipped(
+            (
+                "tests/test_dbos.py",
+                "tests/test_queue.py",
+                "tests/test_workflow_management.py",
+                "tests/test_async.py",
+            ),
+            ("pytest-asyncio", "pytest-mock", "opentelemetry-sdk", "requests"),
+            {"tests/conftest.py": {"@localhost:5432/": "@/", "_dbos_sys\"": "_dbos_sys?host={host}\""}},
+        ),
+    ),
+    Program(
+        "sqlalchemy-continuum",
+        ("sqlalchemy-continuum",),
+        "sqlalchemy-continuum",
+        "versioned articles with tags: changed, deleted, reverted",
+        Shipped(
+            ("tests",),
+            ("flask", "flask-login", "flask-sqlalchemy", "sqlalchemy-utils", "sqlalchemy-i18n"),
+            variables={"DB": "postgres", "DATABASE_URL": "{url}"},
+        ),
+    ),
+    Program(
+        "fastapi-users",
+        ("fastapi-users-db-sqlalchemy",),
+        "fastapi-users-db-sqlalchemy",
+        "users, their OAuth accounts and access tokens, on an async engine",
+        Shipped(
+            ("tests", "-o", "asyncio_mode=auto"),
+            ("pytest-asyncio",),
+            variables={"DATABASE_URL": "{async_url}"},
+        ),
+    ),
+    Program(
+        "celery",
+        ("celery[sqlalchemy]",),
+        "celery",
+        "results of tasks and groups, by threads and forked processes",
+        Shipped(("t/unit/backends/test_database.py",), ("pytest-celery", "pytest-subtests")),
+    ),
+    Program(
+        "sqlalchemy",
+        ("sqlalchemy[asyncio]",),
+        "sqlalchemy",
+        "",
+        Shipped(
+            ("test/orm", "test/engine", "test/dialect/postgresql"),
+            ("pytest-xdist",),
+            dburi=True,
+            extensions=("hstore", "citext", "btree_gist"),
+            schemas=("test_schema", "test_schema_2"),
+        ),
+    ),
+)
+BY_NAME = {one.name: one for one in ALL}
