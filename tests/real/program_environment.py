@@ -58,8 +58,10 @@ def fetch_source(program: Program, python: Path, version: str) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         name = program.distribution
         done = subprocess.run(
-            [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name]
-            + ["--dest", str(place), f"{name}=={version}"],
+            [
+                *(str(python), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name),
+                *("--dest", str(place), f"{name}=={version}"),
+            ],
             check=False,
             stdout=subprocess.DEVNULL,
         )

@@ -73,8 +73,8 @@ class Trial:
 
     def _run_step(self, step: str, url: sa.URL) -> None:
         text = url.render_as_string(hide_password=False)
-        command = [self.python, "-m", "tests.real.working", self.program.name, step, text]
-        variables = self._make_variables(url) | self.program.variables
+        command = [str(self.python), "-m", "tests.real.working", self.program.name, step, text]
+        variables = {**self._make_variables(url), **self.program.variables}
         code = self._run(command, f"{step}.log", self.directory, variables)
         if code:
             raise AssertionError(f"{step} of {self.program.name} ends with {code}")
@@ -88,7 +88,9 @@ class Trial:
         attached = self.run_tests(shipped, source, "tables")
         tried.selected = " ".join(self.selected or shipped.paths)
         tried.without, tried.attached = count_outcomes(without), count_outcomes(attached)
-        tried.differing = compare_outcomes(without, attached)
+        for line in compare_outcomes(without, attached):
+            listening = any(f"::{name}:" in line for name in shipped.listening)
+            (tried.notes if listening else tried.differing).append(line)
         found = json.loads(self._findings("tables").read_text(encoding="utf-8"))
         tried.looks, tried.differences = found["verified"], found["differences"]
         if not tried.work:
@@ -104,16 +106,15 @@ class Trial:
         report = self.directory / f"{self.program.name}-{attaching or 'without'}.xml"
         report.unlink(missing_ok=True)
         text = url.render_as_string(hide_password=False)
-        variables = {
-            name: value.format(url=text, async_url=text)
-            for name, value in shipped.variables.items()
-        }
-        variables |= self._make_variables(url) | self.program.variables
+        variables = {name: value.format(url=text) for name, value in shipped.variables.items()}
+        variables |= {**self._make_variables(url), **self.program.variables}
         # Not the checkout: its `tests` would hide the package of that name in the source.
         variables |= {"PYTHONPATH": str(PLUGIN)}
         variables |= {"OPLOG_REAL_FINDINGS": str(self._findings(attaching))}
         variables |= {"OPLOG_REAL_ATTACHING": attaching, "OPLOG_REAL_URL": text}
-        command = [self.python, "-s", "-m", "pytest", "-p", "attaching", "-q"]
+        if shipped.moved:
+            variables["OPLOG_REAL_MOVED"] = "1"
+        command = [str(self.python), "-s", "-m", "pytest", "-p", "attaching", "-q"]
         command += ["-p", "no:cacheprovider", f"--junitxml={report}", f"--timeout={TEST_SECONDS}"]
         command += ["--tb=short", *(["--dburi", text] if shipped.dburi else [])]
         command += self.selected or shipped.paths
@@ -147,11 +148,11 @@ class Trial:
             "PGUSER": url.username or "",
         }
 
-    def _run(self, command: list[str | Path], log: str, place: Path, more: Mapping[str, str]) -> int:
+    def _run(self, command: list[str], log: str, place: Path, more: Mapping[str, str]) -> int:
         path = self.directory / f"{self.program.name}-{log}"
         with path.open("w", encoding="utf-8") as output:
             done = subprocess.run(
-                [str(one) for one in command],
+                command,
                 env={**os.environ, **more},
                 cwd=place,
                 stdout=output,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EQUAL = "equal"
-NONE = "–"
+NONE = "-"
 HEAD = (
     "| program | version | what it did | tables | records | tests without | tests with "
     "| verify | replay |"

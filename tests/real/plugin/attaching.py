@@ -1,37 +1,41 @@
 """A plugin for pytest (`-p attaching`): every engine of a test run has the log.
 
 For the tests that an application ships. Engines that its tests make for SQLite are made for
-PostgreSQL, each in-memory one with a database of its own. Without `OPLOG_REAL_ATTACHING` that is
-all; with `engines` the log is attached to each engine as the engine plugin attaches it; with
-`tables` also guards are put on tables when the run creates them, and what they hold is verified
-before the run drops them. What was found is in the file that `OPLOG_REAL_FINDINGS` names.
+PostgreSQL if `OPLOG_REAL_MOVED` is set, each in-memory one with a database of its own. Without
+`OPLOG_REAL_ATTACHING` that is all. With `engines` the log is attached to each engine as the
+engine plugin attaches it. With `tables` also guards are put on tables when the run creates them,
+and what they hold is verified before the run drops them. What was found is in the file that
+`OPLOG_REAL_FINDINGS` names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.pool import NullPool
 
 from oplog.errors import OplogError
-from oplog.migration import TrackTablesOp
 from oplog.outside.engine_plugin import NAME
 from oplog.outside.learned_log import learn_log
 from oplog.outside.program_settings import read_settings
+from oplog.postgres.quoting import qualify
+from oplog.schema.tables import retire_statement, track_statements
 
+LOG = "oplog"
 DRIVERS = ("psycopg", "psycopg_async")
 LOGGED = "SELECT pg_catalog.to_regclass('oplog.oplog_record') IS NOT NULL"
+KNOWN = "SELECT EXISTS (SELECT FROM oplog.oplog_type WHERE type_name = %s)"
 COUNT = "SELECT count(*) FROM oplog.oplog_record"
 DATABASES = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate"
 PATIENCE = "-c lock_timeout=5s -c statement_timeout=60s"
@@ -87,14 +91,14 @@ class Attaching:
     url: URL
     wanted: str
     plain: Engine = field(init=False)
-    moving: Moving = field(init=False)
+    moving: Moving | None = field(init=False)
     found: Findings = field(default_factory=Findings)
     test: str = ""
 
     def __post_init__(self) -> None:
         # Made before engines get the log: what judges the log is read without it.
         self.plain = self.open_plain(self.url.database)
-        self.moving = Moving(self.url, self.plain)
+        self.moving = Moving(self.url, self.plain) if "OPLOG_REAL_MOVED" in os.environ else None
 
     def open_plain(self, database: str | None) -> Engine:
         """An engine without a log."""
@@ -110,39 +114,51 @@ class Attaching:
         original = URL._instantiate_plugins
         wanted, moving = self.wanted, self.moving
 
-        def instantiate(url: URL, kwargs: Any) -> Any:
+        def instantiate(
+            url: URL, kwargs: Mapping[str, Any]
+        ) -> tuple[URL, list[Any], dict[str, Any]]:
             if url.query.get("application_name") == "judge":
                 return original(url, kwargs)
-            if url.get_backend_name() == "sqlite":
+            if moving is not None and url.get_backend_name() == "sqlite":
                 url, kwargs = moving.move(url), _adapt(kwargs)
             if wanted and _is_logged(url) and NAME not in kwargs.get("plugins", ()):
                 kwargs = {**kwargs, "plugins": [*kwargs.get("plugins", ()), NAME]}
             return original(url, kwargs)
 
-        URL._instantiate_plugins = instantiate  # type: ignore[method-assign]
+        URL._instantiate_plugins = instantiate  # type: ignore[method-assign,assignment]
         if self.wanted == "tables":
             sa.event.listen(sa.Table, "after_create", self.track)
             sa.event.listen(sa.Table, "before_drop", self.verify_table)
+            sa.event.listen(sa.Table, "after_drop", self.retire)
             sa.event.listen(sa.MetaData, "before_drop", self.verify)
 
     def track(self, table: sa.Table, connection: Any, **_: Any) -> None:
         """Guard a table that has just been created, in the same transaction."""
-        if not _is_ours(connection) or not connection.exec_driver_sql(LOGGED).scalar():
+        schema = self.find_schema(table, connection)
+        if schema is None:
             return
-        schema = connection.schema_for_object(table)
-        autocommit = connection.get_isolation_level() == "AUTOCOMMIT"
-        operations = Operations(MigrationContext.configure(connection))
-        point = None if autocommit else connection.begin_nested()
-        try:
-            TrackTablesOp.track_tables(operations, str(table.name), schema=schema)
-        except (OplogError, sa.exc.DBAPIError) as error:
-            if point is not None:
-                point.rollback()
-            self.found.untracked[_first_line(error)] += 1
+        names = qualify([str(table.name)], schema)
+        error = attempt(connection, track_statements(names, bypass_role=None, schema=LOG))
+        if error:
+            self.found.untracked[error] += 1
         else:
-            if point is not None:
-                point.commit()
             self.found.tracked += 1
+
+    def retire(self, table: sa.Table, connection: Any, **_: Any) -> None:
+        """Say that a table is gone, as a migration does: tests make many tables of one name."""
+        schema = self.find_schema(table, connection)
+        if schema is None:
+            return
+        name = str(table.name) if schema == "public" else f"{schema}.{table.name}"
+        if ask(connection, KNOWN, name):
+            attempt(connection, [retire_statement(name, reason="dropped", schema=LOG)])
+
+    def find_schema(self, table: sa.Table, connection: Any) -> str | None:
+        """The schema of a table in a database with a log; None elsewhere."""
+        if not _is_ours(connection) or not ask(connection, LOGGED):
+            return None
+        given = connection.schema_for_object(table)
+        return str(given or ask(connection, "SELECT current_schema()"))
 
     def verify_table(
         self, table: sa.Table, connection: Any, *, _is_metadata_operation: bool = False, **_: Any
@@ -191,7 +207,33 @@ class Attaching:
         self.path.write_text(json.dumps(self.found.__dict__, indent=1), encoding="utf-8")
 
 
-def _adapt(kwargs: Any) -> dict[str, Any]:
+def ask(connection: Connection, sql: str, *parameters: str) -> Any:
+    """One value, by the driver: tests count the statements that SQLAlchemy sends."""
+    with contextlib.closing(connection.connection.cursor()) as cursor:
+        cursor.execute(sql, parameters)
+        row: Any = cursor.fetchone()
+        return row[0]
+
+
+def attempt(connection: Connection, statements: Iterable[str]) -> str:
+    """Execute them, or leave the transaction as it was; returns what was wrong."""
+    framed = connection.get_isolation_level() != "AUTOCOMMIT"
+    with contextlib.closing(connection.connection.cursor()) as cursor:
+        if framed:
+            cursor.execute("SAVEPOINT attempt")
+        try:
+            for statement in statements:
+                cursor.execute(statement)
+        except connection.dialect.loaded_dbapi.Error as error:
+            if framed:
+                cursor.execute("ROLLBACK TO SAVEPOINT attempt")
+            return _first_line(error)
+        if framed:
+            cursor.execute("RELEASE SAVEPOINT attempt")
+    return ""
+
+
+def _adapt(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an engine for SQLite, without what is for SQLite alone."""
     adapted = {key: value for key, value in kwargs.items() if key != "native_datetime"}
     if "connect_args" in adapted:

@@ -30,7 +30,9 @@ class OAuthAccount(SQLAlchemyBaseOAuthAccountTableUUID, Base):
 class User(SQLAlchemyBaseUserTableUUID, Base):
     """As the manual has it."""
 
-    oauth_accounts: Mapped[list[OAuthAccount]] = relationship(lazy="joined")
+    oauth_accounts: Mapped[list[OAuthAccount]] = relationship(
+        lazy="joined", cascade="all, delete-orphan"
+    )
 
 
 class AccessToken(SQLAlchemyBaseAccessTokenTableUUID, Base):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 import sqlalchemy_continuum
@@ -21,7 +21,7 @@ ARTICLE_TAG = sa.Table(
 class Article(Base):
     """Versioned."""
 
-    __versioned__: dict[str, Any] = {}
+    __versioned__: ClassVar[dict[str, Any]] = {}
     __tablename__ = "article"
     id = sa.Column(sa.Integer, primary_key=True)
     name = sa.Column(sa.Unicode(255))
@@ -32,7 +32,7 @@ class Article(Base):
 class Tag(Base):
     """Versioned."""
 
-    __versioned__: dict[str, Any] = {}
+    __versioned__: ClassVar[dict[str, Any]] = {}
     __tablename__ = "tag"
     id = sa.Column(sa.Integer, primary_key=True)
     name = sa.Column(sa.Unicode(255))
@@ -60,7 +60,7 @@ def work(url: str) -> None:
         session.add_all(articles)
         session.commit()
         for number, article in enumerate(articles):
-            article.content = f"second {number}"
+            article.content = f"second {number}"  # type: ignore[assignment]
             article.tags = tags[number % 3 :]
         session.commit()
         with session.begin_nested():
@@ -74,6 +74,6 @@ def work(url: str) -> None:
         articles[2].versions[0].revert(relations=["tags"])
         session.commit()
         assert articles[2].content == "first"
-        session.execute(sa.delete(ARTICLE_TAG).where(ARTICLE_TAG.c.article_id == articles[3].id))
+        session.execute(sa.update(Tag).where(Tag.name == "t4").values(name="t5"))
         session.commit()
     engine.dispose()
