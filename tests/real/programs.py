@@ -51,7 +51,7 @@ ALL = (
         "optuna",
         ("optuna",),
         "optuna",
-        "80 trials in three studies, two of them by threads, pruned, failed and deleted",
+        "79 trials in three studies, one of them by threads: pruned, failed, deleted",
         Shipped(
             ("tests/storages_tests/rdb_tests",),
             moved=True,
@@ -83,14 +83,14 @@ ALL = (
         "mlflow",
         ("mlflow",),
         "mlflow",
-        "experiments, runs, metrics in batches, traces, registered models, from threads",
+        "experiments, runs, metrics in batches and registered models, by threads",
         variables={"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"},
     ),
     Program(
         "dbos",
         ("dbos",),
         "dbos",
-        "workflows with steps, queues, events, messages, forks and recovery",
+        "workflows with steps, queues, events, messages, forks",
         Shipped(
             (
                 "tests/test_dbos.py",
