@@ -95,7 +95,7 @@ class Trial:
         tried.looks, tried.differences = found["verified"], found["differences"]
         if not tried.work:
             tried.tables, tried.records = found["tracked"], found["records"]
-        tried.notes += [f"cannot be verified: {one}" for one in found["unverified"]]
+        tried.differences += [f"cannot be verified: {one}" for one in found["unverified"]]
         for reason, times in sorted(found["untracked"].items()):
             tried.notes.append(f"without a guard in tests, {times} times: {reason}")
 

@@ -74,7 +74,8 @@ class Moving:
         # A file that is not there any more is another one now.
         if database is None or memory or not Path(name).exists():
             database = f"moved_{os.getpid()}_{next(self.numbers)}"
-            with self.plain.connect() as connection:
+            engine = self.plain.execution_options(isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
                 connection.exec_driver_sql(f'CREATE DATABASE "{database}"')
             self.known[name] = database
             if not memory:
@@ -105,7 +106,6 @@ class Attaching:
         return sa.create_engine(
             self.url.set(database=database).update_query_dict({"application_name": "judge"}),
             poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
             connect_args={"options": PATIENCE},
         )
 
@@ -182,6 +182,8 @@ class Attaching:
                 if self.test == "end":
                     self.found.records += connection.exec_driver_sql(COUNT).scalar_one()
                 log = learn_log(read_settings(os.environ, Path.cwd()), connection)
+                # In a snapshot of its own.
+                connection.rollback()
                 report = log.verify(connection)
         except (OplogError, sa.exc.DBAPIError) as error:
             text = f"{self.test}: {type(error).__name__}: {_first_line(error)}"
