@@ -117,7 +117,8 @@ class Trial:
         command = [str(self.python), "-s", "-m", "pytest", "-p", "attaching", "-q"]
         command += ["-p", "no:cacheprovider", f"--junitxml={report}", f"--timeout={TEST_SECONDS}"]
         # Warnings that a project makes errors are about SQLite's driver, and the Python of its day.
-        command += ["-o", "filterwarnings=", "--tb=short", *(["--dburi", text] if shipped.dburi else [])]
+        command += ["-o", "filterwarnings=", "--tb=short"]
+        command += ["--dburi", text] if shipped.dburi else []
         command += self.selected or shipped.paths
         self._run(command, f"{attaching or 'without'}.log", source, variables)
         return read_outcomes(report)
