@@ -89,8 +89,8 @@ class Trial:
         tried.selected = " ".join(self.selected or shipped.paths)
         tried.without, tried.attached = count_outcomes(without), count_outcomes(attached)
         for line in compare_outcomes(without, attached):
-            listening = any(f"::{name}:" in line for name in shipped.listening)
-            (tried.notes if listening else tried.differing).append(line)
+            noticing = any(f"::{name}:" in line for name in shipped.noticing)
+            (tried.notes if noticing else tried.differing).append(line)
         found = json.loads(self._findings("tables").read_text(encoding="utf-8"))
         tried.looks, tried.differences = found["verified"], found["differences"]
         if not tried.work:
