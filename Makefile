@@ -36,7 +36,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 RUN := .venv/bin/python
 TYPED = $(wildcard oplog tests examples benchmarks migrations)
 
-.PHONY: help demo test check bench soak mutants histories
+.PHONY: help demo test check bench soak mutants histories real
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo 'make soak     kill, cut and race for MINUTES=10, then try all that tests draw from (SEED=)'
 	@echo 'make mutants  break the code in small ways and see the tests notice (ONLY=codec)'
 	@echo 'make histories  migrate published applications with a log (ARGS="mlflow prefect")'
+	@echo 'make real     run applications and their tests with a log from outside (ARGS="optuna")'
 	@echo
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
@@ -76,6 +77,10 @@ mutants: .venv/ready
 # Takes an hour, and installs applications from the package index: no part of `make check`.
 histories: .venv/ready
 	@$(RUN) -m tests.histories $(ARGS)
+
+# The same for applications that run.
+real: .venv/ready
+	@$(RUN) -m tests.real $(ARGS)
 
 format: .venv/ready
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.histories.applications import Application
@@ -29,15 +30,19 @@ def install(application: Application, *, fresh: bool = False) -> Path:
 
     What the log itself needs is installed too; the log is found by PYTHONPATH.
     """
-    directory = find_cache() / application.name
-    ready = directory / "ready"
-    wanted = "\n".join([*application.requirements, *_list_own_requirements(application)])
-    if fresh or not ready.is_file() or ready.read_text(encoding="utf-8") != wanted:
+    wanted = [*application.requirements, *_list_own_requirements(application)]
+    return make_environment(find_cache() / application.name, wanted, fresh=fresh)
+
+
+def make_environment(directory: Path, wanted: Sequence[str], *, fresh: bool = False) -> Path:
+    """The interpreter of an environment with what is wanted, which is made if it has not that."""
+    ready, text = directory / "ready", "\n".join(wanted)
+    if fresh or not ready.is_file() or ready.read_text(encoding="utf-8") != text:
         shutil.rmtree(directory, ignore_errors=True)
-        print(f"installing {application.name} in {directory}", flush=True)
+        print(f"installing {directory.name} in {directory}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
-        subprocess.run([*_find_installer(directory), *wanted.splitlines()], check=True)
-        ready.write_text(wanted, encoding="utf-8")
+        subprocess.run([*_find_installer(directory), *wanted], check=True)
+        ready.write_text(text, encoding="utf-8")
     return directory / "bin" / "python"
 
 
