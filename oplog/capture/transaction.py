@@ -179,12 +179,13 @@ class Transactions:
         """Gather and build; None if there is nothing to send."""
         if recorder.end.closed:
             return None
-        draft = None
-        if self._finish_writes(connection, recorder):
-            draft = self._draft(connection, recorder)
-            recorder.close()
+        writes = self._finish_writes(connection, recorder)
+        draft = self._draft(connection, recorder) if writes else None
         if draft is None:
             self.names.check_now(connection, recorder)
+        if writes:
+            # Not before: what is closed does not know any more which names were written.
+            recorder.close()
         return draft
 
     def _finish_writes(self, connection: Connection, recorder: Recorder) -> bool:
