@@ -54,7 +54,7 @@ def main() -> None:
     worker = SyncWorker(
         database.log,
         database.engine,
-        open_archive(job["archive"]),
+        open_archive(job["archive"], unsigned=True),
         interval_seconds=INTERVAL_SECONDS,
         # The first one is due at once.
         snapshots=None if job["stopping"] else SnapshotPolicy(),

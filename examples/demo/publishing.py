@@ -61,7 +61,7 @@ class Press:
 def publish(database: Database, narrator: Narrator) -> Iterator[Press]:
     """Keep an archive up to date, in a directory beside the keys, until the block ends."""
     url = (database.directory / "archive").as_uri()
-    archive = open_archive(url)
+    archive = open_archive(url, unsigned=True)
     with ExitStack() as stack:
         worker = stack.enter_context(
             start_worker(database, archive, name="publisher-1", stopping=True)

@@ -31,11 +31,34 @@ def is_rewritten(context: Any, statement: str, parameters: Any) -> bool:
         known = context.parameters if context.executemany else context.parameters[0]
         return differs((context.statement, known), (statement, parameters))
     # A batch has a text and parameters of its own, made of the same values.
-    opening = context.statement.partition(" VALUES ")[0]
     given = {id(value) for sent in context.parameters for value in _list_values(sent)}
-    return opening not in statement or any(
-        id(value) not in given for value in _list_values(parameters)
-    )
+    return is_other_batch(
+        context.statement, statement, values=context.compiled.insert_single_values_expr
+    ) or any(id(value) not in given for value in _list_values(parameters))
+
+
+def is_other_batch(known: str, sent: str, *, values: str | None) -> bool:
+    """A batch differs from the statement for one row by more than its rows and comments around it.
+
+    `values` are those of one row, as they are in `known`.
+    """
+    opening, is_known, end = known.partition(f"({values})")
+    if not is_known:
+        # Names in it were translated since it was compiled.
+        opening = known.partition("VALUES (")[0]
+    before, found, rows = sent.partition(opening)
+    if not found or not _BEFORE.fullmatch(before):
+        return True
+    if not is_known:
+        return False
+    end = end or ")"
+    place = rows.rfind(end)
+    while place >= 0:
+        if _AFTER.fullmatch(rows, place + len(end)):
+            return False
+        # A comment at the end may have the same characters.
+        place = rows.rfind(end, 0, place)
+    return True
 
 
 def differs(known: tuple[str, Any], sent: tuple[str, Any]) -> bool:
