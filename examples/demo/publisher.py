@@ -13,7 +13,7 @@ from pathlib import Path
 
 from examples.demo.database import open_database
 from examples.demo.worker import read_message, send_message
-from oplog import SnapshotPolicy, SyncReport, SyncWorker, open_archive
+from oplog import Archive, SnapshotPolicy, SyncReport, SyncWorker, open_archive
 from oplog.events import ArchiveStepDone, Event
 
 INTERVAL_SECONDS = 0.02
@@ -22,14 +22,17 @@ INTERVAL_SECONDS = 0.02
 class Publisher:
     """Reports on a worker's passes; `stopping` says to stop in the middle of a later one."""
 
-    def __init__(self, *, stopping: bool) -> None:
+    def __init__(self, archive: Archive, *, stopping: bool) -> None:
+        self._archive = archive
         self._stopping = stopping
-        self._complete = stopping
         self._settled = False
 
     def end_pass(self, report: SyncReport) -> None:
         """Report the first pass with nothing new; later records come from the bank."""
-        if self._complete and not report.entries and not self._settled:
+        if self._settled or report.entries:
+            return
+        # The snapshot is taken beside the passes.
+        if self._stopping or self._archive.read_head().snapshots:
             self._settled = True
             send_message("settled", sequence=report.sequence)
 
@@ -37,8 +40,6 @@ class Publisher:
         """Stop when a segment is in the store and no head names it yet."""
         if not isinstance(event, ArchiveStepDone):
             return
-        if event.step == "put_manifest":
-            self._complete = True
         if self._stopping and self._settled and event.step == "put_segment":
             send_message("stopped", path=event.path)
             read_message()
@@ -47,7 +48,7 @@ class Publisher:
 def main() -> None:
     """Do the one job that the parent sends."""
     job = read_message()
-    publisher = Publisher(stopping=job["stopping"])
+    publisher = Publisher(open_archive(job["archive"], unsigned=True), stopping=job["stopping"])
     database = open_database(
         job["url"], Path(sys.argv[1]), name=job["name"], on_event=publisher.hear
     )
