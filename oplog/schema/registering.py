@@ -13,6 +13,8 @@ from oplog.schema.touched_keys import DEFINER
 MAX_TYPE_NAME_BYTES = 512
 MAX_SHAPE_BYTES = 1024 * 1024
 MAX_DESCRIPTOR_BYTES = 4 * 1024 * 1024
+MAX_TYPES_BYTES = 256 * 1024 * 1024
+"""Of all types together: readers hold them in memory. Members of the log's owner may store more."""
 _REVISIONS_AHEAD = 1000
 """An application that numbers its revisions may leave so many out."""
 _NUMBERS_AHEAD = 2000
@@ -237,6 +239,7 @@ DECLARE
   v_why text;
 BEGIN
   {_judge_type(s)}
+  {_judge_total(s)}
   IF v_why IS NOT NULL THEN
     RAISE EXCEPTION USING
       errcode = CASE WHEN v_why ~ ' was {REPLACED} by ' THEN '{NOT_PROVEN}' ELSE '22023' END,
@@ -315,6 +318,17 @@ BEGIN
     jsonb_build_object('previous', v_newest, 'fills', '{{}}'::jsonb, 'rewritten', '[]'::jsonb,
       'labels', '{{}}'::jsonb, 'readopted', true));
 END $oplog_fn$"""
+
+
+def _judge_total(s: str) -> str:
+    """PL/pgSQL that sets `v_why` if readers could not hold the types with one more."""
+    return f"""IF v_why IS NULL AND NOT pg_has_role(session_user, current_user, 'MEMBER')
+    AND NOT EXISTS (SELECT FROM {s}.oplog_type t
+      WHERE t.type_name = p_type AND t.revision = p_revision)
+    AND (SELECT sum(octet_length(t.descriptor)::bigint + octet_length(t.shape::text))
+      FROM {s}.oplog_type t) > {MAX_TYPES_BYTES} THEN
+    v_why := 'the types of the log have {MAX_TYPES_BYTES // 1024 // 1024} MiB already';
+  END IF;"""
 
 
 def _judge_type(s: str) -> str:

@@ -190,6 +190,25 @@ def test_who_may_register(roles: Roles) -> None:
     assert register(roles, shape, role=OWNER, revision=4)
 
 
+def test_an_application_cannot_store_more_types_than_readers_can_hold(roles: Roles) -> None:
+    """Whoever reads the log reads all its types."""
+    shape = {**read_shape(roles), "aggregate": "other/{id}"}
+    assert register(roles, shape, revision=2)
+    roles.run(
+        OWNER,
+        "INSERT INTO oplog.oplog_type (type_name, revision, shape, descriptor, change) "
+        "SELECT concat('filler', n), 1, t.shape, pg_catalog.convert_to("
+        "repeat('x', 4 * 1024 * 1024), 'UTF8'), t.change FROM generate_series(1, 64) AS n, "
+        "oplog.oplog_type t WHERE t.type_name = 'account' AND t.revision = 1",
+    )
+    another = {**shape, "aggregate": "another/{id}"}
+    with pytest.raises(DBAPIError, match="the types of the log have 256 MiB already"):
+        register(roles, another, revision=3)
+    # What is stored already is no news, and the owner may go on.
+    assert not register(roles, shape, revision=2)
+    assert register(roles, another, role=OWNER, revision=3)
+
+
 def test_a_descriptor_that_lies_is_not_used(roles: Roles) -> None:
     """An application's role may store one, and rows are written and read as before."""
     shape = read_shape(roles)
