@@ -61,11 +61,12 @@ def test_restore_for_people(shop: Shop, target: Shop) -> None:
     status = shop.ask("status")
     out, err = target.call("restore")
     lines = out.splitlines()
-    assert lines[:2] == [
+    assert lines[:3] == [
         "2 rows restored, with 5 entries",
         "through position 3, sequence 3 of generation 0",
+        "from the records alone",
     ]
-    assert lines[2].startswith("digest ")
+    assert lines[3].startswith("digest ")
     assert err == NOISE + (
         f"{shop.archive}: log {status['log_id']}, generation 0, sequence 3, last entry "
         f"{status['recorded_at']}\n"
