@@ -23,6 +23,7 @@ from oplog.capture.rewriting import (
     is_rewritten,
     may_be_rewritten,
     refuse_rewritten,
+    tells_what_was_sent,
 )
 from oplog.capture.sending import check_transactional, explain_unlogged, is_undecided
 from oplog.capture.statement import StatementUnderWay, count, observe, prepare
@@ -210,7 +211,8 @@ class EngineListener:
             return
         context = rest[1]
         known = self._sent.pop(context, None)
-        if known is not None and differs(known, (statement, rest[0])):
+        told = known is not None and tells_what_was_sent(context, statement)
+        if known is not None and told and differs(known, (statement, rest[0])):
             self._refuse_sent(recorder, context)
         if context.isinsert and context in self._under_way and context._rowcount is None:  # noqa: SLF001
             # The driver forgets the count when SQLAlchemy closes the cursor of an insert, and

@@ -61,6 +61,14 @@ def is_other_batch(known: str, sent: str, *, values: str | None) -> bool:
     return True
 
 
+def tells_what_was_sent(context: Any, statement: str) -> bool:
+    """Whether `after_cursor_execute` got what was sent: SQLAlchemy 2.0 does not tell of batches.
+
+    It calls the listeners once for all batches, with the statement for one row.
+    """
+    return not _is_in_batches(context) or statement != context.statement
+
+
 def differs(known: tuple[str, Any], sent: tuple[str, Any]) -> bool:
     """A statement with its parameters became another one: by more than comments around it."""
     if not _are_same(known[1], sent[1]):
