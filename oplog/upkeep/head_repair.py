@@ -55,11 +55,10 @@ def _find_base(archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow
     if head.number == top:
         # Its predecessor is what is damaged, and is needed no more once there is a newer one.
         return Base(head, link) if row.head == top and is_in_step(row, head) else None
-    if head.number != top - 1 or row.head not in {top, top - 1}:
-        return None
-    if is_in_step(row, head):
+    near = head.number == top - 1 and row.head in {top, top - 1}
+    if (near or _is_last_published(archive, head, row)) and is_in_step(row, head):
         return Base(replace(head, number=top), link)
-    if row.head != top or row.generation != head.generation:
+    if not near or row.head != top or row.generation != head.generation:
         return None
     path = _find_segments(archive, head, row)
     if path is None:
@@ -69,6 +68,14 @@ def _find_base(archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow
         levels = add_item(held.levels, make_item(header, data), put=archive.store.put)
         held = extend_head(held, header, levels)
     return Base(replace(held, number=top, cursor=row.cursor), link)
+
+
+def _is_last_published(archive: Archive, head: Head, row: ArchiveRow) -> bool:
+    """Whether all heads above `head` were written without the publisher's key.
+
+    However many there are: the database published `head` last, and its key signed it.
+    """
+    return archive.trust.has_pins and head.publisher is not None and row.head == head.number
 
 
 def _find_segments(

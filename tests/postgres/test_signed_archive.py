@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from oplog import Archive
-from oplog.archive.format.head import decode_head
+from oplog.archive.format.head import MAX_HEAD_BYTES, HeadLink, decode_head
 from oplog.archive.format.path import COLLECTED, name_head, name_pin
 from oplog.archive.head_trust import HeadTrust
 from oplog.archive.objectstore.memory import MemoryStore
@@ -133,6 +134,43 @@ def test_a_forged_head_stops_everybody_and_is_published_over(
     assert archive.store.get(name_head(3), most=1 << 20) == forged
     restore_into(target, open_pinned(archive))
     assert dump_all(target) == dump_all(bench)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_forged_heads_are_published_over(
+    bench: Bench, spare_engine: Engine, archive: Archive, *, count: int
+) -> None:
+    honest = archive.read_head()
+    for number in range(honest.number, honest.number + count):
+        # Each names the bytes before it, as a publisher's would.
+        before = archive.store.get(name_head(number), most=MAX_HEAD_BYTES)
+        assert before is not None
+        link = HeadLink(number, sha256(before).digest())
+        forged = replace(honest, number=number + 1, previous=link, nonce="x", types=None)
+        archive.store.put(name_head(number + 1), sign_as_thief(forged, honest))
+    publisher = open_signed(KEYS, archive.store)
+    assert bench.log.resync(bench.engine, publisher).head == honest.number + count + 1
+    bench.write(add_task)
+    bench.log.sync(bench.engine, open_signed(KEYS, archive.store))
+    report = bench.log.check(open_pinned(archive), bench.engine)
+    assert harmful(report) == []
+    target = make_target(spare_engine, bench)
+    restore_into(target, open_pinned(archive))
+    assert dump_all(target) == dump_all(bench)
+
+
+def test_several_forged_heads_are_left_where_the_database_published_others(
+    bench: Bench, archive: Archive
+) -> None:
+    honest = archive.read_head()
+    bench.write(add_task)
+    bench.log.sync(bench.engine, open_signed(KEYS, archive.store))
+    for number in (1, 2):
+        archive.store.put(name_head(honest.number + number), b"?")
+    before = dump_objects(archive)
+    report = bench.log.resync(bench.engine, open_signed(KEYS, archive.store))
+    assert not report.ok
+    assert dump_objects(archive) == before
 
 
 def test_a_forged_pin_stops_the_collection(bench: Bench, archive: Archive) -> None:
