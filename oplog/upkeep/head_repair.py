@@ -7,8 +7,9 @@ database's own row, which is written after a head was seen to count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 from sqlalchemy.engine import Engine
 
@@ -26,13 +27,20 @@ from oplog.sync.head_update import publish_update
 from oplog.sync.publish_context import Base
 from oplog.upkeep.head_survey import HeadSurvey, survey_heads
 
+Put: TypeAlias = Callable[[str, bytes], None]
+"""Where an object goes: its path and its bytes."""
 _MOST_TRIED = 10_000
 
 
-def repair_heads(exporter: Exporter, engine: Engine) -> Head | None:
-    """Publish a head where readers refuse the newest one; None if that cannot be done safely.
+def publish_over(exporter: Exporter, engine: Engine, base: Base) -> Head | None:
+    """Publish what `base` holds as the newest head; raises as `publish_update`."""
+    return publish_update(exporter, engine, lambda _, head, __: head, base=base)
 
-    Raises as `publish_update`.
+
+def find_base(exporter: Exporter, engine: Engine, *, put: Put) -> Base | None:
+    """What a head is published on where readers refuse the newest one.
+
+    None if that cannot be done safely. `put` gets the index nodes that only the damaged head named.
     """
     archive = exporter.archive
     survey = survey_heads(
@@ -42,13 +50,12 @@ def repair_heads(exporter: Exporter, engine: Engine) -> Head | None:
         return None
     with engine.connect() as connection, connection.begin():
         row = exporter.store.read_row(connection, survey.head.archive_id)
-    base = None if row is None else _find_base(archive, survey, survey.head, row)
-    if base is None:
-        return None
-    return publish_update(exporter, engine, lambda _, head, __: head, base=base)
+    return None if row is None else _find_base(archive, survey, survey.head, row, put=put)
 
 
-def _find_base(archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow) -> Base | None:
+def _find_base(
+    archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow, *, put: Put
+) -> Base | None:
     """What the newest head held, and the link to the bytes that stand in its place."""
     top = max(survey.digests)
     link = HeadLink(top, survey.digests[top])
@@ -65,7 +72,7 @@ def _find_base(archive: Archive, survey: HeadSurvey, head: Head, row: ArchiveRow
         return None
     held = head
     for header, data in path:
-        levels = add_item(held.levels, make_item(header, data), put=archive.store.put)
+        levels = add_item(held.levels, make_item(header, data), put=put)
         held = extend_head(held, header, levels)
     return Base(replace(held, number=top, cursor=row.cursor), link)
 

@@ -124,12 +124,15 @@ def _look_at_head(
         return expected
     digest = sha256(data).digest()
     survey.digests[number] = digest
+    # One that the head after it names is believed for that: keys may have changed since.
+    named = expected is not None and digest == expected.digest
     try:
-        # One that the head after it names is believed for that: keys may have changed since.
-        named = expected is not None and digest == expected.digest
         head = decode_head(data, what=path) if named else archive.decode_as(data, what=path)
     except (ManifestInvalidError, ForeignArchiveError) as error:
-        survey.problems.append(ArchiveProblem(path, ProblemKind.CORRUPT, str(error.args[0])))
+        # What was published over it has what it held, or what it should have held.
+        survey.problems.append(
+            ArchiveProblem(path, ProblemKind.CORRUPT, str(error.args[0]), harmless=named)
+        )
         return None
     if head.number != number:
         message = f"{path} says that it is head {head.number}"

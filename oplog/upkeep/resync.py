@@ -38,9 +38,10 @@ from oplog.store.cursor import Cursor
 from oplog.store.feed import Feed
 from oplog.sync.exporter import Exporter
 from oplog.sync.head_update import publish_update
+from oplog.sync.publish_context import Base
 from oplog.sync.publisher import Publisher, make_hint
 from oplog.upkeep.check import check_archive, check_with_log
-from oplog.upkeep.head_repair import repair_heads
+from oplog.upkeep.head_repair import Put, find_base, publish_over
 from oplog.upkeep.head_survey import COLLECTED_BYTES
 from oplog.upkeep.new_beginning import begin_anew
 from oplog.upkeep.problem import ArchiveProblem, ArchiveReport
@@ -116,25 +117,50 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
     require_owner(engine, exporter.archive, schema=exporter.log.schema)
     resync = _Resync(exporter, engine)
     found = resync.check()
+    return _describe(resync, found) if dry_run else _repair(resync, found)
+
+
+def _describe(resync: _Resync, found: ArchiveReport) -> ResyncReport:
+    """What a repair would do first; the rest shows once that is done."""
+    plan = resync.plan(found) if found.problems else _Plan()
+    repaired = {one.path for one in plan.objects}
+    head: int | None = None
+    if not plan.readable and not repaired:
+        unwritten: list[str] = []
+        base = resync.find_base(put=lambda path, _: unwritten.append(path))
+        if base is not None:
+            head = base.head.number + 1
+            # Readers do without the heads below the newest two, and with the next one also this.
+            repaired |= {one.path for one in found.problems if parse_head(one.path)}
+            if not unwritten:
+                plan = resync.plan(found, head=base.head)
+                repaired |= {one.path for one in plan.objects}
+    return ResyncReport(
+        found=found.problems,
+        repaired=tuple(sorted(repaired)),
+        dropped=plan.dropped,
+        head=head,
+        left=tuple(one for one in found.problems if one.path not in repaired),
+        dry_run=True,
+    )
+
+
+def _repair(resync: _Resync, found: ArchiveReport) -> ResyncReport:
     report, repaired, dropped, number = found, dict[str, None](), dict[str, None](), None
     for _ in range(_ROUNDS):
         if not report.problems:
             break
         plan = resync.plan(report)
-        if not plan.readable and not plan.objects and not dry_run:
-            head = repair_heads(exporter, engine)
+        if not plan.readable and not plan.objects:
+            head = resync.publish_over_damaged()
             if head is None:
                 break
             number, report = head.number, resync.check()
             continue
-        if dry_run or not (plan.objects or plan.needs_head):
-            repaired |= dict.fromkeys(one.path for one in plan.objects)
-            dropped |= dict.fromkeys(plan.dropped)
+        if not (plan.objects or plan.needs_head):
             break
         for one in plan.objects:
-            if one.item is None:
-                # Not `create`: something stands there, and it is wrong.
-                exporter.archive.store.put(one.path, one.data)
+            resync.write(one)
             repaired[one.path] = None
         if plan.needs_head:
             head = resync.publish(plan)
@@ -143,14 +169,12 @@ def resync_archive(exporter: Exporter, engine: Engine, *, dry_run: bool = False)
         before, report = report, resync.check()
         if report.problems == before.problems:
             break
-    left = tuple(one for one in report.problems if not dry_run or one.path not in repaired)
     return ResyncReport(
         found=found.problems,
         repaired=tuple(repaired),
         dropped=tuple(dropped),
         head=number,
-        left=left,
-        dry_run=dry_run,
+        left=report.problems,
     )
 
 
@@ -173,11 +197,26 @@ class _Resync:
         """How the archive is, by itself and against the log."""
         return check_with_log(self._exporter.archive, self._engine, schema=self._log.schema)
 
-    def plan(self, report: ArchiveReport) -> _Plan:
-        """What can be done about the problems of a report."""
+    def find_base(self, *, put: Put) -> Base | None:
+        """As the function of this name."""
+        return find_base(self._exporter, self._engine, put=put)
+
+    def publish_over_damaged(self) -> Head | None:
+        """Publish a head where readers refuse the newest one; None if there is no safe way."""
+        base = self.find_base(put=self._exporter.archive.store.put)
+        return None if base is None else publish_over(self._exporter, self._engine, base)
+
+    def write(self, one: Remade) -> None:
+        """Put an object of which nothing but its name is needed; others come with a head."""
+        if one.item is None:
+            # Not `create`: something stands there, and it is wrong.
+            self._exporter.archive.store.put(one.path, one.data)
+
+    def plan(self, report: ArchiveReport, *, head: Head | None = None) -> _Plan:
+        """What can be done about the problems of a report, if `head` is the newest one."""
         plan = _Plan()
         damaged = {one.path for one in report.problems}
-        head = self._find_head(plan, damaged)
+        head = head or self._find_head(plan, damaged)
         if head is None:
             plan.readable = False
             return plan

@@ -148,8 +148,13 @@ def test_several_forged_heads_are_published_over(
         link = HeadLink(number, sha256(before).digest())
         forged = replace(honest, number=number + 1, previous=link, nonce="x", types=None)
         archive.store.put(name_head(number + 1), sign_as_thief(forged, honest))
-    publisher = open_signed(KEYS, archive.store)
-    assert bench.log.resync(bench.engine, publisher).head == honest.number + count + 1
+    before = dump_objects(archive)
+    planned = bench.log.resync(bench.engine, open_signed(KEYS, archive.store), dry_run=True)
+    assert planned.ok
+    assert dump_objects(archive) == before
+    done = bench.log.resync(bench.engine, open_signed(KEYS, archive.store))
+    assert done.ok
+    assert done.head == planned.head == honest.number + count + 1
     bench.write(add_task)
     bench.log.sync(bench.engine, open_signed(KEYS, archive.store))
     report = bench.log.check(open_pinned(archive), bench.engine)
