@@ -1,11 +1,6 @@
-"""The program `oplog` with its options and commands.
-
-`--json` and `--debug` are accepted before and after the name of a command.
-"""
+"""The program `oplog` with its options and commands."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
@@ -26,10 +21,12 @@ from oplog.cli.option import (
     accept_older_option,
     debug_option,
     json_option,
+    remember_as,
     single_writer_option,
     store_deadline_option,
 )
 from oplog.cli.pin_command import pin, pins, unpin
+from oplog.cli.program_options import accept_everywhere
 from oplog.cli.prune_command import prune
 from oplog.cli.publisher_command import publisher
 from oplog.cli.quarantine_command import quarantine
@@ -68,6 +65,8 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @click.option(
     "--app",
     metavar="MODULE:ATTR",
+    expose_value=False,
+    callback=remember_as("app"),
     envvar=VARIABLES["app"],
     show_envvar=True,
     help="The application's Oplog, or a function that returns it. The current directory is "
@@ -76,6 +75,8 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @click.option(
     "--database",
     metavar="URL",
+    expose_value=False,
+    callback=remember_as("database"),
     envvar=VARIABLES["database-url"],
     show_envvar=True,
     help="postgresql://user:password@host/database",
@@ -83,6 +84,8 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @click.option(
     "--archive",
     metavar="URL",
+    expose_value=False,
+    callback=remember_as("archive"),
     envvar=VARIABLES["archive-url"],
     show_envvar=True,
     help="s3://bucket/prefix, gs://, az:// or file:///path; credentials as its client finds them.",
@@ -99,12 +102,12 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
 @click.pass_context
-def program(context: click.Context, /, **options: Any) -> None:
-    """Look into an operation log, rebuild tables from it, and prove them equal."""
-    invocation = context.ensure_object(Invocation)
-    invocation.app = options["app"]
-    invocation.database = options["database"]
-    invocation.archive = options["archive"]
+def program(context: click.Context) -> None:
+    """Look into an operation log, rebuild tables from it, and prove them equal.
+
+    Options may stand before and after the name of a command.
+    """
+    context.ensure_object(Invocation)
 
 
 for _command in (
@@ -113,3 +116,4 @@ for _command in (
     *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust),
 ):
     program.add_command(_command)
+accept_everywhere(program)

@@ -16,6 +16,16 @@ from oplog.cli.invocation import Invocation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def remember_as(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """A callback that sets the invocation's `name`, unless the option was not given here."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(context.ensure_object(Invocation), name, value)
+
+    return remember
+
+
 def json_option(function: F) -> F:
     """`--json`: the answer as one JSON document."""
 
@@ -46,23 +56,13 @@ def redact_option(function: F) -> F:
     )(function)
 
 
-def _set_archive(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    if value:
-        context.ensure_object(Invocation).archive = value
-
-
-def _set_database(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    if value:
-        context.ensure_object(Invocation).database = value
-
-
 def archive_option(function: F) -> F:
     """`--archive`: as before the command's name."""
     return click.option(
         "--archive",
         metavar="URL",
         expose_value=False,
-        callback=_set_archive,
+        callback=remember_as("archive"),
         help="Archive to use instead of OPLOG_ARCHIVE_URL.",
     )(function)
 
@@ -80,7 +80,11 @@ def reach_option(function: F) -> F:
 def archive_argument(function: F) -> F:
     """`ARCHIVE`: the same in words that read well: restore ARCHIVE --database URL."""
     argument = click.argument(
-        "archive", metavar="[ARCHIVE]", required=False, expose_value=False, callback=_set_archive
+        "archive",
+        metavar="[ARCHIVE]",
+        required=False,
+        expose_value=False,
+        callback=remember_as("archive"),
     )
     return argument(function)
 
@@ -91,49 +95,35 @@ def database_option(function: F) -> F:
         "--database",
         metavar="URL",
         expose_value=False,
-        callback=_set_database,
+        callback=remember_as("database"),
         help="Database to use instead of OPLOG_DATABASE_URL.",
     )(function)
 
 
 def single_writer_option(function: F) -> F:
     """`--single-writer`: for stores that cannot tell two writers apart."""
-
-    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
-        invocation = context.ensure_object(Invocation)
-        invocation.single_writer = invocation.single_writer or value
-
     return click.option(
         "--single-writer",
         is_flag=True,
         expose_value=False,
-        callback=remember,
+        callback=remember_as("single_writer"),
         help="Promise that only one worker writes; for stores without If-None-Match.",
     )(function)
 
 
 def accept_older_option(function: F) -> F:
     """`--accept-older`: go on although the archive names heads that are gone."""
-
-    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's
-        invocation = context.ensure_object(Invocation)
-        invocation.accept_older = invocation.accept_older or value
-
     return click.option(
         "--accept-older",
         is_flag=True,
         expose_value=False,
-        callback=remember,
+        callback=remember_as("accept_older"),
         help="Continue from the newest readable head although LATEST names a newer one.",
     )(function)
 
 
 def store_deadline_option(function: F) -> F:
     """`--store-deadline`: how long requests to the archive's store are tried."""
-
-    def remember(context: click.Context, _parameter: click.Parameter, value: float) -> None:
-        context.ensure_object(Invocation).store_deadline_seconds = value
-
     return click.option(
         "--store-deadline",
         type=click.FloatRange(min=0, min_open=True),
@@ -141,7 +131,7 @@ def store_deadline_option(function: F) -> F:
         default=DEADLINE_SECONDS,
         show_default=True,
         expose_value=False,
-        callback=remember,
+        callback=remember_as("store_deadline_seconds"),
         help="How long a request to the archive's store is tried before it fails.",
     )(function)
 

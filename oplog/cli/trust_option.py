@@ -8,21 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
-from oplog.cli.invocation import Invocation
+from oplog.cli.option import remember_as
 from oplog.crypto.signing_keyring import SIGNING_KEYRING
 from oplog.crypto.trust import TRUST
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Set the invocation's `name`, unless the option was not given in this place."""
-
-    def remember(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
-        if value:
-            setattr(context.ensure_object(Invocation), name, value)
-
-    return remember
 
 
 def signing_keyring_option(function: F) -> F:
@@ -31,7 +21,7 @@ def signing_keyring_option(function: F) -> F:
         "--signing-keyring",
         type=click.Path(dir_okay=False, path_type=Path),
         expose_value=False,
-        callback=_remember("signing_keyring"),
+        callback=remember_as("signing_keyring"),
         help=f"The publisher's keys, which sign the archive. Else what {SIGNING_KEYRING} names.",
     )(function)
 
@@ -43,7 +33,7 @@ def trust_option(function: F) -> F:
         "trust_file",
         type=click.Path(dir_okay=False, path_type=Path),
         expose_value=False,
-        callback=_remember("trust_file"),
+        callback=remember_as("trust_file"),
         help=f"The publishers' keys that are pinned (oplog trust). Else what {TRUST} names.",
     )(function)
 
@@ -54,7 +44,7 @@ def unsigned_option(function: F) -> F:
         "--unsigned",
         is_flag=True,
         expose_value=False,
-        callback=_remember("unsigned"),
+        callback=remember_as("unsigned"),
         help="Begin and read an unsigned archive without a warning.",
     )(function)
 
@@ -65,7 +55,7 @@ def replace_publisher_option(function: F) -> F:
         "--replace-publisher",
         is_flag=True,
         expose_value=False,
-        callback=_remember("replace_publisher"),
+        callback=remember_as("replace_publisher"),
         help="Believe the newest head without looking at its key, and sign with this keyring "
         "from now on: after the old key was lost, or for an unsigned archive. Run oplog check "
         "first.",
@@ -79,6 +69,6 @@ def expect_option(function: F) -> F:
         "expect",
         metavar="SEQUENCE:HASH",
         expose_value=False,
-        callback=_remember("expect_at_least"),
+        callback=remember_as("expect_at_least"),
         help="Refuse an archive that does not hold this, which oplog sync printed.",
     )(function)

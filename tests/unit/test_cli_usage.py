@@ -22,6 +22,7 @@ from oplog._proto.oplog.v1 import record_pb2
 from oplog.cli import main
 from oplog.cli.argument import PLACE, parse_metadata
 from oplog.cli.command import program
+from oplog.cli.invocation import Invocation
 from oplog.cli.presentation import show_value
 from oplog.doctor.inspection import match_key
 from oplog.errors import ConfigurationError
@@ -86,6 +87,55 @@ def test_every_command_explains_itself_in_80_columns(path: tuple[str, ...]) -> N
     assert max(len(line) for line in done.output.splitlines()) <= 80
     for option in ("--json", "--debug", "--help"):
         assert option in done.output
+
+
+LEAVES = [path for path in COMMANDS if not any(path == other[:-1] for other in COMMANDS)]
+GIVEN = {
+    "app": ("--app", "bank:log"),
+    "database": ("--database", "postgresql://h/d"),
+    "archive": ("--archive", "file:///a"),
+    "single_writer": ("--single-writer",),
+    "accept_older": ("--accept-older",),
+    "store_deadline_seconds": ("--store-deadline", "7"),
+    "signing_keyring": ("--signing-keyring", "s"),
+    "trust_file": ("--trust", "t"),
+    "unsigned": ("--unsigned",),
+    "replace_publisher": ("--replace-publisher",),
+    "expect_at_least": ("--expect-at-least", f"1:{'0' * 64}"),
+}
+"""Options of the program, by what they set."""
+
+
+def test_all_options_of_the_program_are_tried() -> None:
+    known = {option for given in GIVEN.values() for option in given[:1]}
+    own = {p.opts[0] for p in program.params if not getattr(p, "is_eager", False)}
+    assert own == known | {"--json", "--debug"}
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_options_stand_before_and_after_the_command(path: tuple[str, ...]) -> None:
+    command: click.Command = program
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    # What the command itself requires is not the question.
+    bare = click.Command(path[-1], params=[p for p in command.params if not p.required])
+    own = {"archive"} if any(p.name == "reach" for p in command.params) else set()
+    for name, given in GIVEN.items():
+        found = []
+        for before, after in ((given, ()), ((), given), (given, ())):
+            context = program.make_context("oplog", [*before, path[-1]])
+            bare.make_context(path[-1], list(after), parent=context)
+            found.append(getattr(context.find_object(Invocation), name))
+        assert found[0] not in {None, "", False}, name
+        assert found[0] == found[2]
+        assert name in own or found[0] == found[1], name
+
+
+def test_what_was_said_before_the_command_is_not_undone_after_it(run: Run) -> None:
+    ended = run("--app", "os:sep", "status", "--database", "postgresql://h/d")
+    assert "is a str, not an Oplog" in ended.err
+    assert "'os:getcwd'" in run("--app", "os:sep", "status", "--app", "os:getcwd").err
 
 
 def test_no_command_is_told_what_there_is(run: Run) -> None:
