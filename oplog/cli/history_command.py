@@ -6,6 +6,7 @@ import click
 
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
+    full_option,
     pass_invocation,
     reach_option,
     redact_option,
@@ -22,6 +23,7 @@ from oplog.json_value import to_json_value
 @click.argument("type_name", metavar="TYPE")
 @click.argument("key_texts", metavar="KEY...", nargs=-1, required=True)
 @redact_option
+@full_option
 @reach_option
 @standard_options
 @pass_invocation
@@ -31,13 +33,15 @@ def history(
     type_name: str,
     key_texts: tuple[str, ...],
     redact: bool,
+    full: bool,
     reach: str | None,
 ) -> None:
     """Show every change of one row, oldest first.
 
     When and what, and what its transaction said about itself.
     KEY is the row's primary key as Postgres prints it. A key of several columns is given as
-    several arguments, in the key's order, or each as column=value.
+    several arguments, in the key's order, or each as column=value. On a terminal a pager shows
+    what is longer than a screen.
     """
     log, archive = invocation.load_log(), invocation.reach_archive(reach)
     with invocation.connect() as connection:
@@ -48,9 +52,11 @@ def history(
         "key": to_json_value(key),
         "changes": [change.to_json(redact=redact) for change in changes],
     }
+    look = invocation.look(redact=redact, full=full)
     invocation.emit(
         lambda: document,
-        lambda: (line for change in changes for line in show_change(change, redact=redact)),
+        lambda: (line for change in changes for line in show_change(change, look=look)),
+        paged=True,
     )
     if not changes:
         say(f"the log has nothing about {type_name} {show_key(key)}")

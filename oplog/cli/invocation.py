@@ -26,6 +26,8 @@ from sqlalchemy.pool import NullPool
 from oplog.archive.archive import Archive
 from oplog.archive.opening import DEADLINE_SECONDS, open_archive
 from oplog.cli.exit_code import UnexpectedError, print_data
+from oplog.cli.pager import show_in_pager
+from oplog.cli.presentation import Look
 from oplog.crypto.signing_keyring import SigningKeyring
 from oplog.crypto.trust import Trust
 from oplog.errors import OplogError
@@ -139,13 +141,29 @@ class Invocation:
             expect_at_least=self.expect_at_least,
         )
 
-    def emit(self, document: Callable[[], Any], text: Callable[[], Iterable[str]]) -> None:
-        """Print the answer on stdout: one JSON document, or lines of text as they come."""
+    def emit(
+        self,
+        document: Callable[[], Any],
+        text: Callable[[], Iterable[str]],
+        *,
+        paged: bool = False,
+    ) -> None:
+        """Print the answer on stdout: one JSON document, or lines of text as they come.
+
+        With `paged` a terminal shows lines in its pager.
+        """
         if self.as_json:
             print_data(json.dumps(document(), indent=2, allow_nan=False))
-            return
-        for line in text():
-            print_data(line)
+        elif paged and sys.stdout.isatty():
+            show_in_pager(text())
+        else:
+            for line in text():
+                print_data(line)
+
+    def look(self, *, redact: bool, full: bool) -> Look:
+        """How entries are shown: in colour on a terminal, unless NO_COLOR is set."""
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return Look(redact=redact, full=full, colour=colour)
 
 
 def say(message: str) -> None:

@@ -16,6 +16,13 @@ from oplog.cli.invocation import Invocation
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def full_option(function: F) -> F:
+    """`--full`: nothing is cut."""
+    return click.option(
+        "--full", is_flag=True, help="Cut neither long values nor entries of many operations."
+    )(function)
+
+
 def remember_as(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     """A callback that sets the invocation's `name`, unless the option was not given here."""
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import click
 
 from oplog.entry import Change, LoggedEntry, Operation
 from oplog.json_value import REDACTED, format_float, format_plain, format_time, to_json_value
@@ -16,6 +19,37 @@ from oplog.schema.mark_names import ADOPTION_PREFIX
 _SHOWN_BYTES = 16
 _SHOWN_ROWS = 10
 """A chunk of adopted rows that has more is not shown row by row."""
+_SHOWN_OPERATIONS = 20
+"""Operations of an entry that are shown unless all are asked for."""
+_SHOWN_CHARACTERS = 200
+"""Of a value, unless all of it is asked for."""
+_COLOURS = {"create": "green", "update": "yellow", "delete": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How entries and changes are shown: `full` cuts nothing, `redact` hides values."""
+
+    redact: bool = False
+    full: bool = False
+    colour: bool = False
+
+    def kind(self, kind: str) -> str:
+        """The name of an operation's kind."""
+        return click.style(kind, fg=_COLOURS.get(kind)) if self.colour else kind
+
+    def head(self, line: str) -> str:
+        """The first line of an entry."""
+        return click.style(line, bold=True) if self.colour else line
+
+    def value(self, value: object) -> str:
+        """A value for people, cut where it is long."""
+        if self.redact:
+            return REDACTED
+        shown = show_value(value)
+        if self.full or len(shown) <= _SHOWN_CHARACTERS:
+            return shown
+        return f"{shown[:_SHOWN_CHARACTERS]}… ({len(shown)} characters)"
 
 
 def show_value(value: object) -> str:
@@ -66,9 +100,9 @@ def show_key(key: Mapping[str, object]) -> str:
     return ", ".join(f"{escape(name)}={show_value(value)}" for name, value in key.items())
 
 
-def show_entry(entry: LoggedEntry, *, redact: bool) -> Iterator[str]:
+def show_entry(entry: LoggedEntry, *, look: Look) -> Iterator[str]:
     """An entry as lines of text."""
-    yield (
+    yield look.head(
         f"{entry.position}  {format_time(entry.recorded_at)}  {escape(entry.aggregate)}  "
         f"version {entry.version}"
     )
@@ -78,10 +112,14 @@ def show_entry(entry: LoggedEntry, *, redact: bool) -> Iterator[str]:
     if entry.aggregate.startswith(ADOPTION_PREFIX) and len(entry.operations) > _SHOWN_ROWS:
         yield _show_block(entry.operations)
         return
-    for operation in entry.operations:
-        kind, name = operation.kind.name.lower(), escape(operation.type_name)
+    most = len(entry.operations) if look.full else _SHOWN_OPERATIONS
+    for operation in entry.operations[:most]:
+        kind, name = look.kind(operation.kind.name.lower()), escape(operation.type_name)
         yield f"  {kind} {name} {show_key(operation.key)}"
-        yield from _show_fields(operation.fields, redact=redact, indent=4)
+        yield from _show_fields(operation.fields, look=look, indent=4)
+    rest = len(entry.operations) - most
+    if rest > 0:
+        yield f"  … {show_count(rest, 'more operation')} (--full shows all)"
 
 
 def _show_block(operations: Sequence[Operation]) -> str:
@@ -93,11 +131,12 @@ def _show_block(operations: Sequence[Operation]) -> str:
     )
 
 
-def show_change(change: Change, *, redact: bool) -> Iterator[str]:
+def show_change(change: Change, *, look: Look) -> Iterator[str]:
     """A step of a row's history as lines of text."""
-    yield f"{change.position}  {format_time(change.recorded_at)}  {change.kind.name.lower()}"
+    kind = look.kind(change.kind.name.lower())
+    yield f"{look.head(f'{change.position}  {format_time(change.recorded_at)}')}  {kind}"
     yield from _show_metadata(change.metadata)
-    yield from _show_fields(change.fields, redact=redact, indent=2)
+    yield from _show_fields(change.fields, look=look, indent=2)
 
 
 def _show_metadata(metadata: Mapping[str, Iterable[str]]) -> Iterator[str]:
@@ -105,10 +144,9 @@ def _show_metadata(metadata: Mapping[str, Iterable[str]]) -> Iterator[str]:
         yield f"  {escape(key)}: {', '.join(escape(value) for value in values)}"
 
 
-def _show_fields(fields: Mapping[str, object], *, redact: bool, indent: int) -> Iterator[str]:
+def _show_fields(fields: Mapping[str, object], *, look: Look, indent: int) -> Iterator[str]:
     for name, value in fields.items():
-        shown = REDACTED if redact else show_value(value)
-        yield f"{' ' * indent}{escape(name)} = {shown}"
+        yield f"{' ' * indent}{escape(name)} = {look.value(value)}"
 
 
 def show_quarantined(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:

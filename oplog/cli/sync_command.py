@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from oplog.cli.invocation import Invocation
+from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     accept_older_option,
     archive_option,
@@ -19,7 +21,7 @@ from oplog.cli.option import (
     stop_within_option,
 )
 from oplog.cli.presentation import escape
-from oplog.cli.publication import report_problems, show_sync
+from oplog.cli.publication import describe_minute, report_problems, show_sync
 from oplog.cli.signals import run_until_signal
 from oplog.cli.trust_option import replace_publisher_option, unsigned_option
 from oplog.facade.sync_worker import SyncWorker
@@ -28,6 +30,7 @@ from oplog.sync.exporter import SyncReport
 from oplog.sync.worker import INTERVAL_SECONDS
 
 _CHECK_HOURS = 24.0
+_TELL_SECONDS = 60.0
 
 
 @click.command()
@@ -61,6 +64,12 @@ _CHECK_HOURS = 24.0
     metavar="H",
     help="With --follow: check and repair every H hours; 0 is never.",
 )
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="With --follow: say once a minute what was published, and how far.",
+)
 @stop_within_option("With --follow")
 @archive_option
 @single_writer_option
@@ -82,7 +91,7 @@ def sync(invocation: Invocation, /, *, follow: bool, fork: str, **options: Any) 
     with invocation.open_engine(pooled=follow) as engine:
         if follow:
             log.require_log(engine)
-            tally = _Tally()
+            tally = Tally(say if options["verbose"] else None)
             worker = SyncWorker(
                 log,
                 engine,
@@ -120,11 +129,15 @@ def _read_policy(records: int | None, hours: float | None) -> SnapshotPolicy | N
     return None if records is None and hours is None else SnapshotPolicy(records, hours)
 
 
-class _Tally:
+class Tally:
     """What all passes of a worker did together."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] | None) -> None:
+        """`tell` gets a line a minute."""
         self.total = SyncReport(0, 0, 0, 0)
+        self._tell = tell
+        self._told = self.total
+        self._told_at = time.monotonic()
 
     def add(self, report: SyncReport) -> None:
         """One more pass."""
@@ -136,3 +149,6 @@ class _Tally:
             bytes=total.bytes + report.bytes,
             lost=total.lost + report.lost,
         )
+        if self._tell is not None and time.monotonic() - self._told_at >= _TELL_SECONDS:
+            self._tell(describe_minute(self._told, self.total))
+            self._told, self._told_at = self.total, time.monotonic()

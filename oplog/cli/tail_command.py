@@ -9,6 +9,7 @@ import click
 from oplog.cli.argument import PLACE, parse_metadata
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import (
+    full_option,
     pass_invocation,
     reach_option,
     redact_option,
@@ -40,6 +41,7 @@ from oplog.cli.presentation import (
 @click.option("--after", type=PLACE, help="Show only entries after this place.")
 @click.option("--through", type=PLACE, help="Show only entries up to this place.")
 @redact_option
+@full_option
 @reach_option
 @standard_options
 @pass_invocation
@@ -52,11 +54,12 @@ def tail(
     after: int | datetime | None,
     through: int | datetime | None,
     redact: bool,
+    full: bool,
     reach: str | None,
 ) -> None:
     """Show the last entries, oldest first.
 
-    A time without a zone is UTC.
+    A time without a zone is UTC. On a terminal a pager shows what is longer than a screen.
     """
     wanted = parse_metadata(pairs)
     log, archive = invocation.load_log(), invocation.reach_archive(reach)
@@ -70,7 +73,9 @@ def tail(
             through=through,
             archive=archive,
         )
+        look = invocation.look(redact=redact, full=full)
         invocation.emit(
             lambda: [entry.to_json(redact=redact) for entry in entries],
-            lambda: (line for entry in entries for line in show_entry(entry, redact=redact)),
+            lambda: (line for entry in entries for line in show_entry(entry, look=look)),
+            paged=True,
         )

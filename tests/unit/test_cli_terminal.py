@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Iterator
@@ -16,9 +18,11 @@ from uuid import uuid4
 
 import pytest
 
-from oplog import LoggedEntry, Operation
-from oplog.cli.presentation import show_entry
+from oplog import Change, LoggedEntry, Operation, OpType
+from oplog.cli.presentation import Look, show_change, show_entry
 from oplog.cli.progress import show_progress, show_work
+from oplog.cli.sync_command import Tally
+from oplog.sync.exporter import SyncReport
 
 pytestmark = pytest.mark.unit
 
@@ -80,9 +84,129 @@ def make_entry(rows: int, aggregate: str) -> LoggedEntry:
     )
 
 
+PLAIN = Look()
+
+
 def test_a_chunk_of_adopted_rows_is_one_line() -> None:
-    lines = list(show_entry(make_entry(25_000, "adopted/account"), redact=False))
+    lines = list(show_entry(make_entry(25_000, "adopted/account"), look=PLAIN))
     assert lines[1:] == ["  adopted: account", "  create account 25000 rows, id=1 to id=25000"]
     # A few rows are shown as ever, and so is what an application did in one transaction.
-    assert len(list(show_entry(make_entry(3, "adopted/account"), redact=False))) == 2 + 3 * 3
-    assert len(list(show_entry(make_entry(30, "ledger"), redact=False))) == 2 + 30 * 3
+    assert len(list(show_entry(make_entry(3, "adopted/account"), look=PLAIN))) == 2 + 3 * 3
+    assert len(list(show_entry(make_entry(20, "ledger"), look=PLAIN))) == 2 + 20 * 3
+
+
+def test_long_entries_are_cut_unless_all_is_asked_for() -> None:
+    entry = make_entry(30, "ledger")
+    lines = list(show_entry(entry, look=PLAIN))
+    assert len(lines) == 2 + 20 * 3 + 1
+    assert lines[-1] == "  … 10 more operations (--full shows all)"
+    assert len(list(show_entry(entry, look=Look(full=True)))) == 2 + 30 * 3
+
+
+def test_long_values_are_cut_unless_all_is_asked_for() -> None:
+    change = Change(1, OpType.UPDATE, {"note": "y" * 1000}, {}, datetime.now(UTC))
+    cut = list(show_change(change, look=PLAIN))[-1]
+    assert cut.endswith("y… (1002 characters)")
+    assert len(cut) < 240
+    assert "y" * 1000 in list(show_change(change, look=Look(full=True)))[-1]
+    assert list(show_change(change, look=Look(redact=True)))[-1] == "  note = ***"
+
+
+def test_colours_are_of_kinds_and_never_of_what_was_stored() -> None:
+    entry = make_entry(1, "ledger\x1b[31m")
+    plain, coloured = (
+        "\n".join(show_entry(entry, look=look)) for look in (PLAIN, Look(colour=True))
+    )
+    assert CONTROL.sub("", coloured) == plain
+    assert "\x1b" not in plain
+    assert "\x1b[32mcreate\x1b[0m" in coloured
+
+
+SHOW = """
+from datetime import UTC, datetime
+from oplog import Change, OpType
+from oplog.cli.invocation import Invocation
+from oplog.cli.presentation import show_change
+change = Change(1, OpType.DELETE, {"note": "y"}, {}, datetime(2026, 1, 1, tzinfo=UTC))
+run = Invocation()
+look = run.look(redact=False, full=False)
+run.emit(lambda: 1, lambda: (l for _ in range(5000) for l in show_change(change, look=look)),
+         paged=True)
+print("ended")
+"""
+
+
+def show_on_terminal(**environment: str) -> tuple[int, str]:
+    """What a terminal shows that 10,000 lines are printed to."""
+    master, slave = pty.openpty()
+    base = {k: v for k, v in os.environ.items() if k not in {"PAGER", "LESS", "NO_COLOR"}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOW],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**base, "TERM": "xterm", **environment},
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # what a terminal says once nobody has it open
+        while read := os.read(master, 1 << 16):
+            shown += read
+    os.close(master)
+    return process.wait(), shown.decode()
+
+
+def test_a_terminal_gets_all_lines_in_colour_through_its_pager() -> None:
+    code, shown = show_on_terminal(PAGER="cat")
+    assert code == 0
+    assert shown.count("note = 'y'") == 5000
+    assert "\x1b[" in shown
+    code, shown = show_on_terminal(PAGER="cat", NO_COLOR="1")
+    assert shown.count("note = 'y'") == 5000
+    assert "\x1b[" not in shown
+
+
+def test_a_pager_that_is_left_early_is_no_failure() -> None:
+    code, shown = show_on_terminal(PAGER="head -n 2")
+    assert code == 0
+    assert shown.count("note = 'y'") == 1
+    assert shown.rstrip().endswith("ended")
+
+
+def test_a_pipe_gets_plain_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True)
+    assert done.stdout.count("note = 'y'") == 5000
+    assert "\x1b" not in done.stdout
+
+
+def test_a_worker_that_is_asked_says_once_a_minute_what_it_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("oplog.cli.sync_command.time.monotonic", lambda: clock[0])
+    said: list[str] = []
+    tally, silent = Tally(said.append), Tally(None)
+    for second in range(1, 151):
+        clock[0] = float(second)
+        for one in (tally, silent):
+            one.add(SyncReport(2, 1, 512, position=second, sequence=second))
+    assert [line.partition("  ")[2] for line in said] == [
+        "120 entries in 60 segments, 30.0 KiB; published through sequence 60, position 60",
+        "120 entries in 60 segments, 30.0 KiB; published through sequence 120, position 120",
+    ]
+    assert tally.total == silent.total
+    assert tally.total.entries == 300
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes(shell: str) -> None:
+    program = [sys.executable, "-m", "oplog"]
+    complete = {
+        "_OPLOG_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "oplog ver",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        program, env={**os.environ, **complete}, capture_output=True, text=True, check=True
+    )
+    assert "verify" in done.stdout
