@@ -34,6 +34,7 @@ UNAFFECTED: dict[str, tuple[str, ...]] = {
         "unit/test_binary_message.py",
         "unit/test_chain.py",
         "unit/test_cli_usage.py",
+        "unit/test_first_log.py",
         "unit/test_cursor.py",
         "unit/test_keyring*.py",
         "unit/test_mutants.py",

@@ -14,6 +14,7 @@ from oplog.cli.fork_command import fork
 from oplog.cli.grants_command import grants
 from oplog.cli.history_command import history
 from oplog.cli.incarnate_command import incarnate
+from oplog.cli.init_command import init
 from oplog.cli.invocation import REFLECTED, Invocation
 from oplog.cli.keys_command import keys
 from oplog.cli.maintain_command import maintain
@@ -111,7 +112,7 @@ def program(context: click.Context) -> None:
 
 
 for _command in (
-    *(status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
+    *(init, status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
     *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust),
 ):

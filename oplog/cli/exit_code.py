@@ -159,7 +159,8 @@ def _advise(error: DBAPIError) -> str:
     return {
         "3D000": "check the database's name in --database or OPLOG_DATABASE_URL",
         "28P01": "check user and password in --database or OPLOG_DATABASE_URL",
-        "42501": "connect as a role that may use the log's schema and tables",
+        "42501": "grant this role what it lacks: oplog grants prints what an application, a worker "
+        "and an auditor need; or connect as the owner of the log's tables",
     }.get(read_sqlstate(error) or "", "")
 
 

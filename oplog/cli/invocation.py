@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
@@ -190,21 +191,8 @@ def parse_url(text: str | None) -> URL:
 
 def load_log(path: str) -> Oplog:
     """The `Oplog` at `module:attr`; the current directory is importable."""
-    module_name, _, names = path.partition(":")
-    if not module_name or not names:
-        raise click.UsageError(f"--app {path!r} is not of the form module:attr")
-    directory = str(Path.cwd())
-    if directory not in sys.path:
-        sys.path.insert(0, directory)
     with contextlib.redirect_stdout(sys.stderr):
-        found: Any = _import(module_name)
-        for name in names.split("."):
-            try:
-                found = getattr(found, name)
-            except AttributeError as cause:
-                raise click.UsageError(
-                    f"--app {path!r}: {module_name} has no attribute {names!r}"
-                ) from cause
+        found = load_name(path, option="--app")
         if not isinstance(found, Oplog) and callable(found):
             with _of_application(f"calling {path} failed"):
                 found = found()
@@ -216,7 +204,32 @@ def load_log(path: str) -> Oplog:
     return found
 
 
-def _import(name: str) -> Any:
+def load_name(path: str, *, option: str) -> Any:
+    """What is at `module:attr`; the current directory is importable. `option` is for messages."""
+    module_name, _, names = path.partition(":")
+    if not module_name or not names:
+        raise click.UsageError(f"{option} {path!r} is not of the form module:attr")
+    found: Any = load_module(module_name, option=option)
+    for name in names.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as cause:
+            raise click.UsageError(
+                f"{option} {path!r}: {module_name} has no attribute {names!r}"
+            ) from cause
+    return found
+
+
+def load_module(name: str, *, option: str) -> ModuleType:
+    """A module of the application; what it prints goes to stderr."""
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    with contextlib.redirect_stdout(sys.stderr):
+        return _import(name, option)
+
+
+def _import(name: str, option: str) -> ModuleType:
     try:
         with _of_application(f"importing {name} failed"):
             return importlib.import_module(name)
@@ -228,7 +241,7 @@ def _import(name: str) -> Any:
             and (name == cause.name or name.startswith(f"{cause.name}."))
         ):
             raise click.UsageError(
-                f"--app: there is no module {name!r}, neither installed nor in {Path.cwd()}"
+                f"{option}: there is no module {name!r}, neither installed nor in {Path.cwd()}"
             ) from cause
         raise
 
