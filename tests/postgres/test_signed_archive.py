@@ -143,9 +143,9 @@ def test_several_forged_heads_are_published_over(
     honest = archive.read_head()
     for number in range(honest.number, honest.number + count):
         # Each names the bytes before it, as a publisher's would.
-        before = archive.store.get(name_head(number), most=MAX_HEAD_BYTES)
-        assert before is not None
-        link = HeadLink(number, sha256(before).digest())
+        below = archive.store.get(name_head(number), most=MAX_HEAD_BYTES)
+        assert below is not None
+        link = HeadLink(number, sha256(below).digest())
         forged = replace(honest, number=number + 1, previous=link, nonce="x", types=None)
         archive.store.put(name_head(number + 1), sign_as_thief(forged, honest))
     before = dump_objects(archive)

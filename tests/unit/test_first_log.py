@@ -99,7 +99,8 @@ def test_the_setting_is_added_once(source: str) -> None:
 def test_names_are_quoted_as_python() -> None:
     tables = {None: ["order", 'od"d\\'], "späti": ["x"]}
     for body in (write_upgrade(tables, version=1), write_downgrade(tables)):
-        calls = [node for node in ast.walk(ast.parse(f"def f():\n    {body}")) if isinstance(node, ast.Call)]
+        tree = ast.parse(f"def upgrade():\n    {body}")
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         names = {arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)}
         assert names == {"order", 'od"d\\', "x"}
 
