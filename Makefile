@@ -34,9 +34,9 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	&& { command -v $$p; break; }; done)
 
 RUN := .venv/bin/python
-TYPED = $(wildcard oplog tests examples benchmarks migrations)
+TYPED = $(wildcard oplog tests examples benchmarks migrations website)
 
-.PHONY: help demo test check bench soak mutants histories real
+.PHONY: help demo test check bench soak mutants histories real docs
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean
 
 help:
@@ -49,9 +49,10 @@ help:
 	@echo 'make histories  migrate published applications with a log (ARGS="mlflow prefect")'
 	@echo 'make real     run applications and their tests with a log from outside (ARGS="optuna")'
 	@echo
+	@echo 'make docs     build the documentation as a site in .site, and check its links'
 	@echo 'make format   rewrite the code in the house format'
 	@echo 'make protos   generate oplog/_proto from protos/'
-	@echo 'make lock     resolve pyproject.toml into the three locks again'
+	@echo 'make lock     resolve pyproject.toml into the four locks again'
 	@echo 'make clean    remove everything that make created'
 
 demo: .venv/ready
@@ -60,10 +61,14 @@ demo: .venv/ready
 test: .venv/ready
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: format-check lint types protos-check test test-sqlalchemy-20
+check: format-check lint types protos-check docs test test-sqlalchemy-20
 
 bench: .venv-bench/ready
 	@.venv-bench/bin/python -m benchmarks $(ARGS)
+
+# Strict: a page that no other leads to, and a link or an anchor that leads nowhere, is an error.
+docs: .venv-docs/ready
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. .venv-docs/bin/python -m mkdocs build
 
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
@@ -163,21 +168,26 @@ endef
 .venv-bench/ready: pyproject.toml requirements-bench.lock | .boot/ready
 	$(call install,.venv-bench,requirements-bench.lock)
 
+# So is what builds the site.
+.venv-docs/ready: pyproject.toml requirements-docs.lock | .boot/ready
+	$(call install,.venv-docs,requirements-docs.lock)
+
 # The locks hold for every platform and name no host. No settings of whoever runs this get in.
 compile = env -u UV_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_INDEX_STRATEGY \
 	$(UV) pip compile -q --no-config --universal --python-version 3.11 $(UPGRADE) \
 	--generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' pyproject.toml
 
-# The second lock is the other end of both ranges that span two major lines. The third one has the
-# versions of the first, so that what is measured is what is tested.
+# The second lock is the other end of both ranges that span two major lines. The others have the
+# versions of the first, so that what is measured and described is what is tested.
 lock: .boot/ready
 	@$(compile) --extra dev -o requirements.lock
 	@printf 'SQLAlchemy<2.1\nprotobuf>=7\n' \
 	| $(compile) --extra test --constraints - -o requirements-sqlalchemy-2.0.lock
 	@$(compile) --extra embedded --group bench --constraints requirements.lock -o requirements-bench.lock
+	@$(compile) --extra pytest --group docs --constraints requirements.lock -o requirements-docs.lock
 
 clean:
-	@rm -rf .venv .venv-bench .venv-sa20 .boot build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	@rm -rf .venv .venv-bench .venv-docs .venv-sa20 .site .boot build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 	  .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -56,6 +56,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 differences, corruption or a
 fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 12 keys, 13 the archive's store does not answer or refuses, 130 interrupted,
 141 nobody reads the output any more.
+
+\b
+Documentation: docs/index.md of the source; make docs builds it as a site.
+Begin with oplog init.
 """
 
 
