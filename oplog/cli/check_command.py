@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from oplog.cli.argument import SHARE
+from oplog.cli.evidence import keep_evidence
 from oplog.cli.exit_code import DIFFERENCES
-from oplog.cli.invocation import Invocation
+from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
     archive_option,
     database_option,
@@ -49,6 +50,8 @@ def check(invocation: Invocation, *, alone: bool, sample: float | None) -> int:
     compared = not alone and bool(invocation.database)
     document = {"compared": compared, **report.to_json()}
     invocation.emit(lambda: document, lambda: _show_check(document))
+    if report.forked is not None:
+        say(keep_evidence(report.forked))
     return 0 if report.ok else DIFFERENCES
 
 

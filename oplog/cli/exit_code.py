@@ -20,8 +20,9 @@ from typing import Any
 import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from oplog.cli.evidence import keep_evidence
 from oplog.cli.presentation import escape
-from oplog.errors import OplogError, QuarantineWarning
+from oplog.errors import OplogError, QuarantineWarning, SignedForkError
 from oplog.outside.program_settings import read_settings
 from oplog.postgres.sqlstate import is_away, read_sqlstate
 
@@ -117,6 +118,8 @@ def _report(error: Exception, *, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     name, message, hint, code = _explain(error)
+    if isinstance(error, SignedForkError):
+        message = f"{message}; {keep_evidence(error.heads)}"
     if as_json:
         print_data(json.dumps({"error": name, "message": message, "hint": hint}, indent=2))
     sys.stderr.write(f"error: {message}\n")

@@ -360,6 +360,7 @@ class _Check:
             head=0 if head is None else head.number,
             generation=0 if head is None else head.generation,
             quarantined=tuple(self._marks),
+            forked=survey.forked,
         )
 
 

@@ -42,7 +42,8 @@ class HeadSurvey:
 
     `newest` is what every reader finds, None if readers find none or refuse; `head` is the same,
     or else the newest that can be decoded. `digests` are those of the heads that are there, by
-    number, whether they can be decoded or not.
+    number, whether they can be decoded or not. `forked` are the bytes of two heads that exclude
+    each other, though both are signed by a publisher that is believed.
     """
 
     newest: Head | None = None
@@ -50,6 +51,7 @@ class HeadSurvey:
     collected: bool = False
     problems: list[ArchiveProblem] = field(default_factory=list)
     digests: dict[int, bytes] = field(default_factory=dict)
+    forked: tuple[bytes, bytes] | None = None
 
 
 def survey_heads(archive: Archive) -> HeadSurvey:
@@ -68,6 +70,7 @@ def survey_heads(archive: Archive) -> HeadSurvey:
         ForeignArchiveError,
     ) as error:
         refused = error
+        survey.forked = error.heads if isinstance(error, SignedForkError) else None
     _look_at_mark(archive, survey)
     numbers = {
         number for info in archive.store.list(f"{HEAD}/") if (number := parse_head(info.path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from oplog.errors import (
     ArchiveError,
@@ -18,6 +18,9 @@ from oplog.errors import (
     StoreUnavailableError,
 )
 from oplog.store.quarantined import QuarantinedRecord, list_quarantined_json
+
+Heads: TypeAlias = tuple[bytes, bytes]
+"""Two heads, as they are stored."""
 
 
 class ProblemKind(StrEnum):
@@ -67,7 +70,8 @@ class ArchiveReport:
     `objects` were looked at, `bytes` of them read; `entries` are in the segments that were read.
     `head` is the number of the head that was checked, which holds everything up to `sequence`; 0
     for none. `quarantined` are the records that the owner has declared unreadable, as far as they
-    and their marks were read.
+    and their marks were read. `forked` are the bytes of two signed heads that exclude each other:
+    they prove to anybody that the publisher's key signed both.
     """
 
     problems: tuple[ArchiveProblem, ...]
@@ -78,6 +82,7 @@ class ArchiveReport:
     head: int
     generation: int = 0
     quarantined: tuple[QuarantinedRecord, ...] = ()
+    forked: Heads | None = None
 
     @property
     def ok(self) -> bool:
@@ -90,6 +95,7 @@ class ArchiveReport:
             "ok": self.ok,
             **asdict(self),
             "quarantined": list_quarantined_json(self.quarantined),
+            "forked": None if self.forked is None else [head.hex() for head in self.forked],
         }
 
 

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from oplog import Archive
+from oplog import Archive, open_archive
 from oplog.archive.format.head import MAX_HEAD_BYTES, HeadLink, decode_head
 from oplog.archive.format.path import COLLECTED, name_head, name_pin
 from oplog.archive.head_trust import HeadTrust
@@ -32,6 +32,7 @@ from oplog.errors import (
     UnknownPublisherError,
 )
 from oplog.upkeep.retention import Retention
+from tests.archived import HandMade
 from tests.attacked import THIEF, empty_log, leave_unsigned, reserve_nothing, sign_as_thief
 from tests.postgres.archived import dump_all, dump_objects, restore_into
 from tests.postgres.keeping import add_task, harmful
@@ -364,3 +365,35 @@ def test_the_program_signs_pins_and_expects(
     assert ask("restore", code=3)["error"] == RevokedPublisherError.__name__
     assert issubclass(OlderArchiveError, ArchiveError)
     assert issubclass(RevokedPublisherError, ManifestInvalidError)
+
+
+@pytest.mark.parametrize("command", [["check", "--alone"], ["restore", "--yes"]], ids=" ".join)
+def test_the_program_keeps_both_heads_of_a_fork(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    engine: Engine,
+) -> None:
+    (tmp_path / "plain_log.py").write_text(
+        "from oplog import Oplog, TypeCatalog\nlog = Oplog(TypeCatalog(), plaintext=True)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    url = (tmp_path / "archive").as_uri()
+    keys = tmp_path / "signing.json"
+    KEYS.save(keys)
+    archive = open_archive(url, signing_keyring=KEYS)
+    made = HandMade(trust=archive.trust)
+    made.publish_many(3)
+    for path, data in dump_objects(Archive(made.store)).items():
+        archive.store.put(path, data)
+    before = decode_head(archive.store.get(name_head(2), most=MAX_HEAD_BYTES) or b"", what="it")
+    other = HeadTrust(keyring=KEYS).sign(replace(before, writer="another"), base=before)
+    archive.store.put(name_head(2), other.encode())
+    options = ["--app", "plain_log:log", "--archive", url, "--signing-keyring", str(keys)]
+    database = ["--database", engine.url.render_as_string(hide_password=False)]
+    assert main([*options, *database, *command]) == 3
+    assert "both heads are kept" in capsys.readouterr().err
+    kept = sorted((tmp_path / "configuration/oplog/evidence").glob("*.head"))
+    assert {one.read_bytes() for one in kept} == {other.encode(), made.head.encode()}
