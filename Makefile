@@ -72,6 +72,7 @@ docs: .venv-docs/ready
 
 soak: .venv/ready
 	@$(RUN) -m tests.fault.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(RUN) -m tests.fault.publishing_soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(RUN) -m tests.model --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m sampled --whole
 	@$(MAKE) test-sqlalchemy-20 SELECT=--whole

@@ -6,11 +6,6 @@ ministack is a process for each worker of a test run; every test gets a bucket o
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +16,11 @@ import pytest
 from oplog.archive.objectstore.memory import MemoryStore
 from oplog.archive.objectstore.protocol import ObjectStore
 from oplog.archive.objectstore.store_url import open_store
+from tests.ministack_server import MinistackServer, run_ministack
 from tests.s3stub import CREDENTIALS, S3Stub
 from tests.timepiece import Timepiece
 
 LEAKING = ("AWS_", "AZURE_", "GOOGLE_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-START_ATTEMPTS = 150
 
 
 @pytest.fixture(autouse=True)
@@ -52,66 +47,19 @@ def remote(stub: S3Stub, timepiece: Timepiece) -> ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run an S3 server; the endpoint."""
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinistackServer]:
+    """Run an S3 server."""
     if find_spec("ministack") is None:
         pytest.skip('ministack is not installed (pip install "oplog[test]")')
-    place = tmp_path_factory.mktemp("ministack")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ministack"],
-            cwd=place,
-            env={
-                "BIND_HOST": "127.0.0.1",
-                # It would look for containers that an earlier run left behind.
-                "DOCKER_HOST": f"unix://{place}/none",
-                "GATEWAY_PORT": str(port),
-                "HOME": str(place),
-                "IOT_MTLS_ENABLED": "0",
-                "PATH": os.environ["PATH"],
-                "SERVICES": "s3",
-                "SFTP_ENABLED": "0",
-                "TMPDIR": str(place),
-            },
-            stdout=log,
-            stderr=log,
-        )
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        _await_start(process, endpoint, place / "log")
-        yield endpoint
-    finally:
-        process.kill()
-        process.wait()
+    with run_ministack(tmp_path_factory.mktemp("ministack")) as server:
+        yield server
 
 
-def _await_start(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
-    for _ in range(START_ATTEMPTS):
-        try:
-            with _direct.open(f"{endpoint}/_ministack/health", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            try:
-                # Waits a little, and tells at once when there is nothing to wait for.
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
-            break
-    pytest.fail(f"ministack did not start:\n{log.read_text()}")
-
-
-# Whatever proxy the developer uses knows nothing about this machine's own ports.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def open_ministack(endpoint: str) -> ObjectStore:
+def open_ministack(server: MinistackServer) -> ObjectStore:
     bucket = f"bucket-{uuid4().hex}"
-    with _direct.open(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT"), timeout=30):
-        pass
-    return open_store(f"s3://{bucket}/pre/fix", options={"endpoint": endpoint, **CREDENTIALS})
+    server.make_bucket(bucket)
+    options = {"endpoint": server.endpoint, **CREDENTIALS}
+    return open_store(f"s3://{bucket}/pre/fix", options=options)
 
 
 @pytest.fixture(params=["memory", "directory", "stub", "ministack"])
