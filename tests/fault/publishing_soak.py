@@ -63,6 +63,18 @@ log = make_log(keyring=Keyring.from_file("keyring.json"))
 """
 
 
+@dataclass(frozen=True)
+class Worker:
+    """One process of the program, and what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def is_silent(self) -> bool:
+        """Whether it runs and has not yet said what it does."""
+        return self.process.poll() is None and self.log.stat().st_size == 0
+
+
 @dataclass
 class Course:
     """A run under way."""
@@ -76,7 +88,8 @@ class Course:
     archived: set[int] = field(default_factory=set)
     complaints: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+    started: int = 0
 
     @property
     def url(self) -> str:
@@ -98,7 +111,7 @@ class Course:
         logs = sorted(self.directory.glob("worker-*.log"))
         return "\n".join(path.read_text(errors="replace")[-1000:] for path in logs)
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self) -> Worker:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.directory)]),
@@ -111,15 +124,17 @@ class Course:
             "AWS_REGION": CREDENTIALS["region"],
             "AWS_ALLOW_HTTP": "true",
         }
-        number = len(list(self.directory.glob("worker-*.log")))
-        with (self.directory / f"worker-{number}.log").open("wb") as log:
-            return subprocess.Popen(
+        self.started += 1
+        path = self.directory / f"worker-{self.started}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "oplog", *SYNC],
                 cwd=self.directory,
                 env=environment,
                 stdout=log,
                 stderr=log,
             )
+        return Worker(process, path)
 
 
 # -- who works ----------------------------------------------------------------------------------
@@ -165,7 +180,7 @@ def collect(course: Course) -> None:
 
 def strike(course: Course, fault: str) -> None:
     """One fault, which is over when this returns."""
-    worker = course.draw.choice(course.workers)
+    worker = course.draw.choice(course.workers).process
     if fault == "worker killed":
         worker.kill()
         worker.wait()
@@ -189,7 +204,7 @@ def strike(course: Course, fault: str) -> None:
 def replace_ended(course: Course) -> None:
     """What a supervisor does. A worker may end when it loses its database, never with a lie."""
     for place, worker in enumerate(course.workers):
-        code = worker.poll()
+        code = worker.process.poll()
         if code is None:
             continue
         # 1: it was started while the database was away, which it says at once.
@@ -279,17 +294,21 @@ def open_course(directory: Path, *, seed: int) -> Iterator[Course]:
             for thread in threads:
                 thread.join()
             for worker in course.workers:
-                worker.kill()
-                worker.wait()
+                worker.process.kill()
+                worker.process.wait()
 
 
 def stop_workers(course: Course) -> None:
     """As an operator does it: they end within seconds, and say that nothing failed."""
     replace_ended(course)
+    begun = time.monotonic()
+    # A program that is still being imported dies of the signal, as any would.
+    while any(worker.is_silent() for worker in course.workers) and time.monotonic() - begun < 60:
+        time.sleep(0.2)
     for worker in course.workers:
-        worker.send_signal(signal.SIGTERM)
+        worker.process.send_signal(signal.SIGTERM)
     for worker in course.workers:
-        code = worker.wait(60)
+        code = worker.process.wait(60)
         if code != 0:
             said = course.read_last_words()
             course.complaints.append(f"a worker that was asked to stop ended with {code}: {said}")
