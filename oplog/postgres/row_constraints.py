@@ -1,0 +1,191 @@
+"""Foreign keys and unique indexes of tables: what orders the writes of several rows.
+
+A constraint that a partitioned table gives its partitions is that of the partitioned table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """A foreign key of table `child`, by oid; columns of the two sides stand in one order.
+
+    `nullable` are the columns of the child that may be NULL. `deferrable` says that it may be
+    checked at COMMIT; `acts`, that the database does something to rows whose parent goes or
+    changes, at once; `follows`, that it changes them with their parent.
+    """
+
+    name: str
+    child: int
+    child_table: str
+    child_columns: tuple[str, ...]
+    child_keys: tuple[str, ...]
+    parent: int
+    parent_table: str
+    parent_columns: tuple[str, ...]
+    nullable: frozenset[str]
+    deferrable: bool
+    acts: bool
+    follows: bool
+    qualified: str
+    """The constraint's name as `SET CONSTRAINTS` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UniqueIndex:
+    """A unique index, or the constraint that it belongs to.
+
+    `plain` is False for one over expressions or of some rows, whose values its columns do not tell.
+    """
+
+    name: str
+    table: int
+    columns: tuple[str, ...]
+    nullable: frozenset[str]
+    plain: bool
+    deferrable: bool
+    qualified: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowConstraints:
+    """The constraints that concern some tables."""
+
+    foreign_keys: tuple[ForeignKey, ...]
+    unique: tuple[UniqueIndex, ...]
+
+
+_ROOT = "coalesce(pg_catalog.pg_partition_root({}), {})"
+_NAME = (
+    "pg_catalog.concat(pg_catalog.quote_ident({n}.nspname), '.', "
+    "pg_catalog.quote_ident({c}.relname))"
+)
+
+
+def _list_names(relation: str, numbers: str, *, condition: str = "true") -> str:
+    return (
+        "ARRAY(SELECT a.attname::text FROM pg_catalog.unnest("
+        f"{numbers}) WITH ORDINALITY AS u(number, n) JOIN pg_catalog.pg_attribute a "
+        f"ON a.attrelid = {relation} AND a.attnum = u.number WHERE {condition} ORDER BY u.n)"
+    )
+
+
+_KEYS = (
+    "ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i "
+    "JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid "
+    "AND a.attnum = ANY (i.indkey::smallint[]) "
+    "WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY a.attnum)"
+)
+
+_FOREIGN_KEYS = f"""
+SELECT k.conname::text, {_ROOT.format("k.conrelid", "k.conrelid")}::oid::bigint,
+  {_NAME.format(n="n", c="c")}, {_list_names("k.conrelid", "k.conkey")}, {_KEYS},
+  {_ROOT.format("k.confrelid", "k.confrelid")}::oid::bigint,
+  {_NAME.format(n="m", c="p")}, {_list_names("k.confrelid", "k.confkey")},
+  {_list_names("k.conrelid", "k.conkey", condition="NOT a.attnotnull")},
+  k.condeferrable, k.confdeltype <> 'a' OR k.confupdtype <> 'a', k.confupdtype = 'c',
+  pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(k.conname))
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+WHERE k.contype = 'f' AND k.conparentid = 0::oid AND (
+  {_ROOT.format("k.conrelid", "k.conrelid")}::oid = ANY (%s::bigint[]::oid[])
+  OR {_ROOT.format("k.confrelid", "k.confrelid")}::oid = ANY (%s::bigint[]::oid[]))
+ORDER BY 3, 1
+"""
+
+_UNIQUE = f"""
+SELECT x.relname::text, i.indrelid::bigint,
+  CASE WHEN i.indexprs IS NULL AND i.indpred IS NULL
+    THEN {_list_names("i.indrelid", "(i.indkey::smallint[])[0:i.indnkeyatts - 1]")}
+    ELSE ARRAY(SELECT DISTINCT a.attname::text FROM pg_catalog.pg_depend d
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid
+        AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid) END,
+  ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND NOT a.attnotnull),
+  i.indexprs IS NULL AND i.indpred IS NULL, coalesce(k.condeferrable, false),
+  pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(k.conname))
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
+LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
+  AND k.contype IN ('p', 'u')
+WHERE i.indisunique AND i.indrelid = ANY (%s::bigint[]::oid[])
+ORDER BY i.indrelid, x.relname
+"""
+
+
+def read_row_constraints(connection: Connection, oids: Iterable[int]) -> RowConstraints:
+    """Foreign keys from and to these tables, from tables that are not logged too; unique ones."""
+    tables = sorted(oids)
+    keys = [
+        ForeignKey(
+            name=row[0],
+            child=row[1],
+            child_table=row[2],
+            child_columns=tuple(row[3]),
+            child_keys=tuple(row[4]),
+            parent=row[5],
+            parent_table=row[6],
+            parent_columns=tuple(row[7]),
+            nullable=frozenset(row[8]),
+            deferrable=row[9],
+            acts=row[10],
+            follows=row[11],
+            qualified=row[12],
+        )
+        for row in connection.exec_driver_sql(_FOREIGN_KEYS, (tables, tables))
+    ]
+    unique = [
+        UniqueIndex(
+            name=row[0],
+            table=row[1],
+            columns=tuple(row[2]),
+            nullable=frozenset(row[3]) & frozenset(row[2]),
+            plain=row[4],
+            deferrable=row[5],
+            qualified=row[6],
+        )
+        for row in connection.exec_driver_sql(_UNIQUE, (tables,))
+    ]
+    return RowConstraints(tuple(keys), tuple(unique))
+
+
+def find_present(
+    connection: Connection,
+    table: str,
+    columns: Sequence[str],
+    *,
+    values: Collection[tuple[str, ...]],
+    shown: Sequence[str],
+    types: Sequence[str],
+) -> list[tuple[tuple[str, ...], tuple[str | None, ...]]]:
+    """Rows of a qualified table that have one of these values in the columns, all as text.
+
+    `columns` and `shown`, which is given of each row, are quoted; `types` are those of the columns.
+    """
+    if not values:
+        return []
+    by_column = [list(texts) for texts in zip(*values, strict=True)]
+    given = ", ".join(["pg_catalog.unnest(%s::text[])"] * len(columns))
+    aliases = ", ".join(f"v{n}" for n in range(len(columns)))
+    joined = " AND ".join(
+        f"t.{column}::{kind} = g.v{n}::{kind}".replace("%", "%%")
+        for n, (column, kind) in enumerate(zip(columns, types, strict=True))
+    )
+    selected = ", ".join(f"t.{name}::text" for name in shown).replace("%", "%%")
+    rows = connection.exec_driver_sql(
+        f"SELECT {aliases}, {selected or 'NULL'} FROM {table.replace('%', '%%')} t "
+        f"JOIN ROWS FROM ({given}) AS g({aliases}) ON {joined}",
+        tuple(by_column),
+    ).fetchall()
+    width = len(columns)
+    return [(tuple(row[:width]), tuple(row[width:])) for row in rows]

@@ -1,0 +1,319 @@
+"""Puts the writes of several rows in an order that their constraints allow. Pure.
+
+A row that refers to another one is written after that is there, and before that goes; a unique
+value is given up before another row takes it. Where these rules go round in a circle, as where two
+rows swap a unique value or refer to one another, the circle is opened in the first of these ways
+that its constraints allow: the check is put off to the end of the transaction, a column is NULL
+for a while, or a unique column has a value for a while that no row has.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+from oplog.errors import UndoError
+from oplog.postgres.row_constraints import ForeignKey, RowConstraints, UniqueIndex
+from oplog.replay.effect_route import Key
+from oplog.undo.row_timeline import is_same
+from oplog.value import Wire
+
+Kind: TypeAlias = Literal["insert", "update", "delete"]
+
+
+@dataclass(slots=True, eq=False)
+class RowWrite:
+    """What becomes of one row of the table with this oid; None stands for no row."""
+
+    table: int
+    key: Key
+    before: Mapping[str, Wire | None] | None
+    after: Mapping[str, Wire | None] | None
+
+    @property
+    def kind(self) -> Kind:
+        """Which statement it takes."""
+        if self.before is None:
+            return "insert"
+        return "delete" if self.after is None else "update"
+
+    def list_changed(self) -> list[str]:
+        """Columns of an update whose values change."""
+        before, after = self.before or {}, self.after or {}
+        return [name for name, value in after.items() if not is_same(before.get(name), value)]
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One statement on one row: an insert or update with these values, or a delete.
+
+    A column in `spare` gets a value that no row has, for a while.
+    """
+
+    kind: Kind
+    table: int
+    key: Key
+    values: dict[str, Wire | None]
+    spare: tuple[str, ...] = ()
+    after: Mapping[str, Wire | None] = field(default_factory=dict)
+    """The row in the end."""
+    edges: list[_Edge] = field(default_factory=list)
+    """Steps that have to come after this one."""
+    waits: int = 0
+
+    @property
+    def form(self) -> tuple[Kind, int, tuple[str, ...], tuple[str, ...]]:
+        """Steps of one form are one statement with several parameters."""
+        return self.kind, self.table, tuple(self.values), self.spare
+
+
+class _Edge(NamedTuple):
+    """The step `after` waits because of a constraint.
+
+    `columns` are those that may stand aside for a while, `opens` says in which of the two steps.
+    """
+
+    after: Step
+    constraint: ForeignKey | UniqueIndex
+    opens: Literal["first", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedWrites:
+    """Batches of steps of one form, and the constraints whose checks are put off."""
+
+    batches: tuple[tuple[Step, ...], ...]
+    deferred: tuple[str, ...]
+
+
+def order_writes(
+    writes: Iterable[RowWrite],
+    constraints: RowConstraints,
+    *,
+    may_spare: Callable[[int, str], bool],
+) -> OrderedWrites:
+    """The writes as steps in order; `UndoError` where no order is found.
+
+    `may_spare` says whether a column of a table, which may not be NULL, can have a value for a
+    while that no row has.
+    """
+    pairs = [(write, _make_step(write)) for write in writes]
+    _add_references(pairs, constraints.foreign_keys)
+    _add_releases(pairs, constraints.unique)
+    return _Sorter([step for _, step in pairs], may_spare).sort()
+
+
+def _make_step(write: RowWrite) -> Step:
+    after = write.after or {}
+    if write.kind == "update":
+        values = {name: after[name] for name in write.list_changed()}
+    else:
+        values = dict(after)
+    return Step(write.kind, write.table, write.key, values, after=after)
+
+
+_Values: TypeAlias = tuple[Wire | None, ...]
+
+
+def _read(row: Mapping[str, Wire | None] | None, columns: Sequence[str]) -> _Values | None:
+    """The values of some columns; None if there is no row, or one of them is NULL or unknown."""
+    if row is None:
+        return None
+    values = tuple(row.get(name) for name in columns)
+    return None if None in values else values
+
+
+def _add_references(
+    pairs: Sequence[tuple[RowWrite, Step]], foreign_keys: Iterable[ForeignKey]
+) -> None:
+    for key in foreign_keys:
+        given: dict[_Values, Step] = {}
+        taken: dict[_Values, Step] = {}
+        for write, step in pairs:
+            if write.table == key.parent:
+                old = _read(write.before, key.parent_columns)
+                new = _read(write.after, key.parent_columns)
+                if new is not None and new != old:
+                    given[new] = step
+                if old is not None and new != old:
+                    taken[old] = step
+        if not given and not taken:
+            continue
+        for write, step in pairs:
+            if write.table == key.child:
+                old = _read(write.before, key.child_columns)
+                new = _read(write.after, key.child_columns)
+                parent = None if new is None or new == old else given.get(new)
+                if parent is not None and parent is not step:
+                    _connect(parent, _Edge(step, key, "last"))
+                gone = None if old is None or new == old else taken.get(old)
+                if gone is not None and gone is not step and not (key.follows and gone is parent):
+                    _connect(step, _Edge(gone, key, "first"))
+
+
+def _add_releases(pairs: Sequence[tuple[RowWrite, Step]], unique: Iterable[UniqueIndex]) -> None:
+    for index in unique:
+        if not index.plain or not index.columns:
+            continue
+        released: dict[_Values, Step] = {}
+        taking: list[tuple[_Values, Step]] = []
+        for write, step in pairs:
+            if write.table != index.table:
+                continue
+            old, new = _read(write.before, index.columns), _read(write.after, index.columns)
+            if old is not None and old != new:
+                released[old] = step
+            if new is not None and old != new:
+                taking.append((new, step))
+        for values, step in taking:
+            first = released.get(values)
+            if first is not None and first is not step:
+                _connect(first, _Edge(step, index, "first"))
+
+
+def _connect(first: Step, edge: _Edge) -> None:
+    first.edges.append(edge)
+    edge.after.waits += 1
+
+
+class _Sorter:
+    """Takes steps that wait for nothing, one form at a time, and opens circles."""
+
+    def __init__(self, steps: Sequence[Step], may_spare: Callable[[int, str], bool]) -> None:
+        self._may_spare = may_spare
+        self._waiting: dict[int, Step] = {id(step): step for step in steps}
+        self._ready: dict[tuple[object, ...], deque[Step]] = {}
+        self._batches: list[tuple[Step, ...]] = []
+        self._deferred: set[str] = set()
+        self._aside: dict[tuple[int, tuple[str, ...]], Step] = {}
+
+    def sort(self) -> OrderedWrites:
+        for step in list(self._waiting.values()):
+            self._release(step)
+        while self._ready or self._waiting:
+            if self._ready:
+                self._take()
+            else:
+                self._open_circle()
+        return OrderedWrites(tuple(self._batches), tuple(sorted(self._deferred)))
+
+    def _release(self, step: Step) -> None:
+        if not step.waits and self._waiting.pop(id(step), None) is not None:
+            self._ready.setdefault(step.form, deque()).append(step)
+
+    def _take(self) -> None:
+        form = next(iter(self._ready))
+        batch = tuple(self._ready.pop(form))
+        self._batches.append(batch)
+        for step in batch:
+            for edge in step.edges:
+                edge.after.waits -= 1
+                self._release(edge.after)
+
+    def _open_circle(self) -> None:
+        circle = self._find_circle()
+        for open_it in (self._defer, self._leave_null, self._use_spare):
+            for first, edge in circle:
+                if open_it(first, edge):
+                    return
+        names = sorted({edge.constraint.name for _, edge in circle})
+        raise UndoError(
+            "no order of the writes keeps the constraints "
+            f"{', '.join(names)} at every step: rows depend on one another in a circle",
+            hint="make one of the constraints DEFERRABLE, or undo less at a time",
+        )
+
+    def _find_circle(self) -> list[tuple[Step, _Edge]]:
+        """Steps that wait for one another, each with the edge to the next one."""
+        before: dict[int, tuple[Step, _Edge]] = {}
+        for step in self._waiting.values():
+            for edge in step.edges:
+                if id(edge.after) in self._waiting:
+                    before[id(edge.after)] = step, edge
+        step = next(iter(self._waiting.values()))
+        seen: dict[int, int] = {}
+        path: list[tuple[Step, _Edge]] = []
+        while id(step) not in seen:
+            seen[id(step)] = len(path)
+            first, edge = before[id(step)]
+            path.append((first, edge))
+            step = first
+        return path[seen[id(step)] :]
+
+    def _cut(self, first: Step, edge: _Edge) -> None:
+        first.edges.remove(edge)
+        edge.after.waits -= 1
+        self._release(edge.after)
+
+    def _defer(self, first: Step, edge: _Edge) -> bool:
+        constraint = edge.constraint
+        if not constraint.deferrable:
+            return False
+        if isinstance(constraint, ForeignKey) and edge.opens == "first" and constraint.acts:
+            # What the database does to rows that refer to one that goes is never put off.
+            return False
+        self._deferred.add(edge.constraint.qualified)
+        self._cut(first, edge)
+        return True
+
+    def _leave_null(self, first: Step, edge: _Edge) -> bool:
+        constraint = edge.constraint
+        columns = constraint.columns if isinstance(constraint, UniqueIndex) else None
+        own = constraint.child_columns if isinstance(constraint, ForeignKey) else columns or ()
+        free = [name for name in own if name in constraint.nullable]
+        if not free:
+            return False
+        if edge.opens == "last":
+            self._finish_later(first, edge, free[0])
+        else:
+            self._stand_aside(first, edge, Step("update", first.table, first.key, {free[0]: None}))
+        return True
+
+    def _use_spare(self, first: Step, edge: _Edge) -> bool:
+        constraint = edge.constraint
+        if not isinstance(constraint, UniqueIndex):
+            return False
+        free = [name for name in constraint.columns if self._may_spare(first.table, name)]
+        if not free:
+            return False
+        aside = Step("update", first.table, first.key, {}, spare=(free[0],))
+        self._stand_aside(first, edge, aside)
+        return True
+
+    def _stand_aside(self, first: Step, edge: _Edge, aside: Step) -> None:
+        """Give up the value beforehand, in a step of its own."""
+        column = aside.spare[0] if aside.spare else next(iter(aside.values))
+        known = self._aside.setdefault((id(first), (column,)), aside)
+        if known is aside:
+            self._waiting[id(aside)] = aside
+            if first.kind == "update":
+                # Another column than those that change may be the one that stands aside.
+                first.values.setdefault(column, first.after[column])
+            _connect(aside, _Edge(first, edge.constraint, "first"))
+            self._cut_to(aside, first, edge)
+            self._release(aside)
+        else:
+            self._cut(first, edge)
+
+    def _cut_to(self, aside: Step, first: Step, edge: _Edge) -> None:
+        first.edges.remove(edge)
+        aside.edges.append(edge)
+
+    def _finish_later(self, first: Step, edge: _Edge, column: str) -> None:
+        """Write the row without the reference, and that when what it refers to is there."""
+        step = edge.after
+        rest = Step("update", step.table, step.key, {column: step.values[column]})
+        step.values[column] = None
+        first.edges.remove(edge)
+        step.waits -= 1
+        self._waiting[id(rest)] = rest
+        _connect(first, _Edge(rest, edge.constraint, "last"))
+        _connect(step, _Edge(rest, edge.constraint, "last"))
+        self._release(step)
+
+
+def count_writes(batches: Collection[tuple[Step, ...]]) -> int:
+    """How many statements' parameters the batches have."""
+    return sum(map(len, batches))
