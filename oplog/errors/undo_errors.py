@@ -1,4 +1,4 @@
-"""Errors of undoing: what cannot be undone, conflicts without a choice, plans that are out of date."""
+"""Errors of undoing: what cannot be undone, conflicts without a choice, plans out of date."""
 
 from __future__ import annotations
 

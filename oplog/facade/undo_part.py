@@ -153,7 +153,7 @@ class Undoing:
     ) -> None:
         """Write; `_NotDoneError` for what would be so again if the same plan were tried again."""
         connection = take_connection(session, self._log.catalog)
-        self._writing.annotate(session, **said)
+        self._writing.annotate(session, **dict[str, Any](said))
         with pin_settings(connection, asynchronous=True):
             made = self._plan_again(connection, plan, archive=archive)
             if made is None or made.plan.fingerprint != plan.fingerprint:

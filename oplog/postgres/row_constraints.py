@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
+from oplog.postgres.live_table import LiveColumn, LiveTable
+from oplog.postgres.quoting import double_percent, quote
+
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
@@ -178,14 +181,56 @@ def find_present(
     given = ", ".join(["pg_catalog.unnest(%s::text[])"] * len(columns))
     aliases = ", ".join(f"v{n}" for n in range(len(columns)))
     joined = " AND ".join(
-        f"t.{column}::{kind} = g.v{n}::{kind}".replace("%", "%%")
+        f"t.{column}::{kind} = g.v{n}::{kind}"
         for n, (column, kind) in enumerate(zip(columns, types, strict=True))
     )
-    selected = ", ".join(f"t.{name}::text" for name in shown).replace("%", "%%")
+    selected = ", ".join(f"t.{name}::text" for name in shown)
     rows = connection.exec_driver_sql(
-        f"SELECT {aliases}, {selected or 'NULL'} FROM {table.replace('%', '%%')} t "
-        f"JOIN ROWS FROM ({given}) AS g({aliases}) ON {joined}",
+        double_percent(f"SELECT {aliases}, {selected or 'NULL'} FROM {table} t JOIN ROWS FROM (")
+        + f"{given}) AS g({aliases}) ON {double_percent(joined)}",
         tuple(by_column),
     ).fetchall()
     width = len(columns)
     return [(tuple(row[:width]), tuple(row[width:])) for row in rows]
+
+
+def read_keyed(
+    connection: Connection,
+    table: LiveTable,
+    *,
+    columns: Sequence[str],
+    keys: Sequence[Sequence[str | None]],
+    lock: bool,
+) -> list[tuple[int, tuple[str | None, ...]]]:
+    """Columns, as text, of rows with these primary keys, each with the number of its key from 0.
+
+    `keys` has a list of texts for each column of the key. With `lock` the rows are locked, in the
+    order of the keys.
+    """
+    arrays = ", ".join("pg_catalog.unnest(%s::text[])" for _ in keys)
+    aliases = ", ".join(f"k{n}" for n in range(len(keys)))
+    by_name = {column.name: column for column in table.columns}
+    joined = " AND ".join(
+        _match(by_name[name], f"k.k{n}") for n, name in enumerate(table.key_names)
+    )
+    selected = ", ".join(f"t.{quote(name)}::text" for name in columns)
+    rows = connection.exec_driver_sql(
+        f"SELECT k.n, {double_percent(selected)} FROM "
+        f"ROWS FROM ({arrays}) WITH ORDINALITY AS k({aliases}, n) "
+        f"JOIN {double_percent(table.qualified)} t ON {double_percent(joined)} ORDER BY k.n"
+        + (" FOR UPDATE OF t" if lock else ""),
+        tuple(keys),
+    ).fetchall()
+    return [(row[0] - 1, tuple(row[1:])) for row in rows]
+
+
+def _match(column: LiveColumn, given: str) -> str:
+    # A domain over an enum has no operators of its own.
+    cast = f"::{column.pg_type}" if column.category == "E" else ""
+    return f"t.{quote(column.name)}{cast} = {given}::{column.pg_type}"
+
+
+def find_spare_number(connection: Connection, table: str, column: str) -> int:
+    """A whole number above all of a column's; both names are quoted."""
+    statement = f"SELECT pg_catalog.trunc(coalesce(max({column}), 0)) + 1 FROM {table}"
+    return int(connection.exec_driver_sql(double_percent(statement)).scalar_one())

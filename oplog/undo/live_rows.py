@@ -6,13 +6,18 @@ Text settings must be pinned.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.live_table import read_tables_by_oid
-from oplog.postgres.quoting import double_percent, quote
-from oplog.postgres.row_constraints import ForeignKey, RowConstraints, UniqueIndex, find_present
+from oplog.postgres.quoting import quote
+from oplog.postgres.row_constraints import (
+    ForeignKey,
+    RowConstraints,
+    UniqueIndex,
+    find_present,
+    read_keyed,
+)
 from oplog.replay.effect_route import Key
 from oplog.replay.table_plan import TablePlan
 from oplog.undo.write_order import RowWrite
@@ -35,10 +40,15 @@ def read_live_rows(
     ordered = sorted(keys, key=repr)
     for first in range(0, len(ordered), PAGE_ROWS):
         page = ordered[first : first + PAGE_ROWS]
-        for row in connection.exec_driver_sql(
-            _state_read(plan, lock=lock), _print_keys(plan, page)
-        ):
-            found[page[row[0] - 1]] = _parse(plan.codecs, plan.names, row[1:])
+        rows = read_keyed(
+            connection,
+            plan.live,
+            columns=plan.names,
+            keys=_print_keys(plan, page),
+            lock=lock,
+        )
+        for number, texts in rows:
+            found[page[number]] = _parse(plan.codecs, plan.names, texts)
     return found
 
 
@@ -53,29 +63,6 @@ def are_same_tables(connection: Connection, plans: Iterable[TablePlan]) -> bool:
         == [(c.name, c.pg_type) for c in found[oid].columns]
         for oid, live in known.items()
     )
-
-
-def _state_read(plan: TablePlan, *, lock: bool) -> str:
-    columns = plan.live_columns
-    arrays = ", ".join("pg_catalog.unnest(%s::text[])" for _ in plan.key_names)
-    aliases = ", ".join(f"k{n}" for n in range(len(plan.key_names)))
-    joined = " AND ".join(
-        _match(f"t.{quote(name)}", f"k.k{n}", columns[name].pg_type, columns[name].category)
-        for n, name in enumerate(plan.key_names)
-    )
-    selected = ", ".join(f"t.{quote(name)}::text" for name in plan.names)
-    return (
-        f"SELECT k.n, {double_percent(selected)} FROM "
-        f"ROWS FROM ({arrays}) WITH ORDINALITY AS k({aliases}, n) "
-        f"JOIN {double_percent(plan.live.qualified)} t ON {double_percent(joined)} ORDER BY k.n"
-        + (" FOR UPDATE OF t" if lock else "")
-    )
-
-
-def _match(column: str, given: str, pg_type: str, category: str) -> str:
-    # A domain over an enum has no operators of its own.
-    cast = f"::{pg_type}" if category == "E" else ""
-    return f"{column}{cast} = {given}::{pg_type}"
 
 
 def _print_keys(plan: TablePlan, keys: Sequence[Key]) -> tuple[list[str | None], ...]:
@@ -266,15 +253,18 @@ def _group(
 
 
 def _print(
-    row: Mapping[str, Any] | None, plan: TablePlan, columns: Sequence[str]
+    row: Mapping[str, Wire | None] | None, plan: TablePlan, columns: Sequence[str]
 ) -> tuple[str, ...] | None:
     """The values as text; None if there is no row, or one of them is NULL."""
     if row is None:
         return None
-    wires = [row.get(name) for name in columns]
-    if None in wires:
-        return None
-    return tuple(plan.codecs[name].to_text(wire) for name, wire in zip(columns, wires, strict=True))
+    texts = []
+    for name in columns:
+        wire = row.get(name)
+        if wire is None:
+            return None
+        texts.append(plan.codecs[name].to_text(wire))
+    return tuple(texts)
 
 
 def _print_moved(

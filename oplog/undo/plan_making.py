@@ -166,34 +166,54 @@ class _Making:
 
     def _decide(self, plan: TablePlan, key: Key, timeline: Timeline, verdict: Verdict) -> None:
         state = timeline.state
+        target = self._choose_target(plan, key, timeline, verdict)
+        if not self._note_unknown(plan, key, verdict, (state, target)):
+            return
+        if target is None:
+            if state is not None:
+                self._writes.append(RowWrite(plan.live.oid, key, state, None))
+            return
+        target = {name: target[name] for name in plan.names if name in target}
+        if state is None or not all(is_same(state[n], v) for n, v in target.items()):
+            self._writes.append(RowWrite(plan.live.oid, key, state, target))
+
+    def _choose_target(
+        self, plan: TablePlan, key: Key, timeline: Timeline, verdict: Verdict
+    ) -> Mapping[str, Any] | None:
+        """What the row becomes under the choices for its conflicts, which are noted."""
         target: Mapping[str, Any] | None = verdict.wanted
-        if state is not None and target is not None:
-            target = {**state, **target}
+        if timeline.state is not None and target is not None:
+            target = {**timeline.state, **target}
         for clash in verdict.clashes:
-            choice = self._add_changed(plan, key, timeline, clash, verdict)
-            if choice != "overwrite":
+            if self._add_changed(plan, key, timeline, clash) != "overwrite":
                 continue
             if clash.column == EXISTENCE:
                 target = verdict.overwritten
             elif target is not None:
                 target = {**target, clash.column: clash.wanted}
+        return target
+
+    def _note_unknown(
+        self,
+        plan: TablePlan,
+        key: Key,
+        verdict: Verdict,
+        states: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+    ) -> bool:
+        """Note what the log does not know of before; whether the row can be written all the same.
+
+        A row that is there keeps these columns; one that is not cannot be made without them.
+        """
+        state, target = states
         unknown = list(verdict.unknown)
-        if state is None and target is not None:
+        made = state is None and target is not None
+        if made and target is not None:
             unknown += [name for name in plan.names if name not in target]
         for name in dict.fromkeys(unknown):
             self._add(plan, key, name, "unknown", now=None, wanted=None)
-            if state is None:
-                target = None
-        if target is not None:
-            target = {name: target[name] for name in plan.names if name in target}
-            if state is not None and all(is_same(state[n], v) for n, v in target.items()):
-                return
-        if target is not None or state is not None:
-            self._writes.append(RowWrite(plan.live.oid, key, state, target))
+        return not (made and unknown)
 
-    def _add_changed(
-        self, plan: TablePlan, key: Key, timeline: Timeline, clash: Clash, verdict: Verdict
-    ) -> Choice:
+    def _add_changed(self, plan: TablePlan, key: Key, timeline: Timeline, clash: Clash) -> Choice:
         changes = []
         for position, before, after in _list_changes(timeline, clash):
             note = self._touched.notes[position]

@@ -31,7 +31,7 @@ class Missing(enum.Enum):
 
 ABSENT: Final[Literal[Missing.ABSENT]] = Missing.ABSENT
 UNKNOWN: Final[Literal[Missing.UNKNOWN]] = Missing.UNKNOWN
-Value: TypeAlias = Wire | None | Missing
+Value: TypeAlias = Wire | Missing | None
 State: TypeAlias = Mapping[str, Wire | None]
 
 

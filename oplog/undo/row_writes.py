@@ -8,7 +8,7 @@ for the column; numbers and plain text need no cast. Text settings must be pinne
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import SchemaDriftError, UndoError, UnknownTypeError
 from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.quoting import double_percent, quote
+from oplog.postgres.row_constraints import find_spare_number
 from oplog.replay.table_plan import TablePlan
 from oplog.undo.plan_making import list_hidden
 from oplog.undo.write_order import OrderedWrites, Step
@@ -62,9 +63,9 @@ class _InsertWhole(sa.Insert):
     inherit_cache = True
 
 
-@compiles(_InsertWhole)  # type: ignore[misc, no-untyped-call]
+@compiles(_InsertWhole)
 def _state_insert(insert: _InsertWhole, compiler: SQLCompiler, **options: Any) -> str:
-    text = compiler.visit_insert(insert, **options)
+    text: str = compiler.visit_insert(insert, **options)  # type: ignore[no-untyped-call]
     before, values, after = text.partition(") VALUES (")
     return f"{before}) OVERRIDING SYSTEM VALUE VALUES ({after}" if values else text
 
@@ -175,12 +176,7 @@ class RowWriter:
         if pg_type.startswith(_PLAIN_TEXT):
             width = int(pg_type.partition("(")[2].rstrip(")") or 32)
             return [secrets.token_hex(16)[:width] for _ in range(count)]
-        column = double_percent(quote(name))
-        found = self._connection.exec_driver_sql(
-            f"SELECT (pg_catalog.trunc(coalesce(max({column}), 0)) + 1)::text "
-            f"FROM {double_percent(form.plan.live.qualified)}"
-        ).scalar_one()
-        first = int(found)
+        first = find_spare_number(self._connection, form.plan.live.qualified, quote(name))
         codec = form.plan.codecs[name]
         return [codec.from_text(str(first + n)) for n in range(count)]
 
@@ -263,9 +259,3 @@ def _translate(declared: DeclaredType) -> dict[str, Any]:
     if declared.model is None:
         return {}
     return {"schema_translate_map": {declared.model.schema: declared.table.schema}}
-
-
-def list_batches(ordered: OrderedWrites) -> Iterator[Step]:
-    """All steps, in order."""
-    for batch in ordered.batches:
-        yield from batch

@@ -129,7 +129,7 @@ def select_records(
         )
         for page in reader.source.iterate(chosen, snapshot=snapshot):
             for stored in page:
-                named = {stored.position, stored.record_id} & wanted
+                named = wanted & {stored.position, stored.record_id}
                 found |= named
                 if named or not wanted:
                     yield stored

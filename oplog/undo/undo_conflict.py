@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 from oplog.json_value import format_time, to_json_value
@@ -14,6 +15,18 @@ CHOICES: Final = ("skip", "overwrite", "fail")
 ConflictKind: TypeAlias = Literal[
     "changed", "unknown", "bypassed", "dependent", "missing", "taken", "excluded"
 ]
+
+_SAID: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "unknown": "had a value that the log does not know",
+        "dependent": "would go, and is referred to by {rows}",
+        "missing": "would refer to {rows}, which is not there",
+        "taken": "would have a unique value that {rows} has by now",
+        "excluded": "would be made again, and these columns are not in the log: {rows}",
+    }
+)
+_WIDTH = 60
+"""Characters of a value that people are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +80,12 @@ class UndoConflict:
 
     @property
     def name(self) -> str:
-        """What to choose it by: `account (id=1): owner`."""
+        """What to choose it by: `public.account (id=1): owner`."""
         row = f"{self.table} ({show_key(self.key)})"
-        return row if self.column is None else f"{row}: {self.column}"
+        if self.column is not None:
+            row = f"{row}: {self.column}"
+        # A row that others have changed may have another conflict as well.
+        return row if self.kind == "changed" else f"{row} [{self.kind}]"
 
     @property
     def may_overwrite(self) -> bool:
@@ -82,21 +98,17 @@ class UndoConflict:
 
     def describe(self) -> str:
         """The conflict in one line."""
-        return f"{self.name} {self._say_why()}"
-
-    def _say_why(self) -> str:
         rows = ", ".join(self.rows)
-        said = {
-            "changed": self._say_changed(),
-            "unknown": "had a value that the log does not know",
-            "bypassed": f"is {show_value(self.now)} in the table and {show_value(self.wanted)} in "
-            "the log: it was changed behind the log's back",
-            "dependent": f"would go, and is referred to by {rows}",
-            "missing": f"would refer to {rows}, which is not there",
-            "taken": f"would have a unique value that {rows} has by now",
-            "excluded": f"would be made again, and columns are not logged: {rows}",
-        }
-        return said[self.kind]
+        if self.kind == "changed":
+            said = self._say_changed()
+        elif self.kind == "bypassed":
+            said = (
+                f"is {show_value(self.now)} in the table and {show_value(self.wanted)} in the "
+                "log: it was changed behind the log's back"
+            )
+        else:
+            said = _SAID[self.kind].format(rows=rows)
+        return f"{self.name} {said}"
 
     def _say_changed(self) -> str:
         last = self.changes[-1]
@@ -136,7 +148,7 @@ def show_value(value: Any) -> str:
     if value is None:
         return "NULL"
     text = repr(to_json_value(value)) if isinstance(value, str) else str(to_json_value(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 
 
 def _show_who(metadata: Mapping[str, list[str]]) -> str:

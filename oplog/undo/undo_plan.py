@@ -113,7 +113,7 @@ class UndoPlan:
         known = {one.name for one in self.conflicts}
         if names - known:
             raise ConfigurationError(
-                f"{sorted(names - known)[0]!r} is no conflict of this plan",
+                f"{min(names - known)!r} is no conflict of this plan",
                 hint="give conflicts of plan.conflicts, or their names",
             )
         chosen = [one for one in self.conflicts if not names or one.name in names]

@@ -10,7 +10,7 @@ for a while, or a unique column has a value for a while that no row has.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -129,45 +129,58 @@ def _add_references(
     pairs: Sequence[tuple[RowWrite, Step]], foreign_keys: Iterable[ForeignKey]
 ) -> None:
     for key in foreign_keys:
-        given: dict[_Values, Step] = {}
-        taken: dict[_Values, Step] = {}
-        for write, step in pairs:
-            if write.table == key.parent:
-                old = _read(write.before, key.parent_columns)
-                new = _read(write.after, key.parent_columns)
-                if new is not None and new != old:
-                    given[new] = step
-                if old is not None and new != old:
-                    taken[old] = step
+        parents = [pair for pair in pairs if pair[0].table == key.parent]
+        given = _list_moved(parents, key.parent_columns, after=True)
+        taken = _list_moved(parents, key.parent_columns, after=False)
         if not given and not taken:
             continue
         for write, step in pairs:
             if write.table == key.child:
-                old = _read(write.before, key.child_columns)
-                new = _read(write.after, key.child_columns)
-                parent = None if new is None or new == old else given.get(new)
-                if parent is not None and parent is not step:
-                    _connect(parent, _Edge(step, key, "last"))
-                gone = None if old is None or new == old else taken.get(old)
-                if gone is not None and gone is not step and not (key.follows and gone is parent):
-                    _connect(step, _Edge(gone, key, "first"))
+                _refer(write, step, key, places=(given, taken))
+
+
+def _list_moved(
+    pairs: Iterable[tuple[RowWrite, Step]], columns: Sequence[str], *, after: bool
+) -> dict[_Values, Step]:
+    """By values of the columns, the step that brings them, or the one that takes them away."""
+    found: dict[_Values, Step] = {}
+    for write, step in pairs:
+        old, new = _read(write.before, columns), _read(write.after, columns)
+        values = new if after else old
+        if values is not None and old != new:
+            found[values] = step
+    return found
+
+
+def _refer(
+    write: RowWrite,
+    step: Step,
+    key: ForeignKey,
+    *,
+    places: tuple[Mapping[_Values, Step], Mapping[_Values, Step]],
+) -> None:
+    """A row comes after the one that it refers to, and lets go of one before that goes."""
+    given, taken = places
+    old, new = _read(write.before, key.child_columns), _read(write.after, key.child_columns)
+    if new == old:
+        return
+    parent = None if new is None else given.get(new)
+    gone = None if old is None else taken.get(old)
+    if parent is not None and parent is not step:
+        _connect(parent, _Edge(step, key, "last"))
+    # One that the database changes with its parent is as it shall be by then.
+    if gone is not None and gone is not step and not (key.follows and gone is parent):
+        _connect(step, _Edge(gone, key, "first"))
 
 
 def _add_releases(pairs: Sequence[tuple[RowWrite, Step]], unique: Iterable[UniqueIndex]) -> None:
     for index in unique:
         if not index.plain or not index.columns:
             continue
-        released: dict[_Values, Step] = {}
-        taking: list[tuple[_Values, Step]] = []
-        for write, step in pairs:
-            if write.table != index.table:
-                continue
-            old, new = _read(write.before, index.columns), _read(write.after, index.columns)
-            if old is not None and old != new:
-                released[old] = step
-            if new is not None and old != new:
-                taking.append((new, step))
-        for values, step in taking:
+        rows = [pair for pair in pairs if pair[0].table == index.table]
+        released = _list_moved(rows, index.columns, after=False)
+        taking = _list_moved(rows, index.columns, after=True)
+        for values, step in taking.items():
             first = released.get(values)
             if first is not None and first is not step:
                 _connect(first, _Edge(step, index, "first"))
@@ -312,8 +325,3 @@ class _Sorter:
         _connect(first, _Edge(rest, edge.constraint, "last"))
         _connect(step, _Edge(rest, edge.constraint, "last"))
         self._release(step)
-
-
-def count_writes(batches: Collection[tuple[Step, ...]]) -> int:
-    """How many statements' parameters the batches have."""
-    return sum(map(len, batches))

@@ -186,7 +186,7 @@ def test_row_whose_parent_went_since(bank: LoggedDatabase) -> None:
     gone = write(bank, lambda s: s.delete(s.get_one(Line, 7)))
     write(bank, lambda s: s.delete(s.get_one(Order, 1)))
     (conflict,) = bank.log.plan_undo(bank.engine, records=gone).conflicts
-    assert (conflict.kind, conflict.rows) == ("missing", ("public.\"order\" (id=1)",))
+    assert (conflict.kind, conflict.rows) == ("missing", ('public."order" (id=1)',))
 
 
 def test_row_that_was_changed_behind_the_log(bank: LoggedDatabase) -> None:
