@@ -18,6 +18,8 @@ class UndoConflictError(UndoError):
     `conflicts` are those without a choice, as in `UndoPlan.conflicts`.
     """
 
+    exit_code = 3
+
     def __init__(self, message: str, *, hint: str = "", conflicts: Iterable[Any] = ()) -> None:
         super().__init__(message, hint=hint)
         self.conflicts = tuple(conflicts)
