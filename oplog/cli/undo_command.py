@@ -66,7 +66,7 @@ from oplog.undo.undo_plan import UndoPlan
 @reach_option
 @standard_options
 @pass_invocation
-def undo(invocation: Invocation, **options: Any) -> int:
+def undo(invocation: Invocation, /, **options: Any) -> int:
     """Take back what transactions did, as a new one.
 
     Columns that only they changed are set back, rows that they made are deleted, and rows that they

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from oplog.errors import ConfigurationError
 from oplog.postgres.row_constraints import RowConstraints, read_row_constraints
 from oplog.reading.reader import RecordReader
 from oplog.replay.effect_route import Key
@@ -18,7 +17,6 @@ from oplog.undo.live_rows import Obstacles, read_live_rows
 from oplog.undo.row_timeline import (
     EXISTENCE,
     Clash,
-    Missing,
     Timeline,
     Verdict,
     is_same,
@@ -26,9 +24,10 @@ from oplog.undo.row_timeline import (
     list_values,
 )
 from oplog.undo.selected_records import Selection
+from oplog.undo.told_rows import PlannedWrites, check_values, list_hidden, tell, tell_key
 from oplog.undo.touched_history import RecordNote, TouchedRows, read_touched
 from oplog.undo.undo_conflict import Choice, ConflictKind, LaterChange, UndoConflict
-from oplog.undo.undo_plan import PlannedWrite, UndoPlan
+from oplog.undo.undo_plan import UndoPlan
 from oplog.undo.write_order import OrderedWrites, RowWrite, order_writes
 from oplog.value import Wire
 
@@ -156,8 +155,8 @@ class _Making:
                     key,
                     name,
                     "bypassed",
-                    now=_tell(plan, name, value),
-                    wanted=_tell(plan, name, logged[name]),
+                    now=tell(plan, name, value),
+                    wanted=tell(plan, name, logged[name]),
                 )
                 return True
         # What the log does not know of it stays as it is.
@@ -222,8 +221,8 @@ class _Making:
                     position,
                     note.recorded_at,
                     note.metadata,
-                    before=_tell(plan, clash.column, before),
-                    after=_tell(plan, clash.column, after),
+                    before=tell(plan, clash.column, before),
+                    after=tell(plan, clash.column, after),
                 )
             )
         return self._add(
@@ -231,8 +230,8 @@ class _Making:
             key,
             clash.column,
             "changed",
-            now=_tell(plan, clash.column, clash.now),
-            wanted=_tell(plan, clash.column, clash.wanted),
+            now=tell(plan, clash.column, clash.now),
+            wanted=tell(plan, clash.column, clash.wanted),
             changes=tuple(changes),
         )
 
@@ -252,7 +251,7 @@ class _Making:
             kind=kind,
             type_name=next(iter(plan.targets)),
             table=plan.name,
-            key=_tell_key(plan, key),
+            key=tell_key(plan, key),
             column=column or None,
             now=now,
             wanted=wanted,
@@ -317,52 +316,6 @@ class _Making:
         return name in plan.names and plan.live_columns[name].pg_type.split("(")[0] in _SPARE
 
 
-class PlannedWrites(Sequence[PlannedWrite]):
-    """The writes of a plan; each is told in Python's values when it is asked for."""
-
-    def __init__(self, writes: Sequence[RowWrite], tables: Mapping[int, TablePlan]) -> None:
-        self._writes = writes
-        self._tables = tables
-
-    def __len__(self) -> int:
-        return len(self._writes)
-
-    @overload
-    def __getitem__(self, index: int) -> PlannedWrite: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[PlannedWrite]: ...
-    def __getitem__(self, index: int | slice) -> PlannedWrite | Sequence[PlannedWrite]:
-        """The write, or some of them."""
-        if isinstance(index, slice):
-            return PlannedWrites(self._writes[index], self._tables)
-        write = self._writes[index]
-        plan = self._tables[write.table]
-        return PlannedWrite(
-            kind=write.kind,
-            type_name=next(iter(plan.targets)),
-            table=plan.name,
-            key=_tell_key(plan, write.key),
-            before=_tell_row(plan, write.before),
-            after=_tell_row(plan, write.after),
-        )
-
-
-def list_hidden(plan: TablePlan) -> list[str]:
-    """Columns of the table that the log does not have."""
-    return [c.name for c in plan.live.columns if not c.generated and c.name not in plan.names]
-
-
-def check_values(values: Mapping[str, Any], tables: Iterable[TablePlan]) -> None:
-    """Raise `ConfigurationError` for a value of a column that is logged, or not there."""
-    known = {f"{plan.live.name}.{name}" for plan in tables for name in list_hidden(plan)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigurationError(
-            f"values= has {unknown[0]!r}, which is no column that is excluded from the log",
-            hint="give values of excluded columns, by table.column",
-        )
-
-
 def _list_changes(timeline: Timeline, clash: Clash) -> Iterator[tuple[int, Any, Any]]:
     if clash.column != EXISTENCE:
         yield from list_values(timeline, clash.column, clash.positions)
@@ -371,25 +324,6 @@ def _list_changes(timeline: Timeline, clash: Clash) -> Iterator[tuple[int, Any, 
         if change.position in clash.positions:
             before, after = change.columns.get(EXISTENCE, (True, True))
             yield change.position, before, after
-
-
-def _tell(plan: TablePlan, column: str, value: Any) -> Any:
-    """A value as people know it; of a whole row whether it is there."""
-    if isinstance(value, Missing):
-        return value.value
-    if column == EXISTENCE:
-        return "present" if value else "absent"
-    return None if value is None else plan.codecs[column].to_python(value)
-
-
-def _tell_key(plan: TablePlan, key: Key) -> dict[str, Any]:
-    return {name: _tell(plan, name, wire) for name, wire in zip(plan.key_names, key, strict=True)}
-
-
-def _tell_row(plan: TablePlan, row: Mapping[str, Wire | None] | None) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    return {name: _tell(plan, name, row[name]) for name in plan.names if name in row}
 
 
 def _take_fingerprint(touched: TouchedRows) -> bytes:

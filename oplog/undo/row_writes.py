@@ -24,7 +24,7 @@ from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.quoting import double_percent, quote
 from oplog.postgres.row_constraints import find_spare_number
 from oplog.replay.table_plan import TablePlan
-from oplog.undo.plan_making import list_hidden
+from oplog.undo.told_rows import list_hidden
 from oplog.undo.write_order import OrderedWrites, Step
 from oplog.value import Kind, ValueCodec, Wire
 

@@ -115,8 +115,8 @@ Write = Callable[..., int]
             (
                 "SET CONSTRAINTS seat_code DEFERRED",
                 "UPDATE seat SET number = 1000 + number, badge = NULL",
-                "UPDATE seat SET number = id % 3 + 1, badge = substr('abc', id % 3 + 1, 1), "
-                "code = substr('xyz', id % 3 + 1, 1)",
+                "UPDATE seat SET number = id % 3 + 1, badge = substr('abc', id % 3 + 1, 1)",
+                "UPDATE seat SET code = substr('xyz', id % 3 + 1, 1)",
             ),
             id="unique values go round",
         ),
