@@ -98,6 +98,8 @@ class Timeline:
     last: Mapping[str, Wire | None] = field(default_factory=dict)
     """The row as it was before it went, for one that is not there."""
     changes: list[RowChange] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+    """Columns that were to be set back, and were converted since: the log has them as they were."""
     met: bool = False
     """Whether anything is known of the row yet."""
 
@@ -158,7 +160,8 @@ def judge(timeline: Timeline) -> Verdict | None:
                 if column not in change.over:
                     first.setdefault(column, number)
     if not first:
-        return None
+        lost = tuple(sorted(timeline.lost))
+        return Verdict(timeline.state, [], unknown=lost) if lost and timeline.state else None
     before = {column: timeline.changes[n].columns[column][0] for column, n in first.items()}
     return _judge_row(timeline, first, before)
 
@@ -173,7 +176,7 @@ def _judge_row(
     later = _list_later(timeline, EXISTENCE, min(first.values()))
     base = timeline.last if now is None else now
     wanted, clashes = dict(base), list[Clash]()
-    unknown = [c for c, value in before.items() if value is UNKNOWN]
+    unknown = sorted({c for c, value in before.items() if value is UNKNOWN} | timeline.lost)
     for column, value in before.items():
         if column == EXISTENCE or isinstance(value, Missing) or column not in base:
             continue

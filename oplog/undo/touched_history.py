@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from oplog.entry import OpType
 from oplog.errors import SchemaDriftError, UndoError
 from oplog.payload.codec import Effect
+from oplog.payload.column_numbers import match_numbers
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import Shape
 from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs
@@ -151,7 +152,9 @@ class _Reading:
                     hint="choose other records, or an aggregate of tables that are there",
                 )
             plan, key, _ = routed
-            found.rows.setdefault(plan.live.oid, {}).setdefault(key, Timeline())
+            timeline = found.rows.setdefault(plan.live.oid, {}).setdefault(key, Timeline())
+            if effect.kind is OpType.UPDATE:
+                timeline.lost |= self._routes.find_converted(effect)
             self._names.add(stored.aggregates[effect.place])
 
     def follow(self, found: TouchedRows) -> None:
@@ -292,6 +295,15 @@ class _Routes:
             values = {**fills, **values}
         return plan, key, values
 
+    def find_converted(self, effect: Effect) -> set[str]:
+        """Columns of now whose values in the effect are those of before a conversion."""
+        target = self._plans[effect.shape.type_name].targets[effect.shape.type_name]
+        if target.shape is effect.shape:
+            return set()
+        mapped = {route.source for route in target.map_from(effect.shape)}
+        names = _follow_columns(effect.shape, target.shape)
+        return {names[name] for name in effect.values if name not in mapped and names.get(name)}
+
     def _make(self, shape: Shape) -> tuple[Shape, TablePlan, Route, dict[str, Wire | None]] | None:
         plan = self._plans.get(shape.type_name)
         if plan is None or plan.targets[shape.type_name].is_apart_from(shape):
@@ -323,3 +335,19 @@ class _Routes:
             if name not in mapped and name in plan.codecs
         }
         return shape, plan, route, fills
+
+
+def _follow_columns(old: Shape, now: Shape) -> dict[str, str]:
+    """By column of a revision, its name now, whatever its values were converted to.
+
+    By what the database numbers them, where both revisions were used in one; else by their names.
+    """
+    pair = match_numbers(old.numbers, now.numbers)
+    if pair is not None and pair[0].table == pair[1].table:
+        names = {number: name for name, number in pair[1].columns.items()}
+        return {
+            name: names[number]
+            for name, number in pair[0].columns.items()
+            if names.get(number) in now.by_name
+        }
+    return {name: name for name in old.names if name in now.by_name}
