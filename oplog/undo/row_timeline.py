@@ -35,6 +35,10 @@ Value: TypeAlias = Wire | Missing | None
 State: TypeAlias = Mapping[str, Wire | None]
 
 
+_KEPT = 1000
+"""Changes of a row that are kept before one is met that is to be undone."""
+
+
 def is_same(one: object, other: object) -> bool:
     """Whether two wire values are stored alike: NaN equals itself, and -0.0 is not 0.0."""
     if type(one) is float:
@@ -91,7 +95,10 @@ class Verdict:
 
 @dataclass(slots=True)
 class Timeline:
-    """One row: as the log has it, and its changes from the first that is to be undone on."""
+    """One row: as the log has it, and its changes from the first that is to be undone on.
+
+    Some changes before that are kept too: a later undo may have restored what was before them.
+    """
 
     state: dict[str, Wire | None] | None = None
     """The row now, None if there is none."""
@@ -100,6 +107,8 @@ class Timeline:
     changes: list[RowChange] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     """Columns that were to be set back, and were converted since: the log has them as they were."""
+    begun: bool = False
+    """Whether a change is there that is to be undone."""
     met: bool = False
     """Whether anything is known of the row yet."""
 
@@ -112,8 +121,6 @@ class Timeline:
         undoes: Collection[int],
     ) -> None:
         """Note what a record did, which found the row as `before` and left it as `state`."""
-        if not chosen and not self.changes:
-            return
         columns: dict[str, tuple[Value, Value]] = {}
         after = self.state
         if (before is None) != (after is None):
@@ -125,6 +132,9 @@ class Timeline:
             if not is_same(old, new):
                 columns[name] = (old, new)
         if columns:
+            self.begun = self.begun or chosen
+            if not self.begun and len(self.changes) >= _KEPT:
+                del self.changes[: _KEPT // 2]
             self.changes.append(RowChange(position, chosen, columns, undoes))
 
 

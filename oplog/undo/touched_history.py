@@ -164,14 +164,13 @@ class _Reading:
             for oid, key, timeline, before in self._apply(stored, opened, found.rows):
                 if metadata is None:
                     metadata = group_pairs(stored.metadata)
-                known = len(timeline.changes)
                 timeline.record(
                     before,
                     position=stored.position,
                     chosen=(oid, key) in self._own,
                     undoes=read_undone(metadata),
                 )
-                if len(timeline.changes) > known or stored.position in self._kept:
+                if timeline.begun or stored.position in self._kept:
                     note = RecordNote(stored.position, stored.recorded_at, metadata)
                     found.notes.setdefault(stored.position, note)
 
