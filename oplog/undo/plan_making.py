@@ -13,7 +13,7 @@ from oplog.postgres.row_constraints import RowConstraints, read_row_constraints
 from oplog.reading.reader import RecordReader
 from oplog.replay.effect_route import Key
 from oplog.replay.table_plan import TablePlan
-from oplog.undo.live_rows import Obstacles, read_live_rows
+from oplog.undo.live_rows import PAGE_ROWS, Obstacles, read_live_rows
 from oplog.undo.row_timeline import (
     EXISTENCE,
     Clash,
@@ -83,6 +83,8 @@ class _Making:
         self._wishes = wishes
         self._conflicts: list[UndoConflict] = []
         self._already = 0
+        self._digest = hashlib.sha256()
+        """Over the rows, what happened to them, and the tables' columns."""
         self._rows: list[tuple[TablePlan, tuple[Key, ...]]] = []
         self._writes: list[RowWrite] = []
 
@@ -107,7 +109,7 @@ class _Making:
             already=self._already,
             left_out=tuple(self._touched.left_out),
             warnings=tuple(self._list_warnings()),
-            fingerprint=_take_fingerprint(self._touched),
+            fingerprint=self._digest.digest(),
             rows=tuple(self._rows),
             on_conflict=self._wishes.on_conflict,
             choices=self._wishes.choices,
@@ -120,18 +122,30 @@ class _Making:
             if position in self._touched.notes:
                 yield self._touched.notes[position]
 
-    def _judge_table(self, plan: TablePlan, rows: Mapping[Key, Timeline]) -> None:
-        verdicts = {key: judge(timeline) for key, timeline in rows.items()}
-        open_ones = [key for key, verdict in verdicts.items() if verdict is not None]
-        self._already += len(rows) - len(open_ones)
-        self._rows.append((plan, tuple(open_ones)))
-        live = read_live_rows(self._connection, plan, open_ones, lock=False)
-        for key in open_ones:
-            verdict = verdicts[key]
+    def _judge_table(self, plan: TablePlan, rows: dict[Key, Timeline]) -> None:
+        """Decide on the rows of a table, and let go of their histories page by page."""
+        self._digest.update(repr((plan.live.oid, plan.names)).encode())
+        opened: list[Key] = []
+        ordered = sorted(rows, key=repr)
+        for first in range(0, len(ordered), PAGE_ROWS):
+            page = ordered[first : first + PAGE_ROWS]
+            opened += self._judge_page(plan, {key: rows.pop(key) for key in page})
+        self._rows.append((plan, tuple(opened)))
+
+    def _judge_page(self, plan: TablePlan, rows: Mapping[Key, Timeline]) -> list[Key]:
+        verdicts: dict[Key, Verdict] = {}
+        for key, timeline in rows.items():
+            self._digest.update(_state_row(key, timeline))
+            verdict = judge(timeline)
             if verdict is None:
-                continue
+                self._already += 1
+            else:
+                verdicts[key] = verdict
+        live = read_live_rows(self._connection, plan, verdicts, lock=False)
+        for key, verdict in verdicts.items():
             if not self._add_bypassed(plan, key, rows[key], live.get(key)):
                 self._decide(plan, key, rows[key], verdict)
+        return list(verdicts)
 
     def _add_bypassed(
         self,
@@ -159,8 +173,9 @@ class _Making:
                     wanted=tell(plan, name, logged[name]),
                 )
                 return True
-        # What the log does not know of it stays as it is.
-        timeline.state = {**live, **logged}
+        if len(live) > len(logged):
+            # What the log does not know of it stays as it is.
+            timeline.state = {**live, **logged}
         return False
 
     def _decide(self, plan: TablePlan, key: Key, timeline: Timeline, verdict: Verdict) -> None:
@@ -326,15 +341,8 @@ def _list_changes(timeline: Timeline, clash: Clash) -> Iterator[tuple[int, Any, 
             yield change.position, before, after
 
 
-def _take_fingerprint(touched: TouchedRows) -> bytes:
-    """A digest of the rows, of what happened to them, and of the tables' columns."""
-    digest = hashlib.sha256()
-    for oid in sorted(touched.rows):
-        digest.update(repr((oid, touched.tables[oid].names)).encode())
-        rows = touched.rows[oid]
-        for key in sorted(rows, key=repr):
-            timeline = rows[key]
-            changes = [(change.position, change.chosen) for change in timeline.changes]
-            state = None if timeline.state is None else sorted(timeline.state.items())
-            digest.update(repr((key, state, changes)).encode())
-    return digest.digest()
+def _state_row(key: Key, timeline: Timeline) -> bytes:
+    """A row and what happened to it, for the plan's digest."""
+    changes = [(change.position, change.chosen) for change in timeline.changes]
+    state = None if timeline.state is None else sorted(timeline.state.items())
+    return repr((key, state, changes)).encode()

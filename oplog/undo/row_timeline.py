@@ -35,10 +35,6 @@ Value: TypeAlias = Wire | Missing | None
 State: TypeAlias = Mapping[str, Wire | None]
 
 
-_KEPT = 1000
-"""Changes of a row that are kept before one is met that is to be undone."""
-
-
 def is_same(one: object, other: object) -> bool:
     """Whether two wire values are stored alike: NaN equals itself, and -0.0 is not 0.0."""
     if type(one) is float:
@@ -119,8 +115,14 @@ class Timeline:
         position: int,
         chosen: bool,
         undoes: Collection[int],
+        most: int,
     ) -> None:
-        """Note what a record did, which found the row as `before` and left it as `state`."""
+        """Note what a record did, which found the row as `before` and left it as `state`.
+
+        At most so many changes are kept from before the first that is to be undone.
+        """
+        if not (chosen or self.begun or most):
+            return
         columns: dict[str, tuple[Value, Value]] = {}
         after = self.state
         if (before is None) != (after is None):
@@ -133,8 +135,8 @@ class Timeline:
                 columns[name] = (old, new)
         if columns:
             self.begun = self.begun or chosen
-            if not self.begun and len(self.changes) >= _KEPT:
-                del self.changes[: _KEPT // 2]
+            if not self.begun and len(self.changes) >= most:
+                del self.changes[: most // 2 + 1]
             self.changes.append(RowChange(position, chosen, columns, undoes))
 
 

@@ -44,6 +44,9 @@ Rows: TypeAlias = dict[int, dict[Key, Timeline]]
 MOST_AGGREGATES = 1000
 """Histories of rows in more aggregates are read in one pass of the whole log."""
 
+_EARLIER, _FEW_ROWS = 1000, 10_000
+"""Changes of each row that are kept from before what is to be undone, and of how many rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordNote:
@@ -159,6 +162,7 @@ class _Reading:
 
     def follow(self, found: TouchedRows) -> None:
         """Read the histories of the rows, and note the records that are in them."""
+        most = _EARLIER if sum(map(len, found.rows.values())) <= _FEW_ROWS else 0
         for stored, opened in self._iterate(self._find_filter(found)):
             metadata: dict[str, list[str]] | None = None
             for oid, key, timeline, before in self._apply(stored, opened, found.rows):
@@ -169,6 +173,7 @@ class _Reading:
                     position=stored.position,
                     chosen=(oid, key) in self._own,
                     undoes=read_undone(metadata),
+                    most=most,
                 )
                 if timeline.begun or stored.position in self._kept:
                     note = RecordNote(stored.position, stored.recorded_at, metadata)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from oplog.errors import PrunedError, StalePlanError, UndoError
+from oplog.errors import ConfigurationError, PrunedError, StalePlanError, UndoError
 from tests.logged import LoggedDatabase, open_logged
 from tests.models.bank import AGGREGATES, Account, Base
 from tests.postgres.archived import open_memory, reopen
@@ -230,3 +230,18 @@ def test_from_the_command_line(tmp_path: Path, database_url: URL) -> None:
     assert newest["metadata"]["undoes"] == [str(last["position"])]
     assert newest["metadata"]["reason"] == ["wrong"]
     assert shop.ask("verify")["ok"]
+
+
+def test_sessions_that_are_not_logged_are_refused(engine: Engine) -> None:
+    db = open_logged(engine, Base, seed="", aggregates=AGGREGATES)
+    write(db, add_account(1))
+    changed = write(db, set_account(1, owner="B"))
+    plan = db.log.plan_undo(db.engine, records=changed)
+    before = state(db)
+    with pytest.raises(ConfigurationError, match="not attached"):
+        db.log.undo(sa.orm.sessionmaker(db.engine.execution_options()), plan)
+    other = sa.create_engine(db.engine.url)
+    with pytest.raises(ConfigurationError, match="attach"):
+        db.log.undo(sa.orm.sessionmaker(other), plan)
+    other.dispose()
+    assert state(db) == before
