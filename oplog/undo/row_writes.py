@@ -159,6 +159,10 @@ class RowWriter:
         values = form.state_values(step)
         for n, name in enumerate(step.spare):
             values[form.columns[name]] = form.state_value(name, f"s{n}")
+        for column in table.columns:
+            # SQLAlchemy would give these a value of its own, which is none of before.
+            if column.onupdate is not None and column not in values:
+                values[column] = column
         spare = [self._find_spare(form, name, len(steps)) for name in step.spare]
         rows = []
         for number, one in enumerate(steps):
