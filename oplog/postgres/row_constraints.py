@@ -226,8 +226,13 @@ def read_keyed(
 
 def _match(column: LiveColumn, given: str) -> str:
     # A domain over an enum has no operators of its own.
-    cast = f"::{column.pg_type}" if column.category == "E" else ""
-    return f"t.{quote(column.name)}{cast} = {given}::{column.pg_type}"
+    cast = f"::{spell_type(column)}" if column.category == "E" else ""
+    return f"t.{quote(column.name)}{cast} = {given}::{spell_type(column)}"
+
+
+def spell_type(column: LiveColumn) -> str:
+    """The column's type as SQL names it under any search path."""
+    return column.full_type or column.pg_type
 
 
 def find_spare_number(connection: Connection, table: str, column: str) -> int:

@@ -17,6 +17,7 @@ from oplog.postgres.row_constraints import (
     UniqueIndex,
     find_present,
     read_keyed,
+    spell_type,
 )
 from oplog.replay.effect_route import Key
 from oplog.replay.table_plan import TablePlan
@@ -59,8 +60,8 @@ def are_same_tables(connection: Connection, plans: Iterable[TablePlan]) -> bool:
     return all(
         oid in found
         and (live.schema, live.name) == (found[oid].schema, found[oid].name)
-        and [(c.name, c.pg_type) for c in live.columns]
-        == [(c.name, c.pg_type) for c in found[oid].columns]
+        and [(c.name, spell_type(c)) for c in live.columns]
+        == [(c.name, spell_type(c)) for c in found[oid].columns]
         for oid, live in known.items()
     )
 
@@ -210,7 +211,7 @@ class Obstacles:
 
         They are shown by the columns `names[1]`.
         """
-        types = [typed.live_columns[name].pg_type for name in names[0]]
+        types = [spell_type(typed.live_columns[name]) for name in names[0]]
         ordered = list(values)
         rows: list[tuple[tuple[str, ...], Texts]] = []
         for first in range(0, len(ordered), PAGE_ROWS):

@@ -22,7 +22,7 @@ from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import SchemaDriftError, UndoError, UnknownTypeError
 from oplog.postgres.live_table import read_live_tables
 from oplog.postgres.quoting import double_percent, quote
-from oplog.postgres.row_constraints import find_spare_number
+from oplog.postgres.row_constraints import find_spare_number, spell_type
 from oplog.replay.table_plan import TablePlan
 from oplog.undo.told_rows import list_hidden
 from oplog.undo.write_order import OrderedWrites, Step
@@ -239,7 +239,7 @@ class _Form:
         bound = sa.bindparam(parameter, type_=_AsIs())
         if key or self._is_plain(name):
             return bound
-        return sa.cast(bound, _Spelled(self.plan.live_columns[name].pg_type))
+        return sa.cast(bound, _Spelled(spell_type(self.plan.live_columns[name])))
 
     def _print(self, name: str, wire: Wire | None, *, key: bool) -> Any:
         if wire is None:

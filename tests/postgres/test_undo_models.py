@@ -23,6 +23,7 @@ from tests.models.columns import (
     TextKeyed,
     Typed,
 )
+from tests.postgres.tenants import TENANTS, Note, make_office
 
 pytestmark = pytest.mark.postgres
 
@@ -125,3 +126,26 @@ def test_columns_that_sqlalchemy_would_touch_stay(db: LoggedDatabase) -> None:
     db.log.undo(db.sessions, db.log.plan_undo(db.engine, records=changed))
     assert state(db) == before
     db.assert_replays()
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_tables_of_tenants(engine: Engine, guarded: bool) -> None:
+    office = make_office(engine, guarded=guarded)
+    positions = {}
+    for tenant in TENANTS:
+        with office.translated(tenant) as session:
+            session.add(Note(id=1, body="first", mood="good"))
+        with office.translated(tenant) as session:
+            session.get_one(Note, 1).body = tenant
+            session.get_one(Note, 1).mood = "bad"
+        positions[tenant] = office.read()[-1].position
+    with office.under("t2") as session:
+        plan = office.log.plan_undo(session, records=positions["t1"])
+    office.log.undo(office.sessions, plan)
+    assert (office.list_rows("t1"), office.list_rows("t2")) == ([(1, "first")], [(1, "t2")])
+    with office.translated("t1") as session:
+        session.delete(session.get_one(Note, 1))
+    plan = office.log.plan_undo(engine, records=office.read()[-1].position)
+    office.log.undo(office.sessions, plan)
+    assert office.list_rows("t1") == [(1, "first")]
+    office.assert_replays()
