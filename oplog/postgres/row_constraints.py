@@ -53,6 +53,10 @@ class UniqueIndex:
     plain: bool
     deferrable: bool
     qualified: str
+    keys: tuple[str, ...] = ()
+    """The expressions that are unique, as SQL."""
+    predicate: str = "true"
+    """Which rows the index has, as SQL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,10 @@ SELECT x.relname::text, i.indrelid::bigint,
   ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND NOT a.attnotnull),
   i.indexprs IS NULL AND i.indpred IS NULL, coalesce(k.condeferrable, false),
-  pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(k.conname))
+  pg_catalog.concat(pg_catalog.quote_ident(n.nspname), '.', pg_catalog.quote_ident(k.conname)),
+  ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, g.key, true)
+    FROM pg_catalog.generate_series(1, i.indnkeyatts::integer) AS g(key) ORDER BY g.key),
+  coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid, true), 'true')
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
@@ -156,6 +163,8 @@ def read_row_constraints(connection: Connection, oids: Iterable[int]) -> RowCons
             plain=row[4],
             deferrable=row[5],
             qualified=row[6],
+            keys=tuple(row[7]),
+            predicate=row[8],
         )
         for row in connection.exec_driver_sql(_UNIQUE, (tables,))
     ]
@@ -192,6 +201,33 @@ def find_present(
     ).fetchall()
     width = len(columns)
     return [(tuple(row[:width]), tuple(row[width:])) for row in rows]
+
+
+def compute_keys(
+    connection: Connection,
+    index: UniqueIndex,
+    columns: Sequence[LiveColumn],
+    *,
+    rows: Sequence[Sequence[str | None]],
+) -> list[tuple[str, ...] | None]:
+    """What each of these rows has in the index, as text; None for a row that it does not restrict.
+
+    `rows` have texts of the columns, which are those that the index is made of.
+    """
+    arrays = ", ".join(["pg_catalog.unnest(%s::text[])"] * len(columns))
+    aliases = ", ".join(f"c{n}" for n in range(len(columns)))
+    typed = ", ".join(
+        f"g.c{n}::{spell_type(column)} AS {quote(column.name)}" for n, column in enumerate(columns)
+    )
+    keys = ", ".join(f"({key})::text" for key in index.keys)
+    found = connection.exec_driver_sql(
+        double_percent(f'SELECT t."oplog row", {keys} FROM (SELECT g."oplog row", {typed} FROM ')
+        + f'ROWS FROM ({arrays}) WITH ORDINALITY AS g({aliases}, "oplog row")'
+        + double_percent(f") t WHERE {index.predicate}"),
+        tuple([list(texts) for texts in zip(*rows, strict=True)]),
+    ).fetchall()
+    by_row = {row[0]: None if None in row[1:] else tuple(row[1:]) for row in found}
+    return [by_row.get(n) for n in range(1, len(rows) + 1)]
 
 
 def read_keyed(

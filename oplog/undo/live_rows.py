@@ -15,13 +15,14 @@ from oplog.postgres.row_constraints import (
     ForeignKey,
     RowConstraints,
     UniqueIndex,
+    compute_keys,
     find_present,
     read_keyed,
     spell_type,
 )
 from oplog.replay.effect_route import Key
 from oplog.replay.table_plan import TablePlan
-from oplog.undo.write_order import RowWrite
+from oplog.undo.write_order import IndexKeys, RowWrite
 from oplog.value import ValueCodec, Wire
 
 PAGE_ROWS = 2000
@@ -81,6 +82,43 @@ def _parse(
         name: None if text is None else codecs[name].from_text(text)
         for name, text in zip(names, texts, strict=True)
     }
+
+
+def find_index_keys(
+    connection: Connection,
+    plans: Mapping[int, TablePlan],
+    unique: Iterable[UniqueIndex],
+    *,
+    writes: Sequence[RowWrite],
+) -> IndexKeys:
+    """By index over expressions or some rows, and by `id()` of a write, keys before and after."""
+    found: IndexKeys = {}
+    for index in unique:
+        plan = plans[index.table]
+        if index.plain or not set(index.columns) <= set(plan.names):
+            continue
+        own = [write for write in writes if write.table == index.table]
+        states = [state for write in own for state in (write.before, write.after)]
+        keys: list[tuple[str, ...] | None] = []
+        for first in range(0, len(states), PAGE_ROWS):
+            page = states[first : first + PAGE_ROWS]
+            rows = [_print_all(state or {}, plan, index.columns) for state in page]
+            columns = [plan.live_columns[name] for name in index.columns]
+            made = compute_keys(connection, index, columns, rows=rows)
+            keys += [
+                key if state is not None else None for key, state in zip(made, page, strict=True)
+            ]
+        found[index.name] = {
+            id(write): (keys[2 * n], keys[2 * n + 1]) for n, write in enumerate(own)
+        }
+    return found
+
+
+def _print_all(
+    row: Mapping[str, Wire | None], plan: TablePlan, columns: Sequence[str]
+) -> list[str | None]:
+    wires = [(plan.codecs[name], row.get(name)) for name in columns]
+    return [None if wire is None else codec.to_text(wire) for codec, wire in wires]
 
 
 class Obstacles:

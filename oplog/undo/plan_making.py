@@ -13,7 +13,7 @@ from oplog.postgres.row_constraints import RowConstraints, read_row_constraints
 from oplog.reading.reader import RecordReader
 from oplog.replay.effect_route import Key
 from oplog.replay.table_plan import TablePlan
-from oplog.undo.live_rows import PAGE_ROWS, Obstacles, read_live_rows
+from oplog.undo.live_rows import PAGE_ROWS, Obstacles, find_index_keys, read_live_rows
 from oplog.undo.row_timeline import (
     EXISTENCE,
     Clash,
@@ -95,7 +95,12 @@ class _Making:
         oids = {write.table for write in self._writes}
         constraints = read_row_constraints(self._connection, oids)
         self._drop_impossible(constraints)
-        ordered = order_writes(self._writes, constraints, may_spare=self._may_spare)
+        index_keys = find_index_keys(
+            self._connection, self._touched.tables, constraints.unique, writes=self._writes
+        )
+        ordered = order_writes(
+            self._writes, constraints, may_spare=self._may_spare, index_keys=index_keys
+        )
         places = {
             (step.table, step.key): number
             for number, step in enumerate(s for batch in ordered.batches for s in batch)

@@ -21,6 +21,9 @@ from oplog.undo.row_timeline import is_same
 from oplog.value import Wire
 
 Kind: TypeAlias = Literal["insert", "update", "delete"]
+_Keys: TypeAlias = tuple[str, ...] | None
+IndexKeys: TypeAlias = dict[str, dict[int, tuple[_Keys, _Keys]]]
+"""By name of a unique index and `id()` of a write, the row's key before and after, as text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,15 +96,18 @@ def order_writes(
     constraints: RowConstraints,
     *,
     may_spare: Callable[[int, str], bool],
+    index_keys: IndexKeys,
 ) -> OrderedWrites:
     """The writes as steps in order; `UndoError` where no order is found.
+
+    `index_keys` are what rows have in unique indexes that their columns do not tell.
 
     `may_spare` says whether a column of a table, which may not be NULL, can have a value for a
     while that no row has.
     """
     pairs = [(write, _make_step(write)) for write in writes]
     _add_references(pairs, constraints.foreign_keys)
-    _add_releases(pairs, constraints.unique)
+    _add_releases(pairs, constraints.unique, index_keys)
     return _Sorter([step for _, step in pairs], may_spare).sort()
 
 
@@ -173,14 +179,29 @@ def _refer(
         _connect(step, _Edge(gone, key, "first"))
 
 
-def _add_releases(pairs: Sequence[tuple[RowWrite, Step]], unique: Iterable[UniqueIndex]) -> None:
+def _add_releases(
+    pairs: Sequence[tuple[RowWrite, Step]], unique: Iterable[UniqueIndex], index_keys: IndexKeys
+) -> None:
     for index in unique:
-        if not index.plain or not index.columns:
+        known = index_keys.get(index.name)
+        if not index.columns or (known is None and not index.plain):
             continue
-        rows = [pair for pair in pairs if pair[0].table == index.table]
-        released = _list_moved(rows, index.columns, after=False)
-        taking = _list_moved(rows, index.columns, after=True)
-        for values, step in taking.items():
+        released: dict[_Values, Step] = {}
+        taking: list[tuple[_Values, Step]] = []
+        for write, step in pairs:
+            if write.table != index.table:
+                continue
+            old: _Values | None
+            new: _Values | None
+            if known is None:
+                old, new = _read(write.before, index.columns), _read(write.after, index.columns)
+            else:
+                old, new = known[id(write)]
+            if old != new and old is not None:
+                released[old] = step
+            if old != new and new is not None:
+                taking.append((new, step))
+        for values, step in taking:
             first = released.get(values)
             if first is not None and first is not step:
                 _connect(first, _Edge(step, index, "first"))

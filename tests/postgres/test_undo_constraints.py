@@ -24,6 +24,16 @@ SEAT = sa.Table(
     sa.Column("code", sa.String(6), nullable=False),
     sa.UniqueConstraint("code", name="seat_code", deferrable=True),
 )
+MEMBER = sa.Table(
+    "member",
+    META,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("mail", sa.Text, nullable=False),
+    sa.Column("desk", sa.Integer, nullable=False),
+    sa.Column("left", sa.Date),
+)
+sa.Index("member_mail", sa.func.lower(MEMBER.c.mail), unique=True)
+sa.Index("member_desk", MEMBER.c.desk, unique=True, postgresql_where=MEMBER.c.left.is_(None))
 TREE = sa.Table(
     "tree",
     META,
@@ -124,6 +134,16 @@ Write = Callable[..., int]
             ("INSERT INTO seat VALUES (1, 1, 'a', 'x'), (2, 2, 'b', 'y')",),
             ("DELETE FROM seat WHERE id = 1", "UPDATE seat SET number = 1, badge = 'a'"),
             id="a unique value of a row that went",
+        ),
+        pytest.param(
+            ("INSERT INTO member VALUES (1, 'A', 1, NULL), (2, 'b', 2, NULL), (3, 'c', 3, NULL)",),
+            (
+                "DELETE FROM member WHERE id = 1",
+                "UPDATE member SET mail = 'x', desk = 9 WHERE id = 3",
+                "UPDATE member SET mail = 'a', desk = 1 WHERE id = 2",
+                "UPDATE member SET mail = 'B', \"left\" = '2024-01-01', desk = 1 WHERE id = 3",
+            ),
+            id="unique expressions and unique among some rows",
         ),
         pytest.param(
             ("INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2), (4, 4), (5, 3)",),
