@@ -9,10 +9,10 @@ for a while, or a unique column has a value for a while that no row has.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 from oplog.errors import UndoError
 from oplog.postgres.row_constraints import ForeignKey, RowConstraints, UniqueIndex
@@ -63,8 +63,10 @@ class Step:
     after: Mapping[str, Wire | None] = field(default_factory=dict)
     """The row in the end."""
     edges: list[_Edge] = field(default_factory=list)
-    """Steps that have to come after this one."""
+    """To steps that have to come after this one."""
+    incoming: list[_Edge] = field(default_factory=list)
     waits: int = 0
+    taken: bool = False
 
     @property
     def form(self) -> tuple[Kind, int, tuple[str, ...], tuple[str, ...]]:
@@ -72,15 +74,18 @@ class Step:
         return self.kind, self.table, tuple(self.values), self.spare
 
 
-class _Edge(NamedTuple):
-    """The step `after` waits because of a constraint.
+@dataclass(slots=True, eq=False)
+class _Edge:
+    """The step `after` waits for `first` because of a constraint, unless the edge was cut.
 
-    `columns` are those that may stand aside for a while, `opens` says in which of the two steps.
+    `opens` says which of the two may do without the constraint's columns for a while.
     """
 
+    first: Step
     after: Step
     constraint: ForeignKey | UniqueIndex
     opens: Literal["first", "last"]
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +105,9 @@ def order_writes(
 ) -> OrderedWrites:
     """The writes as steps in order; `UndoError` where no order is found.
 
-    `index_keys` are what rows have in unique indexes that their columns do not tell.
-
-    `may_spare` says whether a column of a table, which may not be NULL, can have a value for a
-    while that no row has.
+    `index_keys` are what rows have in unique indexes that their columns do not tell. `may_spare`
+    says whether a column of a table, which may not be NULL, can have a value for a while that no
+    row has.
     """
     pairs = [(write, _make_step(write)) for write in writes]
     _add_references(pairs, constraints.foreign_keys)
@@ -173,10 +177,10 @@ def _refer(
     parent = None if new is None else given.get(new)
     gone = None if old is None else taken.get(old)
     if parent is not None and parent is not step:
-        _connect(parent, _Edge(step, key, "last"))
+        _connect(parent, step, key, "last")
     # One that the database changes with its parent is as it shall be by then.
     if gone is not None and gone is not step and not (key.follows and gone is parent):
-        _connect(step, _Edge(gone, key, "first"))
+        _connect(step, gone, key, "first")
 
 
 def _add_releases(
@@ -204,12 +208,20 @@ def _add_releases(
         for values, step in taking:
             first = released.get(values)
             if first is not None and first is not step:
-                _connect(first, _Edge(step, index, "first"))
+                _connect(first, step, index, "first")
 
 
-def _connect(first: Step, edge: _Edge) -> None:
-    first.edges.append(edge)
-    edge.after.waits += 1
+def _connect(
+    first: Step,
+    after: Step,
+    constraint: ForeignKey | UniqueIndex,
+    opens: Literal["first", "last"],
+) -> None:
+    if not first.taken:
+        edge = _Edge(first, after, constraint, opens)
+        first.edges.append(edge)
+        after.incoming.append(edge)
+        after.waits += 1
 
 
 class _Sorter:
@@ -217,11 +229,11 @@ class _Sorter:
 
     def __init__(self, steps: Sequence[Step], may_spare: Callable[[int, str], bool]) -> None:
         self._may_spare = may_spare
-        self._waiting: dict[int, Step] = {id(step): step for step in steps}
-        self._ready: dict[tuple[object, ...], deque[Step]] = {}
+        self._waiting = OrderedDict((id(step), step) for step in steps)
+        self._ready: dict[tuple[object, ...], list[Step]] = {}
         self._batches: list[tuple[Step, ...]] = []
         self._deferred: set[str] = set()
-        self._aside: dict[tuple[int, tuple[str, ...]], Step] = {}
+        self._aside: dict[tuple[int, str], Step] = {}
 
     def sort(self) -> OrderedWrites:
         for step in list(self._waiting.values()):
@@ -230,119 +242,125 @@ class _Sorter:
             if self._ready:
                 self._take()
             else:
-                self._open_circle()
+                self._open_circles()
         return OrderedWrites(tuple(self._batches), tuple(sorted(self._deferred)))
 
     def _release(self, step: Step) -> None:
         if not step.waits and self._waiting.pop(id(step), None) is not None:
-            self._ready.setdefault(step.form, deque()).append(step)
+            self._ready.setdefault(step.form, []).append(step)
 
     def _take(self) -> None:
         form = next(iter(self._ready))
         batch = tuple(self._ready.pop(form))
         self._batches.append(batch)
         for step in batch:
+            step.taken = True
             for edge in step.edges:
-                edge.after.waits -= 1
-                self._release(edge.after)
+                if not edge.cut:
+                    self._cut(edge)
 
-    def _open_circle(self) -> None:
-        circle = self._find_circle()
+    def _open_circles(self) -> None:
+        """Open a circle, and others that have no step in common with those found before."""
+        known: set[int] = set()
+        for step in list(self._waiting.values()):
+            circle = self._find_circle(step, known)
+            if circle:
+                self._open(circle)
+
+    def _open(self, circle: Sequence[_Edge]) -> None:
         for open_it in (self._defer, self._leave_null, self._use_spare):
-            for first, edge in circle:
-                if open_it(first, edge):
+            for edge in circle:
+                if open_it(edge):
                     return
-        names = sorted({edge.constraint.name for _, edge in circle})
+        names = sorted({edge.constraint.name for edge in circle})
         raise UndoError(
             "no order of the writes keeps the constraints "
             f"{', '.join(names)} at every step: rows depend on one another in a circle",
             hint="make one of the constraints DEFERRABLE, or undo less at a time",
         )
 
-    def _find_circle(self) -> list[tuple[Step, _Edge]]:
-        """Steps that wait for one another, each with the edge to the next one."""
-        before: dict[int, tuple[Step, _Edge]] = {}
-        for step in self._waiting.values():
-            for edge in step.edges:
-                if id(edge.after) in self._waiting:
-                    before[id(edge.after)] = step, edge
-        step = next(iter(self._waiting.values()))
-        seen: dict[int, int] = {}
-        path: list[tuple[Step, _Edge]] = []
-        while id(step) not in seen:
-            seen[id(step)] = len(path)
-            first, edge = before[id(step)]
-            path.append((first, edge))
-            step = first
-        return path[seen[id(step)] :]
+    def _find_circle(self, step: Step, known: set[int]) -> list[_Edge]:
+        """Edges between steps that wait for one another, walking back from this one; or none.
 
-    def _cut(self, first: Step, edge: _Edge) -> None:
-        first.edges.remove(edge)
+        Steps that were walked are `known` from then on, and end another walk.
+        """
+        seen: dict[int, int] = {}
+        path: list[_Edge] = []
+        while id(step) in self._waiting and id(step) not in known:
+            if id(step) in seen:
+                known.update(seen)
+                return path[seen[id(step)] :]
+            seen[id(step)] = len(path)
+            before = (e for e in step.incoming if not e.cut and id(e.first) in self._waiting)
+            edge = next(before, None)
+            if edge is None:
+                break
+            path.append(edge)
+            step = edge.first
+        known.update(seen)
+        return []
+
+    def _cut(self, edge: _Edge) -> None:
+        edge.cut = True
         edge.after.waits -= 1
         self._release(edge.after)
 
-    def _defer(self, first: Step, edge: _Edge) -> bool:
+    def _defer(self, edge: _Edge) -> bool:
         constraint = edge.constraint
         if not constraint.deferrable:
             return False
         if isinstance(constraint, ForeignKey) and edge.opens == "first" and constraint.acts:
             # What the database does to rows that refer to one that goes is never put off.
             return False
-        self._deferred.add(edge.constraint.qualified)
-        self._cut(first, edge)
+        self._deferred.add(constraint.qualified)
+        self._cut(edge)
         return True
 
-    def _leave_null(self, first: Step, edge: _Edge) -> bool:
+    def _leave_null(self, edge: _Edge) -> bool:
         constraint = edge.constraint
-        columns = constraint.columns if isinstance(constraint, UniqueIndex) else None
-        own = constraint.child_columns if isinstance(constraint, ForeignKey) else columns or ()
+        own = constraint.child_columns if isinstance(constraint, ForeignKey) else constraint.columns
         free = [name for name in own if name in constraint.nullable]
         if not free:
             return False
         if edge.opens == "last":
-            self._finish_later(first, edge, free[0])
+            self._finish_later(edge, free[0])
         else:
-            self._stand_aside(first, edge, Step("update", first.table, first.key, {free[0]: None}))
+            first = edge.first
+            self._stand_aside(edge, Step("update", first.table, first.key, {free[0]: None}))
         return True
 
-    def _use_spare(self, first: Step, edge: _Edge) -> bool:
-        constraint = edge.constraint
+    def _use_spare(self, edge: _Edge) -> bool:
+        constraint, first = edge.constraint, edge.first
         if not isinstance(constraint, UniqueIndex):
             return False
         free = [name for name in constraint.columns if self._may_spare(first.table, name)]
         if not free:
             return False
-        aside = Step("update", first.table, first.key, {}, spare=(free[0],))
-        self._stand_aside(first, edge, aside)
+        self._stand_aside(edge, Step("update", first.table, first.key, {}, spare=(free[0],)))
         return True
 
-    def _stand_aside(self, first: Step, edge: _Edge, aside: Step) -> None:
-        """Give up the value beforehand, in a step of its own."""
+    def _stand_aside(self, edge: _Edge, aside: Step) -> None:
+        """Give up the value of the first step's row beforehand, in a step of its own."""
+        first = edge.first
         column = aside.spare[0] if aside.spare else next(iter(aside.values))
-        known = self._aside.setdefault((id(first), (column,)), aside)
+        known = self._aside.setdefault((id(first), column), aside)
         if known is aside:
             self._waiting[id(aside)] = aside
             if first.kind == "update":
                 # Another column than those that change may be the one that stands aside.
                 first.values.setdefault(column, first.after[column])
-            _connect(aside, _Edge(first, edge.constraint, "first"))
-            self._cut_to(aside, first, edge)
-            self._release(aside)
-        else:
-            self._cut(first, edge)
+            _connect(aside, first, edge.constraint, "first")
+        _connect(known, edge.after, edge.constraint, "first")
+        self._cut(edge)
+        self._release(known)
 
-    def _cut_to(self, aside: Step, first: Step, edge: _Edge) -> None:
-        first.edges.remove(edge)
-        aside.edges.append(edge)
-
-    def _finish_later(self, first: Step, edge: _Edge, column: str) -> None:
+    def _finish_later(self, edge: _Edge, column: str) -> None:
         """Write the row without the reference, and that when what it refers to is there."""
         step = edge.after
-        rest = Step("update", step.table, step.key, {column: step.values[column]})
+        value = step.values.get(column, step.after[column])
+        rest = Step("update", step.table, step.key, {column: value})
         step.values[column] = None
-        first.edges.remove(edge)
-        step.waits -= 1
         self._waiting[id(rest)] = rest
-        _connect(first, _Edge(rest, edge.constraint, "last"))
-        _connect(step, _Edge(rest, edge.constraint, "last"))
-        self._release(step)
+        _connect(edge.first, rest, edge.constraint, "last")
+        _connect(step, rest, edge.constraint, "last")
+        self._cut(edge)
