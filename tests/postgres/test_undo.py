@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,6 +115,9 @@ def test_columns_that_others_changed_are_conflicts(bank: LoggedDatabase) -> None
     assert (str(change.before), str(change.after)) == ("2.00", "3.00")
     assert (str(conflict.now), str(conflict.wanted)) == ("3.00", "1.00")
     assert "actor=bob" in plan.preview()
+    document = json.loads(json.dumps(plan.to_json()))
+    assert document["conflicts"][0]["name"] == "public.account (id=1): balance"
+    assert document["conflicts"][0]["changes"][0]["before"] == "2.00"
     with pytest.raises(UndoConflictError) as caught:
         bank.log.undo(bank.sessions, plan)
     assert caught.value.conflicts == plan.conflicts
