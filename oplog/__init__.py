@@ -54,6 +54,8 @@ from oplog.store.quarantined import QuarantinedRecord
 from oplog.sync.divergence import LostEntry
 from oplog.sync.exporter import SyncReport
 from oplog.sync.lag import ArchiveLag
+from oplog.undo.undo_conflict import UndoConflict
+from oplog.undo.undo_plan import UndoPlan
 from oplog.upkeep.garbage import CollectionReport
 from oplog.upkeep.maintenance import MaintenanceReport
 from oplog.upkeep.pin import Pin
@@ -126,6 +128,8 @@ __all__ = [
     "TypeChange",
     "TypesCheckReport",
     "TypesReport",
+    "UndoConflict",
+    "UndoPlan",
     "VerifyReport",
     "WorkRetried",
     "WsgiContext",

@@ -1,4 +1,4 @@
-"""The six steps of the demonstration in order, with the sizes they run at.
+"""The seven steps of the demonstration in order, with the sizes they run at.
 
 However the demonstration ends, its server, processes and directory are removed, and it reports
 that only after it has checked.
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 
-from examples.demo import bank, commits, disaster, interruption, tampering
+from examples.demo import afternoon, bank, commits, disaster, interruption, tampering
 from examples.demo.database import Database, dispose, make_keys, migrate, open_database
 from examples.demo.figures import measure
 from examples.demo.history import find_history
@@ -95,7 +95,7 @@ def open_place(
 def tell_steps(
     database: Database, narrator: Narrator, *, sizes: Sizes, seed: int, bundled: bool
 ) -> None:
-    """Steps two to six."""
+    """Steps two to seven."""
     history = find_history(limit=sizes.commits, bundled=bundled)
     narrator.step(f"Real input: {history.source}")
     commits.load_history(database, narrator, history=history)
@@ -127,3 +127,6 @@ def tell_steps(
         disaster.prove_archived(press)
         press.worker.end()
     disaster.prove_recovery(press, history=history)
+
+    narrator.step("A teller's afternoon is taken back")
+    afternoon.prove_undo(database, narrator)

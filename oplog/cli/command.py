@@ -48,6 +48,7 @@ from oplog.cli.trust_option import (
     unsigned_option,
 )
 from oplog.cli.types_command import types
+from oplog.cli.undo_command import undo
 from oplog.cli.verify_command import verify
 from oplog.outside.program_settings import VARIABLES
 
@@ -118,7 +119,7 @@ def program(context: click.Context) -> None:
 for _command in (
     *(init, status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
-    *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust),
+    *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust, undo),
 ):
     program.add_command(_command)
 accept_everywhere(program)

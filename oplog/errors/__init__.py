@@ -71,6 +71,7 @@ from oplog.errors.root_error import (
     QuarantineWarning,
     RestoreWarning,
 )
+from oplog.errors.undo_errors import StalePlanError, UndoConflictError, UndoError
 
 __all__ = [
     "ArchiveError",
@@ -121,9 +122,12 @@ __all__ = [
     "SignatureInvalidError",
     "SignedForkError",
     "SigningKeyMissingError",
+    "StalePlanError",
     "StorageConfigError",
     "StoreUnavailableError",
     "TicketConflictError",
+    "UndoConflictError",
+    "UndoError",
     "UnknownPublisherError",
     "UnknownTypeError",
     "UnloggedWriteError",

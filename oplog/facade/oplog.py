@@ -31,6 +31,7 @@ from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
 from oplog.facade.types_part import Types
+from oplog.facade.undo_part import Undoing
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
 from oplog.metadata_context import Describe, make_describer
@@ -101,6 +102,7 @@ class Oplog:
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
         self._restoring = restoring = Restoring(log, reading=reading)
+        self._undoing = Undoing(log, reading=reading, writing=writing)
         self._forks = Forks(log, reading=reading, writing=writing, publishing=publishing)
         self._upkeep = Upkeep(
             log, publishing=publishing, restoring=restoring, examination=examination
@@ -290,6 +292,11 @@ class Oplog:
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
     check_steps = PartMethod("_reading", Reading.check_steps)
+
+    # -- undoing
+    plan_undo = PartMethod("_undoing", Undoing.plan_undo)
+    undo = PartMethod("_undoing", Undoing.undo)
+    undo_async = PartMethod("_undoing", Undoing.undo_async)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

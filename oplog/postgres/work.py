@@ -150,17 +150,20 @@ def open_work(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def open_snapshot(connection: Connection, *, uncommitted: bool = False) -> Iterator[Connection]:
+def open_snapshot(
+    connection: Connection, *, uncommitted: bool = False, asynchronous: bool = False
+) -> Iterator[Connection]:
     """A connection inside one consistent snapshot; whatever is done in it is undone.
 
     A transaction of the caller's that sees each statement anew, or that has written already,
     cannot be that snapshot: then it is another connection of the same engine. With `uncommitted`
-    one that has written is it all the same, as if nobody else wrote meanwhile.
+    one that has written is it all the same, as if nobody else wrote meanwhile. With `asynchronous`
+    the driver may be an asynchronous one, of a connection inside `run_sync`.
     """
     if not connection.in_transaction():
         with connection.begin() as transaction:
             _raise_isolation(connection)
-            with pin_settings(connection, restore=False):
+            with pin_settings(connection, restore=False, asynchronous=asynchronous):
                 yield connection
             transaction.rollback()
         return
@@ -171,21 +174,27 @@ def open_snapshot(connection: Connection, *, uncommitted: bool = False) -> Itera
     if uncommitted if wrote else isolation in _REPEATABLE:
         savepoint = connection.begin_nested()
         try:
-            with pin_settings(connection, restore=False):
+            with pin_settings(connection, restore=False, asynchronous=asynchronous):
                 yield connection
         finally:
             savepoint.rollback()
         return
-    with connection.engine.connect() as other, open_snapshot(other):
+    with connection.engine.connect() as other, open_snapshot(other, asynchronous=asynchronous):
         yield other
 
 
 @contextmanager
 def pin_settings(
-    connection: Connection, *, restore: bool = True, more: Mapping[str, str] = MappingProxyType({})
+    connection: Connection,
+    *,
+    restore: bool = True,
+    more: Mapping[str, str] = MappingProxyType({}),
+    asynchronous: bool = False,
 ) -> Iterator[None]:
     """Fix how Postgres prints and reads values, and `more` settings, until the block ends."""
-    check_driver(connection)
+    raw = connection.connection.driver_connection
+    if not (asynchronous and isinstance(raw, psycopg.AsyncConnection)):
+        check_driver(connection)
     before = fix_text_settings(connection)
     others = connection.exec_driver_sql(
         "SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.unnest(%s::text[]) n(name)",

@@ -79,6 +79,10 @@ def test_everything_is_proved_and_nothing_left(place: Path) -> None:
         "the restored database is the destroyed one",
         "published as the next record",
         "what replay gave there, exactly what git listed when it was recorded",
+        "the plan takes back 6 transactions and leaves Grace's alone",
+        "and what Grace wrote stays",
+        "the undo undone: the afternoon is back",
+        "are conflicts with that teller's name",
         "nothing is left behind",
     ):
         assert any(

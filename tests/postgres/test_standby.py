@@ -107,6 +107,21 @@ def test_what_reads_gives_the_same_on_both(db: Followed) -> None:
     assert answers[1][4] == {"id": 1, "name": "customer 1"}
 
 
+def test_undo_is_planned_on_a_standby_and_done_on_the_primary(db: Followed) -> None:
+    add_customer(db.sessions, 1)
+    with db.sessions.begin() as session:
+        session.get_one(Customer, 1).name = "renamed"
+    (*_, last) = db.log.receipts(session)
+    db.catch_up()
+    plan = db.log.plan_undo(db.standby, records=last)
+    assert [write.describe() for write in plan.writes] == [
+        "update public.customer (id=1): name 'renamed' -> 'customer 1'"
+    ]
+    assert db.log.undo(db.sessions, plan)
+    with db.primary.connect() as connection:
+        assert connection.execute(sa.select(Customer.name)).scalar_one() == "customer 1"
+
+
 def test_the_command_line_reads_on_a_standby(servers: Pair, tmp_path: Path) -> None:
     db = Followed(servers)
     shop = open_shop(tmp_path, db.urls[0])
