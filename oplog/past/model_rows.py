@@ -57,11 +57,12 @@ def read_rows(
         sql, parameters, execution_options={"stream_results": stream}
     )
     shown = [(name, place, readers.get(name)) for name, place in places.items()]
-    for row in result:
-        yield {
-            name: row[place] if read is None or row[place] is None else read(row[place])
-            for name, place, read in shown
-        }
+    with result:
+        for row in result:
+            yield {
+                name: row[place] if read is None or row[place] is None else read(row[place])
+                for name, place, read in shown
+            }
 
 
 def list_rows(tables: Sequence[PastTable], *, limit: int | None = None) -> list[dict[str, Any]]:

@@ -71,8 +71,10 @@ class PastSelect:
         options = {"schema_translate_map": dict(self.schemas), "stream_results": stream}
         with _rewriting(connection, rewrite, more):
             result = connection.execute(self.statement, execution_options=options)
-        for row in result.mappings():
-            yield dict(row)
+        with result:
+            names = tuple(result.keys())
+            for row in result:
+                yield dict(zip(names, row, strict=True))
 
 
 def read_select(statement: Asked, connection: Connection, known: Iterable[sa.Table]) -> PastSelect:
