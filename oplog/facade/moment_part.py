@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, cast, overload
 
 from sqlalchemy.engine import Engine
 
 from oplog.archive.archive import Archive
 from oplog.errors import ConfigurationError
+from oplog.facade.async_target import AsyncMoment, enter_on, iterate_on, run_on
 from oplog.facade.given_target import Readable, open_source
 from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading, RowShape
 from oplog.past.look_back import Moment, open_moment
+from oplog.past.row_difference import RowDifference
+from oplog.past.row_versions import RowVersion, list_versions
+from oplog.past.stretch import EVERY, open_stretch
 from oplog.reading.model_tables import check_model_tables, choose_model_types
 from oplog.reading.row_history import rebuild_row
-
-_EVERY: Any = object()
-"""No key: all rows. None is not that, so that a key which is missing by mistake is refused."""
 
 
 class AsOf(Protocol):
@@ -87,7 +88,7 @@ class Moments:
         self,
         connection: Readable | None,
         model: Any,
-        key: Any = _EVERY,
+        key: Any = EVERY,
         *,
         at: int | datetime,
         shape: RowShape = "now",
@@ -104,7 +105,7 @@ class Moments:
         of a model in the order of its key; of an `Engine` they are streamed. `revisions` are of a
         single row only. This is `moment` for one question.
         """
-        if key is not _EVERY:
+        if key is not EVERY:
             return self._find_row(
                 connection, model, key, at=at, shape=shape, revisions=revisions, archive=archive
             )
@@ -145,6 +146,139 @@ class Moments:
             if not isinstance(model, str):
                 check_model_tables(inside, types, reader)
             return row
+
+    def versions(
+        self,
+        connection: Readable | None,
+        model: Any,
+        key: Any,
+        *,
+        shape: RowShape = "now",
+        archive: Archive | None = None,
+    ) -> Sequence[RowVersion]:
+        """The versions of one row, oldest first: what each transaction made of it, and who did.
+
+        Reads what `history` reads, and takes and raises the same. Each version has `row`, the
+        columns after it by name and as attributes, `changes`, `previous` and `next`. With
+        `shape="then"` changes are as they were logged.
+        """
+        changes = self._reading.history(connection, model, key, shape=shape, archive=archive)
+        opener = self._reading.make_opener(archive=archive)
+        with open_source(connection, self._log.catalog) as inside:
+            types = choose_model_types(self._log.catalog, inside, model)
+            reader = opener.open(inside, whole=False, stepping=False)
+            return list_versions(changes, reader, types, now=shape == "now")
+
+    def diff(
+        self,
+        connection: Readable | None,
+        model: Any,
+        *,
+        before: int | datetime,
+        after: int | datetime | None = None,
+        key: Any = EVERY,
+        archive: Archive | None = None,
+    ) -> Iterator[RowDifference]:
+        """Rows of a model that are not the same at two moments, by key; `after` None is now.
+
+        Each with both rows, the columns that changed, and the records that did it. A row that was
+        changed and changed back is left out. With `key` only that row. Reads the log alone: the
+        records between the moments, and the histories of the rows that these touched; memory grows
+        with the number of those rows' keys. `connection`, `archive` and errors are as for `moment`;
+        a connection in no transaction is not used itself, but a second one of its engine. Raises
+        `ConfigurationError` where `after` lies before `before`.
+        """
+        opener = self._reading.make_opener(archive=archive)
+
+        def iterate() -> Iterator[RowDifference | None]:
+            with open_source(connection, self._log.catalog) as asked:
+                types = choose_model_types(self._log.catalog, asked, model)
+                with open_stretch(asked, opener, before=before, after=after) as stretch:
+                    if not isinstance(model, str):
+                        check_model_tables(asked, types, stretch.reader)
+                    yield None
+                    yield from stretch.compare(types, key=key)
+
+        return _begin(iterate())
+
+    # -- asynchronous forms ---------------------------------------------------------------
+
+    async def as_of_async(
+        self,
+        connection: Any,
+        model: Any,
+        key: Any = EVERY,
+        *,
+        at: int | datetime,
+        shape: RowShape = "now",
+        revisions: Mapping[str, int] | None = None,
+        archive: Archive | None = None,
+    ) -> Any:
+        """`as_of` on an AsyncConnection, AsyncSession or AsyncEngine; many rows are a list."""
+
+        def ask(inside: Readable | None) -> Any:
+            found = self.as_of(
+                inside, model, key, at=at, shape=shape, revisions=revisions, archive=archive
+            )
+            return list(found) if key is EVERY and found is not None else found
+
+        return await run_on(connection, ask)
+
+    @asynccontextmanager
+    async def moment_async(
+        self,
+        connection: Any,
+        *,
+        at: int | datetime,
+        shape: RowShape = "now",
+        archive: Archive | None = None,
+    ) -> AsyncIterator[AsyncMoment]:
+        """`moment` on an AsyncConnection, AsyncSession or AsyncEngine: `await then.rows(...)`."""
+        async with enter_on(
+            connection, lambda inside: self.moment(inside, at=at, shape=shape, archive=archive)
+        ) as (then, run):
+            yield AsyncMoment(then, run)
+
+    async def versions_async(
+        self,
+        connection: Any,
+        model: Any,
+        key: Any,
+        *,
+        shape: RowShape = "now",
+        archive: Archive | None = None,
+    ) -> Sequence[RowVersion]:
+        """`versions` on an AsyncConnection, AsyncSession or AsyncEngine."""
+
+        def ask(inside: Readable | None) -> Sequence[RowVersion]:
+            return self.versions(inside, model, key, shape=shape, archive=archive)
+
+        found: Sequence[RowVersion] = await run_on(connection, ask)
+        return found
+
+    async def diff_async(
+        self,
+        connection: Any,
+        model: Any,
+        *,
+        before: int | datetime,
+        after: int | datetime | None = None,
+        key: Any = EVERY,
+        archive: Archive | None = None,
+    ) -> AsyncIterator[RowDifference]:
+        """`diff` on an AsyncConnection, AsyncSession or AsyncEngine: `async for one in ...`."""
+
+        def ask(inside: Readable | None) -> Iterator[RowDifference]:
+            return self.diff(inside, model, before=before, after=after, key=key, archive=archive)
+
+        async for one in iterate_on(connection, ask):
+            yield one
+
+
+def _begin(steps: Iterator[RowDifference | None]) -> Iterator[RowDifference]:
+    """Go to the first yield at once, so that what is wrong is said by the call."""
+    next(steps)
+    return cast("Iterator[RowDifference]", steps)
 
 
 def _check_shape(shape: str) -> None:

@@ -295,6 +295,12 @@ class Oplog:
     # -- looking back
     moment = PartMethod("_moments", Moments.moment)
     as_of: AsOf = cast("AsOf", PartMethod("_moments", Moments.as_of))
+    versions = PartMethod("_moments", Moments.versions)
+    diff = PartMethod("_moments", Moments.diff)
+    moment_async = PartMethod("_moments", Moments.moment_async)
+    as_of_async = PartMethod("_moments", Moments.as_of_async)
+    versions_async = PartMethod("_moments", Moments.versions_async)
+    diff_async = PartMethod("_moments", Moments.diff_async)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

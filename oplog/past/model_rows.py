@@ -88,14 +88,18 @@ def describe_row(plan: TablePlan, row: Mapping[str, Wire | None]) -> dict[str, A
 
 def describe_value(plan: TablePlan, name: str, *, row: Mapping[str, Wire | None]) -> Any:
     """One value of a logged row."""
-    codec = plan.codecs[name]
+    value = read_wire(plan, name, row=row)
+    return None if value is None else plan.codecs[name].to_python(value)
+
+
+def read_wire(plan: TablePlan, name: str, *, row: Mapping[str, Wire | None]) -> Wire | None:
+    """One logged value; of a column that was added later, what rows of then got."""
     if name in row:
-        value = row[name]
-        return None if value is None else codec.to_python(value)
+        return row[name]
     for target in plan.targets.values():
         text = target.find_fills().get(name)
         if text is not None:
-            return codec.to_python(codec.from_text(text))
+            return plan.codecs[name].from_text(text)
     return None
 
 

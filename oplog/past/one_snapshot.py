@@ -32,14 +32,19 @@ class OneSnapshot:
 
 
 @contextmanager
-def open_one_snapshot(connection: Connection) -> Iterator[OneSnapshot]:
-    """The snapshot. A connection that is in no transaction has one for the block, which commits."""
+def open_one_snapshot(connection: Connection, *, apart: bool = False) -> Iterator[OneSnapshot]:
+    """The snapshot. A connection that is in no transaction has one for the block, which commits.
+
+    With `apart` that is on a second connection: an iteration that is left early must not end a
+    transaction in which others have written.
+    """
     raw = connection.connection.driver_connection
-    if getattr(raw, "autocommit", False):
+    begun = connection.in_transaction()
+    if getattr(raw, "autocommit", False) or (apart and not begun):
         with _open_second(connection) as found:
             yield found
         return
-    if not connection.in_transaction():
+    if not begun:
         with connection.begin():
             connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             yield _describe(connection)[1]

@@ -16,7 +16,7 @@ from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.past.key_folds import RowFold
 from oplog.past.moment_plans import PastTypes, list_types
 from oplog.past.one_snapshot import OneSnapshot
-from oplog.past.touch_scan import Touched, choose_effects, scan_touched
+from oplog.past.touch_scan import choose_effects, scan_touched
 from oplog.payload.codec import FindKeys
 from oplog.payload.shape import Shape
 from oplog.postgres.standby import is_standby
@@ -69,10 +69,14 @@ class PastRows:
         self.scratches: list[str] = []
         """Temporary tables that were made."""
 
-    def find(self, plans: Sequence[TablePlan]) -> list[PastTable]:
-        """The rows of these tables."""
+    def aim(self, plans: Sequence[TablePlan]) -> None:
+        """Let declared steps lead to the revisions of these tables."""
         self._aimed |= {name: one.shape.revision for p in plans for name, one in p.targets.items()}
         self._reader.aim_steps(self._aimed)
+
+    def find(self, plans: Sequence[TablePlan]) -> list[PastTable]:
+        """The rows of these tables."""
+        self.aim(plans)
         found: dict[TablePlan, PastTable] = {}
         if self._inside is not None and not self._inside.written:
             live = [plan for plan in plans if self._types.may_take_live(plan)]
@@ -84,7 +88,7 @@ class PastRows:
 
     def _take_back(self, plans: Sequence[TablePlan]) -> dict[TablePlan, PastTable]:
         """Tables made of live rows; none if something says that they cannot be."""
-        self._require_present()
+        self.require_present()
         touched = scan_touched(
             self._reader,
             plans,
@@ -94,7 +98,12 @@ class PastRows:
         )
         if touched.anew or touched.skipped or touched.too_many:
             return {}
-        folds = self._read_chosen(touched)
+        folds = self.read_chosen(
+            {
+                plan: {key: name for key, name in fold.first.items() if name is not None}
+                for plan, fold in touched.folds.items()
+            }
+        )
         if self._reader.skipped.met:
             return {}
         return {
@@ -102,12 +111,10 @@ class PastRows:
             for plan, fold in touched.folds.items()
         }
 
-    def _read_chosen(self, touched: Touched) -> dict[TablePlan, RowFold]:
-        """The rows under touched keys, by the histories of their aggregates."""
-        chosen = {
-            plan: {key: name for key, name in fold.first.items() if name is not None}
-            for plan, fold in touched.folds.items()
-        }
+    def read_chosen(
+        self, chosen: Mapping[TablePlan, Mapping[Key, str]]
+    ) -> dict[TablePlan, RowFold]:
+        """The rows under these keys at the position; with each the aggregate that it was in."""
         names = {name for known in chosen.values() for name in known.values()}
         folds = self.fold_chosen(chosen, names, through=self._types.at)
         lacking = {
@@ -130,15 +137,15 @@ class PastRows:
     def fold_chosen(
         self,
         chosen: Mapping[TablePlan, Collection[Key]],
-        names: Collection[str],
+        names: Collection[str] | None,
         *,
         through: int,
     ) -> dict[TablePlan, RowFold]:
-        """The rows under these keys, by all records of these aggregates."""
+        """The rows under these keys, by all records of these aggregates, None for all."""
         folds = {plan: RowFold(plan, keys) for plan, keys in chosen.items()}
         by_type = {name: folds[plan] for name, plan in list_types(list(chosen)).items()}
         fold = Fold(by_type, rules=make_rules(list(chosen), self._types.then))
-        if not names:
+        if names is not None and not names:
             return folds
         for record in read_aggregates(
             self._reader,
@@ -194,7 +201,7 @@ class PastRows:
             return None
         return inside.connection if is_blocking(inside.connection) else None
 
-    def _require_present(self) -> None:
+    def require_present(self) -> None:
         """Raise `PrunedError` if records after the position are in an archive only."""
         if self._inside is None or self._types.log.archive is not None:
             return
@@ -217,20 +224,25 @@ class PastRows:
 
 def read_aggregates(
     reader: RecordReader,
-    names: Collection[str],
+    names: Collection[str] | None,
     *,
     snapshot: str,
+    after: int = 0,
     through: int | None,
     whole: bool = True,
     find_keys: FindKeys | None = None,
 ) -> Iterator[OpenedRecord]:
     """Records of aggregates, whose links are checked, with what they did to these alone.
 
-    `whole` is whether the beginning of the log is there.
+    Without `names` all records. `whole` is whether the beginning of the log is there, and asked
+    for.
     """
+    if names is None:
+        yield from reader.iterate_records(snapshot, after=after, through=through)
+        return
     wanted = frozenset(names)
     chain = ChainCheck(whole=whole)
-    chosen = EntryFilter(aggregates=tuple(sorted(wanted)), through=through)
+    chosen = EntryFilter(aggregates=tuple(sorted(wanted)), after=after, through=through)
     for page in reader.source.iterate(chosen, snapshot=snapshot):
         for stored in page:
             links = [link for link in stored.list_links() if link.aggregate in wanted]

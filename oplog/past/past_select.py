@@ -72,9 +72,9 @@ class PastSelect:
         with _rewriting(connection, rewrite, more):
             result = connection.execute(self.statement, execution_options=options)
         with result:
-            names = tuple(result.keys())
+            columns = tuple(result.keys())
             for row in result:
-                yield dict(zip(names, row, strict=True))
+                yield dict(zip(columns, row, strict=True))
 
 
 def read_select(statement: Asked, connection: Connection, known: Iterable[sa.Table]) -> PastSelect:
