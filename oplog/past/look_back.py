@@ -209,19 +209,22 @@ def resolve_moment(
     """`at` as a position that the log reaches; errors are those of `open_moment`."""
     place = find_place(reader, at, snapshot=snapshot)
     first = reader.source.find_later(_BEGINNING, snapshot=snapshot)
-    if first is None:
+    pruned = None
+    if connection is not None and log.archive is None:
+        pruned = PruningStore(log.store.schema).read_watermark(connection)
+        if pruned is not None and place < pruned.position:
+            PruningStore(log.store.schema).require_whole(connection)
+    if pruned is None and first is None:
         raise ConfigurationError(
             "the log is empty: it knows of no earlier moment",
             hint="write through the log, or adopt the rows that there are",
         )
-    if place < first:
-        if connection is not None and log.archive is None:
-            PruningStore(log.store.schema).require_whole(connection)
+    if pruned is None and first is not None and place < first:
         raise ConfigurationError(
             f"the log began after {_show(at)}: its first record has position {first}",
             hint=f"ask for position {first} or later: what was before is in no log",
         )
-    last = find_last(reader, snapshot=snapshot)
+    last = max(find_last(reader, snapshot=snapshot), 0 if pruned is None else pruned.position)
     ahead = at > _read_clock(connection) + _SKEW if isinstance(at, datetime) else place > last
     if ahead:
         raise ConfigurationError(
