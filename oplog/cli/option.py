@@ -46,6 +46,17 @@ def redact_option(function: F) -> F:
     )(function)
 
 
+def row_limit_option(function: F) -> F:
+    """`--limit`: of rows that are shown."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=0),
+        default=100,
+        show_default=True,
+        help="Show at most this many rows; 0 shows all.",
+    )(function)
+
+
 def _set_archive(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     if value:
         context.ensure_object(Invocation).archive = value
