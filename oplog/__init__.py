@@ -34,11 +34,15 @@ from oplog.events import (
     WorkRetried,
 )
 from oplog.facade import ForkReport, Oplog
+from oplog.facade.async_target import AsyncMoment
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.metadata_context import carry_context, context, current_context
 from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.past.look_back import Moment
+from oplog.past.row_difference import RowDifference, RowOrigin
+from oplog.past.row_versions import RowVersion, VersionRow
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
@@ -72,6 +76,7 @@ __all__ = [
     "ArchiveReport",
     "ArchiveStepDone",
     "AsgiContext",
+    "AsyncMoment",
     "Batch",
     "Blocker",
     "Change",
@@ -92,6 +97,7 @@ __all__ = [
     "LoggedEntry",
     "LostEntry",
     "MaintenanceReport",
+    "Moment",
     "OpType",
     "Operation",
     "Oplog",
@@ -111,6 +117,9 @@ __all__ = [
     "RestoreReport",
     "ResyncReport",
     "Retention",
+    "RowDifference",
+    "RowOrigin",
+    "RowVersion",
     "SigningKeyring",
     "SnapshotPolicy",
     "SnapshotReport",
@@ -127,6 +136,7 @@ __all__ = [
     "TypesCheckReport",
     "TypesReport",
     "VerifyReport",
+    "VersionRow",
     "WorkRetried",
     "WsgiContext",
     "carry_context",

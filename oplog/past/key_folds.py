@@ -20,7 +20,7 @@ class TouchFold(TableFold):
         self.aggregates: dict[Key, set[str]] = {}
         """By key all aggregates in which it was touched."""
         self.aggregate = ""
-        """That of the effect that comes next; whoever feeds the fold sets it."""
+        """That of the effect that comes next; the scan sets it."""
 
     def create(self, key: Key, row: Row) -> None:
         """Note a row that was made."""

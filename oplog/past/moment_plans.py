@@ -151,7 +151,7 @@ def find_past_types(reader: RecordReader, log: LogOpener, *, at: int, snapshot: 
     """The types as of position `at`."""
     whole = find_turns(reader, snapshot=snapshot)
     then = find_turns(reader, snapshot=snapshot, through=at)
-    return PastTypes(reader, log, at, then, whole)
+    return PastTypes(reader, log, at=at, then=then, whole=whole)
 
 
 def list_types(plans: Collection[TablePlan]) -> dict[str, TablePlan]:

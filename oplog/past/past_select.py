@@ -125,14 +125,9 @@ def read_select(statement: Asked, connection: Connection, known: Iterable[sa.Tab
 def _rewriting(connection: Connection, rewrite: Any, more: Mapping[str, Any]) -> Iterator[None]:
     """Let the statement with our schemas in it go to the driver as `rewrite` makes it."""
 
-    def before(
-        _connection: Connection,
-        _cursor: Any,
-        statement: str,
-        parameters: Any,
-        _context: Any,
-        _executemany: bool,  # noqa: FBT001 - SQLAlchemy's
-    ) -> tuple[str, Any]:
+    def before(*given: Any) -> tuple[str, Any]:
+        # As SQLAlchemy calls it: connection, cursor, statement, parameters, context, many.
+        statement, parameters = given[2:4]
         if _REFERENCE.search(statement) is None:
             return statement, parameters
         return rewrite(statement), {**parameters, **more}

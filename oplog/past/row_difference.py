@@ -200,7 +200,9 @@ def _make_difference(
     if was is not None and became is not None and not changes:
         return None
     kind: DifferenceKind = "created" if was is None else "deleted" if became is None else "changed"
-    return RowDifference(key, kind, was, became, changes, tuple(records))
+    return RowDifference(
+        key, kind, before=was, after=became, changes=changes, records=tuple(records)
+    )
 
 
 def _note(known: list[RowOrigin], record: OpenedRecord, kind: OpType) -> None:

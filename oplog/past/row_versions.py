@@ -122,14 +122,14 @@ def list_versions(
         elif before is not None:
             row = before | dict(change.fields)
         version = RowVersion(
-            number,
-            change.position,
-            change.kind,
-            None if row is None else VersionRow(row),
-            compare_rows(before, row),
-            change.metadata,
-            change.recorded_at,
-            versions,
+            number=number,
+            position=change.position,
+            kind=change.kind,
+            row=None if row is None else VersionRow(row),
+            changes=compare_rows(before, row),
+            metadata=change.metadata,
+            recorded_at=change.recorded_at,
+            _all=versions,
         )
         versions.append(version)
         before = row

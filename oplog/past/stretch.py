@@ -134,4 +134,4 @@ def _make(
     types = find_past_types(reader, log, at=at, snapshot=snapshot)
     rows = PastRows(types, inside, snapshot=snapshot)
     rows.require_present()
-    return Stretch(types, rows, inside, snapshot, through)
+    return Stretch(types, rows, inside, snapshot=snapshot, through=through)
