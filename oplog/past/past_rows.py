@@ -56,15 +56,12 @@ class PastTable:
 class PastRows:
     """Finds the rows of tables as of one position, in one snapshot."""
 
-    def __init__(
-        self, types: PastTypes, inside: OneSnapshot | None, *, snapshot: str, most: int = MOST_HELD
-    ) -> None:
-        """`inside` is None for an archive without a database; `most` rows are held there too."""
+    def __init__(self, types: PastTypes, inside: OneSnapshot | None, *, snapshot: str) -> None:
+        """`inside` is None for an archive without a database."""
         self._types = types
         self._reader = types.reader
         self._inside = inside
         self._snapshot = snapshot
-        self._most = most
         self._aimed: dict[str, int] = {}
         self.scratches: list[str] = []
         """Temporary tables that were made."""
@@ -191,7 +188,7 @@ class PastRows:
             fold.add(record.effects, position=record.stored.position)
             if self._inside is not None:
                 for one in folds.values():
-                    one.check_size(self._most)
+                    one.check_size(MOST_HELD)
         return [PastTable(plan, folds[plan].list_rows()) for plan in plans]
 
     def _find_scratch_connection(self) -> Connection | None:
