@@ -55,6 +55,7 @@ class Moment:
         self._inside = inside
         self._shape = shape
         self._stream = stream
+        self._over = False
         self._tables: dict[str, PastTable] = {}
         self._relations: dict[str, Relation] = {}
 
@@ -68,6 +69,11 @@ class Moment:
         logged, and `ConfigurationError` for a select where there is no database, or with the
         columns of then.
         """
+        if self._over:
+            raise ConfigurationError(
+                "the moment is over: its block was left",
+                hint="ask inside of: with log.moment(...) as then",
+            )
         if isinstance(asked, (sa.Select, sa.CompoundSelect)):
             if limit is not None:
                 raise ConfigurationError(
@@ -77,6 +83,11 @@ class Moment:
         else:
             found = self._list_model(asked, limit)
         return found if self._stream else iter(list(found))
+
+    def end(self) -> list[str]:
+        """Answer nothing from now on; the temporary tables that are left."""
+        self._over = True
+        return self._rows.scratches
 
     # -- models ---------------------------------------------------------------------------
 
@@ -125,11 +136,14 @@ class Moment:
     ) -> tuple[PastSelect, list[DeclaredType]]:
         catalog = self._types.log.catalog
         known = [declared.table for declared in catalog.types.values()]
+        tables = {(table.schema, table.name): table for table in known}
         chosen = read_select(statement, connection, known)
         types = []
         for one in chosen.references:
+            # Another Table object of that schema and name is the same table.
+            table = tables.get((one.table.schema, one.table.name), one.table)
             try:
-                types += choose_model_types(catalog, self._asked, one.table)[:1]
+                types += choose_model_types(catalog, self._asked, table)[:1]
             except UnknownTypeError as cause:
                 raise UnknownTypeError(
                     f"table {one.table.fullname} is not logged: what it was is not known",
@@ -171,12 +185,20 @@ def open_moment(
     for one that is in an archive only.
     """
     if connection is None:
-        yield _make(None, None, log, at=at, shape=shape, stream=False)
+        moment = _make(None, None, log, at=at, shape=shape, stream=False)
+        try:
+            yield moment
+        finally:
+            moment.end()
         return
     with open_one_snapshot(connection) as inside:
         moment = _make(connection, inside, log, at=at, shape=shape, stream=stream)
-        yield moment
-        for name in moment._rows.scratches:  # noqa: SLF001 - of this module
+        try:
+            yield moment
+        finally:
+            scratches = moment.end()
+        # After an error the transaction is rolled back, and they go with it.
+        for name in scratches:
             inside.connection.exec_driver_sql(f"DROP TABLE {name}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from oplog.past.key_folds import TouchFold
 from oplog.past.moment_plans import list_types
@@ -18,15 +18,13 @@ class Touched:
     """Touched rows by table.
 
     `anew`: rows were adopted, or logged again after DDL, so that the aggregates are not those that
-    the rows are in. `skipped`: a quarantined record was passed over, which touched nobody knows
-    what. `too_many`: more rows were touched than was asked for, and the scan ended there.
+    the rows are in. `too_many`: more rows were touched than was asked for, and the scan ended
+    there.
     """
 
     folds: Mapping[TablePlan, TouchFold]
     anew: bool = False
-    skipped: bool = False
     too_many: bool = False
-    by_type: Mapping[str, TouchFold] = field(default_factory=dict)
 
 
 def scan_touched(
@@ -38,17 +36,22 @@ def scan_touched(
     through: int | None = None,
     most: int | None = None,
 ) -> Touched:
-    """The rows that records after position `after` touched."""
+    """The rows that records after position `after` touched.
+
+    With `most` the scan ends where it finds more of them, or rows that were logged anew.
+    """
     folds = {plan: TouchFold(plan) for plan in plans}
     by_type = {name: folds[plan] for name, plan in list_types(plans).items()}
-    touched = Touched(folds, by_type=by_type)
+    touched = Touched(folds)
     fold = Fold(by_type)
     for record in reader.iterate_records(snapshot, after=after, through=through):
-        touched.skipped = touched.skipped or record.skipped is not None
         for effect in choose_effects(record, by_type):
             touched.anew = touched.anew or effect.adopted
             by_type[effect.shape.type_name].aggregate = record.stored.aggregates[effect.place]
             fold.add((effect,), position=record.stored.position)
+        if most is not None and touched.anew:
+            # Such a scan is of no use to its caller, and an adoption is long.
+            break
         if most is not None and sum(len(one.first) for one in folds.values()) > most:
             touched.too_many = True
             break

@@ -241,3 +241,50 @@ def test_selects_that_cannot_be_answered(bench: Bench, connection: Connection) -
     ):
         then.rows(sa.select(Task), limit=3)
     assert set(Base.metadata.tables) >= {"task"}
+
+
+def test_on_an_engine_that_is_logged(bench: Bench) -> None:
+    write_history(bench)
+    at = bench.last_position()
+    bench.log.attach(bench.engine)
+    with bench.engine.begin() as connection:
+        connection.execute(sa.insert(Task).values(id=80, project="p", title="a"))
+    with bench.engine.begin() as connection:
+        assert len(list(bench.log.as_of(connection, TASKS_AND_LINES, at=at))) > 1
+        connection.execute(sa.update(Task).where(Task.id == 80).values(title="b"))
+        rows = bench.log.as_of(connection, sa.select(Task.title).where(Task.id == 80), at=at + 1)
+        assert list(rows) == [{"title": "a"}]
+    bench.log.detach(bench.engine)
+    with bench.engine.connect() as connection:
+        changes = bench.log.history(connection, Task, 80)
+    assert [change.fields["title"] for change in changes] == ["a", "b"]
+
+
+def test_a_moment_that_is_over(bench: Bench, connection: Connection) -> None:
+    write_history(bench)
+    with bench.log.moment(connection, at=bench.last_position()) as then:
+        pass
+    with pytest.raises(ConfigurationError, match="the moment is over"):
+        then.rows(Task)
+    with (
+        pytest.raises(ZeroDivisionError),
+        bench.log.moment(connection, at=bench.last_position()) as then,
+    ):
+        raise ZeroDivisionError
+    assert not connection.in_transaction()
+
+
+def test_a_statement_that_fails_leaves_the_moment(bench: Bench, connection: Connection) -> None:
+    write_history(bench)
+    wrong = sa.select(sa.cast(Task.project, sa.Integer))
+    with pytest.raises(sa.exc.DataError):
+        bench.log.as_of(connection, wrong, at=bench.last_position())
+    connection.rollback()
+    assert list(bench.log.as_of(connection, sa.select(Task.id), at=bench.last_position()))
+
+
+@pytest.mark.parametrize("key", [1, (1,), None])
+def test_a_select_has_no_key(bench: Bench, connection: Connection, key: object) -> None:
+    write_history(bench)
+    with pytest.raises(ConfigurationError):
+        bench.log.as_of(connection, sa.select(Task), key, at=bench.last_position())

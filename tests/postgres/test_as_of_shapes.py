@@ -238,3 +238,28 @@ def test_tenants(engine: Engine, translated: Engine) -> None:
             office.log.as_of(connection, select, at=before)
         connection.rollback()
         assert [n["body"] for n in office.log.as_of(connection, "t1.note", at=before)] == ["of t1"]
+
+
+def test_tables_of_one_name_in_two_schemas(engine: Engine) -> None:
+    office = make_office(engine, guarded=True)
+    for tenant in ("t1", "t2"):
+        with office.translated(tenant) as session:
+            session.add(Note(id=1, body=f"of {tenant}"))
+    with engine.connect() as connection:
+        before = connection.exec_driver_sql("SELECT max(position) FROM oplog.oplog_record").scalar()
+    assert isinstance(before, int)
+    for tenant in ("t1", "t2"):
+        with office.translated(tenant) as session:
+            session.get_one(Note, 1).body = "changed"
+    # Table objects of somebody else's, as a reflection makes them.
+    first, second = (
+        Note.metadata.tables["note"].to_metadata(sa.MetaData(), schema=schema)
+        for schema in ("t1", "t2")
+    )
+    select = sa.select(first.c.body, second.c.body.label("other")).join(
+        second, first.c.id == second.c.id
+    )
+    with engine.connect() as connection:
+        assert list(office.log.as_of(connection, select, at=before)) == [
+            {"body": "of t1", "other": "of t2"}
+        ]
