@@ -79,10 +79,20 @@ class Moment:
                 raise ConfigurationError(
                     "a select has its own limit", hint="give select(...).limit(...)"
                 )
-            found = self._run_select(asked)
+            found = self._run_select(asked, stream=self._stream)
         else:
-            found = self._list_model(asked, limit)
-        return found if self._stream else iter(list(found))
+            found = self._list_model(asked, limit, stream=self._stream)
+        # A cursor goes on under the settings that it began with: there is one at a time.
+        if not self._stream:
+            return iter(list(found))
+        self._stream = False
+        return self._pass_on(found)
+
+    def _pass_on(self, found: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from found
+        finally:
+            self._stream = True
 
     def end(self) -> list[str]:
         """Answer nothing from now on; the temporary tables that are left."""
@@ -91,7 +101,9 @@ class Moment:
 
     # -- models ---------------------------------------------------------------------------
 
-    def _list_model(self, model: Any, limit: int | None) -> Iterator[Mapping[str, Any]]:
+    def _list_model(
+        self, model: Any, limit: int | None, *, stream: bool
+    ) -> Iterator[Mapping[str, Any]]:
         types = choose_model_types(self._types.log.catalog, self._asked, model)
         if self._inside is None:
             names = self._require(types)
@@ -103,11 +115,11 @@ class Moment:
             if not isinstance(model, str):
                 check_model_tables(self._asked, types, self._types.reader)
             tables = [(self._tables[n].plan, self._relations[n]) for n in names]
-            yield from read_rows(connection, tables, limit=limit, stream=self._stream)
+            yield from read_rows(connection, tables, limit=limit, stream=stream)
 
     # -- selects --------------------------------------------------------------------------
 
-    def _run_select(self, statement: Asked) -> Iterator[Mapping[str, Any]]:
+    def _run_select(self, statement: Asked, *, stream: bool) -> Iterator[Mapping[str, Any]]:
         if self._inside is None:
             raise ConfigurationError(
                 "a select needs a database that runs it, and there is only an archive",
@@ -120,7 +132,7 @@ class Moment:
             )
         connection = self._inside.connection
         chosen, types = self._read(statement, connection)
-        with pin_text(connection) as zone:
+        with pin_text(connection):
             self._require(types)
             check_model_tables(self._asked, types, self._types.reader)
             relations = {
@@ -128,8 +140,8 @@ class Moment:
                 for one, declared in zip(chosen.references, types, strict=True)
             }
             # Expressions on times mean those of the caller's zone.
-            set_locally(connection, "timezone", zone)
-            yield from chosen.run(connection, relations, stream=self._stream)
+            set_locally(connection, "timezone", self._inside.zone)
+            yield from chosen.run(connection, relations, stream=stream)
 
     def _read(
         self, statement: Asked, connection: Connection

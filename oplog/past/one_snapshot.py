@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from oplog.postgres.text_settings import fix_text_settings, set_back_text_settings
-from oplog.value import TEXT_SETTINGS
 
 _REPEATABLE = ("repeatable read", "serializable")
-_ZONE = list(TEXT_SETTINGS).index("timezone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +27,8 @@ class OneSnapshot:
     connection: Connection
     written: bool
     read_only: bool
+    zone: str
+    """The time zone of the session."""
 
 
 @contextmanager
@@ -66,17 +66,18 @@ def _open_second(connection: Connection) -> Iterator[OneSnapshot]:
 
 
 def _describe(connection: Connection) -> tuple[str, OneSnapshot]:
-    isolation, written, read_only = connection.exec_driver_sql(
+    isolation, written, read_only, zone = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation'), "
         "pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL, "
-        "pg_catalog.current_setting('transaction_read_only') = 'on'"
+        "pg_catalog.current_setting('transaction_read_only') = 'on', "
+        "pg_catalog.current_setting('timezone')"
     ).one()
-    return isolation, OneSnapshot(connection, written=written, read_only=read_only)
+    return isolation, OneSnapshot(connection, written=written, read_only=read_only, zone=zone)
 
 
 @contextmanager
-def pin_text(connection: Connection) -> Iterator[str]:
-    """Fix how values are printed and read until the block ends; gives the time zone of before.
+def pin_text(connection: Connection) -> Iterator[None]:
+    """Fix how values are printed and read until the block ends.
 
     Row security is off: it would hide rows in silence, and so is an error.
     """
@@ -86,7 +87,7 @@ def pin_text(connection: Connection) -> Iterator[str]:
         "pg_catalog.set_config('row_security', 'off', true)"
     ).one()
     # On an error the transaction or savepoint is rolled back, and its settings with it.
-    yield before[_ZONE]
+    yield
     set_back_text_settings(connection, before)
     set_locally(connection, "row_security", others[0])
 

@@ -288,3 +288,23 @@ def test_a_select_has_no_key(bench: Bench, connection: Connection, key: object) 
     write_history(bench)
     with pytest.raises(ConfigurationError):
         bench.log.as_of(connection, sa.select(Task), key, at=bench.last_position())
+
+
+def test_streams_beside_one_another(bench: Bench) -> None:
+    write_history(bench)
+    at = sorted(set(list_positions(bench)))[9]
+    engine = sa.create_engine(
+        bench.engine.url, connect_args={"options": "-c timezone=Asia/Tokyo -c datestyle=German"}
+    )
+    zone = sa.select(Line.number, sa.cast(sa.func.now(), sa.Text).label("now"))
+    with bench.log.moment(engine, at=at) as then:
+        wanted = [list(then.rows(asked)) for asked in (Line, Account, Task)]
+        lines, local, tasks = then.rows(Line), then.rows(zone), then.rows(Task)
+        beside = [(next(tasks), next(lines), next(local)) for _ in range(2)]
+        assert [show([a, b]) for a, b, _ in beside] == [
+            show([a, b]) for a, b in zip(wanted[2], wanted[0], strict=False)
+        ]
+        assert all("JST" in str(row["now"]) or "+09" in str(row["now"]) for *_, row in beside)
+        assert show(lines) == show(wanted[0][2:])
+        assert show(then.rows(Account)) == show(wanted[1])
+    engine.dispose()
