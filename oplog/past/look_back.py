@@ -56,6 +56,7 @@ class Moment:
         self._shape = shape
         self._stream = stream
         self._over = False
+        self._made = 0
         self._tables: dict[str, PastTable] = {}
         self._relations: dict[str, Relation] = {}
 
@@ -169,6 +170,7 @@ class Moment:
         """Rebuild the tables of these types unless they are there; their names."""
         names = [self._types.match(declared) for declared in types]
         inside = None if self._inside is None else self._inside.connection
+        self._drop_changed()
         lacking = [name for name in dict.fromkeys(names) if name not in self._tables]
         plans = {name: self._types.plan(inside, name, shape=self._shape) for name in lacking}
         if not plans:
@@ -177,9 +179,17 @@ class Moment:
         collations = {} if inside is None else read_collations(inside, list(found))
         for name, plan in plans.items():
             self._tables[name] = found[plan]
-            prefix = f"oplog_then_{len(self._relations)}_"
+            self._made += 1
+            prefix = f"oplog_then_{self._made}_"
             self._relations[name] = make_relation(found[plan], collations=collations, prefix=prefix)
         return names
+
+    def _drop_changed(self) -> None:
+        """Forget tables made of live rows if the caller may have changed some of these since."""
+        live = [name for name, past in self._tables.items() if past.replaced is not None]
+        if live and self._inside is not None and self._inside.has_written():
+            for name in live:
+                del self._tables[name], self._relations[name]
 
 
 @contextmanager

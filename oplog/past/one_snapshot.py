@@ -19,16 +19,22 @@ _REPEATABLE = ("repeatable read", "serializable")
 
 @dataclass(frozen=True, slots=True)
 class OneSnapshot:
-    """`connection` in its snapshot; `written` is whether its transaction has changed anything.
-
-    Rows that it changed may not be in the log before COMMIT.
-    """
+    """`connection` in its snapshot, and what holds for its transaction."""
 
     connection: Connection
-    written: bool
     read_only: bool
     zone: str
     """The time zone of the session."""
+
+    def has_written(self) -> bool:
+        """Whether the transaction has changed anything by now, temporary tables included.
+
+        It sees its own changes, which may not be in the log before COMMIT.
+        """
+        found = self.connection.exec_driver_sql(
+            "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL"
+        )
+        return bool(found.scalar_one())
 
 
 @contextmanager
@@ -50,7 +56,7 @@ def open_one_snapshot(connection: Connection, *, apart: bool = False) -> Iterato
             yield _describe(connection)[1]
         return
     isolation, found = _describe(connection)
-    if found.written or isolation in _REPEATABLE:
+    if isolation in _REPEATABLE or found.has_written():
         yield found
         return
     with _open_second(connection) as other:
@@ -66,13 +72,12 @@ def _open_second(connection: Connection) -> Iterator[OneSnapshot]:
 
 
 def _describe(connection: Connection) -> tuple[str, OneSnapshot]:
-    isolation, written, read_only, zone = connection.exec_driver_sql(
+    isolation, read_only, zone = connection.exec_driver_sql(
         "SELECT pg_catalog.current_setting('transaction_isolation'), "
-        "pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL, "
         "pg_catalog.current_setting('transaction_read_only') = 'on', "
         "pg_catalog.current_setting('timezone')"
     ).one()
-    return isolation, OneSnapshot(connection, written=written, read_only=read_only, zone=zone)
+    return isolation, OneSnapshot(connection, read_only=read_only, zone=zone)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class PastRows:
         """The rows of these tables."""
         self.aim(plans)
         found: dict[TablePlan, PastTable] = {}
-        if self._inside is not None and not self._inside.written:
+        if self._inside is not None and not self._inside.has_written():
             live = [plan for plan in plans if self._types.may_take_live(plan)]
             found = self._take_back(live) if live else {}
         rest = [plan for plan in plans if plan not in found]

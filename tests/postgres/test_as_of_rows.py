@@ -163,6 +163,20 @@ def test_writes_beside_a_moment_are_committed(bench: Bench, connection: Connecti
     assert connection.exec_driver_sql("SELECT count(*) FROM task WHERE id = 77").scalar() == 1
 
 
+def test_changes_in_the_block_are_no_past(bench: Bench, connection: Connection) -> None:
+    write_history(bench)
+    with bench.log.moment(connection, at=bench.last_position()) as then:
+        before = list(then.rows(Task))
+        titles = list(then.rows(sa.select(Task.title)))
+        connection.execute(sa.update(Task).values(title="mine"))
+        assert list(then.rows(Task)) == before
+        assert list(then.rows(sa.select(Task.title))) == titles
+        assert len(list(then.rows(TASKS_AND_LINES))) > 1
+    with bench.engine.connect() as other:
+        mine = "SELECT count(*) FROM task WHERE title = 'mine'"
+        assert other.exec_driver_sql(mine).scalar() == len(before)
+
+
 def test_a_row_written_past_the_log_shows_as_it_is(bench: Bench, connection: Connection) -> None:
     write_history(bench)
     at = bench.last_position()
