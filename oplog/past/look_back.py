@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,6 +32,14 @@ _SKEW = timedelta(minutes=1)
 _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
 
+@dataclass(slots=True)
+class _Block:
+    """The block that a moment is good in, and the temporary tables that were made in it."""
+
+    left: bool = False
+    scratches: list[str] = field(default_factory=list)
+
+
 class Moment:
     """The logged tables as they were at `position`; made by `Oplog.moment`.
 
@@ -46,6 +55,7 @@ class Moment:
         inside: OneSnapshot | None,
         shape: str,
         stream: bool,
+        block: _Block,
     ) -> None:
         self.position = types.at
         """The last position that counts."""
@@ -55,7 +65,7 @@ class Moment:
         self._inside = inside
         self._shape = shape
         self._stream = stream
-        self._over = False
+        self._block = block
         self._made = 0
         self._tables: dict[str, PastTable] = {}
         self._relations: dict[str, Relation] = {}
@@ -70,7 +80,7 @@ class Moment:
         logged, and `ConfigurationError` for a select where there is no database, or with the
         columns of then.
         """
-        if self._over:
+        if self._block.left:
             raise ConfigurationError(
                 "the moment is over: its block was left",
                 hint="ask inside of: with log.moment(...) as then",
@@ -94,11 +104,6 @@ class Moment:
             yield from found
         finally:
             self._stream = True
-
-    def end(self) -> list[str]:
-        """Answer nothing from now on; the temporary tables that are left."""
-        self._over = True
-        return self._rows.scratches
 
     # -- models ---------------------------------------------------------------------------
 
@@ -206,22 +211,19 @@ def open_moment(
     Raises `ConfigurationError` for a moment before the log began or in the future, `PrunedError`
     for one that is in an archive only.
     """
-    if connection is None:
-        moment = _make(None, None, log, at=at, shape=shape, stream=False)
+    block = _Block()
+    with ExitStack() as stack:
+        inside = None
+        if connection is not None:
+            inside = stack.enter_context(open_one_snapshot(connection))
         try:
-            yield moment
+            yield _make(connection, inside, log, at=at, shape=shape, stream=stream, block=block)
         finally:
-            moment.end()
-        return
-    with open_one_snapshot(connection) as inside:
-        moment = _make(connection, inside, log, at=at, shape=shape, stream=stream)
-        try:
-            yield moment
-        finally:
-            scratches = moment.end()
+            block.left = True
         # After an error the transaction is rolled back, and they go with it.
-        for name in scratches:
-            inside.connection.exec_driver_sql(f"DROP TABLE {name}")
+        if inside is not None:
+            for name in block.scratches:
+                inside.connection.exec_driver_sql(f"DROP TABLE {name}")
 
 
 def _make(
@@ -232,14 +234,16 @@ def _make(
     at: int | datetime,
     shape: str,
     stream: bool,
+    block: _Block,
 ) -> Moment:
     own = None if inside is None else inside.connection
     reader = log.open(own, whole=own is None)
     snapshot = reader.source.read_snapshot()
     place = resolve_moment(reader, log, at, snapshot=snapshot, connection=own)
     types = find_past_types(reader, log, at=place, snapshot=snapshot)
-    rows = PastRows(types, inside, snapshot=snapshot)
-    return Moment(types, rows, asked=asked, inside=inside, shape=shape, stream=stream)
+    rows = PastRows(types, inside, snapshot=snapshot, scratches=block.scratches)
+    streams = stream and inside is not None
+    return Moment(types, rows, asked=asked, inside=inside, shape=shape, stream=streams, block=block)
 
 
 def resolve_moment(

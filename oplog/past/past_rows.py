@@ -56,15 +56,24 @@ class PastTable:
 class PastRows:
     """Finds the rows of tables as of one position, in one snapshot."""
 
-    def __init__(self, types: PastTypes, inside: OneSnapshot | None, *, snapshot: str) -> None:
-        """`inside` is None for an archive without a database."""
+    def __init__(
+        self,
+        types: PastTypes,
+        inside: OneSnapshot | None,
+        *,
+        snapshot: str,
+        scratches: list[str] | None = None,
+    ) -> None:
+        """`inside` is None for an archive without a database.
+
+        Names of temporary tables that are made are added to `scratches`.
+        """
         self._types = types
         self._reader = types.reader
         self._inside = inside
         self._snapshot = snapshot
+        self._scratches = [] if scratches is None else scratches
         self._aimed: dict[str, int] = {}
-        self.scratches: list[str] = []
-        """Temporary tables that were made."""
 
     def aim(self, plans: Sequence[TablePlan]) -> None:
         """Let declared steps lead to the revisions of these tables."""
@@ -171,8 +180,8 @@ class PastRows:
             if connection is None:
                 return self._hold_whole(plans, records)
             driver = Driver(connection, doing="looking back")
-            loaders = make_scratch(driver, plans, first=len(self.scratches))
-            self.scratches += [loader.target for loader in loaders]
+            loaders = make_scratch(driver, plans, first=len(self._scratches))
+            self._scratches += [loader.target for loader in loaders]
             fold_records(records, loaders, rules=rules, report=lambda _: None)
             for loader in loaders:
                 if not loader.keyed:
