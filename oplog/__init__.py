@@ -34,11 +34,15 @@ from oplog.events import (
     WorkRetried,
 )
 from oplog.facade import ForkReport, Oplog
+from oplog.facade.async_target import AsyncMoment
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.metadata_context import carry_context, context, current_context
 from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.past.look_back import Moment
+from oplog.past.row_difference import RowDifference, RowOrigin
+from oplog.past.row_versions import RowVersion, VersionRow
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
@@ -74,6 +78,7 @@ __all__ = [
     "ArchiveReport",
     "ArchiveStepDone",
     "AsgiContext",
+    "AsyncMoment",
     "Batch",
     "Blocker",
     "Change",
@@ -94,6 +99,7 @@ __all__ = [
     "LoggedEntry",
     "LostEntry",
     "MaintenanceReport",
+    "Moment",
     "OpType",
     "Operation",
     "Oplog",
@@ -113,6 +119,9 @@ __all__ = [
     "RestoreReport",
     "ResyncReport",
     "Retention",
+    "RowDifference",
+    "RowOrigin",
+    "RowVersion",
     "SigningKeyring",
     "SnapshotPolicy",
     "SnapshotReport",
@@ -131,6 +140,7 @@ __all__ = [
     "UndoConflict",
     "UndoPlan",
     "VerifyReport",
+    "VersionRow",
     "WorkRetried",
     "WsgiContext",
     "carry_context",

@@ -6,8 +6,10 @@ import click
 
 from oplog import __version__
 from oplog.cli.adopt_command import adopt
+from oplog.cli.as_of_command import as_of
 from oplog.cli.check_command import check
 from oplog.cli.collect_command import collect
+from oplog.cli.diff_command import diff
 from oplog.cli.doctor_command import doctor
 from oplog.cli.follow_command import follow
 from oplog.cli.fork_command import fork
@@ -117,7 +119,7 @@ def program(context: click.Context) -> None:
 
 
 for _command in (
-    *(init, status, doctor, tail, history, replay, verify, resolve, adopt, keys, types),
+    *(init, status, doctor, tail, history, as_of, diff, replay, verify, resolve, adopt, keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
     *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust, undo),
 ):

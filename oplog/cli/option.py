@@ -63,6 +63,17 @@ def redact_option(function: F) -> F:
     )(function)
 
 
+def row_limit_option(function: F) -> F:
+    """`--limit`: of rows that are shown."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=0),
+        default=100,
+        show_default=True,
+        help="Show at most this many rows; 0 shows all.",
+    )(function)
+
+
 def archive_option(function: F) -> F:
     """`--archive`: as before the command's name."""
     return click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -26,6 +26,7 @@ from oplog.facade.first_write import FirstWrite
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
 from oplog.facade.migration_part import Migrating
+from oplog.facade.moment_part import AsOf, Moments
 from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
@@ -95,6 +96,7 @@ class Oplog:
     def _make_parts(self, log: LogParts) -> None:
         self.store = log.store
         self._reading = reading = Reading(log)
+        self._moments = Moments(log, reading=reading)
         self._writing = writing = Writing(log)
         self._types = types = Types(log)
         self._migrating = Migrating(log, types=types)
@@ -290,13 +292,22 @@ class Oplog:
     replay = PartMethod("_reading", Reading.replay)
     verify = PartMethod("_reading", Reading.verify)
     history = PartMethod("_reading", Reading.history)
-    as_of = PartMethod("_reading", Reading.as_of)
     check_steps = PartMethod("_reading", Reading.check_steps)
 
     # -- undoing
     plan_undo = PartMethod("_undoing", Undoing.plan_undo)
     undo = PartMethod("_undoing", Undoing.undo)
     undo_async = PartMethod("_undoing", Undoing.undo_async)
+
+    # -- looking back
+    moment = PartMethod("_moments", Moments.moment)
+    as_of: AsOf = cast("AsOf", PartMethod("_moments", Moments.as_of))
+    versions = PartMethod("_moments", Moments.versions)
+    diff = PartMethod("_moments", Moments.diff)
+    moment_async = PartMethod("_moments", Moments.moment_async)
+    as_of_async = PartMethod("_moments", Moments.as_of_async)
+    versions_async = PartMethod("_moments", Moments.versions_async)
+    diff_async = PartMethod("_moments", Moments.diff_async)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

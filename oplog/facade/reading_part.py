@@ -33,7 +33,7 @@ from oplog.reading.given_place import find_place
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.model_tables import check_model_tables, choose_model_types
 from oplog.reading.reader import RecordReader
-from oplog.reading.row_history import list_changes, rebuild_row
+from oplog.reading.row_history import list_changes
 from oplog.reading.step_check import StepReport, check_steps
 from oplog.reading.subscription import BATCH_ENTRIES, Subscription
 from oplog.replay import (
@@ -311,30 +311,6 @@ class Reading:
             changes = list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
             self._check_tables(inside, model, types, reader)
             return changes
-
-    def as_of(
-        self,
-        connection: Readable | None,
-        model: Any,
-        key: Any,
-        *,
-        at: int | datetime,
-        shape: RowShape = "now",
-        revisions: Mapping[str, int] | None = None,
-        archive: Archive | None = None,
-    ) -> dict[str, Any] | None:
-        """The row's logged columns at a position or an aware datetime; None if there was none.
-
-        Columns are those of now; with `shape="then"` those that the table had at that position,
-        and with `revisions` those of these revisions, by type. `connection`, `archive` and errors
-        are as for `history`.
-        """
-        with open_source(connection, self._log.catalog) as inside:
-            types = choose_model_types(self._log.catalog, inside, model)
-            reader, steps = self._open_row(inside, shape, revisions, archive=archive)
-            row = rebuild_row(reader, types, key=key, at=at, steps=steps, then=shape == "then")
-            self._check_tables(inside, model, types, reader)
-            return row
 
     @staticmethod
     def _check_tables(

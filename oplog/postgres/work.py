@@ -132,6 +132,11 @@ def check_driver(connection: Connection, *, doing: str = "a replay") -> psycopg.
     return raw
 
 
+def is_blocking(connection: Connection) -> bool:
+    """Whether the driver is psycopg, and waits: only then there is a `Driver`."""
+    return isinstance(connection.connection.driver_connection, psycopg.Connection)
+
+
 class _EnoughError(Exception):
     """Ends a COPY before its last row."""
 

@@ -24,10 +24,11 @@ from oplog.replay.effect_route import Key
 from oplog.replay.fold import Fold, Row, TableFold, make_misfit
 from oplog.replay.loader import refuse_rows
 from oplog.replay.rebuild import Applied, Progress, add_record, find_last
+from oplog.replay.row_query import make_row_query, read_collations
 from oplog.replay.table_comparison import Comparison, compare_table
 from oplog.replay.table_plan import TablePlan
 from oplog.replay.validity import FoldRules
-from oplog.value import ValueCodec, Wire
+from oplog.value import Wire
 
 BUCKET_BYTES = 32 * 1024 * 1024
 """Intended size of the live tables' rows in one bucket; in memory they take several times that."""
@@ -40,8 +41,6 @@ _REPORTED = 1000
 """Transactions between two reports."""
 _HASHED_TYPES = re.compile(r"smallint|integer|bigint|text|uuid|character varying(\(\d+\))?")
 """Types of columns by which rows are hashed: equal values have one text."""
-_LENGTH = re.compile(r"^(character varying|character|bit varying|bit)\(\d+\)")
-_WITHOUT_LENGTH = {"character": "pg_catalog.bpchar", "bit": "bit varying"}
 
 
 class _TooManyRowsError(Exception):
@@ -163,7 +162,7 @@ class _Work:
         self._driver = driver
         self._last = 0 if progress is None else find_last(reader, snapshot=snapshot)
         self._rules = rules
-        self._collations = _read_collations(self._driver, plans)
+        self._collations = read_collations(self._driver.connection, plans)
 
     def estimate(self) -> int:
         """The number of buckets by the size of the live tables."""
@@ -218,7 +217,9 @@ class _Work:
     def _compare(self, fold: _BucketFold, bucket: _Bucket, part: Comparison) -> None:
         plan = fold.plan
         rows = fold.list_rows()
-        target, parameters = _make_target(plan, rows, self._collations)
+        target, parameters = make_row_query(
+            plan, rows, collations=self._collations, mark=lambda number: f"${number + 1}"
+        )
         try:
             found, total = compare_table(
                 self._driver,
@@ -274,74 +275,9 @@ def compare_in_buckets(
     )
 
 
-# -- the log's rows as a query ----------------------------------------------------------------
-
-
-def _make_target(
-    plan: TablePlan,
-    rows: Sequence[Mapping[str, Wire | None]],
-    collations: Mapping[tuple[int, str], str],
-) -> tuple[str, list[list[str | None]]]:
-    """A query in parentheses for these rows, with computed columns, and its parameters."""
-
-    def shape(name: str, value: str) -> str:
-        """A value cast to the live column's type and collation, as the comparison needs it."""
-        kind = _LENGTH.sub(_drop_length, plan.name_type(name))
-        collation = collations.get((plan.live.oid, name))
-        collated = f" COLLATE {collation}" if collation else ""
-        return f"({value})::{kind}{collated} AS {quote(name)}"
-
-    by_origin: dict[tuple[str, ...], list[Mapping[str, Wire | None]]] = {}
-    for row in rows:
-        by_origin.setdefault(tuple(n for n in plan.names if n in row), []).append(row)
-    nothing = ", ".join(shape(name, "NULL") for name in plan.names)
-    selects = [f"SELECT {nothing} WHERE false"]
-    parameters: list[list[str | None]] = []
-    for origin, same in by_origin.items():
-        places = {name: f"u.c{number}" for number, name in enumerate(origin)}
-        columns = ", ".join(
-            shape(name, places.get(name) or plan.fills.get(name, "NULL")) for name in plan.names
-        )
-        arrays = ", ".join(
-            f"pg_catalog.unnest(${len(parameters) + n + 1}::text[])" for n in range(len(origin))
-        )
-        names = ", ".join(f"c{number}" for number in range(len(origin)))
-        selects.append(f"SELECT {columns} FROM ROWS FROM ({arrays}) u({names})")
-        parameters += [_print_column(plan.codecs[name], name, same) for name in origin]
-    computed = "".join(
-        f", {shape(name, plan.formulas[name])}" for name in plan.compared if name not in plan.codecs
-    )
-    return f"(SELECT q.*{computed} FROM ({' UNION ALL '.join(selects)}) q)", parameters
-
-
-def _drop_length(found: re.Match[str]) -> str:
-    # A cast to the column's length would cut a longer value, and so hide a difference.
-    return _WITHOUT_LENGTH.get(found[1], found[1])
-
-
-def _print_column(
-    codec: ValueCodec, name: str, rows: Sequence[Mapping[str, Wire | None]]
-) -> list[str | None]:
-    write = codec.to_text
-    return [None if (value := row[name]) is None else write(value) for row in rows]
-
-
 def _find_hashed_column(plan: TablePlan) -> str | None:
     """The first key column whose type is in `_HASHED_TYPES`, or None."""
     for name in plan.key_names:
         if _HASHED_TYPES.fullmatch(plan.live_columns[name].pg_type):
             return name
     return None
-
-
-def _read_collations(driver: Driver, plans: Sequence[TablePlan]) -> Mapping[tuple[int, str], str]:
-    """Names of the columns' collations, as SQL, by the table's oid and the column."""
-    rows = driver.query(
-        "SELECT a.attrelid::bigint, a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' "
-        "|| pg_catalog.quote_ident(c.collname) FROM pg_catalog.pg_attribute a "
-        "JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation "
-        "JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace "
-        "WHERE a.attrelid = ANY($1::bigint[]::oid[])",
-        ([plan.live.oid for plan in plans],),
-    )
-    return {(oid, name): collation for oid, name, collation in rows}

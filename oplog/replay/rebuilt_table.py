@@ -25,13 +25,15 @@ COMMENT_PREFIX = "oplog replay "
 """Begins the comment of every table made here; a replay drops only tables that have it."""
 
 
-def make_scratch(driver: Driver, plans: Sequence[TablePlan]) -> list[TableLoader]:
-    """Temporary tables for a comparison, without domains and NOT NULL.
+def make_scratch(
+    driver: Driver, plans: Sequence[TablePlan], *, first: int = 0
+) -> list[TableLoader]:
+    """Temporary tables without domains and NOT NULL, numbered from `first` on.
 
-    Differences are reported, not raised.
+    Where a comparison uses them, differences are reported, not raised.
     """
     loaders = []
-    for number, plan in enumerate(plans):
+    for number, plan in enumerate(plans, first):
         target = f"pg_temp.oplog_rebuilt_{number}"
         _create_table(driver, plan, target, temporary=True)
         loaders.append(TableLoader(driver, plan, target))

@@ -128,6 +128,7 @@ PUBLIC = {
         "AdoptedType",
         "AdoptionReport",
         "AsgiContext",
+        "AsyncMoment",
         "Archive",
         "ArchiveLag",
         "ArchiveProblem",
@@ -153,6 +154,7 @@ PUBLIC = {
         "LoggedEntry",
         "LostEntry",
         "MaintenanceReport",
+        "Moment",
         "OpType",
         "Operation",
         "Oplog",
@@ -172,6 +174,9 @@ PUBLIC = {
         "RestoreReport",
         "ResyncReport",
         "Retention",
+        "RowDifference",
+        "RowOrigin",
+        "RowVersion",
         "SigningKeyring",
         "SnapshotPolicy",
         "SnapshotReport",
@@ -190,6 +195,7 @@ PUBLIC = {
         "UndoConflict",
         "UndoPlan",
         "VerifyReport",
+        "VersionRow",
         "WorkRetried",
         "WsgiContext",
         "carry_context",
@@ -220,7 +226,15 @@ PUBLIC = {
 # Three arguments with one natural order each, as the contract of these names has them.
 CROWDED = {
     # A worker is of a log, a database and an archive.
-    "oplog": {"Oplog.append", "Oplog.as_of", "Oplog.history", "SyncWorker"},
+    "oplog": {
+        "Oplog.append",
+        "Oplog.as_of",
+        "Oplog.as_of_async",
+        "Oplog.history",
+        "Oplog.versions",
+        "Oplog.versions_async",
+        "SyncWorker",
+    },
     "oplog.migration": {
         # Alembic calls these with its own arguments.
         "AdoptTableOp.adopt_table",

@@ -23,7 +23,7 @@ from oplog.errors import ConfigurationError
 from oplog.postgres import standby
 from oplog.store import EntryFilter, records
 from tests.concurrency.workload import Base, Customer, Invoice, Member, add_customer, make_log
-from tests.logged import track
+from tests.logged import run, track
 from tests.postgres.shop import open_shop
 from tests.standby import Pair, open_pair
 from tests.support import administer, assert_replays, install_log
@@ -120,6 +120,39 @@ def test_undo_is_planned_on_a_standby_and_done_on_the_primary(db: Followed) -> N
     assert db.log.undo(db.sessions, plan)
     with db.primary.connect() as connection:
         assert connection.execute(sa.select(Customer.name)).scalar_one() == "customer 1"
+
+
+def test_the_past_is_the_same_on_both(db: Followed) -> None:
+    fill(db)
+    with db.sessions.begin() as session:
+        session.add(Member(team="a", points=7))
+    with db.sessions.begin() as session:
+        session.get_one(Customer, 2).name = "last"
+    # Its rows are folded from the log, because they were converted since.
+    run(db.primary, "ALTER TABLE member ALTER points TYPE bigint USING points * 10")
+    with db.primary.begin() as connection:
+        db.log.store_types(connection)
+    db.catch_up()
+    log = Oplog(db.log.catalog, keyring=db.log.keyring)
+    select = sa.select(Customer.name, Invoice.amount).join(Invoice)
+    answers = []
+    for engine in (db.primary, db.standby):
+        with engine.connect() as connection:
+            (change,) = log.history(connection, Member, 1)[:1]
+            connection.rollback()
+            at = change.position
+            found: list[Any] = [
+                list(log.as_of(connection, model, at=at))
+                for model in (Customer, Invoice, Member, select)
+            ]
+            found += [list(log.as_of(connection, Member, at=at, shape="then"))]
+            found += [list(log.diff(connection, Customer, before=at))]
+            answers.append(found)
+    assert answers[0] == answers[1]
+    assert answers[1][1] == [{"id": 1, "customer_id": 1, "amount": 7}]
+    assert answers[1][3] == [{"name": "renamed", "amount": 7}]
+    assert answers[1][4] == [{"id": 1, "team": "a", "points": 7}]
+    assert answers[1][5][0].changes == {"name": ("customer 2", "last")}
 
 
 def test_the_command_line_reads_on_a_standby(servers: Pair, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Tables as they were at one moment, and what changed between two."""
