@@ -39,6 +39,7 @@ from oplog.finding import Finding
 from oplog.metadata_context import carry_context, context, current_context
 from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
+from oplog.reading.page import Entries, Page
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
@@ -78,6 +79,7 @@ __all__ = [
     "ChangesReport",
     "CollectionReport",
     "Difference",
+    "Entries",
     "EntriesAppended",
     "EntriesDrafted",
     "Entry",
@@ -98,6 +100,7 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "Page",
     "Pin",
     "ProtoReport",
     "PruneReport",

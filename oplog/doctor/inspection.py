@@ -1,4 +1,4 @@
-"""Reads what an operator asks about a log: server, size, triggers, last entries, a row's key.
+"""Reads what an operator asks about a log: server, size, triggers, a row's key.
 
 Triggers are compared with the DDL that creates them. Text from a command line reaches SQL as a
 parameter only.
@@ -19,7 +19,6 @@ from oplog.postgres.live_table import read_live_tables, require_live_table
 from oplog.postgres.quoting import (
     double_percent,
     quote,
-    quote_for_driver,
 )
 from oplog.postgres.table_form import is_created_trigger
 from oplog.postgres.text_settings import fix_text_settings
@@ -33,10 +32,8 @@ from oplog.schema.expected import (
     normalise_settings,
 )
 from oplog.schema.row_checks import find_check_faults
-from oplog.store.entry_filter import bind_filter
 from oplog.store.housekeeping import list_row_checks
 from oplog.store.partition_store import list_partition_names
-from oplog.store.rows import EntryFilter
 from oplog.value import codec_for
 
 
@@ -117,30 +114,6 @@ def list_functions(connection: Connection, schema: str) -> dict[str, list[Functi
         form = FunctionForm(body, definer, normalise_settings(settings))
         found.setdefault(name, []).append(form)
     return found
-
-
-def find_tail_start(
-    connection: Connection, filter: EntryFilter, *, schema: str, count: int
-) -> int | None:
-    """The position after which the last `count` entries of `filter` begin; None is the start.
-
-    Records count whole: there may be more entries. Scans the index backwards, so that the cost
-    does not grow with the log.
-    """
-    s = quote_for_driver(schema)
-    where, parameters = bind_filter(s, filter)
-    some = filter.aggregate is not None or filter.aggregates
-    weight = "1" if some else "pg_catalog.cardinality(r.aggregates)"
-    found = connection.exec_driver_sql(
-        # Identifiers are quoted, values are parameters.
-        "SELECT p.position FROM (SELECT r.position, "
-        f"sum({weight}) OVER (ORDER BY r.position DESC) AS entries "
-        f"FROM {s}.oplog_record r WHERE r.position > %s AND {where} "
-        "ORDER BY r.position DESC LIMIT %s) p WHERE p.entries >= %s "
-        "ORDER BY p.position DESC LIMIT 1",
-        (filter.after or 0, *parameters, count, count),
-    ).scalar()
-    return filter.after if found is None else int(found) - 1
 
 
 def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:

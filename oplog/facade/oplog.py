@@ -22,6 +22,7 @@ from oplog.events import EventSink, ignore_event
 from oplog.facade.completeness import Completeness
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
+from oplog.facade.entries_part import EntryReading
 from oplog.facade.first_write import FirstWrite
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
@@ -94,6 +95,7 @@ class Oplog:
     def _make_parts(self, log: LogParts) -> None:
         self.store = log.store
         self._reading = reading = Reading(log)
+        self._entries = entries = EntryReading(log, reading=reading)
         self._writing = writing = Writing(log)
         self._types = types = Types(log)
         self._migrating = Migrating(log, types=types)
@@ -101,7 +103,9 @@ class Oplog:
         self._examination = examination = Examination(log)
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
         self._restoring = restoring = Restoring(log, reading=reading)
-        self._forks = Forks(log, reading=reading, writing=writing, publishing=publishing)
+        self._forks = Forks(
+            log, reading=reading, entries=entries, writing=writing, publishing=publishing
+        )
         self._upkeep = Upkeep(
             log, publishing=publishing, restoring=restoring, examination=examination
         )
@@ -280,10 +284,10 @@ class Oplog:
     inquire_async = PartMethod("_outcomes", Outcomes.inquire_async)
 
     # -- reading
-    tail = PartMethod("_reading", Reading.tail)
+    read = PartMethod("_entries", EntryReading.read)
+    tail = PartMethod("_entries", EntryReading.tail)
     read_key = PartMethod("_reading", Reading.read_key)
     open_reader = PartMethod("_reading", Reading.open_reader)
-    read = PartMethod("_reading", Reading.read)
     subscribe = PartMethod("_reading", Reading.subscribe)
     replay = PartMethod("_reading", Reading.replay)
     verify = PartMethod("_reading", Reading.verify)

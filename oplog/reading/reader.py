@@ -22,7 +22,7 @@ from oplog.reading.skipped_records import SkippedRecords, advise_quarantine, is_
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredRecord
 from oplog.store.quarantined import QuarantinedRecord
-from oplog.store.rows import compute_hash
+from oplog.store.rows import compute_hash, list_aggregates
 
 _read_ordinal = attrgetter("ordinal")
 
@@ -207,16 +207,6 @@ class RecordReader:
         except DecodeError as error:
             self._explain(error, opened.stored)
             raise
-
-
-def list_aggregates(filter: EntryFilter) -> frozenset[str] | None:
-    """The aggregates whose entries a filter takes; None for all."""
-    if filter.aggregate is None and not filter.aggregates:
-        return None
-    if filter.aggregate is None:
-        return frozenset(filter.aggregates)
-    one = {filter.aggregate}
-    return frozenset(one & set(filter.aggregates) if filter.aggregates else one)
 
 
 def choose_parts(stored: StoredRecord, aggregates: Collection[str]) -> list[int]:
