@@ -49,6 +49,7 @@ from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.restore_report import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.schema.grants import GrantsReport
+from oplog.search.found_change import FoundChange, SearchPage
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport
 from oplog.store.quarantined import QuarantinedRecord
@@ -88,6 +89,7 @@ __all__ = [
     "Finding",
     "FollowReport",
     "ForkReport",
+    "FoundChange",
     "GrantsReport",
     "IncarnationReport",
     "Keyring",
@@ -114,6 +116,7 @@ __all__ = [
     "RestoreReport",
     "ResyncReport",
     "Retention",
+    "SearchPage",
     "SigningKeyring",
     "SnapshotPolicy",
     "SnapshotReport",

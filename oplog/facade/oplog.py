@@ -31,6 +31,7 @@ from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
+from oplog.facade.search_part import Searching
 from oplog.facade.types_part import Types
 from oplog.facade.upkeep_part import Upkeep
 from oplog.facade.writing_part import Writing
@@ -96,6 +97,7 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._entries = entries = EntryReading(log, reading=reading)
+        self._searching = Searching(log, reading=reading)
         self._writing = writing = Writing(log)
         self._types = types = Types(log)
         self._migrating = Migrating(log, types=types)
@@ -294,6 +296,9 @@ class Oplog:
     history = PartMethod("_reading", Reading.history)
     as_of = PartMethod("_reading", Reading.as_of)
     check_steps = PartMethod("_reading", Reading.check_steps)
+
+    # -- searching
+    search = PartMethod("_searching", Searching.search)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

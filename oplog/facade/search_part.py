@@ -1,0 +1,156 @@
+"""The part of `Oplog` that finds changes by what they did: who set this column to that value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from oplog.archive.archive import Archive
+from oplog.entry import OpType
+from oplog.errors import ConfigurationError
+from oplog.facade.entries_part import flatten_metadata
+from oplog.facade.given_target import Readable, open_source
+from oplog.facade.log_parts import LogParts
+from oplog.facade.reading_part import Reading
+from oplog.payload.shape import Shape
+from oplog.reading.given_place import find_place
+from oplog.reading.log_opener import LogOpener
+from oplog.reading.model_tables import check_model_tables, choose_model_types
+from oplog.reading.reader import RecordReader
+from oplog.reading.row_identity import find_table_types
+from oplog.search.found_change import SearchPage
+from oplog.search.question import ANY, Question
+from oplog.search.run import ScanProgress, SearchLimits, SearchRun
+from oplog.search.stage import plan_stages
+from oplog.store import EntryFilter
+
+SCAN_LIMIT = 100_000
+"""Most records that one search opens, unless it says otherwise."""
+
+
+class Searching:
+    """Questions to the whole log, answered newest first."""
+
+    def __init__(self, log: LogParts, *, reading: Reading) -> None:
+        self._log = log
+        self._reading = reading
+
+    def search(
+        self,
+        connection: Readable | None,
+        *,
+        type: Any = None,
+        column: str | None = None,
+        to: Any = ANY,
+        before: Any = ANY,
+        actor: str | None = None,
+        kind: OpType | str | None = None,
+        aggregate: str | None = None,
+        metadata: Mapping[str, str | Iterable[str]] | None = None,
+        after: int | datetime | None = None,
+        through: int | datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        scan_limit: int | None = SCAN_LIMIT,
+        progress: ScanProgress | None = None,
+        archive: Archive | None = None,
+    ) -> SearchPage:
+        """Changes that fit all conditions, newest first, at most `limit` of them.
+
+        `type` is a mapped class, a `Table` or a type name. `column` keeps changes that set it,
+        `to` those that set it to this value, and `before` those that replaced this value; None
+        means NULL, and leaving one out means any value. A deletion replaces a value too. `kind` is
+        an `OpType` or its name; `actor` is short for `metadata={"actor": ...}`; the other bounds
+        are as for `read`. Columns have the names of now.
+
+        Values are sealed. So records are opened and looked at, those that metadata and aggregate
+        leave, and no more than `scan_limit` (None for all); `progress` is called with the number
+        of opened ones and the position reached. The page's `cursor`, given back with the same
+        arguments, goes on where the page or the scan ended; None says that all was searched.
+
+        Raises `ConfigurationError` for a column that the type does not have and for a value that
+        it cannot hold, and `UnknownTypeError` for a type that is not logged.
+        """
+        limits = SearchLimits(limit, scan_limit)
+        pairs = flatten_metadata(metadata)
+        if actor is not None:
+            pairs += flatten_metadata({"actor": actor})
+        opener = self._reading.make_opener(archive=archive)
+        with open_source(connection, self._log.catalog) as inside:
+            reader = opener.open(inside, stepping=type is None, whole=False)
+            snapshot = reader.source.read_snapshot()
+            types = self._find_types(reader, inside, type, column=column, snapshot=snapshot)
+            if types == {}:
+                return SearchPage()
+            question = Question(types, column, to=to, before=before, kind=read_kind(kind))
+            wanted = EntryFilter(
+                aggregate,
+                pairs,
+                after=find_place(reader, after, snapshot=snapshot),
+                through=find_place(reader, through, snapshot=snapshot),
+            )
+            aim_reader(reader, types, opener)
+            run = SearchRun(
+                reader,
+                question,
+                limits=limits,
+                open_again=lambda: aim_reader(
+                    opener.open(inside, stepping=type is None, whole=False), types, opener
+                ),
+                progress=progress,
+            )
+            page = run.run(plan_stages(wanted, cursor), snapshot=snapshot)
+            if type is not None and not isinstance(type, str):
+                declared = choose_model_types(self._log.catalog, inside, type)
+                check_model_tables(inside, declared, reader)
+            return page
+
+    def _find_types(
+        self,
+        reader: RecordReader,
+        inside: Connection | None,
+        model: Any,
+        *,
+        column: str | None,
+        snapshot: str,
+    ) -> dict[str, Shape] | None:
+        """By the log's names, the newest revisions of the types that are searched."""
+        if model is None:
+            return None
+        if isinstance(model, str) and model not in self._log.catalog.types:
+            shape = reader.types.latest.get(model)
+            if shape is not None:
+                return {model: shape}
+        found: dict[str, Shape] = {}
+        for declared in choose_model_types(self._log.catalog, inside, model):
+            _, known = find_table_types(reader, declared, snapshot=snapshot)
+            found |= {name: shapes[-1] for name, shapes in known.items()}
+        # With joined inheritance, each table has some of the columns.
+        having = {name: shape for name, shape in found.items() if column in shape.codecs}
+        return having or found
+
+
+def aim_reader(
+    reader: RecordReader, types: Mapping[str, Shape] | None, opener: LogOpener
+) -> RecordReader:
+    """The same reader, which shows rows of these types with the columns of now."""
+    if types is not None:
+        revisions = {name: shape.revision for name, shape in types.items()}
+        reader.read_as(revisions, opener.make_steps(reader))
+    return reader
+
+
+def read_kind(kind: OpType | str | None) -> OpType | None:
+    """A kind as callers give it; `ConfigurationError` for another word."""
+    if kind is None or isinstance(kind, OpType):
+        return kind
+    try:
+        return OpType[kind.upper()]
+    except (AttributeError, KeyError) as cause:
+        raise ConfigurationError(
+            f"{kind!r:.40} is no kind of change",
+            hint='give "create", "update" or "delete", or an OpType',
+        ) from cause
