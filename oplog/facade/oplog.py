@@ -19,6 +19,7 @@ from oplog.declared_models import Models
 from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
+from oplog.facade.async_part import AsyncReading
 from oplog.facade.completeness import Completeness
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
@@ -98,6 +99,7 @@ class Oplog:
         self._reading = reading = Reading(log)
         self._entries = entries = EntryReading(log, reading=reading)
         self._searching = Searching(log, reading=reading)
+        self._async_reading = AsyncReading(log)
         self._writing = writing = Writing(log)
         self._types = types = Types(log)
         self._migrating = Migrating(log, types=types)
@@ -299,6 +301,12 @@ class Oplog:
 
     # -- searching
     search = PartMethod("_searching", Searching.search)
+
+    # -- reading for asyncio
+    read_async = PartMethod("_async_reading", AsyncReading.read_async)
+    history_async = PartMethod("_async_reading", AsyncReading.history_async)
+    search_async = PartMethod("_async_reading", AsyncReading.search_async)
+    verify_async = PartMethod("_async_reading", AsyncReading.verify_async)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

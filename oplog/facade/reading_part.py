@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -48,8 +48,10 @@ RowShape: TypeAlias = Literal["now", "then"]
 class Reading:
     """What an application, an operator or a consumer asks a log."""
 
-    def __init__(self, log: LogParts) -> None:
+    def __init__(self, log: LogParts, *, pause: Callable[[], None] | None = None) -> None:
+        """`pause` is called between records, so that what else there is to do is done."""
         self._log = log
+        self._pause = pause
 
     def make_opener(
         self, *, archive: Archive | None = None, source: LogSource | None = None
@@ -63,6 +65,7 @@ class Reading:
             codec=self._log.codec,
             archive=archive,
             source=source,
+            pause=self._pause,
         )
 
     def open_reader(

@@ -6,7 +6,7 @@ bytes do not match its hash is refused before it is unsealed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -25,6 +25,8 @@ from oplog.store.quarantined import QuarantinedRecord
 from oplog.store.rows import compute_hash, list_aggregates
 
 _read_ordinal = attrgetter("ordinal")
+_PAUSE_EFFECTS = 200
+"""Opening as many takes some milliseconds."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,9 @@ class RecordReader:
         log_id: UUID,
         key_checks: Mapping[str, bytes],
         upcaster: Upcaster | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> None:
+        """`pause` is called after every so many effects."""
         self.source = source
         self.types = types
         self.skipped = SkippedRecords(self._read_marks)
@@ -62,6 +66,8 @@ class RecordReader:
         self._log_id = log_id
         self._key_checks = key_checks
         self._upcaster = upcaster
+        self._pause = pause
+        self._unpaused = 0
 
     def read_as(self, revisions: Mapping[str, int], steps: StepLookup) -> None:
         """Give effects of these types in these revisions, and others as they were logged."""
@@ -95,7 +101,13 @@ class RecordReader:
         skipped = self.skipped.meet(stored)
         if skipped is not None:
             return OpenedRecord(stored, [], skipped)
-        return OpenedRecord(stored, self.decode(stored, find_keys=find_keys, aggregates=aggregates))
+        effects = self.decode(stored, find_keys=find_keys, aggregates=aggregates)
+        if self._pause is not None:
+            self._unpaused += 1 + len(effects)
+            if self._unpaused >= _PAUSE_EFFECTS:
+                self._unpaused = 0
+                self._pause()
+        return OpenedRecord(stored, effects)
 
     def decode(
         self,

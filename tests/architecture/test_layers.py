@@ -219,7 +219,7 @@ PUBLIC = {
 # Three arguments with one natural order each, as the contract of these names has them.
 CROWDED = {
     # A worker is of a log, a database and an archive.
-    "oplog": {"Oplog.append", "Oplog.as_of", "Oplog.history", "SyncWorker"},
+    "oplog": {"Oplog.append", "Oplog.as_of", "Oplog.history", "Oplog.history_async", "SyncWorker"},
     "oplog.migration": {
         # Alembic calls these with its own arguments.
         "AdoptTableOp.adopt_table",
