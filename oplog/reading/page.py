@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from oplog.entry import LoggedEntry
 from oplog.errors import ConfigurationError
 from oplog.store import LogSource, StoredRecord
 from oplog.store.page_cursor import PageCursor
 
-T = TypeVar("T")
+
+class _Shown(Protocol):
+    """What a page has: something that can be shown as JSON."""
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=_Shown)
 _UNLIMITED = 500
 """Records of the first page, if nobody says how many are wanted."""
 
@@ -22,6 +29,13 @@ class Page(list[T]):
     def __init__(self, items: Any = (), *, cursor: str | None = None) -> None:
         super().__init__(items)
         self.cursor = cursor
+
+    def to_json(self, *, redact: bool = False) -> dict[str, Any]:
+        """The page as one JSON object: its `items`, and the `cursor`."""
+        return {
+            "items": [item.to_json(redact=redact) for item in self],
+            "cursor": self.cursor,
+        }
 
 
 @dataclass(slots=True)

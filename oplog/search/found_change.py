@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from oplog.entry import OpType
+from oplog.json_model import make_core_schema, make_json_schema
 from oplog.json_value import format_time, hide, to_json_value
 from oplog.reading.page import Page
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class FoundChange:
     metadata: Mapping[str, list[str]]
     recorded_at: datetime
     entry_id: UUID
-    before: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
         """The change as one JSON object; `redact` hides values, keys stay readable."""
@@ -52,6 +50,29 @@ class FoundChange:
             "recorded_at": format_time(self.recorded_at),
             "entry_id": str(self.entry_id),
         }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        return make_core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return make_json_schema(
+            cls,
+            (
+                "position",
+                "sequence",
+                "aggregate",
+                "kind",
+                "type",
+                "key",
+                "fields",
+                "before",
+                "metadata",
+                "recorded_at",
+                "entry_id",
+            ),
+        )
 
 
 class SearchPage(Page[FoundChange]):
