@@ -74,12 +74,14 @@ class Reading:
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
+        archive: Archive | None = None,
     ) -> RecordReader:
         """A reader of this log on `connection`, after checking schema, server and keyring.
 
-        Reads `source` if it is given, instead of the log of the database.
+        Reads `source` if it is given, instead of the log of the database; with an `archive`, what
+        was published from there.
         """
-        opener = self.make_opener(source=source)
+        opener = self.make_opener(source=source, archive=archive)
         inside = None if connection is None else take_connection(connection, self._log.catalog)
         return opener.open(inside, revisions=revisions, whole=False)
 
