@@ -12,6 +12,7 @@ from typing import Any
 from oplog.entry import Change, LoggedEntry, Operation
 from oplog.json_value import REDACTED, format_float, format_plain, format_time, to_json_value
 from oplog.schema.mark_names import ADOPTION_PREFIX
+from oplog.search.found_change import FoundChange
 
 _SHOWN_BYTES = 16
 _SHOWN_ROWS = 10
@@ -97,6 +98,18 @@ def show_change(change: Change, *, redact: bool) -> Iterator[str]:
     """A step of a row's history as lines of text."""
     yield f"{change.position}  {format_time(change.recorded_at)}  {change.kind.name.lower()}"
     yield from _show_metadata(change.metadata)
+    yield from _show_fields(change.fields, redact=redact, indent=2)
+
+
+def show_found(change: FoundChange, *, redact: bool) -> Iterator[str]:
+    """A change that a search found as lines of text."""
+    yield (
+        f"{change.position}  {format_time(change.recorded_at)}  {change.kind.name.lower()} "
+        f"{escape(change.type_name)} {show_key(change.key)}"
+    )
+    yield from _show_metadata(change.metadata)
+    for name, value in change.before.items():
+        yield f"  {escape(name)} was {REDACTED if redact else show_value(value)}"
     yield from _show_fields(change.fields, redact=redact, indent=2)
 
 

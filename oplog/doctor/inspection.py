@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 
 from oplog.errors import ConfigurationError
-from oplog.postgres.live_table import read_live_tables, require_live_table
+from oplog.postgres.live_table import LiveColumn, read_live_tables, require_live_table
 from oplog.postgres.quoting import (
     double_percent,
     quote,
@@ -153,6 +153,31 @@ def read_key(
     """
     live = require_live_table(read_live_tables(connection, [table]), table)
     columns = [column for column in live.columns if column.primary_key]
+    return _read_texts(connection, table, columns=columns, texts=texts, what="primary key")
+
+
+def read_value(connection: Connection, table: sa.Table, *, column: str, text: str) -> object:
+    """The value that a text gives for a column, as a Python value; raises as `read_key`."""
+    live = require_live_table(read_live_tables(connection, [table]), table)
+    columns = [one for one in live.columns if one.name == column]
+    if not columns:
+        raise ConfigurationError(
+            f"table {table.fullname} has no column {column!r:.80}",
+            hint=f"its columns are {', '.join(one.name for one in live.columns)}",
+        )
+    return _read_texts(connection, table, columns=columns, texts={column: text}, what="value")[
+        column
+    ]
+
+
+def _read_texts(
+    connection: Connection,
+    table: sa.Table,
+    *,
+    columns: Sequence[LiveColumn],
+    texts: Mapping[str, str],
+    what: str,
+) -> dict[str, object]:
     fix_text_settings(connection)
     selected = ", ".join(f"r.{quote(column.name)}::text" for column in columns)
     declared = ", ".join(f"{quote(column.name)} {column.pg_type}" for column in columns)
@@ -166,8 +191,8 @@ def read_key(
     except (DataError, NotSupportedError, ProgrammingError) as cause:
         names = ", ".join(f"{column.name} {column.pg_type}" for column in columns)
         raise ConfigurationError(
-            f"not a key of table {table.fullname}: {_first_line(str(cause.orig))}",
-            hint=f"its primary key is ({names})",
+            f"not a {what.removeprefix('primary ')} of table {table.fullname}: {_first_line(str(cause.orig))}",
+            hint=f"its {what} is ({names})",
         ) from cause
     return {
         column.name: _to_python(column.pg_type, column.category, text)

@@ -301,6 +301,7 @@ class Oplog:
 
     # -- searching
     search = PartMethod("_searching", Searching.search)
+    read_value = PartMethod("_searching", Searching.read_value)
 
     # -- reading for asyncio
     read_async = PartMethod("_async_reading", AsyncReading.read_async)

@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from oplog.archive.archive import Archive
+from oplog.doctor.inspection import read_value
 from oplog.entry import OpType
 from oplog.errors import ConfigurationError
 from oplog.facade.entries_part import flatten_metadata
-from oplog.facade.given_target import Readable, open_source
+from oplog.facade.given_target import Readable, open_connection, open_source
 from oplog.facade.log_parts import LogParts
 from oplog.facade.reading_part import Reading
 from oplog.payload.shape import Shape
@@ -107,6 +108,19 @@ class Searching:
                 declared = choose_model_types(self._log.catalog, inside, type)
                 check_model_tables(inside, declared, reader)
             return page
+
+    def read_value(self, connection: Readable, model: Any, *, column: str, text: str) -> object:
+        """A column's value from text as people write it, for `search`.
+
+        The text is read by the column's own input function. Raises `ConfigurationError` for a
+        column that the table does not have, and for text that is no value of it.
+        """
+        with open_connection(connection, self._log.catalog) as inside:
+            self._log.store.require_current(inside)
+            types = choose_model_types(self._log.catalog, inside, model)
+            tables = [one.table for one in types]
+            having = [table for table in tables if column in table.columns]
+            return read_value(inside, (having or tables)[0], column=column, text=text)
 
     def _find_types(
         self,
