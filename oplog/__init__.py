@@ -1,7 +1,7 @@
 """An operation log in the same SQL transaction as the rows it describes.
 
-Everything importable from here, from `oplog.errors`, `oplog.migration` and `oplog.testing` is
-public; nothing else is.
+Everything importable from here, from `oplog.arrow`, `oplog.errors`, `oplog.migration` and
+`oplog.testing` is public; nothing else is.
 """
 
 from oplog.adoption import AdoptedType, AdoptionReport

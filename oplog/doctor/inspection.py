@@ -191,7 +191,8 @@ def _read_texts(
     except (DataError, NotSupportedError, ProgrammingError) as cause:
         names = ", ".join(f"{column.name} {column.pg_type}" for column in columns)
         raise ConfigurationError(
-            f"not a {what.removeprefix('primary ')} of table {table.fullname}: {_first_line(str(cause.orig))}",
+            f"not a {what.removeprefix('primary ')} of table {table.fullname}: "
+            f"{_first_line(str(cause.orig))}",
             hint=f"its {what} is ({names})",
         ) from cause
     return {

@@ -21,7 +21,7 @@ from oplog.reading.page import Page
 from oplog.replay import MOST_DIFFERENCES, Progress, VerifyReport
 from oplog.search.found_change import SearchPage
 from oplog.search.question import ANY
-from oplog.search.run import ScanProgress
+from oplog.search.search_run import ScanProgress
 
 
 class AsyncReading:

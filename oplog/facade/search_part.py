@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -24,12 +26,25 @@ from oplog.reading.reader import RecordReader
 from oplog.reading.row_identity import find_table_types
 from oplog.search.found_change import SearchPage
 from oplog.search.question import ANY, Question
-from oplog.search.run import ScanProgress, SearchLimits, SearchRun
+from oplog.search.search_run import ScanProgress, SearchLimits, SearchRun
 from oplog.search.stage import plan_stages
 from oplog.store import EntryFilter
 
 SCAN_LIMIT = 100_000
 """Most records that one search opens, unless it says otherwise."""
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """The arguments of a search, checked as far as they can be without the log."""
+
+    model: Any
+    question: partial[Question]
+    filter: EntryFilter
+    places: tuple[int | datetime | None, int | datetime | None]
+    limits: SearchLimits
+    cursor: str | None
+    progress: ScanProgress | None
 
 
 class Searching:
@@ -61,53 +76,55 @@ class Searching:
     ) -> SearchPage:
         """Changes that fit all conditions, newest first, at most `limit` of them.
 
-        `type` is a mapped class, a `Table` or a type name. `column` keeps changes that set it,
-        `to` those that set it to this value, and `before` those that replaced this value; None
-        means NULL, and leaving one out means any value. A deletion replaces a value too. `kind` is
-        an `OpType` or its name; `actor` is short for `metadata={"actor": ...}`; the other bounds
-        are as for `read`. Columns have the names of now.
+        `type` is a mapped class, a `Table` or a type name. `column` keeps changes that set it, `to`
+        those that set it to this value, `before` those that replaced this value, deletions too;
+        None means NULL. `kind` is an `OpType` or its name, `actor` is short for
+        `metadata={"actor": ...}`, other bounds are as for `read`. Columns have the names of now.
 
-        Values are sealed. So records are opened and looked at, those that metadata and aggregate
-        leave, and no more than `scan_limit` (None for all); `progress` is called with the number
-        of opened ones and the position reached. The page's `cursor`, given back with the same
-        arguments, goes on where the page or the scan ended; None says that all was searched.
-
-        Raises `ConfigurationError` for a column that the type does not have and for a value that
-        it cannot hold, and `UnknownTypeError` for a type that is not logged.
+        Values are sealed: the records that metadata and aggregate leave are opened one by one, at
+        most `scan_limit` (None for all). `progress` is called with their number and the position
+        reached. The page's `cursor`, given back with the same arguments, goes on where the page or
+        the scan ended; None says that all was searched. Raises `ConfigurationError` for a column
+        that the type does not have or a value that it cannot hold, and `UnknownTypeError`.
         """
-        limits = SearchLimits(limit, scan_limit)
         pairs = flatten_metadata(metadata)
-        if actor is not None:
-            pairs += flatten_metadata({"actor": actor})
-        opener = self._reading.make_opener(archive=archive)
+        pairs += flatten_metadata({} if actor is None else {"actor": actor})
+        task = SearchTask(
+            model=type,
+            question=partial(Question, column=column, to=to, before=before, kind=read_kind(kind)),
+            filter=EntryFilter(aggregate, pairs),
+            places=(after, through),
+            limits=SearchLimits(limit, scan_limit),
+            cursor=cursor,
+            progress=progress,
+        )
         with open_source(connection, self._log.catalog) as inside:
-            reader = opener.open(inside, stepping=type is None, whole=False)
-            snapshot = reader.source.read_snapshot()
-            types = self._find_types(reader, inside, type, column=column, snapshot=snapshot)
-            if types == {}:
-                return SearchPage()
-            question = Question(types, column, to=to, before=before, kind=read_kind(kind))
-            wanted = EntryFilter(
-                aggregate,
-                pairs,
-                after=find_place(reader, after, snapshot=snapshot),
-                through=find_place(reader, through, snapshot=snapshot),
-            )
-            aim_reader(reader, types, opener)
-            run = SearchRun(
-                reader,
-                question,
-                limits=limits,
-                open_again=lambda: aim_reader(
-                    opener.open(inside, stepping=type is None, whole=False), types, opener
-                ),
-                progress=progress,
-            )
-            page = run.run(plan_stages(wanted, cursor), snapshot=snapshot)
-            if type is not None and not isinstance(type, str):
-                declared = choose_model_types(self._log.catalog, inside, type)
-                check_model_tables(inside, declared, reader)
-            return page
+            return self._search(inside, task, self._reading.make_opener(archive=archive))
+
+    def _search(self, inside: Connection | None, task: SearchTask, opener: LogOpener) -> SearchPage:
+        def open_reader() -> RecordReader:
+            return opener.open(inside, stepping=task.model is None, whole=False)
+
+        reader = open_reader()
+        snapshot = reader.source.read_snapshot()
+        types = self._find_types(reader, inside, task, snapshot=snapshot)
+        question = task.question(types)
+        after, through = (find_place(reader, one, snapshot=snapshot) for one in task.places)
+        if types == {}:
+            return SearchPage()
+        run = SearchRun(
+            aim_reader(reader, types, opener),
+            question,
+            limits=task.limits,
+            open_again=lambda: aim_reader(open_reader(), types, opener),
+            progress=task.progress,
+        )
+        stages = plan_stages(task.filter.narrow(after, through), task.cursor)
+        page = run.run(stages, snapshot=snapshot)
+        if task.model is not None and not isinstance(task.model, str):
+            declared = choose_model_types(self._log.catalog, inside, task.model)
+            check_model_tables(inside, declared, reader)
+        return page
 
     def read_value(self, connection: Readable, model: Any, *, column: str, text: str) -> object:
         """A column's value from text as people write it, for `search`.
@@ -126,12 +143,12 @@ class Searching:
         self,
         reader: RecordReader,
         inside: Connection | None,
-        model: Any,
+        task: SearchTask,
         *,
-        column: str | None,
         snapshot: str,
     ) -> dict[str, Shape] | None:
         """By the log's names, the newest revisions of the types that are searched."""
+        model, column = task.model, task.question.keywords["column"]
         if model is None:
             return None
         if isinstance(model, str) and model not in self._log.catalog.types:

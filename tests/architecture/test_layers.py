@@ -207,6 +207,15 @@ PUBLIC = {
         "UpgradeOplogOp",
         "migrations_path",
     },
+    "oplog.arrow": {
+        "Batches",
+        "changes_of",
+        "read_batches",
+        "to_pandas",
+        "to_polars",
+        "to_table",
+        "write_parquet",
+    },
     "oplog.testing": {"EmbeddedServer", "assert_logged", "assert_tracked"},
     "oplog.testing.plugin": {
         "OpenedLog",
@@ -229,6 +238,8 @@ CROWDED = {
         "TrackTablesOp.track_tables",
         "UntrackTablesOp.untrack_tables",
     },
+    # The log, where to look in it, and which table.
+    "oplog.arrow": {"changes_of"},
     # The log, where to look in it, and what for.
     "oplog.testing": {"assert_logged"},
 }
