@@ -21,6 +21,8 @@ MAX_AGGREGATE_BYTES = 1024
 """Longest aggregate name, in UTF-8 bytes. It is part of a btree key, which may have 2704."""
 MAX_METADATA_KEY_BYTES = 128
 MAX_METADATA_VALUE_BYTES = 1024
+SEARCH_KEY = "oplog.search"
+"""Metadata key of the tokens by which values are found; reserved, and not shown as metadata."""
 MAX_METADATA_VALUES = 256
 """Most metadata values of one transaction, over all its keys."""
 PART_BYTES = 256 * 1024
@@ -265,6 +267,11 @@ def check_metadata(key: str, value: object) -> list[str]:
         raise InvalidMetadataError(
             f"metadata key of {len(key_bytes)} bytes: {key[:60]!r}",
             hint=f"use 1 to {MAX_METADATA_KEY_BYTES} bytes",
+        )
+    if key == SEARCH_KEY:
+        raise InvalidMetadataError(
+            f"metadata {key!r} is the log's own: it holds tokens of searchable columns",
+            hint="choose another key; log.search finds values",
         )
     if isinstance(value, str):
         values = [value]

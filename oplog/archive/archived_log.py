@@ -285,4 +285,8 @@ def fits(record: StoredRecord, filter: EntryFilter) -> bool:
         named = record.aggregates if filter.aggregate is None else (filter.aggregate,)
         if not any(aggregate in filter.aggregates for aggregate in named):
             return False
+    if filter.tagged is not None:
+        key, values = filter.tagged
+        if not any(name == key and value in values for name, value in record.metadata):
+            return False
     return all(pair in record.metadata for pair in filter.metadata)

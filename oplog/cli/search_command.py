@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import click
@@ -69,7 +68,7 @@ def search(invocation: Invocation, /, **given: Any) -> None:
     TYPE is the name of a logged type. TEXT is a value as Postgres reads it.
     """
     log, archive = invocation.load_log(), invocation.reach_archive(given["reach"])
-    places: dict[str, int | datetime | None] = {key: given[key] for key in ("after", "through")}
+    places: dict[str, Any] = {key: given[key] for key in ("after", "through")}
     with invocation.connect() as connection, show_scan("searching") as progress:
         values = {key: _read(log, connection, key, given=given) for key in ("to", "before")}
         page = log.search(

@@ -115,6 +115,7 @@ class AsyncReading:
         limit: int = 50,
         cursor: str | None = None,
         scan_limit: int | None = SCAN_LIMIT,
+        index: bool = True,
         progress: ScanProgress | None = None,
     ) -> SearchPage:
         """`search` for an AsyncConnection, AsyncSession or AsyncEngine."""
@@ -135,6 +136,7 @@ class AsyncReading:
                     limit=limit,
                     cursor=cursor,
                     scan_limit=scan_limit,
+                    index=index,
                     progress=progress,
                 )
             )

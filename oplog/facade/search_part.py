@@ -26,6 +26,7 @@ from oplog.reading.reader import RecordReader
 from oplog.reading.row_identity import find_table_types
 from oplog.search.found_change import SearchPage
 from oplog.search.question import ANY, Question
+from oplog.search.search_index import SearchIndex, make_index
 from oplog.search.search_run import ScanProgress, SearchLimits, SearchRun
 from oplog.search.stage import plan_stages
 from oplog.store import EntryFilter
@@ -44,6 +45,7 @@ class SearchTask:
     places: tuple[int | datetime | None, int | datetime | None]
     limits: SearchLimits
     cursor: str | None
+    index: bool
     progress: ScanProgress | None
 
 
@@ -71,6 +73,7 @@ class Searching:
         limit: int = 50,
         cursor: str | None = None,
         scan_limit: int | None = SCAN_LIMIT,
+        index: bool = True,
         progress: ScanProgress | None = None,
         archive: Archive | None = None,
     ) -> SearchPage:
@@ -83,9 +86,11 @@ class Searching:
 
         Values are sealed: the records that metadata and aggregate leave are opened one by one, at
         most `scan_limit` (None for all). `progress` is called with their number and the position
-        reached. The page's `cursor`, given back with the same arguments, goes on where the page or
-        the scan ended; None says that all was searched. Raises `ConfigurationError` for a column
-        that the type does not have or a value that it cannot hold, and `UnknownTypeError`.
+        reached. Of a column that is `searchable` in the catalog, an index says which records have
+        the value `to`, unless `index=False`. The page's `cursor`, given back with the same
+        arguments, goes on where the page or the scan ended; None says that all was searched. Raises
+        `ConfigurationError` for a column that the type does not have or a value that it cannot
+        hold, and `UnknownTypeError`.
         """
         pairs = flatten_metadata(metadata)
         pairs += flatten_metadata({} if actor is None else {"actor": actor})
@@ -96,6 +101,7 @@ class Searching:
             places=(after, through),
             limits=SearchLimits(limit, scan_limit),
             cursor=cursor,
+            index=index,
             progress=progress,
         )
         with open_source(connection, self._log.catalog) as inside:
@@ -112,14 +118,22 @@ class Searching:
         after, through = (find_place(reader, one, snapshot=snapshot) for one in task.places)
         if types == {}:
             return SearchPage()
+        index = self._find_index(inside, task, reader, question=question)
         run = SearchRun(
             aim_reader(reader, types, opener),
             question,
             limits=task.limits,
             open_again=lambda: aim_reader(open_reader(), types, opener),
+            index=index,
             progress=task.progress,
         )
-        stages = plan_stages(task.filter.narrow(after, through), task.cursor)
+        stages = plan_stages(
+            task.filter.narrow(after, through),
+            task.cursor,
+            index=index,
+            reader=reader,
+            snapshot=snapshot,
+        )
         page = run.run(stages, snapshot=snapshot)
         if task.model is not None and not isinstance(task.model, str):
             declared = choose_model_types(self._log.catalog, inside, task.model)
@@ -138,6 +152,27 @@ class Searching:
             tables = [one.table for one in types]
             having = [table for table in tables if column in table.columns]
             return read_value(inside, (having or tables)[0], column=column, text=text)
+
+    def _find_index(
+        self,
+        inside: Connection | None,
+        task: SearchTask,
+        reader: RecordReader,
+        *,
+        question: Question,
+    ) -> SearchIndex | None:
+        """The index for what is looked for, where every table with the column has one."""
+        catalog, keyring = self._log.catalog, self._log.keyring
+        # A step may make another value of what the tokens were made of.
+        if not task.index or keyring is None or not question.types or catalog.has_steps:
+            return None
+        if isinstance(task.model, str) and task.model not in catalog.types:
+            return None
+        declared = choose_model_types(catalog, inside, task.model)
+        having = [one for one in declared if str(question.column) in one.table.columns]
+        if not having or any(question.column not in one.searchable for one in having):
+            return None
+        return make_index(keyring, reader, question, question.types)
 
     def _find_types(
         self,

@@ -13,7 +13,7 @@ from operator import attrgetter
 from uuid import UUID
 
 from oplog.crypto.seal import Sealer, name_part
-from oplog.entry import LoggedEntry, Operation
+from oplog.entry import SEARCH_KEY, LoggedEntry, Operation
 from oplog.errors import ChainBrokenError, DecodeError, KeyUnavailableError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import StepLookup, Upcaster
@@ -259,8 +259,9 @@ def describe(stored: StoredRecord) -> str:
 
 
 def group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Metadata as people read it: values by key."""
+    """Metadata as people read it: values by key, without the tokens of searchable columns."""
     grouped: dict[str, list[str]] = {}
     for key, value in pairs:
-        grouped.setdefault(key, []).append(value)
+        if key != SEARCH_KEY:
+            grouped.setdefault(key, []).append(value)
     return grouped

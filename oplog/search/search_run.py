@@ -13,6 +13,7 @@ from oplog.reading.page import PageWish
 from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs
 from oplog.search.found_change import FoundChange, SearchPage
 from oplog.search.question import ANY, Question
+from oplog.search.search_index import SearchIndex
 from oplog.search.stage import Stage
 from oplog.search.value_before import ValueBefore
 from oplog.store import StoredRecord
@@ -52,11 +53,13 @@ class SearchRun:
         *,
         limits: SearchLimits,
         open_again: Callable[[], RecordReader],
+        index: SearchIndex | None = None,
         progress: ScanProgress | None = None,
     ) -> None:
         self._reader = reader
         self._question = question
         self._limits = limits
+        self._index = index
         self._progress = progress
         self._before = ValueBefore(open_again, question.column or "")
         self._page = SearchPage()
@@ -83,6 +86,8 @@ class SearchRun:
         ):
             for stored in records:
                 full = len(page) == self._limits.changes
+                if not full and self._index is not None and self._index.rules_out(stored):
+                    continue
                 if full or page.scanned == self._limits.records:
                     page.complete = full
                     page.cursor = stage.write(place)

@@ -14,6 +14,12 @@ _HAS_PAIR = (
     "WHERE r.metadata[n] = %s AND r.metadata[n + 1] = %s)"
 )
 
+_HAS_ONE = (
+    "EXISTS (SELECT FROM pg_catalog.generate_series(1, "
+    "pg_catalog.cardinality(r.metadata), 2) AS n "
+    "WHERE r.metadata[n] = %s AND r.metadata[n + 1] = ANY (%s::text[]))"
+)
+
 
 def bind_filter(s: str, filter: EntryFilter) -> tuple[str, list[Any]]:
     """Conditions on record `r` of the quoted schema `s`, and their parameters; not on `after`."""
@@ -39,6 +45,14 @@ def bind_filter(s: str, filter: EntryFilter) -> tuple[str, list[Any]]:
             f"AND t.token = {state_token('%s::text', '%s::text')}) AND {_HAS_PAIR}"
         )
         values += [key, value, key, value]
+    if filter.tagged is not None:
+        key, texts = filter.tagged
+        conditions.append(
+            f"EXISTS (SELECT FROM {s}.oplog_token t WHERE t.position = r.position "
+            f"AND t.token = ANY (ARRAY(SELECT {state_token('%s::text', 'v.text')} "
+            f"FROM pg_catalog.unnest(%s::text[]) AS v(text)))) AND {_HAS_ONE}"
+        )
+        values += [key, list(texts), key, list(texts)]
     return " AND ".join(conditions), values
 
 
@@ -57,6 +71,9 @@ def bind_contents(filter: EntryFilter) -> tuple[str, list[Any]]:
     for pair in filter.metadata:
         conditions.append(_HAS_PAIR)
         values += pair
+    if filter.tagged is not None:
+        conditions.append(_HAS_ONE)
+        values += [filter.tagged[0], list(filter.tagged[1])]
     return " AND ".join(conditions), values
 
 

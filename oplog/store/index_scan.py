@@ -109,6 +109,42 @@ class TokenScan:
         return [row[0] for row in rows]
 
 
+class TagScan:
+    """Records with one of several values of a metadata key."""
+
+    def __init__(self, log: Scanned, key: str, values: Iterable[str]) -> None:
+        self._log = log
+        self._key = key
+        self._values = list(values)
+
+    def count(self, span: Span) -> int:
+        """Of the digests, of each as many as are counted."""
+        rows = self._log.fetch(
+            f"SELECT count(*) FROM {self._select(_COUNTED)} c",
+            *(self._key, self._values, span.low + 1, span.high),
+        )
+        return int(rows[0][0])
+
+    def find(self, span: Span, size: int) -> list[int]:
+        """By the index of tokens, from each value as many; a position may come several times."""
+        rows = self._log.fetch(
+            f"SELECT c.position FROM {self._select(size)} c "
+            f"ORDER BY c.position {self._log.way} LIMIT {size}",
+            *(self._key, self._values, span.low + 1, span.high),
+        )
+        return [row[0] for row in rows]
+
+    def _select(self, size: int) -> str:
+        token = state_token("%s::text", "v.text")
+        return (
+            f"(SELECT x.position FROM (SELECT {token} AS token "
+            "FROM pg_catalog.unnest(%s::text[]) AS v(text)) w CROSS JOIN LATERAL "
+            f"(SELECT t.position FROM {self._log.s}.oplog_token t WHERE t.token = w.token "
+            f"AND t.position BETWEEN %s AND %s ORDER BY t.position {self._log.way} "
+            f"LIMIT {size}) x)"
+        )
+
+
 class AggregateScan:
     """Records that have an entry of one of these aggregates.
 

@@ -20,6 +20,7 @@ from oplog.store.index_scan import (
     IndexScan,
     Scanned,
     Span,
+    TagScan,
     TokenScan,
     choose_scan,
 )
@@ -89,6 +90,8 @@ class RecordPages:
         if names is not None:
             scans.append(AggregateScan(self._log, names))
         scans += [TokenScan(self._log, key, value) for key, value in self._filter.metadata]
+        if self._filter.tagged is not None:
+            scans.append(TagScan(self._log, *self._filter.tagged))
         return scans or [AllRecords(self._log, self._filter.unseen)]
 
     def _read(self, positions: Sequence[int]) -> tuple[list[StoredRecord], int]:

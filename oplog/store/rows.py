@@ -169,6 +169,8 @@ class EntryFilter:
     through: int | None = None
     aggregates: tuple[str, ...] = ()
     """Entries of any of these aggregates; empty for no such condition."""
+    tagged: tuple[str, tuple[str, ...]] | None = None
+    """Only records with one of these values of a metadata key."""
     unseen: Seen | None = None
     """Only entries that were not seen; works on the tables only."""
 
