@@ -179,7 +179,7 @@ def _finish(
     tags: Sequence[tuple[str, str]] = (),
 ) -> NewRecord:
     """The record of these parts; `InvalidMetadataError` for too much metadata."""
-    metadata = [*work.metadata, *tags]
+    metadata = [*work.metadata, *tags] if tags else work.metadata
     check_metadata_count(len(metadata))
     return NewRecord(
         record_id=record_id,
