@@ -1,7 +1,7 @@
 """An operation log in the same SQL transaction as the rows it describes.
 
-Everything importable from here, from `oplog.errors`, `oplog.migration` and `oplog.testing` is
-public; nothing else is.
+Everything importable from here, from `oplog.arrow`, `oplog.errors`, `oplog.migration` and
+`oplog.testing` is public; nothing else is.
 """
 
 from oplog.adoption import AdoptedType, AdoptionReport
@@ -43,6 +43,7 @@ from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.past.look_back import Moment
 from oplog.past.row_difference import RowDifference, RowOrigin
 from oplog.past.row_versions import RowVersion, VersionRow
+from oplog.reading.page import Entries, Page
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
 from oplog.receipt import Receipt
@@ -52,6 +53,7 @@ from oplog.recovery.lost import RefusedTransaction, ReplayLostReport
 from oplog.recovery.restore_report import RestoreReport
 from oplog.replay import Difference, ReplayReport, VerifyReport
 from oplog.schema.grants import GrantsReport
+from oplog.search.found_change import FoundChange, SearchPage
 from oplog.snapshot.policy import SnapshotPolicy
 from oplog.snapshot.publishing import SnapshotReport
 from oplog.store.quarantined import QuarantinedRecord
@@ -85,6 +87,7 @@ __all__ = [
     "ChangesReport",
     "CollectionReport",
     "Difference",
+    "Entries",
     "EntriesAppended",
     "EntriesDrafted",
     "Entry",
@@ -93,6 +96,7 @@ __all__ = [
     "Finding",
     "FollowReport",
     "ForkReport",
+    "FoundChange",
     "GrantsReport",
     "IncarnationReport",
     "Keyring",
@@ -106,6 +110,7 @@ __all__ = [
     "Outcome",
     "OutcomeLost",
     "OutcomeResolved",
+    "Page",
     "Pin",
     "ProtoReport",
     "PruneReport",
@@ -122,6 +127,7 @@ __all__ = [
     "RowDifference",
     "RowOrigin",
     "RowVersion",
+    "SearchPage",
     "SigningKeyring",
     "SnapshotPolicy",
     "SnapshotReport",

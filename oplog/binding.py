@@ -95,6 +95,17 @@ class Binding:
         )
 
     @cached_property
+    def searchable(self) -> Mapping[str, frozenset[str]]:
+        """By type, the columns whose values are found by tokens; a log in plaintext has none."""
+        if not self.key_id:
+            return {}
+        return {
+            name: bound.declared.searchable
+            for name, bound in self.by_stored_name.items()
+            if bound.declared.searchable
+        }
+
+    @cached_property
     def by_oid(self) -> Mapping[int, BoundType]:
         """The tracked types by the oids of their tables."""
         found: dict[int, BoundType] = {}

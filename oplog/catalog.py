@@ -26,7 +26,7 @@ from oplog.declared_models import (
     refuse_text,
     split_paths,
 )
-from oplog.declared_type import DeclaredType, declare
+from oplog.declared_type import DeclaredType, declare, mark_searchable
 from oplog.errors import CatalogWarning, ConfigurationError, NotCapturableError, UnknownTypeError
 from oplog.payload.message import check_message
 from oplog.tenant_tables import (
@@ -68,6 +68,7 @@ class TypeCatalog:
         untracked: Mapping[str, str] | None = None,
         exclude: Mapping[str, str] | None = None,
         secret: Collection[str] = (),
+        searchable: Collection[str] = (),
         schemas: Collection[str] = (),
     ) -> TypeCatalog:
         """Declare every table of `models` under its own name, unless listed in `untracked`.
@@ -75,7 +76,9 @@ class TypeCatalog:
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
         `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
-        with their rows is neither compressed nor stored in its exact size.
+        with their rows is neither compressed nor stored in its exact size. `searchable` are
+        `table.column` names too: records have keyed hashes of what was written to these columns,
+        so that `Oplog.search` finds a value by an index.
 
         With `schemas`, a table without a schema is one in each of these, chosen by `search_path`
         or `schema_translate_map` when a statement is executed; the names of its types and
@@ -108,6 +111,11 @@ class TypeCatalog:
                     name, table, aggregate=aggregate, excluded=aside, secret=secret_names
                 )
                 catalog._add_new(declared)
+        found = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
+        for declared in list(catalog._types.values()):
+            names = found.get(declared.written.fullname)
+            if names:
+                catalog._add(mark_searchable(declared, names))
         return catalog
 
     def register(
@@ -185,6 +193,8 @@ class TypeCatalog:
             revision=revision,
             model=None if before is None else before.model,
         )
+        if before is not None and before.searchable:
+            declared = mark_searchable(declared, before.searchable)
         check_message(declared.table.fullname, message, columns=declared.list_fields())
         self._add(declared)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,6 +34,8 @@ class DeclaredType:
     revision: int | None = None
     secret: frozenset[str] = frozenset()
     """Columns whose values the sizes of sealed bytes must not tell."""
+    searchable: frozenset[str] = frozenset()
+    """Columns whose values are found by tokens, without opening what does not have them."""
     model: sa.Table | None = None
     """The table of the models, if `table` is one of several that they stand for."""
 
@@ -130,3 +132,21 @@ def _check_secret(declared: DeclaredType) -> None:
                 f"aggregate ({declared.template.text!r}): names are stored in clear text",
                 hint="give the table a template without it: aggregates={...}",
             )
+
+
+def mark_searchable(declared: DeclaredType, names: Collection[str]) -> DeclaredType:
+    """The same type with these searchable columns; `ConfigurationError` for one that cannot be."""
+    columns = {column.name: column for column in declared.list_columns()}
+    for name in sorted(names):
+        if name not in columns:
+            raise ConfigurationError(
+                f"searchable names {declared.table.fullname}.{name}, which is not logged",
+                hint=f"its logged columns are {', '.join(sorted(columns))}",
+            )
+        if isinstance(columns[name].type, sa.Enum):
+            raise ConfigurationError(
+                f"searchable names {declared.table.fullname}.{name}, whose labels may be renamed: "
+                "what was logged before would not be found",
+                hint="leave it out: a search opens the records that it needs",
+            )
+    return replace(declared, searchable=declared.searchable.union(names))

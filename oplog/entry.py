@@ -10,17 +10,19 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from oplog.errors import EntryError, InvalidMetadataError
+from oplog.json_model import make_core_schema, make_json_schema
 from oplog.json_value import format_time, hide, to_json_value
 
 MAX_AGGREGATE_BYTES = 1024
 """Longest aggregate name, in UTF-8 bytes. It is part of a btree key, which may have 2704."""
 MAX_METADATA_KEY_BYTES = 128
 MAX_METADATA_VALUE_BYTES = 1024
+SEARCH_KEY = "oplog.search"
+"""Metadata key of the tokens by which values are found; reserved, and not shown as metadata."""
 MAX_METADATA_VALUES = 256
 """Most metadata values of one transaction, over all its keys."""
 PART_BYTES = 256 * 1024
@@ -44,9 +46,6 @@ class OpType(enum.IntEnum):
     DELETE = 3
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """The effect of a transaction on one row.
@@ -60,7 +59,7 @@ class Operation:
     kind: OpType
     type_name: str
     key: Mapping[str, Any]
-    fields: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -79,7 +78,7 @@ class Operation:
     @classmethod
     def delete(cls, type_name: str, *, key: Mapping[str, Any]) -> Operation:
         """Return the delete of a row."""
-        return cls(OpType.DELETE, type_name, dict(key), _NOTHING)
+        return cls(OpType.DELETE, type_name, dict(key), {})
 
     def to_json(self, *, redact: bool = False) -> dict[str, Any]:
         """The operation as one JSON object; `redact` hides values, keys stay readable."""
@@ -89,6 +88,17 @@ class Operation:
             "key": to_json_value(self.key),
             "fields": to_json_value(hide(self.fields, redact=redact)),
         }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        return make_core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return make_json_schema(
+            cls,
+            ("kind", "type", "key", "fields"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,29 @@ class LoggedEntry:
             "quarantined": self.quarantined,
         }
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        return make_core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return make_json_schema(
+            cls,
+            (
+                "position",
+                "sequence",
+                "aggregate",
+                "version",
+                "recorded_at",
+                "entry_id",
+                "entry_hash",
+                "transaction_id",
+                "metadata",
+                "operations",
+                "quarantined",
+            ),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -177,6 +210,17 @@ class Change:
             "metadata": {key: list(values) for key, values in self.metadata.items()},
             "fields": to_json_value(hide(self.fields, redact=redact)),
         }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        return make_core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return make_json_schema(
+            cls,
+            ("position", "kind", "recorded_at", "metadata", "fields"),
+        )
 
 
 def check_text(text: str, what: str, error: type[EntryError]) -> bytes:
@@ -223,6 +267,11 @@ def check_metadata(key: str, value: object) -> list[str]:
         raise InvalidMetadataError(
             f"metadata key of {len(key_bytes)} bytes: {key[:60]!r}",
             hint=f"use 1 to {MAX_METADATA_KEY_BYTES} bytes",
+        )
+    if key == SEARCH_KEY:
+        raise InvalidMetadataError(
+            f"metadata {key!r} is the log's own: it holds tokens of searchable columns",
+            hint="choose another key; log.search finds values",
         )
     if isinstance(value, str):
         values = [value]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from oplog.json_model import make_core_schema, make_json_schema
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -44,6 +46,17 @@ class Receipt:
             "version": self.version,
             "entry_hash": self.entry_hash.hex(),
         }
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        return make_core_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return make_json_schema(
+            cls,
+            ("entry_id", "record_id", "aggregate", "version", "entry_hash"),
+        )
 
 
 def list_records(receipts: Iterable[Receipt]) -> tuple[UUID, ...]:

@@ -14,6 +14,7 @@ from oplog.payload.shape import Shape
 from oplog.reading.log_opener import LogOpener
 from oplog.store import BrokenLink, EntryFilter, LogSource, SequencedPage, Store, StoredRecord
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.page_cursor import PageCursor
 from oplog.store.quarantined import is_quarantine_mark
 
 PAGE = 3
@@ -111,6 +112,21 @@ class KeptLog:
         chosen = [record for record in self.records if _matches(record, filter)]
         for start in range(0, len(chosen), self._page):
             yield chosen[start : start + self._page]
+
+    page_base = 0
+
+    def iterate_pages(
+        self,
+        filter: EntryFilter,
+        *,
+        snapshot: str,
+        newest_first: bool,
+        expected: int,
+        start: PageCursor | None = None,
+    ) -> Iterator[list[StoredRecord]]:
+        assert start is None
+        pages = list(self.iterate(filter, snapshot=snapshot))
+        yield from [page[::-1] for page in pages[::-1]] if newest_first else pages
 
     def find_position(self, at: datetime, *, snapshot: str) -> int:
         later = self.find_later(at, snapshot=snapshot)

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from oplog.adoption.table_rows import AIMED_BYTES, Chunk, name_rows
+from oplog.crypto.blind_index import BlindIndex, IndexedColumn, tag_pairs
 from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
@@ -92,7 +93,7 @@ class ChunkWriter:
             parts=(Part(0, data),),
             format=target.sealer.format,
             key_id=key_id,
-            metadata=metadata,
+            metadata=[*metadata, *self._make_tags(bound)],
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
         try:
@@ -106,6 +107,19 @@ class ChunkWriter:
                 + target.sealer.renew_key(key_id),
             ) from cause
         target.on_event(EntriesAppended(record_id, committed=False))
+
+    def _make_tags(self, bound: BoundType) -> list[tuple[str, str]]:
+        """What says that the chunk may have any value in the searchable columns."""
+        keyring = self.target.keyring
+        if keyring is None or not self.key_id:
+            return []
+        blind = BlindIndex(keyring, self.log_id)
+        tokens: list[str] = []
+        for name in bound.declared.searchable:
+            column = IndexedColumn(bound.shape.type_name, bound.shape.by_name[name].number)
+            tokens.append(blind.name_column(self.key_id, column))
+            tokens.append(blind.name_many(self.key_id, column))
+        return tag_pairs(tokens)
 
 
 def describe_adoption(type_name: str, reached: Reached) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from oplog.crypto.aggregate_chain import ChainCheck
 from oplog.payload.shape import Shape
 from oplog.store import BrokenLink, EntryFilter, SequencedPage
 from oplog.store.adopted import Turns, join_turns, name_adoption, read_turns
+from oplog.store.page_cursor import PageCursor
 from oplog.store.quarantined import is_quarantine_mark
 from oplog.store.rows import StoredRecord, write_microseconds
 
@@ -43,6 +44,11 @@ class ArchivedLog:
         self._sequences: dict[int, int] = {}
         """By position, of the page given last."""
         self._marks: list[StoredRecord] | None = None
+
+    @property
+    def page_base(self) -> int:
+        """The newest record's sequence: all are read from the archive."""
+        return self.sequence
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -126,6 +132,32 @@ class ArchivedLog:
             page = [record for record in records if fits(record, filter)]
             if page:
                 yield page
+
+    def iterate_pages(
+        self,
+        filter: EntryFilter,
+        *,
+        snapshot: str = "",
+        newest_first: bool,
+        expected: int = 0,
+        start: PageCursor | None = None,
+    ) -> Iterator[list[StoredRecord]]:
+        """The same in either direction, beginning at the place `start`, a segment at a time."""
+        order = self._list_newest() if newest_first else self._list_items()
+        chosen = (item for item in order if _may_hold(item, filter))
+        segments = ((item, self.archive.read_segment(item)) for item in chosen)
+        for item, records in self._iterate(segments):
+            page = [
+                record
+                for sequence, record in enumerate(records, item.first)
+                if fits(record, filter) and (start is None or start.takes(record, sequence))
+            ]
+            if page:
+                yield page[::-1] if newest_first else page
+
+    def _list_newest(self) -> Iterator[Item]:
+        items = self.archive.iterate_newest(self.head.levels, after=self.head.first_sequence - 1)
+        return (item for item in items if item.first <= self._through)
 
     def _iterate_all(self, after: int) -> Iterator[tuple[Item, Segment]]:
         after = max(after, self.head.first_sequence - 1)
@@ -252,5 +284,9 @@ def fits(record: StoredRecord, filter: EntryFilter) -> bool:
         # One entry has to fit both conditions.
         named = record.aggregates if filter.aggregate is None else (filter.aggregate,)
         if not any(aggregate in filter.aggregates for aggregate in named):
+            return False
+    if filter.tagged is not None:
+        key, values = filter.tagged
+        if not any(name == key and value in values for name, value in record.metadata):
             return False
     return all(pair in record.metadata for pair in filter.metadata)

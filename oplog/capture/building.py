@@ -16,6 +16,8 @@ from oplog.capture.draft import Draft
 from oplog.capture.grouping import order_aggregates
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.request import Claim, refuse_repeat
+from oplog.capture.search_tokens import make_tags
+from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.entry import Ticket, check_metadata_count
 from oplog.errors import UnloggedWriteError
@@ -33,11 +35,18 @@ class RecordBuilder:
     """Builds the records of one log; holds what is the same for every transaction."""
 
     def __init__(
-        self, sealer: Sealer, codec: PayloadCodec, *, draw_id: Callable[[], UUID] = draw_ordered_id
+        self,
+        sealer: Sealer,
+        codec: PayloadCodec,
+        *,
+        draw_id: Callable[[], UUID] = draw_ordered_id,
+        keyring: Keyring | None = None,
     ) -> None:
+        """`keyring` makes the tokens of searchable columns."""
         self._sealer = sealer
         self._codec = codec
         self._draw_id = draw_id
+        self._keyring = keyring
 
     def build(self, gathered: GatheredWork) -> Draft | None:
         """The record of a transaction; its effects get their places in it.
@@ -98,6 +107,7 @@ class RecordBuilder:
             format=self._sealer.format,
             key_id=log.key_id,
             known=gathered.known,
+            tags=[] if self._keyring is None else make_tags(self._keyring, gathered),
         )
 
     def _cut_bulk(
@@ -166,9 +176,11 @@ def _finish(
     format: int,
     key_id: str,
     known: KnownTables = NOTHING_KNOWN,
+    tags: Sequence[tuple[str, str]] = (),
 ) -> NewRecord:
     """The record of these parts; `InvalidMetadataError` for too much metadata."""
-    check_metadata_count(len(work.metadata))
+    metadata = [*work.metadata, *tags] if tags else work.metadata
+    check_metadata_count(len(metadata))
     return NewRecord(
         record_id=record_id,
         aggregates=aggregates,
@@ -176,7 +188,7 @@ def _finish(
         parts=parts,
         format=format,
         key_id=key_id,
-        metadata=work.metadata,
+        metadata=metadata,
         known=known,
         idempotency_key=None if work.claim is None else work.claim.key,
     )

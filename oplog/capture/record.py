@@ -38,6 +38,11 @@ class WritableLog(Protocol):
         """Types with columns that the sizes of sealed bytes must not tell."""
         ...
 
+    @property
+    def searchable(self) -> Mapping[str, frozenset[str]]:
+        """By type, the columns whose values are found by tokens."""
+        ...
+
     def find_type(self, type_name: str) -> TrackedType:
         """The tracked type; `UnknownTypeError` if the catalog does not have it."""
         ...

@@ -20,6 +20,7 @@ from oplog.capture.gathering import gather_work
 from oplog.capture.record import GatheredWork, RecordedWork
 from oplog.capture.recorder import Recorder
 from oplog.capture.sending import bind_draft, send
+from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Sealer
 from oplog.entry import Entry, Ticket
 from oplog.errors import CaptureMismatchError, KeyRetiredError, SchemaChangedError
@@ -46,11 +47,12 @@ class RecordWriter:
         strict: bool = False,
         draw_id: Callable[[], UUID] = draw_ordered_id,
         describer: Describer | None = None,
+        keyring: Keyring | None = None,
         on_event: EventSink = ignore_event,
     ) -> None:
         self._store = store
         self._sealer = sealer
-        self._builder = RecordBuilder(sealer, codec, draw_id=draw_id)
+        self._builder = RecordBuilder(sealer, codec, draw_id=draw_id, keyring=keyring)
         self._strict = strict
         self._describer = describer or Describer()
         self.on_event = on_event

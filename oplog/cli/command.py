@@ -37,6 +37,7 @@ from oplog.cli.replay_command import replay
 from oplog.cli.resolve_command import resolve
 from oplog.cli.restore_command import recover, restore
 from oplog.cli.resync_command import resync
+from oplog.cli.search_command import search
 from oplog.cli.snapshot_command import snapshot
 from oplog.cli.status_command import status
 from oplog.cli.sync_command import sync
@@ -119,7 +120,8 @@ def program(context: click.Context) -> None:
 
 
 for _command in (
-    *(init, status, doctor, tail, history, as_of, diff, replay, verify, resolve, adopt, keys, types),
+    *(init, status, doctor, tail, history, search, as_of, diff, replay, verify, resolve, adopt),
+    *(keys, types),
     *(sync, snapshot, restore, recover, follow, check, resync, collect, pin, unpin, pins),
     *(fork, grants, incarnate, prune, maintain, quarantine, publisher, trust, undo),
 ):

@@ -15,6 +15,7 @@ import click
 from oplog.entry import Change, LoggedEntry, Operation
 from oplog.json_value import REDACTED, format_float, format_plain, format_time, to_json_value
 from oplog.schema.mark_names import ADOPTION_PREFIX
+from oplog.search.found_change import FoundChange
 
 _SHOWN_BYTES = 16
 _SHOWN_ROWS = 10
@@ -136,6 +137,17 @@ def show_change(change: Change, *, look: Look) -> Iterator[str]:
     kind = look.kind(change.kind.name.lower())
     yield f"{look.head(f'{change.position}  {format_time(change.recorded_at)}')}  {kind}"
     yield from _show_metadata(change.metadata)
+    yield from _show_fields(change.fields, look=look, indent=2)
+
+
+def show_found(change: FoundChange, *, look: Look) -> Iterator[str]:
+    """A change that a search found as lines of text."""
+    kind = look.kind(change.kind.name.lower())
+    place = look.head(f"{change.position}  {format_time(change.recorded_at)}")
+    yield f"{place}  {kind} {escape(change.type_name)} {show_key(change.key)}"
+    yield from _show_metadata(change.metadata)
+    for name, value in change.before.items():
+        yield f"  {escape(name)} was {look.value(value)}"
     yield from _show_fields(change.fields, look=look, indent=2)
 
 

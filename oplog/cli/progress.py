@@ -13,6 +13,8 @@ from oplog.cli.presentation import show_count, show_size
 
 Progress = Callable[[int, int], None]
 """Takes the position reached and the last one."""
+_TOLD = 100
+"""Every so many records of a scan are told."""
 _WIDEST = 36
 """Most columns of a bar."""
 _USUAL = 80
@@ -68,3 +70,22 @@ def _measure_terminal() -> int:
         return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL
     except (OSError, ValueError):
         return _USUAL
+
+
+@contextlib.contextmanager
+def show_scan(label: str) -> Iterator[Progress | None]:
+    """How many records were opened, on one line of stderr; None if stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def tell(records: int, position: int) -> None:
+        if records % _TOLD == 0:
+            line = f"{label}  {show_count(records, 'record')}, position {position}"
+            sys.stderr.write(f"\r{line[: _measure_terminal() - 1]}\x1b[K")
+            sys.stderr.flush()
+
+    try:
+        yield tell
+    finally:
+        sys.stderr.write("\r\x1b[K")

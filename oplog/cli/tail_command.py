@@ -24,6 +24,7 @@ from oplog.cli.presentation import (
 @click.option(
     "-n",
     "--last",
+    "--limit",
     "count",
     type=click.IntRange(min=0),
     default=20,
@@ -40,6 +41,7 @@ from oplog.cli.presentation import (
 )
 @click.option("--after", type=PLACE, help="Show only entries after this place.")
 @click.option("--through", type=PLACE, help="Show only entries up to this place.")
+@click.option("--newest-first", is_flag=True, help="Show the newest entry first.")
 @redact_option
 @full_option
 @reach_option
@@ -53,11 +55,12 @@ def tail(
     pairs: tuple[str, ...],
     after: int | datetime | None,
     through: int | datetime | None,
+    newest_first: bool,
     redact: bool,
     full: bool,
     reach: str | None,
 ) -> None:
-    """Show the last entries, oldest first.
+    """Show the last entries, oldest first unless told otherwise.
 
     A time without a zone is UTC. On a terminal a pager shows what is longer than a screen.
     """
@@ -71,6 +74,7 @@ def tail(
             metadata=wanted,
             after=after,
             through=through,
+            newest_first=newest_first,
             archive=archive,
         )
         look = invocation.look(redact=redact, full=full)

@@ -93,3 +93,46 @@ class ChainCheck:
                     f"{link.version}) does not follow version {before.version}",
                     hint=hint,
                 )
+
+    def finish(self, *, hint: str) -> None:
+        """Nothing: what the links begin with was checked first."""
+
+
+class BackwardCheck:
+    """The same for links that come newest first: each has to be what the newer one follows.
+
+    With `whole`, `finish` holds the oldest link of each aggregate to being its version 1.
+    """
+
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = whole
+        self._expected: dict[str, tuple[ChainHead, ChainLink]] = {}
+        """By aggregate, what comes before the oldest link, and that link."""
+
+    def require(self, links: Iterable[ChainLink], *, hint: str) -> None:
+        """Take the next links; `ChainBrokenError` if a newer one does not follow one of them."""
+        for link in links:
+            known = self._expected.get(link.aggregate)
+            if known is not None and known[0] != (link.version, link.record_hash):
+                raise _refuse(known[1], known[0], hint)
+            before = ChainHead(link.version - 1, link.prev_hash)
+            self._expected[link.aggregate] = before, link
+
+    def finish(self, *, hint: str) -> None:
+        """After the last link; `ChainBrokenError` where older ones are missing."""
+        for before, link in self._expected.values():
+            if self._whole and before != BEGINNING:
+                raise _refuse(link, before, hint)
+
+
+def make_chain(*, back: bool, whole: bool) -> ChainCheck | BackwardCheck:
+    """The check for one direction; with `whole`, the aggregates' beginnings are among the links."""
+    return BackwardCheck(whole=whole) if back else ChainCheck(whole=whole)
+
+
+def _refuse(link: ChainLink, before: ChainHead, hint: str) -> ChainBrokenError:
+    return ChainBrokenError(
+        f"position {link.position} (aggregate {link.aggregate!r} version {link.version}) follows "
+        f"version {before.version}, which is not there as it was",
+        hint=hint,
+    )

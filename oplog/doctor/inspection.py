@@ -1,4 +1,4 @@
-"""Reads what an operator asks about a log: server, size, triggers, last entries, a row's key.
+"""Reads what an operator asks about a log: server, size, triggers, a row's key.
 
 Triggers are compared with the DDL that creates them. Text from a command line reaches SQL as a
 parameter only.
@@ -15,11 +15,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 
 from oplog.errors import ConfigurationError
-from oplog.postgres.live_table import read_live_tables, require_live_table
+from oplog.postgres.live_table import LiveColumn, read_live_tables, require_live_table
 from oplog.postgres.quoting import (
     double_percent,
     quote,
-    quote_for_driver,
 )
 from oplog.postgres.table_form import is_created_trigger
 from oplog.postgres.text_settings import fix_text_settings
@@ -33,10 +32,8 @@ from oplog.schema.expected import (
     normalise_settings,
 )
 from oplog.schema.row_checks import find_check_faults
-from oplog.store.entry_filter import bind_filter
 from oplog.store.housekeeping import list_row_checks
 from oplog.store.partition_store import list_partition_names
-from oplog.store.rows import EntryFilter
 from oplog.value import codec_for
 
 
@@ -119,30 +116,6 @@ def list_functions(connection: Connection, schema: str) -> dict[str, list[Functi
     return found
 
 
-def find_tail_start(
-    connection: Connection, filter: EntryFilter, *, schema: str, count: int
-) -> int | None:
-    """The position after which the last `count` entries of `filter` begin; None is the start.
-
-    Records count whole: there may be more entries. Scans the index backwards, so that the cost
-    does not grow with the log.
-    """
-    s = quote_for_driver(schema)
-    where, parameters = bind_filter(s, filter)
-    some = filter.aggregate is not None or filter.aggregates
-    weight = "1" if some else "pg_catalog.cardinality(r.aggregates)"
-    found = connection.exec_driver_sql(
-        # Identifiers are quoted, values are parameters.
-        "SELECT p.position FROM (SELECT r.position, "
-        f"sum({weight}) OVER (ORDER BY r.position DESC) AS entries "
-        f"FROM {s}.oplog_record r WHERE r.position > %s AND {where} "
-        "ORDER BY r.position DESC LIMIT %s) p WHERE p.entries >= %s "
-        "ORDER BY p.position DESC LIMIT 1",
-        (filter.after or 0, *parameters, count, count),
-    ).scalar()
-    return filter.after if found is None else int(found) - 1
-
-
 def match_key(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
     """The text for each column of a primary key, given in order or as `column=text`.
 
@@ -180,6 +153,31 @@ def read_key(
     """
     live = require_live_table(read_live_tables(connection, [table]), table)
     columns = [column for column in live.columns if column.primary_key]
+    return _read_texts(connection, table, columns=columns, texts=texts, what="primary key")
+
+
+def read_value(connection: Connection, table: sa.Table, *, column: str, text: str) -> object:
+    """The value that a text gives for a column, as a Python value; raises as `read_key`."""
+    live = require_live_table(read_live_tables(connection, [table]), table)
+    columns = [one for one in live.columns if one.name == column]
+    if not columns:
+        raise ConfigurationError(
+            f"table {table.fullname} has no column {column!r:.80}",
+            hint=f"its columns are {', '.join(one.name for one in live.columns)}",
+        )
+    return _read_texts(connection, table, columns=columns, texts={column: text}, what="value")[
+        column
+    ]
+
+
+def _read_texts(
+    connection: Connection,
+    table: sa.Table,
+    *,
+    columns: Sequence[LiveColumn],
+    texts: Mapping[str, str],
+    what: str,
+) -> dict[str, object]:
     fix_text_settings(connection)
     selected = ", ".join(f"r.{quote(column.name)}::text" for column in columns)
     declared = ", ".join(f"{quote(column.name)} {column.pg_type}" for column in columns)
@@ -193,8 +191,9 @@ def read_key(
     except (DataError, NotSupportedError, ProgrammingError) as cause:
         names = ", ".join(f"{column.name} {column.pg_type}" for column in columns)
         raise ConfigurationError(
-            f"not a key of table {table.fullname}: {_first_line(str(cause.orig))}",
-            hint=f"its primary key is ({names})",
+            f"not a {what.removeprefix('primary ')} of table {table.fullname}: "
+            f"{_first_line(str(cause.orig))}",
+            hint=f"its {what} is ({names})",
         ) from cause
     return {
         column.name: _to_python(column.pg_type, column.category, text)

@@ -13,6 +13,7 @@ from oplog.archive.archive import Archive
 from oplog.archive.archived_log import ArchivedLog
 from oplog.archive.format.head import Branch
 from oplog.errors import ConfigurationError, ReplayError
+from oplog.facade.entries_part import EntryReading
 from oplog.facade.given_target import take_engine
 from oplog.facade.log_parts import LogParts
 from oplog.facade.publishing_part import Publishing
@@ -86,10 +87,17 @@ class Forks:
     """What an operator does when the database forgot what was published."""
 
     def __init__(
-        self, log: LogParts, *, reading: Reading, writing: Writing, publishing: Publishing
+        self,
+        log: LogParts,
+        *,
+        reading: Reading,
+        entries: EntryReading,
+        writing: Writing,
+        publishing: Publishing,
     ) -> None:
         self._log = log
         self._reading = reading
+        self._entries = entries
         self._writing = writing
         self._publishing = publishing
 
@@ -273,7 +281,7 @@ class Forks:
         reason = str(error).split("\n", 1)[0]
         with engine.connect() as connection:
             conflicts = find_conflicts(
-                transaction, lambda name: self._reading.read(connection, aggregate=name)
+                transaction, lambda name: self._entries.read(connection, aggregate=name)
             )
         return RefusedTransaction(transaction.sequence, reason, conflicts)
 

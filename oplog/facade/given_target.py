@@ -151,7 +151,10 @@ def _take_sessions(session: Session, catalog: TypeCatalog) -> Connection:
 def _refuse_asynchronous(given: Any) -> None:
     name = type(given).__name__
     if hasattr(given, "sync_session"):
-        hint = "await session.run_sync(lambda s: log.history(s, Account, 42))"
+        hint = (
+            "await log.history_async(session, Account, 42), or for another call "
+            "await session.run_sync(lambda s: log.history(s, Account, 42))"
+        )
     elif hasattr(given, "sync_connection"):
         hint = "await connection.run_sync(lambda c: log.history(c, Account, 42))"
     elif hasattr(given, "sync_engine"):

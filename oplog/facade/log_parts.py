@@ -68,7 +68,13 @@ class LogParts:
             sealer=sealer,
             codec=codec,
             writer=RecordWriter(
-                store, sealer, codec, strict=strict, describer=describer, on_event=on_event
+                store,
+                sealer,
+                codec,
+                strict=strict,
+                describer=describer,
+                keyring=keyring,
+                on_event=on_event,
             ),
             attachments=attachments,
             completeness=completeness,

@@ -19,9 +19,11 @@ from oplog.declared_models import Models
 from oplog.doctor.restore_risk import find_restore_risks
 from oplog.errors import ConfigurationError, RestoreWarning
 from oplog.events import EventSink, ignore_event
+from oplog.facade.async_part import AsyncReading
 from oplog.facade.completeness import Completeness
 from oplog.facade.delegation import PartMethod
 from oplog.facade.doctor_part import Examination
+from oplog.facade.entries_part import EntryReading
 from oplog.facade.first_write import FirstWrite
 from oplog.facade.fork_part import Forks
 from oplog.facade.log_parts import LogParts
@@ -31,6 +33,7 @@ from oplog.facade.outcome_part import Outcomes
 from oplog.facade.publishing_part import Publishing
 from oplog.facade.reading_part import Reading
 from oplog.facade.restoring_part import Restoring
+from oplog.facade.search_part import Searching
 from oplog.facade.types_part import Types
 from oplog.facade.undo_part import Undoing
 from oplog.facade.upkeep_part import Upkeep
@@ -97,6 +100,9 @@ class Oplog:
         self.store = log.store
         self._reading = reading = Reading(log)
         self._moments = Moments(log, reading=reading)
+        self._entries = entries = EntryReading(log, reading=reading)
+        self._searching = Searching(log, reading=reading)
+        self._async_reading = AsyncReading(log)
         self._writing = writing = Writing(log)
         self._types = types = Types(log)
         self._migrating = Migrating(log, types=types)
@@ -105,7 +111,9 @@ class Oplog:
         self._publishing = publishing = Publishing(log, reading=reading, examination=examination)
         self._restoring = restoring = Restoring(log, reading=reading)
         self._undoing = Undoing(log, reading=reading, writing=writing)
-        self._forks = Forks(log, reading=reading, writing=writing, publishing=publishing)
+        self._forks = Forks(
+            log, reading=reading, entries=entries, writing=writing, publishing=publishing
+        )
         self._upkeep = Upkeep(
             log, publishing=publishing, restoring=restoring, examination=examination
         )
@@ -284,10 +292,10 @@ class Oplog:
     inquire_async = PartMethod("_outcomes", Outcomes.inquire_async)
 
     # -- reading
-    tail = PartMethod("_reading", Reading.tail)
+    read = PartMethod("_entries", EntryReading.read)
+    tail = PartMethod("_entries", EntryReading.tail)
     read_key = PartMethod("_reading", Reading.read_key)
     open_reader = PartMethod("_reading", Reading.open_reader)
-    read = PartMethod("_reading", Reading.read)
     subscribe = PartMethod("_reading", Reading.subscribe)
     replay = PartMethod("_reading", Reading.replay)
     verify = PartMethod("_reading", Reading.verify)
@@ -308,6 +316,16 @@ class Oplog:
     as_of_async = PartMethod("_moments", Moments.as_of_async)
     versions_async = PartMethod("_moments", Moments.versions_async)
     diff_async = PartMethod("_moments", Moments.diff_async)
+
+    # -- searching
+    search = PartMethod("_searching", Searching.search)
+    read_value = PartMethod("_searching", Searching.read_value)
+
+    # -- reading for asyncio
+    read_async = PartMethod("_async_reading", AsyncReading.read_async)
+    history_async = PartMethod("_async_reading", AsyncReading.history_async)
+    search_async = PartMethod("_async_reading", AsyncReading.search_async)
+    verify_async = PartMethod("_async_reading", AsyncReading.verify_async)
 
     # -- publishing
     make_exporter = PartMethod("_publishing", Publishing.make_exporter)

@@ -1,9 +1,8 @@
-"""The part of `Oplog` that reads: entries, consumers, histories, replay and verify."""
+"""The part of `Oplog` that reads: consumers, histories, replay and verify."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -11,17 +10,12 @@ from sqlalchemy.engine import Connection, Engine
 
 from oplog.archive.archive import Archive
 from oplog.catalog import DeclaredType
-from oplog.doctor.inspection import find_tail_start, match_key, read_key
-from oplog.entry import (
-    Change,
-    LoggedEntry,
-    check_metadata,
-)
+from oplog.doctor.inspection import match_key, read_key
+from oplog.entry import Change
 from oplog.errors import ConfigurationError
 from oplog.facade.given_target import (
     Inside,
     Readable,
-    iterate_on,
     open_connection,
     open_source,
     take_connection,
@@ -29,9 +23,9 @@ from oplog.facade.given_target import (
 )
 from oplog.facade.log_parts import LogParts
 from oplog.payload.upcast import StepLookup
-from oplog.reading.given_place import find_place
 from oplog.reading.log_opener import LogOpener
 from oplog.reading.model_tables import check_model_tables, choose_model_types
+from oplog.reading.page import Page, make_wish
 from oplog.reading.reader import RecordReader
 from oplog.reading.row_history import list_changes
 from oplog.reading.step_check import StepReport, check_steps
@@ -44,7 +38,7 @@ from oplog.replay import (
     replay_log,
     verify_tables,
 )
-from oplog.store import EntryFilter, LogSource
+from oplog.store import LogSource
 from oplog.store.feed import Feed
 
 RowShape: TypeAlias = Literal["now", "then"]
@@ -54,8 +48,10 @@ RowShape: TypeAlias = Literal["now", "then"]
 class Reading:
     """What an application, an operator or a consumer asks a log."""
 
-    def __init__(self, log: LogParts) -> None:
+    def __init__(self, log: LogParts, *, pause: Callable[[], None] | None = None) -> None:
+        """`pause` is called between records, so that what else there is to do is done."""
         self._log = log
+        self._pause = pause
 
     def make_opener(
         self, *, archive: Archive | None = None, source: LogSource | None = None
@@ -69,6 +65,7 @@ class Reading:
             codec=self._log.codec,
             archive=archive,
             source=source,
+            pause=self._pause,
         )
 
     def open_reader(
@@ -77,110 +74,16 @@ class Reading:
         *,
         revisions: Mapping[str, int] | None = None,
         source: LogSource | None = None,
+        archive: Archive | None = None,
     ) -> RecordReader:
         """A reader of this log on `connection`, after checking schema, server and keyring.
 
-        Reads `source` if it is given, instead of the log of the database.
+        Reads `source` if it is given, instead of the log of the database; with an `archive`, what
+        was published from there.
         """
-        opener = self.make_opener(source=source)
+        opener = self.make_opener(source=source, archive=archive)
         inside = None if connection is None else take_connection(connection, self._log.catalog)
         return opener.open(inside, revisions=revisions, whole=False)
-
-    def read(
-        self,
-        connection: Readable | None,
-        *,
-        aggregate: str | None = None,
-        metadata: Mapping[str, str | Iterable[str]] | None = None,
-        after: int | datetime | None = None,
-        through: int | datetime | None = None,
-        revisions: Mapping[str, int] | None = None,
-        archive: Archive | None = None,
-    ) -> Iterator[LoggedEntry]:
-        """Entries in causal order, as of one snapshot taken at the first.
-
-        `connection` is a connection, a session for its connection, or an engine, of which one is
-        held until the last entry. `metadata` keeps entries of transactions that have every given
-        value. `after` and `through` are positions or aware datetimes; a lower position may become
-        visible later, so a consumer that goes on from where it stopped uses `subscribe`.
-        `revisions` asks for types, by name, as of a revision: through the catalog's steps, and by
-        field number where none is declared.
-
-        With an `archive`, what was published is read from there, entries that were pruned too:
-        these come first, in the order of their sequence. With an `archive` and None for the
-        connection no database is needed: what was published is all that is read. Without an
-        `archive` a log that was pruned begins where it was.
-        """
-        opener = self.make_opener(archive=archive)
-        pairs = _flatten(metadata)
-
-        def read(inside: Connection | None) -> Iterator[LoggedEntry]:
-            reader = opener.open(inside, revisions=revisions, whole=False)
-            snapshot = reader.source.read_snapshot()
-            first = find_place(reader, after, snapshot=snapshot)
-            last = find_place(reader, through, snapshot=snapshot)
-            return reader.read(EntryFilter(aggregate, pairs, first, last), snapshot=snapshot)
-
-        return iter(iterate_on(connection, self._log.catalog, read))
-
-    def tail(
-        self,
-        connection: Readable,
-        *,
-        last: int | None = 20,
-        aggregate: str | None = None,
-        metadata: Mapping[str, str | Iterable[str]] | None = None,
-        after: int | datetime | None = None,
-        through: int | datetime | None = None,
-        archive: Archive | None = None,
-    ) -> Iterable[LoggedEntry]:
-        """The `last` entries that `read` would give, oldest first; None for all of them.
-
-        Costs what it gives, however long the log is; with an `archive` the log is read from its
-        beginning, or from `after`.
-        """
-        if last is None:
-            return self.read(
-                connection,
-                aggregate=aggregate,
-                metadata=metadata,
-                after=after,
-                through=through,
-                archive=archive,
-            )
-        with open_connection(connection, self._log.catalog) as inside:
-            first, end = self._find_positions(inside, (after, through), archive)
-            if archive is None:
-                first = find_tail_start(
-                    inside,
-                    EntryFilter(aggregate, _flatten(metadata), first, end),
-                    schema=self._log.schema,
-                    count=last,
-                )
-            entries = self.read(
-                inside,
-                aggregate=aggregate,
-                metadata=metadata,
-                after=first,
-                through=end,
-                archive=archive,
-            )
-            # A record comes whole, with more entries than were asked for; and what the database
-            # has no longer cannot be counted from its end.
-            return deque(entries, maxlen=last)
-
-    def _find_positions(
-        self,
-        connection: Connection,
-        places: tuple[int | datetime | None, int | datetime | None],
-        archive: Archive | None,
-    ) -> list[int | None]:
-        if all(place is None for place in places):
-            self._log.store.require_current(connection)
-            return [None, None]
-        reader = self.make_opener(archive=archive).open(connection, whole=False)
-        snapshot = reader.source.read_snapshot()
-        return [find_place(reader, place, snapshot=snapshot) for place in places]
 
     def read_key(
         self, connection: Readable, model: Any, *, texts: Sequence[str]
@@ -289,26 +192,43 @@ class Reading:
         model: Any,
         key: Any,
         *,
+        after: int | datetime | None = None,
+        through: int | datetime | None = None,
+        limit: int | None = None,
+        newest_first: bool = False,
+        cursor: str | None = None,
         shape: RowShape = "now",
         revisions: Mapping[str, int] | None = None,
         archive: Archive | None = None,
-    ) -> list[Change]:
+    ) -> Page[Change]:
         """What happened to a row, oldest first: when, by whom, what was written.
 
         `key` is the primary key's value, a tuple of them or a mapping. Reads the row's
         aggregate if its name follows from the key, else the whole log; of an `archive` all that
-        it has. Columns have the names of now, and those that were added since the values that rows
-        of before got; with `shape="then"` each change is as it was logged, and with `revisions` it
-        is as of these revisions, by type. Of a table in several schemas `model` is that which the
+        it has. With `limit` (of changes) or `newest_first` no more is read than is given. The
+        list's `cursor`, given back with the same arguments, asks for the next page, and is None
+        after the last one. `after` and `through` are positions or aware datetimes.
+
+        Columns have the names of now, and those that were added since the values that rows of
+        before got; with `shape="then"` each change is as it was logged, and with `revisions` it is
+        as of these revisions, by type. Of a table in several schemas `model` is that which the
         connection's `schema_translate_map` or `search_path` means; a type name says it as well.
         The connection may be None if there is an `archive`, as for `read`. Raises `PrunedError` as
         `replay` does, and `SchemaDriftError` where the connection means a table that is not the
         log's.
         """
+        wish = make_wish(limit, cursor, newest_first=newest_first)
         with open_source(connection, self._log.catalog) as inside:
             types = choose_model_types(self._log.catalog, inside, model)
             reader, steps = self._open_row(inside, shape, revisions, archive=archive)
-            changes = list_changes(reader, types, key=key, steps=steps if shape == "now" else None)
+            changes = list_changes(
+                reader,
+                types,
+                key=key,
+                steps=steps if shape == "now" else None,
+                span=(after, through),
+                wish=wish,
+            )
             self._check_tables(inside, model, types, reader)
             return changes
 
@@ -354,14 +274,3 @@ class Reading:
             return opener.open(connection, revisions=revisions), None
         reader = opener.open(connection, stepping=False)
         return reader, opener.make_steps(reader)
-
-
-def _flatten(
-    metadata: Mapping[str, str | Iterable[str]] | None,
-) -> tuple[tuple[str, str], ...]:
-    """Every key with each of its values, checked."""
-    return tuple(
-        (key, value)
-        for key, given in (metadata or {}).items()
-        for value in check_metadata(key, given)
-    )

@@ -43,12 +43,19 @@ def require_primary(connection: Connection, doing: str) -> None:
 
 
 def iterate_positions(
-    connection: Connection, select: str, values: tuple[Any, ...], *, most: int, most_bytes: int
+    connection: Connection,
+    select: str,
+    values: tuple[Any, ...],
+    *,
+    most: int,
+    most_bytes: int,
+    fetched: int = _FETCHED,
 ) -> Iterator[list[int]]:
     """First columns of what `select` gives (a position and a size), in pages, from one snapshot.
 
     A page has at most `most` positions, and sizes up to `most_bytes` together unless it is one.
-    The cursor lives until the transaction ends, or all was fetched.
+    `fetched` rows are fetched at once. The cursor lives until the transaction ends, or all was
+    fetched.
     """
     if getattr(connection.connection.driver_connection, "autocommit", False):
         raise ConfigurationError(
@@ -59,7 +66,7 @@ def iterate_positions(
     connection.exec_driver_sql(f"DECLARE {name} NO SCROLL CURSOR FOR {select}", values)
     page: list[int] = []
     size = 0
-    while rows := _fetch(connection, name):
+    while rows := _fetch(connection, name, fetched):
         for position, length in rows:
             if page and (len(page) >= most or size + length > most_bytes):
                 yield page
@@ -71,9 +78,9 @@ def iterate_positions(
         yield page
 
 
-def _fetch(connection: Connection, name: str) -> list[Any]:
+def _fetch(connection: Connection, name: str, count: int) -> list[Any]:
     try:
-        return list(connection.exec_driver_sql(f"FETCH FORWARD {_FETCHED} FROM {name}"))
+        return list(connection.exec_driver_sql(f"FETCH FORWARD {count} FROM {name}"))
     except DBAPIError as cause:
         if getattr(cause.orig, "sqlstate", None) != _NO_SUCH_CURSOR:
             raise

@@ -28,8 +28,11 @@ from oplog.store.adopted import Turns, join_turns
 from oplog.store.cursor import Cursor, is_shown
 from oplog.store.export import ArchiveRow, ExportStore
 from oplog.store.feed import Feed
+from oplog.store.page_cursor import PageCursor
 from oplog.store.removal import PruningStore
 from oplog.store.seen import read_seen
+
+_LARGEST = (1 << 63) - 1
 
 
 class JoinedLog:
@@ -44,6 +47,8 @@ class JoinedLog:
         self.cursor = cursor
         """The database's own place, up to which `archived` has everything."""
         self._from_tables = False
+        self.page_base = archived.sequence
+        """What has a sequence up to it comes after the tables' records, newest first."""
 
     # -- what it is -----------------------------------------------------------------------
 
@@ -72,10 +77,74 @@ class JoinedLog:
         chain = ChainCheck(whole=whole) if filter.takes_all else None
         self._from_tables = False
         yield from self.archived.iterate(filter, chain=chain)
+        yield from self._iterate_tables(filter, snapshot, chain=chain)
+
+    def iterate_pages(
+        self,
+        filter: EntryFilter,
+        *,
+        snapshot: str,
+        newest_first: bool,
+        expected: int,
+        start: PageCursor | None = None,
+    ) -> Iterator[list[StoredRecord]]:
+        """The same in either direction: of the archive, no more is read than what is taken."""
+        if newest_first:
+            return self._iterate_newest(filter, snapshot, expected=expected, start=start)
+        if start is None:
+            return self.iterate(filter, snapshot=snapshot)
+        return self._iterate_after(filter, snapshot, start)
+
+    def _iterate_after(
+        self, filter: EntryFilter, snapshot: str, start: PageCursor
+    ) -> Iterator[list[StoredRecord]]:
+        self._from_tables = False
+        self.page_base = self.archived.sequence
+        yield from self.archived.iterate_pages(filter, newest_first=False, start=start)
+        bounds = (None, None) if start.position is None else start.bound_positions()
+        yield from self._iterate_tables(filter.narrow(*bounds), snapshot, chain=None)
+
+    def _iterate_newest(
+        self, filter: EntryFilter, snapshot: str, *, expected: int, start: PageCursor | None
+    ) -> Iterator[list[StoredRecord]]:
+        """The tables' records by falling position, then those of the archive."""
+        place = start or PageCursor(
+            newest_first=True, position=_LARGEST - 1, sequence=self.archived.sequence
+        )
+        self.page_base = place.sequence
+        while place.position is not None:
+            rest = filter.narrow(*place.bound_positions())
+            for page in self._iterate_rest(rest, snapshot, newest_first=True, expected=expected):
+                # A page that was read before anything more was pruned has all of its records.
+                if self._is_pruned():
+                    break
+                self._from_tables = True
+                yield page
+                place = replace(place, position=page[-1].position, given=0)
+            if not self._is_pruned():
+                break
+            self._rejoin()
+        self._from_tables = False
+        for page in self.archived.iterate_pages(filter, newest_first=True, start=place):
+            shown = [record for record in page if self._shows(record, snapshot, place)]
+            if shown:
+                yield shown
+
+    def _shows(self, record: StoredRecord, snapshot: str, place: PageCursor) -> bool:
+        """Whether the snapshot shows a record, which may have been archived after it."""
+        sequence = self.archived.find_sequence(record.position) or 0
+        if snapshot == ALL_VISIBLE or sequence <= place.sequence:
+            return True
+        return is_shown(record.transaction_id, snapshot)
+
+    def _iterate_tables(
+        self, filter: EntryFilter, snapshot: str, *, chain: ChainCheck | None
+    ) -> Iterator[list[StoredRecord]]:
+        """What the archive does not have, by rising position; also while the tables are pruned."""
         last, complete = filter.after or 0, False
         while not complete:
             complete = True
-            for page in self._iterate_rest(filter, snapshot, after=last):
+            for page in self._iterate_rest(replace(filter, after=last), snapshot):
                 # A page that was read before anything more was pruned has all of its records.
                 complete = not self._is_pruned()
                 if not complete:
@@ -90,9 +159,14 @@ class JoinedLog:
                 yield from self._follow_prune(filter, snapshot, last=last, chain=chain)
 
     def _iterate_rest(
-        self, filter: EntryFilter, snapshot: str, *, after: int
+        self,
+        filter: EntryFilter,
+        snapshot: str,
+        *,
+        newest_first: bool = False,
+        expected: int = 0,
     ) -> Iterator[list[StoredRecord]]:
-        unseen = replace(filter, unseen=read_seen(self.cursor), after=after)
+        unseen = replace(filter, unseen=read_seen(self.cursor))
         if snapshot != ALL_VISIBLE:
             # By the index on transactions: all that is archived and not pruned may lie before.
             news = Feed(self.schema).find_news(
@@ -100,8 +174,13 @@ class JoinedLog:
             )
             if news is None:
                 return
-            unseen = replace(unseen, after=max(after, news.first_position - 1))
-        yield from self._tables.iterate(unseen, snapshot=snapshot)
+            unseen = replace(unseen, after=max(filter.after or 0, news.first_position - 1))
+        if newest_first:
+            yield from self._tables.iterate_pages(
+                unseen, snapshot=snapshot, newest_first=True, expected=expected
+            )
+        else:
+            yield from self._tables.iterate(unseen, snapshot=snapshot)
 
     def _is_pruned(self) -> bool:
         """Whether records that are not read from the archive were pruned meanwhile."""
@@ -117,14 +196,7 @@ class JoinedLog:
         tables is what the archive does not have by now.
         """
         known = self.archived
-        newer = join_log(self._tables.connection, known.archive, store=Store(self.schema))
-        if newer.archived.generation != known.generation:
-            raise ConflictError(
-                "the log was pruned, and its archive went on in another generation, while it was "
-                "read",
-                hint="read again",
-            )
-        self.archived, self.cursor, self._from_tables = newer.archived, newer.cursor, False
+        self._rejoin()
         for found in self.archived.iterate_sequence(after=known.sequence):
             page = [
                 record
@@ -135,6 +207,18 @@ class JoinedLog:
                 check_links(page, chain)
             if page := [record for record in page if fits(record, filter)]:
                 yield page
+
+    def _rejoin(self) -> None:
+        """Take what was archived meanwhile from the archive as well."""
+        known = self.archived
+        newer = join_log(self._tables.connection, known.archive, store=Store(self.schema))
+        if newer.archived.generation != known.generation:
+            raise ConflictError(
+                "the log was pruned, and its archive went on in another generation, while it was "
+                "read",
+                hint="read again",
+            )
+        self.archived, self.cursor, self._from_tables = newer.archived, newer.cursor, False
 
     def find_sequence(self, position: int) -> int | None:
         """The sequence of a record of the page given last, if that came from the archive."""

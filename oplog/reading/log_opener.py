@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
@@ -38,6 +38,8 @@ class LogOpener:
     codec: PayloadCodec
     archive: Archive | None = None
     source: LogSource | None = None
+    pause: Callable[[], None] | None = None
+    """Called between records, so that a task that reads many lets others run."""
 
     def open(
         self,
@@ -79,6 +81,7 @@ class LogOpener:
             log_id=source.read_log_id(),
             key_checks=check_keyring(source, self.keyring),
             upcaster=upcaster,
+            pause=self.pause,
         )
 
     def make_steps(self, reader: RecordReader) -> StoredSteps:

@@ -6,14 +6,14 @@ bytes do not match its hash is refused before it is unsealed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 from uuid import UUID
 
 from oplog.crypto.seal import Sealer, name_part
-from oplog.entry import LoggedEntry, Operation
+from oplog.entry import SEARCH_KEY, LoggedEntry, Operation
 from oplog.errors import ChainBrokenError, DecodeError, KeyUnavailableError, OplogError
 from oplog.payload.codec import Effect, FindKeys, PayloadCodec, effect_to_operation
 from oplog.payload.upcast import StepLookup, Upcaster
@@ -22,9 +22,11 @@ from oplog.reading.skipped_records import SkippedRecords, advise_quarantine, is_
 from oplog.schema.guard import FORMAT_MARK
 from oplog.store import EntryFilter, LogSource, StoredRecord
 from oplog.store.quarantined import QuarantinedRecord
-from oplog.store.rows import compute_hash
+from oplog.store.rows import compute_hash, list_aggregates
 
 _read_ordinal = attrgetter("ordinal")
+_PAUSE_EFFECTS = 200
+"""Opening as many takes some milliseconds."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,9 @@ class RecordReader:
         log_id: UUID,
         key_checks: Mapping[str, bytes],
         upcaster: Upcaster | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> None:
+        """`pause` is called after every so many effects."""
         self.source = source
         self.types = types
         self.skipped = SkippedRecords(self._read_marks)
@@ -62,6 +66,8 @@ class RecordReader:
         self._log_id = log_id
         self._key_checks = key_checks
         self._upcaster = upcaster
+        self._pause = pause
+        self._unpaused = 0
 
     def read_as(self, revisions: Mapping[str, int], steps: StepLookup) -> None:
         """Give effects of these types in these revisions, and others as they were logged."""
@@ -95,7 +101,13 @@ class RecordReader:
         skipped = self.skipped.meet(stored)
         if skipped is not None:
             return OpenedRecord(stored, [], skipped)
-        return OpenedRecord(stored, self.decode(stored, find_keys=find_keys, aggregates=aggregates))
+        effects = self.decode(stored, find_keys=find_keys, aggregates=aggregates)
+        if self._pause is not None:
+            self._unpaused += 1 + len(effects)
+            if self._unpaused >= _PAUSE_EFFECTS:
+                self._unpaused = 0
+                self._pause()
+        return OpenedRecord(stored, effects)
 
     def decode(
         self,
@@ -209,16 +221,6 @@ class RecordReader:
             raise
 
 
-def list_aggregates(filter: EntryFilter) -> frozenset[str] | None:
-    """The aggregates whose entries a filter takes; None for all."""
-    if filter.aggregate is None and not filter.aggregates:
-        return None
-    if filter.aggregate is None:
-        return frozenset(filter.aggregates)
-    one = {filter.aggregate}
-    return frozenset(one & set(filter.aggregates) if filter.aggregates else one)
-
-
 def choose_parts(stored: StoredRecord, aggregates: Collection[str]) -> list[int]:
     """Numbers of the parts that may hold effects on some of a record's aggregates.
 
@@ -257,8 +259,9 @@ def describe(stored: StoredRecord) -> str:
 
 
 def group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Metadata as people read it: values by key."""
+    """Metadata as people read it: values by key, without the tokens of searchable columns."""
     grouped: dict[str, list[str]] = {}
     for key, value in pairs:
-        grouped.setdefault(key, []).append(value)
+        if key != SEARCH_KEY:
+            grouped.setdefault(key, []).append(value)
     return grouped

@@ -11,17 +11,20 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from oplog.catalog import DeclaredType
-from oplog.crypto.aggregate_chain import ChainCheck
+from oplog.crypto.aggregate_chain import make_chain
 from oplog.entry import Change, Operation, OpType
 from oplog.payload.codec import Effect
 from oplog.payload.lineage import find_shape_at, is_apart
 from oplog.payload.shape import Shape
 from oplog.payload.upcast import StepLookup
 from oplog.reading.given_place import find_place
-from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs, list_aggregates
+from oplog.reading.page import Page, PageWish
+from oplog.reading.reader import OpenedRecord, RecordReader, group_pairs
 from oplog.reading.row_identity import RowIdentity, find_rows
 from oplog.store import EntryFilter
 from oplog.store.adopted import Turns
+from oplog.store.page_cursor import PageCursor
+from oplog.store.rows import StoredRecord, list_aggregates
 from oplog.value import Wire
 
 
@@ -33,6 +36,8 @@ class _Origin(NamedTuple):
     recorded_at: datetime
 
 
+EVERYTHING = PageWish()
+Place: TypeAlias = int | datetime | None
 _Touch: TypeAlias = tuple[Effect, Operation, _Origin]
 
 
@@ -42,24 +47,41 @@ def list_changes(
     *,
     key: Any,
     steps: StepLookup | None = None,
-) -> list[Change]:
-    """What happened to the row with this key, oldest first.
+    span: tuple[Place, Place] = (None, None),
+    wish: PageWish = EVERYTHING,
+) -> Page[Change]:
+    """What happened to the row with this key, oldest first unless `wish` says otherwise.
 
     `types` are those that hold the row (several for joined inheritance; their changes in one
     transaction are one). `key` is the primary key's value, a tuple in the order of the
     model's key columns, or a mapping. A row deleted and written again in one transaction, or
     moved to another aggregate, is one update with every field. With `steps`, columns have the
-    names of now; without, those that the reader gives.
+    names of now; without, those that the reader gives. `span` are places after and through which.
 
-    Reads only the row's aggregate if its name follows from the key, else the whole log.
-    Raises `ConfigurationError` for a key that does not fit.
+    Reads only the row's aggregate if its name follows from the key, else the whole log, and of
+    that no more than `wish` takes. Raises `ConfigurationError` for a key that does not fit.
     """
     # Before the types: those of every record in the snapshot are stored by then.
     snapshot = reader.source.read_snapshot()
     rows = find_rows(reader, types, key, snapshot=snapshot)
     if steps is not None:
         reader.read_as(_list_newest(rows), steps)
-    return [_merge(group, rows) for _, group in _iterate_groups(reader, rows, snapshot=snapshot)]
+    bounds = [find_place(reader, place, snapshot=snapshot) for place in span]
+    chosen = _find_filter(rows).narrow(*bounds)
+    if wish.plain:
+        groups = _iterate_groups(reader, rows, chosen, snapshot=snapshot)
+        return Page(_merge(group, rows) for _, group in groups)
+    page: Page[Change] = Page()
+    place: PageCursor | None = None
+    for record, group in _iterate_touched(reader, rows, chosen, snapshot=snapshot, wish=wish):
+        if len(page) == wish.limit and place is not None:
+            # Behind the last one of the page: what was read to see that there are more is read
+            # again.
+            page.cursor = place.to_text()
+            break
+        page.append(_merge(group, rows))
+        place = wish.mark(reader.source, record)
+    return page
 
 
 def rebuild_row(
@@ -89,7 +111,8 @@ def rebuild_row(
     if steps is not None:
         reader.read_as(revisions, steps)
     states: list[dict[str, Any] | None] = [None for _ in rows]
-    for transaction, group in _iterate_groups(reader, rows, snapshot=snapshot):
+    chosen = _find_filter(rows)
+    for transaction, group in _iterate_groups(reader, rows, chosen, snapshot=snapshot):
         if transaction > at:
             break
         for touch in group:
@@ -174,10 +197,29 @@ def _find_place(rows: Sequence[RowIdentity], effect: Effect) -> int:
 
 
 def _iterate_groups(
-    reader: RecordReader, rows: Sequence[RowIdentity], *, snapshot: str
+    reader: RecordReader, rows: Sequence[RowIdentity], chosen: EntryFilter, *, snapshot: str
 ) -> Iterator[tuple[int, list[_Touch]]]:
     """What each transaction did to the row, in order, with the transaction's position."""
-    found: dict[int, list[_Touch]] = {}
+    found = {
+        record.position: group
+        for record, group in _iterate_touched(
+            reader, rows, chosen, snapshot=snapshot, wish=EVERYTHING
+        )
+    }
+    # An archive gives them in the order in which they were published.
+    for position in sorted(found):
+        yield position, found[position]
+
+
+def _iterate_touched(
+    reader: RecordReader,
+    rows: Sequence[RowIdentity],
+    chosen: EntryFilter,
+    *,
+    snapshot: str,
+    wish: PageWish,
+) -> Iterator[tuple[StoredRecord, list[_Touch]]]:
+    """The records that did something to the row, and what, in the order of their source."""
 
     def find_keys(shape: Shape) -> list[tuple[Wire | None, ...]] | None:
         keys = []
@@ -188,24 +230,34 @@ def _iterate_groups(
             keys += [] if key is None else [key]
         return keys
 
-    chosen = _find_filter(rows)
-    chain = None if chosen.takes_all else ChainCheck()
     wanted = list_aggregates(chosen)
-    for page in reader.source.iterate(chosen, snapshot=snapshot):
+    chain = make_chain(
+        back=wish.newest_first, whole=not chosen.after and (wish.start is None or wish.newest_first)
+    )
+    pages = (
+        reader.source.iterate(chosen, snapshot=snapshot)
+        if wish.plain
+        else reader.source.iterate_pages(
+            chosen,
+            snapshot=snapshot,
+            newest_first=wish.newest_first,
+            expected=wish.expected,
+            start=wish.start,
+        )
+    )
+    for page in pages:
         for stored in page:
             opened = reader.open(stored, find_keys=find_keys, aggregates=wanted)
-            if chain is not None:
-                links = [link for link in stored.list_links() if link.aggregate in (wanted or ())]
+            if wanted is not None:
+                links = [link for link in stored.list_links() if link.aggregate in wanted]
                 chain.require(links, hint="rows of the log were altered or removed; run verify")
             touched = [e for e in opened.effects if any(row.matches(e) for row in rows)]
             if touched:
                 metadata = group_pairs(stored.metadata)
                 origin = _Origin(stored.position, metadata, stored.recorded_at)
                 told = reader.list_operations(OpenedRecord(stored, touched))
-                found[stored.position] = [(*one, origin) for one in told]
-    # An archive gives them in the order in which they were published.
-    for position in sorted(found):
-        yield position, found[position]
+                yield stored, [(*one, origin) for one in told]
+    chain.finish(hint="rows of the log were altered or removed; run verify")
 
 
 def _merge(group: Sequence[_Touch], rows: Sequence[RowIdentity]) -> Change:

@@ -94,20 +94,14 @@ def find_rows(
     reader: RecordReader, types: Sequence[DeclaredType], key: Any, *, snapshot: str
 ) -> list[RowIdentity]:
     """The row in each of its tables; `ConfigurationError` for a key that does not fit."""
-    newest, known = reader.types.latest, group_shapes(reader.types.shapes)
+    known = group_shapes(reader.types.shapes)
     values = _list_values(types[0].table, key)
     rows = []
     for declared in types:
-        retired = _list_retired(reader, declared, snapshot=snapshot)
-        shape = match_type(newest, declared, retired=retired)
+        shape, revisions = find_table_types(reader, declared, snapshot=snapshot)
         if shape is None:
             # Never written: the log has not even stored the type.
             continue
-        revisions = {
-            name: shapes
-            for name, shapes in known.items()
-            if name == shape.type_name or _is_same_table(shapes[-1], shape)
-        }
         names = [column.name for column in declared.table.primary_key]
         then, by_number = _find_key(known[shape.type_name], dict(zip(names, values, strict=True)))
         wires = {then.by_number[number].name: wire for number, wire in by_number.items()}
@@ -121,6 +115,24 @@ def find_rows(
         }
         rows.append(RowIdentity(shape, revisions, keys | {shape.type_name: by_number}))
     return rows
+
+
+def find_table_types(
+    reader: RecordReader, declared: DeclaredType, *, snapshot: str
+) -> tuple[Shape | None, dict[str, Sequence[Shape]]]:
+    """The newest revision of a declared type, and all revisions of each type of its table.
+
+    None and nothing for a type that was never written.
+    """
+    retired = _list_retired(reader, declared, snapshot=snapshot)
+    shape = match_type(reader.types.latest, declared, retired=retired)
+    if shape is None:
+        return None, {}
+    return shape, {
+        name: shapes
+        for name, shapes in group_shapes(reader.types.shapes).items()
+        if name == shape.type_name or _is_same_table(shapes[-1], shape)
+    }
 
 
 def _list_retired(

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import Turns
+from oplog.store.page_cursor import PageCursor
 from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
 
@@ -37,6 +38,14 @@ class LogSource(Protocol):
         """
         ...
 
+    @property
+    def page_base(self) -> int:
+        """The last sequence that pages read from an archive, 0 if they read none.
+
+        What is behind a place among the other records is told apart by it.
+        """
+        ...
+
     def read_log_id(self) -> UUID:
         """The identity of the log, bound into every sealed part."""
         ...
@@ -55,6 +64,21 @@ class LogSource(Protocol):
 
     def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredRecord]]:
         """Pages of records that have an entry which fits, in causal order; no page is empty."""
+        ...
+
+    def iterate_pages(
+        self,
+        filter: EntryFilter,
+        *,
+        snapshot: str,
+        newest_first: bool,
+        expected: int,
+        start: PageCursor | None = None,
+    ) -> Iterator[list[StoredRecord]]:
+        """The same in either direction, for a caller that wants about `expected` records.
+
+        It begins at the place `start`, with the record itself if that is cut by it.
+        """
         ...
 
     def find_sequence(self, position: int) -> int | None:

@@ -169,13 +169,31 @@ class EntryFilter:
     through: int | None = None
     aggregates: tuple[str, ...] = ()
     """Entries of any of these aggregates; empty for no such condition."""
+    tagged: tuple[str, tuple[str, ...]] | None = None
+    """Only records with one of these values of a metadata key."""
     unseen: Seen | None = None
     """Only entries that were not seen; works on the tables only."""
+
+    def narrow(self, after: int | None, through: int | None) -> EntryFilter:
+        """The same filter within these bounds as well."""
+        lowest = [bound for bound in (self.after, after) if bound is not None]
+        highest = [bound for bound in (self.through, through) if bound is not None]
+        return replace(self, after=max(lowest, default=None), through=min(highest, default=None))
 
     @property
     def takes_all(self) -> bool:
         """Whether nothing is left out."""
         return replace(self, after=self.after or None) == EntryFilter()
+
+
+def list_aggregates(filter: EntryFilter) -> frozenset[str] | None:
+    """The aggregates whose entries a filter takes; None for all."""
+    if filter.aggregate is None and not filter.aggregates:
+        return None
+    if filter.aggregate is None:
+        return frozenset(filter.aggregates)
+    one = {filter.aggregate}
+    return frozenset(one & set(filter.aggregates) if filter.aggregates else one)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from sqlalchemy.engine import Connection
 
 from oplog.payload.shape import Shape
 from oplog.store.adopted import AdoptionStore, Turns
+from oplog.store.page_cursor import PageCursor
 from oplog.store.quarantine_marks import QuarantineStore
+from oplog.store.record_pages import RecordPages
 from oplog.store.records import Store
 from oplog.store.rows import BrokenLink, EntryFilter, StoredRecord
 
@@ -24,6 +26,7 @@ class TablesLog:
     """
 
     ordered = True
+    page_base = 0
 
     def __init__(self, store: Store, connection: Connection) -> None:
         self.schema = store.schema
@@ -49,6 +52,26 @@ class TablesLog:
     def iterate(self, filter: EntryFilter, *, snapshot: str) -> Iterator[list[StoredRecord]]:
         """Pages of records by rising position, from one snapshot."""
         return self._store.iterate(self.connection, filter, snapshot=snapshot)
+
+    def iterate_pages(
+        self,
+        filter: EntryFilter,
+        *,
+        snapshot: str,
+        newest_first: bool,
+        expected: int,
+        start: PageCursor | None = None,
+    ) -> Iterator[list[StoredRecord]]:
+        """The same in either direction, by index, at the cost of what is taken."""
+        bounds = (None, None) if start is None else start.bound_positions()
+        pages = RecordPages(
+            self.connection,
+            filter.narrow(*bounds),
+            schema=self.schema,
+            snapshot=snapshot,
+            newest_first=newest_first,
+        )
+        return pages.iterate(expected)
 
     def find_sequence(self, position: int) -> None:
         """None: the tables number records by position only."""

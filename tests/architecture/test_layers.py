@@ -140,6 +140,7 @@ PUBLIC = {
         "ChangesReport",
         "CollectionReport",
         "Difference",
+        "Entries",
         "EntriesAppended",
         "EntriesDrafted",
         "Entry",
@@ -148,6 +149,7 @@ PUBLIC = {
         "Finding",
         "FollowReport",
         "ForkReport",
+        "FoundChange",
         "GrantsReport",
         "IncarnationReport",
         "Keyring",
@@ -161,6 +163,7 @@ PUBLIC = {
         "Outcome",
         "OutcomeLost",
         "OutcomeResolved",
+        "Page",
         "Pin",
         "ProtoReport",
         "PruneReport",
@@ -177,6 +180,7 @@ PUBLIC = {
         "RowDifference",
         "RowOrigin",
         "RowVersion",
+        "SearchPage",
         "SigningKeyring",
         "SnapshotPolicy",
         "SnapshotReport",
@@ -214,6 +218,15 @@ PUBLIC = {
         "UpgradeOplogOp",
         "migrations_path",
     },
+    "oplog.arrow": {
+        "Batches",
+        "changes_of",
+        "read_batches",
+        "to_pandas",
+        "to_polars",
+        "to_table",
+        "write_parquet",
+    },
     "oplog.testing": {"EmbeddedServer", "assert_logged", "assert_tracked"},
     "oplog.testing.plugin": {
         "OpenedLog",
@@ -233,6 +246,7 @@ CROWDED = {
         "Oplog.history",
         "Oplog.versions",
         "Oplog.versions_async",
+        "Oplog.history_async",
         "SyncWorker",
     },
     "oplog.migration": {
@@ -244,6 +258,8 @@ CROWDED = {
         "TrackTablesOp.track_tables",
         "UntrackTablesOp.untrack_tables",
     },
+    # The log, where to look in it, and which table.
+    "oplog.arrow": {"changes_of"},
     # The log, where to look in it, and what for.
     "oplog.testing": {"assert_logged"},
 }

@@ -23,7 +23,15 @@ SCHEMA = DOCS / "reference/schema.md"
 
 
 @pytest.mark.parametrize(
-    "module", ["oplog", "oplog.errors", "oplog.migration", "oplog.testing", "oplog.testing.plugin"]
+    "module",
+    [
+        "oplog",
+        "oplog.arrow",
+        "oplog.errors",
+        "oplog.migration",
+        "oplog.testing",
+        "oplog.testing.plugin",
+    ],
 )
 def test_public_names_are_documented(module: str) -> None:
     public = set(importlib.import_module(module).__all__)

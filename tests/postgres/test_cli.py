@@ -147,6 +147,56 @@ def test_history_of_what_cannot_be(shop: Shop) -> None:
     assert "the primary key is: order_id sku" in shop.call("history", "line", "7", code=2)[1]
 
 
+def test_pages_and_newest_first(shop: Shop) -> None:
+    entries = shop.ask("tail", "--last", "3")
+    assert shop.ask("tail", "--limit", "3", "--newest-first") == entries[::-1]
+    whole = shop.ask("history", "account", "1")["changes"]
+    first = shop.ask("history", "account", "1", "--limit", "1", "--newest-first")
+    assert first["changes"] == whole[-1:]
+    rest = shop.ask("history", "account", "1", "--newest-first", "--cursor", first["cursor"])
+    assert (rest["changes"], rest["cursor"]) == (whole[:-1], None)
+    _, err = shop.call("history", "account", "1", "--limit", "1")
+    assert "there is more: --cursor op1" in err
+    assert "is no cursor" in shop.call("history", "account", "1", "--cursor", "x", code=2)[1]
+    assert shop.ask("history", "account", "1", "--after", "1")["changes"] == whole[1:]
+
+
+def test_search(shop: Shop) -> None:
+    found = shop.ask("search", "account", "--column", "balance", "--to", "6")
+    (change,) = found["changes"]
+    assert (change["kind"], change["fields"]) == ("update", {"balance": "6.00"})
+    assert (change["metadata"], change["key"]) == ({"actor": ["bob"]}, {"id": 1})
+    assert (found["cursor"], found["complete"]) == (None, True)
+    asked = ("search", "account", "--column", "balance", "--before", "+05.0")
+    out, err = shop.call(*asked)
+    assert out.splitlines()[0].startswith("2  20")
+    assert out.splitlines()[0].endswith("  update account id=1")
+    assert out.splitlines()[1:] == ["  actor: bob", "  balance was 5.00", "  balance = 6.00"]
+    for form in ([], ["--json"]):
+        assert "5.00" not in shop.call(*asked, "--redact", *form)[0]
+    page = shop.ask("search", "--limit", "1", "--actor", "ann")
+    assert len(page["changes"]) == 1
+    out, err = shop.call("search", "--actor", "ann", "--limit", "1", "--cursor", page["cursor"])
+    assert "there is more: --cursor a:" in err
+    assert len(shop.ask("search", "--kind", "delete")["changes"]) == 1
+    nothing = ("search", "account", "--column", "owner", "--to", "nobody")
+    assert "nothing found" in shop.call(*nothing)[1]
+    _, err = shop.call(*nothing, "--scan-limit", "1")
+    assert "1 record opened, down to position 3" in err
+    assert "there is more: --cursor" in err
+
+
+def test_search_of_what_cannot_be(shop: Shop) -> None:
+    asked = ("search", "account", "--column", "balance", "--to")
+    assert "invalid input syntax for type numeric" in shop.call(*asked, "x", code=2)[1]
+    assert "needs TYPE and --column" in shop.call("search", "--to", "x", code=2)[1]
+    missing = ("search", "account", "--column", "no", "--to", "x")
+    assert "has no column 'no'" in shop.call(*missing, code=2)[1]
+    assert "'coat' is not a type" in shop.call("search", "coat", code=1)[1]
+    null = ("search", "account", "--column", "owner", "--to", "NULL")
+    assert shop.ask(*null, "--null")["changes"] == shop.ask(*null)["changes"] == []
+
+
 def test_redacted_values_are_nowhere(shop: Shop) -> None:
     shop.execute("UPDATE account SET owner = 'Eve' WHERE id = 1")
     shop.execute("INSERT INTO line VALUES (8, 'secret', 4711)", "DELETE FROM line WHERE amount = 3")

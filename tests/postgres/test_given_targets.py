@@ -155,7 +155,7 @@ def test_a_session_of_several_databases(db: LoggedDatabase, tmp_path: Path) -> N
 def test_an_engine_keeps_its_connection_no_longer_than_it_is_read(db: LoggedDatabase) -> None:
     entries = db.log.read(db.engine)
     assert next(entries).aggregate == "account/1"
-    entries.close()  # type: ignore[attr-defined]
+    entries.close()
     db.assert_pool_is_clean()
 
 

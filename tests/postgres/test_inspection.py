@@ -1,4 +1,4 @@
-"""The state of the triggers, the start of a tail, and keys as Postgres reads them."""
+"""The state of the triggers, and keys as Postgres reads them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import URL, Connection, Engine
 
 from oplog.doctor.inspection import (
-    find_tail_start,
     list_guard_problems,
     read_key,
     read_server_status,
 )
 from oplog.errors import ConfigurationError, SchemaDriftError
 from oplog.schema.tables import create_statements
-from oplog.store.rows import EntryFilter
 
 pytestmark = pytest.mark.postgres
 
@@ -120,14 +118,6 @@ def test_every_function_of_the_log_is_watched(connection: Connection) -> None:
 def test_a_weakened_guard_is_found(connection: Connection, statement: str, problem: str) -> None:
     connection.exec_driver_sql(statement)
     assert list_guard_problems(connection, "oplog") == [problem]
-
-
-# -- the start of a tail ------------------------------------------------------------------------
-
-
-def test_tail_of_an_empty_log(connection: Connection) -> None:
-    assert find_tail_start(connection, EntryFilter(), schema="oplog", count=5) is None
-    assert find_tail_start(connection, EntryFilter(after=7), schema="oplog", count=5) == 7
 
 
 # -- keys ---------------------------------------------------------------------------------------

@@ -99,12 +99,21 @@ def test_what_reads_gives_the_same_on_both(db: Followed) -> None:
                     log.history(connection, Customer, 1),
                     log.as_of(connection, Customer, key=1, at=last - 2),
                     [f for f in log.diagnose(connection) if f.what != "standby"],
+                    list(log.read(connection, newest_first=True)),
+                    list(log.read(connection, newest_first=True, limit=3)),
+                    list(log.read(connection, metadata={"actor": "ada"}, limit=1)),
+                    log.history(connection, Customer, 1, newest_first=True, limit=1),
+                    log.search(connection, type=Customer, column="name", before="customer 1"),
                 )
             )
     assert answers[0] == answers[1]
     assert len(answers[0][0]) == 7
     assert [change.kind.name for change in answers[0][3]] == ["CREATE", "UPDATE"]
     assert answers[1][4] == {"id": 1, "name": "customer 1"}
+    assert answers[1][6] == answers[1][0][::-1]
+    assert answers[1][7] == answers[1][6][:3]
+    assert [change.fields for change in answers[1][9]] == [{"name": "renamed"}]
+    assert [found.fields for found in answers[1][10]] == [{"name": "renamed"}]
 
 
 def test_undo_is_planned_on_a_standby_and_done_on_the_primary(db: Followed) -> None:

@@ -20,11 +20,10 @@ from oplog.reading.reader import (
     check_hashes,
     choose_parts,
     group_pairs,
-    list_aggregates,
 )
 from oplog.reading.shape_table import ShapeTable
 from oplog.schema.guard import FORMAT_MARK
-from oplog.store.rows import EntryFilter, Part, StoredRecord
+from oplog.store.rows import EntryFilter, Part, StoredRecord, list_aggregates
 from oplog.value import Wire
 from tests.archived import LOG_ID, make_record, make_shape, seal_record
 
