@@ -1,9 +1,10 @@
 """An operation log in the same SQL transaction as the rows it describes.
 
-Everything importable from here, from `oplog.errors`, `oplog.migration` and `oplog.testing` is
-public; nothing else is.
+Everything importable from here, from `oplog.errors`, `oplog.migration`, `oplog.testing`,
+`oplog.asgi`, `oplog.wsgi`, `oplog.celery` and `oplog.rq` is public; nothing else is.
 """
 
+from oplog import asgi, wsgi
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.adoption.schema_changes import ChangesReport
 from oplog.archive.archive import Archive
@@ -37,7 +38,6 @@ from oplog.facade import ForkReport, Oplog
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.metadata_context import carry_context, context, current_context
-from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.reading.step_check import StepFailure, StepReport
 from oplog.reading.subscription import Batch, Subscription
@@ -71,7 +71,6 @@ __all__ = [
     "ArchiveProblem",
     "ArchiveReport",
     "ArchiveStepDone",
-    "AsgiContext",
     "Batch",
     "Blocker",
     "Change",
@@ -128,11 +127,12 @@ __all__ = [
     "TypesReport",
     "VerifyReport",
     "WorkRetried",
-    "WsgiContext",
+    "asgi",
     "carry_context",
     "context",
     "current_context",
     "open_archive",
+    "wsgi",
 ]
 
 __version__ = "0.1.0"

@@ -124,7 +124,6 @@ PUBLIC = {
     "oplog": {
         "AdoptedType",
         "AdoptionReport",
-        "AsgiContext",
         "Archive",
         "ArchiveLag",
         "ArchiveProblem",
@@ -186,12 +185,17 @@ PUBLIC = {
         "TypesReport",
         "VerifyReport",
         "WorkRetried",
-        "WsgiContext",
+        "asgi",
         "carry_context",
         "context",
         "current_context",
         "open_archive",
+        "wsgi",
     },
+    "oplog.asgi": {"ContextMiddleware"},
+    "oplog.celery": {"connect_signals", "disconnect_signals"},
+    "oplog.rq": {"ContextJob"},
+    "oplog.wsgi": {"ContextMiddleware"},
     "oplog.migration": {
         "AdoptTableOp",
         "CreateOplogOp",
@@ -225,6 +229,8 @@ CROWDED = {
         "TrackTablesOp.track_tables",
         "UntrackTablesOp.untrack_tables",
     },
+    # RQ makes its jobs itself.
+    "oplog.rq": {"ContextJob"},
     # The log, where to look in it, and what for.
     "oplog.testing": {"assert_logged"},
 }
