@@ -5,14 +5,15 @@ Plain ASGI: it needs no framework, and works in FastAPI, Starlette, Litestar, Qu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from oplog.metadata_context import Metadata, context
 from oplog.request_name import choose_request_id, describe_nothing, name_route
 
-Scope: TypeAlias = MutableMapping[str, Any]
+# Frameworks have types of their own for a scope: plain mappings, or typed dictionaries.
+Scope: TypeAlias = Any
 Asgi: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 __all__ = ["ContextMiddleware"]

@@ -85,11 +85,10 @@ def _add_views(application: Flask) -> None:
 
     @application.post("/imports")
     def bring_in() -> Response:
-        @stream_with_context
         def lines() -> Iterator[str]:
             for key in (11, 12):
                 session.execute(sa.insert(Note), [{"id": key, "text": "imported"}])
                 session.commit()
                 yield f"{key}\n"
 
-        return Response(lines())
+        return Response(stream_with_context(lines()))

@@ -10,6 +10,7 @@ from litestar import Litestar, Response, post
 from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency, Provide
 from litestar.middleware import DefineMiddleware
+from litestar.params import FromPath
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from examples.applications.notes import Note, count_words, make_log
@@ -36,7 +37,7 @@ def make_application(url: str) -> Litestar:
             count_words(await session.get_one(Note, key))
 
     @post("/notes/{key:int}", dependencies={"session": Provide(open_session)})
-    async def add(key: int, session: NamedDependency[AsyncSession]) -> Response[str]:
+    async def add(key: FromPath[int], session: NamedDependency[AsyncSession]) -> Response[str]:
         session.add(Note(id=key, text="a note"))
         await session.commit()
         return Response("added", background=BackgroundTask(index, key))

@@ -1,6 +1,6 @@
 """RQ: jobs that write on behalf of the one who enqueued them.
 
-    rq worker --job-class oplog.rq.ContextJob
+rq worker --job-class oplog.rq.ContextJob
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def add(key: int) -> None:
 def add_patiently(key: int) -> None:
     """Add a note with each try, and fail in the first: a job that is retried."""
     job = get_current_job()
-    retries = 0 if job is None else job.number_of_retries or 0
-    add(key + retries)
-    if not retries:
+    first = job is not None and job.retries_left == 1
+    add(key if first else key + 1)
+    if first:
         raise InterruptedError("the first try")
 
 

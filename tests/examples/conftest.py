@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +13,8 @@ from examples.applications.notes import Base, make_log
 from oplog import Keyring
 from tests.databases import fill_database
 from tests.logged import track
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,5 @@ def shelf(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Shelf:
 
     fill_database(engine, ("notes of examples",), fill)
     monkeypatch.setenv("OPLOG_KEYRING", Keyring.generate().to_text())
-    monkeypatch.setenv(
-        "NOTES_DATABASE_URL", engine.url.render_as_string(hide_password=False)
-    )
+    monkeypatch.setenv("NOTES_DATABASE_URL", engine.url.render_as_string(hide_password=False))
     return Shelf(engine)

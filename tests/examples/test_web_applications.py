@@ -21,7 +21,7 @@ testclient = pytest.importorskip("starlette.testclient", reason=MISSING)
 ROUTES = {
     "fastapi": "POST /notes/{key}",
     "starlette": "POST /api/notes/{key:int}",
-    "litestar": "POST /notes/{key:int}",
+    "litestar": "POST /notes/{key}",
 }
 ADA = {"Authorization": "ada", "X-Request-ID": "r-1"}
 
@@ -128,6 +128,5 @@ def test_flask(shelf: Shelf) -> None:
     routes += ["/imports", "/imports"]
     done = ["CREATE note/1", "UPDATE note/1", "UPDATE note/1", "CREATE note/11", "CREATE note/12"]
     assert shelf.tell() == [
-        (one, {**said, "route": [f"POST {route}"]})
-        for one, route in zip(done, routes, strict=True)
+        (one, {**said, "route": [f"POST {route}"]}) for one, route in zip(done, routes, strict=True)
     ]
