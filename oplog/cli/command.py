@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from oplog import __version__
+from oplog.cli.actor import actor_option, enter_context
 from oplog.cli.adopt_command import adopt
 from oplog.cli.check_command import check
 from oplog.cli.collect_command import collect
@@ -95,6 +96,7 @@ fork, 4 lag, 10 the log's tables are missing or of another version, 11 lease,
 @expect_option
 @unsigned_option
 @replace_publisher_option
+@actor_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
@@ -105,6 +107,7 @@ def program(context: click.Context, /, **options: Any) -> None:
     invocation.app = options["app"]
     invocation.database = options["database"]
     invocation.archive = options["archive"]
+    enter_context(context, invocation)
 
 
 for _command in (

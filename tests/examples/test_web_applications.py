@@ -15,7 +15,7 @@ from tests.examples.conftest import Shelf
 pytestmark = pytest.mark.postgres
 
 MISSING = "packages of the extra `examples` are not installed"
-httpx = pytest.importorskip("httpx", reason=MISSING)
+httpx2 = pytest.importorskip("httpx2", reason=MISSING)
 testclient = pytest.importorskip("starlette.testclient", reason=MISSING)
 
 ROUTES = {
@@ -82,10 +82,10 @@ def test_a_streamed_answer_writes_as_its_request(shelf: Shelf) -> None:
 
 async def test_requests_at_once_do_not_mix(shelf: Shelf) -> None:
     application = make_application("fastapi", shelf)
-    transport = httpx.ASGITransport(application)
+    transport = httpx2.ASGITransport(application)
     async with (
         application.router.lifespan_context(application),
-        httpx.AsyncClient(transport=transport, base_url="http://notes") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://notes") as client,
     ):
         keys = range(1, 13)
         answers = await asyncio.gather(
