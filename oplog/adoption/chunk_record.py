@@ -6,7 +6,7 @@ Both ways of logging rows that are in a table use it: an adoption, and a refill 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -66,7 +66,7 @@ class AdoptionTarget:
     sealer: Sealer
     codec: PayloadCodec
     on_event: EventSink
-    describer: Describer = Describer()
+    describer: Describer = field(default_factory=Describer)
     """Who and why, beside what says that a record is an adoption's."""
 
 
