@@ -2,6 +2,9 @@
 
 Everything importable from here, from `oplog.errors`, `oplog.migration`, `oplog.testing`,
 `oplog.asgi`, `oplog.wsgi`, `oplog.celery` and `oplog.rq` is public; nothing else is.
+
+PYTEST_DONT_REWRITE: pytest would rewrite the assertions of every package with fixtures, and warn
+of one that is imported already. There are none here.
 """
 
 from oplog import asgi, wsgi

@@ -207,10 +207,17 @@ PUBLIC = {
         "UpgradeOplogOp",
         "migrations_path",
     },
-    "oplog.testing": {"EmbeddedServer", "assert_logged", "assert_tracked"},
+    "oplog.testing": {
+        "EmbeddedServer",
+        "assert_logged",
+        "assert_tracked",
+        "rolled_back",
+        "rolled_back_async",
+    },
     "oplog.testing.plugin": {
         "OpenedLog",
         "open_oplog",
+        "oplog_databases",
         "oplog_engine",
         "oplog_server_url",
         "oplog_template",
