@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
 
     from oplog.testing.fresh_database import DatabaseCopies
-    from oplog.testing.opened_log import LogOpener
+    from oplog.testing.opened_log import OpenOplog
 
 __all__ = ["open_oplog", "oplog_databases", "oplog_engine", "oplog_server_url", "oplog_template"]
 
@@ -69,7 +69,7 @@ def oplog_engine(oplog_databases: DatabaseCopies, oplog_template: str) -> Iterat
 
 
 @pytest.fixture
-def open_oplog(oplog_databases: DatabaseCopies) -> Iterator[LogOpener]:
+def open_oplog(oplog_databases: DatabaseCopies) -> Iterator[OpenOplog]:
     """A function that opens a log on a new database for the models it is given.
 
     `opened = open_oplog(Base, untracked={...})` creates the tables of the models, guards those
@@ -84,7 +84,7 @@ def open_oplog(oplog_databases: DatabaseCopies) -> Iterator[LogOpener]:
     test that tampers on purpose. With `shared=True` the database is shared by all tests that open
     the same, which roll back what they do: `with opened.rolled_back() as connection`.
     """
-    from oplog.testing.opened_log import LogOpener  # noqa: PLC0415 - see above
+    from oplog.testing.opened_log import OpenOplog  # noqa: PLC0415 - see above
 
     with ExitStack() as closing:
-        yield LogOpener(oplog_databases, closing)
+        yield OpenOplog(oplog_databases, closing)

@@ -7,7 +7,7 @@ Fixtures for pytest are in `oplog.testing.plugin`, the only module that imports 
 from __future__ import annotations
 
 from oplog.testing.assertion import assert_logged, assert_tracked
-from oplog.testing.rollback import rolled_back, rolled_back_async
+from oplog.testing.rolling_back import rolled_back, rolled_back_async
 from oplog.testing.server import EmbeddedServer
 
 __all__ = ["EmbeddedServer", "assert_logged", "assert_tracked", "rolled_back", "rolled_back_async"]

@@ -27,7 +27,7 @@ from oplog.postgres.quoting import qualify, quote
 from oplog.schema.tables import track_statements
 from oplog.testing.assertion import assert_logged
 from oplog.testing.fresh_database import DatabaseCopies, run_statements
-from oplog.testing.rollback import configured, rolled_back, rolled_back_async
+from oplog.testing.rolling_back import configured, rolled_back, rolled_back_async
 
 Models = type[DeclarativeBase] | sa.MetaData
 
@@ -72,7 +72,7 @@ class OpenedLog:
             yield connection
 
 
-class LogOpener:
+class OpenOplog:
     """`open_oplog`: what it returns, and what has to be done when the test ends."""
 
     def __init__(self, copies: DatabaseCopies, closing: ExitStack) -> None:
@@ -98,7 +98,9 @@ class LogOpener:
                 "open_oplog was given a log, and what another one is made of",
                 hint="give log=app.log alone, or catalog= and keyring= without it",
             )
-        content = _Content(models, catalog, log, prepare, declared)
+        content = _Content(
+            models=models, catalog=catalog, log=log, prepare=prepare, declared=declared
+        )
         engine, made, async_engine = self._find_database(content, keyring, shared=shared)
         factory = sessionmaker() if sessions is None else sessions
         opened = OpenedLog(log or made, factory, engine, async_engine)
