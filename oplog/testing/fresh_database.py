@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from oplog.postgres.quoting import quote
 from oplog.schema.tables import create_statements
+
+if TYPE_CHECKING:
+    # Importing it needs greenlet, which an application without asyncio does not have.
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _BARE = "template1"
 _IN_TRANSACTION = 2
@@ -38,19 +41,27 @@ class SharedDatabase:
     """A database that tests use one after the other, as long as each leaves nothing in it."""
 
     engine: Engine
-    async_engine: AsyncEngine
     touched: bool = False
     """Something was written and committed."""
+    _async_engine: AsyncEngine | None = None
 
     @classmethod
     def open(cls, url: URL) -> Self:
-        """Engines of the database, whose commits are noticed."""
-        made = cls(sa.create_engine(url), create_async_engine(url, poolclass=NullPool))
-        for engine in (made.engine, made.async_engine.sync_engine):
-            event.listen(engine, "commit", made.note_commit)
+        """An engine of the database, whose commits are noticed."""
+        made = cls(sa.create_engine(url))
+        event.listen(made.engine, "commit", made._note_commit)
         return made
 
-    def note_commit(self, connection: Connection) -> None:
+    def make_async_engine(self) -> AsyncEngine:
+        """The same for asyncio; not before it is asked for, because it needs greenlet."""
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see above
+
+        if self._async_engine is None:
+            self._async_engine = create_async_engine(self.engine.url, poolclass=NullPool)
+            event.listen(self._async_engine.sync_engine, "commit", self._note_commit)
+        return self._async_engine
+
+    def _note_commit(self, connection: Connection) -> None:
         """A connection is about to commit."""
         driver: Any = connection.connection.driver_connection
         if driver.pgconn.transaction_status != _IN_TRANSACTION:

@@ -6,19 +6,14 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    async_sessionmaker,
-    create_async_engine,
-)
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 from sqlalchemy.pool import NullPool
 
+from oplog.capture.attach_target import is_async_factory
 from oplog.catalog import TypeCatalog
 from oplog.crypto.keyring import Keyring
 from oplog.errors import ConfigurationError
@@ -26,8 +21,12 @@ from oplog.facade import Oplog
 from oplog.postgres.quoting import qualify, quote
 from oplog.schema.tables import track_statements
 from oplog.testing.assertion import assert_logged
-from oplog.testing.fresh_database import DatabaseCopies, run_statements
+from oplog.testing.fresh_database import DatabaseCopies, SharedDatabase, run_statements
 from oplog.testing.rolling_back import configured, rolled_back, rolled_back_async
+
+if TYPE_CHECKING:
+    # Importing it needs greenlet, which an application without asyncio does not have.
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 Models = type[DeclarativeBase] | sa.MetaData
 
@@ -39,7 +38,7 @@ class OpenedLog:
     log: Oplog
     sessions: Any
     engine: Engine
-    _async_engine: AsyncEngine | None = field(default=None, repr=False)
+    _shared: SharedDatabase | None = field(default=None, repr=False)
 
     def assert_logged(self, model_or_type: Any = None, **wanted: Any) -> None:
         """`oplog.testing.assert_logged` on a connection of its own."""
@@ -51,8 +50,10 @@ class OpenedLog:
 
         So it works in any event loop, and need not be disposed of.
         """
-        if self._async_engine is not None:
-            return self._async_engine
+        if self._shared is not None:
+            return self._shared.make_async_engine()
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - see above
+
         return create_async_engine(self.engine.url, poolclass=NullPool)
 
     @contextmanager
@@ -101,21 +102,21 @@ class OpenOplog:
         content = _Content(
             models=models, catalog=catalog, log=log, prepare=prepare, declared=declared
         )
-        engine, made, async_engine = self._find_database(content, keyring, shared=shared)
+        engine, made, database = self._find_database(content, keyring, shared=shared)
         factory = sessionmaker() if sessions is None else sessions
-        opened = OpenedLog(log or made, factory, engine, async_engine)
+        opened = OpenedLog(log or made, factory, engine, database)
         self._bind(opened, own=log is None, verify=verify and not shared)
         return opened
 
     def _find_database(
         self, content: _Content, keyring: Keyring | None, *, shared: bool
-    ) -> tuple[Engine, Oplog, AsyncEngine | None]:
+    ) -> tuple[Engine, Oplog, SharedDatabase | None]:
         copies, key, fill = self._copies, content.key(keyring), partial(content.fill, keyring)
         bare = content.prepare is not None
         if shared:
             template, log = copies.find_template(key, fill, bare=bare)
             database = copies.share(key, template, prepare=partial(_store_types, log))
-            return database.engine, log, database.async_engine
+            return database.engine, log, database
         # What no other test asks for is made where it is used: a catalog made by the test, say.
         known = bare or copies.is_known(key)
         if known:
@@ -132,7 +133,7 @@ class OpenOplog:
         if verify:
             self._closing.callback(opened.assert_logged)
         factory: Any = getattr(opened.sessions, "session_factory", opened.sessions)
-        asynchronous = isinstance(factory, async_sessionmaker)
+        asynchronous = is_async_factory(factory)
         bind = opened.make_async_engine() if asynchronous else opened.engine
         self._closing.enter_context(configured(factory, bind=bind))
         opened.log.attach(opened.sessions)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
-from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
+from sqlalchemy.util import await_only, concurrency
 
 from oplog.facade import Oplog
 from oplog.testing.assertion import assert_logged
 from oplog.testing.fresh_database import HAS_WRITTEN
+
+if TYPE_CHECKING:
+    # Importing it needs greenlet, which an application without asyncio does not have.
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 @contextmanager
@@ -51,6 +53,11 @@ async def rolled_back_async(
     `engine` is an ordinary one: the async sessions work on its connection, and wait for the
     database without giving way to other tasks. So the log can be compared within the transaction.
     """
+    from sqlalchemy.ext.asyncio import (  # noqa: PLC0415 - see above
+        AsyncConnection,
+        create_async_engine,
+    )
+
     nominal = create_async_engine(engine.url, poolclass=NullPool)
     with engine.connect() as connection:
         shown = AsyncConnection(nominal, connection)
@@ -73,7 +80,7 @@ def _compared(log: Oplog, connection: Connection, *, verify: bool) -> Iterator[N
 
 def _await_nothing(*_: Any) -> None:
     # SQLAlchemy refuses an answer for which nothing was awaited.
-    if in_greenlet():
+    if concurrency.in_greenlet():
         await_only(_nothing())
 
 

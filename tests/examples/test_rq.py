@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from oplog import context, current_context
-from tests.examples.conftest import Shelf
+from tests.examples.conftest import ROOT, Shelf
 
 pytestmark = pytest.mark.postgres
 
@@ -20,6 +25,18 @@ rq_notes = pytest.importorskip("examples.applications.rq_notes", reason=MISSING)
 @pytest.fixture
 def redis() -> Any:
     return fakeredis.FakeStrictRedis()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """URL of the stand-in, for other processes."""
+    served = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_type="redis")
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield f"redis://127.0.0.1:{served.server_address[1]}"
+    served.shutdown()
+    thread.join()
+    served.server_close()
 
 
 def work(redis: Any, queue: Any) -> None:
@@ -54,3 +71,23 @@ def test_jobs_say_who_enqueued_them(shelf: Shelf, redis: Any) -> None:
     }
     assert nobody.is_failed
     assert "MissingMetadataError" in nobody.latest_result().exc_string
+
+
+def test_in_a_worker_that_forks(shelf: Shelf, server: str) -> None:
+    with rq_notes.Redis.from_url(server) as redis:
+        with context(actor="ada"):
+            job = rq_notes.make_queue(redis).enqueue(rq_notes.add, 1)
+        command = ["-m", "rq.cli", "worker", "--burst", "--job-class", "oplog.rq.ContextJob"]
+        subprocess.run(
+            [sys.executable, *command, "--url", server],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+    said = {
+        "actor": ["ada"],
+        "job": [job.id],
+        "task": ["examples.applications.rq_notes.add"],
+    }
+    assert shelf.tell() == [("CREATE note/1", said)]

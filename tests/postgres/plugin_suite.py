@@ -66,7 +66,11 @@ def run_suite(directory: Path, server: str, *arguments: str, **files: str) -> En
     done = subprocess.run(
         [*PYTEST, *arguments],
         cwd=directory,
-        env={**kept, "PYTHONPATH": str(ROOT), "OPLOG_TEST_DATABASE_URL": server},
+        env={
+            **kept,
+            "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)]),
+            "OPLOG_TEST_DATABASE_URL": server,
+        },
         check=False,
         text=True,
         stdout=subprocess.PIPE,

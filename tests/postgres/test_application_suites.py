@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
-from tests.postgres.plugin_suite import ROOT, run_suite
+from tests.postgres.plugin_suite import APPLICATION, ROOT, run_suite
 
 pytestmark = pytest.mark.postgres
 
@@ -26,6 +26,7 @@ ASYNCIO = (
     *("-o", "asyncio_default_fixture_loop_scope=function"),
 )
 
+ASYNC_IMPORT = "from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker"
 ROLLED_BACK = """
 import pytest
 import sqlalchemy as sa
@@ -273,6 +274,19 @@ def test_pytest_starts_without_the_package() -> None:
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
     assert "PYTEST_DONT_REWRITE" in (ROOT / "oplog/__init__.py").read_text("utf-8")
+
+
+def test_an_application_without_asyncio_needs_no_greenlet(tmp_path: Path, server_url: URL) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['greenlet'] = None")
+    source = SHARED.replace("from bank import", "from plain import")
+    ended = run_suite(
+        tmp_path,
+        tell(server_url),
+        *PLAIN,
+        plain=APPLICATION.partition("Sessions = ")[0].replace(ASYNC_IMPORT, ""),
+        test_bank=source,
+    )
+    assert ended.code == 0, ended.output
 
 
 def list_databases(server_url: URL) -> set[str]:
