@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,6 +105,30 @@ async def test_requests_at_once_do_not_mix(shelf: Shelf) -> None:
         key = done.rpartition("/")[2]
         assert said["actor"] == [f"user-{key}"]
         assert said["request"] == [f"r-{key}"]
+
+
+def test_requests_in_threads_of_a_wsgi_server_do_not_mix(shelf: Shelf) -> None:
+    flask_notes = pytest.importorskip("examples.applications.flask_notes", reason=MISSING)
+    log = flask_notes.make_log()
+    log.attach(flask_notes.database.session)
+    application = flask_notes.make_application(shelf.url)
+
+    def post(key: int) -> str:
+        named = {"Authorization": f"user-{key}", "X-Request-ID": f"r-{key}"}
+        return str(application.test_client().post(f"/notes/{key}", headers=named).text)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(post, range(1, 13))) == {"added"}
+    finally:
+        with application.app_context():
+            flask_notes.database.engine.dispose()
+        log.detach(flask_notes.database.session)
+    told = shelf.tell()
+    assert len(told) == 2 * 12
+    for done, said in told:
+        key = done.rpartition("/")[2]
+        assert (said["actor"], said["request"]) == ([f"user-{key}"], [f"r-{key}"])
 
 
 def test_flask(shelf: Shelf) -> None:
