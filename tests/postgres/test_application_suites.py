@@ -204,6 +204,24 @@ def test_an_asynchronous_suite(tmp_path: Path, server_url: URL) -> None:
     assert list_outcomes(ended.output, "ERROR") == ["test_slipped"], ended.output
 
 
+ANYIO = """
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+pytestmark = pytest.mark.anyio
+"""
+
+
+def test_an_asynchronous_suite_of_anyio(tmp_path: Path, server_url: URL) -> None:
+    pytest.importorskip("anyio", reason="anyio comes with the extra `examples`")
+    source = ASYNC + ANYIO
+    ended = run_suite(tmp_path, tell(server_url), *PLAIN[:4], test_bank=source)
+    assert ended.code == 1, ended.output
+    assert set(list_outcomes(ended.output, "PASSED")) == list_names(ASYNC), ended.output
+    assert list_outcomes(ended.output, "ERROR") == ["test_slipped"], ended.output
+
+
 OWN = """
 import pytest
 import sqlalchemy as sa
