@@ -15,7 +15,7 @@ import pytest
 
 from oplog import context, current_context
 from oplog.errors import InvalidMetadataError, MissingMetadataError
-from tests.examples.conftest import ROOT, Shelf
+from tests.examples.kept_notes import ROOT, Shelf
 
 pytestmark = pytest.mark.postgres
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from oplog import context, current_context
-from tests.examples.conftest import ROOT, Shelf
+from tests.examples.kept_notes import ROOT, Shelf
 
 pytestmark = pytest.mark.postgres
 

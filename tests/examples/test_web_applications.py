@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from oplog.errors import MissingMetadataError
-from tests.examples.conftest import Shelf
+from tests.examples.kept_notes import Shelf
 
 pytestmark = pytest.mark.postgres
 
