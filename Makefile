@@ -34,7 +34,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 	&& { command -v $$p; break; }; done)
 
 RUN := .venv/bin/python
-TYPED = $(wildcard oplog tests examples benchmarks migrations website)
+TYPED = $(wildcard oplog pytest_oplog.py tests examples benchmarks migrations website)
 
 .PHONY: help demo test check bench soak mutants histories real docs
 .PHONY: format format-check lint types floors protos protos-check test-sqlalchemy-20 lock clean

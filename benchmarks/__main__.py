@@ -22,6 +22,7 @@ from benchmarks import writing
 from benchmarks.adopting import fill_table, measure_adoption
 from benchmarks.contending import compare_contention
 from benchmarks.database import fresh_database, say
+from benchmarks.describing import compare_context
 from benchmarks.growth import compare_growth
 from benchmarks.looking_back import SHARE, compare_reading, fill_holdings
 from benchmarks.publishing import compare_export, compare_idle
@@ -45,10 +46,11 @@ class Extent:
     replay_rows: int = 100_000
     adopted_rows: int = 1_000_000
     archive_share: float = 1.0
+    described_pairs: int = 3_000
     grown_records: int = 10_000_000
 
 
-QUICK = Extent(writing.Settings(0.2, 4, 2, 2, 0.1), 10_000, 50_000, 0.01, 100_000)
+QUICK = Extent(writing.Settings(0.2, 4, 2, 2, 0.1), 10_000, 50_000, 0.01, 300, 100_000)
 
 
 def main() -> None:
@@ -210,6 +212,18 @@ def compare_archive(server: str, share: float) -> dict[str, Any]:
     return found
 
 
+def describe_context(server: str, pairs: int) -> dict[str, Any]:
+    """An insert inside a context beside one that is annotated; target 1.01."""
+    row = compare_context(server, pairs)
+    say(f"\n{'context':34}{'insert ms':>14}{'context us':>14}{'ratio':>8}{'target':>8}")
+    target = _tell_target(row["ratio"], row["target"])
+    say(
+        f"{row['pairs']:>8} pairs of inserts{row['insert_milliseconds']:>23}"
+        f"{row['context_microseconds']:>14}{row['ratio']:>8.3f}{target}"
+    )
+    return row
+
+
 SECTIONS: dict[str, Callable[[EmbeddedServer, Extent], Any]] = {
     "writing": lambda server, extent: writing.compare_writing(server, extent.writing),
     "raw": lambda server, extent: writing.compare_raw(server, extent.writing),
@@ -219,6 +233,7 @@ SECTIONS: dict[str, Callable[[EmbeddedServer, Extent], Any]] = {
     "history": lambda server, extent: writing.compare_history(server, extent.writing),
     "wire": lambda server, extent: writing.measure_wire(server, extent.writing),
     "guards": lambda server, extent: writing.compare_guards(server, extent.writing),
+    "context": lambda server, extent: describe_context(server.url, extent.described_pairs),
     "contention": lambda server, _: list(compare_writers(server.url)),
     "replay": lambda server, extent: list(compare_replay(server.url, extent.replay_rows)),
     "adoption": lambda server, extent: compare_adoption(server.url, extent.adopted_rows),

@@ -71,6 +71,9 @@ GUARDS = Target(0.93)
 GROWTH = Target(1.5, 1.1, at_most=True)
 """What something takes with a hundred times as many records in the log, as a ratio."""
 
+CONTEXT = Target(1.01, at_most=True)
+"""One insert inside a context, as a ratio to one that is annotated with the same."""
+
 MORE_CLIENTS = 0.05
 """How much lower a ratio may be with several clients than with one."""
 

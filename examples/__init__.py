@@ -1,1 +1,1 @@
-"""Programs that show the log at work; none of them is part of the package."""
+"""Programs that show the log at work, and small applications; none is part of the package."""

@@ -1,9 +1,13 @@
 """An operation log in the same SQL transaction as the rows it describes.
 
-Everything importable from here, from `oplog.arrow`, `oplog.errors`, `oplog.migration` and
-`oplog.testing` is public; nothing else is.
+Everything importable from here, from `oplog.arrow`, `oplog.asgi`, `oplog.celery`, `oplog.errors`,
+`oplog.migration`, `oplog.rq`, `oplog.testing` and `oplog.wsgi` is public; nothing else is.
+
+PYTEST_DONT_REWRITE: pytest would rewrite the assertions of every package with fixtures, and warn
+of one that is imported already. There are none here.
 """
 
+from oplog import asgi, wsgi
 from oplog.adoption import AdoptedType, AdoptionReport
 from oplog.adoption.schema_changes import ChangesReport
 from oplog.archive.archive import Archive
@@ -38,7 +42,6 @@ from oplog.facade.async_target import AsyncMoment
 from oplog.facade.sync_worker import SyncWorker
 from oplog.finding import Finding
 from oplog.metadata_context import carry_context, context, current_context
-from oplog.middleware import AsgiContext, WsgiContext
 from oplog.outcome import Blocker, Outcome, Resolution
 from oplog.past.look_back import Moment
 from oplog.past.row_difference import RowDifference, RowOrigin
@@ -79,7 +82,6 @@ __all__ = [
     "ArchiveProblem",
     "ArchiveReport",
     "ArchiveStepDone",
-    "AsgiContext",
     "AsyncMoment",
     "Batch",
     "Blocker",
@@ -148,11 +150,12 @@ __all__ = [
     "VerifyReport",
     "VersionRow",
     "WorkRetried",
-    "WsgiContext",
+    "asgi",
     "carry_context",
     "context",
     "current_context",
     "open_archive",
+    "wsgi",
 ]
 
 __version__ = "0.1.0"

@@ -151,7 +151,9 @@ class TypeBinding:
             self._store.changes.retire_missing(self._connection)
             self.resolve()
         while self.missing:
-            if any(self._may_be_gone(one) for one in self.missing):
+            # Once: with hundreds of types, reading them for each would take longer than the rest.
+            stored = group_shapes(self._store.list_types(self._connection))
+            if any(_may_be_gone(one, stored) for one in self.missing):
                 self._store.changes.retire_missing(self._connection)
             for one in self.missing:
                 # False if another process stored this revision first; its commit was waited for.
@@ -182,13 +184,6 @@ class TypeBinding:
             return False
         now = find_name(self._connection, numbers.table)
         return now is not None and now[1] != live.name
-
-    def _may_be_gone(self, one: BoundType) -> bool:
-        """Whether the type was of another table of this name, which may have been dropped."""
-        stored = group_shapes(self._store.list_types(self._connection))
-        known = stored.get(one.type_name)
-        numbers = find_numbers(known, one.live.database) if known else None
-        return numbers is not None and numbers.table != one.live.oid
 
     def _list_gone(self, stored: Revisions) -> list[str]:
         """Of the types that nobody declares here: those of dropped tables, not retired yet."""
@@ -225,6 +220,13 @@ class TypeBinding:
             if change.logs_rows or change.labels
         }
         return [raised.get(one.type_name, one) for one in self.bound]
+
+
+def _may_be_gone(one: BoundType, stored: Revisions) -> bool:
+    """Whether the type was of another table of this name, which may have been dropped."""
+    known = stored.get(one.type_name)
+    numbers = find_numbers(known, one.live.database) if known else None
+    return numbers is not None and numbers.table != one.live.oid
 
 
 def _is_stored(shape: Shape, live: LiveTable, stored: list[Shape]) -> bool:

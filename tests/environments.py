@@ -45,6 +45,7 @@ UNAFFECTED: dict[str, tuple[str, ...]] = {
         "unit/test_store_*.py",
         "unit/test_value*.py",
     ),
+    "its packages are in the first environment only": ("examples/*",),
     "the log's own SQL, sent as text": (
         "concurrency/test_adoption.py",
         "concurrency/test_cursor.py",

@@ -6,7 +6,7 @@ Both ways of logging rows that are in a table use it: an adoption, and a refill 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from oplog.crypto.keyring import Keyring
 from oplog.crypto.seal import Packing, Sealer, name_part
 from oplog.errors import ConfigurationError, KeyRetiredError, SchemaDriftError
 from oplog.events import EntriesAppended, EntriesDrafted, EventSink
+from oplog.metadata_context import Describer
 from oplog.ordered_id import draw_ordered_id
 from oplog.payload.block import MAX_BLOCK_ROWS
 from oplog.payload.codec import PayloadCodec
@@ -27,9 +28,16 @@ from oplog.postgres.exchange import execute
 from oplog.postgres.live_table import LiveTable, read_live_tables
 from oplog.postgres.sqlstate import read_sqlstate
 from oplog.schema.append_checks import KEY_RETIRED
-from oplog.schema.mark_names import ADOPTED
+from oplog.schema.mark_names import ADOPTED, RETIRED
 from oplog.store import NewRecord, Store
-from oplog.store.adopted import ADOPTED_REVISION, ADOPTED_ROWS, Reached, name_adoption
+from oplog.store.adopted import (
+    ADOPTED_REVISION,
+    ADOPTED_ROWS,
+    REFILLED,
+    REFILLED_REVISION,
+    Reached,
+    name_adoption,
+)
 from oplog.store.rows import Part
 from oplog.type_binding import BoundType
 
@@ -37,6 +45,9 @@ CHUNK_ROWS: Final = 25_000
 """Most rows logged under one lock, by default."""
 
 
+_OWN_KEYS = frozenset(
+    {ADOPTED, ADOPTED_ROWS, ADOPTED_REVISION, REFILLED, REFILLED_REVISION, RETIRED}
+)
 _COUNTED_BYTES = 32 * 1024 * 1024
 """Size of the largest table that is counted."""
 _SIZE = """SELECT coalesce(sum(pg_catalog.pg_relation_size(c.oid)), 0)::bigint,
@@ -56,6 +67,8 @@ class AdoptionTarget:
     sealer: Sealer
     codec: PayloadCodec
     on_event: EventSink
+    describer: Describer = field(default_factory=Describer)
+    """Who and why, beside what says that a record is an adoption's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +106,7 @@ class ChunkWriter:
             parts=(Part(0, data),),
             format=target.sealer.format,
             key_id=key_id,
-            metadata=[*metadata, *self._make_tags(bound)],
+            metadata=[*metadata, *_list_reasons(target.describer), *self._make_tags(bound)],
         )
         target.on_event(EntriesDrafted(1, chunk.count, len(data)))
         try:
@@ -120,6 +133,11 @@ class ChunkWriter:
             tokens.append(blind.name_column(self.key_id, column))
             tokens.append(blind.name_many(self.key_id, column))
         return tag_pairs(tokens)
+
+
+def _list_reasons(describer: Describer) -> list[tuple[str, str]]:
+    """Who and why; nothing that would be read as what the log says of an adoption."""
+    return [pair for pair in describer.complete(()) if pair[0] not in _OWN_KEYS]
 
 
 def describe_adoption(type_name: str, reached: Reached) -> list[tuple[str, str]]:

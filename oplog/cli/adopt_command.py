@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from oplog.adoption import CHUNK_ROWS, AdoptedType, AdoptionReport
+from oplog.cli.actor import actor_option
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
 from oplog.cli.presentation import escape, show_count
@@ -28,6 +29,7 @@ from oplog.cli.progress import show_progress
 )
 @click.option("--again", is_flag=True, help="Log every row as it is now, adopted before or not.")
 @click.option("--dry-run", is_flag=True, help="Show what would be adopted, and write nothing.")
+@actor_option
 @standard_options
 @pass_invocation
 def adopt(

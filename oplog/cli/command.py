@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from oplog import __version__
+from oplog.cli.actor import actor_option, enter_context
 from oplog.cli.adopt_command import adopt
 from oplog.cli.as_of_command import as_of
 from oplog.cli.check_command import check
@@ -107,6 +108,7 @@ Begin with oplog init.
 @expect_option
 @unsigned_option
 @replace_publisher_option
+@actor_option
 @json_option
 @debug_option
 @click.version_option(__version__, prog_name="oplog")
@@ -116,7 +118,7 @@ def program(context: click.Context) -> None:
 
     Options may stand before and after the name of a command.
     """
-    context.ensure_object(Invocation)
+    enter_context(context, context.ensure_object(Invocation))
 
 
 for _command in (

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from oplog.cli.actor import actor_option
 from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import (
@@ -89,6 +90,7 @@ def _show(report: ForkReport) -> Iterator[str]:
 )
 @archive_option
 @single_writer_option
+@actor_option
 @standard_options
 @pass_invocation
 def replay_lost(

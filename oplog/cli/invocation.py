@@ -47,6 +47,7 @@ class Invocation:
     """One run of the program: the options before the command, and `--json`."""
 
     app: str | None = None
+    actor: str | None = None
     database: str | None = None
     archive: str | None = None
     single_writer: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from oplog.cli.actor import actor_option
 from oplog.cli.argument import POSITIONS
 from oplog.cli.invocation import Invocation
 from oplog.cli.option import pass_invocation, reach_option, standard_options
@@ -18,6 +19,7 @@ from oplog.upkeep.quarantine import QuarantineReport
 @click.option("--reason", required=True, help="What is known of the records; kept in the log.")
 @click.option("--lost-key", is_flag=True, help="Nobody has the key that they are sealed with.")
 @reach_option
+@actor_option
 @standard_options
 @pass_invocation
 def quarantine(

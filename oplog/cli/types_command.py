@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from oplog.adoption.schema_changes import ChangesReport
+from oplog.cli.actor import actor_option
 from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
 from oplog.cli.option import pass_invocation, standard_options
@@ -68,6 +69,7 @@ def _show_files(files: Mapping[str, str]) -> Iterator[str]:
 
 @types.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be stored, and store nothing.")
+@actor_option
 @standard_options
 @pass_invocation
 def sync(invocation: Invocation, *, dry_run: bool) -> None:

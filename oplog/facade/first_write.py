@@ -90,6 +90,7 @@ def make_target(log: LogParts) -> AdoptionTarget:
         sealer=log.sealer,
         codec=log.codec,
         on_event=log.on_event,
+        describer=log.describer,
     )
 
 

@@ -36,6 +36,7 @@ class LogParts:
     writer: RecordWriter
     attachments: Attachments
     completeness: Completeness
+    describer: Describer
     on_event: EventSink
 
     @classmethod
@@ -78,5 +79,6 @@ class LogParts:
             ),
             attachments=attachments,
             completeness=completeness,
+            describer=describer,
             on_event=on_event,
         )

@@ -3,18 +3,20 @@
 `import oplog.migration` in an `env.py` puts this around `MigrationContext.run_migrations`. It
 needs a log: `context.configure(..., oplog=log)`, or one that is attached to the engine. While the
 revisions run, their connection is in `log.migrating`; after each of them, in its transaction,
-`log.note_migration` says what became of the tables. The engine itself is left as it was.
+`log.note_migration` says what became of the tables. Records name the revision that they are of.
+The engine itself is left as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 from alembic.runtime.migration import MigrationContext
 
+from oplog.metadata_context import context
 from oplog.migration.given_log import find_log
 
 NOTE_PRINTED = "oplog: SQL does not tell the log what became of its tables; run: oplog types sync"
@@ -40,24 +42,48 @@ def open_doors() -> None:
 
 
 @contextmanager
-def _open_door(context: MigrationContext) -> Iterator[None]:
-    connection = None if context.as_sql else context.connection
-    log = find_log(context.opts, connection)
-    if log is None or context.dialect.name != "postgresql":
+def _open_door(migration: MigrationContext) -> Iterator[None]:
+    connection = None if migration.as_sql else migration.connection
+    log = find_log(migration.opts, connection)
+    if log is None or migration.dialect.name != "postgresql":
         yield
         return
 
     def note(**_: Any) -> None:
         if connection is None:
-            context.impl.static_output(f"-- {NOTE_PRINTED}")
+            migration.impl.static_output(f"-- {NOTE_PRINTED}")
         else:
+            # It also appends what the revision changed, whose record has to name that one.
             log.note_migration(connection)
 
-    callbacks = context.on_version_apply_callbacks
+    callbacks = migration.on_version_apply_callbacks
     # After those of the application, which may write rows.
-    context.on_version_apply_callbacks = (*callbacks, note)
+    migration.on_version_apply_callbacks = (*callbacks, note)
     try:
-        with nullcontext() if connection is None else log.migrating(connection):
+        with (
+            _name_revisions(migration),
+            nullcontext() if connection is None else log.migrating(connection),
+        ):
             yield
     finally:
-        context.on_version_apply_callbacks = callbacks
+        migration.on_version_apply_callbacks = callbacks
+
+
+@contextmanager
+def _name_revisions(migration: Any) -> Iterator[None]:
+    """Inside, records have the id of the revision that runs, and the direction it runs in."""
+    steps = migration._migrations_fn  # noqa: SLF001 - nothing public is called before a revision
+    current: dict[str, str | list[str]] = {}
+
+    def name_each(*args: Any) -> Iterable[Any]:
+        for step in steps(*args):
+            current["revision"] = list(step.info.up_revision_ids)
+            current["migration"] = "upgrade" if step.info.is_upgrade else "downgrade"
+            yield step
+
+    migration._migrations_fn = name_each  # noqa: SLF001 - as above
+    try:
+        with context(lambda: current):
+            yield
+    finally:
+        migration._migrations_fn = steps  # noqa: SLF001 - as above

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from oplog.metadata_context import current_context
 from oplog.schema.guard import FORMAT_MARK
 from oplog.schema.mark_names import QUARANTINE_AGGREGATE
 from oplog.store.rows import StoredRecord
@@ -124,5 +125,13 @@ def write_metadata(stored: StoredRecord, *, reason: str) -> tuple[list[str], lis
         *((_AGGREGATE, name) for name in stored.aggregates[:_SHOWN_AGGREGATES]),
         (_ENTRIES, str(len(stored.aggregates))),
         (_REASON, reason),
+    ]
+    # Who does it; what the mark says of the record stays as it is.
+    taken = {key for key, _ in pairs} | {ROLE}
+    pairs += [
+        (key, value)
+        for key, values in current_context().items()
+        if key not in taken
+        for value in values
     ]
     return [key for key, _ in pairs], [value for _, value in pairs]

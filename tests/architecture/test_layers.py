@@ -127,7 +127,6 @@ PUBLIC = {
     "oplog": {
         "AdoptedType",
         "AdoptionReport",
-        "AsgiContext",
         "AsyncMoment",
         "Archive",
         "ArchiveLag",
@@ -201,12 +200,17 @@ PUBLIC = {
         "VerifyReport",
         "VersionRow",
         "WorkRetried",
-        "WsgiContext",
+        "asgi",
         "carry_context",
         "context",
         "current_context",
         "open_archive",
+        "wsgi",
     },
+    "oplog.asgi": {"ContextMiddleware"},
+    "oplog.celery": {"connect_signals", "disconnect_signals"},
+    "oplog.rq": {"ContextJob"},
+    "oplog.wsgi": {"ContextMiddleware"},
     "oplog.migration": {
         "AdoptTableOp",
         "CreateOplogOp",
@@ -227,10 +231,17 @@ PUBLIC = {
         "to_table",
         "write_parquet",
     },
-    "oplog.testing": {"EmbeddedServer", "assert_logged", "assert_tracked"},
+    "oplog.testing": {
+        "EmbeddedServer",
+        "assert_logged",
+        "assert_tracked",
+        "rolled_back",
+        "rolled_back_async",
+    },
     "oplog.testing.plugin": {
         "OpenedLog",
         "open_oplog",
+        "oplog_databases",
         "oplog_engine",
         "oplog_server_url",
         "oplog_template",
@@ -260,6 +271,8 @@ CROWDED = {
     },
     # The log, where to look in it, and which table.
     "oplog.arrow": {"changes_of"},
+    # RQ makes its jobs itself.
+    "oplog.rq": {"ContextJob"},
     # The log, where to look in it, and what for.
     "oplog.testing": {"assert_logged"},
 }

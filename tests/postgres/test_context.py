@@ -114,6 +114,38 @@ def test_what_is_known_late_is_asked_for_at_commit(db: LoggedDatabase) -> None:
     assert read_metadata(db) == {1: {"actor": ["ada"]}, 2: {}}
 
 
+def test_savepoints_have_what_is_in_force_at_the_commit(db: LoggedDatabase) -> None:
+    with db.sessions.begin() as session:
+        with context(actor="ada"), session.begin_nested():
+            session.add(Note(id=1))
+        with context(actor="bob"):
+            nested = session.begin_nested()
+            session.add(Note(id=2))
+            session.flush()
+            nested.rollback()
+        with context(actor="eve"):
+            session.add(Note(id=3))
+            session.commit()
+    assert read_metadata(db) == {1: {"actor": ["eve"]}, 3: {"actor": ["eve"]}}
+
+
+def write_and_fail(db: LoggedDatabase, key: int) -> None:
+    write(db, key)
+    raise InterruptedError
+
+
+def test_an_error_restores_what_was_in_force(db: LoggedDatabase) -> None:
+    with context(actor="ada", request="r-1"):
+        with pytest.raises(InterruptedError), context(actor="bob", step="two"):
+            write_and_fail(db, 1)
+        write(db, 2)
+    assert current_context() == {}
+    assert read_metadata(db) == {
+        1: {"actor": ["bob"], "request": ["r-1"], "step": ["two"]},
+        2: {"actor": ["ada"], "request": ["r-1"]},
+    }
+
+
 def fail() -> dict[str, str]:
     raise LookupError("no user")
 

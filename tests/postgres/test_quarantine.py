@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
-from oplog import Archive, Keyring, LoggedEntry, Oplog
+from oplog import Archive, Keyring, LoggedEntry, Oplog, context
 from oplog.errors import (
     ChainBrokenError,
     ConfigurationError,
@@ -389,6 +389,18 @@ def test_plaintext_of_a_time_without_keys_is_not_quarantined(engine: Engine) -> 
         connection.rollback()
         with pytest.raises(ConfigurationError, match="before the log had a key"):
             sealed.quarantine(connection, 1, reason=REASON)
+
+
+def test_a_mark_says_who_wrote_it(scene: Scene) -> None:
+    poison(scene, next(iter(UNREADABLE)))
+    with context({"oplog.reason": "another", "oplog.role": "another"}.copy, actor="ann"):
+        scene.quarantine()
+    with pytest.warns(QuarantineWarning):
+        mark = read(scene)[-1]
+    assert mark.aggregate == QUARANTINE_AGGREGATE
+    assert (mark.metadata["actor"], mark.metadata["oplog.reason"]) == (["ann"], [REASON])
+    assert mark.metadata["oplog.role"] != ["another"]
+    assert len(mark.metadata["oplog.role"]) == 1
 
 
 def test_only_the_owner_quarantines(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from oplog import AsgiContext, WsgiContext, context, current_context
+from oplog import asgi, context, current_context, wsgi
 
 Scope = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Seen:
 def test_a_request_has_its_id_its_route_and_what_the_application_found_out() -> None:
     app = Seen()
     call(
-        AsgiContext(app, describe=lambda scope: {"actor": scope.get("user")}),
+        asgi.ContextMiddleware(app, describe=lambda scope: {"actor": scope.get("user")}),
         make_scope((b"x-request-id", b"r-1")),
     )
     assert app.early == {"request": ["r-1"]}
@@ -59,28 +59,28 @@ def test_a_request_has_its_id_its_route_and_what_the_application_found_out() -> 
 @pytest.mark.parametrize("header", [b"", b"two words", b"x" * 129, b"\x00", b"caf\xc3\xa9", b"a\n"])
 def test_an_id_that_cannot_be_metadata_is_replaced_by_one_that_is_drawn(header: bytes) -> None:
     app = Seen()
-    call(AsgiContext(app), make_scope((b"x-request-id", header)))
+    call(asgi.ContextMiddleware(app), make_scope((b"x-request-id", header)))
     assert UUID(app.early["request"][0]).version == 7
     again = Seen()
-    call(AsgiContext(again), make_scope())
+    call(asgi.ContextMiddleware(again), make_scope())
     assert again.early["request"] != app.early["request"]
 
 
 def test_every_question_in_a_request_has_the_same_id() -> None:
     app = Seen()
-    call(AsgiContext(app), make_scope())
+    call(asgi.ContextMiddleware(app), make_scope())
     assert app.early["request"] == app.late["request"]
 
 
 def test_what_is_no_request_passes() -> None:
     app = Seen()
-    call(AsgiContext(app), {"type": "lifespan"})
+    call(asgi.ContextMiddleware(app), {"type": "lifespan"})
     assert app.early == {}
 
 
 def test_a_mounted_application_tells_its_whole_route() -> None:
     app = Seen()
-    call(AsgiContext(app), make_scope() | {"root_path": "/api"})
+    call(asgi.ContextMiddleware(app), make_scope() | {"root_path": "/api"})
     assert app.late["route"] == ["POST /api/accounts/{number}"]
 
 
@@ -93,7 +93,7 @@ def test_requests_at_once_do_not_see_one_another() -> None:
         seen[scope["name"]] = current_context()["request"]
 
     async def main() -> None:
-        both = AsgiContext(app)
+        both = asgi.ContextMiddleware(app)
         await asyncio.gather(
             *(
                 both(make_scope((b"x-request-id", name.encode())) | {"name": name}, None, None)
@@ -131,7 +131,7 @@ class Lazy:
 
 def test_a_response_that_is_made_later_has_the_request_too() -> None:
     app = Lazy()
-    wrapped = WsgiContext(app, describe=lambda environ: {"actor": environ.get("user")})
+    wrapped = wsgi.ContextMiddleware(app, describe=lambda environ: {"actor": environ.get("user")})
     with context(server="one"):
         body = wrapped({"HTTP_X_REQUEST_ID": "r-2"}, None)
         chunks = iter(body)
@@ -145,7 +145,7 @@ def test_a_response_that_is_made_later_has_the_request_too() -> None:
 
 def test_an_answer_that_is_cut_off_is_closed_inside_the_request() -> None:
     app = Lazy()
-    body = WsgiContext(app)({"HTTP_X_REQUEST_ID": "r-3"}, None)
+    body = wsgi.ContextMiddleware(app)({"HTTP_X_REQUEST_ID": "r-3"}, None)
     next(iter(body))
     body.close()  # type: ignore[attr-defined]
     assert app.seen[-1] == {"request": ["r-3"]}
@@ -154,10 +154,10 @@ def test_an_answer_that_is_cut_off_is_closed_inside_the_request() -> None:
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_answers_that_are_there_are_not_wrapped(kind: type[Any]) -> None:
     answer = kind([b"x"])
-    assert WsgiContext(lambda *_: answer)({}, None) is answer
+    assert wsgi.ContextMiddleware(lambda *_: answer)({}, None) is answer
 
 
 def test_files_are_left_to_the_server() -> None:
     answer = wsgiref.util.FileWrapper(SimpleNamespace(read=lambda _: b""))  # type: ignore[arg-type]
     environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
-    assert WsgiContext(lambda *_: answer)(environ, None) is answer
+    assert wsgi.ContextMiddleware(lambda *_: answer)(environ, None) is answer
