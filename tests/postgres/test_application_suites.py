@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import sqlalchemy as sa
@@ -292,6 +293,20 @@ def test_pytest_starts_without_the_package() -> None:
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
     assert "PYTEST_DONT_REWRITE" in (ROOT / "oplog/__init__.py").read_text("utf-8")
+
+
+def test_the_wheel_has_what_its_entry_point_names(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as files:
+        (points,) = [name for name in files.namelist() if name.endswith("/entry_points.txt")]
+        assert "[pytest11]\noplog = pytest_oplog\n" in files.read(points).decode()
+        assert "pytest_oplog.py" in files.namelist()
 
 
 def test_an_application_without_asyncio_needs_no_greenlet(tmp_path: Path, server_url: URL) -> None:
