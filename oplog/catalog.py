@@ -77,8 +77,7 @@ class TypeCatalog:
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
         `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
         with their rows is neither compressed nor stored in its exact size. `searchable` are
-        `table.column` names too: records have keyed hashes of what was written to these columns,
-        so that `Oplog.search` finds a value by an index.
+        `table.column` names of which records have keyed hashes, for an index of `Oplog.search`.
 
         With `schemas`, a table without a schema is one in each of these, chosen by `search_path`
         or `schema_translate_map` when a statement is executed; the names of its types and
@@ -100,23 +99,26 @@ class TypeCatalog:
             if name in untracked:
                 continue
             aggregate = aggregates.get(name)
-            aside, secret_names = excluded.get(name, {}), secrets.get(name, ())
+            aside, names = excluded.get(name, {}), secrets.get(name, ())
             for copy in copies.get(table, ()):
-                tenant = declare_tenant(
-                    table, copy, aggregate=aggregate, excluded=aside, secret=secret_names
+                catalog._add_new(
+                    declare_tenant(table, copy, aggregate=aggregate, excluded=aside, secret=names)
                 )
-                catalog._add_new(tenant)
             if table not in copies:
-                declared = declare(
-                    name, table, aggregate=aggregate, excluded=aside, secret=secret_names
+                catalog._add_new(
+                    declare(name, table, aggregate=aggregate, excluded=aside, secret=names)
                 )
-                catalog._add_new(declared)
-        found = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
-        for declared in list(catalog._types.values()):
-            names = found.get(declared.written.fullname)
-            if names:
-                catalog._add(mark_searchable(declared, names))
+        catalog._mark_searchable(
+            split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
+        )
         return catalog
+
+    def _mark_searchable(self, columns: Mapping[str, Collection[str]]) -> None:
+        """Mark columns, by the full name of their table."""
+        for declared in list(self._types.values()):
+            names = columns.get(declared.written.fullname)
+            if names:
+                self._add(mark_searchable(declared, names))
 
     def register(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,11 +14,6 @@ from oplog.cli.invocation import Invocation
 from oplog.entry import check_metadata
 from oplog.errors import InvalidMetadataError
 from oplog.metadata_context import Metadata, context
-
-try:
-    import pwd
-except ImportError:  # not a POSIX system
-    pwd = None  # type: ignore[assignment]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,8 +57,10 @@ def find_os_user() -> str:
 
     Not from the environment, which says whatever somebody put there, where there are accounts.
     """
-    if pwd is None:
+    if sys.platform == "win32":
         return getpass.getuser()
+    import pwd  # noqa: PLC0415 - it is on POSIX systems alone
+
     number = os.getuid()
     try:
         return pwd.getpwuid(number).pw_name

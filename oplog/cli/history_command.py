@@ -51,7 +51,6 @@ def history(
 ) -> None:
     """Show every change of one row, oldest first unless told otherwise.
 
-    When and what, and what its transaction said about itself.
     KEY is the row's primary key as Postgres prints it. A key of several columns is given as
     several arguments, in the key's order, or each as column=value. On a terminal a pager shows
     what is longer than a screen.
