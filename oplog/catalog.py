@@ -91,8 +91,7 @@ class TypeCatalog:
         check_names("aggregates", aggregates, tables)
         excluded = split_paths("exclude", exclude or {}, tables)
         secrets = split_paths("secret", dict.fromkeys(refuse_text(secret), ""), tables)
-        catalog._untracked = untracked
-        catalog._models = list_sources(models)
+        catalog._untracked, catalog._models = untracked, list_sources(models)
         schemas = check_schemas(schemas, tables.values())
         copies = copy_tables(tables.values(), schemas) if schemas else {}
         for name, table in tables.items():
@@ -108,9 +107,8 @@ class TypeCatalog:
                 catalog._add_new(
                     declare(name, table, aggregate=aggregate, excluded=aside, secret=names)
                 )
-        catalog._mark_searchable(
-            split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
-        )
+        marked = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
+        catalog._mark_searchable(marked)
         return catalog
 
     def _mark_searchable(self, columns: Mapping[str, Collection[str]]) -> None:
