@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
@@ -131,9 +131,14 @@ def world(engine: Engine) -> World:
     return World(open_logged(engine, Base, aggregates=aggregates, guarded=True))
 
 
-# All examples write to one database: a longer log is as good a history.
+# All examples write to one database: a longer log is as good a history. So a failure cannot be
+# made smaller, and how long an example takes says nothing.
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.generate],
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(transactions=TRANSACTIONS, data=st.data())
 def test_the_past_is_what_it_was(
