@@ -252,8 +252,7 @@ def read_aggregates(
     chosen = EntryFilter(aggregates=tuple(sorted(wanted)), after=after, through=through)
     for page in reader.source.iterate(chosen, snapshot=snapshot):
         for stored in page:
-            links = [link for link in stored.list_links() if link.aggregate in wanted]
-            chain.require(links, hint=_ALTERED)
+            chain.require(stored.list_links(wanted), hint=_ALTERED)
             yield reader.open(stored, find_keys=find_keys, aggregates=wanted)
 
 

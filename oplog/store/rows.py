@@ -5,7 +5,7 @@ A row reads the same under any session settings: times travel as numbers of micr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -58,18 +58,19 @@ class StoredRecord(NamedTuple):
         """The size of all parts."""
         return sum(len(part.data) for part in self.parts)
 
-    def list_links(self) -> Iterator[Link]:
-        """The record's links, by aggregate."""
+    def list_links(self, among: Collection[str] | None = None) -> Iterator[Link]:
+        """The record's links, by aggregate; those of some aggregates, None for all."""
         for aggregate, version, prev_hash in zip(
             self.aggregates, self.versions, self.prev_hashes, strict=True
         ):
-            yield Link(
-                position=self.position,
-                aggregate=aggregate,
-                version=version,
-                prev_hash=prev_hash,
-                record_hash=self.record_hash,
-            )
+            if among is None or aggregate in among:
+                yield Link(
+                    position=self.position,
+                    aggregate=aggregate,
+                    version=version,
+                    prev_hash=prev_hash,
+                    record_hash=self.record_hash,
+                )
 
 
 def compute_hash(record: StoredRecord) -> bytes | None:
