@@ -76,9 +76,8 @@ class TypeCatalog:
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
         `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
-        with their rows is neither compressed nor stored in its exact size. `searchable` are
-        `table.column` names too: records have keyed hashes of what was written to these columns,
-        so that `Oplog.search` finds a value by an index.
+        with their rows is neither compressed nor stored in its exact size. `searchable` are such
+        names too: records get keyed hashes of what they write there, for `Oplog.search`.
 
         With `schemas`, a table without a schema is one in each of these, chosen by `search_path`
         or `schema_translate_map` when a statement is executed; the names of its types and
@@ -88,8 +87,8 @@ class TypeCatalog:
         catalog = cls()
         tables = {table.fullname: table for table in list_own_tables(models)}
         untracked, aggregates = dict(untracked or {}), dict(aggregates or {})
-        check_names("untracked", untracked, tables)
-        check_names("aggregates", aggregates, tables)
+        for what, names in (("untracked", untracked), ("aggregates", aggregates)):
+            check_names(what, names, tables)
         excluded = split_paths("exclude", exclude or {}, tables)
         secrets = split_paths("secret", dict.fromkeys(refuse_text(secret), ""), tables)
         catalog._untracked = untracked
@@ -99,23 +98,16 @@ class TypeCatalog:
         for name, table in tables.items():
             if name in untracked:
                 continue
-            aggregate = aggregates.get(name)
-            aside, secret_names = excluded.get(name, {}), secrets.get(name, ())
+            given: dict[str, Any] = {
+                "aggregate": aggregates.get(name),
+                "excluded": excluded.get(name, {}),
+                "secret": secrets.get(name, ()),
+            }
             for copy in copies.get(table, ()):
-                tenant = declare_tenant(
-                    table, copy, aggregate=aggregate, excluded=aside, secret=secret_names
-                )
-                catalog._add_new(tenant)
+                catalog._add_new(declare_tenant(table, copy, **given))
             if table not in copies:
-                declared = declare(
-                    name, table, aggregate=aggregate, excluded=aside, secret=secret_names
-                )
-                catalog._add_new(declared)
-        found = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
-        for declared in list(catalog._types.values()):
-            names = found.get(declared.written.fullname)
-            if names:
-                catalog._add(mark_searchable(declared, names))
+                catalog._add_new(declare(name, table, **given))
+        catalog._mark_searchable(searchable, tables)
         return catalog
 
     def register(
@@ -338,6 +330,13 @@ class TypeCatalog:
                 hint="declare one (for an association table primary_key=True on both columns), "
                 'or list the table in untracked={...: "reason"}',
             )
+
+    def _mark_searchable(self, searchable: Collection[str], tables: Mapping[str, sa.Table]) -> None:
+        found = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
+        for declared in list(self._types.values()):
+            names = found.get(declared.written.fullname)
+            if names:
+                self._add(mark_searchable(declared, names))
 
     def _add(self, declared: DeclaredType) -> None:
         self._types[declared.type_name] = declared
