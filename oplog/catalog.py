@@ -76,8 +76,8 @@ class TypeCatalog:
         `aggregates` maps table names to templates (default `<table>/<primary key joined by
         />`; a constant groups the whole table). `untracked` maps table names, and `exclude`
         `table.column` names, to the reason. `secret` are `table.column` names: what is sealed
-        with their rows is neither compressed nor stored in its exact size. `searchable` are
-        `table.column` names of which records have keyed hashes, for an index of `Oplog.search`.
+        with their rows is neither compressed nor stored in its exact size. `searchable` are such
+        names too: records get keyed hashes of what they write there, for `Oplog.search`.
 
         With `schemas`, a table without a schema is one in each of these, chosen by `search_path`
         or `schema_translate_map` when a statement is executed; the names of its types and
@@ -87,36 +87,28 @@ class TypeCatalog:
         catalog = cls()
         tables = {table.fullname: table for table in list_own_tables(models)}
         untracked, aggregates = dict(untracked or {}), dict(aggregates or {})
-        check_names("untracked", untracked, tables)
-        check_names("aggregates", aggregates, tables)
+        for what, names in (("untracked", untracked), ("aggregates", aggregates)):
+            check_names(what, names, tables)
         excluded = split_paths("exclude", exclude or {}, tables)
         secrets = split_paths("secret", dict.fromkeys(refuse_text(secret), ""), tables)
-        catalog._untracked, catalog._models = untracked, list_sources(models)
+        catalog._untracked = untracked
+        catalog._models = list_sources(models)
         schemas = check_schemas(schemas, tables.values())
         copies = copy_tables(tables.values(), schemas) if schemas else {}
         for name, table in tables.items():
             if name in untracked:
                 continue
-            aggregate = aggregates.get(name)
-            aside, names = excluded.get(name, {}), secrets.get(name, ())
+            given: dict[str, Any] = {
+                "aggregate": aggregates.get(name),
+                "excluded": excluded.get(name, {}),
+                "secret": secrets.get(name, ()),
+            }
             for copy in copies.get(table, ()):
-                catalog._add_new(
-                    declare_tenant(table, copy, aggregate=aggregate, excluded=aside, secret=names)
-                )
+                catalog._add_new(declare_tenant(table, copy, **given))
             if table not in copies:
-                catalog._add_new(
-                    declare(name, table, aggregate=aggregate, excluded=aside, secret=names)
-                )
-        marked = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
-        catalog._mark_searchable(marked)
+                catalog._add_new(declare(name, table, **given))
+        catalog._mark_searchable(searchable, tables)
         return catalog
-
-    def _mark_searchable(self, columns: Mapping[str, Collection[str]]) -> None:
-        """Mark columns, by the full name of their table."""
-        for declared in list(self._types.values()):
-            names = columns.get(declared.written.fullname)
-            if names:
-                self._add(mark_searchable(declared, names))
 
     def register(
         self,
@@ -338,6 +330,13 @@ class TypeCatalog:
                 hint="declare one (for an association table primary_key=True on both columns), "
                 'or list the table in untracked={...: "reason"}',
             )
+
+    def _mark_searchable(self, searchable: Collection[str], tables: Mapping[str, sa.Table]) -> None:
+        found = split_paths("searchable", dict.fromkeys(refuse_text(searchable), ""), tables)
+        for declared in list(self._types.values()):
+            names = found.get(declared.written.fullname)
+            if names:
+                self._add(mark_searchable(declared, names))
 
     def _add(self, declared: DeclaredType) -> None:
         self._types[declared.type_name] = declared

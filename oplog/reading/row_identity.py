@@ -7,7 +7,7 @@ anew under another key had it before.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,6 +33,10 @@ class RowIdentity:
     """By type of the table, all revisions."""
     keys: Mapping[str, Mapping[int, Wire]]
     """By type, the key's values by field number."""
+    _made: dict[tuple[str, int], tuple[Wire | None, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """Keys by type and revision: they are compared with the key of every effect that is read."""
 
     def matches(self, effect: Effect) -> bool:
         """Whether the effect is on this row."""
@@ -54,6 +58,12 @@ class RowIdentity:
         return self._make_key(shape)
 
     def _make_key(self, shape: Shape) -> tuple[Wire | None, ...]:
+        place = (shape.type_name, shape.revision)
+        if place not in self._made:
+            self._made[place] = self._map_key(shape)
+        return self._made[place]
+
+    def _map_key(self, shape: Shape) -> tuple[Wire | None, ...]:
         known, given = self.revisions[shape.type_name], self.keys[shape.type_name]
         if given.keys() != {column.number for column in shape.key_columns}:
             # Rows of this revision have another key.

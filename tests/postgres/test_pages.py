@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -183,6 +185,40 @@ def test_pages_stay_while_others_write(engine: Engine, place: str, *, newest_fir
         told = [(e.entry_id, e.aggregate) for e in found]
         assert len(set(told)) == len(told)
         assert known < set(told)
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_pages_while_a_thread_writes(engine: Engine, *, newest_first: bool) -> None:
+    bench, chance = make_bench(engine), random.Random(4)
+    write(bench, chance, 8)
+    plain = open_plain(engine)
+    stop = threading.Event()
+
+    def write_on() -> None:
+        while not stop.is_set():
+            write(bench, chance, 1)
+
+    def ask(cursor: str | None) -> tuple[list[tuple[Any, str]], str | None]:
+        with plain.connect() as connection:
+            page = bench.log.read(connection, limit=3, newest_first=newest_first, cursor=cursor)
+            return [(entry.entry_id, entry.aggregate) for entry in page], page.cursor
+
+    with plain.connect() as connection:
+        before = [(e.entry_id, e.aggregate) for e in bench.log.read(connection)]
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_on)
+        try:
+            found, cursor = ask(None)
+            while cursor is not None and not set(before) <= set(found):
+                page, cursor = ask(cursor)
+                found += page
+        finally:
+            stop.set()
+        writing.result()
+    assert len(set(found)) == len(found)
+    assert [one for one in found if one in set(before)] == (
+        before[::-1] if newest_first else before
+    )
 
 
 def test_a_prune_while_the_newest_are_read(engine: Engine) -> None:
