@@ -32,6 +32,12 @@ MEMBER = sa.Table(
     sa.Column("desk", sa.Integer, nullable=False),
     sa.Column("left", sa.Date),
 )
+MEASURE = sa.Table(
+    "measure",
+    META,
+    sa.Column("id", sa.Double, primary_key=True, autoincrement=False),
+    sa.Column("v", sa.Integer),
+)
 sa.Index("member_mail", sa.func.lower(MEMBER.c.mail), unique=True)
 sa.Index("member_desk", MEMBER.c.desk, unique=True, postgresql_where=MEMBER.c.left.is_(None))
 TREE = sa.Table(
@@ -95,7 +101,7 @@ def db(engine: Engine) -> LoggedDatabase:
 def state(db: LoggedDatabase) -> dict[str, list[Any]]:
     with db.engine.connect() as connection:
         return {
-            name: [tuple(r) for r in connection.execute(sa.select(t).order_by(*t.primary_key))]
+            name: [repr(r) for r in connection.execute(sa.select(t).order_by(*t.primary_key))]
             for name, t in META.tables.items()
         }
 
@@ -144,6 +150,11 @@ Write = Callable[..., int]
                 "UPDATE member SET mail = 'B', \"left\" = '2024-01-01', desk = 1 WHERE id = 3",
             ),
             id="unique expressions and unique among some rows",
+        ),
+        pytest.param(
+            ("INSERT INTO measure VALUES ('NaN', 1), ('-0', 1), ('Infinity', 1)",),
+            ("UPDATE measure SET v = 2", "DELETE FROM measure WHERE id = 'Infinity'"),
+            id="keys that are no numbers",
         ),
         pytest.param(
             ("INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2), (4, 4), (5, 3)",),
