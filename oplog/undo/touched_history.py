@@ -7,7 +7,6 @@ the log. What is kept is bounded by the rows and what was done to them since, no
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -298,9 +297,6 @@ class _Routes:
             key, values = route.apply(effect, position)
         if effect.complete and fills:
             values = {**fills, **values}
-        if any(type(part) is float and math.isnan(part) for part in key):
-            # One key in Postgres; in Python only the same object equals itself.
-            key = tuple([math.nan if part != part else part for part in key])  # noqa: PLR0124
         return plan, key, values
 
     def find_converted(self, effect: Effect) -> set[str]:
