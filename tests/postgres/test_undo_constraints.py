@@ -250,3 +250,24 @@ def test_dependents_in_tables_that_are_not_logged(db: LoggedDatabase) -> None:
         "dependent",
         ("public.visit (day=2024-01-01, place=7)",),
     )
+
+
+def test_unique_value_that_two_rows_would_have(db: LoggedDatabase) -> None:
+    """Each had it at another time; who changed one of them in between is not undone."""
+    write(db, "INSERT INTO seat VALUES (1, 1, 'a', 'x'), (2, 2, 'b', 'y')")
+    first = write(db, "UPDATE seat SET badge = 'z' WHERE id = 1")
+    write(db, "UPDATE seat SET badge = 'a' WHERE id = 2")
+    second = write(db, "UPDATE seat SET badge = 'c' WHERE id = 2")
+    plan = db.log.plan_undo(db.engine, records=[first, second], on_conflict="overwrite")
+    (conflict,) = plan.conflicts
+    assert (conflict.kind, conflict.key, conflict.rows) == (
+        "taken",
+        {"id": 2},
+        ("public.seat (id=1)",),
+    )
+    before = state(db)
+    with pytest.raises(UndoConflictError):
+        db.log.undo(db.sessions, plan)
+    assert state(db) == before
+    db.log.undo(db.sessions, plan.choose("skip"))
+    db.assert_replays()
