@@ -221,9 +221,16 @@ class Obstacles:
         plan = self._plans.get(index.table)
         if plan is None or not set(index.columns) <= set(plan.names):
             return
-        taking = _group(
-            writes, index.table, lambda w: _print_moved(w, plan, index.columns, going=False)
-        )
+        taking: dict[tuple[str, ...], RowWrite] = {}
+        for write in writes:
+            if write.table != index.table:
+                continue
+            moved = _print_moved(write, plan, index.columns, going=False)
+            first = write if moved is None else taking.setdefault(moved, write)
+            if first is not write:
+                # Each had the value at another time, and others have changed one of them since.
+                key = _print(first.after, plan, plan.key_names) or ()
+                self._add(found, write, "taken", _name(plan.name, plan.key_names, key))
         ours = _list_keys(writes, index.table, plan, names=(plan.key_names, index.columns))
         for values, row in self._look_up(
             plan.live.qualified,

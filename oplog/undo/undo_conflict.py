@@ -21,7 +21,7 @@ _SAID: Final[Mapping[str, str]] = MappingProxyType(
         "unknown": "had a value that the log does not know",
         "dependent": "would go, and is referred to by {rows}",
         "missing": "would refer to {rows}, which is not there",
-        "taken": "would have a unique value that {rows} has by now",
+        "taken": "would have a unique value that {rows} has, or would have",
         "excluded": "would be made again, and these columns are not in the log: {rows}",
     }
 )
@@ -61,10 +61,10 @@ class UndoConflict:
     `kind` says why: `changed` since by `changes`; `unknown`, because the log does not know the
     value of before; `bypassed`, because the table has other values than the log; `dependent`, for
     a row that has to go and that `rows` refer to; `missing`, for a row that would refer to `rows`,
-    which are not there; `taken`, for a unique value that `rows` have by now; `excluded`, for a row
-    that was deleted and whose columns `rows` are not logged. `now` is the value that is there,
-    `wanted` that of before. `choice` says what becomes of it. Only what was `changed` can be
-    overwritten.
+    which are not there; `taken`, for a unique value that `rows` have by now, or would have too;
+    `excluded`, for a row that was deleted and whose columns `rows` are not logged. `now` is the
+    value that is there, `wanted` that of before. `choice` says what becomes of it. Only what was
+    `changed` can be overwritten.
     """
 
     kind: ConflictKind

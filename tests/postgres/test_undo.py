@@ -234,3 +234,31 @@ def test_what_cannot_be_chosen(guarded: LoggedDatabase) -> None:
         guarded.log.plan_undo(guarded.engine, records=[999999])
     with pytest.raises(ConfigurationError, match="no choice"):
         guarded.log.plan_undo(guarded.engine, records=1, on_conflict="perhaps")  # type: ignore[arg-type]
+
+
+def test_by_aggregates_and_time(guarded: LoggedDatabase) -> None:
+    for number in (1, 2, 3):
+        write(guarded, add_account(number, balance=0))
+    begun = guarded.read()[-1].recorded_at
+    before = state(guarded)["account"]
+
+    def set_all(session: Any) -> None:
+        for number in (1, 2, 3):
+            session.get_one(Account, number).balance = 7
+
+    together = write(guarded, set_all)
+    last = write(guarded, set_account(2, balance=8))
+    with pytest.raises(ConfigurationError, match="no time zone"):
+        guarded.log.plan_undo(guarded.engine, after=begun.replace(tzinfo=None))
+    plan = guarded.log.plan_undo(
+        guarded.engine, aggregate=["account/1", "account/2"], after=begun, through=last
+    )
+    assert [note.position for note in plan.records] == [together, last]
+    guarded.log.undo(guarded.sessions, plan)
+    balances = [int(row["balance"]) for row in state(guarded)["account"]]
+    assert balances == [0, 0, 7]
+    rest = guarded.log.plan_undo(guarded.engine, records=together)
+    assert (len(rest.writes), rest.already, rest.conflicts) == (1, 2, ())
+    guarded.log.undo(guarded.sessions, rest)
+    assert state(guarded)["account"] == before
+    guarded.assert_replays()

@@ -32,6 +32,12 @@ MEMBER = sa.Table(
     sa.Column("desk", sa.Integer, nullable=False),
     sa.Column("left", sa.Date),
 )
+MEASURE = sa.Table(
+    "measure",
+    META,
+    sa.Column("id", sa.Double, primary_key=True, autoincrement=False),
+    sa.Column("v", sa.Integer),
+)
 sa.Index("member_mail", sa.func.lower(MEMBER.c.mail), unique=True)
 sa.Index("member_desk", MEMBER.c.desk, unique=True, postgresql_where=MEMBER.c.left.is_(None))
 TREE = sa.Table(
@@ -95,7 +101,7 @@ def db(engine: Engine) -> LoggedDatabase:
 def state(db: LoggedDatabase) -> dict[str, list[Any]]:
     with db.engine.connect() as connection:
         return {
-            name: [tuple(r) for r in connection.execute(sa.select(t).order_by(*t.primary_key))]
+            name: [repr(r) for r in connection.execute(sa.select(t).order_by(*t.primary_key))]
             for name, t in META.tables.items()
         }
 
@@ -144,6 +150,11 @@ Write = Callable[..., int]
                 "UPDATE member SET mail = 'B', \"left\" = '2024-01-01', desk = 1 WHERE id = 3",
             ),
             id="unique expressions and unique among some rows",
+        ),
+        pytest.param(
+            ("INSERT INTO measure VALUES ('NaN', 1), ('-0', 1), ('Infinity', 1)",),
+            ("UPDATE measure SET v = 2", "DELETE FROM measure WHERE id = 'Infinity'"),
+            id="keys that are no numbers",
         ),
         pytest.param(
             ("INSERT INTO tree VALUES (1, NULL), (2, 1), (3, 2), (4, 4), (5, 3)",),
@@ -239,3 +250,24 @@ def test_dependents_in_tables_that_are_not_logged(db: LoggedDatabase) -> None:
         "dependent",
         ("public.visit (day=2024-01-01, place=7)",),
     )
+
+
+def test_unique_value_that_two_rows_would_have(db: LoggedDatabase) -> None:
+    """Each had it at another time; who changed one of them in between is not undone."""
+    write(db, "INSERT INTO seat VALUES (1, 1, 'a', 'x'), (2, 2, 'b', 'y')")
+    first = write(db, "UPDATE seat SET badge = 'z' WHERE id = 1")
+    write(db, "UPDATE seat SET badge = 'a' WHERE id = 2")
+    second = write(db, "UPDATE seat SET badge = 'c' WHERE id = 2")
+    plan = db.log.plan_undo(db.engine, records=[first, second], on_conflict="overwrite")
+    (conflict,) = plan.conflicts
+    assert (conflict.kind, conflict.key, conflict.rows) == (
+        "taken",
+        {"id": 2},
+        ("public.seat (id=1)",),
+    )
+    before = state(db)
+    with pytest.raises(UndoConflictError):
+        db.log.undo(db.sessions, plan)
+    assert state(db) == before
+    db.log.undo(db.sessions, plan.choose("skip"))
+    db.assert_replays()

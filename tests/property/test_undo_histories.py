@@ -248,6 +248,10 @@ def foretell(history: History, chosen: set[int]) -> tuple[dict[Any, Any], set[An
             elif before != values[-1]:
                 contested.add(row)
                 kept.add((row, column))
+        columns = history.list_values(row)
+        # Without its key there is no row, whatever its other columns had at another time.
+        if row not in contested and any(wanted[row, column] is ABSENT for column in columns):
+            wanted |= dict.fromkeys(((row, column) for column in columns), ABSENT)
     return wanted, contested, kept
 
 
