@@ -11,6 +11,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import sessionmaker
 
 from oplog.archive.archive import Archive
+from oplog.cli.actor import actor_option
 from oplog.cli.argument import PLACE, POSITIONS, parse_metadata
 from oplog.cli.exit_code import DIFFERENCES
 from oplog.cli.invocation import Invocation, say
@@ -63,6 +64,7 @@ from oplog.undo.undo_plan import UndoPlan
 )
 @click.option("--reason", metavar="TEXT", help="Why; it is in the metadata of the new record.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
+@actor_option
 @reach_option
 @standard_options
 @pass_invocation

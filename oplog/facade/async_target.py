@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
-from oplog.errors import ConfigurationError
+from oplog.facade.given_async import open_async
 from oplog.past.look_back import Moment
 
 T = TypeVar("T")
@@ -41,28 +41,18 @@ class AsyncMoment:
 
 
 @asynccontextmanager
-async def open_async(given: Any) -> AsyncIterator[Run]:
+async def open_runner(given: Any) -> AsyncIterator[Run]:
     """What runs work on the given; of an AsyncEngine a connection is taken for the block."""
     if given is None:
         yield lambda work, *more: asyncio.to_thread(work, None, *more)
-    elif hasattr(given, "sync_engine") and not hasattr(given, "run_sync"):
-        async with given.connect() as connection:
-            yield connection.run_sync
-    elif hasattr(given, "run_sync"):
-        yield given.run_sync
-    elif hasattr(given, "session_factory") and hasattr(given, "registry"):
-        yield given().run_sync
     else:
-        raise ConfigurationError(
-            f"a {type(given).__name__} is not asynchronous",
-            hint="give an AsyncConnection, an AsyncSession or an AsyncEngine; for what waits there "
-            "is the same call without _async",
-        )
+        async with open_async(given) as target:
+            yield target.run_sync
 
 
 async def run_on(given: Any, work: Callable[[Any], T]) -> T:
     """Run `work` on a blocking connection or session that stands for the given."""
-    async with open_async(given) as run:
+    async with open_runner(given) as run:
         found: T = await run(work)
         return found
 
@@ -73,7 +63,7 @@ async def enter_on(
 ) -> AsyncIterator[tuple[T, Run]]:
     """Enter what `make` gives for the given, and leave it in the end."""
     stack = ExitStack()
-    async with open_async(given) as run:
+    async with open_runner(given) as run:
         entered: T = await run(lambda inside: stack.enter_context(make(inside)))
         try:
             yield entered, run
@@ -85,7 +75,7 @@ async def enter_on(
 
 async def iterate_on(given: Any, make: Callable[[Any], Iterator[T]]) -> AsyncIterator[T]:
     """What the iterator that `make` gives for the given yields."""
-    async with open_async(given) as run:
+    async with open_runner(given) as run:
         items: Iterator[T] = await run(make)
         try:
             while chunk := await run(lambda _: list(islice(items, _CHUNK))):

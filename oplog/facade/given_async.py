@@ -42,10 +42,10 @@ async def open_async(given: Any) -> AsyncIterator[Any]:
     target = given() if hasattr(given, "session_factory") and callable(given) else given
     if not hasattr(target, "run_sync"):
         raise ConfigurationError(
-            f"a {type(given).__name__} is neither an AsyncConnection nor an AsyncSession nor an "
+            f"{type(given).__name__} is neither an AsyncConnection nor an AsyncSession nor an "
             "AsyncEngine",
-            hint="give one of these; for a Connection, a Session or an Engine, and for an archive "
-            "without a database, there is the same call without _async",
+            hint="give one of these; for a Connection, a Session or an Engine there is the same "
+            "call without _async",
         )
     yield target
 

@@ -158,5 +158,5 @@ async def test_an_asynchronous_moment_passes_errors_on(bench: Bench) -> None:
         with pytest.raises(ConfigurationError, match="in the future"):
             await bench.log.as_of_async(connection, Task, at=10**9)
         assert len(await bench.log.as_of_async(connection, Task, at=bench.last_position())) == 2
-    with pytest.raises(ConfigurationError, match="not asynchronous"):
+    with pytest.raises(ConfigurationError, match="neither an AsyncConnection"):
         await bench.log.as_of_async(bench.engine, Task, at=1)
