@@ -1,4 +1,4 @@
-"""Entries and changes as Arrow record batches, and from there to pandas, Polars and Parquet files.
+"""Entries, changes and rows of any moment as Arrow batches; then pandas, Polars, Parquet files.
 
 Needs the extra `arrow`. Values are exact: numbers of type `numeric` are decimals or text, never
 floats.
@@ -17,11 +17,13 @@ except ModuleNotFoundError as cause:
 from oplog.arrow.batches import Batches, to_pandas, to_polars, to_table, write_parquet
 from oplog.arrow.change_batches import changes_of
 from oplog.arrow.entry_batches import read_batches
+from oplog.arrow.row_batches import rows_of
 
 __all__ = [
     "Batches",
     "changes_of",
     "read_batches",
+    "rows_of",
     "to_pandas",
     "to_polars",
     "to_table",

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from oplog.archive.archive import Archive
 from oplog.arrow.batches import ROWS, Batches, check_rows, cut_batches
-from oplog.arrow.column_type import ColumnType, choose_type
+from oplog.arrow.column_type import ColumnType, choose_types
 from oplog.arrow.log_rows import METADATA, RowSource, list_metadata, open_rows
 from oplog.entry import OpType
 from oplog.errors import ConfigurationError
@@ -67,20 +67,13 @@ def changes_of(
         bounds=(after, through),
         archive=archive,
     )
-    types = _find_types(log, source.reader, model, snapshot=source.snapshot)
-    newest = next(iter(types.values()))
-    unknown = sorted(set(as_text) - set(newest.names))
-    if unknown:
-        raise ConfigurationError(
-            f"as_text names {unknown[0]!r}, which is no logged column of {newest.table}",
-            hint=f"its logged columns are {', '.join(newest.names)}",
-        )
-    columns = {name: choose_type(newest, name, as_text=name in as_text) for name in newest.names}
+    types = find_shapes(log, source.reader, model, snapshot=source.snapshot)
+    columns = choose_types(next(iter(types.values())), as_text=as_text)
     schema = pa.schema([*_OWN, *(pa.field(name, one.type) for name, one in columns.items())])
     return Batches(schema, cut_batches(schema, _iterate(source, types, columns), most=rows))
 
 
-def _find_types(log: Oplog, reader: RecordReader, model: Any, *, snapshot: str) -> dict[str, Shape]:
+def find_shapes(log: Oplog, reader: RecordReader, model: Any, *, snapshot: str) -> dict[str, Shape]:
     """The newest revisions of the types of one table; the reader gives them from now on."""
     declared = log.catalog.find_types(model)
     if len(declared) > 1:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
+from oplog.errors import ConfigurationError
 from oplog.payload.shape import Shape
 from oplog.value import Kind, Wire
 
@@ -52,6 +53,17 @@ def choose_type(shape: Shape, name: str, *, as_text: bool = False) -> ColumnType
     if found is None:
         return ColumnType(pa.string(), codec.to_text)
     return ColumnType(found, lambda wire: _take_moment(codec.to_python(wire)))
+
+
+def choose_types(shape: Shape, *, as_text: Collection[str] = ()) -> dict[str, ColumnType]:
+    """Arrow's types for all columns of a shape; `ConfigurationError` for `as_text` without one."""
+    unknown = sorted(set(as_text) - set(shape.names))
+    if unknown:
+        raise ConfigurationError(
+            f"as_text names {unknown[0]!r}, which is no logged column of {shape.table}",
+            hint=f"its logged columns are {', '.join(shape.names)}",
+        )
+    return {name: choose_type(shape, name, as_text=name in as_text) for name in shape.names}
 
 
 def _choose_number(pg_type: str, kind: Kind) -> pa.DataType:

@@ -80,11 +80,7 @@ class Moment:
         logged, and `ConfigurationError` for a select where there is no database, or with the
         columns of then.
         """
-        if self._block.left:
-            raise ConfigurationError(
-                "the moment is over: its block was left",
-                hint="ask inside of: with log.moment(...) as then",
-            )
+        self._require_open()
         if isinstance(asked, (sa.Select, sa.CompoundSelect)):
             if limit is not None:
                 raise ConfigurationError(
@@ -93,6 +89,24 @@ class Moment:
             found = self._run_select(asked, stream=self._stream)
         else:
             found = self._list_model(asked, limit, stream=self._stream)
+        return self._give(found)
+
+    def stored_rows(self, model: Any) -> Iterator[Mapping[str, Any]]:
+        """`rows` of a model with values as the log stores them, for other formats.
+
+        Numbers, booleans and bytes are Python's, everything else is PostgreSQL's text.
+        """
+        self._require_open()
+        return self._give(self._list_model(model, None, stream=self._stream, stored=True))
+
+    def _require_open(self) -> None:
+        if self._block.left:
+            raise ConfigurationError(
+                "the moment is over: its block was left",
+                hint="ask inside of: with log.moment(...) as then",
+            )
+
+    def _give(self, found: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         # A cursor goes on under the settings that it began with: there is one at a time.
         if not self._stream:
             return iter(list(found))
@@ -108,20 +122,21 @@ class Moment:
     # -- models ---------------------------------------------------------------------------
 
     def _list_model(
-        self, model: Any, limit: int | None, *, stream: bool
+        self, model: Any, limit: int | None, *, stream: bool, stored: bool = False
     ) -> Iterator[Mapping[str, Any]]:
         types = choose_model_types(self._types.log.catalog, self._asked, model)
         if self._inside is None:
             names = self._require(types)
-            yield from list_rows([self._tables[name] for name in names], limit=limit)
+            tables = [self._tables[name] for name in names]
+            yield from list_rows(tables, limit=limit, stored=stored)
             return
         connection = self._inside.connection
         with pin_text(connection):
             names = self._require(types)
             if not isinstance(model, str):
                 check_model_tables(self._asked, types, self._types.reader)
-            tables = [(self._tables[n].plan, self._relations[n]) for n in names]
-            yield from read_rows(connection, tables, limit=limit, stream=stream)
+            related = [(self._tables[n].plan, self._relations[n]) for n in names]
+            yield from read_rows(connection, related, limit=limit, stream=stream, stored=stored)
 
     # -- selects --------------------------------------------------------------------------
 

@@ -25,8 +25,12 @@ def read_rows(
     *,
     limit: int | None = None,
     stream: bool,
+    stored: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Rows by key; several tables are those of joined inheritance. Text must be pinned."""
+    """Rows by key; several tables are those of joined inheritance. Text must be pinned.
+
+    With `stored` values are as the log stores them.
+    """
     columns = list[str]()
     readers, places = dict[str, Callable[[Any], Any]](), dict[str, int]()
     for number, (plan, _) in enumerate(tables):
@@ -35,7 +39,8 @@ def read_rows(
             places[name] = len(columns)
             columns.append(f"q{number}.{quote(name)}{'' if native else '::text'}")
             if not native:
-                readers[name] = _make_reader(plan.codecs[name])
+                codec = plan.codecs[name]
+                readers[name] = codec.from_text if stored else _make_reader(codec)
     sources = [f"({relation.sql}) q{number}" for number, (_, relation) in enumerate(tables)]
     first = tables[0][0]
     joined = [
@@ -65,12 +70,15 @@ def read_rows(
             }
 
 
-def list_rows(tables: Sequence[PastTable], *, limit: int | None = None) -> list[dict[str, Any]]:
+def list_rows(
+    tables: Sequence[PastTable], *, limit: int | None = None, stored: bool = False
+) -> list[dict[str, Any]]:
     """The same from memory alone: of tables whose rows are all in `rows`."""
+    describe = _store_row if stored else describe_row
     joined: dict[Key, dict[str, Any]] = {}
     for number, table in enumerate(tables):
         found = {
-            tuple(row[name] for name in table.plan.key_names): describe_row(table.plan, row)
+            tuple(row[name] for name in table.plan.key_names): describe(table.plan, row)
             for row in table.rows
         }
         joined = (
@@ -84,6 +92,10 @@ def list_rows(tables: Sequence[PastTable], *, limit: int | None = None) -> list[
 def describe_row(plan: TablePlan, row: Mapping[str, Wire | None]) -> dict[str, Any]:
     """A logged row with Python values; columns that it lacks have what rows of then got."""
     return {name: describe_value(plan, name, row=row) for name in plan.names}
+
+
+def _store_row(plan: TablePlan, row: Mapping[str, Wire | None]) -> dict[str, Any]:
+    return {name: read_wire(plan, name, row=row) for name in plan.names}
 
 
 def describe_value(plan: TablePlan, name: str, *, row: Mapping[str, Wire | None]) -> Any:

@@ -226,6 +226,7 @@ PUBLIC = {
         "Batches",
         "changes_of",
         "read_batches",
+        "rows_of",
         "to_pandas",
         "to_polars",
         "to_table",
@@ -270,7 +271,7 @@ CROWDED = {
         "UntrackTablesOp.untrack_tables",
     },
     # The log, where to look in it, and which table.
-    "oplog.arrow": {"changes_of"},
+    "oplog.arrow": {"changes_of", "rows_of"},
     # RQ makes its jobs itself.
     "oplog.rq": {"ContextJob"},
     # The log, where to look in it, and what for.

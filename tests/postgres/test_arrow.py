@@ -19,7 +19,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from oplog.arrow import changes_of, read_batches, to_pandas, to_polars, to_table, write_parquet
+from oplog.arrow import (
+    changes_of,
+    read_batches,
+    rows_of,
+    to_pandas,
+    to_polars,
+    to_table,
+    write_parquet,
+)
 from oplog.errors import ConfigurationError
 from tests.databases import Cluster, FreshDatabase
 from tests.logged import LoggedDatabase, open_logged
@@ -169,6 +177,38 @@ def test_an_archive_gives_the_same(db: LoggedDatabase, connection: Connection) -
     found = to_table(changes_of(db.log, None, Sample, archive=reopen(archive)))
     assert found.drop_columns(["log_sequence"]) == expected
     assert found["log_sequence"].null_count == 0
+
+
+def test_rows_of_a_moment_are_typed_and_exact(db: LoggedDatabase, connection: Connection) -> None:
+    first, *_, last = db.read()
+    then = to_table(rows_of(db.log, connection, Sample, at=first.position)).to_pylist()
+    assert len(then) == 1
+    changed = to_table(changes_of(db.log, connection, Sample)).to_pylist()[0]
+    assert then[0] == {name: changed[name] for name in then[0]}
+    now = to_table(rows_of(db.log, connection, "sample", at=last.position))
+    assert now["id"].to_pylist() == [1, *range(3, ROWS + 1)]
+    assert now["price"].to_pylist()[0] == Decimal("0.5")
+    assert now.schema.field("price").type == pa.decimal128(38, 10)
+    assert now.schema.field("wide").type == pa.decimal256(60, 2)
+
+
+def test_rows_of_a_moment_come_in_batches_from_everywhere(
+    db: LoggedDatabase, connection: Connection, tmp_path: Path
+) -> None:
+    at = db.read()[-1].position
+    streamed = rows_of(db.log, db.engine, Sample, at=at, rows=10)
+    assert [batch.num_rows for batch in streamed] == [10, 10, 4]
+    archive = open_memory()
+    publish(db.log, db.engine, reopen(archive))
+    here = to_table(rows_of(db.log, connection, Sample, at=at))
+    assert to_table(rows_of(db.log, None, Sample, at=at, archive=reopen(archive))) == here
+    path = tmp_path / "rows.parquet"
+    assert write_parquet(rows_of(db.log, db.engine, Sample, at=at), path) == ROWS - 1
+    assert pq.read_table(path) == here
+    texts = to_table(rows_of(db.log, connection, Sample, at=at, as_text=["price", "small"]))
+    assert texts["price"].to_pylist()[0] == "0.5000000000"
+    with pytest.raises(ConfigurationError, match="no logged column"):
+        rows_of(db.log, connection, Sample, at=at, as_text=["nothing"])
 
 
 def test_a_parquet_file_is_whole_or_not_there(
