@@ -20,7 +20,7 @@ PROJECT = {
 }
 """Pages of the repository's root, and where they are on the site."""
 _FOLDERS = ("tutorial/", "how-to/", "reference/", "explanation/")
-_LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
+_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 _FENCE = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 
 
@@ -37,16 +37,16 @@ def rewrite_links(text: str, *, source: str, target: str) -> str:
 
 
 def _rewrite(match: re.Match[str], source: str, target: str) -> str:
-    shown, link = match[1], match[2]
+    picture, shown, link = match.groups()
     path, hash_sign, anchor = link.partition("#")
     if not path or "://" in path:
         return match[0]
     meant = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
     page = PROJECT.get(meant) or (meant.removeprefix("docs/") if meant.startswith("docs/") else "")
-    if not page.endswith(".md"):
+    if not page.endswith(".svg" if picture else ".md"):
         return shown
     relative = posixpath.relpath(page, posixpath.dirname(target) or ".")
-    return f"[{shown}]({relative}{hash_sign}{anchor})"
+    return f"{picture}[{shown}]({relative}{hash_sign}{anchor})"
 
 
 def read_navigation(index: str, *, reference: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def read_navigation(index: str, *, reference: Mapping[str, str]) -> list[dict[st
     found: list[dict[str, Any]] = [{"Documentation": "index.md"}]
     for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
-        pages = [{m[1]: m[2]} for m in _LINK.finditer(body) if m[2].startswith(_FOLDERS)]
+        pages = [{m[2]: m[3]} for m in _LINK.finditer(body) if m[3].startswith(_FOLDERS)]
         if title == "Reference":
             pages += [{name: path} for name, path in reference.items()]
         found.append({title: pages})

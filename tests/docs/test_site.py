@@ -56,9 +56,9 @@ def test_links_lead_to_pages_of_the_site_or_nowhere(link: str, expected: str) ->
 
 
 def test_pages_of_the_root_lead_into_the_site() -> None:
-    text = "[d](docs/index.md) [s](SECURITY.md) [l](LICENSE)"
+    text = "[d](docs/index.md) [s](SECURITY.md) [l](LICENSE) ![p](docs/images/first-look.svg)"
     found = rewrite_links(text, source="README.md", target="project/readme.md")
-    assert found == "[d](../index.md) [s](security.md) l"
+    assert found == "[d](../index.md) [s](security.md) l ![p](../images/first-look.svg)"
 
 
 def test_every_public_name_has_its_docstring_on_a_page() -> None:
