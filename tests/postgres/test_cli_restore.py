@@ -217,3 +217,23 @@ def test_a_follower_waits_for_its_database(shop: Shop, target: Shop, spare_engin
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 0
+
+
+def test_a_follower_that_hangs_ends_within_the_time_that_it_was_given(
+    shop: Shop, target: Shop, spare_engine: Engine
+) -> None:
+    target.call("follow", "--once")
+    shop.write()
+    shop.call("sync")
+    with spare_engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE oplog.oplog_record")
+        process = target.start("follow", "--interval", "0.05", "--stop-within", "0.1")
+        wait_until_blocked(spare_engine)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == -signal.SIGTERM
+    assert err.endswith("it did not end in time\n")
+    # Nothing of what it was doing is left, and the next one does it again.
+    assert count_records(spare_engine) == 3
+    target.call("follow", "--once")
+    assert count_records(spare_engine) == 4
