@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from oplog.binding import Binding
 from oplog.catalog import DeclaredType, TypeCatalog
 from oplog.errors import NotCapturableError
+from oplog.facade.learned_columns import ColumnChoice
 from oplog.payload.lineage import group_shapes
 from oplog.payload.shape import DERIVED, Shape
 from oplog.postgres.live_table import LiveTable, read_tables_by_oid
@@ -41,16 +42,16 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class LearnedDatabases:
-    """What was learned, by the database's identity and state: for engines that are made later.
+    """What was learned, by the database's state and the choice of columns: for later engines.
 
     A program that makes an engine for each call would otherwise read the whole catalog each time.
     Holds names, types and key ids; no connections, no keys, and nothing of an engine. Usable by
     threads without a lock, and by the children of a fork: what is lost is learned again.
     """
 
-    known: dict[State, Learned] = field(default_factory=dict)
+    known: dict[tuple[Any, ...], Learned] = field(default_factory=dict)
 
-    def put(self, key: State, learned: Learned) -> None:
+    def put(self, key: tuple[Any, ...], learned: Learned) -> None:
         """Remember it, and forget the oldest of too many."""
         self.known[key] = learned
         for oldest in list(self.known)[:-_MOST]:
@@ -63,10 +64,16 @@ class LearnedCatalog(TypeCatalog):
     learns = True
 
     def __init__(
-        self, databases: LearnedDatabases, types: Mapping[str, DeclaredType] | None = None
+        self,
+        databases: LearnedDatabases,
+        types: Mapping[str, DeclaredType] | None = None,
+        *,
+        choice: ColumnChoice | None = None,
     ) -> None:
+        """`choice` says which columns are left out or secret."""
         super().__init__()
         self._databases = databases
+        self._choice = choice or ColumnChoice()
         self._take(types or {})
 
     def find_namesake(self, table: Any) -> None:  # noqa: ARG002 - as the base has it
@@ -81,7 +88,7 @@ class LearnedCatalog(TypeCatalog):
 
     def recall(self, state: State) -> Binding | None:
         """The binding of another engine to this very database in this state; None without one."""
-        found = self._databases.known.get(state)
+        found = self._databases.known.get((state, self._choice.key))
         if found is None:
             return None
         self._take(found.types)
@@ -90,14 +97,15 @@ class LearnedCatalog(TypeCatalog):
     def keep(self, state: State, found: TypeCatalog, binding: Binding) -> None:
         """Remember what was found for other engines, if nothing of it may be undone yet."""
         if not binding.fresh and not binding.unfinished:
-            self._databases.put(state, Learned(found.types, binding))
+            self._databases.put((state, self._choice.key), Learned(found.types, binding))
 
     def learn(self, connection: Connection, store: Store) -> TypeCatalog:
         """Read which tables are guarded, and what the log knows of them.
 
         What was found stays as it is in the returned catalog, whatever other threads learn
-        meanwhile. Raises `SchemaVersionError` without a log, and `NotCapturableError` for a table
-        whose messages another application has compiled.
+        meanwhile. Raises `SchemaVersionError` without a log, `NotCapturableError` for a table
+        whose messages another application has compiled, and `ConfigurationError` for a choice of
+        columns that a table does not have.
         """
         store.require_current(connection)
         stored = group_shapes(store.list_types(connection))
@@ -110,14 +118,16 @@ class LearnedCatalog(TypeCatalog):
                 continue
             known = names.get(oid)
             name = known or _name_type(live, {*located, *types})
+            revisions = stored.get(name, [])
+            chosen = self._choice.declare(live, [] if known is None else revisions)
             shape = (
-                derive_first(live, None, type_name=name, stored=stored.get(name, []))
+                derive_first(live, chosen, type_name=name, stored=revisions)
                 if known is None
-                else evolve_shape(live, stored[name], None)
+                else evolve_shape(live, revisions, chosen)
             )
-            types[name] = _declare(live, shape, stored.get(name, []))
+            types[name] = self._choice.mark(_declare(live, shape, revisions), chosen)
         self._take(types)
-        return LearnedCatalog(self._databases, types)
+        return LearnedCatalog(self._databases, types, choice=self._choice)
 
     def _take(self, types: Mapping[str, DeclaredType]) -> None:
         # Replaced as a whole: other threads read it meanwhile.

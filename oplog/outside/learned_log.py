@@ -13,7 +13,7 @@ def make_log(settings: ProgramSettings, databases: LearnedDatabases) -> Oplog:
     """A log that learns its tables when an engine that it is attached to writes first."""
     keyring = settings.open_keyring()
     return Oplog(
-        LearnedCatalog(databases),
+        LearnedCatalog(databases, choice=settings.columns),
         keyring=keyring,
         schema=settings.schema,
         plaintext=settings.plaintext,
@@ -22,7 +22,7 @@ def make_log(settings: ProgramSettings, databases: LearnedDatabases) -> Oplog:
 
 def learn_log(settings: ProgramSettings, connection: Connection) -> Oplog:
     """A log of the tables that are guarded in this database now. Raises `SchemaVersionError`."""
-    catalog = LearnedCatalog(LearnedDatabases())
+    catalog = LearnedCatalog(LearnedDatabases(), choice=settings.columns)
     log = Oplog(
         catalog,
         keyring=settings.open_keyring(),

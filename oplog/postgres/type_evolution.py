@@ -171,7 +171,7 @@ def derive_first(
         columns,
         schema=live.schema,
         table=live.name,
-        aggregate=declared.template.text if declared and fits else _name_each_row(live),
+        aggregate=declared.template.text if declared and fits else name_each_row(live),
         excluded=excluded,
         stored=stored,
         numbers=live.numbers,
@@ -208,10 +208,10 @@ def _find_template(
     kept = AggregateTemplate(newest.aggregate)
     if {names.get(name) for name in kept.columns} <= logged:
         return kept.rename(names).text
-    return _name_each_row(live)
+    return name_each_row(live)
 
 
-def _name_each_row(live: LiveTable) -> str:
+def name_each_row(live: LiveTable) -> str:
     """The template by which each row is an aggregate of its own."""
     escaped = live.name.replace("{", "{{").replace("}", "}}")
     return f"{escaped}/" + "/".join(f"{{{name}}}" for name in live.key_names)

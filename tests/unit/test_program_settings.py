@@ -87,3 +87,34 @@ def test_a_command_is_not_logged_by_its_own_url() -> None:
     url = make_url("postgresql+psycopg://h/d?plugin=other&plugin=oplog&connect_timeout=3")
     assert without_plugin(url).query == {"plugin": ("other",), "connect_timeout": "3"}
     assert without_plugin(make_url("postgresql://h/d?plugin=oplog")).query == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'exclude = {"user.hash" = "a secret"}\nsecret = ["user.note", "shop.order.memo"]\n',
+        (
+            'secret = ["user.note", "shop.order.memo"]\n'
+            '[tool.oplog.exclude]\n"user.hash" = "a secret"\n'
+        ),
+    ],
+)
+def test_columns_in_the_file(tmp_path: Path, text: str) -> None:
+    columns = read_settings({}, put(tmp_path, f"[tool.oplog]\n{text}")).columns
+    assert columns.exclude == {"user.hash": "a secret"}
+    assert columns.secret == {"user.note", "shop.order.memo"}
+
+
+def test_columns_of_the_environment_go_before_the_file(tmp_path: Path) -> None:
+    below = put(tmp_path, '[tool.oplog]\nexclude = {"a.b" = "known", "a.c" = "other"}\n')
+    given = {"OPLOG_EXCLUDE": "a.b, x.y", "OPLOG_SECRET": "a.d"}
+    columns = read_settings(given, below).columns
+    assert columns.exclude == {"a.b": "known", "x.y": "the settings leave it out"}
+    assert columns.secret == {"a.d"}
+
+
+@pytest.mark.parametrize("text", ["7", "[7]", '{"a.b" = 7}', '{a = {b = "nested"}}', '["ab"]'])
+def test_columns_that_are_none(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="exclude") as caught:
+        read_settings({}, put(tmp_path, f"[tool.oplog]\nexclude = {text}\n"))
+    assert caught.value.hint
