@@ -94,7 +94,7 @@ def compare_table(
     # Of a composite value, IS NOT NULL asks whether every field is; this asks for the value.
     here, there = (f"{side}.{quote(key)} IS DISTINCT FROM NULL" for side in "lr")
     both = f"{here} AND {there}"
-    order = [f"coalesce(l.{quote(n)}, r.{quote(n)})" for n in plan.key_names]
+    order = [f"coalesce({_name(plan, 'l', n)}, {_name(plan, 'r', n)})" for n in plan.key_names]
     live = f"{'ONLY ' if plan.live.kind == 'r' else ''}{plan.live.qualified}"
     if condition:
         live = f"(SELECT * FROM {live} t WHERE {condition})"
@@ -161,10 +161,16 @@ def _test(plan: TablePlan, name: str, *, as_text: bool) -> str:
 
 
 def _name(plan: TablePlan, side: str, name: str) -> str:
-    """A column that can be compared: of a domain over an enum PostgreSQL finds no operator."""
+    """A column that can be compared.
+
+    Of a domain over an enum PostgreSQL finds no operator, and none for an array of a domain beside
+    one of what is below it.
+    """
     column = plan.live_columns[name]
-    cast = f"::{column.pg_type}" if name in plan.domains and column.category == "E" else ""
-    return f"{side}.{quote(name)}{cast}"
+    kind = plan.arrays.get(name, "")
+    if name in plan.domains and column.category == "E":
+        kind = column.pg_type
+    return f"{side}.{quote(name)}{f'::{kind}' if kind else ''}"
 
 
 def _texts(side: str, names: Sequence[str]) -> str:

@@ -135,3 +135,30 @@ def test_arrays_of_a_domain_that_was_narrowed(engine: Engine, spare_engine: Engi
             "WHERE attrelid = 'again.thing'::regclass AND attname = 'd'"
         ).scalar_one()
         assert kind == "odd[]"
+
+
+def test_rows_are_told_by_keys_that_are_arrays_of_a_domain(
+    engine: Engine, spare_engine: Engine
+) -> None:
+    made = (
+        "CREATE DOMAIN even AS integer CHECK (VALUE % 2 = 0)",
+        "CREATE TABLE thing (id even[] PRIMARY KEY, a integer)",
+    )
+    app, archive = make_app(engine, *made), open_memory()
+    app.write("INSERT INTO thing VALUES ('{2}', 1), ('{}', 2)")
+    assert app.verify().ok
+    app.write("UPDATE thing SET a = 3 WHERE cardinality(id) = 0")
+    assert app.verify().ok
+    app.log.sync(app.engine, archive)
+    target = make_app(spare_engine, *made, keyring=app.keyring)
+    target.restore(archive)
+    assert target.dump() == app.dump()
+    with engine.connect() as connection:
+        rows = list(app.log.as_of(connection, "thing", at=1))
+    assert sorted(row["a"] for row in rows) == [1, 2]
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL oplog.bypass = 'by hand'")
+        connection.exec_driver_sql("UPDATE thing SET a = 4 WHERE cardinality(id) = 1")
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+    (difference,) = app.verify().differences
+    assert (difference.column, difference.live, difference.logged) == ("a", 4, 1)
