@@ -143,6 +143,8 @@ def _make_first(
         if row.url != archive.url or row.url.startswith("memory:"):
             continue
         if row.head:
+            # Another worker may have published the first head between the two looks.
+            _refuse_outdated(archive, row)
             raise HeadRolledBackError(
                 f"{archive.url} is empty, and the database has published "
                 f"{row.sequence} records there",

@@ -174,3 +174,25 @@ def test_without_permission_to_delete_the_way_out_is_said(bench: Bench, store: N
             bench.log.resync(bench.engine, open_store(store), anew=True)
     store.on_call = lambda _: None
     assert bench.log.resync(bench.engine, open_store(store), anew=True).ok
+
+
+def test_the_first_head_of_another_worker_does_not_look_like_an_emptied_bucket(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers begin at once: one has found no head when the other publishes the first one."""
+    store, begin = NamedStore(), ExportStore.begin
+    others: list[int] = []
+
+    def begin_late(self: ExportStore, connection: sa.Connection) -> None:
+        if not others:
+            others.append(0)
+            others[0] = bench.log.sync(bench.engine, open_store(store)).entries
+        begin(self, connection)
+
+    monkeypatch.setattr(ExportStore, "begin", begin_late)
+    bench.write(add_task)
+    report = bench.log.sync(bench.engine, open_store(store))
+    # It begins again, and finds that the other one has done the work.
+    assert others[0] > 0
+    assert report.entries == 0
+    assert harmful(bench.log.check(open_store(store), bench.engine)) == []
