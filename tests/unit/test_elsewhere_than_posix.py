@@ -15,7 +15,7 @@ from oplog.errors import StorageConfigError
 pytestmark = pytest.mark.unit
 
 IMPORT_ALL = """
-import importlib, os, pkgutil, signal, socket, sys
+import importlib, importlib.util, os, pkgutil, signal, socket, sys
 # Whatever is not ours knows such systems by itself.
 import alembic, asyncio, click, cryptography.hazmat.primitives.ciphers.aead, ctypes, google.protobuf
 import msgspec, multiprocessing, obstore, psycopg, pytest, sqlalchemy.ext.asyncio, subprocess
@@ -34,7 +34,11 @@ for name in ("SIGHUP", "SIGQUIT", "SIGKILL", "SIGSTOP", "SIGUSR1", "SIGUSR2", "S
         delattr(signal, name)
 del socket.AF_UNIX
 import oplog
+# Each is for who has that package.
+needs = {"oplog.celery": "celery", "oplog.rq": "rq"}
 for found in pkgutil.walk_packages(oplog.__path__, "oplog."):
+    if found.name in needs and importlib.util.find_spec(needs[found.name]) is None:
+        continue
     if found.name != "oplog.__main__":
         importlib.import_module(found.name)
 oplog.Oplog(oplog.TypeCatalog(), keyring=oplog.Keyring.generate())
